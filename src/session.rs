@@ -1,0 +1,119 @@
+//! The values everything else is about: which session, and what happened to it. Plain data, no I/O.
+
+use std::{fmt, num::ParseIntError, str::FromStr};
+
+/// The id of a session, chosen by its client. Any 64-bit value is valid, 0 and negative ones too.
+///
+/// A signed 64-bit `long`, as `session_id` is in MTProto's TL.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub i64);
+
+/// The id of the auth key that a session belongs to; 0 where there are none.
+///
+/// A signed 64-bit `long`, as `auth_key_id` is in MTProto's TL.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AuthKeyId(pub i64);
+
+/// What names a session. Equal session ids under different auth keys are different sessions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionKey {
+    /// The auth key that the session belongs to.
+    pub auth_key_id: AuthKeyId,
+    /// The session's id under that auth key.
+    pub session_id: SessionId,
+}
+
+impl SessionKey {
+    /// The key of session `session_id` under auth key `auth_key_id` (0 for none).
+    #[must_use]
+    pub const fn new(auth_key_id: i64, session_id: i64) -> Self {
+        Self { auth_key_id: AuthKeyId(auth_key_id), session_id: SessionId(session_id) }
+    }
+}
+
+/// Why a session was destroyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DestroyReason {
+    /// By a call that asked for it.
+    Requested,
+    /// Its lease was not kept alive.
+    LeaseExpired,
+    /// Its lease was revoked.
+    LeaseRevoked,
+}
+
+/// What happened to a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SessionChange {
+    /// It exists now and did not before.
+    Created,
+    /// It existed and does not any more.
+    Destroyed(DestroyReason),
+}
+
+/// One change of the registry: what happened to which session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SessionEvent {
+    /// The session.
+    pub session: SessionKey,
+    /// What happened to it.
+    pub change: SessionChange,
+}
+
+macro_rules! id_text {
+    ($id:ident) => {
+        impl fmt::Display for $id {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        /// Reads a signed decimal number, or the 64 bits in hexadecimal behind `0x`.
+        impl FromStr for $id {
+            type Err = ParseIdError;
+
+            fn from_str(text: &str) -> Result<Self, ParseIdError> {
+                parse_id(text).map(Self).map_err(|source| ParseIdError { text: text.to_owned(), source })
+            }
+        }
+    };
+}
+
+id_text!(SessionId);
+id_text!(AuthKeyId);
+
+fn parse_id(text: &str) -> Result<i64, ParseIntError> {
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        // `from_str_radix` takes a sign, which has no place behind `0x`.
+        Some(hex) if !hex.starts_with(['+', '-']) => u64::from_str_radix(hex, 16).map(u64::cast_signed),
+        _ => text.parse(),
+    }
+}
+
+/// A text that is no id.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not an id ({source}): write a signed 64-bit decimal number, or its bits in hexadecimal behind 0x")]
+pub struct ParseIdError {
+    text: String,
+    source: ParseIntError,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_signed_decimal_or_the_bits_in_hexadecimal() {
+        let id = |text: &str| text.parse::<SessionId>().map(|id| id.0);
+        assert_eq!(id("0"), Ok(0));
+        assert_eq!(id("-1"), Ok(-1));
+        assert_eq!(id("9223372036854775807"), Ok(i64::MAX));
+        assert_eq!(id("-9223372036854775808"), Ok(i64::MIN));
+        assert_eq!(id("0xffffffffffffffff"), Ok(-1));
+        assert_eq!(id("0X8000000000000000"), Ok(i64::MIN));
+        for bad in ["", "x", "0x", "0x-1", "0x+1", "9223372036854775808", "0x10000000000000000", "1 ", "1.0"] {
+            let error = id(bad).unwrap_err().to_string();
+            assert!(error.contains(&format!("{bad:?}")), "{error}");
+        }
+    }
+}
