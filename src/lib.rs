@@ -1,6 +1,10 @@
 //! The session registry of a fleet of gateways.
 
 pub mod session;
+#[cfg(feature = "subject")]
+pub mod storage;
+#[cfg(feature = "subject")]
+pub mod subject;
 
 /// The generated protobuf and gRPC types of `proto/sessiond/v1`.
 #[cfg(feature = "grpc")]

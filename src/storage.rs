@@ -1,0 +1,148 @@
+//! Where the sessions are: the contract of a storage, and opening one.
+
+mod error;
+pub mod memory;
+mod open;
+
+#[cfg(feature = "conformance")]
+pub mod conformance;
+
+use std::{fmt, ops::Range};
+
+use async_trait::async_trait;
+
+use crate::session::{SessionEvent, SessionKey};
+
+pub use self::{
+    error::{LogError, StorageError},
+    open::{OpenError, StorageOptions, StorageUrl},
+};
+
+/// A set of sessions, and the ordered log of its changes: what a storage is.
+///
+/// The sessions lie in [`Layout::buckets`] buckets, the log in [`Layout::partitions`] partitions; a session never changes
+/// its bucket, nor a bucket its partition. The changes of a partition are numbered by [`Position`] from 1, without gaps.
+///
+/// # Obligations
+///
+/// [`conformance`](crate::storage#modules) is a suite (feature `conformance`) that checks all of these.
+///
+/// - **Atomic**: a change of the set and its entry in the log are one step, for each session by itself. There is no
+///   moment at which a caller could see one without the other.
+/// - **Alternating**: a session's changes in the log are created, destroyed, created, …; a call that changes nothing
+///   appends nothing.
+/// - **Visible**: once a call has returned, every later call sees its change, through every handle to the registry.
+/// - **Ordered**: positions grow in the order in which changes took effect, and the changes of one batch that share a
+///   partition keep the order of the batch.
+/// - **Exact reads**: [`read_buckets`](Self::read_buckets) gives, for each bucket, the sessions in it just after the change
+///   at the position it names and before the next one.
+/// - **Cancellable**: a future dropped before it is ready leaves each session either changed, with its log entry, or not.
+/// - **Concurrent**: all methods may be called at once from any number of tasks, and any number may follow the log.
+/// - **Bounded**: the log keeps a bounded number of changes and says when a position is no longer held. It need not
+///   outlive the process.
+#[async_trait]
+pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
+    /// How many buckets and partitions there are. Never changes.
+    fn layout(&self) -> Layout;
+
+    /// The bucket that `session` lies in, whether it exists or not: less than [`Layout::buckets`]. Never changes.
+    fn bucket_of(&self, session: &SessionKey) -> u32;
+
+    /// The partition that logs the changes of `bucket`: less than [`Layout::partitions`]. Never changes.
+    fn partition_of(&self, bucket: u32) -> u32;
+
+    /// Makes sessions exist. Tells for each, in order, whether this call created it.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`]; sessions earlier in the list may have been created all the same, and a retry is safe.
+    async fn create(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError>;
+
+    /// Tells for each session, in order, whether it exists.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError::Unavailable`] when the storage cannot be asked.
+    async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError>;
+
+    /// Makes sessions not exist. Tells for each, in order, whether this call destroyed it.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`]; sessions earlier in the list may have been destroyed all the same, and a retry is safe.
+    async fn destroy(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError>;
+
+    /// How many sessions there are, as a figure for people; it may lag behind the changes.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError::Unavailable`] when the storage cannot be asked.
+    async fn session_count(&self) -> Result<u64, StorageError>;
+
+    /// Which registry this is and how far its log reaches, no older than the call.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError::Unavailable`] when the storage cannot be asked.
+    async fn log(&self) -> Result<LogExtent, StorageError>;
+
+    /// The changes of `partition` right after position `after`: at least one, at most `limit`. Waits for the first.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Trimmed`] when some change after `after` is no longer held, [`LogError::Restarted`] when `after` is
+    /// not of this log, [`LogError::Storage`] when the storage cannot be asked.
+    async fn changes_after(&self, partition: u32, after: Position, limit: usize)
+    -> Result<Vec<SessionEvent>, LogError>;
+
+    /// The sessions of some buckets from `first` on: of at least one bucket, and of no more once `limit` sessions are
+    /// read.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError::Unavailable`] when the storage cannot be asked.
+    async fn read_buckets(&self, first: u32, limit: usize) -> Result<BucketRun, StorageError>;
+}
+
+/// How a storage is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Parts of the set that can be read by themselves; at least 1.
+    pub buckets: u32,
+    /// Parts of the log that are ordered by themselves; at least 1.
+    pub partitions: u32,
+}
+
+/// The number of a change in its partition's log. The first change has 1; 0 is the place before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position(pub u64);
+
+/// The identity of a registry: made by chance when it begins, and kept for as long as its log goes on.
+///
+/// Its text is 16 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RegistryId(pub u64);
+
+impl fmt::Display for RegistryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// How far the log of a registry reaches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogExtent {
+    /// The registry that the log is of.
+    pub registry_id: RegistryId,
+    /// For each partition, the positions between which changes are held: those after `start` up to and with `end`.
+    pub partitions: Vec<Range<Position>>,
+}
+
+/// What is in some buckets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BucketRun {
+    /// For each bucket read, in order, the position in its partition's log that its sessions reflect.
+    pub positions: Vec<Position>,
+    /// The sessions in those buckets, in no particular order.
+    pub sessions: Vec<SessionKey>,
+}

@@ -1,0 +1,44 @@
+//! What can go wrong in a storage.
+
+use std::error::Error;
+
+/// Why a storage did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StorageError {
+    /// The storage cannot be reached or does not answer; a later retry can help.
+    #[error("the storage is out of reach")]
+    Unavailable(#[source] Box<dyn Error + Send + Sync>),
+    /// The registry holds as many sessions as it may.
+    #[error("the registry holds its limit of {limit} sessions")]
+    TooManySessions {
+        /// The limit, in sessions.
+        limit: u64,
+    },
+    /// The storage does not keep its own contract: it or what lies beneath it is broken.
+    #[error("the storage is broken")]
+    Broken(#[source] Box<dyn Error + Send + Sync>),
+}
+
+impl StorageError {
+    /// Whether the same call may succeed later without anybody changing anything.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+}
+
+/// Why the changes after a position cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogError {
+    /// Some of them are no longer held.
+    #[error("changes after that position are no longer held")]
+    Trimmed,
+    /// The position is not of this log: the storage lost changes, or began anew under another registry id.
+    #[error("the storage lost changes or began anew")]
+    Restarted,
+    /// The storage could not be asked.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}

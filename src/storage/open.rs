@@ -1,0 +1,71 @@
+//! From the URL of a storage to the storage.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use super::{
+    SessionStorage,
+    memory::{MemoryOptions, MemoryStorage},
+};
+
+/// Names a storage, as `--storage` does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StorageUrl {
+    /// `memory:`, the sessions live and die with the process.
+    Memory,
+}
+
+/// What every storage is opened with.
+#[derive(Clone, Copy, Debug)]
+pub struct StorageOptions {
+    /// How many changes the log keeps for those who follow it, at least 1.
+    pub retain_events: usize,
+    /// How many sessions the registry may hold.
+    pub max_sessions: u64,
+}
+
+impl StorageUrl {
+    /// Opens the storage.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] when it cannot be opened. The memory storage always can.
+    pub fn open(&self, options: StorageOptions) -> Result<Arc<dyn SessionStorage>, OpenError> {
+        let StorageOptions { retain_events, max_sessions } = options;
+        match self {
+            Self::Memory => Ok(Arc::new(MemoryStorage::new(MemoryOptions {
+                retain_events,
+                max_sessions,
+                ..MemoryOptions::default()
+            }))),
+        }
+    }
+}
+
+impl FromStr for StorageUrl {
+    type Err = OpenError;
+
+    fn from_str(text: &str) -> Result<Self, OpenError> {
+        match text {
+            "memory:" => Ok(Self::Memory),
+            _ => Err(OpenError::UnknownUrl(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for StorageUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory => f.write_str("memory:"),
+        }
+    }
+}
+
+/// Why a storage cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The text names no storage.
+    #[error("{0:?} is no storage: write memory:")]
+    UnknownUrl(String),
+}

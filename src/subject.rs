@@ -1,0 +1,347 @@
+//! The session subject: the thing that is observed.
+//!
+//! It follows the log of its storage, once for the process, and tells any number of observers. It can be used without gRPC:
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::sync::Arc;
+//! use sessiond::{
+//!     session::SessionKey,
+//!     storage::memory::{MemoryOptions, MemoryStorage},
+//!     subject::{ObserveOptions, SessionSubject, SubjectOptions, Update},
+//! };
+//!
+//! let storage = Arc::new(MemoryStorage::new(MemoryOptions::default()));
+//! let subject = SessionSubject::start(storage, SubjectOptions::default(), ()).await?;
+//! let mut observer = subject.observe(ObserveOptions::default()).await?;
+//! subject.create(&[SessionKey::new(0, 42)]).await?;
+//! while let Some(update) = observer.next().await {
+//!     if let Update::Events(events) = update {
+//!         assert_eq!(events.events()[0].session, SessionKey::new(0, 42));
+//!         break;
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod cursor;
+mod feed;
+mod filter;
+mod follow;
+mod index;
+mod log;
+mod observer;
+mod snapshot;
+mod subscription;
+mod update;
+mod waiters;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use tokio::task::JoinHandle;
+
+use self::{
+    cursor::{CursorPlace, Positions},
+    feed::Feed,
+    log::{Found, Retention},
+    observer::Opening,
+};
+use crate::{
+    session::SessionKey,
+    storage::{SessionStorage, StorageError},
+};
+
+pub use self::{
+    cursor::{Cursor, ParseCursorError},
+    filter::{ChangeFilter, Filter},
+    log::EventEncoder,
+    observer::Observer,
+    subscription::{SessionObserver, Subscription},
+    update::{Events, ResetReason, Update},
+};
+
+/// The session subject over a storage.
+///
+/// Calls may be made from any number of tasks and threads at once. Observers may be on any runtime. The task that follows
+/// the storage ends with the subject; observers that are left hear no more.
+pub struct SessionSubject {
+    inner: Arc<Inner>,
+    follower: JoinHandle<()>,
+}
+
+/// The bounds of a subject.
+#[derive(Clone, Copy, Debug)]
+pub struct SubjectOptions {
+    /// How many events are retained for observers to resume from; at least the last message is. 1,048,576 by default.
+    pub retain_events: usize,
+    /// How many bytes those may take. 256 MiB by default.
+    pub retain_bytes: usize,
+    /// How many observers there may be at once. 100,000 by default.
+    pub max_observers: usize,
+    /// How many ids the filters of one observer may name. 4096 by default.
+    pub max_filter_ids: usize,
+}
+
+impl Default for SubjectOptions {
+    fn default() -> Self {
+        Self { retain_events: 1 << 20, retain_bytes: 256 << 20, max_observers: 100_000, max_filter_ids: 4096 }
+    }
+}
+
+/// Where an observer starts, and what it wants to hear of.
+#[derive(Clone, Debug, Default)]
+pub struct ObserveOptions {
+    /// Where it starts.
+    pub start: Start,
+    /// What it wants to hear of.
+    pub filter: Filter,
+}
+
+/// Where an observer starts.
+#[derive(Clone, Debug, Default)]
+pub enum Start {
+    /// With the first change after the call.
+    #[default]
+    Now,
+    /// With a snapshot of the sessions that exist.
+    Snapshot,
+    /// Right after the update that had this cursor.
+    After(Cursor),
+}
+
+/// Why an observer cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ObserveError {
+    /// There are as many observers as there may be.
+    #[error("there are {limit} observers already, which is the limit")]
+    TooManyObservers {
+        /// The limit.
+        limit: usize,
+    },
+    /// The filter names more ids than it may.
+    #[error("the filters name {count} ids, more than the limit of {limit}")]
+    TooManyFilterIds {
+        /// How many it names.
+        count: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The subject was closed.
+    #[error("the registry is closing")]
+    Closed,
+    /// The storage cannot be asked.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// Figures of a subject, for metrics.
+#[derive(Clone, Copy, Debug)]
+pub struct SubjectStats {
+    /// How many observers there are.
+    pub observers: usize,
+    /// How many events are retained.
+    pub retained_events: usize,
+    /// How many bytes those take, about.
+    pub retained_bytes: usize,
+    /// How many observers had to start again, by reason in the order of [`ResetReason::ALL`].
+    pub resets: [u64; 4],
+    /// Whether the storage's log can be read at present.
+    pub is_following: bool,
+}
+
+pub(crate) struct Inner {
+    storage: Arc<dyn SessionStorage>,
+    feed: Feed,
+    options: SubjectOptions,
+    observers: AtomicUsize,
+    resets: [AtomicU64; 4],
+    is_following: AtomicBool,
+}
+
+impl SessionSubject {
+    /// Starts to follow `storage`, in a task of the current tokio runtime. `encoder` makes the messages that observers
+    /// share; `()` makes none.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`] when the storage cannot be asked how far its log reaches.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub async fn start(
+        storage: Arc<dyn SessionStorage>,
+        options: SubjectOptions,
+        encoder: impl EventEncoder,
+    ) -> Result<Self, StorageError> {
+        let extent = storage.log().await?;
+        let retention = Retention { events: options.retain_events, bytes: options.retain_bytes };
+        let inner = Arc::new(Inner {
+            storage,
+            feed: Feed::new(retention, &extent, Box::new(encoder)),
+            options,
+            observers: AtomicUsize::new(0),
+            resets: Default::default(),
+            is_following: AtomicBool::new(true),
+        });
+        let follower = tokio::spawn(follow::follow(Arc::clone(&inner), extent));
+        Ok(Self { inner, follower })
+    }
+
+    /// Makes sessions exist; see [`SessionStorage::create`].
+    ///
+    /// # Errors
+    ///
+    /// As the storage.
+    pub async fn create(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
+        self.inner.storage.create(sessions).await
+    }
+
+    /// Tells which sessions exist; see [`SessionStorage::has`].
+    ///
+    /// # Errors
+    ///
+    /// As the storage.
+    pub async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
+        self.inner.storage.has(sessions).await
+    }
+
+    /// Makes sessions not exist; see [`SessionStorage::destroy`].
+    ///
+    /// # Errors
+    ///
+    /// As the storage.
+    pub async fn destroy(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
+        self.inner.storage.destroy(sessions).await
+    }
+
+    /// How many sessions there are; see [`SessionStorage::session_count`].
+    ///
+    /// # Errors
+    ///
+    /// As the storage.
+    pub async fn session_count(&self) -> Result<u64, StorageError> {
+        self.inner.storage.session_count().await
+    }
+
+    /// A new observer. What is changed after this returns, it hears of.
+    ///
+    /// A cursor that cannot be honoured is no error: the observer starts with [`Update::Reset`].
+    ///
+    /// # Errors
+    ///
+    /// [`ObserveError`] when a limit is reached, the subject is closed, or the storage cannot be asked where its log ends.
+    pub async fn observe(&self, options: ObserveOptions) -> Result<Observer, ObserveError> {
+        let ObserveOptions { start, filter } = options;
+        let (count, limit) = (filter.id_count(), self.inner.options.max_filter_ids);
+        if count > limit {
+            return Err(ObserveError::TooManyFilterIds { count, limit });
+        }
+        let newest = self.inner.storage.log().await?;
+        let log = &self.inner.feed.log;
+        let head = log.head();
+        if head.closed {
+            return Err(ObserveError::Closed);
+        }
+        let at_head = (head.place, head.positions);
+        let here = |place| Cursor { registry_id: head.registry_id, place };
+        let (place, opening, cursor) = match start {
+            Start::Now if newest.registry_id == head.registry_id => {
+                let positions: Positions = newest.partitions.iter().map(|held| held.end).collect();
+                (at_head, Opening::Follow(positions.clone()), here(CursorPlace::After(positions)))
+            }
+            // The storage has begun anew and the follower has yet to notice.
+            Start::Now => (at_head, Opening::Reset(ResetReason::StorageRestarted), here(CursorPlace::SnapshotStart)),
+            Start::Snapshot => (at_head, Opening::Snapshot, here(CursorPlace::SnapshotStart)),
+            Start::After(cursor) if cursor == here(CursorPlace::SnapshotStart) => (at_head, Opening::Snapshot, cursor),
+            Start::After(cursor) => match (log.find(&cursor, &newest), &cursor.place) {
+                (Found::Place(place, at), CursorPlace::After(positions)) => {
+                    ((place, at), Opening::Follow(positions.clone()), cursor)
+                }
+                (Found::Lost(reason), _) => (at_head, Opening::Reset(reason), cursor),
+                (Found::Place(..), CursorPlace::SnapshotStart) => (at_head, Opening::Snapshot, cursor),
+            },
+        };
+        let limit = self.inner.options.max_observers;
+        if self.inner.observers.fetch_add(1, Ordering::Relaxed) >= limit {
+            self.inner.observers.fetch_sub(1, Ordering::Relaxed);
+            return Err(ObserveError::TooManyObservers { limit });
+        }
+        Ok(Observer::new(Arc::clone(&self.inner), filter, place, opening, cursor))
+    }
+
+    /// Tells `observer` in a task of the current tokio runtime, until it is unsubscribed.
+    ///
+    /// # Errors
+    ///
+    /// As [`observe`](Self::observe).
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub async fn subscribe(
+        &self,
+        options: ObserveOptions,
+        observer: impl SessionObserver,
+    ) -> Result<Subscription, ObserveError> {
+        Ok(Subscription::start(self.observe(options).await?, observer))
+    }
+
+    /// Ends the streams: each observer reads to the end, then hears [`Update::Closed`]. No new ones may start.
+    pub fn close(&self) {
+        self.inner.feed.close();
+    }
+
+    /// Figures for metrics.
+    #[must_use]
+    pub fn stats(&self) -> SubjectStats {
+        let held = self.inner.feed.log.held();
+        SubjectStats {
+            observers: self.inner.observers.load(Ordering::Relaxed),
+            retained_events: held.events,
+            retained_bytes: held.bytes,
+            resets: std::array::from_fn(|n| self.inner.resets[n].load(Ordering::Relaxed)),
+            is_following: self.inner.is_following.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Inner {
+    fn count_reset(&self, reason: ResetReason) {
+        self.resets[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn count_observer_out(&self) {
+        self.observers.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Notes whether the storage's log can be read, and tells whether that is news.
+    fn set_following(&self, is_following: bool) -> bool {
+        let is_news = self.is_following.load(Ordering::Relaxed) != is_following;
+        if is_news {
+            self.is_following.store(is_following, Ordering::Relaxed);
+        }
+        is_news
+    }
+}
+
+impl Drop for SessionSubject {
+    fn drop(&mut self) {
+        self.follower.abort();
+    }
+}
+
+impl fmt::Debug for SessionSubject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionSubject").field("storage", &self.inner.storage).finish_non_exhaustive()
+    }
+}

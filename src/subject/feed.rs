@@ -1,0 +1,102 @@
+//! What publishes: it puts changes into the log and the mailboxes, and wakes who waits for them.
+
+use std::{sync::Arc, task::Waker};
+
+use parking_lot::Mutex;
+
+use super::{
+    ResetReason,
+    cursor::{Cursor, CursorPlace, Positions},
+    filter::Filter,
+    index::{FilterIndex, Mailbox},
+    log::{Chunk, EVENTS_A_CHUNK, EventEncoder, EventLog, Place, Retention},
+};
+use crate::{
+    session::SessionEvent,
+    storage::{LogExtent, Position, RegistryId},
+};
+
+/// The log of events and the index of those who watch but some of them.
+///
+/// The index is locked before the log, and throughout a publication: who registers sees the log before it or after it.
+pub(super) struct Feed {
+    pub(super) log: EventLog,
+    index: Mutex<FilterIndex>,
+    encoder: Box<dyn EventEncoder>,
+}
+
+impl Feed {
+    pub(super) fn new(retention: Retention, extent: &LogExtent, encoder: Box<dyn EventEncoder>) -> Self {
+        Self { log: EventLog::new(retention, extent), index: Mutex::default(), encoder }
+    }
+
+    /// Publishes the changes of `partition` right after position `after`.
+    pub(super) fn publish(&self, partition: u32, after: Position, events: &[SessionEvent]) {
+        let mut wakers = Vec::new();
+        let mut last = after;
+        for events in events.chunks(EVENTS_A_CHUNK) {
+            let first = Position(last.0 + 1);
+            last = Position(last.0 + events.len() as u64);
+            self.append(partition, first, last, events, &mut wakers);
+        }
+        self.log.take_waiters(&mut wakers);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    fn append(
+        &self,
+        partition: u32,
+        first: Position,
+        last: Position,
+        events: &[SessionEvent],
+        wakers: &mut Vec<Waker>,
+    ) {
+        // Only the follower changes the head of the log, so it stays what it is here until the append below.
+        let head = self.log.head();
+        let mut positions = head.positions;
+        positions[partition as usize] = last;
+        let cursor = Cursor { registry_id: head.registry_id, place: CursorPlace::After(positions) };
+        let wire = self.encoder.encode(events, &cursor);
+        let CursorPlace::After(positions) = cursor.place else { return };
+        let chunk = Chunk { partition, first, events: events.into(), positions, wire };
+        let index = self.index.lock();
+        index.deliver(head.place.chunk(), events, wakers);
+        self.log.append(Arc::new(chunk));
+    }
+
+    /// Forgets everything; see [`EventLog::lose`].
+    pub(super) fn lose(&self, lost: ResetReason, registry_id: RegistryId, positions: Positions) {
+        self.log.lose(lost, registry_id, positions);
+        self.wake_all();
+    }
+
+    /// Ends every observer's stream once it has read to the end.
+    pub(super) fn close(&self) {
+        self.log.close();
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
+        let mut wakers = Vec::new();
+        self.index.lock().take_waiters(&mut wakers);
+        self.log.take_waiters(&mut wakers);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Has what passes `filter` put into a mailbox, from the place given back on.
+    pub(super) fn watch(&self, filter: &Arc<Filter>) -> (Arc<Mailbox>, Place) {
+        let mut index = self.index.lock();
+        (index.insert(filter), self.log.head().place)
+    }
+
+    /// Empties a mailbox that has overflowed; it holds what comes from the place given back on.
+    pub(super) fn rewatch(&self, mailbox: &Mailbox) -> Place {
+        let _index = self.index.lock();
+        mailbox.clear();
+        self.log.head().place
+    }
+
+    pub(super) fn unwatch(&self, mailbox: &Arc<Mailbox>) {
+        self.index.lock().remove(mailbox);
+    }
+}

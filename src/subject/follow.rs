@@ -1,0 +1,91 @@
+//! The one task that follows the storage's log and publishes it.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+
+use super::{Inner, ResetReason, cursor::Positions};
+use crate::storage::{LogError, LogExtent, Position, StorageError};
+
+/// The most changes asked for at once: what has been committed since the last time forms the next messages.
+const CHANGES_A_READ: usize = 4096;
+
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+const LAST_RETRY: Duration = Duration::from_secs(2);
+
+/// Follows the log from the start of `extent` on, through outages and losses of the storage. Never returns.
+pub(super) async fn follow(inner: Arc<Inner>, extent: LogExtent) {
+    let mut from: Positions = extent.partitions.iter().map(|held| held.start).collect();
+    loop {
+        let lost = follow_all(&inner, &from).await;
+        tracing::warn!(reason = ?lost, "the storage's log was lost; every observer starts again with a snapshot");
+        let extent = log_extent(&inner).await;
+        from = match lost {
+            // What is no longer held would be asked for again: go on with what comes.
+            ResetReason::Lagged => extent.partitions.iter().map(|held| held.end).collect(),
+            _ => extent.partitions.iter().map(|held| held.start).collect(),
+        };
+        inner.feed.lose(lost, extent.registry_id, from.clone());
+    }
+}
+
+async fn log_extent(inner: &Inner) -> LogExtent {
+    let mut retry = Retry::new(inner);
+    loop {
+        match inner.storage.log().await {
+            Ok(extent) => return extent,
+            Err(error) => retry.wait_after(error).await,
+        }
+    }
+}
+
+/// Follows every partition until one of them is lost.
+async fn follow_all(inner: &Inner, from: &Positions) -> ResetReason {
+    let mut partitions: FuturesUnordered<_> =
+        (0..).zip(from).map(|(partition, after)| follow_one(inner, partition, *after)).collect();
+    partitions.next().await.unwrap_or(ResetReason::StorageRestarted)
+}
+
+async fn follow_one(inner: &Inner, partition: u32, mut after: Position) -> ResetReason {
+    let mut retry = Retry::new(inner);
+    loop {
+        match inner.storage.changes_after(partition, after, CHANGES_A_READ).await {
+            Ok(events) => {
+                retry.succeeded();
+                inner.feed.publish(partition, after, &events);
+                after = Position(after.0 + events.len() as u64);
+                // A storage that always has more must not keep the thread from everything else.
+                tokio::task::yield_now().await;
+            }
+            Err(LogError::Trimmed) => return ResetReason::Lagged,
+            Err(LogError::Restarted) => return ResetReason::StorageRestarted,
+            Err(LogError::Storage(error)) => retry.wait_after(error).await,
+        }
+    }
+}
+
+/// Pauses between tries, ever longer, and tells of the first failure.
+struct Retry<'a> {
+    inner: &'a Inner,
+    pause: Duration,
+}
+
+impl<'a> Retry<'a> {
+    fn new(inner: &'a Inner) -> Self {
+        Self { inner, pause: FIRST_RETRY }
+    }
+
+    fn succeeded(&mut self) {
+        self.pause = FIRST_RETRY;
+        self.inner.set_following(true);
+    }
+
+    async fn wait_after(&mut self, error: StorageError) {
+        if self.inner.set_following(false) {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "the storage's log cannot be read; retrying until it can");
+        }
+        tokio::time::sleep(self.pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        self.pause = (self.pause * 2).min(LAST_RETRY);
+    }
+}

@@ -1,0 +1,147 @@
+//! Finds the observers that watch a session, so that a change costs what those cost and not what all do.
+
+use std::{
+    collections::{HashMap, VecDeque, hash_map::Entry},
+    hash::Hash,
+    sync::Arc,
+    task::{Context, Waker},
+};
+
+use parking_lot::Mutex;
+
+use super::{filter::Filter, log::EVENTS_A_CHUNK};
+use crate::session::{AuthKeyId, SessionEvent, SessionId};
+
+/// The most events that wait in a mailbox: one message. An observer that falls further behind reads the log instead.
+const MAILBOX_EVENTS: usize = EVENTS_A_CHUNK;
+
+/// The mailboxes of the observers that filter by id, by what they watch.
+///
+/// The maps are keyed by chance (`RandomState`), because ids are chosen by clients.
+#[derive(Default)]
+pub(super) struct FilterIndex {
+    /// Those that name sessions, whether or not they name auth keys too.
+    by_session: HashMap<SessionId, Vec<Arc<Mailbox>>>,
+    /// Those that name auth keys alone.
+    by_auth_key: HashMap<AuthKeyId, Vec<Arc<Mailbox>>>,
+}
+
+/// The events that an observer has yet to see, put there by the publisher.
+pub(super) struct Mailbox {
+    filter: Arc<Filter>,
+    state: Mutex<Mail>,
+}
+
+#[derive(Default)]
+struct Mail {
+    /// Each with the number of its chunk.
+    events: VecDeque<(u64, SessionEvent)>,
+    overflowed: bool,
+    waker: Option<Waker>,
+}
+
+/// What was in a mailbox.
+pub(super) enum Taken {
+    /// All of the chunks before the one asked for.
+    Events(Vec<SessionEvent>),
+    /// There were more than it holds, and they are gone.
+    Overflow,
+}
+
+impl FilterIndex {
+    pub(super) fn insert(&mut self, filter: &Arc<Filter>) -> Arc<Mailbox> {
+        let mailbox = Arc::new(Mailbox { filter: Arc::clone(filter), state: Mutex::default() });
+        if filter.session_ids.is_empty() {
+            for id in &filter.auth_key_ids {
+                self.by_auth_key.entry(*id).or_default().push(Arc::clone(&mailbox));
+            }
+        } else {
+            for id in &filter.session_ids {
+                self.by_session.entry(*id).or_default().push(Arc::clone(&mailbox));
+            }
+        }
+        mailbox
+    }
+
+    pub(super) fn remove(&mut self, mailbox: &Arc<Mailbox>) {
+        if mailbox.filter.session_ids.is_empty() {
+            mailbox.filter.auth_key_ids.iter().for_each(|id| remove_from(&mut self.by_auth_key, *id, mailbox));
+        } else {
+            mailbox.filter.session_ids.iter().for_each(|id| remove_from(&mut self.by_session, *id, mailbox));
+        }
+    }
+
+    /// Puts the events of chunk number `chunk` into the mailboxes of those who watch them, and their wakers into `wakers`, to
+    /// be woken when the log has the chunk.
+    pub(super) fn deliver(&self, chunk: u64, events: &[SessionEvent], wakers: &mut Vec<Waker>) {
+        if self.by_session.is_empty() && self.by_auth_key.is_empty() {
+            return;
+        }
+        for event in events {
+            let by_session = self.by_session.get(&event.session.session_id).into_iter().flatten();
+            let by_auth_key = self.by_auth_key.get(&event.session.auth_key_id).into_iter().flatten();
+            for mailbox in by_session.chain(by_auth_key) {
+                mailbox.deliver(chunk, event, wakers);
+            }
+        }
+    }
+
+    /// Takes the wakers of all who wait, because something befell the log as a whole.
+    pub(super) fn take_waiters(&self, wakers: &mut Vec<Waker>) {
+        for mailbox in self.by_session.values().chain(self.by_auth_key.values()).flatten() {
+            wakers.extend(mailbox.state.lock().waker.take());
+        }
+    }
+}
+
+fn remove_from<K: Eq + Hash>(index: &mut HashMap<K, Vec<Arc<Mailbox>>>, id: K, mailbox: &Arc<Mailbox>) {
+    if let Entry::Occupied(mut watching) = index.entry(id) {
+        watching.get_mut().retain(|other| !Arc::ptr_eq(other, mailbox));
+        if watching.get().is_empty() {
+            watching.remove();
+        }
+    }
+}
+
+impl Mailbox {
+    fn deliver(&self, chunk: u64, event: &SessionEvent, wakers: &mut Vec<Waker>) {
+        if !self.filter.passes(event) {
+            return;
+        }
+        let mut mail = self.state.lock();
+        if mail.events.len() == MAILBOX_EVENTS {
+            mail.overflowed = true;
+            mail.events = VecDeque::new();
+        }
+        if !mail.overflowed {
+            mail.events.push_back((chunk, *event));
+        }
+        wakers.extend(mail.waker.take());
+    }
+
+    /// Forgets what is there, and that there was too much.
+    pub(super) fn clear(&self) {
+        let mut mail = self.state.lock();
+        mail.events.clear();
+        mail.overflowed = false;
+    }
+
+    /// Has the next event wake the task.
+    pub(super) fn wait(&self, context: &Context<'_>) {
+        self.state.lock().waker = Some(context.waker().clone());
+    }
+
+    /// Takes the events of the chunks before number `before`.
+    pub(super) fn take(&self, before: u64, context: &Context<'_>) -> Taken {
+        let mut mail = self.state.lock();
+        if mail.overflowed {
+            return Taken::Overflow;
+        }
+        let ready = mail.events.iter().take_while(|(chunk, _)| *chunk < before).count();
+        if ready == 0 && !mail.events.is_empty() {
+            // The publisher put them here before this task waited, and is about to append their chunk: look again soon.
+            context.waker().wake_by_ref();
+        }
+        Taken::Events(mail.events.drain(..ready).map(|(_, event)| event).collect())
+    }
+}

@@ -1,0 +1,280 @@
+//! The shared log of events that every observer reads: a bounded run of chunks, each encoded once.
+
+use std::{collections::VecDeque, sync::Arc, task::Context, task::Waker};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::{
+    ResetReason,
+    cursor::{Cursor, CursorPlace, Positions},
+    waiters::Waiters,
+};
+use crate::{
+    session::SessionEvent,
+    storage::{LogExtent, Position, RegistryId},
+};
+
+/// The most events of a chunk: with 24 bytes an event its message stays under 16 KiB, one HTTP/2 DATA frame.
+pub(crate) const EVENTS_A_CHUNK: usize = 600;
+
+/// What a chunk and its allocations cost beside its events and its message, about.
+const CHUNK_OVERHEAD: usize = size_of::<Chunk>() + 64;
+
+/// Some changes that follow each other in one partition, and the message that tells of them.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    pub(crate) partition: u32,
+    /// The position of the first event; the others follow without gaps.
+    pub(crate) first: Position,
+    pub(crate) events: Box<[SessionEvent]>,
+    /// The place after this chunk.
+    pub(crate) positions: Positions,
+    /// What the encoder made of it.
+    pub(crate) wire: Bytes,
+}
+
+impl Chunk {
+    fn bytes(&self) -> usize {
+        self.wire.len() + size_of_val(&*self.events) + CHUNK_OVERHEAD
+    }
+}
+
+/// Makes the message of a chunk, once for all observers. Observers in this process that read events need none.
+pub trait EventEncoder: Send + Sync + 'static {
+    /// The message for `events`, after which an observer is at `cursor`.
+    fn encode(&self, events: &[SessionEvent], cursor: &Cursor) -> Bytes;
+}
+
+/// For subjects whose observers read events and not messages.
+impl EventEncoder for () {
+    fn encode(&self, _: &[SessionEvent], _: &Cursor) -> Bytes {
+        Bytes::new()
+    }
+}
+
+/// How much a log may hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Retention {
+    pub(super) events: usize,
+    pub(super) bytes: usize,
+}
+
+/// A place in the log: before the chunk of that number, in that epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    epoch: u64,
+    chunk: u64,
+}
+
+/// The end of the log at one moment.
+#[derive(Clone, Debug)]
+pub(super) struct Head {
+    pub(super) place: Place,
+    pub(super) positions: Positions,
+    pub(super) registry_id: RegistryId,
+    pub(super) closed: bool,
+}
+
+/// What comes at a place.
+pub(super) enum Next {
+    Chunk(Arc<Chunk>),
+    /// Nothing yet; the one who asked will be woken.
+    End,
+    /// What came there is gone.
+    Lost(ResetReason),
+    /// Nothing will: the subject was closed.
+    Closed,
+}
+
+/// Where a cursor leads.
+pub(super) enum Found {
+    Place(Place, Positions),
+    Lost(ResetReason),
+}
+
+pub(super) struct EventLog {
+    state: Mutex<State>,
+    retention: Retention,
+}
+
+struct State {
+    /// Counts how often the log was lost. A place of an older epoch is nowhere.
+    epoch: u64,
+    /// Why the last epoch ended.
+    lost: ResetReason,
+    registry_id: RegistryId,
+    chunks: VecDeque<Arc<Chunk>>,
+    /// The number of the first chunk held. Numbers are never used twice.
+    first: u64,
+    /// The place before the first chunk, and after the last.
+    start: Positions,
+    end: Positions,
+    events: usize,
+    bytes: usize,
+    waiters: Waiters,
+    closed: bool,
+}
+
+/// What the log holds, for metrics.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Held {
+    pub(super) events: usize,
+    pub(super) bytes: usize,
+}
+
+impl EventLog {
+    pub(super) fn new(retention: Retention, extent: &LogExtent) -> Self {
+        let start: Positions = extent.partitions.iter().map(|held| held.start).collect();
+        let state = State {
+            epoch: 0,
+            lost: ResetReason::StorageRestarted,
+            registry_id: extent.registry_id,
+            chunks: VecDeque::new(),
+            first: 0,
+            end: start.clone(),
+            start,
+            events: 0,
+            bytes: 0,
+            waiters: Waiters::default(),
+            closed: false,
+        };
+        Self { state: Mutex::new(state), retention }
+    }
+
+    pub(super) fn head(&self) -> Head {
+        self.state.lock().head()
+    }
+
+    pub(super) fn held(&self) -> Held {
+        let state = self.state.lock();
+        Held { events: state.events, bytes: state.bytes }
+    }
+
+    pub(super) fn join(&self) -> usize {
+        self.state.lock().waiters.join()
+    }
+
+    pub(super) fn leave(&self, waiter: usize) {
+        self.state.lock().waiters.leave(waiter);
+    }
+
+    /// Appends a chunk, whose events follow the last ones of its partition. Who waits is told by [`take_waiters`](Self::take_waiters), so that several chunks are told of at once.
+    pub(super) fn append(&self, chunk: Arc<Chunk>) {
+        let mut state = self.state.lock();
+        state.end.clone_from(&chunk.positions);
+        state.events += chunk.events.len();
+        state.bytes += chunk.bytes();
+        state.chunks.push_back(chunk);
+        // The newest chunk stays whatever the bounds: those who are up to date must be able to read it.
+        while state.chunks.len() > 1 && (state.events > self.retention.events || state.bytes > self.retention.bytes) {
+            let Some(oldest) = state.chunks.pop_front() else { break };
+            state.first += 1;
+            state.events -= oldest.events.len();
+            state.bytes -= oldest.bytes();
+            state.start.clone_from(&oldest.positions);
+        }
+    }
+
+    /// Takes the wakers of all who wait, to be woken when no lock is held.
+    pub(super) fn take_waiters(&self, wakers: &mut Vec<Waker>) {
+        self.state.lock().waiters.take(wakers);
+    }
+
+    /// Forgets everything: the changes that follow are those of `registry_id` after `positions`.
+    pub(super) fn lose(&self, lost: ResetReason, registry_id: RegistryId, positions: Positions) {
+        let mut state = self.state.lock();
+        state.epoch += 1;
+        state.lost = lost;
+        state.registry_id = registry_id;
+        state.first += state.chunks.len() as u64;
+        state.chunks.clear();
+        state.events = 0;
+        state.bytes = 0;
+        state.start.clone_from(&positions);
+        state.end = positions;
+    }
+
+    pub(super) fn close(&self) {
+        self.state.lock().closed = true;
+    }
+
+    /// What comes at `place`. At the end `waiter` is woken by the next publication.
+    pub(super) fn next(&self, place: Place, waiter: usize, context: &Context<'_>) -> Next {
+        let mut state = self.state.lock();
+        if place.epoch != state.epoch {
+            return Next::Lost(state.lost);
+        }
+        let Some(offset) = place.chunk.checked_sub(state.first) else {
+            return Next::Lost(ResetReason::Lagged);
+        };
+        match state.chunks.get(offset as usize) {
+            Some(chunk) => Next::Chunk(Arc::clone(chunk)),
+            None if state.closed => Next::Closed,
+            None => {
+                state.waiters.wait(waiter, context.waker());
+                Next::End
+            }
+        }
+    }
+
+    /// The place of a cursor's positions; one before a snapshot of this registry has none, and is not asked for. Some positions
+    /// may lie ahead of this log, when another replica has seen more.
+    pub(super) fn find(&self, cursor: &Cursor, newest: &LogExtent) -> Found {
+        let state = self.state.lock();
+        let CursorPlace::After(positions) = &cursor.place else {
+            return Found::Lost(ResetReason::CursorForeign);
+        };
+        if cursor.registry_id != state.registry_id || positions.len() != state.end.len() {
+            return Found::Lost(ResetReason::CursorForeign);
+        }
+        if newest.registry_id != state.registry_id {
+            return Found::Lost(ResetReason::StorageRestarted);
+        }
+        if positions.iter().zip(&newest.partitions).any(|(position, held)| *position > held.end) {
+            return Found::Lost(ResetReason::StorageRestarted);
+        }
+        if positions.iter().zip(&state.start).any(|(position, start)| position < start) {
+            return Found::Lost(ResetReason::CursorExpired);
+        }
+        let offset = (0..positions.len())
+            .map(|p| state.chunks.partition_point(|chunk| chunk.positions[p] <= positions[p]))
+            .min()
+            .unwrap_or(0);
+        let at = match offset.checked_sub(1) {
+            Some(before) => state.chunks[before].positions.clone(),
+            None => state.start.clone(),
+        };
+        Found::Place(Place { epoch: state.epoch, chunk: state.first + offset as u64 }, at)
+    }
+}
+
+impl State {
+    fn head(&self) -> Head {
+        let chunk = self.first + self.chunks.len() as u64;
+        let place = Place { epoch: self.epoch, chunk };
+        let Self { registry_id, closed, .. } = *self;
+        Head { place, positions: self.end.clone(), registry_id, closed }
+    }
+}
+
+impl Place {
+    /// The place after the chunk at this one.
+    pub(super) fn after(self) -> Self {
+        Self { chunk: self.chunk + 1, ..self }
+    }
+
+    /// Whether it lies before `other` in the same epoch.
+    pub(super) fn is_before(self, other: Self) -> bool {
+        self.epoch == other.epoch && self.chunk < other.chunk
+    }
+
+    pub(super) fn is_of_epoch(self, other: Self) -> bool {
+        self.epoch == other.epoch
+    }
+
+    /// The number of the chunk that comes at this place.
+    pub(super) fn chunk(self) -> u64 {
+        self.chunk
+    }
+}

@@ -1,0 +1,292 @@
+//! One observer's progress through the log.
+
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use super::{
+    Events, Inner, ResetReason, Update,
+    cursor::{Cursor, CursorPlace, Positions},
+    filter::Filter,
+    index::{Mailbox, Taken},
+    log::{Chunk, Next, Place},
+    snapshot::Snapshot,
+};
+use crate::{session::SessionEvent, storage::RegistryId};
+
+/// An observer lets other tasks of its thread run after this many events that it was not told of.
+const EVENTS_BETWEEN_YIELDS: usize = 16_384;
+
+/// A stream of what happens to the sessions that pass a filter.
+///
+/// An observer is a position in a log that all share: one that is slow costs the same as any other, and delays nobody. It
+/// leaves when it is dropped.
+pub struct Observer {
+    inner: Arc<Inner>,
+    filter: Arc<Filter>,
+    waiter: usize,
+    registry_id: RegistryId,
+    place: Place,
+    /// The positions at `place`.
+    at: Positions,
+    /// The positions to go on after, while `place` lies before them: changes up to them are skipped.
+    resumed: Option<Positions>,
+    watch: Option<Watch>,
+    phase: Phase,
+}
+
+/// What has the publisher put the few events that pass the filter into a mailbox, from a place on.
+struct Watch {
+    mailbox: Arc<Mailbox>,
+    from: Place,
+}
+
+enum Phase {
+    /// Nothing was told yet; what the first message promises follows.
+    Opening(Opening, Cursor),
+    Resetting(ResetReason),
+    Reading(Box<Snapshot>),
+    Following,
+    Closed(Option<Cursor>),
+}
+
+pub(super) enum Opening {
+    Snapshot,
+    Reset(ResetReason),
+    /// Go on after these positions.
+    Follow(Positions),
+}
+
+impl Observer {
+    /// An observer at `place`, where the positions are `at`; `cursor` is what its first message promises.
+    pub(super) fn new(
+        inner: Arc<Inner>,
+        filter: Filter,
+        (place, at): (Place, Positions),
+        opening: Opening,
+        cursor: Cursor,
+    ) -> Self {
+        let waiter = inner.feed.log.join();
+        Self {
+            filter: Arc::new(filter),
+            waiter,
+            registry_id: cursor.registry_id,
+            place,
+            at,
+            resumed: None,
+            watch: None,
+            phase: Phase::Opening(opening, cursor),
+            inner,
+        }
+    }
+
+    /// The registry that is observed. May change with a reset.
+    #[must_use]
+    pub fn registry_id(&self) -> RegistryId {
+        self.registry_id
+    }
+
+    /// The place after the last update: an observer that starts with it goes on exactly there. None from the start of a
+    /// snapshot until it is synced.
+    #[must_use]
+    pub fn cursor(&self) -> Option<Cursor> {
+        match &self.phase {
+            Phase::Opening(_, cursor) => Some(cursor.clone()),
+            Phase::Resetting(_) | Phase::Reading(_) => None,
+            Phase::Closed(cursor) => cursor.clone(),
+            Phase::Following => {
+                let positions = match &self.resumed {
+                    Some(resumed) => self.at.iter().zip(resumed).map(|(at, resumed)| *at.max(resumed)).collect(),
+                    None => self.at.clone(),
+                };
+                Some(Cursor { registry_id: self.registry_id, place: CursorPlace::After(positions) })
+            }
+        }
+    }
+
+    /// The next update; none after [`Update::Closed`].
+    ///
+    /// Cancellation safe: an update that was not returned is returned by the next call.
+    pub async fn next(&mut self) -> Option<Update> {
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// Polls for the next update; none after [`Update::Closed`].
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Update>> {
+        let mut budget = EVENTS_BETWEEN_YIELDS;
+        loop {
+            match &mut self.phase {
+                Phase::Opening(..) => {
+                    self.open();
+                    return Poll::Ready(Some(Update::Subscribed));
+                }
+                Phase::Resetting(reason) => {
+                    let reason = *reason;
+                    self.start_snapshot();
+                    return Poll::Ready(Some(Update::Reset(reason)));
+                }
+                Phase::Reading(snapshot) => {
+                    if let Some(sessions) = snapshot.take() {
+                        return Poll::Ready(Some(Update::Snapshot(sessions)));
+                    }
+                    if snapshot.is_passed(&self.at) {
+                        if snapshot.is_last() {
+                            let session_count = snapshot.held();
+                            self.phase = Phase::Following;
+                            return Poll::Ready(Some(Update::Synced { session_count }));
+                        }
+                        if self.inner.feed.log.head().closed {
+                            return self.close();
+                        }
+                        ready!(snapshot.poll_read(&self.filter, context));
+                        if snapshot.has_sessions() {
+                            continue;
+                        }
+                        return yield_now(context);
+                    }
+                }
+                Phase::Following => {
+                    if let Some(next) = self.poll_mailbox(context) {
+                        return next;
+                    }
+                }
+                Phase::Closed(_) => return Poll::Ready(None),
+            }
+            let chunk = match self.inner.feed.log.next(self.place, self.waiter, context) {
+                Next::Chunk(chunk) => chunk,
+                Next::End => return Poll::Pending,
+                Next::Closed => return self.close(),
+                Next::Lost(reason) => {
+                    self.reset(reason);
+                    continue;
+                }
+            };
+            if let Some(events) = self.read(&chunk) {
+                return Poll::Ready(Some(Update::Events(events)));
+            }
+            budget = budget.saturating_sub(chunk.events.len());
+            if budget == 0 {
+                return yield_now(context);
+            }
+        }
+    }
+
+    fn open(&mut self) {
+        let Phase::Opening(opening, _) = std::mem::replace(&mut self.phase, Phase::Following) else { return };
+        match opening {
+            Opening::Snapshot => self.start_snapshot(),
+            Opening::Reset(reason) => self.reset(reason),
+            Opening::Follow(positions) => {
+                self.resumed = Some(positions);
+                self.forget_resumed_if_passed();
+            }
+        }
+    }
+
+    fn reset(&mut self, reason: ResetReason) {
+        self.inner.count_reset(reason);
+        self.unwatch();
+        self.phase = Phase::Resetting(reason);
+    }
+
+    fn start_snapshot(&mut self) {
+        let head = self.inner.feed.log.head();
+        self.registry_id = head.registry_id;
+        self.place = head.place;
+        self.at = head.positions;
+        self.resumed = None;
+        self.phase = Phase::Reading(Box::new(Snapshot::new(Arc::clone(&self.inner.storage))));
+    }
+
+    fn close(&mut self) -> Poll<Option<Update>> {
+        self.phase = Phase::Closed(self.cursor());
+        Poll::Ready(Some(Update::Closed))
+    }
+
+    /// Moves behind the chunk at `place` and gives what the observer is told of it.
+    fn read(&mut self, chunk: &Arc<Chunk>) -> Option<Events> {
+        let chosen = match &mut self.phase {
+            Phase::Reading(snapshot) => Some(snapshot.choose(chunk, &self.filter)),
+            _ => self.choose(chunk),
+        };
+        self.place = self.place.after();
+        self.at.clone_from(&chunk.positions);
+        self.forget_resumed_if_passed();
+        match chosen {
+            None => Some(Events::shared(Arc::clone(chunk))),
+            Some(events) => (!events.is_empty()).then(|| Events::chosen(events)),
+        }
+    }
+
+    /// The events of a chunk that pass; none when it is told as it is.
+    fn choose(&self, chunk: &Chunk) -> Option<Vec<SessionEvent>> {
+        if self.resumed.is_none() && self.filter.is_all() {
+            return None;
+        }
+        let after = self.resumed.as_ref().map_or(0, |resumed| resumed[chunk.partition as usize].0);
+        let numbered = (chunk.first.0..).zip(&*chunk.events);
+        let passing = numbered.filter(|(position, event)| *position > after && self.filter.passes(event));
+        Some(passing.map(|(_, event)| *event).collect())
+    }
+
+    fn forget_resumed_if_passed(&mut self) {
+        self.resumed.take_if(|resumed| self.at.iter().zip(&*resumed).all(|(at, resumed)| at >= resumed));
+    }
+
+    /// What the mailbox of an observer that filters by id has. None when the log is to be read instead.
+    fn poll_mailbox(&mut self, context: &mut Context<'_>) -> Option<Poll<Option<Update>>> {
+        if self.resumed.is_some() || !self.filter.is_by_id() {
+            return None;
+        }
+        let feed = &self.inner.feed;
+        let watch = self.watch.get_or_insert_with(|| {
+            let (mailbox, from) = feed.watch(&self.filter);
+            Watch { mailbox, from }
+        });
+        if self.place.is_before(watch.from) {
+            return None;
+        }
+        // Before the head is read: what is published, lost or closed from now on wakes this task.
+        watch.mailbox.wait(context);
+        let head = feed.log.head();
+        if !head.place.is_of_epoch(self.place) {
+            return None;
+        }
+        match watch.mailbox.take(head.place.chunk(), context) {
+            Taken::Overflow => {
+                watch.from = feed.rewatch(&watch.mailbox);
+                None
+            }
+            Taken::Events(events) => {
+                self.place = head.place;
+                self.at = head.positions;
+                Some(match (events.is_empty(), head.closed) {
+                    (false, _) => Poll::Ready(Some(Update::Events(Events::chosen(events)))),
+                    (true, true) => self.close(),
+                    (true, false) => Poll::Pending,
+                })
+            }
+        }
+    }
+
+    fn unwatch(&mut self) {
+        if let Some(watch) = self.watch.take() {
+            self.inner.feed.unwatch(&watch.mailbox);
+        }
+    }
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        self.unwatch();
+        self.inner.feed.log.leave(self.waiter);
+        self.inner.count_observer_out();
+    }
+}
+
+fn yield_now<T>(context: &Context<'_>) -> Poll<T> {
+    context.waker().wake_by_ref();
+    Poll::Pending
+}

@@ -1,0 +1,151 @@
+//! How far an observer has come with its snapshot, and what it must skip so that the snapshot is exact.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use super::{
+    cursor::Positions,
+    filter::Filter,
+    log::{Chunk, EVENTS_A_CHUNK},
+};
+use crate::{
+    session::{SessionChange, SessionEvent, SessionKey},
+    storage::{BucketRun, Position, SessionStorage, StorageError},
+};
+
+/// Read at once: a few hundred microseconds of work for the memory storage.
+const SESSIONS_A_READ: usize = 16_384;
+
+/// How long to wait before a storage that cannot be read is asked again.
+const RETRY: Duration = Duration::from_millis(500);
+
+type Read = Pin<Box<dyn Future<Output = Result<BucketRun, StorageError>> + Send>>;
+
+/// A snapshot under way.
+///
+/// The buckets are read run by run, each at a position of its own. After a run the observer follows the log until it has
+/// passed those positions, and only then reads the next run. A change is then told to it, or not, by its bucket:
+///
+/// - of a run before this one: told, since the bucket was read before it;
+/// - of this run: told if it is after the position that its bucket was read at;
+/// - of a later run: not told, since its bucket is yet to be read.
+pub(super) struct Snapshot {
+    storage: Arc<dyn SessionStorage>,
+    /// The buckets from here on are those of `positions`; those before have been passed for good.
+    first: u32,
+    positions: Vec<Position>,
+    /// Read and not yet told of.
+    sessions: Vec<SessionKey>,
+    read: Option<Read>,
+    held: u64,
+}
+
+impl Snapshot {
+    pub(super) fn new(storage: Arc<dyn SessionStorage>) -> Self {
+        Self { storage, first: 0, positions: Vec::new(), sessions: Vec::new(), read: None, held: 0 }
+    }
+
+    /// How many sessions that pass the filter by id the observer holds.
+    pub(super) fn held(&self) -> u64 {
+        self.held
+    }
+
+    /// Whether sessions of the run that has been read are left.
+    pub(super) fn has_sessions(&self) -> bool {
+        !self.sessions.is_empty()
+    }
+
+    /// The next sessions of the run that has been read, if some are left.
+    pub(super) fn take(&mut self) -> Option<Vec<SessionKey>> {
+        let rest = self.sessions.len().saturating_sub(EVENTS_A_CHUNK);
+        let part = self.sessions.split_off(rest);
+        self.held += part.len() as u64;
+        (!part.is_empty()).then_some(part)
+    }
+
+    /// Whether an observer at `at` has passed the positions of the run.
+    pub(super) fn is_passed(&self, at: &Positions) -> bool {
+        (self.first..)
+            .zip(&self.positions)
+            .all(|(bucket, position)| at[self.storage.partition_of(bucket) as usize] >= *position)
+    }
+
+    /// Whether the run that has been read is the last.
+    pub(super) fn is_last(&self) -> bool {
+        self.next_bucket() >= self.storage.layout().buckets
+    }
+
+    fn next_bucket(&self) -> u32 {
+        self.first + self.positions.len() as u32
+    }
+
+    /// Reads the next run, again and again while the storage cannot be read.
+    pub(super) fn poll_read(&mut self, filter: &Filter, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let first = self.next_bucket();
+            let storage = &self.storage;
+            let read = self.read.get_or_insert_with(|| read_run(Arc::clone(storage), first, Duration::ZERO));
+            match ready!(read.as_mut().poll(context)) {
+                Ok(mut run) => {
+                    if filter.is_by_id() {
+                        run.sessions.retain(|session| filter.passes_session(session));
+                    }
+                    *self = Self {
+                        first,
+                        positions: run.positions,
+                        sessions: run.sessions,
+                        read: None,
+                        held: self.held,
+                        storage: Arc::clone(&self.storage),
+                    };
+                    return Poll::Ready(());
+                }
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::debug!(error, "a snapshot waits for the storage");
+                    self.read = Some(read_run(Arc::clone(&self.storage), first, RETRY));
+                }
+            }
+        }
+    }
+
+    /// The events of a chunk that an observer in the midst of this snapshot is told of.
+    pub(super) fn choose(&mut self, chunk: &Chunk, filter: &Filter) -> Vec<SessionEvent> {
+        let mut chosen = Vec::new();
+        for (position, event) in (chunk.first.0..).zip(&*chunk.events) {
+            if !filter.passes_session(&event.session) {
+                continue;
+            }
+            let bucket = self.storage.bucket_of(&event.session);
+            let told = match bucket.checked_sub(self.first) {
+                None => true,
+                Some(offset) => self.positions.get(offset as usize).is_some_and(|read_at| position > read_at.0),
+            };
+            if !told {
+                continue;
+            }
+            match event.change {
+                SessionChange::Created => self.held += 1,
+                SessionChange::Destroyed(_) => self.held = self.held.saturating_sub(1),
+            }
+            if filter.passes_change(event.change) {
+                chosen.push(*event);
+            }
+        }
+        chosen
+    }
+}
+
+fn read_run(storage: Arc<dyn SessionStorage>, first: u32, pause: Duration) -> Read {
+    Box::pin(async move {
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+        storage.read_buckets(first, SESSIONS_A_READ).await
+    })
+}

@@ -1,0 +1,86 @@
+//! What an observer is told.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::log::Chunk;
+use crate::session::{SessionEvent, SessionKey};
+
+/// One thing that an observer is told.
+#[derive(Clone, Debug)]
+pub enum Update {
+    /// Always the first: the stream has begun.
+    Subscribed,
+    /// A part of the sessions that exist and pass the filter; never empty.
+    Snapshot(Vec<SessionKey>),
+    /// The snapshot is complete: the observer holds what the registry holds. What follows is live.
+    Synced {
+        /// How many sessions that is, of those that pass the filter by id.
+        session_count: u64,
+    },
+    /// Changes that pass the filter, in commit order; at least one.
+    Events(Events),
+    /// The stream lost its place: forget what you hold. A whole snapshot follows, to [`Update::Synced`].
+    Reset(ResetReason),
+    /// The last one: the subject was closed. The cursor goes on where the stream ends.
+    Closed,
+}
+
+/// Why a stream lost its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ResetReason {
+    /// The cursor is older than the changes that are retained.
+    CursorExpired,
+    /// The cursor is of another registry.
+    CursorForeign,
+    /// The observer fell behind the changes that are retained.
+    Lagged,
+    /// The storage lost changes or began anew.
+    StorageRestarted,
+}
+
+impl ResetReason {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Self; 4] = [Self::CursorExpired, Self::CursorForeign, Self::Lagged, Self::StorageRestarted];
+}
+
+/// Some changes, in commit order. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Events(Kind);
+
+#[derive(Clone, Debug)]
+enum Kind {
+    /// Just as they are in the log, for everybody.
+    Shared(Arc<Chunk>),
+    /// Chosen for one observer.
+    Chosen(Arc<[SessionEvent]>),
+}
+
+impl Events {
+    pub(super) fn shared(chunk: Arc<Chunk>) -> Self {
+        Self(Kind::Shared(chunk))
+    }
+
+    pub(super) fn chosen(events: Vec<SessionEvent>) -> Self {
+        Self(Kind::Chosen(events.into()))
+    }
+
+    /// The changes; at least one.
+    #[must_use]
+    pub fn events(&self) -> &[SessionEvent] {
+        match &self.0 {
+            Kind::Shared(chunk) => &chunk.events,
+            Kind::Chosen(events) => events,
+        }
+    }
+
+    /// The message that the subject's encoder made of just these changes, where they are the same for everybody.
+    #[must_use]
+    pub fn wire(&self) -> Option<Bytes> {
+        match &self.0 {
+            Kind::Shared(chunk) => Some(chunk.wire.clone()),
+            Kind::Chosen(_) => None,
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Who waits for the next publication.
+
+use std::task::Waker;
+
+/// The wakers of the observers that wait, by a number that each observer keeps for its life.
+///
+/// Only those who wait are touched by a publication: an observer that is stuck costs it nothing.
+#[derive(Default)]
+pub(super) struct Waiters {
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+    waiting: Vec<usize>,
+}
+
+#[derive(Default)]
+struct Slot {
+    waker: Option<Waker>,
+    /// Whether `waiting` has the slot. It may, with no waker in it, when its observer left: the slot's next one inherits it.
+    listed: bool,
+}
+
+impl Waiters {
+    pub(super) fn join(&mut self) -> usize {
+        self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            self.slots.len() - 1
+        })
+    }
+
+    pub(super) fn leave(&mut self, id: usize) {
+        self.slots[id].waker = None;
+        self.free.push(id);
+    }
+
+    pub(super) fn wait(&mut self, id: usize, waker: &Waker) {
+        let slot = &mut self.slots[id];
+        match &mut slot.waker {
+            Some(old) => old.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
+        if !slot.listed {
+            slot.listed = true;
+            self.waiting.push(id);
+        }
+    }
+
+    /// Takes the wakers of all who wait into `wakers`, to be woken when no lock is held.
+    pub(super) fn take(&mut self, wakers: &mut Vec<Waker>) {
+        for id in self.waiting.drain(..) {
+            let slot = &mut self.slots[id];
+            slot.listed = false;
+            wakers.extend(slot.waker.take());
+        }
+    }
+}
