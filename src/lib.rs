@@ -1,6 +1,12 @@
 //! The session registry of a fleet of gateways.
 
+#[cfg(feature = "server")]
+pub mod server;
+#[cfg(feature = "server")]
+pub mod service;
 pub mod session;
+#[cfg(feature = "server")]
+pub mod status;
 #[cfg(feature = "subject")]
 pub mod storage;
 #[cfg(feature = "subject")]

@@ -1,0 +1,205 @@
+//! The server: listeners, workers, limits and drain.
+
+mod acceptor;
+mod admin;
+mod lifecycle;
+mod metrics;
+mod process;
+mod standard;
+mod worker;
+
+use std::{io, net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
+
+use tokio::{net::TcpListener, sync::watch, task::AbortHandle, time::timeout};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{
+    service::{SessionService, WireEncoder},
+    storage::{OpenError, StorageError, StorageOptions, StorageUrl},
+    subject::{SessionSubject, SubjectOptions},
+};
+
+use self::{
+    acceptor::Acceptor,
+    admin::Admin,
+    lifecycle::Lifecycle,
+    standard::Standard,
+    worker::{Handler, Workers},
+};
+
+/// How a server runs.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Where gRPC is served. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Where `/metrics`, `/live` and `/ready` are served over plain HTTP.
+    pub admin_listen: SocketAddr,
+    /// Where the sessions are.
+    pub storage: StorageUrl,
+    /// How many threads serve connections, each with a runtime of its own.
+    pub workers: NonZeroUsize,
+    /// The bounds of the subject.
+    pub subject: SubjectOptions,
+    /// How many sessions there may be.
+    pub max_sessions: u64,
+    /// How many connections there may be. More wait to be accepted.
+    pub max_connections: usize,
+    /// How many calls and streams may be open at once on one connection.
+    pub max_streams: u32,
+    /// The longest request, in bytes.
+    pub max_message_bytes: usize,
+    /// How long a drain may take.
+    pub drain_timeout: Duration,
+}
+
+/// Why a server does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} ({source}): choose another address with --{flag}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The flag that sets it.
+        flag: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The storage cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The storage is open and does not answer.
+    #[error("the storage does not answer ({}): see that it runs and that --storage is right", source_text(.0))]
+    Storage(#[from] StorageError),
+    /// A worker cannot be started.
+    #[error("cannot start a worker ({0}): try fewer with --workers")]
+    Worker(#[source] io::Error),
+}
+
+fn source_text(error: &StorageError) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+/// A server that listens and does not serve yet.
+#[derive(Debug)]
+pub struct Server {
+    config: ServerConfig,
+    listener: TcpListener,
+    admin_listener: TcpListener,
+    subject: Arc<SessionSubject>,
+}
+
+impl Server {
+    /// Opens the storage and the ports. Must be called in the runtime that calls [`run`](Self::run).
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError`] when something cannot be opened.
+    pub async fn bind(config: ServerConfig) -> Result<Self, ServerError> {
+        let listener = listen(config.listen, "listen").await?;
+        let admin_listener = listen(config.admin_listen, "admin-listen").await?;
+        let storage = config
+            .storage
+            .open(StorageOptions { retain_events: config.subject.retain_events, max_sessions: config.max_sessions })?;
+        let subject = Arc::new(SessionSubject::start(storage, config.subject, WireEncoder).await?);
+        Ok(Self { config, listener, admin_listener, subject })
+    }
+
+    /// Where gRPC is served.
+    ///
+    /// # Errors
+    ///
+    /// What the system says of the socket.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Where the admin port is.
+    ///
+    /// # Errors
+    ///
+    /// What the system says of the socket.
+    pub fn admin_addr(&self) -> io::Result<SocketAddr> {
+        self.admin_listener.local_addr()
+    }
+
+    /// The subject that is served.
+    #[must_use]
+    pub fn subject(&self) -> &Arc<SessionSubject> {
+        &self.subject
+    }
+
+    /// Serves until `shutdown` is ready, then drains: readiness fails, streams end with their cursors, calls finish. Returns
+    /// when every connection has ended, or when the drain timeout has passed.
+    ///
+    /// The current thread is the first worker: its runtime also accepts connections, publishes events and serves the
+    /// admin port.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError::Worker`] when a thread cannot be started.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
+        let Self { config, listener, admin_listener, subject } = self;
+        let health = HealthReporter::new();
+        set_health(&health, ServingStatus::Serving).await;
+        let (lifecycle, _) = watch::channel(Lifecycle::Serving);
+        let handler = Handler {
+            sessions: SessionService::new(Arc::clone(&subject), config.max_message_bytes),
+            standard: Arc::new(Standard::new(&health)),
+        };
+        let mut workers = Workers::start(config.workers, config.max_streams, &handler, &lifecycle)?;
+        let acceptor = Acceptor::new(listener, workers.inlets(), config.max_connections);
+        let acceptor = tokio::spawn(acceptor.run(lifecycle.subscribe()));
+        let admin = tokio::spawn(Admin::new(Arc::clone(&subject), lifecycle.subscribe()).run(admin_listener));
+        let mut tasks = OwnedTasks(vec![acceptor.abort_handle(), admin.abort_handle()]);
+
+        shutdown.await;
+        tracing::info!(timeout = ?config.drain_timeout, "draining");
+        lifecycle.send_replace(Lifecycle::Draining);
+        set_health(&health, ServingStatus::NotServing).await;
+        subject.close();
+        // Streams that watch the health of a service end when it has none.
+        for service in HEALTH_SERVICES {
+            health.clone().clear_service_status(service).await;
+        }
+        // It ends with the lifecycle, and its listener with it: no new connections.
+        let _ = acceptor.await;
+        match timeout(config.drain_timeout, workers.ended()).await {
+            Ok(()) => tracing::info!("drained"),
+            Err(_) => tracing::warn!("the drain timeout has passed; what is left is cut off"),
+        }
+        lifecycle.send_replace(Lifecycle::Stopped);
+        workers.ended().await;
+        // Until now it has told that the server is not ready.
+        tasks.abort();
+        Ok(())
+    }
+}
+
+const HEALTH_SERVICES: [&str; 2] = ["", "sessiond.v1.SessionService"];
+
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    for service in HEALTH_SERVICES {
+        health.set_service_status(service, status).await;
+    }
+}
+
+/// Tasks that end when their owner does, however it ends.
+struct OwnedTasks(Vec<AbortHandle>);
+
+impl OwnedTasks {
+    fn abort(&mut self) {
+        self.0.drain(..).for_each(|task| task.abort());
+    }
+}
+
+impl Drop for OwnedTasks {
+    fn drop(&mut self) {
+        self.abort();
+    }
+}
+
+async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, ServerError> {
+    TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, flag, source })
+}

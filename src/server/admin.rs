@@ -1,0 +1,98 @@
+//! The admin port: `/metrics`, `/live` and `/ready` over plain HTTP.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use super::{lifecycle::Lifecycle, metrics};
+use crate::subject::SessionSubject;
+
+/// Probes and scrapers are few; more connections than this wait.
+const MAX_CONNECTIONS: usize = 64;
+
+/// A connection is closed after this long, whatever it does.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+
+const PAUSE_WHEN_EXHAUSTED: Duration = Duration::from_millis(100);
+
+#[derive(Clone)]
+pub(super) struct Admin {
+    subject: Arc<SessionSubject>,
+    lifecycle: watch::Receiver<Lifecycle>,
+}
+
+impl Admin {
+    pub(super) fn new(subject: Arc<SessionSubject>, lifecycle: watch::Receiver<Lifecycle>) -> Self {
+        Self { subject, lifecycle }
+    }
+
+    /// Serves for ever; ends when it is dropped, and its connections with it.
+    pub(super) async fn run(self, listener: TcpListener) {
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                biased;
+                Some(_) = connections.join_next() => {}
+                accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
+                    Ok((stream, _)) => {
+                        connections.spawn(self.clone().serve(TokioIo::new(stream)));
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection on the admin port");
+                        sleep(PAUSE_WHEN_EXHAUSTED).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn serve(self, stream: TokioIo<tokio::net::TcpStream>) {
+        let service = service_fn(move |request| self.clone().handle(request));
+        let connection = http1::Builder::new().timer(TokioTimer::new()).serve_connection(stream, service);
+        // An error is the peer's: it spoke no HTTP, or left.
+        let _ = timeout(CONNECTION_TIMEOUT, connection).await;
+    }
+
+    async fn handle(self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return Ok(text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n"));
+        }
+        Ok(match request.uri().path() {
+            "/metrics" => {
+                let mut response = text(StatusCode::OK, metrics::encode(&self.subject).await);
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
+                response
+            }
+            "/live" => text(StatusCode::OK, "live\n"),
+            "/ready" => match self.not_ready() {
+                None => text(StatusCode::OK, "ready\n"),
+                Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
+            },
+            _ => text(StatusCode::NOT_FOUND, "there are /metrics, /live and /ready\n"),
+        })
+    }
+
+    fn not_ready(&self) -> Option<&'static str> {
+        if *self.lifecycle.borrow() != Lifecycle::Serving {
+            return Some("draining\n");
+        }
+        (!self.subject.stats().is_following).then_some("the storage is out of reach\n")
+    }
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}

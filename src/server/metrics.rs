@@ -1,0 +1,75 @@
+//! What Prometheus is told: the figures of this moment, in the OpenMetrics text format.
+
+use prometheus_client::{
+    encoding::text,
+    metrics::{counter::Counter, family::Family, gauge::ConstGauge, info::Info},
+    registry::{Registry, Unit},
+};
+
+use super::process::Process;
+use crate::subject::{ResetReason, SessionSubject};
+
+pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// All figures. They are kept where they arise; a registry is made anew for each scrape, of a fixed number of series.
+pub(super) async fn encode(subject: &SessionSubject) -> String {
+    let mut registry = Registry::default();
+    let process = Process::read();
+    registry.register_with_unit(
+        "process_resident_memory",
+        "Resident memory",
+        Unit::Bytes,
+        gauge(process.resident_bytes),
+    );
+    registry.register("process_open_fds", "Open file descriptors", gauge(process.open_fds));
+
+    let registry_of_ours = registry.sub_registry_with_prefix("sessiond");
+    register(registry_of_ours, subject).await;
+
+    let mut out = String::new();
+    if let Err(error) = text::encode(&mut out, &registry) {
+        tracing::error!(%error, "the metrics cannot be written");
+    }
+    out
+}
+
+async fn register(registry: &mut Registry, subject: &SessionSubject) {
+    let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+    registry.register("build", "The version of this server", build);
+    // A storage that is out of reach has no figure, and says so by its absence.
+    if let Ok(count) = subject.session_count().await {
+        registry.register("sessions", "Sessions that exist", gauge(count));
+    }
+    let stats = subject.stats();
+    registry.register("observers", "Observers that are subscribed", gauge(stats.observers));
+    registry.register(
+        "log_retained_events",
+        "Events retained for observers to resume from",
+        gauge(stats.retained_events),
+    );
+    registry.register_with_unit(
+        "log_retained",
+        "Memory of the retained events",
+        Unit::Bytes,
+        gauge(stats.retained_bytes),
+    );
+    registry.register("storage_up", "Whether the storage's log can be read", gauge(u8::from(stats.is_following)));
+    let resets = Family::<[(&str, &str); 1], Counter>::default();
+    for (reason, count) in ResetReason::ALL.into_iter().zip(stats.resets) {
+        resets.get_or_create(&[("reason", name(reason))]).inc_by(count);
+    }
+    registry.register("observer_resets", "Observers that had to start again with a snapshot", resets);
+}
+
+fn gauge(value: impl TryInto<i64>) -> ConstGauge<i64> {
+    ConstGauge::new(value.try_into().unwrap_or(i64::MAX))
+}
+
+fn name(reason: ResetReason) -> &'static str {
+    match reason {
+        ResetReason::CursorExpired => "cursor_expired",
+        ResetReason::CursorForeign => "cursor_foreign",
+        ResetReason::Lagged => "lagged",
+        ResetReason::StorageRestarted => "storage_restarted",
+    }
+}

@@ -1,0 +1,115 @@
+//! From what a request says to values, and back.
+
+use std::time::Duration;
+
+use crate::{
+    proto,
+    session::{AuthKeyId, DestroyReason, SessionChange, SessionEvent, SessionId, SessionKey},
+    status::{MAX_BATCH, ServiceError},
+    subject::{ChangeFilter, Filter, ObserveOptions, ResetReason, Start},
+};
+
+const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(15);
+const MIN_HEARTBEAT: Duration = Duration::from_millis(100);
+const MAX_HEARTBEAT: Duration = Duration::from_secs(3600);
+
+pub(super) fn session_key(auth_key_id: i64, session_id: Option<i64>) -> Result<SessionKey, ServiceError> {
+    let session_id = session_id.ok_or(ServiceError::SessionIdMissing)?;
+    Ok(SessionKey::new(auth_key_id, session_id))
+}
+
+pub(super) fn session_keys(auth_key_ids: &[i64], session_ids: &[i64]) -> Result<Vec<SessionKey>, ServiceError> {
+    if session_ids.len() > MAX_BATCH {
+        return Err(ServiceError::BatchTooLarge(session_ids.len()));
+    }
+    if auth_key_ids.is_empty() {
+        return Ok(session_ids.iter().map(|id| SessionKey::new(0, *id)).collect());
+    }
+    if auth_key_ids.len() != session_ids.len() {
+        let (session_ids, auth_key_ids) = (session_ids.len(), auth_key_ids.len());
+        return Err(ServiceError::UnequalLists { session_ids, auth_key_ids });
+    }
+    Ok(auth_key_ids.iter().zip(session_ids).map(|(auth_key, id)| SessionKey::new(*auth_key, *id)).collect())
+}
+
+pub(super) fn no_lease(lease_id: u64) -> Result<(), ServiceError> {
+    if lease_id == 0 { Ok(()) } else { Err(ServiceError::NoLeases) }
+}
+
+pub(super) fn observe_options(request: proto::SubscribeRequest) -> Result<ObserveOptions, ServiceError> {
+    use proto::subscribe_request::Start::{Cursor, Snapshot};
+    let start = match request.start {
+        None | Some(Snapshot(false)) => Start::Now,
+        Some(Snapshot(true)) => Start::Snapshot,
+        Some(Cursor(text)) => Start::After(text.parse().map_err(|_| ServiceError::MalformedCursor)?),
+    };
+    let filter = Filter {
+        session_ids: request.session_ids.into_iter().map(SessionId).collect(),
+        auth_key_ids: request.auth_key_ids.into_iter().map(AuthKeyId).collect(),
+        changes: change_filter(&request.types)?,
+    };
+    Ok(ObserveOptions { start, filter })
+}
+
+fn change_filter(types: &[i32]) -> Result<ChangeFilter, ServiceError> {
+    use proto::SessionEventType::{Created, Destroyed, Unspecified};
+    let (mut created, mut destroyed) = (false, false);
+    for number in types {
+        match proto::SessionEventType::try_from(*number) {
+            Ok(Created) => created = true,
+            Ok(Destroyed) => destroyed = true,
+            Ok(Unspecified) | Err(_) => return Err(ServiceError::UnknownEventType(*number)),
+        }
+    }
+    Ok(match (created, destroyed) {
+        (true, false) => ChangeFilter::Created,
+        (false, true) => ChangeFilter::Destroyed,
+        _ => ChangeFilter::All,
+    })
+}
+
+pub(super) fn heartbeat(duration: Option<prost_types::Duration>) -> Result<Duration, ServiceError> {
+    let Some(duration) = duration else { return Ok(DEFAULT_HEARTBEAT) };
+    let heartbeat = Duration::try_from(duration).map_err(|_| ServiceError::BadHeartbeat)?;
+    let is_within = (MIN_HEARTBEAT..=MAX_HEARTBEAT).contains(&heartbeat);
+    is_within.then_some(heartbeat).ok_or(ServiceError::BadHeartbeat)
+}
+
+pub(super) fn duration(duration: Duration) -> prost_types::Duration {
+    // Within an hour, so both numbers fit.
+    prost_types::Duration { seconds: duration.as_secs() as i64, nanos: duration.subsec_nanos() as i32 }
+}
+
+pub(super) fn session(session: &SessionKey) -> proto::Session {
+    proto::Session { session_id: session.session_id.0, auth_key_id: session.auth_key_id.0 }
+}
+
+pub(super) fn session_event(event: &SessionEvent) -> proto::SessionEvent {
+    let (r#type, reason) = match event.change {
+        SessionChange::Created => (proto::SessionEventType::Created, proto::DestroyReason::Unspecified),
+        SessionChange::Destroyed(reason) => (proto::SessionEventType::Destroyed, destroy_reason(reason)),
+    };
+    proto::SessionEvent {
+        r#type: r#type.into(),
+        session_id: event.session.session_id.0,
+        auth_key_id: event.session.auth_key_id.0,
+        reason: reason.into(),
+    }
+}
+
+fn destroy_reason(reason: DestroyReason) -> proto::DestroyReason {
+    match reason {
+        DestroyReason::Requested => proto::DestroyReason::Requested,
+        DestroyReason::LeaseExpired => proto::DestroyReason::LeaseExpired,
+        DestroyReason::LeaseRevoked => proto::DestroyReason::LeaseRevoked,
+    }
+}
+
+pub(super) fn reset_reason(reason: ResetReason) -> proto::ResetReason {
+    match reason {
+        ResetReason::CursorExpired => proto::ResetReason::CursorExpired,
+        ResetReason::CursorForeign => proto::ResetReason::CursorForeign,
+        ResetReason::Lagged => proto::ResetReason::Lagged,
+        ResetReason::StorageRestarted => proto::ResetReason::StorageRestarted,
+    }
+}

@@ -1,0 +1,113 @@
+//! The length-prefixed messages of gRPC over HTTP/2
+//! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
+
+use std::pin::pin;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http_body::Body;
+use http_body_util::BodyExt;
+use prost::Message;
+
+use crate::status::ServiceError;
+
+/// A byte that tells of compression, and four that tell the length.
+const PREFIX: usize = 5;
+
+/// A message with its prefix.
+pub(super) fn encode(message: &impl Message) -> Bytes {
+    let len = message.encoded_len();
+    let mut bytes = BytesMut::with_capacity(PREFIX + len);
+    bytes.put_u8(0);
+    bytes.put_u32(len as u32);
+    message.encode_raw(&mut bytes);
+    bytes.freeze()
+}
+
+/// Reads the one message of a request, of at most `limit` bytes.
+pub(super) async fn read<M, B>(body: B, limit: usize) -> Result<M, ServiceError>
+where
+    M: Message + Default,
+    B: Body<Data = Bytes>,
+    B::Error: std::fmt::Display,
+{
+    let mut body = pin!(body);
+    let mut bytes = Bytes::new();
+    // Nearly always the first frame is the whole request, and nothing is copied.
+    while let Some(frame) = body.as_mut().frame().await {
+        let frame = frame.map_err(|error| ServiceError::MalformedRequest(error.to_string()))?;
+        let Ok(data) = frame.into_data() else { continue };
+        bytes = if bytes.is_empty() {
+            data
+        } else {
+            let mut joined = bytes.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+            joined.extend_from_slice(&data);
+            joined.freeze()
+        };
+        check_prefix(&bytes, limit)?;
+        if body.is_end_stream() {
+            break;
+        }
+    }
+    let len = check_prefix(&bytes, limit)?;
+    if len.is_none_or(|len| bytes.len() < PREFIX + len) {
+        return Err(ServiceError::MalformedRequest("it ends too soon".to_owned()));
+    }
+    bytes.advance(PREFIX);
+    M::decode(bytes).map_err(|error| ServiceError::MalformedRequest(error.to_string()))
+}
+
+/// Checks what has come so far against the prefix of its message, and gives the message's length once it is known.
+fn check_prefix(bytes: &Bytes, limit: usize) -> Result<Option<usize>, ServiceError> {
+    let Some(mut prefix) = bytes.get(..PREFIX) else { return Ok(None) };
+    if prefix.get_u8() != 0 {
+        return Err(ServiceError::Compressed);
+    }
+    let len = prefix.get_u32() as usize;
+    if len > limit {
+        return Err(ServiceError::RequestTooLarge { limit });
+    }
+    if bytes.len() > PREFIX + len {
+        return Err(ServiceError::MalformedRequest("more than one message came".to_owned()));
+    }
+    Ok(Some(len))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+
+    use super::*;
+    use crate::proto::HasSessionRequest;
+
+    async fn read_parts(parts: &[&[u8]]) -> Result<HasSessionRequest, ServiceError> {
+        let frames = parts.iter().map(|part| Ok::<_, Infallible>(Frame::data(Bytes::copy_from_slice(part))));
+        read(StreamBody::new(futures_util::stream::iter(frames.collect::<Vec<_>>())), 64).await
+    }
+
+    #[tokio::test]
+    async fn a_message_is_read_however_it_is_cut_into_frames() {
+        let request = HasSessionRequest { session_id: Some(-7), auth_key_id: 9 };
+        let bytes = encode(&request);
+        assert_eq!(read_parts(&[&bytes]).await.unwrap(), request);
+        for cut in 0..bytes.len() {
+            assert_eq!(read_parts(&[&bytes[..cut], &bytes[cut..]]).await.unwrap(), request, "cut at {cut}");
+            assert!(matches!(read_parts(&[&bytes[..cut]]).await, Err(ServiceError::MalformedRequest(_))));
+        }
+        let single: Vec<&[u8]> = bytes.chunks(1).collect();
+        assert_eq!(read_parts(&single).await.unwrap(), request);
+    }
+
+    #[tokio::test]
+    async fn anything_else_is_refused() {
+        let bytes = encode(&HasSessionRequest { session_id: Some(1), auth_key_id: 2 });
+        let twice = [&bytes[..], &bytes].concat();
+        assert!(matches!(read_parts(&[&twice]).await, Err(ServiceError::MalformedRequest(_))));
+        assert!(matches!(read_parts(&[&[0, 0, 0, 0, 2, 0xff, 0xff]]).await, Err(ServiceError::MalformedRequest(_))));
+        assert!(matches!(read_parts(&[&[1, 0, 0, 0, 0]]).await, Err(ServiceError::Compressed)));
+        assert!(matches!(read_parts(&[&[0, 0, 0, 0, 65]]).await, Err(ServiceError::RequestTooLarge { limit: 64 })));
+        assert!(matches!(read_parts(&[&[0, 255, 255, 255, 255]]).await, Err(ServiceError::RequestTooLarge { .. })));
+    }
+}

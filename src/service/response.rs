@@ -1,0 +1,97 @@
+//! What a call is answered with.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, header::CONTENT_TYPE};
+use http_body::{Body, Frame};
+use prost::Message;
+use tonic::Status;
+
+use super::{message, subscribe::ObserverBody};
+use crate::status::ServiceError;
+
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+
+/// The body of a response.
+pub struct ResponseBody(Kind);
+
+enum Kind {
+    /// One message, then the status.
+    Message(Bytes),
+    /// The status.
+    Ok,
+    /// Nothing, or nothing more.
+    Empty,
+    Observer(Box<ObserverBody>),
+    Tonic(tonic::body::Body),
+}
+
+impl ResponseBody {
+    pub(super) fn message(message: &impl Message) -> Response<Self> {
+        respond(Kind::Message(message::encode(message)))
+    }
+
+    pub(super) fn observer(body: ObserverBody) -> Response<Self> {
+        respond(Kind::Observer(Box::new(body)))
+    }
+
+    pub(super) fn error(error: ServiceError) -> Response<Self> {
+        Status::from(error).into_http::<tonic::body::Body>().map(Self::from)
+    }
+
+    /// An answer of plain HTTP, to what is no gRPC.
+    pub(super) fn http(status: http::StatusCode) -> Response<Self> {
+        let mut response = Response::new(Self(Kind::Empty));
+        *response.status_mut() = status;
+        response
+    }
+}
+
+fn respond(kind: Kind) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody(kind));
+    response.headers_mut().insert(CONTENT_TYPE, GRPC);
+    response
+}
+
+impl From<tonic::body::Body> for ResponseBody {
+    fn from(body: tonic::body::Body) -> Self {
+        Self(Kind::Tonic(body))
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let kind = &mut self.0;
+        match kind {
+            Kind::Message(message) => {
+                let message = std::mem::take(message);
+                *kind = Kind::Ok;
+                Poll::Ready(Some(Ok(Frame::data(message))))
+            }
+            Kind::Ok => {
+                *kind = Kind::Empty;
+                let mut trailers = HeaderMap::with_capacity(1);
+                trailers.insert(Status::GRPC_STATUS, const { HeaderValue::from_static("0") });
+                Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+            }
+            Kind::Empty => Poll::Ready(None),
+            Kind::Observer(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
+            Kind::Tonic(body) => Pin::new(body).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Empty => true,
+            Kind::Tonic(body) => body.is_end_stream(),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The one table from errors to gRPC statuses.
+
+use std::{error::Error, time::Duration};
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::{storage::StorageError, subject::ObserveError};
+
+/// The `domain` of the `google.rpc.ErrorInfo` in every error.
+pub const ERROR_DOMAIN: &str = "sessiond";
+
+/// The most sessions of one batch call.
+pub const MAX_BATCH: usize = 65_536;
+
+/// Why a call is refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServiceError {
+    /// The request has no session id.
+    #[error("session_id is missing: set it (0 is an id like any other, and must be sent)")]
+    SessionIdMissing,
+    /// The lists of a batch do not fit together.
+    #[error("auth_key_ids has {auth_key_ids} entries and session_ids {session_ids}: send none, or one for each")]
+    UnequalLists {
+        /// The length of `session_ids`.
+        session_ids: usize,
+        /// The length of `auth_key_ids`.
+        auth_key_ids: usize,
+    },
+    /// A batch names too many sessions.
+    #[error("session_ids has {0} entries: send at most 65536 a call")]
+    BatchTooLarge(usize),
+    /// The heartbeat interval is not between 100 ms and 1 h.
+    #[error("heartbeat is not between 100 ms and 1 h: set it within, or leave it out for 15 s")]
+    BadHeartbeat,
+    /// The cursor is none.
+    #[error("cursor is not one of ours: send one just as it was received, or start with a snapshot")]
+    MalformedCursor,
+    /// A type to filter by is none.
+    #[error("types has {0}, which is no type of event: send CREATED (1), DESTROYED (2) or none")]
+    UnknownEventType(i32),
+    /// No such method.
+    #[error("there is no method {0:?}: see proto/sessiond/v1 for those there are")]
+    UnknownMethod(String),
+    /// The request is no message of its type.
+    #[error("the request cannot be read ({0}): send one message of the type that proto/sessiond/v1 gives")]
+    MalformedRequest(String),
+    /// The request is compressed, which was not agreed on.
+    #[error("the request is compressed: send it without grpc-encoding")]
+    Compressed,
+    /// The request is longer than it may be.
+    #[error("the request is longer than {limit} bytes")]
+    RequestTooLarge {
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// Leases are not built yet.
+    #[error("lease_id is set, and this server has no leases: leave it at 0")]
+    NoLeases,
+    /// An observer cannot start.
+    #[error(transparent)]
+    Observe(#[from] ObserveError),
+    /// The storage did not do it.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The server is about to stop.
+    #[error("the server is draining: go on at another replica, or here when it is back")]
+    Draining,
+}
+
+impl From<ServiceError> for Status {
+    fn from(error: ServiceError) -> Self {
+        let row = row(&error);
+        let mut details = ErrorDetails::new();
+        details.set_error_info(row.reason, ERROR_DOMAIN, [] as [(String, String); 0]);
+        if let Some(field) = row.field {
+            details.add_bad_request_violation(field, &row.message);
+        }
+        if row.code == Code::Unavailable {
+            details.set_retry_info(Some(retry_delay(&error)));
+        }
+        Self::with_error_details(row.code, row.message, details)
+    }
+}
+
+impl From<StorageError> for Status {
+    fn from(error: StorageError) -> Self {
+        ServiceError::from(error).into()
+    }
+}
+
+struct Row {
+    code: Code,
+    reason: &'static str,
+    /// The field of the request that is wrong.
+    field: Option<&'static str>,
+    message: String,
+}
+
+fn row(error: &ServiceError) -> Row {
+    let (code, reason, field) = match error {
+        ServiceError::SessionIdMissing => (Code::InvalidArgument, "SESSION_ID_MISSING", Some("session_id")),
+        ServiceError::UnequalLists { .. } => (Code::InvalidArgument, "UNEQUAL_LISTS", Some("auth_key_ids")),
+        ServiceError::BatchTooLarge(_) => (Code::InvalidArgument, "BATCH_TOO_LARGE", Some("session_ids")),
+        ServiceError::BadHeartbeat => (Code::InvalidArgument, "BAD_DURATION", Some("heartbeat")),
+        ServiceError::MalformedCursor => (Code::InvalidArgument, "MALFORMED_CURSOR", Some("cursor")),
+        ServiceError::UnknownEventType(_) => (Code::InvalidArgument, "UNKNOWN_EVENT_TYPE", Some("types")),
+        ServiceError::UnknownMethod(_) => (Code::Unimplemented, "UNKNOWN_METHOD", None),
+        ServiceError::MalformedRequest(_) => (Code::InvalidArgument, "MALFORMED_REQUEST", None),
+        ServiceError::Compressed => (Code::Unimplemented, "COMPRESSED_REQUEST", None),
+        ServiceError::RequestTooLarge { limit } => {
+            let what = format!("the request is longer than {limit} bytes");
+            return exhausted("REQUEST_TOO_LARGE", what, "max-message-bytes");
+        }
+        ServiceError::NoLeases => (Code::Unimplemented, "NO_LEASES", Some("lease_id")),
+        ServiceError::Draining | ServiceError::Observe(ObserveError::Closed) => {
+            return Row { message: ServiceError::Draining.to_string(), ..unavailable("SERVER_DRAINING") };
+        }
+        ServiceError::Observe(ObserveError::TooManyObservers { limit }) => {
+            return exhausted("TOO_MANY_OBSERVERS", format!("there are {limit} observers already"), "max-observers");
+        }
+        ServiceError::Observe(ObserveError::TooManyFilterIds { count, limit }) => {
+            let what = format!("the filters name {count} ids and may name {limit}");
+            return exhausted("TOO_MANY_FILTER_IDS", what, "max-filter-ids");
+        }
+        ServiceError::Observe(ObserveError::Storage(error)) | ServiceError::Storage(error) => {
+            return storage_row(error);
+        }
+    };
+    Row { code, reason, field, message: error.to_string() }
+}
+
+fn storage_row(error: &StorageError) -> Row {
+    match error {
+        StorageError::TooManySessions { limit } => {
+            exhausted("TOO_MANY_SESSIONS", format!("the registry holds its limit of {limit} sessions"), "max-sessions")
+        }
+        StorageError::Unavailable(_) => {
+            let source: &dyn Error = error;
+            tracing::warn!(error = source, "a call failed: the storage is out of reach");
+            Row { message: "the storage is out of reach: try again".to_owned(), ..unavailable("STORAGE_UNAVAILABLE") }
+        }
+        StorageError::Broken(_) => {
+            let source: &dyn Error = error;
+            tracing::error!(error = source, "a call failed: the storage is broken");
+            // The cause is for the log of the server and not for its callers.
+            let message = "the server failed; its log says why".to_owned();
+            Row { code: Code::Internal, reason: "INTERNAL", field: None, message }
+        }
+    }
+}
+
+fn unavailable(reason: &'static str) -> Row {
+    Row { code: Code::Unavailable, reason, field: None, message: String::new() }
+}
+
+fn exhausted(reason: &'static str, what: String, flag: &str) -> Row {
+    let message = format!("{what}: raise the server's --{flag}");
+    Row { code: Code::ResourceExhausted, reason, field: None, message }
+}
+
+/// How long a caller should wait. By chance, so that all who are told at once do not come back at once.
+fn retry_delay(error: &ServiceError) -> Duration {
+    let (least, most) = match error {
+        ServiceError::Draining | ServiceError::Observe(ObserveError::Closed) => (100, 3000),
+        _ => (100, 1000),
+    };
+    Duration::from_millis(fastrand::u64(least..=most))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_has_its_code_its_reason_and_a_message_that_says_what_to_do() {
+        let io = || Box::new(std::io::Error::other("secret cause"));
+        let table = [
+            (ServiceError::SessionIdMissing, Code::InvalidArgument, "SESSION_ID_MISSING", "set it"),
+            (
+                ServiceError::UnequalLists { session_ids: 2, auth_key_ids: 1 },
+                Code::InvalidArgument,
+                "UNEQUAL_LISTS",
+                "one for each",
+            ),
+            (ServiceError::BatchTooLarge(65_537), Code::InvalidArgument, "BATCH_TOO_LARGE", "at most 65536"),
+            (ServiceError::BadHeartbeat, Code::InvalidArgument, "BAD_DURATION", "100 ms"),
+            (ServiceError::MalformedCursor, Code::InvalidArgument, "MALFORMED_CURSOR", "as it was received"),
+            (ServiceError::UnknownEventType(9), Code::InvalidArgument, "UNKNOWN_EVENT_TYPE", "CREATED"),
+            (ServiceError::UnknownMethod("/x".into()), Code::Unimplemented, "UNKNOWN_METHOD", "proto/sessiond/v1"),
+            (
+                ServiceError::MalformedRequest("eof".into()),
+                Code::InvalidArgument,
+                "MALFORMED_REQUEST",
+                "proto/sessiond/v1",
+            ),
+            (ServiceError::Compressed, Code::Unimplemented, "COMPRESSED_REQUEST", "grpc-encoding"),
+            (
+                ServiceError::RequestTooLarge { limit: 3 },
+                Code::ResourceExhausted,
+                "REQUEST_TOO_LARGE",
+                "--max-message-bytes",
+            ),
+            (ServiceError::NoLeases, Code::Unimplemented, "NO_LEASES", "leave it at 0"),
+            (ServiceError::Draining, Code::Unavailable, "SERVER_DRAINING", "another replica"),
+            (ObserveError::Closed.into(), Code::Unavailable, "SERVER_DRAINING", "another replica"),
+            (
+                ObserveError::TooManyObservers { limit: 3 }.into(),
+                Code::ResourceExhausted,
+                "TOO_MANY_OBSERVERS",
+                "--max-observers",
+            ),
+            (
+                ObserveError::TooManyFilterIds { count: 4, limit: 3 }.into(),
+                Code::ResourceExhausted,
+                "TOO_MANY_FILTER_IDS",
+                "--max-filter-ids",
+            ),
+            (
+                StorageError::TooManySessions { limit: 3 }.into(),
+                Code::ResourceExhausted,
+                "TOO_MANY_SESSIONS",
+                "--max-sessions",
+            ),
+            (StorageError::Unavailable(io()).into(), Code::Unavailable, "STORAGE_UNAVAILABLE", "try again"),
+            (StorageError::Broken(io()).into(), Code::Internal, "INTERNAL", "log"),
+        ];
+        for (error, code, reason, says) in table {
+            let status = Status::from(error);
+            assert_eq!(status.code(), code);
+            assert!(status.message().contains(says), "{}", status.message());
+            assert!(!status.message().contains("secret"), "a cause stays inside");
+            let details = status.get_error_details();
+            let info = details.error_info().unwrap();
+            assert_eq!((info.reason.as_str(), info.domain.as_str()), (reason, ERROR_DOMAIN));
+            let is_field = matches!(code, Code::InvalidArgument | Code::Unimplemented);
+            let is_whole = ["MALFORMED_REQUEST", "COMPRESSED_REQUEST", "UNKNOWN_METHOD"].contains(&reason);
+            assert_eq!(details.bad_request().is_some(), is_field && !is_whole, "{reason}");
+            let delay = details.retry_info().and_then(|info| info.retry_delay);
+            assert_eq!(delay.is_some_and(|delay| !delay.is_zero()), code == Code::Unavailable, "{reason}");
+        }
+    }
+}
