@@ -1,5 +1,7 @@
 //! The session registry of a fleet of gateways.
 
+#[cfg(feature = "client")]
+pub mod client;
 pub mod session;
 
 /// The generated protobuf and gRPC types of `proto/sessiond/v1`.
