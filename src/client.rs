@@ -62,6 +62,7 @@ const NO_LEASE: u64 = 0;
 pub struct Client {
     /// Kept beside the channel because every watch opens a connection of its own.
     endpoint: Endpoint,
+    channel: Channel,
     calls: SessionServiceClient<Channel>,
     timeout: Duration,
 }
@@ -91,7 +92,14 @@ impl Client {
     }
 
     fn new(endpoint: Endpoint, timeout: Duration) -> Self {
-        Self { calls: SessionServiceClient::new(endpoint.connect_lazy()), endpoint, timeout }
+        let channel = endpoint.connect_lazy();
+        Self { calls: SessionServiceClient::new(channel.clone()), channel, endpoint, timeout }
+    }
+
+    /// The connection that calls go over, for other services of the same server, such as `grpc.health.v1`.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
     }
 
     /// Makes a session exist. True when this call created it, false when it existed already.
@@ -206,7 +214,7 @@ impl Client {
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, ClientError> {
         match tokio::time::timeout(self.timeout, call).await {
-            Ok(answer) => Ok(answer.map_err(ClientError::from_status)?.into_inner()),
+            Ok(answer) => Ok(answer?.into_inner()),
             Err(_) => Err(ClientError::Timeout { after: self.timeout }),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tonic::transport::Endpoint;
+use tonic::{codegen::http::Uri, transport::Endpoint};
 
 use super::{Client, ClientError};
 
@@ -28,13 +28,12 @@ pub struct ClientBuilder {
 impl ClientBuilder {
     pub(super) fn new(addr: &str) -> Result<Self, ClientError> {
         let invalid = || ClientError::InvalidAddress { addr: addr.to_owned() };
-        let endpoint = Endpoint::from_shared(addr.to_owned()).map_err(|_| invalid())?;
+        let uri: Uri = addr.parse().map_err(|_| invalid())?;
         // Without these the address is only found wanting at the first call, and as a server out of reach.
-        let uri = endpoint.uri();
         if uri.scheme_str() != Some("http") || uri.host().is_none_or(str::is_empty) {
             return Err(invalid());
         }
-        Ok(Self { endpoint, connect_timeout: DEFAULT_CONNECT_TIMEOUT, timeout: DEFAULT_TIMEOUT })
+        Ok(Self { endpoint: uri.into(), connect_timeout: DEFAULT_CONNECT_TIMEOUT, timeout: DEFAULT_TIMEOUT })
     }
 
     /// How long a call may take, connecting included, and how long a watch may take to open its stream. 10 s by

@@ -44,12 +44,14 @@ pub enum ClientError {
     Protocol(&'static str),
 }
 
-impl ClientError {
-    pub(super) fn from_status(status: Status) -> Self {
+impl From<Status> for ClientError {
+    fn from(status: Status) -> Self {
         // A status that was sent by the server has no source; one that tonic made of a broken connection has.
         if status.source().is_some() { Self::Unreachable(status) } else { Self::Status(status) }
     }
+}
 
+impl ClientError {
     /// Whether the same call may succeed later, with nothing changed by the caller. Wait between tries, at least for
     /// [`retry_after`](Self::retry_after).
     #[must_use]
@@ -148,7 +150,7 @@ mod tests {
         let mut details = ErrorDetails::with_retry_info(Some(Duration::from_millis(1500)));
         details.set_error_info("DRAINING", ERROR_DOMAIN, HashMap::new());
         let status = Status::with_error_details(Code::Unavailable, "draining: call again", details);
-        let error = ClientError::from_status(status);
+        let error = ClientError::from(status);
         assert!(error.is_retryable());
         assert_eq!(error.retry_after(), Some(Duration::from_millis(1500)));
         assert_eq!(error.reason().as_deref(), Some("DRAINING"));
@@ -157,7 +159,7 @@ mod tests {
 
     #[test]
     fn only_what_may_pass_by_itself_is_retryable() {
-        let retryable = |code| ClientError::from_status(Status::new(code, "")).is_retryable();
+        let retryable = |code| ClientError::from(Status::new(code, "")).is_retryable();
         for code in [Code::Unavailable, Code::ResourceExhausted, Code::Internal, Code::Unknown, Code::Aborted] {
             assert!(retryable(code), "{code:?}");
         }
@@ -175,7 +177,7 @@ mod tests {
     #[test]
     fn another_domain_names_no_reason() {
         let details = ErrorDetails::with_error_info("QUOTA", "proxy.example", HashMap::new());
-        let error = ClientError::from_status(Status::with_error_details(Code::ResourceExhausted, "", details));
+        let error = ClientError::from(Status::with_error_details(Code::ResourceExhausted, "", details));
         assert_eq!(error.reason(), None);
         assert_eq!(error.retry_after(), None);
     }

@@ -141,7 +141,7 @@ impl Watch {
                                 Open { stream, subscribed: false, limit: self.timeout, deadline, put_off: false };
                             self.state = State::Open(Box::new(open));
                         }
-                        Ok(Err(status)) => return self.disconnect(ClientError::from_status(status)),
+                        Ok(Err(status)) => return self.disconnect(status.into()),
                         Err(_) => return self.disconnect(ClientError::Timeout { after: self.timeout }),
                     }
                 }
@@ -243,7 +243,7 @@ impl Open {
         match timeout_at(self.deadline, self.stream.messages.message()).await {
             Ok(Ok(Some(message))) => Ok(message),
             Ok(Ok(None)) => Err(ClientError::StreamEnded),
-            Ok(Err(status)) => Err(ClientError::from_status(status)),
+            Ok(Err(status)) => Err(status.into()),
             Err(_) => Err(ClientError::Silent { limit: self.limit }),
         }
     }
