@@ -1,5 +1,16 @@
-//! The session registry of a fleet of gateways.
+//! sessiond, the session registry of a fleet of gateways: which client sessions exist, and a stream of what changes.
+//!
+//! The program is `sessiond`. As a library this crate has, each behind a Cargo feature:
+//!
+//! - [`client`] (feature `client`): what a gateway or an observer written in Rust uses to talk to a sessiond;
+//! - [`storage`] and [`subject`] (feature `subject`): the registry inside a process of your own, without gRPC;
+//! - [`service`] and [`server`] (feature `server`): the gRPC service over a subject, and the server around it;
+//! - [`storage::conformance`] (feature `conformance`): the suite that every storage passes, for storages of your own.
+//!
+//! Imports run one way: `session`, `storage`, `subject`, `service`, `server`.
 
+#[cfg(feature = "client")]
+pub mod client;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(feature = "server")]

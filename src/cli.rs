@@ -1,0 +1,152 @@
+//! The command line: one binary, a command for each thing to do.
+
+mod connect;
+mod exit;
+mod format;
+mod health;
+mod ids;
+mod output;
+mod serve;
+mod sessions;
+mod signal;
+mod watch;
+
+use std::{env, ffi::OsString, future::Future, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use tokio::runtime;
+
+use self::{
+    exit::{CliError, Exit},
+    sessions::Verb,
+};
+
+/// The session registry of a fleet of gateways: which client sessions exist, and a stream of what changes.
+///
+/// Without a command, sessiond serves: `sessiond --listen ADDR` is `sessiond serve --listen ADDR`. Every flag has an
+/// environment variable: SESSIOND_ and the flag's name in capitals.
+#[derive(Debug, Parser)]
+#[command(name = "sessiond", version, after_help = exit::help(), subcommand_required = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the service. This is what sessiond does without a command.
+    Serve(serve::ServeArgs),
+    /// Makes sessions exist.
+    ///
+    /// Prints one line for each session, which tells whether this call created it or it existed already.
+    Create(sessions::SessionsArgs),
+    /// Asks whether sessions exist.
+    ///
+    /// Prints one line for each session. Exits with 1 when any of them is missing.
+    Has(sessions::SessionsArgs),
+    /// Makes sessions not exist.
+    ///
+    /// Prints one line for each session, which tells whether this call destroyed it or there was none.
+    Destroy(sessions::SessionsArgs),
+    /// Prints sessions as they are created and destroyed, until it is interrupted.
+    Watch(watch::WatchArgs),
+    /// Asks whether the server is serving, for container health checks and probes.
+    ///
+    /// Exits with 0 when grpc.health.v1 answers SERVING, and with 1 and a line that says why when it does not or cannot
+    /// be asked.
+    Health(health::HealthArgs),
+}
+
+/// Runs the program.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse_from(with_default_command(env::args_os().collect()));
+    match cli.command.run() {
+        Ok(exit) => exit.into(),
+        Err(error) => error.report(),
+    }
+}
+
+impl Command {
+    fn run(self) -> Result<Exit, CliError> {
+        match self {
+            Self::Serve(args) => serve::run(args).map(|()| Exit::Done),
+            Self::Create(args) => block_on(sessions::run(args, Verb::Create)),
+            Self::Has(args) => block_on(sessions::run(args, Verb::Has)),
+            Self::Destroy(args) => block_on(sessions::run(args, Verb::Destroy)),
+            Self::Watch(args) => block_on(watch::run(args)),
+            Self::Health(args) => block_on(health::run(args)),
+        }
+    }
+}
+
+/// Names the command that is meant when none is.
+///
+/// Done here and not by flattening the flags of `serve` into those of the program: clap would then read their
+/// environment variables for every command, and `sessiond has` would fail over a bad SESSIOND_LISTEN.
+fn with_default_command(mut args: Vec<OsString>) -> Vec<OsString> {
+    let serves = match args.get(1).and_then(|arg| arg.to_str()) {
+        Some("-h" | "--help" | "-V" | "--version") => false,
+        Some(arg) => arg.starts_with('-'),
+        None => args.len() < 2,
+    };
+    if serves {
+        args.insert(args.len().min(1), "serve".into());
+    }
+    args
+}
+
+/// Runs a client command, for which one thread is plenty.
+fn block_on(command: impl Future<Output = Result<Exit, CliError>>) -> Result<Exit, CliError> {
+    let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+        CliError::new(Exit::No, format!("cannot start: {error}: look at the limits of this process"))
+    })?;
+    let result = runtime.block_on(command);
+    // A name server that does not answer must not keep the program from exiting.
+    runtime.shutdown_background();
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Command, clap::Error> {
+        let args = args.iter().map(OsString::from).collect();
+        Cli::try_parse_from(with_default_command(args)).map(|cli| cli.command)
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn serve_is_what_is_meant_without_a_command() {
+        for args in [&["sessiond"][..], &["sessiond", "--listen", "127.0.0.1:0"], &["sessiond", "serve"]] {
+            assert!(matches!(parse(args), Ok(Command::Serve(_))), "{args:?}");
+        }
+        assert!(matches!(parse(&["sessiond", "has", "1"]), Ok(Command::Has(_))));
+        for args in [["sessiond", "--help"], ["sessiond", "-V"], ["sessiond", "nonsense"]] {
+            assert!(parse(&args).is_err(), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn every_flag_has_its_environment_variable_and_a_help_text() {
+        for command in Cli::command().get_subcommands() {
+            for arg in command.get_arguments().filter(|arg| !arg.is_positional()) {
+                let flag = arg.get_long().expect("a long name");
+                if flag == "help" {
+                    continue;
+                }
+                let variable = format!("SESSIOND_{}", flag.to_uppercase().replace('-', "_"));
+                let name = command.get_name();
+                assert_eq!(arg.get_env(), Some(variable.as_ref()), "{name} --{flag}");
+                let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.len() > 10, "{name} --{flag} {help:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! How the program ends: its exit codes and its one line of error.
+
+use std::{
+    fmt::{self, Write as _},
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use sessiond::client::ClientError;
+
+/// An exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Exit {
+    Done = 0,
+    No = 1,
+    Usage = 2,
+    Server = 3,
+    Listen = 4,
+    Storage = 5,
+}
+
+const MEANINGS: [(Exit, &str); 6] = [
+    (Exit::Done, "done"),
+    (Exit::No, "the answer is no (a session is missing, the server is not serving), or any other failure"),
+    (Exit::Usage, "the command line or the configuration is wrong"),
+    (Exit::Server, "the server cannot be reached, or refused the call"),
+    (Exit::Listen, "a port cannot be listened on"),
+    (Exit::Storage, "the storage cannot be opened"),
+];
+
+/// The exit codes, for `--help`.
+pub(crate) fn help() -> String {
+    let mut help = String::from("Exit codes:");
+    for (exit, meaning) in MEANINGS {
+        let code = exit as u8;
+        // Writing to a `String` cannot fail.
+        let _ = write!(help, "\n  {code}  {meaning}");
+    }
+    help
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Why a command failed, for people: what is wrong, then what to do.
+#[derive(Debug)]
+pub(crate) struct CliError {
+    exit: Exit,
+    message: String,
+}
+
+impl CliError {
+    pub(crate) fn new(exit: Exit, message: impl fmt::Display) -> Self {
+        Self { exit, message: message.to_string() }
+    }
+
+    /// A call to the server at `addr` failed.
+    pub(crate) fn client(addr: &str, error: &ClientError) -> Self {
+        match error {
+            ClientError::InvalidAddress { .. } => Self::new(Exit::Usage, error),
+            // The server's messages say what to do themselves.
+            ClientError::Status(_) => Self::new(Exit::Server, error),
+            ClientError::Timeout { .. } => Self::new(
+                Exit::Server,
+                format!("{error}: see whether {addr} is the right address (--addr), or allow more time (--timeout)"),
+            ),
+            _ => Self::new(
+                Exit::Server,
+                format!("{error}: see whether a sessiond runs at {addr}, or name another address with --addr"),
+            ),
+        }
+    }
+
+    /// Prints the error, and tells the exit code.
+    pub(crate) fn report(self) -> ExitCode {
+        print_status(&self.message);
+        self.exit.into()
+    }
+
+    /// The same error with another exit code.
+    pub(crate) fn with_exit(self, exit: Exit) -> Self {
+        Self { exit, ..self }
+    }
+}
+
+/// Prints one line on standard error.
+pub(crate) fn print_status(message: &str) {
+    // What a server or a file says must neither break the line nor speak to the terminal.
+    let line: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    // There is nobody left to tell when this fails.
+    let _ = writeln!(io::stderr(), "sessiond: {line}");
+}

@@ -1,0 +1,106 @@
+//! `create`, `has` and `destroy`.
+
+use std::{fmt::Write as _, time::Duration};
+
+use clap::Args;
+use sessiond::{
+    client::{Client, ClientError},
+    session::{AuthKeyId, SessionKey},
+};
+
+use super::{
+    connect::{AddrArgs, parse_duration},
+    exit::{CliError, Exit},
+    format::{Format, JsonLine},
+    ids::{IdArg, Ids},
+    output::Output,
+};
+
+#[derive(Debug, Args)]
+pub(crate) struct SessionsArgs {
+    /// The ids of the sessions: signed 64-bit decimal numbers, or their bits in hexadecimal behind 0x. `-` stands for
+    /// the ids on standard input, one a line, which are sent in batches as they come.
+    #[arg(value_name = "ID", required = true, allow_negative_numbers = true)]
+    ids: Vec<IdArg>,
+
+    /// The id of the auth key that the sessions belong to, 0 for none.
+    #[arg(long, env = "SESSIOND_AUTH_KEY_ID", value_name = "K", default_value = "0", allow_negative_numbers = true)]
+    auth_key_id: AuthKeyId,
+
+    /// The form of the lines that are printed.
+    #[arg(long, env = "SESSIOND_FORMAT", value_enum, default_value = "text")]
+    format: Format,
+
+    #[command(flatten)]
+    addr: AddrArgs,
+
+    /// How long each call may take, connecting included.
+    #[arg(long, env = "SESSIOND_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    timeout: Duration,
+}
+
+/// What is done with the sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verb {
+    Create,
+    Has,
+    Destroy,
+}
+
+pub(crate) async fn run(args: SessionsArgs, verb: Verb) -> Result<Exit, CliError> {
+    let output = Output::stdout()?;
+    let result = do_all(args, verb, &output).await;
+    output.finish(result).await
+}
+
+async fn do_all(args: SessionsArgs, verb: Verb, output: &Output) -> Result<Exit, CliError> {
+    let client = args.addr.client(args.timeout)?;
+    let mut ids = Ids::new(args.ids);
+    let mut all = true;
+    while let Some(batch) = ids.next_batch().await? {
+        let sessions: Vec<_> =
+            batch.into_iter().map(|session_id| SessionKey { auth_key_id: args.auth_key_id, session_id }).collect();
+        let answers = verb.call(&client, &sessions).await.map_err(|error| args.addr.error(&error))?;
+        all &= answers.iter().all(|&yes| yes);
+        let mut lines = String::new();
+        for (session, yes) in sessions.into_iter().zip(answers) {
+            verb.print(session, yes, args.format, &mut lines);
+        }
+        output.write(lines).await?;
+    }
+    // That a session was created or destroyed before is no failure: both are idempotent.
+    Ok(if verb == Verb::Has && !all { Exit::No } else { Exit::Done })
+}
+
+impl Verb {
+    async fn call(self, client: &Client, sessions: &[SessionKey]) -> Result<Vec<bool>, ClientError> {
+        match (self, sessions) {
+            (Self::Create, &[session]) => client.create(session).await.map(|yes| vec![yes]),
+            (Self::Has, &[session]) => client.has(session).await.map(|yes| vec![yes]),
+            (Self::Destroy, &[session]) => client.destroy(session).await.map(|yes| vec![yes]),
+            (Self::Create, sessions) => client.batch_create(sessions).await,
+            (Self::Has, sessions) => client.batch_has(sessions).await,
+            (Self::Destroy, sessions) => client.batch_destroy(sessions).await,
+        }
+    }
+
+    fn print(self, session: SessionKey, yes: bool, format: Format, out: &mut String) {
+        let (member, text) = match (self, yes) {
+            (Self::Create, true) => ("created", "created"),
+            (Self::Create, false) => ("created", "existed already"),
+            (Self::Has, true) => ("exists", "exists"),
+            (Self::Has, false) => ("exists", "missing"),
+            (Self::Destroy, true) => ("destroyed", "destroyed"),
+            (Self::Destroy, false) => ("destroyed", "did not exist"),
+        };
+        match format {
+            // Writing to a `String` cannot fail.
+            Format::Text => drop(writeln!(out, "{} {text}", session.session_id)),
+            Format::Json => JsonLine::begin(out)
+                .int64("session_id", session.session_id)
+                .int64("auth_key_id", session.auth_key_id)
+                .plain(member, yes)
+                .end(),
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! `watch`.
+
+mod lines;
+
+use std::{pin::pin, time::Duration};
+
+use clap::{Args, ValueEnum, builder::FalseyValueParser};
+use sessiond::{
+    client::{EventType, WatchOptions, WatchStart},
+    session::{AuthKeyId, SessionId},
+};
+
+use super::{
+    connect::{AddrArgs, parse_duration},
+    exit::{CliError, Exit, print_status},
+    format::Format,
+    output::Output,
+    signal,
+};
+
+/// How long a reader of standard output has to take the last lines.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+const AFTER_HELP: &str = "\
+Text lines have the columns: what happened (exists, created, destroyed), session id, auth key id, and why a session \
+was destroyed. What happens to the connection is told on standard error.
+
+JSON lines have the member \"type\": subscribed, snapshot (a session that exists), synced, created, destroyed, \
+heartbeat, reset, disconnected. Ids are strings. \"cursor\" is on every line after which --after can go on. Events come \
+in messages, and a cursor is the place after a whole message: only the last line of a message has it. After a reset, \
+forget what you hold; a whole snapshot follows, to synced.
+
+Where the server cannot be reached, the command tries again until it can.";
+
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct WatchArgs {
+    /// Begins with the sessions that exist.
+    #[arg(long, env = "SESSIOND_SNAPSHOT", conflicts_with = "after", value_parser = FalseyValueParser::new())]
+    snapshot: bool,
+
+    /// Goes on after this cursor, which an earlier watch printed.
+    #[arg(long, env = "SESSIOND_AFTER", value_name = "CURSOR")]
+    after: Option<String>,
+
+    /// Shows only this session, under any auth key. May be given many times; in the environment, separate with commas.
+    #[arg(long, env = "SESSIOND_SESSION", value_name = "ID", value_delimiter = ',', allow_negative_numbers = true)]
+    session: Vec<SessionId>,
+
+    /// Shows only sessions of this auth key. May be given many times; in the environment, separate with commas.
+    #[arg(long, env = "SESSIOND_AUTH_KEY", value_name = "K", value_delimiter = ',', allow_negative_numbers = true)]
+    auth_key: Vec<AuthKeyId>,
+
+    /// Shows only this kind of change. Does not narrow the snapshot.
+    #[arg(long, env = "SESSIOND_TYPE", value_enum, value_delimiter = ',')]
+    r#type: Vec<ChangeType>,
+
+    /// How long the stream may be quiet before the server shows that it is alive: 100ms to 1h. A stream that is silent
+    /// for three times as long is given up and opened again.
+    #[arg(long, env = "SESSIOND_HEARTBEAT", value_name = "DURATION", default_value = "15s")]
+    #[arg(value_parser = parse_duration)]
+    heartbeat: Duration,
+
+    /// The form of the lines that are printed.
+    #[arg(long, env = "SESSIOND_FORMAT", value_enum, default_value = "text")]
+    format: Format,
+
+    #[command(flatten)]
+    addr: AddrArgs,
+
+    /// How long opening the stream may take, connecting included.
+    #[arg(long, env = "SESSIOND_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ChangeType {
+    /// Sessions that are created.
+    Created,
+    /// Sessions that are destroyed.
+    Destroyed,
+}
+
+impl WatchArgs {
+    fn options(&self) -> WatchOptions {
+        let start = match &self.after {
+            Some(cursor) => WatchStart::After(cursor.clone()),
+            None if self.snapshot => WatchStart::Snapshot,
+            None => WatchStart::Now,
+        };
+        WatchOptions::from_start(start)
+            .session_ids(self.session.iter().copied())
+            .auth_key_ids(self.auth_key.iter().copied())
+            .types(self.r#type.iter().map(|r#type| match r#type {
+                ChangeType::Created => EventType::Created,
+                ChangeType::Destroyed => EventType::Destroyed,
+            }))
+            .heartbeat(self.heartbeat)
+    }
+}
+
+pub(crate) async fn run(args: WatchArgs) -> Result<Exit, CliError> {
+    let output = Output::stdout()?;
+    let mut place = None;
+    let result = watch(&args, &output, &mut place).await;
+    // Whoever interrupts does not want to wait for a reader that is stuck.
+    let Ok(result) = tokio::time::timeout(FLUSH_TIMEOUT, output.finish(result)).await else {
+        return Ok(Exit::Done);
+    };
+    if let (Format::Text, Some(cursor)) = (args.format, place) {
+        print_status(&format!("stopped; to go on from here: --after {cursor}"));
+    }
+    result
+}
+
+/// Prints updates until a signal. `place` becomes the cursor after the last update that was printed.
+async fn watch(args: &WatchArgs, output: &Output, place: &mut Option<String>) -> Result<Exit, CliError> {
+    let mut interrupted = pin!(signal::interrupted().map_err(|error| {
+        CliError::new(Exit::No, format!("cannot listen for signals: {error}: look at the limits of this process"))
+    })?);
+    let mut watch = args.addr.client(args.timeout)?.watch(args.options());
+    loop {
+        let update = tokio::select! {
+            () = &mut interrupted => return Ok(Exit::Done),
+            () = output.closed() => return Ok(Exit::Done),
+            update = watch.next() => update.map_err(|error| args.addr.error(&error))?,
+        };
+        let mut chunk = String::new();
+        match args.format {
+            Format::Text => {
+                lines::text(&update, &mut chunk);
+                if let Some(status) = lines::status(&update, args.addr.as_str()) {
+                    print_status(&status);
+                }
+            }
+            Format::Json => lines::json(&update, watch.cursor(), &mut chunk),
+        }
+        tokio::select! {
+            () = &mut interrupted => return Ok(Exit::Done),
+            written = output.write(chunk) => written?,
+        }
+        *place = watch.cursor().map(str::to_owned);
+    }
+}

@@ -1,0 +1,59 @@
+//! How long a watch waits before it connects again.
+
+use std::time::Duration;
+
+const BASE: Duration = Duration::from_millis(100);
+const CAP: Duration = Duration::from_secs(10);
+/// No wait is shorter, whatever chance or the server says: many observers must not hammer a server that is in trouble.
+const FLOOR: Duration = Duration::from_millis(10);
+/// No server's wish is obeyed for longer.
+const LONGEST_WISH: Duration = Duration::from_secs(5 * 60);
+
+/// Exponential backoff with full jitter: a wait is drawn from all of the time up to a ceiling that doubles, so that
+/// observers that were cut off together do not come back together.
+#[derive(Debug, Default)]
+pub(super) struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// The wait after one more failure; longer where the server wishes so.
+    pub(super) fn after_failure(&mut self, wish: Option<Duration>) -> Duration {
+        // 100 ms doubled seven times is past the cap; the bound keeps the shift from overflowing.
+        let ceiling = (BASE * (1 << self.failures.min(7))).min(CAP);
+        self.failures = self.failures.saturating_add(1);
+        let drawn = ceiling.mul_f64(fastrand::f64()).max(FLOOR);
+        wish.map_or(drawn, |wish| wish.min(LONGEST_WISH).max(drawn))
+    }
+
+    /// The stream makes progress: the next failure is a first one.
+    pub(super) fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_stay_between_the_floor_and_a_ceiling_that_doubles() {
+        for _ in 0..200 {
+            let mut backoff = Backoff::default();
+            for ceiling in [100, 200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000, 10_000] {
+                let wait = backoff.after_failure(None);
+                assert!(wait >= FLOOR && wait <= Duration::from_millis(ceiling), "{wait:?} of {ceiling} ms");
+            }
+            backoff.reset();
+            assert!(backoff.after_failure(None) <= BASE);
+        }
+    }
+
+    #[test]
+    fn the_servers_wish_is_a_least() {
+        let mut backoff = Backoff::default();
+        assert_eq!(backoff.after_failure(Some(Duration::from_secs(30))), Duration::from_secs(30));
+        assert_eq!(backoff.after_failure(Some(Duration::MAX)), LONGEST_WISH);
+        assert!(backoff.after_failure(Some(Duration::ZERO)) >= FLOOR);
+    }
+}

@@ -1,0 +1,95 @@
+//! The client's side of protobuf <-> values.
+
+use std::time::Duration;
+
+use super::{ClientError, EventType, ResetReason};
+use crate::{
+    proto,
+    session::{DestroyReason, SessionChange, SessionEvent, SessionKey},
+};
+
+/// The two lists of a batch. Auth keys that are all 0 are left out, which halves the request.
+pub(super) fn ids(sessions: &[SessionKey]) -> (Vec<i64>, Vec<i64>) {
+    let session_ids = sessions.iter().map(|session| session.session_id.0).collect();
+    let auth_key_ids = if sessions.iter().all(|session| session.auth_key_id.0 == 0) {
+        Vec::new()
+    } else {
+        sessions.iter().map(|session| session.auth_key_id.0).collect()
+    };
+    (session_ids, auth_key_ids)
+}
+
+pub(super) fn snapshot(snapshot: proto::Snapshot) -> Vec<SessionKey> {
+    snapshot.sessions.into_iter().map(|session| SessionKey::new(session.auth_key_id, session.session_id)).collect()
+}
+
+pub(super) fn events(events: proto::SessionEvents) -> Result<Vec<SessionEvent>, ClientError> {
+    events.events.into_iter().map(event).collect()
+}
+
+fn event(event: proto::SessionEvent) -> Result<SessionEvent, ClientError> {
+    let change = match event.r#type() {
+        proto::SessionEventType::Created => SessionChange::Created,
+        proto::SessionEventType::Destroyed => SessionChange::Destroyed(destroy_reason(event.reason())),
+        // To leave it out could make an observer hold what is not: better to stop.
+        proto::SessionEventType::Unspecified => return Err(ClientError::Protocol("an event of an unknown type")),
+    };
+    Ok(SessionEvent { session: SessionKey::new(event.auth_key_id, event.session_id), change })
+}
+
+fn destroy_reason(reason: proto::DestroyReason) -> DestroyReason {
+    match reason {
+        proto::DestroyReason::LeaseExpired => DestroyReason::LeaseExpired,
+        proto::DestroyReason::LeaseRevoked => DestroyReason::LeaseRevoked,
+        // A reason that only a newer server knows: that the session is gone is what counts, and no lease that this
+        // client knows of was the cause.
+        proto::DestroyReason::Requested | proto::DestroyReason::Unspecified => DestroyReason::Requested,
+    }
+}
+
+pub(super) fn reset_reason(reason: proto::ResetReason) -> ResetReason {
+    match reason {
+        proto::ResetReason::CursorExpired => ResetReason::CursorExpired,
+        proto::ResetReason::CursorForeign => ResetReason::CursorForeign,
+        proto::ResetReason::Lagged => ResetReason::Lagged,
+        proto::ResetReason::StorageRestarted => ResetReason::StorageRestarted,
+        proto::ResetReason::Unspecified => ResetReason::Unknown,
+    }
+}
+
+pub(super) fn event_type(event_type: EventType) -> proto::SessionEventType {
+    match event_type {
+        EventType::Created => proto::SessionEventType::Created,
+        EventType::Destroyed => proto::SessionEventType::Destroyed,
+    }
+}
+
+/// For the server to judge: a duration that protobuf cannot express becomes the longest that it can.
+pub(super) fn to_proto_duration(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration::try_from(duration).unwrap_or(prost_types::Duration { seconds: i64::MAX, nanos: 0 })
+}
+
+/// None when it is negative.
+pub(super) fn from_proto_duration(duration: prost_types::Duration) -> Option<Duration> {
+    Duration::try_from(duration).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auth_keys_are_left_out_only_when_all_are_zero() {
+        assert_eq!(ids(&[SessionKey::new(0, 1), SessionKey::new(0, -2)]), (vec![1, -2], vec![]));
+        assert_eq!(ids(&[SessionKey::new(0, 1), SessionKey::new(7, 1)]), (vec![1, 1], vec![0, 7]));
+    }
+
+    #[test]
+    fn an_event_of_an_unknown_type_is_an_error_and_an_unknown_reason_is_not() {
+        let mut proto = proto::SessionEvent { r#type: 9, session_id: 1, auth_key_id: 2, reason: 9 };
+        assert!(matches!(event(proto), Err(ClientError::Protocol(_))));
+        proto.r#type = proto::SessionEventType::Destroyed.into();
+        let destroyed = SessionChange::Destroyed(DestroyReason::Requested);
+        assert_eq!(event(proto).unwrap(), SessionEvent { session: SessionKey::new(2, 1), change: destroyed });
+    }
+}

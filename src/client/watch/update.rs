@@ -1,0 +1,80 @@
+//! What a watch tells.
+
+use std::{fmt, time::Duration};
+
+use crate::{
+    client::ClientError,
+    session::{SessionEvent, SessionKey},
+};
+
+/// One step of a [`Watch`](super::Watch).
+///
+/// To hold exactly what the registry holds, start with [`WatchOptions::snapshot`](super::WatchOptions::snapshot) and
+/// without a filter by type: insert the sessions of `Snapshot` and those created by `Events`, remove those destroyed,
+/// forget everything at `Reset`. From `Synced` on, what is held is what is. Updates that are of no interest can be
+/// left aside.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum WatchUpdate {
+    /// A stream is open: the first update, and again whenever the watch has reconnected.
+    Subscribed {
+        /// Which registry this is. It changes when the registry was lost and began anew.
+        registry_id: String,
+        /// The heartbeat interval in force.
+        heartbeat: Duration,
+        /// The place at which the stream starts.
+        cursor: String,
+    },
+    /// A part of the sessions that exist and pass the filters.
+    Snapshot(Vec<SessionKey>),
+    /// The snapshot is complete; what follows is live.
+    Synced {
+        /// How many sessions exist that pass the filters.
+        session_count: u64,
+    },
+    /// Changes, in commit order.
+    Events(Vec<SessionEvent>),
+    /// Nothing else happened for the heartbeat interval.
+    Heartbeat,
+    /// The watch lost its place: forget what is held; a whole snapshot follows, to `Synced`.
+    Reset(ResetReason),
+    /// The connection is lost. The watch connects again by itself when it is next polled after the wait, and goes on
+    /// where it was.
+    Disconnected {
+        /// What happened.
+        error: ClientError,
+        /// The wait before the next try.
+        retry_in: Duration,
+    },
+}
+
+/// Why a watch lost its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ResetReason {
+    /// The cursor is older than the changes that the server retains.
+    CursorExpired,
+    /// The cursor is of another registry.
+    CursorForeign,
+    /// The observer fell behind the changes that the server retains.
+    Lagged,
+    /// The storage lost changes or began anew.
+    StorageRestarted,
+    /// The connection broke within a snapshot, which has no place to go on from. Found by the client.
+    SnapshotInterrupted,
+    /// A reason that only a newer server knows.
+    Unknown,
+}
+
+impl fmt::Display for ResetReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::CursorExpired => "cursor_expired",
+            Self::CursorForeign => "cursor_foreign",
+            Self::Lagged => "lagged",
+            Self::StorageRestarted => "storage_restarted",
+            Self::SnapshotInterrupted => "snapshot_interrupted",
+            Self::Unknown => "unknown",
+        })
+    }
+}
