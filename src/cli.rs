@@ -9,6 +9,7 @@ mod output;
 mod serve;
 mod sessions;
 mod signal;
+mod telemetry;
 mod watch;
 
 use std::{env, ffi::OsString, future::Future, process::ExitCode};
@@ -69,7 +70,7 @@ pub(crate) fn main() -> ExitCode {
 impl Command {
     fn run(self) -> Result<Exit, CliError> {
         match self {
-            Self::Serve(args) => serve::run(args).map(|()| Exit::Done),
+            Self::Serve(args) => block_on(serve::run(args)),
             Self::Create(args) => block_on(sessions::run(args, Verb::Create)),
             Self::Has(args) => block_on(sessions::run(args, Verb::Has)),
             Self::Destroy(args) => block_on(sessions::run(args, Verb::Destroy)),
@@ -95,7 +96,7 @@ fn with_default_command(mut args: Vec<OsString>) -> Vec<OsString> {
     args
 }
 
-/// Runs a client command, for which one thread is plenty.
+/// Runs a command on this thread, which is plenty for a client and the first worker of a server.
 fn block_on(command: impl Future<Output = Result<Exit, CliError>>) -> Result<Exit, CliError> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
         CliError::new(Exit::No, format!("cannot start: {error}: look at the limits of this process"))

@@ -1,25 +1,157 @@
 //! `serve`.
 
-use clap::Args;
+use std::{net::SocketAddr, num::NonZeroUsize, process, thread, time::Duration};
 
-use super::exit::{CliError, Exit};
+use clap::{Args, value_parser};
+use sessiond::{
+    server::{Server, ServerConfig, ServerError},
+    storage::StorageUrl,
+    subject::SubjectOptions,
+};
+use tokio::sync::oneshot;
+
+use super::{
+    connect::parse_duration,
+    exit::{CliError, Exit},
+    signal::Signals,
+    telemetry::{self, LogFormat},
+};
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
     /// The address on which gRPC is served.
     #[arg(long, env = "SESSIOND_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:50051")]
-    listen: String,
+    listen: SocketAddr,
 
-    /// Where sessions are kept.
-    #[arg(long, env = "SESSIOND_STORAGE", value_name = "URL", default_value = "memory:")]
-    storage: String,
-
-    /// The address on which metrics and probes are served, in plain HTTP.
+    /// The address on which /metrics, /live and /ready are served, in plain HTTP.
     #[arg(long, env = "SESSIOND_ADMIN_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9090")]
-    admin_listen: String,
+    admin_listen: SocketAddr,
+
+    /// Where the sessions are: memory: keeps them in this process, and they end with it.
+    #[arg(long, env = "SESSIOND_STORAGE", value_name = "URL", default_value = "memory:")]
+    storage: StorageUrl,
+
+    /// How many threads serve connections [default: the cores that this process may use].
+    #[arg(long, env = "SESSIOND_WORKERS", value_name = "N")]
+    workers: Option<NonZeroUsize>,
+
+    /// How many events are retained for observers to resume from.
+    #[arg(long, env = "SESSIOND_RETAIN_EVENTS", value_name = "N", default_value = "1048576",
+        value_parser = positive())]
+    retain_events: u64,
+
+    /// How many bytes of memory the retained events may take.
+    #[arg(long, env = "SESSIOND_RETAIN_BYTES", value_name = "BYTES", default_value = "268435456",
+        value_parser = positive())]
+    retain_bytes: u64,
+
+    /// How many sessions there may be, at most 200,000,000.
+    #[arg(long, env = "SESSIOND_MAX_SESSIONS", value_name = "N", default_value = "200000000",
+        value_parser = value_parser!(u64).range(1..=200_000_000))]
+    max_sessions: u64,
+
+    /// How many observers there may be at once.
+    #[arg(long, env = "SESSIOND_MAX_OBSERVERS", value_name = "N", default_value = "100000",
+        value_parser = positive())]
+    max_observers: u64,
+
+    /// How many ids the filters of one observer may name.
+    #[arg(long, env = "SESSIOND_MAX_FILTER_IDS", value_name = "N", default_value = "4096",
+        value_parser = positive())]
+    max_filter_ids: u64,
+
+    /// How many connections there may be at once; more wait to be accepted.
+    #[arg(long, env = "SESSIOND_MAX_CONNECTIONS", value_name = "N", default_value = "100000",
+        value_parser = positive())]
+    max_connections: u64,
+
+    /// How many calls and streams may be open at once on one connection.
+    #[arg(long, env = "SESSIOND_MAX_STREAMS", value_name = "N", default_value = "1024",
+        value_parser = value_parser!(u32).range(1..))]
+    max_streams: u32,
+
+    /// How many bytes a request may have.
+    #[arg(long, env = "SESSIOND_MAX_MESSAGE_BYTES", value_name = "BYTES", default_value = "4194304",
+        value_parser = value_parser!(u64).range(1024..=1 << 30))]
+    max_message_bytes: u64,
+
+    /// How long a drain may take after SIGTERM or SIGINT, before what is left is cut off.
+    #[arg(long, env = "SESSIOND_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "10s",
+        value_parser = parse_duration)]
+    drain_timeout: Duration,
+
+    /// How a line of the log is written.
+    #[arg(long, env = "SESSIOND_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+
+    /// What is logged, as directives of tracing-subscriber: warn, or info,sessiond::server=debug.
+    #[arg(long, env = "SESSIOND_LOG", value_name = "FILTER", default_value = "info")]
+    log: String,
 }
 
-pub(crate) fn run(args: ServeArgs) -> Result<(), CliError> {
-    let ServeArgs { listen, storage, admin_listen } = args;
-    Err(CliError::new(Exit::No, format!("cannot serve {storage} on {listen} and {admin_listen}: not built yet")))
+fn positive() -> clap::builder::RangedU64ValueParser<u64> {
+    value_parser!(u64).range(1..)
+}
+
+impl ServeArgs {
+    fn config(&self) -> ServerConfig {
+        // More than the machine can address is as good as no bound.
+        let bound = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        ServerConfig {
+            listen: self.listen,
+            admin_listen: self.admin_listen,
+            storage: self.storage.clone(),
+            workers: self.workers.or(thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN),
+            subject: SubjectOptions {
+                retain_events: bound(self.retain_events),
+                retain_bytes: bound(self.retain_bytes),
+                max_observers: bound(self.max_observers),
+                max_filter_ids: bound(self.max_filter_ids),
+            },
+            max_sessions: self.max_sessions,
+            max_connections: bound(self.max_connections),
+            max_streams: self.max_streams,
+            max_message_bytes: bound(self.max_message_bytes),
+            drain_timeout: self.drain_timeout,
+        }
+    }
+}
+
+pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
+    telemetry::init(args.log_format, &args.log)
+        .map_err(|error| CliError::new(Exit::Usage, format!("--log {:?} is no filter: {error}", args.log)))?;
+    let mut signals = Signals::listen()?;
+    let config = args.config();
+    let workers = config.workers;
+    let server = Server::bind(config).await.map_err(start_error)?;
+    let address = |address: std::io::Result<SocketAddr>| address.map_or_else(|_| "?".to_owned(), |a| a.to_string());
+    tracing::info!(
+        address = address(server.local_addr()),
+        admin_address = address(server.admin_addr()),
+        storage = %args.storage,
+        workers,
+        "listening"
+    );
+
+    let (stop, stopped) = oneshot::channel();
+    let waits = tokio::spawn(async move {
+        signals.next().await;
+        let _ = stop.send(());
+        signals.next().await;
+        tracing::warn!("a second signal: exiting at once");
+        process::exit(Exit::No as i32);
+    });
+    // An error would tell that the task above is gone, which it is not before it has sent.
+    let result = server.run(async { drop(stopped.await) }).await;
+    waits.abort();
+    result.map(|()| Exit::Done).map_err(start_error)
+}
+
+fn start_error(error: ServerError) -> CliError {
+    let exit = match error {
+        ServerError::Listen { .. } => Exit::Listen,
+        ServerError::Open(_) | ServerError::Storage(_) => Exit::Storage,
+        _ => Exit::No,
+    };
+    CliError::new(exit, error)
 }

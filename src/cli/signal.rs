@@ -1,36 +1,36 @@
 //! The signals that end a command.
 
-use std::{future::Future, io};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Begins to listen for SIGINT (Ctrl-C) and SIGTERM; the future ends with the first of them.
-///
-/// # Errors
-///
-/// When the system does not let the process handle signals.
-#[cfg(unix)]
-pub(crate) fn interrupted() -> io::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
+use super::exit::{CliError, Exit};
 
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    })
+/// SIGINT (Ctrl-C) and SIGTERM, which from now on do not kill the process.
+pub(crate) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
 }
 
-/// Begins to listen for Ctrl-C; the future ends with it.
-///
-/// # Errors
-///
-/// None on this system.
-#[cfg(not(unix))]
-pub(crate) fn interrupted() -> io::Result<impl Future<Output = ()>> {
-    Ok(async {
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
+impl Signals {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not let the process handle signals.
+    pub(crate) fn listen() -> Result<Self, CliError> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| {
+                let what = format!("cannot listen for signals: {error}: look at the limits of this process");
+                CliError::new(Exit::No, what)
+            })
+        };
+        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    /// Waits for the next of them. Cancellation safe.
+    pub(crate) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
-    })
+    }
 }

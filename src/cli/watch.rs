@@ -2,7 +2,7 @@
 
 mod lines;
 
-use std::{pin::pin, time::Duration};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum, builder::FalseyValueParser};
 use sessiond::{
@@ -15,7 +15,7 @@ use super::{
     exit::{CliError, Exit, print_status},
     format::Format,
     output::Output,
-    signal,
+    signal::Signals,
 };
 
 /// How long a reader of standard output has to take the last lines.
@@ -115,13 +115,11 @@ pub(crate) async fn run(args: WatchArgs) -> Result<Exit, CliError> {
 
 /// Prints updates until a signal. `place` becomes the cursor after the last update that was printed.
 async fn watch(args: &WatchArgs, output: &Output, place: &mut Option<String>) -> Result<Exit, CliError> {
-    let mut interrupted = pin!(signal::interrupted().map_err(|error| {
-        CliError::new(Exit::No, format!("cannot listen for signals: {error}: look at the limits of this process"))
-    })?);
+    let mut signals = Signals::listen()?;
     let mut watch = args.addr.client(args.timeout)?.watch(args.options());
     loop {
         let update = tokio::select! {
-            () = &mut interrupted => return Ok(Exit::Done),
+            () = signals.next() => return Ok(Exit::Done),
             () = output.closed() => return Ok(Exit::Done),
             update = watch.next() => update.map_err(|error| args.addr.error(&error))?,
         };
@@ -136,7 +134,7 @@ async fn watch(args: &WatchArgs, output: &Output, place: &mut Option<String>) ->
             Format::Json => lines::json(&update, watch.cursor(), &mut chunk),
         }
         tokio::select! {
-            () = &mut interrupted => return Ok(Exit::Done),
+            () = signals.next() => return Ok(Exit::Done),
             written = output.write(chunk) => written?,
         }
         *place = watch.cursor().map(str::to_owned);
