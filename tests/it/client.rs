@@ -81,7 +81,7 @@ async fn long_batches_are_split_in_order() {
     assert_eq!(exists, ids.iter().map(|id| id % 2 == 1).collect::<Vec<_>>());
     assert_eq!(client.batch_destroy(&sessions(&[1, 2])).await.unwrap(), [true, false]);
     assert_eq!(client.batch_has(&[SessionKey::new(9, 3), SessionKey::new(0, 3)]).await.unwrap(), [false, true]);
-    assert_eq!(client.batch_has(&[]).await.unwrap(), []);
+    assert!(client.batch_has(&[]).await.unwrap().is_empty());
     let batches = [(odd.len(), false), (MAX_BATCH, false), (10, false), (2, false), (2, true)];
     assert_eq!(fake.batches(), batches);
 }
