@@ -2,7 +2,7 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const PROTOS: [&str; 1] = ["proto/sessiond/v1/session_service.proto"];
+const PROTOS: [&str; 2] = ["proto/sessiond/v1/session_service.proto", "proto/sessiond/v1/lease_service.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");

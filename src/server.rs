@@ -14,7 +14,7 @@ use tokio::{net::TcpListener, sync::watch, task::AbortHandle, time::timeout};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
-    service::{SessionService, WireEncoder},
+    service::{LeaseService, SessionService, WireEncoder},
     storage::{OpenError, StorageError, StorageOptions, StorageUrl},
     subject::{SessionSubject, SubjectOptions},
 };
@@ -42,6 +42,8 @@ pub struct ServerConfig {
     pub subject: SubjectOptions,
     /// How many sessions there may be.
     pub max_sessions: u64,
+    /// How many leases there may be.
+    pub max_leases: u64,
     /// How many connections there may be. More wait to be accepted.
     pub max_connections: usize,
     /// How many calls and streams may be open at once on one connection.
@@ -99,9 +101,11 @@ impl Server {
     pub async fn bind(config: ServerConfig) -> Result<Self, ServerError> {
         let listener = listen(config.listen, "listen").await?;
         let admin_listener = listen(config.admin_listen, "admin-listen").await?;
-        let storage = config
-            .storage
-            .open(StorageOptions { retain_events: config.subject.retain_events, max_sessions: config.max_sessions })?;
+        let storage = config.storage.open(StorageOptions {
+            retain_events: config.subject.retain_events,
+            max_sessions: config.max_sessions,
+            max_leases: config.max_leases,
+        })?;
         let subject = Arc::new(SessionSubject::start(storage, config.subject, WireEncoder).await?);
         Ok(Self { config, listener, admin_listener, subject })
     }
@@ -146,7 +150,7 @@ impl Server {
         let (lifecycle, _) = watch::channel(Lifecycle::Serving);
         let handler = Handler {
             sessions: SessionService::new(Arc::clone(&subject), config.max_message_bytes),
-            standard: Arc::new(Standard::new(&health)),
+            standard: Arc::new(Standard::new(&health, LeaseService::new(Arc::clone(&subject)))),
         };
         let mut workers = Workers::start(config.workers, config.max_streams, &handler, &lifecycle)?;
         let acceptor = Acceptor::new(listener, workers.inlets(), config.max_connections);
@@ -177,7 +181,7 @@ impl Server {
     }
 }
 
-const HEALTH_SERVICES: [&str; 2] = ["", "sessiond.v1.SessionService"];
+const HEALTH_SERVICES: [&str; 3] = ["", "sessiond.v1.SessionService", "sessiond.v1.LeaseService"];
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
     for service in HEALTH_SERVICES {

@@ -3,6 +3,7 @@
 mod convert;
 mod dispatch;
 mod encode;
+mod lease;
 mod message;
 mod response;
 mod subscribe;
@@ -15,15 +16,16 @@ use crate::{
         BatchDestroySessionsResponse, BatchHasSessionsRequest, BatchHasSessionsResponse, CreateSessionRequest,
         CreateSessionResponse, DestroySessionRequest, DestroySessionResponse, HasSessionRequest, HasSessionResponse,
     },
+    session::{LeaseId, SessionKey},
     status::ServiceError,
     storage::StorageError,
     subject::SessionSubject,
 };
 
-use self::convert::{no_lease, session_key, session_keys};
+use self::convert::{session_key, session_keys};
 
 pub(crate) use self::dispatch::PATH;
-pub use self::{dispatch::SessionService, encode::WireEncoder, response::ResponseBody};
+pub use self::{dispatch::SessionService, encode::WireEncoder, lease::LeaseService, response::ResponseBody};
 
 /// The calls of `sessiond.v1.SessionService`, on values of the protocol.
 #[derive(Clone, Debug)]
@@ -40,15 +42,14 @@ impl Calls {
 
     async fn create(self, request: CreateSessionRequest) -> Result<CreateSessionResponse, ServiceError> {
         let session = session_key(request.auth_key_id, request.session_id)?;
-        no_lease(request.lease_id)?;
-        let created = first(&self.subject.create(&[session]).await?)?;
+        let created = first(&self.create_under(&[session], request.lease_id).await?)?;
         Ok(CreateSessionResponse { created })
     }
 
     async fn destroy(self, request: DestroySessionRequest) -> Result<DestroySessionResponse, ServiceError> {
         let session = session_key(request.auth_key_id, request.session_id)?;
-        no_lease(request.lease_id)?;
-        let destroyed = first(&self.subject.destroy(&[session]).await?)?;
+        let lease = LeaseId::from_number(request.lease_id);
+        let destroyed = first(&self.subject.destroy(&[session], lease).await?)?;
         Ok(DestroySessionResponse { destroyed })
     }
 
@@ -63,8 +64,7 @@ impl Calls {
         request: BatchCreateSessionsRequest,
     ) -> Result<BatchCreateSessionsResponse, ServiceError> {
         let sessions = session_keys(&request.auth_key_ids, &request.session_ids)?;
-        no_lease(request.lease_id)?;
-        let created = self.subject.create(&sessions).await?;
+        let created = self.create_under(&sessions, request.lease_id).await?;
         Ok(BatchCreateSessionsResponse { created })
     }
 
@@ -73,9 +73,16 @@ impl Calls {
         request: BatchDestroySessionsRequest,
     ) -> Result<BatchDestroySessionsResponse, ServiceError> {
         let sessions = session_keys(&request.auth_key_ids, &request.session_ids)?;
-        no_lease(request.lease_id)?;
-        let destroyed = self.subject.destroy(&sessions).await?;
+        let lease = LeaseId::from_number(request.lease_id);
+        let destroyed = self.subject.destroy(&sessions, lease).await?;
         Ok(BatchDestroySessionsResponse { destroyed })
+    }
+
+    async fn create_under(&self, sessions: &[SessionKey], lease_id: u64) -> Result<Vec<bool>, ServiceError> {
+        self.subject.create(sessions, LeaseId::from_number(lease_id)).await.map_err(|error| match error {
+            StorageError::UnknownLease(_) => ServiceError::CreateUnderUnknownLease(lease_id),
+            error => error.into(),
+        })
     }
 }
 

@@ -1,6 +1,10 @@
 //! The values everything else is about: which session, and what happened to it. Plain data, no I/O.
 
-use std::{fmt, num::ParseIntError, str::FromStr};
+use std::{
+    fmt,
+    num::{NonZeroU64, ParseIntError},
+    str::FromStr,
+};
 
 /// The id of a session, chosen by its client. Any 64-bit value is valid, 0 and negative ones too.
 ///
@@ -28,6 +32,30 @@ impl SessionKey {
     #[must_use]
     pub const fn new(auth_key_id: i64, session_id: i64) -> Self {
         Self { auth_key_id: AuthKeyId(auth_key_id), session_id: SessionId(session_id) }
+    }
+}
+
+/// The id of a lease, given by the registry; never 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId(pub NonZeroU64);
+
+impl LeaseId {
+    /// The lease of that number; none for 0, as the protocol has it.
+    #[must_use]
+    pub fn from_number(number: u64) -> Option<Self> {
+        NonZeroU64::new(number).map(Self)
+    }
+
+    /// The number of the lease.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        self.0.get()
+    }
+}
+
+impl fmt::Display for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 

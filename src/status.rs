@@ -55,9 +55,18 @@ pub enum ServiceError {
         /// The limit, in bytes.
         limit: usize,
     },
-    /// Leases are not built yet.
-    #[error("lease_id is set, and this server has no leases: leave it at 0")]
-    NoLeases,
+    /// The ttl of a lease is not between 1 s and 24 h.
+    #[error("ttl is not between 1 s and 24 h: set it within")]
+    BadTtl,
+    /// The owner of a lease is too long a text.
+    #[error("owner has {0} bytes: send at most 128")]
+    OwnerTooLong(usize),
+    /// A session cannot be created under a lease that is not there.
+    #[error("lease {0} is gone: grant a new one, and create the sessions again under it")]
+    CreateUnderUnknownLease(u64),
+    /// A lease that is not there cannot be kept alive or revoked.
+    #[error("lease {0} is gone: grant a new one, and create the sessions again under it")]
+    LeaseGone(u64),
     /// An observer cannot start.
     #[error(transparent)]
     Observe(#[from] ObserveError),
@@ -113,7 +122,10 @@ fn row(error: &ServiceError) -> Row {
             let what = format!("the request is longer than {limit} bytes");
             return exhausted("REQUEST_TOO_LARGE", what, "max-message-bytes");
         }
-        ServiceError::NoLeases => (Code::Unimplemented, "NO_LEASES", Some("lease_id")),
+        ServiceError::BadTtl => (Code::InvalidArgument, "BAD_DURATION", Some("ttl")),
+        ServiceError::OwnerTooLong(_) => (Code::InvalidArgument, "OWNER_TOO_LONG", Some("owner")),
+        ServiceError::CreateUnderUnknownLease(_) => (Code::FailedPrecondition, "LEASE_GONE", None),
+        ServiceError::LeaseGone(_) => (Code::NotFound, "LEASE_GONE", None),
         ServiceError::Draining | ServiceError::Observe(ObserveError::Closed) => {
             return Row { message: ServiceError::Draining.to_string(), ..unavailable("SERVER_DRAINING") };
         }
@@ -136,6 +148,10 @@ fn storage_row(error: &StorageError) -> Row {
         StorageError::TooManySessions { limit } => {
             exhausted("TOO_MANY_SESSIONS", format!("the registry holds its limit of {limit} sessions"), "max-sessions")
         }
+        StorageError::TooManyLeases { limit } => {
+            exhausted("TOO_MANY_LEASES", format!("there are {limit} leases already"), "max-leases")
+        }
+        StorageError::UnknownLease(lease) => row(&ServiceError::LeaseGone(lease.number())),
         StorageError::Unavailable(_) => {
             let source: &dyn Error = error;
             tracing::warn!(error = source, "a call failed: the storage is out of reach");
@@ -202,7 +218,16 @@ mod tests {
                 "REQUEST_TOO_LARGE",
                 "--max-message-bytes",
             ),
-            (ServiceError::NoLeases, Code::Unimplemented, "NO_LEASES", "leave it at 0"),
+            (ServiceError::BadTtl, Code::InvalidArgument, "BAD_DURATION", "24 h"),
+            (ServiceError::OwnerTooLong(129), Code::InvalidArgument, "OWNER_TOO_LONG", "at most 128"),
+            (ServiceError::CreateUnderUnknownLease(7), Code::FailedPrecondition, "LEASE_GONE", "grant a new one"),
+            (ServiceError::LeaseGone(7), Code::NotFound, "LEASE_GONE", "grant a new one"),
+            (
+                StorageError::TooManyLeases { limit: 3 }.into(),
+                Code::ResourceExhausted,
+                "TOO_MANY_LEASES",
+                "--max-leases",
+            ),
             (ServiceError::Draining, Code::Unavailable, "SERVER_DRAINING", "another replica"),
             (ObserveError::Closed.into(), Code::Unavailable, "SERVER_DRAINING", "another replica"),
             (

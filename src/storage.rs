@@ -7,11 +7,11 @@ mod open;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 
-use std::{fmt, ops::Range};
+use std::{convert::Infallible, fmt, ops::Range, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::session::{SessionEvent, SessionKey};
+use crate::session::{LeaseId, SessionEvent, SessionKey};
 
 pub use self::{
     error::{LogError, StorageError},
@@ -36,6 +36,8 @@ pub use self::{
 ///   partition keep the order of the batch.
 /// - **Exact reads**: [`read_buckets`](Self::read_buckets) gives, for each bucket, the sessions in it just after the change
 ///   at the position it names and before the next one.
+/// - **Leased**: a session under a lease that is gone is gone too, or about to be: once a lease has ended, nothing comes under it,
+///   and each session that is under it is destroyed, once. A session that has moved to another lease is not.
 /// - **Cancellable**: a future dropped before it is ready leaves each session either changed, with its log entry, or not.
 /// - **Concurrent**: all methods may be called at once from any number of tasks, and any number may follow the log.
 /// - **Bounded**: the log keeps a bounded number of changes and says when a position is no longer held. It need not
@@ -53,10 +55,13 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
 
     /// Makes sessions exist. Tells for each, in order, whether this call created it.
     ///
+    /// Under a lease, all of them come under it, those that existed too; without one, those that existed keep theirs.
+    ///
     /// # Errors
     ///
-    /// [`StorageError`]; sessions earlier in the list may have been created all the same, and a retry is safe.
-    async fn create(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError>;
+    /// [`StorageError`], [`StorageError::UnknownLease`] among them; sessions earlier in the list may have been created all
+    /// the same, and a retry is safe.
+    async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError>;
 
     /// Tells for each session, in order, whether it exists.
     ///
@@ -67,10 +72,54 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
 
     /// Makes sessions not exist. Tells for each, in order, whether this call destroyed it.
     ///
+    /// With a lease only those that are under it are destroyed; none is when there is no such lease.
+    ///
     /// # Errors
     ///
     /// [`StorageError`]; sessions earlier in the list may have been destroyed all the same, and a retry is safe.
-    async fn destroy(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError>;
+    async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError>;
+
+    /// Grants a lease that expires when it is not kept alive for `ttl`. `owner` is a label for people.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`], [`StorageError::TooManyLeases`] among them.
+    async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError>;
+
+    /// Lets a lease live for its whole ttl from now on. Gives that ttl.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError::UnknownLease`] when it is gone.
+    async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, StorageError>;
+
+    /// Ends a lease and destroys the sessions under it with [`LeaseRevoked`](crate::session::DestroyReason::LeaseRevoked).
+    /// Tells how many those were.
+    ///
+    /// The lease is gone before the first session is: when the future is dropped, the rest is destroyed by
+    /// [`expire_leases`](Self::expire_leases).
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError::UnknownLease`] when it is gone already.
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError>;
+
+    /// Ends leases as they expire and destroys the sessions under them with
+    /// [`LeaseExpired`](crate::session::DestroyReason::LeaseExpired), for as long as it is polled; never returns
+    /// but with an error, after which it may be called again. No lease expires before its ttl has passed. Whoever holds a
+    /// storage runs this once.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError::Unavailable`] when the storage cannot be asked.
+    async fn expire_leases(&self) -> Result<Infallible, StorageError>;
+
+    /// How many leases there are, as a figure for people.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError::Unavailable`] when the storage cannot be asked.
+    async fn lease_count(&self) -> Result<u64, StorageError>;
 
     /// How many sessions there are, as a figure for people; it may lag behind the changes.
     ///

@@ -15,7 +15,7 @@
 //! let storage = Arc::new(MemoryStorage::new(MemoryOptions::default()));
 //! let subject = SessionSubject::start(storage, SubjectOptions::default(), ()).await?;
 //! let mut observer = subject.observe(ObserveOptions::default()).await?;
-//! subject.create(&[SessionKey::new(0, 42)]).await?;
+//! subject.create(&[SessionKey::new(0, 42)], None).await?;
 //! while let Some(update) = observer.next().await {
 //!     if let Update::Events(events) = update {
 //!         assert_eq!(events.events()[0].session, SessionKey::new(0, 42));
@@ -44,6 +44,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::task::JoinHandle;
@@ -55,7 +56,7 @@ use self::{
     observer::Opening,
 };
 use crate::{
-    session::SessionKey,
+    session::{LeaseId, SessionKey},
     storage::{SessionStorage, StorageError},
 };
 
@@ -70,11 +71,12 @@ pub use self::{
 
 /// The session subject over a storage.
 ///
-/// Calls may be made from any number of tasks and threads at once. Observers may be on any runtime. The task that follows
-/// the storage ends with the subject; observers that are left hear no more.
+/// Calls may be made from any number of tasks and threads at once. Observers may be on any runtime. The tasks that follow
+/// the storage and expire its leases end with the subject; observers that are left hear no more.
 pub struct SessionSubject {
     inner: Arc<Inner>,
     follower: JoinHandle<()>,
+    expirer: JoinHandle<()>,
 }
 
 /// The bounds of a subject.
@@ -168,7 +170,7 @@ pub(crate) struct Inner {
 }
 
 impl SessionSubject {
-    /// Starts to follow `storage`, in a task of the current tokio runtime. `encoder` makes the messages that observers
+    /// Starts to follow `storage` and to expire its leases, in tasks of the current tokio runtime. `encoder` makes the messages that observers
     /// share; `()` makes none.
     ///
     /// # Errors
@@ -194,7 +196,8 @@ impl SessionSubject {
             is_following: AtomicBool::new(true),
         });
         let follower = tokio::spawn(follow::follow(Arc::clone(&inner), extent));
-        Ok(Self { inner, follower })
+        let expirer = tokio::spawn(follow::expire(Arc::clone(&inner)));
+        Ok(Self { inner, follower, expirer })
     }
 
     /// Makes sessions exist; see [`SessionStorage::create`].
@@ -202,8 +205,8 @@ impl SessionSubject {
     /// # Errors
     ///
     /// As the storage.
-    pub async fn create(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
-        self.inner.storage.create(sessions).await
+    pub async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
+        self.inner.storage.create(sessions, lease).await
     }
 
     /// Tells which sessions exist; see [`SessionStorage::has`].
@@ -220,8 +223,44 @@ impl SessionSubject {
     /// # Errors
     ///
     /// As the storage.
-    pub async fn destroy(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
-        self.inner.storage.destroy(sessions).await
+    pub async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
+        self.inner.storage.destroy(sessions, lease).await
+    }
+
+    /// Grants a lease; see [`SessionStorage::grant_lease`].
+    ///
+    /// # Errors
+    ///
+    /// As the storage.
+    pub async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
+        self.inner.storage.grant_lease(ttl, owner).await
+    }
+
+    /// Keeps a lease alive; see [`SessionStorage::keep_lease_alive`].
+    ///
+    /// # Errors
+    ///
+    /// As the storage.
+    pub async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, StorageError> {
+        self.inner.storage.keep_lease_alive(lease).await
+    }
+
+    /// Revokes a lease; see [`SessionStorage::revoke_lease`].
+    ///
+    /// # Errors
+    ///
+    /// As the storage.
+    pub async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
+        self.inner.storage.revoke_lease(lease).await
+    }
+
+    /// How many leases there are; see [`SessionStorage::lease_count`].
+    ///
+    /// # Errors
+    ///
+    /// As the storage.
+    pub async fn lease_count(&self) -> Result<u64, StorageError> {
+        self.inner.storage.lease_count().await
     }
 
     /// How many sessions there are; see [`SessionStorage::session_count`].
@@ -337,6 +376,7 @@ impl Inner {
 impl Drop for SessionSubject {
     fn drop(&mut self) {
         self.follower.abort();
+        self.expirer.abort();
     }
 }
 

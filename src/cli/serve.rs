@@ -50,6 +50,11 @@ pub(crate) struct ServeArgs {
         value_parser = value_parser!(u64).range(1..=200_000_000))]
     max_sessions: u64,
 
+    /// How many leases there may be at once.
+    #[arg(long, env = "SESSIOND_MAX_LEASES", value_name = "N", default_value = "1000000",
+        value_parser = positive())]
+    max_leases: u64,
+
     /// How many observers there may be at once.
     #[arg(long, env = "SESSIOND_MAX_OBSERVERS", value_name = "N", default_value = "100000",
         value_parser = positive())]
@@ -109,6 +114,7 @@ impl ServeArgs {
                 max_filter_ids: bound(self.max_filter_ids),
             },
             max_sessions: self.max_sessions,
+            max_leases: self.max_leases,
             max_connections: bound(self.max_connections),
             max_streams: self.max_streams,
             max_message_bytes: bound(self.max_message_bytes),

@@ -40,6 +40,9 @@ async fn register(registry: &mut Registry, subject: &SessionSubject) {
     if let Ok(count) = subject.session_count().await {
         registry.register("sessions", "Sessions that exist", gauge(count));
     }
+    if let Ok(count) = subject.lease_count().await {
+        registry.register("leases", "Leases that are alive", gauge(count));
+    }
     let stats = subject.stats();
     registry.register("observers", "Observers that are subscribed", gauge(stats.observers));
     registry.register(

@@ -1,4 +1,4 @@
-//! The standard services beside ours: health (`grpc.health.v1`) and reflection (`grpc.reflection.v1` and `v1alpha`).
+//! The services beside the session service: leases, health (`grpc.health.v1`) and reflection (`grpc.reflection.v1` and `v1alpha`).
 
 use std::{convert::Infallible, fmt};
 
@@ -11,7 +11,10 @@ use tonic_health::{
 };
 use tower::{ServiceExt, util::BoxCloneSyncService};
 
-use crate::proto::FILE_DESCRIPTOR_SET;
+use crate::{
+    proto::{FILE_DESCRIPTOR_SET, lease_service_server::LeaseServiceServer},
+    service::LeaseService,
+};
 
 type Boxed = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
 
@@ -19,9 +22,11 @@ type Boxed = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
 pub(super) struct Standard(Vec<(&'static str, Boxed)>);
 
 impl Standard {
-    pub(super) fn new(health: &HealthReporter) -> Self {
+    pub(super) fn new(health: &HealthReporter, leases: LeaseService) -> Self {
         let health = HealthServer::new(HealthService::from_health_reporter(health.clone()));
-        let mut services = vec![("/grpc.health.v1.Health/", Boxed::new(health))];
+        let leases = LeaseServiceServer::new(leases);
+        let mut services =
+            vec![("/sessiond.v1.LeaseService/", Boxed::new(leases)), ("/grpc.health.v1.Health/", Boxed::new(health))];
         let builder = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)

@@ -32,10 +32,6 @@ pub(super) fn session_keys(auth_key_ids: &[i64], session_ids: &[i64]) -> Result<
     Ok(auth_key_ids.iter().zip(session_ids).map(|(auth_key, id)| SessionKey::new(*auth_key, *id)).collect())
 }
 
-pub(super) fn no_lease(lease_id: u64) -> Result<(), ServiceError> {
-    if lease_id == 0 { Ok(()) } else { Err(ServiceError::NoLeases) }
-}
-
 pub(super) fn observe_options(request: proto::SubscribeRequest) -> Result<ObserveOptions, ServiceError> {
     use proto::subscribe_request::Start::{Cursor, Snapshot};
     let start = match request.start {
@@ -76,7 +72,7 @@ pub(super) fn heartbeat(duration: Option<prost_types::Duration>) -> Result<Durat
 }
 
 pub(super) fn duration(duration: Duration) -> prost_types::Duration {
-    // Within an hour, so both numbers fit.
+    // At most a day, so both numbers fit.
     prost_types::Duration { seconds: duration.as_secs() as i64, nanos: duration.subsec_nanos() as i32 }
 }
 

@@ -2,6 +2,8 @@
 
 use std::error::Error;
 
+use crate::session::LeaseId;
+
 /// Why a storage did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -15,6 +17,15 @@ pub enum StorageError {
         /// The limit, in sessions.
         limit: u64,
     },
+    /// There are as many leases as there may be.
+    #[error("there are {limit} leases, which is the limit")]
+    TooManyLeases {
+        /// The limit.
+        limit: u64,
+    },
+    /// There is no such lease: it expired, was revoked, or never was.
+    #[error("lease {0} is gone")]
+    UnknownLease(LeaseId),
     /// The storage does not keep its own contract: it or what lies beneath it is broken.
     #[error("the storage is broken")]
     Broken(#[source] Box<dyn Error + Send + Sync>),

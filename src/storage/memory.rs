@@ -5,20 +5,29 @@
 //! is let go: this is what makes the two one step, and a bucket's read exact.
 
 mod bucket;
+mod lease;
 mod log;
 
 use std::{
+    convert::Infallible,
     fmt,
     hash::{BuildHasher, RandomState},
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use async_trait::async_trait;
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use parking_lot::Mutex;
+use tokio::time::{Instant, sleep_until};
 
-use self::{bucket::Bucket, log::Log};
+use self::{
+    bucket::Bucket,
+    lease::{Ended, Lease, Leases},
+    log::Log,
+};
 use super::{BucketRun, Layout, LogError, LogExtent, Position, RegistryId, SessionStorage, StorageError};
-use crate::session::{DestroyReason, SessionChange, SessionEvent, SessionKey};
+use crate::session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey};
 
 /// A batch lets other tasks of its thread run after this many sessions, a few hundred microseconds of work.
 const SESSIONS_BETWEEN_YIELDS: usize = 1024;
@@ -26,16 +35,29 @@ const SESSIONS_BETWEEN_YIELDS: usize = 1024;
 /// No more buckets than this are read at once, so that many empty ones do not make a long step.
 const BUCKETS_A_READ: u32 = 1024;
 
+/// The most sessions of a lease that are destroyed under one hold of a bucket's lock.
+const SESSIONS_A_SWEEP: usize = 512;
+
+/// So many leases are swept side by side: one of a few sessions does not wait for one of millions.
+const SWEEPS_AT_ONCE: usize = 64;
+
+/// The clock of the leases is looked at this often at least. When it was not for so much longer that gateways may have
+/// missed their turn, then this process was stopped or starved, and every lease gets a full ttl again: an outage of the
+/// registry kills no session.
+const CLOCK_CHECK: Duration = Duration::from_millis(250);
+const OUTAGE: Duration = Duration::from_secs(1);
+
 /// The storage in this process' memory.
 ///
-/// A session costs about 25 bytes with the default of 4096 buckets: 16 for its key, 2 for its place in its bucket's hash
-/// table, and the room that both leave for growth.
+/// A session costs 25 to 30 bytes with the default of 4096 buckets: 16 for its key, 4 for its lease once any session of its
+/// bucket has one, 3 for its entry in the bucket's hash table, and the room that these leave for growth.
 pub struct MemoryStorage {
     registry_id: RegistryId,
     /// Keyed by chance: ids are chosen by clients, who must not be able to make them collide. `RandomState` is SipHash-1-3.
     hash: RandomState,
     buckets: Box<[Mutex<Bucket>]>,
     logs: Box<[Log]>,
+    leases: Leases,
     session_count: AtomicU64,
     max_sessions: u64,
 }
@@ -51,11 +73,13 @@ pub struct MemoryOptions {
     pub retain_events: usize,
     /// How many sessions may exist.
     pub max_sessions: u64,
+    /// How many leases there may be.
+    pub max_leases: u64,
 }
 
 impl Default for MemoryOptions {
     fn default() -> Self {
-        Self { buckets: 4096, partitions: 1, retain_events: 1 << 20, max_sessions: 200_000_000 }
+        Self { buckets: 4096, partitions: 1, retain_events: 1 << 20, max_sessions: 200_000_000, max_leases: 1_000_000 }
     }
 }
 
@@ -69,6 +93,7 @@ impl MemoryStorage {
             hash: RandomState::new(),
             buckets: (0..buckets).map(|_| Mutex::default()).collect(),
             logs: (0..options.partitions.max(1)).map(|_| Log::new(options.retain_events)).collect(),
+            leases: Leases::new(options.max_leases),
             session_count: AtomicU64::new(0),
             max_sessions: options.max_sessions,
         }
@@ -83,12 +108,23 @@ impl MemoryStorage {
         &self.logs[self.partition_of(bucket) as usize]
     }
 
-    fn create_one(&self, session: SessionKey) -> Result<bool, StorageError> {
+    fn create_one(&self, session: SessionKey, lease: Option<(LeaseId, &Lease)>) -> Result<bool, StorageError> {
         let too_many = || StorageError::TooManySessions { limit: self.max_sessions };
         let hash = self.hash.hash_one(session);
         let bucket_index = self.bucket_of_hash(hash);
+        if let Some((_, lease)) = lease {
+            lease.enter(bucket_index);
+        }
         let mut bucket = self.buckets[bucket_index as usize].lock();
-        if bucket.contains(hash, &session) {
+        let slot = match lease {
+            Some((id, lease)) if !lease.is_live() => return Err(StorageError::UnknownLease(id)),
+            Some((_, lease)) => lease.slot,
+            None => 0,
+        };
+        if let Some(place) = bucket.find(hash, &session) {
+            if slot != 0 {
+                bucket.set_lease(place, slot);
+            }
             return Ok(false);
         }
         // Counted before it is inserted: two buckets at once must not both take the last place.
@@ -96,7 +132,7 @@ impl MemoryStorage {
             .session_count
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < self.max_sessions).then_some(n + 1));
         counted.map_err(|_| too_many())?;
-        if !bucket.insert(hash, session, &self.hash) {
+        if !bucket.insert(hash, session, slot, &self.hash) {
             self.session_count.fetch_sub(1, Ordering::Relaxed);
             return Err(too_many());
         }
@@ -106,13 +142,15 @@ impl MemoryStorage {
         Ok(true)
     }
 
-    fn destroy_one(&self, session: SessionKey) -> bool {
+    fn destroy_one(&self, session: SessionKey, lease: Option<&Lease>) -> bool {
         let hash = self.hash.hash_one(session);
         let bucket_index = self.bucket_of_hash(hash);
         let mut bucket = self.buckets[bucket_index as usize].lock();
-        if !bucket.remove(hash, &session, &self.hash) {
+        let Some(place) = bucket.find(hash, &session) else { return false };
+        if lease.is_some_and(|lease| bucket.lease(place) != lease.slot) {
             return false;
         }
+        bucket.remove(hash, place, &self.hash);
         self.session_count.fetch_sub(1, Ordering::Relaxed);
         let change = SessionChange::Destroyed(DestroyReason::Requested);
         let followers = self.log_of(bucket_index).append(SessionEvent { session, change });
@@ -123,7 +161,56 @@ impl MemoryStorage {
 
     fn has_one(&self, session: &SessionKey) -> bool {
         let hash = self.hash.hash_one(session);
-        self.buckets[self.bucket_of_hash(hash) as usize].lock().contains(hash, session)
+        self.buckets[self.bucket_of_hash(hash) as usize].lock().find(hash, session).is_some()
+    }
+
+    /// Destroys the sessions under a lease that has ended, a few at a time, and tells how many those were. What is left when
+    /// the future is dropped is left to whoever expires leases.
+    async fn sweep(&self, ended: Ended) -> u64 {
+        let mut sweep = Sweep { storage: self, ended: Some(ended) };
+        let Some(Ended { lease, reason }) = &sweep.ended else { return 0 };
+        let mut destroyed = 0;
+        for bucket in lease.buckets() {
+            loop {
+                let some = self.destroy_leased(bucket, lease, *reason);
+                destroyed += some as u64;
+                tokio::task::yield_now().await;
+                if some < SESSIONS_A_SWEEP {
+                    break;
+                }
+            }
+        }
+        self.leases.swept(lease);
+        sweep.ended = None;
+        destroyed
+    }
+
+    /// Destroys up to [`SESSIONS_A_SWEEP`] sessions of a bucket that are under a lease.
+    fn destroy_leased(&self, bucket_index: u32, lease: &Lease, reason: DestroyReason) -> usize {
+        let mut bucket = self.buckets[bucket_index as usize].lock();
+        let sessions = bucket.take_leased(lease.slot, SESSIONS_A_SWEEP, &self.hash);
+        self.session_count.fetch_sub(sessions.len() as u64, Ordering::Relaxed);
+        let log = self.log_of(bucket_index);
+        let change = SessionChange::Destroyed(reason);
+        let followers: Vec<_> =
+            sessions.iter().map(|session| log.append(SessionEvent { session: *session, change })).collect();
+        drop(bucket);
+        followers.into_iter().for_each(log::Followers::wake);
+        sessions.len()
+    }
+}
+
+/// Leaves a lease behind when its sweep is cut short.
+struct Sweep<'a> {
+    storage: &'a MemoryStorage,
+    ended: Option<Ended>,
+}
+
+impl Drop for Sweep<'_> {
+    fn drop(&mut self) {
+        if let Some(ended) = self.ended.take() {
+            self.storage.leases.leave(ended);
+        }
     }
 }
 
@@ -156,16 +243,80 @@ impl SessionStorage for MemoryStorage {
         bucket % self.logs.len() as u32
     }
 
-    async fn create(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
-        each(sessions, |session| self.create_one(*session)).await
+    async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
+        let lease = match lease {
+            Some(id) => Some((id, self.leases.get(id).ok_or(StorageError::UnknownLease(id))?)),
+            None => None,
+        };
+        let lease = lease.as_ref().map(|(id, lease)| (*id, &**lease));
+        each(sessions, |session| self.create_one(*session, lease)).await
     }
 
     async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
         each(sessions, |session| Ok(self.has_one(session))).await
     }
 
-    async fn destroy(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
-        each(sessions, |session| Ok(self.destroy_one(*session))).await
+    async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
+        let lease = match lease {
+            Some(id) => match self.leases.get(id) {
+                Some(lease) => Some(lease),
+                None => return Ok(vec![false; sessions.len()]),
+            },
+            None => None,
+        };
+        each(sessions, |session| Ok(self.destroy_one(*session, lease.as_deref()))).await
+    }
+
+    async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
+        self.leases.grant(ttl, owner)
+    }
+
+    async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, StorageError> {
+        self.leases.keep_alive(lease)
+    }
+
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
+        let ended = self.leases.revoke(lease)?;
+        Ok(self.sweep(ended).await)
+    }
+
+    async fn expire_leases(&self) -> Result<Infallible, StorageError> {
+        let mut sweeps = FuturesUnordered::new();
+        let mut last_look = Instant::now();
+        loop {
+            let now = Instant::now();
+            if now - last_look > CLOCK_CHECK + OUTAGE {
+                tracing::warn!(
+                    seconds = (now - last_look).as_secs_f64(),
+                    "this process stood still; leases start anew"
+                );
+                self.leases.keep_all_alive();
+            }
+            last_look = now;
+            while sweeps.len() < SWEEPS_AT_ONCE
+                && let Some(ended) = self.leases.next_ended(now)
+            {
+                sweeps.push(self.sweep(ended));
+            }
+            let next_look = match self.leases.next_deadline() {
+                Some(deadline) if sweeps.len() < SWEEPS_AT_ONCE => deadline.min(now + CLOCK_CHECK),
+                None if sweeps.is_empty() => {
+                    self.leases.changed.notified().await;
+                    last_look = Instant::now();
+                    continue;
+                }
+                _ => now + CLOCK_CHECK,
+            };
+            tokio::select! {
+                Some(_) = sweeps.next() => {}
+                () = self.leases.changed.notified() => {}
+                () = sleep_until(next_look) => {}
+            }
+        }
+    }
+
+    async fn lease_count(&self) -> Result<u64, StorageError> {
+        Ok(self.leases.count())
     }
 
     async fn session_count(&self) -> Result<u64, StorageError> {

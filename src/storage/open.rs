@@ -22,6 +22,8 @@ pub struct StorageOptions {
     pub retain_events: usize,
     /// How many sessions the registry may hold.
     pub max_sessions: u64,
+    /// How many leases there may be.
+    pub max_leases: u64,
 }
 
 impl StorageUrl {
@@ -31,11 +33,12 @@ impl StorageUrl {
     ///
     /// [`OpenError`] when it cannot be opened. The memory storage always can.
     pub fn open(&self, options: StorageOptions) -> Result<Arc<dyn SessionStorage>, OpenError> {
-        let StorageOptions { retain_events, max_sessions } = options;
+        let StorageOptions { retain_events, max_sessions, max_leases } = options;
         match self {
             Self::Memory => Ok(Arc::new(MemoryStorage::new(MemoryOptions {
                 retain_events,
                 max_sessions,
+                max_leases,
                 ..MemoryOptions::default()
             }))),
         }

@@ -1,6 +1,6 @@
-//! The one task that follows the storage's log and publishes it.
+//! What a subject does for its storage all the time: it follows the log and publishes it, and expires leases.
 
-use std::{sync::Arc, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 
@@ -26,6 +26,17 @@ pub(super) async fn follow(inner: Arc<Inner>, extent: LogExtent) {
             _ => extent.partitions.iter().map(|held| held.start).collect(),
         };
         inner.feed.lose(lost, extent.registry_id, from.clone());
+    }
+}
+
+/// Expires leases, through outages of the storage. Never returns.
+pub(super) async fn expire(inner: Arc<Inner>) {
+    let mut pause = FIRST_RETRY;
+    loop {
+        let Err(error) = inner.storage.expire_leases().await;
+        tracing::warn!(error = &error as &dyn Error, "leases cannot be expired; retrying until they can");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LAST_RETRY);
     }
 }
 
@@ -82,8 +93,7 @@ impl<'a> Retry<'a> {
 
     async fn wait_after(&mut self, error: StorageError) {
         if self.inner.set_following(false) {
-            let error: &dyn std::error::Error = &error;
-            tracing::warn!(error, "the storage's log cannot be read; retrying until it can");
+            tracing::warn!(error = &error as &dyn Error, "the storage's log cannot be read; retrying until it can");
         }
         tokio::time::sleep(self.pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         self.pause = (self.pause * 2).min(LAST_RETRY);

@@ -9,11 +9,16 @@ use crate::session::SessionKey;
 /// No bucket holds more, because the table's entries are 16-bit places.
 const MAX_SESSIONS: usize = 1 << 16;
 
+/// Names a lease within the process; 0 for none.
+pub(super) type LeaseSlot = u32;
+
 /// The sessions lie side by side in a vector, and the table holds only their 16-bit places in it. A table is between 44%
-/// and 87% full, so its entries must be small; the vector grows by a sixteenth.
+/// and 87% full, so its entries must be small; the vectors grow by a sixteenth.
 #[derive(Default)]
 pub(super) struct Bucket {
     sessions: Vec<SessionKey>,
+    /// The lease of each session; empty while none was ever under one.
+    leases: Vec<LeaseSlot>,
     places: HashTable<u16>,
 }
 
@@ -22,46 +27,89 @@ impl Bucket {
         &self.sessions
     }
 
-    pub(super) fn contains(&self, hash: u64, session: &SessionKey) -> bool {
-        self.places.find(hash, |&place| self.sessions[place as usize] == *session).is_some()
+    /// Where a session is, until the bucket changes.
+    pub(super) fn find(&self, hash: u64, session: &SessionKey) -> Option<usize> {
+        self.places.find(hash, |&place| self.sessions[place as usize] == *session).map(|&place| place as usize)
+    }
+
+    pub(super) fn lease(&self, place: usize) -> LeaseSlot {
+        self.leases.get(place).copied().unwrap_or(0)
+    }
+
+    pub(super) fn set_lease(&mut self, place: usize, lease: LeaseSlot) {
+        if self.leases.is_empty() {
+            self.leases.reserve_exact(self.sessions.capacity());
+            self.leases.resize(self.sessions.len(), 0);
+        }
+        self.leases[place] = lease;
     }
 
     /// Inserts a session that is not there. False when the bucket is full.
-    pub(super) fn insert(&mut self, hash: u64, session: SessionKey, hasher: &RandomState) -> bool {
-        let Self { sessions, places } = self;
+    pub(super) fn insert(&mut self, hash: u64, session: SessionKey, lease: LeaseSlot, hasher: &RandomState) -> bool {
+        let Self { sessions, leases, places } = self;
         if sessions.len() == MAX_SESSIONS {
             return false;
         }
-        if sessions.len() == sessions.capacity() {
-            sessions.reserve_exact((sessions.len() / 16).max(4));
+        let place = sessions.len();
+        push(sessions, session);
+        if !leases.is_empty() {
+            push(leases, 0);
         }
-        let place = sessions.len() as u16;
-        sessions.push(session);
-        places.insert_unique(hash, place, |&place| hasher.hash_one(sessions[place as usize]));
+        places.insert_unique(hash, place as u16, |&place| hasher.hash_one(sessions[place as usize]));
+        if lease != 0 {
+            self.set_lease(place, lease);
+        }
         true
     }
 
-    /// Removes a session. False when it is not there.
-    pub(super) fn remove(&mut self, hash: u64, session: &SessionKey, hasher: &RandomState) -> bool {
-        let Self { sessions, places } = self;
-        let Ok(entry) = places.find_entry(hash, |&place| sessions[place as usize] == *session) else {
-            return false;
-        };
-        let place = entry.remove().0;
-        sessions.swap_remove(place as usize);
+    /// Removes the session at `place`.
+    pub(super) fn remove(&mut self, hash: u64, place: usize, hasher: &RandomState) {
+        let Self { sessions, leases, places } = self;
+        if let Ok(entry) = places.find_entry(hash, |&other| other as usize == place) {
+            entry.remove();
+        }
+        sessions.swap_remove(place);
+        if !leases.is_empty() {
+            leases.swap_remove(place);
+        }
         // The last session has taken the place of the one removed; its entry still says where it was.
-        if let Some(moved) = sessions.get(place as usize) {
-            let old_place = sessions.len() as u16;
-            if let Some(entry) = places.find_mut(hasher.hash_one(moved), |&place| place == old_place) {
-                *entry = place;
+        if let Some(moved) = sessions.get(place) {
+            let old_place = sessions.len();
+            if let Some(entry) = places.find_mut(hasher.hash_one(moved), |&other| other as usize == old_place) {
+                *entry = place as u16;
             }
         }
         if sessions.len() < sessions.capacity() / 4 {
-            sessions.shrink_to(sessions.len() * 2);
-            places.shrink_to(sessions.len() * 2, |&place| hasher.hash_one(sessions[place as usize]));
+            let room = sessions.len() * 2;
+            sessions.shrink_to(room);
+            leases.shrink_to(room);
+            places.shrink_to(room, |&place| hasher.hash_one(sessions[place as usize]));
         }
-        true
     }
+
+    /// Removes some sessions under `lease`, at most `limit`; fewer only when no more are there.
+    pub(super) fn take_leased(&mut self, lease: LeaseSlot, limit: usize, hasher: &RandomState) -> Vec<SessionKey> {
+        let mut taken = Vec::new();
+        // From the end, where the session that fills a gap has been looked at already.
+        for place in (0..self.leases.len()).rev() {
+            if taken.len() == limit {
+                break;
+            }
+            if self.leases[place] == lease {
+                let session = self.sessions[place];
+                self.remove(hasher.hash_one(session), place, hasher);
+                taken.push(session);
+            }
+        }
+        taken
+    }
+}
+
+fn push<T>(vector: &mut Vec<T>, value: T) {
+    if vector.len() == vector.capacity() {
+        vector.reserve_exact((vector.len() / 16).max(4));
+    }
+    vector.push(value);
 }
 
 #[cfg(test)]
@@ -73,19 +121,36 @@ mod tests {
         let hasher = RandomState::new();
         let key = |n: i64| SessionKey::new(n % 3, n);
         let hash = |n: i64| hasher.hash_one(key(n));
+        let all = MAX_SESSIONS as i64;
         let mut bucket = Bucket::default();
-        for n in 0..MAX_SESSIONS as i64 {
-            assert!(bucket.insert(hash(n), key(n), &hasher));
+        for n in 0..all {
+            // The first thousand come before any lease, so that the column of leases is made late.
+            let lease = if n < 1000 { 0 } else { n as u32 % 5 };
+            assert!(bucket.insert(hash(n), key(n), lease, &hasher));
         }
-        assert!(!bucket.insert(hash(-1), key(-1), &hasher), "a full bucket refuses");
-        for n in (0..MAX_SESSIONS as i64).filter(|n| n % 100 != 0) {
-            assert!(bucket.remove(hash(n), &key(n), &hasher));
-            assert!(!bucket.remove(hash(n), &key(n), &hasher));
+        assert!(!bucket.insert(hash(-1), key(-1), 0, &hasher), "a full bucket refuses");
+        let mut left: Vec<i64> = (0..all).filter(|n| n % 100 == 0 || n % 5 == 2).collect();
+        for n in (0..all).filter(|n| left.binary_search(n).is_err()) {
+            let place = bucket.find(hash(n), &key(n)).unwrap();
+            bucket.remove(hash(n), place, &hasher);
+            assert_eq!(bucket.find(hash(n), &key(n)), None);
         }
-        for n in 0..MAX_SESSIONS as i64 {
-            assert_eq!(bucket.contains(hash(n), &key(n)), n % 100 == 0, "{n}");
+        let mut taken = Vec::new();
+        loop {
+            let some = bucket.take_leased(2, 1000, &hasher);
+            taken.extend(some.iter().map(|session| session.session_id.0));
+            if some.len() < 1000 {
+                break;
+            }
         }
-        assert_eq!(bucket.sessions().len(), MAX_SESSIONS.div_ceil(100));
+        taken.sort_unstable();
+        assert_eq!(taken, (1000..all).filter(|n| n % 5 == 2).collect::<Vec<_>>());
+        left.retain(|n| taken.binary_search(n).is_err());
+        assert_eq!(bucket.sessions().len(), left.len());
+        for n in left {
+            let place = bucket.find(hash(n), &key(n)).unwrap();
+            assert_eq!(bucket.lease(place), if n < 1000 { 0 } else { n as u32 % 5 });
+        }
         assert!(bucket.sessions.capacity() < MAX_SESSIONS / 10, "room is given back");
     }
 }

@@ -1,0 +1,256 @@
+//! The leases of the memory storage.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{sync::Notify, time::Instant};
+
+use super::bucket::LeaseSlot;
+use crate::{
+    session::{DestroyReason, LeaseId},
+    storage::StorageError,
+};
+
+/// One lease.
+pub(super) struct Lease {
+    /// What names it in the buckets. Not used again before every session under it is gone.
+    pub(super) slot: LeaseSlot,
+    ttl: Duration,
+    owner: Box<str>,
+    /// Read under a bucket's lock before a session comes under the lease there: see [`Lease::enter`].
+    is_live: AtomicBool,
+    buckets: Mutex<BucketSet>,
+}
+
+impl Lease {
+    /// Notes that sessions under the lease may be in `bucket`. Called before that bucket is locked, and before
+    /// [`is_live`](Self::is_live) is asked under its lock: if the lease ends in between, then either whoever sweeps it sees the bucket,
+    /// or who asks sees that it has ended.
+    pub(super) fn enter(&self, bucket: u32) {
+        self.buckets.lock().insert(bucket);
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        self.is_live.load(Ordering::Acquire)
+    }
+
+    /// The buckets that the sessions under it may be in.
+    pub(super) fn buckets(&self) -> Vec<u32> {
+        self.buckets.lock().to_vec()
+    }
+}
+
+/// A lease that has ended, whose sessions are to be destroyed.
+pub(super) struct Ended {
+    pub(super) lease: Arc<Lease>,
+    pub(super) reason: DestroyReason,
+}
+
+/// All leases of a storage.
+pub(super) struct Leases {
+    table: Mutex<Table>,
+    /// Told when the next deadline may have come nearer, and when an ended lease was left behind.
+    pub(super) changed: Notify,
+    max: u64,
+}
+
+#[derive(Default)]
+struct Table {
+    live: HashMap<LeaseId, (Arc<Lease>, Instant)>,
+    /// The same leases by deadline: neither a timer for each, nor a scan of all.
+    deadlines: BTreeSet<(Instant, LeaseId)>,
+    /// Ended, and not yet taken by anybody to be swept.
+    ended: Vec<Ended>,
+    free: Vec<LeaseSlot>,
+    slots: LeaseSlot,
+}
+
+impl Leases {
+    pub(super) fn new(max: u64) -> Self {
+        Self { table: Mutex::default(), changed: Notify::new(), max: max.min(u64::from(LeaseSlot::MAX - 1)) }
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.table.lock().live.len() as u64
+    }
+
+    pub(super) fn grant(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
+        let mut table = self.table.lock();
+        let table = &mut *table;
+        let slot = match table.free.pop() {
+            Some(slot) => slot,
+            // Leases that have ended count until their sessions are gone.
+            None if u64::from(table.slots) >= self.max => {
+                return Err(StorageError::TooManyLeases { limit: self.max });
+            }
+            None => {
+                table.slots += 1;
+                table.slots
+            }
+        };
+        // By chance: a gateway that comes back with an old one must not meet somebody else's.
+        let id = loop {
+            if let Some(id) = LeaseId::from_number(fastrand::u64(..))
+                && !table.live.contains_key(&id)
+            {
+                break id;
+            }
+        };
+        let is_live = AtomicBool::new(true);
+        let lease = Lease { slot, ttl, owner: owner.into(), is_live, buckets: Mutex::default() };
+        let deadline = Instant::now() + ttl;
+        table.live.insert(id, (Arc::new(lease), deadline));
+        table.deadlines.insert((deadline, id));
+        let is_next = table.deadlines.first() == Some(&(deadline, id));
+        if is_next {
+            self.changed.notify_one();
+        }
+        Ok(id)
+    }
+
+    pub(super) fn get(&self, id: LeaseId) -> Option<Arc<Lease>> {
+        self.table.lock().live.get(&id).map(|(lease, _)| Arc::clone(lease))
+    }
+
+    pub(super) fn keep_alive(&self, id: LeaseId) -> Result<Duration, StorageError> {
+        let mut table = self.table.lock();
+        let Table { live, deadlines, .. } = &mut *table;
+        let (lease, deadline) = live.get_mut(&id).ok_or(StorageError::UnknownLease(id))?;
+        deadlines.remove(&(*deadline, id));
+        *deadline = Instant::now() + lease.ttl;
+        deadlines.insert((*deadline, id));
+        Ok(lease.ttl)
+    }
+
+    /// Lets every lease live for its whole ttl from now on.
+    pub(super) fn keep_all_alive(&self) {
+        let now = Instant::now();
+        let mut table = self.table.lock();
+        let Table { live, deadlines, .. } = &mut *table;
+        deadlines.clear();
+        for (id, (lease, deadline)) in live {
+            *deadline = now + lease.ttl;
+            deadlines.insert((*deadline, *id));
+        }
+    }
+
+    /// Ends a lease: from now on nothing comes under it.
+    pub(super) fn revoke(&self, id: LeaseId) -> Result<Ended, StorageError> {
+        self.table.lock().end(id, DestroyReason::LeaseRevoked).ok_or(StorageError::UnknownLease(id))
+    }
+
+    /// A lease to sweep: one that was left behind, or one whose deadline has passed and that is ended now.
+    pub(super) fn next_ended(&self, now: Instant) -> Option<Ended> {
+        let mut table = self.table.lock();
+        if let Some(ended) = table.ended.pop() {
+            return Some(ended);
+        }
+        let (deadline, id) = *table.deadlines.first()?;
+        if deadline > now {
+            return None;
+        }
+        let ended = table.end(id, DestroyReason::LeaseExpired)?;
+        tracing::info!(lease_id = id.number(), owner = &*ended.lease.owner, "a lease has expired");
+        Some(ended)
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.table.lock().deadlines.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// Leaves an ended lease to whoever expires leases.
+    pub(super) fn leave(&self, ended: Ended) {
+        self.table.lock().ended.push(ended);
+        self.changed.notify_one();
+    }
+
+    /// No session is under a lease any more: its slot may be used again.
+    pub(super) fn swept(&self, lease: &Lease) {
+        self.table.lock().free.push(lease.slot);
+    }
+}
+
+impl Table {
+    fn end(&mut self, id: LeaseId, reason: DestroyReason) -> Option<Ended> {
+        let (lease, deadline) = self.live.remove(&id)?;
+        self.deadlines.remove(&(deadline, id));
+        lease.is_live.store(false, Ordering::Release);
+        Some(Ended { lease, reason })
+    }
+}
+
+/// Some buckets: a short list, or a bit for each when they are many.
+#[derive(Debug)]
+enum BucketSet {
+    Few(Vec<u32>),
+    Many(Vec<u64>),
+}
+
+/// A list of more would take longer to search, and as much memory as the bits.
+const FEW: usize = 64;
+
+impl Default for BucketSet {
+    fn default() -> Self {
+        Self::Few(Vec::new())
+    }
+}
+
+impl BucketSet {
+    fn insert(&mut self, bucket: u32) {
+        match self {
+            Self::Few(list) if list.contains(&bucket) => {}
+            Self::Few(list) if list.len() < FEW => list.push(bucket),
+            Self::Few(list) => {
+                let list = std::mem::take(list);
+                *self = Self::Many(Vec::new());
+                list.into_iter().for_each(|bucket| self.insert(bucket));
+                self.insert(bucket);
+            }
+            Self::Many(words) => {
+                let word = bucket as usize / 64;
+                if words.len() <= word {
+                    words.resize(word + 1, 0);
+                }
+                words[word] |= 1 << (bucket % 64);
+            }
+        }
+    }
+
+    fn to_vec(&self) -> Vec<u32> {
+        match self {
+            Self::Few(list) => list.clone(),
+            Self::Many(words) => (0..)
+                .zip(words)
+                .flat_map(|(index, word)| {
+                    (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| index * 64 + bit)
+                })
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_of_buckets_holds_what_was_put_in_few_or_many() {
+        let mut set = BucketSet::default();
+        for n in 0..200u32 {
+            set.insert(n * 37 % 4096);
+            set.insert(n * 37 % 4096);
+            let mut held = set.to_vec();
+            held.sort_unstable();
+            let mut put: Vec<u32> = (0..=n).map(|n| n * 37 % 4096).collect();
+            put.sort_unstable();
+            assert_eq!(held, put);
+        }
+    }
+}
