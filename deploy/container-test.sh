@@ -24,7 +24,7 @@ try=no
 say() { printf '\n== %s\n' "$*"; }
 pass() { printf 'ok    %s\n' "$*"; }
 fail() { printf 'FAIL  %s\n' "$*" >&2; exit 1; }
-b() { buildah --root "$work/storage" --runroot "$work/run" "$@"; }
+b() { buildah --root "$work/$STORAGE_DRIVER" --runroot "$work/run-$STORAGE_DRIVER" "$@"; }
 expect() { # expect WHAT WANTED GOT
     [[ $3 == "$2" ]] || fail "$1: expected '$2', got '$3'"
     pass "$1: $3"
@@ -37,7 +37,7 @@ cleanup() {
     fi
     b rm --all >/dev/null 2>&1 || true
     # The storage driver's mount of its folder onto itself.
-    [[ $try == yes ]] || umount "$work/storage/overlay" 2>/dev/null || true
+    [[ $try == yes ]] || umount "$work/$STORAGE_DRIVER/overlay" 2>/dev/null || true
 }
 trap cleanup EXIT
 
@@ -119,10 +119,12 @@ make_stand_ins() {
 }
 
 build_image() {
-    local version revision
+    local version revision layers=true
+    # Plain copies would take a gigabyte a step.
+    [[ $STORAGE_DRIVER == overlay ]] || layers=false
     version=$(cargo pkgid --locked | sed 's/.*[#@]//')
     revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
-    b bud --pull-never --layers --format docker --tag "$image" \
+    b bud --pull-never --layers="$layers" --format docker --tag "$image" \
         --build-arg VERSION="$version" --build-arg REVISION="$revision" \
         --volume "$cargo_home/registry:/usr/local/cargo/registry:ro" . >"$work/build.log" 2>&1 ||
         { tail -n 40 "$work/build.log"; fail "the image does not build"; }

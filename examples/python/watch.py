@@ -1,11 +1,12 @@
-"""Holds the set of live sessions of a sessiond and prints every change of it.
+r"""Holds the set of live sessions of a sessiond and prints every change of it.
 
 Generate the stubs, then run it, here from the root of the repository:
 
     pip install grpcio-tools
-    python -m grpc_tools.protoc -Iproto --python_out=stubs --grpc_python_out=stubs \
-        proto/sessiond/v1/session_service.proto        # after: mkdir stubs
-    PYTHONPATH=stubs python examples/python/watch.py 127.0.0.1:50051
+    mkdir -p target/stubs
+    python -m grpc_tools.protoc -Iproto --python_out=target/stubs --grpc_python_out=target/stubs \
+        sessiond/v1/session_service.proto
+    PYTHONPATH=target/stubs python examples/python/watch.py 127.0.0.1:50051
 """
 
 import sys
