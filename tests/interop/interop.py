@@ -381,6 +381,32 @@ class UnaryCalls(Case):
         self.assertEqual(caught.exception.code(), grpc.StatusCode.UNIMPLEMENTED)
 
 
+    def test_a_compressed_request_is_answered_as_grpc_says(self):
+        # https://github.com/grpc/grpc/blob/master/doc/compression.md: UNIMPLEMENTED, and what would be accepted.
+        request = pb.BatchHasSessionsRequest(session_ids=[0] * 1000)
+        try:
+            response, call = self.sessions.BatchHasSessions.with_call(
+                request, compression=grpc.Compression.Gzip, timeout=DEADLINE
+            )
+            self.assertEqual(len(response.exists), 1000)
+        except grpc.RpcError as error:
+            self.check_error(error, grpc.StatusCode.UNIMPLEMENTED)
+
+    def test_a_request_over_the_limit_is_refused(self):
+        request = pb.BatchHasSessionsRequest(session_ids=range(2_000_000))
+        with self.assertRaises(grpc.RpcError) as caught:
+            self.sessions.BatchHasSessions(request, timeout=DEADLINE)
+        codes = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INVALID_ARGUMENT
+        self.assertIn(caught.exception.code(), codes, caught.exception.details())
+        # The connection survives it.
+        self.assertEqual(self.create(1), [True])
+
+    def test_many_calls_at_once(self):
+        requests = [pb.CreateSessionRequest(session_id=id_, auth_key_id=self.key) for id_ in range(1000)] * 2
+        calls = [self.sessions.CreateSession.future(request, timeout=DEADLINE) for request in requests]
+        self.assertEqual(sum(call.result().created for call in calls), 1000)
+
+
 class BatchCalls(Case):
     def test_answers_are_in_order(self):
         self.create(2, 4)
@@ -721,6 +747,13 @@ class Streams(Case):
         for heartbeat in (seconds(0.1), seconds(3600)):
             with self.subTest(str(heartbeat)), self.mine(heartbeat=heartbeat) as observer:
                 self.assertEqual(observer.next().subscribed.heartbeat, heartbeat)
+
+    def test_a_deadline_ends_a_stream(self):
+        call = self.sessions.Subscribe(pb.SubscribeRequest(auth_key_ids=[self.key]), timeout=0.5)
+        self.assertEqual(next(call).WhichOneof("body"), "subscribed")
+        with self.assertRaises(grpc.RpcError) as caught:
+            next(call)
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
 
     def test_a_cancelled_stream_leaves_the_others_alone(self):
         with self.mine() as stays:
