@@ -24,15 +24,13 @@ RUN awk '/^\[/ { cut = /^\[\[(test|bench|example)\]\]/ } !cut' Cargo.toml > Carg
 COPY build.rs ./
 COPY proto proto
 COPY src src
-RUN cargo build --locked --release --bin sessiond && mkdir data
+RUN cargo build --locked --release --bin sessiond
 
 # Why not a static musl binary on scratch: a musl build needs a Rust target that the builder image does not ship, and
-# scratch has neither the CA certificates that rediss:// needs nor a resolver configuration. This base adds those,
-# glibc and libgcc, and nothing that can run anything: no shell, no package manager.
+# scratch has neither CA certificates nor a resolver's configuration for storages across the network. This base adds
+# those, glibc and libgcc, and nothing that can run anything: no shell, no package manager.
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /build/target/release/sessiond /sessiond
-# For `--storage file:/var/lib/sessiond/registry`: a named volume mounted here is writable without root.
-COPY --from=build --chown=65532:65532 /build/data /var/lib/sessiond
 
 # A container's loopback is its own, so inside one the default of 127.0.0.1 would reach nobody.
 ENV SESSIOND_LISTEN=0.0.0.0:50051 SESSIOND_ADMIN_LISTEN=0.0.0.0:9090

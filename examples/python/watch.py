@@ -1,12 +1,10 @@
-r"""Holds the set of live sessions of a sessiond and prints every change of it.
+"""Holds the set of live sessions of a sessiond and prints every change of it.
 
-Generate the stubs, then run it, here from the root of the repository:
+Generate the stubs beside this file, then run it:
 
-    pip install grpcio-tools
-    mkdir -p target/stubs
-    python -m grpc_tools.protoc -Iproto --python_out=target/stubs --grpc_python_out=target/stubs \
-        sessiond/v1/session_service.proto
-    PYTHONPATH=target/stubs python examples/python/watch.py 127.0.0.1:50051
+    pip install grpcio grpcio-tools
+    python -m grpc_tools.protoc -I ../../proto --python_out=. --grpc_python_out=. sessiond/v1/session_service.proto
+    python watch.py 127.0.0.1:50051
 """
 
 import sys
