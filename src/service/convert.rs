@@ -66,9 +66,15 @@ fn change_filter(types: &[i32]) -> Result<ChangeFilter, ServiceError> {
 
 pub(super) fn heartbeat(duration: Option<prost_types::Duration>) -> Result<Duration, ServiceError> {
     let Some(duration) = duration else { return Ok(DEFAULT_HEARTBEAT) };
-    let heartbeat = Duration::try_from(duration).map_err(|_| ServiceError::BadHeartbeat)?;
-    let is_within = (MIN_HEARTBEAT..=MAX_HEARTBEAT).contains(&heartbeat);
-    is_within.then_some(heartbeat).ok_or(ServiceError::BadHeartbeat)
+    let within = |heartbeat: &Duration| (MIN_HEARTBEAT..=MAX_HEARTBEAT).contains(heartbeat);
+    positive(duration).filter(within).ok_or(ServiceError::BadHeartbeat)
+}
+
+/// A duration that is neither negative nor, by protobuf's rules, malformed. The library's own conversion would accept
+/// nanoseconds of more than a second and make the best of it.
+pub(super) fn positive(duration: prost_types::Duration) -> Option<Duration> {
+    let nanos = u32::try_from(duration.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
+    Some(Duration::new(u64::try_from(duration.seconds).ok()?, nanos))
 }
 
 pub(super) fn duration(duration: Duration) -> prost_types::Duration {

@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    mem,
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -44,8 +45,10 @@ struct Watch {
 }
 
 enum Phase {
-    /// Nothing was told yet; what the first message promises follows.
+    /// Nothing was told yet.
     Opening(Opening, Cursor),
+    /// The first message was told, and promises what follows.
+    Opened(Opening, Cursor),
     Resetting(ResetReason),
     Reading(Box<Snapshot>),
     Following,
@@ -60,19 +63,19 @@ pub(super) enum Opening {
 }
 
 impl Observer {
-    /// An observer at `place`, where the positions are `at`; `cursor` is what its first message promises.
+    /// An observer of `registry_id` at `place`, where the positions are `at`; `cursor` is what its first message promises.
     pub(super) fn new(
         inner: Arc<Inner>,
         filter: Filter,
+        registry_id: RegistryId,
         (place, at): (Place, Positions),
-        opening: Opening,
-        cursor: Cursor,
+        (opening, cursor): (Opening, Cursor),
     ) -> Self {
         let waiter = inner.feed.log.join();
         Self {
             filter: Arc::new(filter),
             waiter,
-            registry_id: cursor.registry_id,
+            registry_id,
             place,
             at,
             resumed: None,
@@ -93,7 +96,7 @@ impl Observer {
     #[must_use]
     pub fn cursor(&self) -> Option<Cursor> {
         match &self.phase {
-            Phase::Opening(_, cursor) => Some(cursor.clone()),
+            Phase::Opening(_, cursor) | Phase::Opened(_, cursor) => Some(cursor.clone()),
             Phase::Resetting(_) | Phase::Reading(_) => None,
             Phase::Closed(cursor) => cursor.clone(),
             Phase::Following => {
@@ -119,8 +122,14 @@ impl Observer {
         loop {
             match &mut self.phase {
                 Phase::Opening(..) => {
-                    self.open();
+                    if let Phase::Opening(opening, cursor) = mem::replace(&mut self.phase, Phase::Following) {
+                        self.phase = Phase::Opened(opening, cursor);
+                    }
                     return Poll::Ready(Some(Update::Subscribed));
+                }
+                Phase::Opened(..) => {
+                    self.open();
+                    continue;
                 }
                 Phase::Resetting(reason) => {
                     let reason = *reason;
@@ -174,7 +183,7 @@ impl Observer {
     }
 
     fn open(&mut self) {
-        let Phase::Opening(opening, _) = std::mem::replace(&mut self.phase, Phase::Following) else { return };
+        let Phase::Opened(opening, _) = mem::replace(&mut self.phase, Phase::Following) else { return };
         match opening {
             Opening::Snapshot => self.start_snapshot(),
             Opening::Reset(reason) => self.reset(reason),
