@@ -4,5 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod cli;
+mod cli_lease;
 mod client;
 mod fake;
+mod lease_guard;
