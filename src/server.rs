@@ -2,6 +2,7 @@
 
 mod acceptor;
 mod admin;
+mod coalesce;
 mod lifecycle;
 mod metrics;
 mod process;

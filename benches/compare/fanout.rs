@@ -1,6 +1,7 @@
 //! One writer, many observers, as fast as they can take it.
 
 use std::{
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -100,7 +101,8 @@ async fn measure(server: &Server, deliveries: u64, work: impl Future<Output = ()
 }
 
 async fn sessiond(observers: u64, events: u64) -> Rate {
-    let server = peers::sessiond(&["--max-streams", "10000"]);
+    let server = peers::sessiond(&[]);
+    warm_up(server.address).await;
     let progress = Progress::new(observers);
     let mut tasks = JoinSet::new();
     for n in 0..observers as usize {
@@ -121,6 +123,16 @@ async fn sessiond(observers: u64, events: u64) -> Rate {
         finish(tasks).await;
     })
     .await
+}
+
+/// Fills the log, so that what is measured is a server that has run for a while: its memory is not new any more.
+async fn warm_up(address: SocketAddr) {
+    const CHANGES: u64 = 1_100_000;
+    let ids = |n: u64| (0..BATCH).map(|i| -((n * BATCH + i) as i64) - 1).collect();
+    let create =
+        move |n| framed(&BatchCreateSessionsRequest { session_ids: ids(n), auth_key_ids: vec![], lease_id: 0 });
+    let path = "/sessiond.v1.SessionService/BatchCreateSessions";
+    grpc::load(address, path, CHANGES / BATCH, (2, 1), create).await;
 }
 
 async fn finish(mut tasks: JoinSet<()>) {

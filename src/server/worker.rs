@@ -5,7 +5,7 @@
 
 use std::{
     convert::Infallible,
-    future::Future,
+    future::{Future, poll_fn},
     net,
     num::NonZeroUsize,
     pin::pin,
@@ -13,6 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::Poll,
     thread,
     time::Duration,
 };
@@ -29,10 +30,13 @@ use tokio::{
 
 use super::{
     ServerError,
+    coalesce::coalesced,
     lifecycle::{self, Lifecycle},
     standard::Standard,
 };
 use crate::service::{self, ResponseBody, SessionService};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// How many connections may wait for a worker.
 const INLET: usize = 64;
@@ -206,17 +210,27 @@ impl Worker {
                 Ok(stream) => TokioIo::new(stream),
                 Err(error) => return tracing::warn!(%error, "a connection cannot be served"),
             };
+            let (stream, flusher) = coalesced(stream);
             let service = service_fn(move |request| handler.clone().handle(request));
             let mut connection = pin!(http2(max_streams).serve_connection(stream, service));
-            let result = tokio::select! {
-                result = connection.as_mut() => result,
-                () = lifecycle::reached(&mut draining, Lifecycle::Draining) => {
+            let mut drain = pin!(lifecycle::reached(&mut draining, Lifecycle::Draining));
+            let mut is_draining = false;
+            let result = poll_fn(|context| {
+                if !is_draining && drain.as_mut().poll(context).is_ready() {
+                    is_draining = true;
                     connection.as_mut().graceful_shutdown();
-                    connection.await
                 }
-            };
-            if let Err(error) = result {
-                tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended with an error");
+                if let Poll::Ready(result) = connection.as_mut().poll(context) {
+                    // Its shutdown has flushed what there was, unless it failed.
+                    return Poll::Ready(result.map_err(BoxError::from));
+                }
+                match flusher.poll_flush(context) {
+                    Poll::Ready(Err(error)) => Poll::Ready(Err(BoxError::from(error))),
+                    _ => Poll::Pending,
+                }
+            });
+            if let Err(error) = result.await {
+                tracing::debug!(%error, "a connection ended with an error");
             }
         }
     }
