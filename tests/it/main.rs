@@ -6,3 +6,8 @@
 mod cli;
 mod client;
 mod fake;
+mod leases;
+mod observed;
+mod server;
+mod sessions;
+mod subscribe;
