@@ -5,9 +5,11 @@
 
 mod cli;
 mod client;
+mod errors;
 mod fake;
 mod leases;
 mod observed;
+mod raw;
 mod server;
 mod sessions;
 mod subscribe;

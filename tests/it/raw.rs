@@ -1,0 +1,96 @@
+//! A client of HTTP/2 that sends what no generated client would.
+
+use std::net::SocketAddr;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use h2::{
+    SendStream,
+    client::{self, ResponseFuture, SendRequest},
+};
+use http::{Request, StatusCode};
+use prost::Message;
+use tokio::{net::TcpStream, task::JoinHandle};
+use tonic::Status;
+
+use crate::fake::soon;
+
+pub(crate) const SERVICE: &str = "/sessiond.v1.SessionService";
+
+/// A connection; dropping it cuts it.
+pub(crate) struct Raw {
+    pub(crate) sender: SendRequest<Bytes>,
+    driver: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) http: StatusCode,
+    /// From the trailers, or the headers where these are all there is.
+    pub(crate) grpc: Option<Status>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Raw {
+    pub(crate) async fn connect(addr: SocketAddr) -> Self {
+        Self::with(addr, &client::Builder::new()).await
+    }
+
+    pub(crate) async fn with(addr: SocketAddr, builder: &client::Builder) -> Self {
+        let socket = soon(TcpStream::connect(addr)).await.unwrap();
+        let (sender, connection) = soon(builder.handshake(socket)).await.unwrap();
+        let driver = tokio::spawn(async move { drop(connection.await) });
+        Self { sender, driver }
+    }
+
+    /// Begins a request whose body is yet to come.
+    pub(crate) async fn open(&mut self, request: Request<()>) -> (ResponseFuture, SendStream<Bytes>) {
+        let mut sender = soon(self.sender.clone().ready()).await.expect("the connection is there");
+        sender.send_request(request, false).expect("a request that HTTP/2 allows")
+    }
+
+    pub(crate) async fn send(&mut self, request: Request<()>, body: Bytes) -> Result<Answer, h2::Error> {
+        let (response, mut stream) = self.open(request).await;
+        stream.send_data(body, true)?;
+        soon(answer(response)).await
+    }
+
+    /// A call as gRPC has it, of one message.
+    pub(crate) async fn call(&mut self, path: &str, message: &impl Message) -> Answer {
+        self.send(grpc(path), framed(message)).await.unwrap()
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// The headers of a gRPC call.
+pub(crate) fn grpc(path: &str) -> Request<()> {
+    let uri = format!("http://sessiond{path}");
+    let request = Request::post(uri).header("content-type", "application/grpc").header("te", "trailers");
+    request.body(()).unwrap()
+}
+
+/// A message with its prefix.
+pub(crate) fn framed(message: &impl Message) -> Bytes {
+    let mut bytes = BytesMut::new();
+    bytes.put_u8(0);
+    bytes.put_u32(message.encoded_len() as u32);
+    message.encode(&mut bytes).unwrap();
+    bytes.freeze()
+}
+
+pub(crate) async fn answer(response: ResponseFuture) -> Result<Answer, h2::Error> {
+    let (parts, mut stream) = response.await?.into_parts();
+    let mut body = Vec::new();
+    while let Some(data) = stream.data().await {
+        let data = data?;
+        stream.flow_control().release_capacity(data.len())?;
+        body.extend_from_slice(&data);
+    }
+    let trailers = stream.trailers().await?;
+    let grpc = Status::from_header_map(trailers.as_ref().unwrap_or(&parts.headers));
+    Ok(Answer { http: parts.status, grpc, body })
+}
