@@ -4,7 +4,7 @@ use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
 use tonic::{Request, Response, Status};
 
-use super::convert::duration;
+use super::convert::{duration, duration_within};
 use crate::{
     proto::{
         GrantLeaseRequest, GrantLeaseResponse, KeepLeaseAliveRequest, KeepLeaseAliveResponse, RevokeLeaseRequest,
@@ -36,8 +36,7 @@ impl LeaseService {
 impl lease_service_server::LeaseService for LeaseService {
     async fn grant_lease(&self, request: Request<GrantLeaseRequest>) -> Result<Response<GrantLeaseResponse>, Status> {
         let GrantLeaseRequest { ttl, owner } = request.into_inner();
-        let ttl = ttl.and_then(|ttl| Duration::try_from(ttl).ok()).filter(|ttl| TTL.contains(ttl));
-        let ttl = ttl.ok_or(ServiceError::BadTtl)?;
+        let ttl = ttl.and_then(|ttl| duration_within(ttl, TTL)).ok_or(ServiceError::BadTtl)?;
         if owner.len() > MAX_OWNER {
             return Err(ServiceError::OwnerTooLong(owner.len()).into());
         }
