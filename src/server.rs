@@ -150,7 +150,8 @@ impl Server {
         let (lifecycle, _) = watch::channel(Lifecycle::Serving);
         let handler = Handler {
             sessions: SessionService::new(Arc::clone(&subject), config.max_message_bytes),
-            standard: Arc::new(Standard::new(&health, LeaseService::new(Arc::clone(&subject)))),
+            leases: LeaseService::new(Arc::clone(&subject), config.max_message_bytes),
+            standard: Arc::new(Standard::new(&health)),
         };
         let mut workers = Workers::start(config.workers, config.max_streams, &handler, &lifecycle)?;
         let acceptor = Acceptor::new(listener, workers.inlets(), config.max_connections);

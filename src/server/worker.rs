@@ -32,7 +32,7 @@ use super::{
     lifecycle::{self, Lifecycle},
     standard::Standard,
 };
-use crate::service::{self, ResponseBody, SessionService};
+use crate::service::{self, LeaseService, ResponseBody, SessionService};
 
 /// How many connections may wait for a worker.
 const INLET: usize = 64;
@@ -59,13 +59,18 @@ const MAX_PENDING_RESETS: usize = 64;
 #[derive(Clone, Debug)]
 pub(super) struct Handler {
     pub(super) sessions: SessionService,
+    pub(super) leases: LeaseService,
     pub(super) standard: Arc<Standard>,
 }
 
 impl Handler {
     async fn handle(self, request: Request<Incoming>) -> Result<Response<ResponseBody>, Infallible> {
-        if request.uri().path().starts_with(service::PATH) {
+        let path = request.uri().path();
+        if path.starts_with(service::SESSION_PATH) {
             return Ok(self.sessions.call(request).await);
+        }
+        if path.starts_with(service::LEASE_PATH) {
+            return Ok(self.leases.call(request).await);
         }
         Ok(match self.standard.call(request).await {
             Ok(response) => response.map(ResponseBody::from),

@@ -222,7 +222,7 @@ async fn limits_name_the_flag_that_raises_them() {
 
     let request = BatchHasSessionsRequest { session_ids: vec![0; 200], ..Default::default() };
     exhausted("REQUEST_TOO_LARGE", "--max-message-bytes").of(client.batch_has_sessions(request)).await;
-    let request = GrantLeaseRequest { owner: "x".repeat(2000), ..Default::default() };
+    let request = GrantLeaseRequest { owner: "x".repeat(1024), ..Default::default() };
     exhausted("REQUEST_TOO_LARGE", "--max-message-bytes").of(leases.grant_lease(request)).await;
 }
 
