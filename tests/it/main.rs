@@ -3,13 +3,18 @@
 // clippy.toml allows these in tests, which helpers of tests are not to it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod admin;
+mod architecture;
 mod cli;
 mod client;
 mod errors;
 mod fake;
 mod leases;
 mod observed;
+mod program;
 mod raw;
 mod server;
 mod sessions;
+mod standard;
+mod startup;
 mod subscribe;

@@ -9,8 +9,9 @@ use h2::{
 };
 use http::{Request, StatusCode};
 use prost::Message;
+use sessiond::proto::HasSessionRequest;
 use tokio::{net::TcpStream, task::JoinHandle};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::fake::soon;
 
@@ -52,6 +53,13 @@ impl Raw {
         let (response, mut stream) = self.open(request).await;
         stream.send_data(body, true)?;
         soon(answer(response)).await
+    }
+
+    /// Waits until the server has all that was sent before: it answers to what comes after.
+    pub(crate) async fn arrived(&mut self) {
+        let request = HasSessionRequest { session_id: Some(0), auth_key_id: 0 };
+        let answer = self.call(&format!("{SERVICE}/HasSession"), &request).await;
+        assert_eq!(answer.grpc.map(|status| status.code()), Some(Code::Ok));
     }
 
     /// A call as gRPC has it, of one message.
