@@ -10,7 +10,7 @@ use h2::{
 use http::{Request, StatusCode};
 use prost::Message;
 use sessiond::proto::HasSessionRequest;
-use tokio::{net::TcpStream, task::JoinHandle};
+use tokio::{net::TcpStream, sync::oneshot, task::JoinHandle};
 use tonic::{Code, Status};
 
 use crate::fake::soon;
@@ -19,7 +19,8 @@ pub(crate) const SERVICE: &str = "/sessiond.v1.SessionService";
 
 /// A connection; dropping it cuts it.
 pub(crate) struct Raw {
-    pub(crate) sender: SendRequest<Bytes>,
+    sender: SendRequest<Bytes>,
+    hang: Option<oneshot::Sender<()>>,
     driver: JoinHandle<()>,
 }
 
@@ -39,8 +40,20 @@ impl Raw {
     pub(crate) async fn with(addr: SocketAddr, builder: &client::Builder) -> Self {
         let socket = soon(TcpStream::connect(addr)).await.unwrap();
         let (sender, connection) = soon(builder.handshake(socket)).await.unwrap();
-        let driver = tokio::spawn(async move { drop(connection.await) });
-        Self { sender, driver }
+        let (hang, hung) = oneshot::channel::<()>();
+        let driver = tokio::spawn(async move {
+            let mut connection = connection;
+            tokio::select! {
+                _ = &mut connection => {}
+                Ok(()) = hung => std::future::pending().await,
+            }
+        });
+        Self { sender, hang: Some(hang), driver }
+    }
+
+    /// Reads and writes no more, and leaves the connection open: a process that is stuck.
+    pub(crate) fn hang(&mut self) {
+        self.hang.take().expect("it hangs once").send(()).expect("the connection is there");
     }
 
     /// Begins a request whose body is yet to come.
@@ -49,9 +62,15 @@ impl Raw {
         sender.send_request(request, false).expect("a request that HTTP/2 allows")
     }
 
-    pub(crate) async fn send(&mut self, request: Request<()>, body: Bytes) -> Result<Answer, h2::Error> {
+    /// Sends a whole request.
+    pub(crate) async fn begin(&mut self, request: Request<()>, body: Bytes) -> Result<ResponseFuture, h2::Error> {
         let (response, mut stream) = self.open(request).await;
         stream.send_data(body, true)?;
+        Ok(response)
+    }
+
+    pub(crate) async fn send(&mut self, request: Request<()>, body: Bytes) -> Result<Answer, h2::Error> {
+        let response = self.begin(request, body).await?;
         soon(answer(response)).await
     }
 
