@@ -164,10 +164,11 @@ impl Server {
         lifecycle.send_replace(Lifecycle::Draining);
         set_health(&health, ServingStatus::NotServing).await;
         subject.close();
-        // Streams that watch the health of a service end when it has none.
+        // Streams that watch the health of a service end when it has none; who asks after that is told as before.
         for service in HEALTH_SERVICES {
             health.clone().clear_service_status(service).await;
         }
+        set_health(&health, ServingStatus::NotServing).await;
         // It ends with the lifecycle, and its listener with it: no new connections.
         let _ = acceptor.await;
         match timeout(config.drain_timeout, workers.ended()).await {
