@@ -4,6 +4,7 @@ mod acceptor;
 mod admin;
 mod lifecycle;
 mod metrics;
+mod preface;
 mod process;
 mod standard;
 mod worker;

@@ -30,6 +30,7 @@ use tokio::{
 use super::{
     ServerError,
     lifecycle::{self, Lifecycle},
+    preface,
     standard::Standard,
 };
 use crate::service::{self, LeaseService, ResponseBody, SessionService};
@@ -208,11 +209,19 @@ impl Worker {
         async move {
             let _held = (load, place);
             let stream = match TcpStream::from_std(stream) {
-                Ok(stream) => TokioIo::new(stream),
+                Ok(stream) => stream,
                 Err(error) => return tracing::warn!(%error, "a connection cannot be served"),
             };
+            let speaks = tokio::select! {
+                biased;
+                speaks = preface::has_come(&stream) => speaks,
+                () = lifecycle::reached(&mut draining, Lifecycle::Draining) => false,
+            };
+            if !speaks {
+                return tracing::debug!("a connection ended before it said anything");
+            }
             let service = service_fn(move |request| handler.clone().handle(request));
-            let mut connection = pin!(http2(max_streams).serve_connection(stream, service));
+            let mut connection = pin!(http2(max_streams).serve_connection(TokioIo::new(stream), service));
             let result = tokio::select! {
                 result = connection.as_mut() => result,
                 () = lifecycle::reached(&mut draining, Lifecycle::Draining) => {
