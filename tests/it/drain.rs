@@ -83,9 +83,7 @@ async fn a_drain_lets_calls_finish_and_sends_observers_away_with_their_place() {
 /// An observer whose process is stuck: it reads nothing, not even the end of its stream.
 async fn stuck_observer(addr: SocketAddr) -> Raw {
     let mut raw = Raw::connect(addr).await;
-    let message = framed(&SubscribeRequest::default());
-    let subscribed = raw.begin(grpc(&format!("{SERVICE}/Subscribe")), message).await.unwrap();
-    soon(subscribed).await.unwrap();
+    raw.hold(grpc(&format!("{SERVICE}/Subscribe")), framed(&SubscribeRequest::default())).await;
     raw.hang();
     raw
 }

@@ -10,6 +10,8 @@ mod client;
 mod drain;
 mod errors;
 mod fake;
+mod frames;
+mod hostile;
 mod leases;
 mod observed;
 mod program;

@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::{
-    SendStream,
+    RecvStream, SendStream,
     client::{self, ResponseFuture, SendRequest},
 };
-use http::{Request, StatusCode};
+use http::{Request, Response, StatusCode};
 use prost::Message;
 use sessiond::proto::HasSessionRequest;
 use tokio::{net::TcpStream, sync::oneshot, task::JoinHandle};
@@ -20,6 +20,7 @@ pub(crate) const SERVICE: &str = "/sessiond.v1.SessionService";
 /// A connection; dropping it cuts it.
 pub(crate) struct Raw {
     sender: SendRequest<Bytes>,
+    held: Vec<Response<RecvStream>>,
     hang: Option<oneshot::Sender<()>>,
     driver: JoinHandle<()>,
 }
@@ -48,7 +49,13 @@ impl Raw {
                 Ok(()) = hung => std::future::pending().await,
             }
         });
-        Self { sender, hang: Some(hang), driver }
+        Self { sender, held: Vec::new(), hang: Some(hang), driver }
+    }
+
+    /// Opens a stream of responses, and does not read it.
+    pub(crate) async fn hold(&mut self, request: Request<()>, body: Bytes) {
+        let response = self.begin(request, body).await.unwrap();
+        self.held.push(soon(response).await.unwrap());
     }
 
     /// Reads and writes no more, and leaves the connection open: a process that is stuck.
