@@ -21,4 +21,5 @@ mod server;
 mod sessions;
 mod standard;
 mod startup;
+mod stuck;
 mod subscribe;

@@ -20,7 +20,8 @@ pub(crate) const SERVICE: &str = "/sessiond.v1.SessionService";
 /// A connection; dropping it cuts it.
 pub(crate) struct Raw {
     sender: SendRequest<Bytes>,
-    held: Vec<Response<RecvStream>>,
+    /// Streams of responses that are open and not read.
+    pub(crate) held: Vec<Response<RecvStream>>,
     hang: Option<oneshot::Sender<()>>,
     driver: JoinHandle<()>,
 }
