@@ -32,9 +32,10 @@ use super::{
     ServerError,
     coalesce::coalesced,
     lifecycle::{self, Lifecycle},
+    preface,
     standard::Standard,
 };
-use crate::service::{self, ResponseBody, SessionService};
+use crate::service::{self, LeaseService, ResponseBody, SessionService};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -63,13 +64,18 @@ const MAX_PENDING_RESETS: usize = 64;
 #[derive(Clone, Debug)]
 pub(super) struct Handler {
     pub(super) sessions: SessionService,
+    pub(super) leases: LeaseService,
     pub(super) standard: Arc<Standard>,
 }
 
 impl Handler {
     async fn handle(self, request: Request<Incoming>) -> Result<Response<ResponseBody>, Infallible> {
-        if request.uri().path().starts_with(service::PATH) {
+        let path = request.uri().path();
+        if path.starts_with(service::SESSION_PATH) {
             return Ok(self.sessions.call(request).await);
+        }
+        if path.starts_with(service::LEASE_PATH) {
+            return Ok(self.leases.call(request).await);
         }
         Ok(match self.standard.call(request).await {
             Ok(response) => response.map(ResponseBody::from),
@@ -207,10 +213,18 @@ impl Worker {
         async move {
             let _held = (load, place);
             let stream = match TcpStream::from_std(stream) {
-                Ok(stream) => TokioIo::new(stream),
+                Ok(stream) => stream,
                 Err(error) => return tracing::warn!(%error, "a connection cannot be served"),
             };
-            let (stream, flusher) = coalesced(stream);
+            let speaks = tokio::select! {
+                biased;
+                speaks = preface::has_come(&stream) => speaks,
+                () = lifecycle::reached(&mut draining, Lifecycle::Draining) => false,
+            };
+            if !speaks {
+                return tracing::debug!("a connection ended before it said anything");
+            }
+            let (stream, flusher) = coalesced(TokioIo::new(stream));
             let service = service_fn(move |request| handler.clone().handle(request));
             let mut connection = pin!(http2(max_streams).serve_connection(stream, service));
             let mut drain = pin!(lifecycle::reached(&mut draining, Lifecycle::Draining));

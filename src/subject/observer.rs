@@ -2,7 +2,6 @@
 
 use std::{
     future::poll_fn,
-    mem,
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -45,16 +44,19 @@ struct Watch {
 }
 
 enum Phase {
-    /// Nothing was told yet.
-    Opening(Opening, Cursor),
-    /// The first message was told, and promises what follows.
-    Opened(Opening, Cursor),
+    /// What the first message promises, by its cursor, follows once that message was told.
+    Opening {
+        opening: Opening,
+        cursor: Cursor,
+        is_told: bool,
+    },
     Resetting(ResetReason),
     Reading(Box<Snapshot>),
     Following,
     Closed(Option<Cursor>),
 }
 
+#[derive(Clone)]
 pub(super) enum Opening {
     Snapshot,
     Reset(ResetReason),
@@ -63,13 +65,15 @@ pub(super) enum Opening {
 }
 
 impl Observer {
-    /// An observer of `registry_id` at `place`, where the positions are `at`; `cursor` is what its first message promises.
+    /// An observer of `registry_id` at `place`, where the positions are `at`; `cursor` is what its first message promises,
+    /// which may be another registry's.
     pub(super) fn new(
         inner: Arc<Inner>,
-        filter: Filter,
         registry_id: RegistryId,
+        filter: Filter,
         (place, at): (Place, Positions),
-        (opening, cursor): (Opening, Cursor),
+        opening: Opening,
+        cursor: Cursor,
     ) -> Self {
         let waiter = inner.feed.log.join();
         Self {
@@ -80,7 +84,7 @@ impl Observer {
             at,
             resumed: None,
             watch: None,
-            phase: Phase::Opening(opening, cursor),
+            phase: Phase::Opening { opening, cursor, is_told: false },
             inner,
         }
     }
@@ -96,7 +100,7 @@ impl Observer {
     #[must_use]
     pub fn cursor(&self) -> Option<Cursor> {
         match &self.phase {
-            Phase::Opening(_, cursor) | Phase::Opened(_, cursor) => Some(cursor.clone()),
+            Phase::Opening { cursor, .. } => Some(cursor.clone()),
             Phase::Resetting(_) | Phase::Reading(_) => None,
             Phase::Closed(cursor) => cursor.clone(),
             Phase::Following => {
@@ -121,14 +125,13 @@ impl Observer {
         let mut budget = EVENTS_BETWEEN_YIELDS;
         loop {
             match &mut self.phase {
-                Phase::Opening(..) => {
-                    if let Phase::Opening(opening, cursor) = mem::replace(&mut self.phase, Phase::Following) {
-                        self.phase = Phase::Opened(opening, cursor);
-                    }
+                Phase::Opening { is_told, .. } if !*is_told => {
+                    *is_told = true;
                     return Poll::Ready(Some(Update::Subscribed));
                 }
-                Phase::Opened(..) => {
-                    self.open();
+                Phase::Opening { opening, .. } => {
+                    let opening = opening.clone();
+                    self.open(opening);
                     continue;
                 }
                 Phase::Resetting(reason) => {
@@ -182,12 +185,12 @@ impl Observer {
         }
     }
 
-    fn open(&mut self) {
-        let Phase::Opened(opening, _) = mem::replace(&mut self.phase, Phase::Following) else { return };
+    fn open(&mut self, opening: Opening) {
         match opening {
             Opening::Snapshot => self.start_snapshot(),
             Opening::Reset(reason) => self.reset(reason),
             Opening::Follow(positions) => {
+                self.phase = Phase::Following;
                 self.resumed = Some(positions);
                 self.forget_resumed_if_passed();
             }
