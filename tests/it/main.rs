@@ -10,6 +10,7 @@ mod client;
 mod drain;
 mod errors;
 mod fake;
+mod faulty;
 mod frames;
 mod hostile;
 mod leases;
