@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// A row of the table.
-struct Refusal {
+pub(crate) struct Refusal {
     code: Code,
     reason: &'static str,
     /// The field that is wrong.
@@ -34,7 +34,12 @@ struct Refusal {
     says: &'static str,
 }
 
-const fn refusal(code: Code, reason: &'static str, field: Option<&'static str>, says: &'static str) -> Refusal {
+pub(crate) const fn refusal(
+    code: Code,
+    reason: &'static str,
+    field: Option<&'static str>,
+    says: &'static str,
+) -> Refusal {
     Refusal { code, reason, field, says }
 }
 
@@ -50,6 +55,7 @@ impl Refusal {
     fn assert(&self, status: &Status) {
         assert_eq!(status.code(), self.code, "{status:?}");
         assert!(status.message().contains(self.says), "{}", status.message());
+        assert!(!status.message().contains("secret"), "a cause stays inside");
         let details = status.get_error_details();
         let info = details.error_info().unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
         assert_eq!((info.domain.as_str(), info.reason.as_str()), ("sessiond", self.reason));
@@ -62,7 +68,7 @@ impl Refusal {
         assert_eq!(delay.is_some(), self.code == Code::Unavailable, "{delay:?}");
     }
 
-    async fn of<T: std::fmt::Debug>(&self, call: impl Future<Output = Result<Response<T>, Status>>) {
+    pub(crate) async fn of<T: std::fmt::Debug>(&self, call: impl Future<Output = Result<Response<T>, Status>>) {
         self.assert(&soon(call).await.map(Response::into_inner).expect_err(self.reason));
     }
 }

@@ -11,6 +11,7 @@ mod client;
 mod drain;
 mod errors;
 mod fake;
+mod faulty;
 mod frames;
 mod hostile;
 mod lease_guard;

@@ -1,0 +1,168 @@
+//! What callers are told when the storage fails: the rows of the contract's table that no input can bring about.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use hyper::{server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use sessiond::{
+    proto::{
+        CreateSessionRequest, DestroySessionRequest, GrantLeaseRequest, HasSessionRequest, SubscribeRequest,
+        lease_service_client::LeaseServiceClient, session_service_client::SessionServiceClient,
+    },
+    service::{LeaseService, SessionService, WireEncoder},
+    session::{LeaseId, SessionEvent, SessionKey},
+    storage::{
+        BucketRun, Layout, LogError, LogExtent, Position, SessionStorage, StorageError,
+        memory::{MemoryOptions, MemoryStorage},
+    },
+    subject::{SessionSubject, SubjectOptions},
+};
+use tokio::net::TcpListener;
+use tonic::{Code, transport::Endpoint};
+
+use crate::{
+    errors::refusal,
+    fake::duration,
+    observed::{Observed, created_ids},
+    sessions::create,
+};
+
+const WELL: u8 = 0;
+const AWAY: u8 = 1;
+const BROKEN: u8 = 2;
+
+/// A storage that fails when it is told to.
+#[derive(Debug)]
+struct Faulty {
+    storage: MemoryStorage,
+    state: AtomicU8,
+}
+
+impl Faulty {
+    fn check(&self) -> Result<&MemoryStorage, StorageError> {
+        let cause = || Box::new(std::io::Error::other("secret cause"));
+        match self.state.load(Ordering::SeqCst) {
+            AWAY => Err(StorageError::Unavailable(cause())),
+            BROKEN => Err(StorageError::Broken(cause())),
+            _ => Ok(&self.storage),
+        }
+    }
+}
+
+#[async_trait]
+impl SessionStorage for Faulty {
+    fn layout(&self) -> Layout {
+        self.storage.layout()
+    }
+    fn bucket_of(&self, session: &SessionKey) -> u32 {
+        self.storage.bucket_of(session)
+    }
+    fn partition_of(&self, bucket: u32) -> u32 {
+        self.storage.partition_of(bucket)
+    }
+    async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
+        self.check()?.create(sessions, lease).await
+    }
+    async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
+        self.check()?.has(sessions).await
+    }
+    async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
+        self.check()?.destroy(sessions, lease).await
+    }
+    async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
+        self.check()?.grant_lease(ttl, owner).await
+    }
+    async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, StorageError> {
+        self.check()?.keep_lease_alive(lease).await
+    }
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
+        self.check()?.revoke_lease(lease).await
+    }
+    async fn expire_leases(&self) -> Result<Infallible, StorageError> {
+        self.check()?.expire_leases().await
+    }
+    async fn lease_count(&self) -> Result<u64, StorageError> {
+        self.check()?.lease_count().await
+    }
+    async fn session_count(&self) -> Result<u64, StorageError> {
+        self.check()?.session_count().await
+    }
+    async fn log(&self) -> Result<LogExtent, StorageError> {
+        self.check()?.log().await
+    }
+    async fn changes_after(
+        &self,
+        partition: u32,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<SessionEvent>, LogError> {
+        self.storage.changes_after(partition, after, limit).await
+    }
+    async fn read_buckets(&self, first: u32, limit: usize) -> Result<BucketRun, StorageError> {
+        self.check()?.read_buckets(first, limit).await
+    }
+}
+
+/// Serves one connection for each of our services, over a storage that is not one of the server's.
+async fn serve(subject: Arc<SessionSubject>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let sessions = SessionService::new(Arc::clone(&subject), 1 << 20);
+            let leases = LeaseService::new(Arc::clone(&subject), 1 << 20);
+            let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                let (sessions, leases) = (sessions.clone(), leases.clone());
+                async move {
+                    Ok::<_, Infallible>(if request.uri().path().contains("LeaseService") {
+                        leases.call(request).await
+                    } else {
+                        sessions.call(request).await
+                    })
+                }
+            });
+            let connection = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(socket), service);
+            tokio::spawn(async move { drop(connection.await) });
+        }
+    });
+    addr
+}
+
+#[tokio::test]
+async fn a_storage_that_fails_is_told_of_and_its_cause_is_not() {
+    let storage = MemoryStorage::new(MemoryOptions::default());
+    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL) });
+    let storage: Arc<dyn SessionStorage> = faulty.clone();
+    let subject = SessionSubject::start(storage, SubjectOptions::default(), WireEncoder).await.unwrap();
+    let addr = serve(Arc::new(subject)).await;
+    let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();
+    let mut client = SessionServiceClient::new(channel.clone());
+    let mut leases = LeaseServiceClient::new(channel);
+    let mut observed = Observed::now(&client).await;
+
+    let session_id = Some(1);
+    let ttl = Some(duration(Duration::from_secs(9)));
+    for (state, refusal) in [
+        (AWAY, refusal(Code::Unavailable, "STORAGE_UNAVAILABLE", None, "try again")),
+        (BROKEN, refusal(Code::Internal, "INTERNAL", None, "log")),
+    ] {
+        faulty.state.store(state, Ordering::SeqCst);
+        refusal.of(client.has_session(HasSessionRequest { session_id, ..Default::default() })).await;
+        refusal.of(client.create_session(CreateSessionRequest { session_id, ..Default::default() })).await;
+        refusal.of(client.destroy_session(DestroySessionRequest { session_id, ..Default::default() })).await;
+        refusal.of(client.subscribe(SubscribeRequest::default())).await;
+        refusal.of(leases.grant_lease(GrantLeaseRequest { ttl, owner: String::new() })).await;
+    }
+    faulty.state.store(WELL, Ordering::SeqCst);
+    assert!(create(&client, 0, 1).await);
+    assert_eq!(created_ids(&observed.events(1).await), [1]);
+}
