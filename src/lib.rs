@@ -11,6 +11,8 @@
 
 #[cfg(feature = "client")]
 pub mod client;
+#[cfg(any(feature = "client", feature = "server"))]
+mod duration;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(feature = "server")]

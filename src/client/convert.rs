@@ -1,7 +1,5 @@
 //! The client's side of protobuf <-> values.
 
-use std::time::Duration;
-
 use super::{ClientError, EventType, ResetReason};
 use crate::{
     proto,
@@ -62,16 +60,6 @@ pub(super) fn event_type(event_type: EventType) -> proto::SessionEventType {
         EventType::Created => proto::SessionEventType::Created,
         EventType::Destroyed => proto::SessionEventType::Destroyed,
     }
-}
-
-/// For the server to judge: a duration that protobuf cannot express becomes the longest that it can.
-pub(super) fn to_proto_duration(duration: Duration) -> prost_types::Duration {
-    prost_types::Duration::try_from(duration).unwrap_or(prost_types::Duration { seconds: i64::MAX, nanos: 0 })
-}
-
-/// None when it is negative.
-pub(super) fn from_proto_duration(duration: prost_types::Duration) -> Option<Duration> {
-    Duration::try_from(duration).ok()
 }
 
 #[cfg(test)]

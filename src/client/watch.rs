@@ -16,6 +16,7 @@ pub use self::{
     update::{ResetReason, WatchUpdate},
 };
 use super::{ClientError, backoff::Backoff, convert};
+use crate::duration;
 use crate::proto::{
     SubscribeRequest, SubscribeResponse, session_service_client::SessionServiceClient, subscribe_request::Start,
     subscribe_response::Body,
@@ -85,7 +86,7 @@ impl Watch {
             session_ids: session_ids.into_iter().map(|id| id.0).collect(),
             auth_key_ids: auth_key_ids.into_iter().map(|id| id.0).collect(),
             types: types.into_iter().map(|r#type| convert::event_type(r#type).into()).collect(),
-            heartbeat: heartbeat.map(convert::to_proto_duration),
+            heartbeat: heartbeat.map(duration::to_proto),
             start: None,
         };
         Self {
@@ -184,11 +185,8 @@ impl Watch {
         let State::Open(open) = &mut self.state else { return Ok(None) };
         let update = match message.body {
             Some(Body::Subscribed(body)) => {
-                let heartbeat = body
-                    .heartbeat
-                    .and_then(convert::from_proto_duration)
-                    .unwrap_or(DEFAULT_HEARTBEAT)
-                    .min(MAX_HEARTBEAT);
+                let heartbeat =
+                    body.heartbeat.and_then(duration::from_proto).unwrap_or(DEFAULT_HEARTBEAT).min(MAX_HEARTBEAT);
                 open.subscribed = true;
                 open.limit = silence_limit(heartbeat);
                 Some(WatchUpdate::Subscribed {

@@ -3,7 +3,7 @@
 use std::{ops::RangeInclusive, time::Duration};
 
 use crate::{
-    proto,
+    duration, proto,
     session::{AuthKeyId, DestroyReason, SessionChange, SessionEvent, SessionId, SessionKey},
     status::{MAX_BATCH, ServiceError},
     subject::{ChangeFilter, Filter, ObserveOptions, ResetReason, Start},
@@ -70,17 +70,8 @@ pub(super) fn heartbeat(heartbeat: Option<prost_types::Duration>) -> Result<Dura
     }
 }
 
-/// A duration of a request. `prost_types` would take one whose nanoseconds are more than a second for what they add up to,
-/// and panics over the least of all where overflow is checked.
 pub(super) fn duration_within(duration: prost_types::Duration, bounds: RangeInclusive<Duration>) -> Option<Duration> {
-    let nanos = u32::try_from(duration.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
-    let duration = Duration::new(u64::try_from(duration.seconds).ok()?, nanos);
-    bounds.contains(&duration).then_some(duration)
-}
-
-pub(super) fn duration(duration: Duration) -> prost_types::Duration {
-    // At most a day, so both numbers fit.
-    prost_types::Duration { seconds: duration.as_secs() as i64, nanos: duration.subsec_nanos() as i32 }
+    duration::from_proto(duration).filter(|duration| bounds.contains(duration))
 }
 
 pub(super) fn session(session: &SessionKey) -> proto::Session {

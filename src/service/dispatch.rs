@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body::Body;
 use prost::Message;
 
@@ -57,7 +57,10 @@ impl SessionService {
 }
 
 pub(super) fn is_grpc<B>(request: &Request<B>) -> bool {
-    request.headers().get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+    let content_type = request.headers().get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+    // Not application/grpc-web, which is framed in another way.
+    let rest = content_type.strip_prefix(b"application/grpc");
+    request.method() == Method::POST && matches!(rest, Some([] | [b'+' | b';', ..]))
 }
 
 /// Answers a call of one message with one message.

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::convert;
 use crate::{
+    duration,
     proto::{self, subscribe_response::Body},
     session::SessionEvent,
     subject::{Cursor, EventEncoder, Update},
@@ -30,7 +31,7 @@ pub(super) fn update(
 ) -> Bytes {
     let body = match update {
         Update::Subscribed => {
-            let heartbeat = Some(convert::duration(heartbeat));
+            let heartbeat = Some(duration::to_proto(heartbeat));
             Body::Subscribed(proto::Subscribed { registry_id: registry_id.to_string(), heartbeat })
         }
         Update::Snapshot(sessions) => {

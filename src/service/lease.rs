@@ -8,11 +8,12 @@ use http_body::Body;
 
 use super::{
     Calls,
-    convert::{duration, duration_within},
+    convert::duration_within,
     dispatch::{is_grpc, unary},
     response::ResponseBody,
 };
 use crate::{
+    duration,
     proto::{
         GrantLeaseRequest, GrantLeaseResponse, KeepLeaseAliveRequest, KeepLeaseAliveResponse, RevokeLeaseRequest,
         RevokeLeaseResponse,
@@ -72,12 +73,12 @@ impl Calls {
             return Err(ServiceError::OwnerTooLong(owner.len()));
         }
         let lease = self.subject.grant_lease(ttl, &owner).await?;
-        Ok(GrantLeaseResponse { lease_id: lease.number(), ttl: Some(duration(ttl)) })
+        Ok(GrantLeaseResponse { lease_id: lease.number(), ttl: Some(duration::to_proto(ttl)) })
     }
 
     async fn keep_lease_alive(self, request: KeepLeaseAliveRequest) -> Result<KeepLeaseAliveResponse, ServiceError> {
         let ttl = self.subject.keep_lease_alive(named(request.lease_id)?).await?;
-        Ok(KeepLeaseAliveResponse { ttl: Some(duration(ttl)) })
+        Ok(KeepLeaseAliveResponse { ttl: Some(duration::to_proto(ttl)) })
     }
 
     async fn revoke_lease(self, request: RevokeLeaseRequest) -> Result<RevokeLeaseResponse, ServiceError> {

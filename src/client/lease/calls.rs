@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::{
-    client::{Client, ClientError, convert},
-    proto,
+    client::{Client, ClientError},
+    duration, proto,
     session::{LeaseId, SessionKey},
 };
 
@@ -28,7 +28,7 @@ impl Client {
     ///
     /// Any [`ClientError`] of a call.
     pub async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseGrant, ClientError> {
-        let request = proto::GrantLeaseRequest { ttl: Some(convert::to_proto_duration(ttl)), owner: owner.to_owned() };
+        let request = proto::GrantLeaseRequest { ttl: Some(duration::to_proto(ttl)), owner: owner.to_owned() };
         let answer = self.within_timeout(self.leases.clone().grant_lease(request)).await?;
         let id = LeaseId::from_number(answer.lease_id).ok_or(ClientError::Protocol("a lease without an id"))?;
         Ok(LeaseGrant { id, ttl: required_ttl(answer.ttl)? })
@@ -97,5 +97,5 @@ impl Client {
 }
 
 fn required_ttl(ttl: Option<prost_types::Duration>) -> Result<Duration, ClientError> {
-    ttl.and_then(convert::from_proto_duration).ok_or(ClientError::Protocol("a lease without a ttl"))
+    ttl.and_then(duration::from_proto).ok_or(ClientError::Protocol("a lease without a ttl"))
 }
