@@ -8,3 +8,4 @@ mod cli_lease;
 mod client;
 mod fake;
 mod lease_guard;
+mod properties;
