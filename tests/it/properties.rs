@@ -7,6 +7,7 @@ mod faulty;
 mod history;
 mod live;
 mod model;
+mod races;
 mod replica;
 mod segment;
 mod twisted;
