@@ -295,7 +295,10 @@ impl SessionSubject {
         let here = |place| Cursor { registry_id: head.registry_id, place };
         let (place, opening, cursor) = match start {
             Start::Now if newest.registry_id == head.registry_id => {
-                let positions: Positions = newest.partitions.iter().map(|held| held.end).collect();
+                // More may have been published since the storage was asked. The observer does not hear of that, so its cursor
+                // must not lead to before it.
+                let ends = newest.partitions.iter().map(|held| held.end);
+                let positions: Positions = ends.zip(&at_head.1).map(|(end, at)| end.max(*at)).collect();
                 (at_head, Opening::Follow(positions.clone()), here(CursorPlace::After(positions)))
             }
             // The storage has begun anew and the follower has yet to notice.

@@ -145,3 +145,61 @@ impl Mailbox {
         Taken::Events(mail.events.drain(..ready).map(|(_, event)| event).collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, task::Waker};
+
+    use super::*;
+    use crate::session::{SessionChange, SessionKey};
+
+    fn filter(session_ids: &[i64], auth_key_ids: &[i64]) -> Arc<Filter> {
+        Arc::new(Filter {
+            session_ids: session_ids.iter().copied().map(SessionId).collect(),
+            auth_key_ids: auth_key_ids.iter().copied().map(AuthKeyId).collect::<HashSet<_>>(),
+            ..Filter::default()
+        })
+    }
+
+    fn created(auth_key_id: i64, session_id: i64) -> SessionEvent {
+        SessionEvent { session: SessionKey::new(auth_key_id, session_id), change: SessionChange::Created }
+    }
+
+    #[test]
+    fn a_mailbox_that_nobody_empties_holds_no_more_than_a_message() {
+        let mut index = FilterIndex::default();
+        let mailbox = index.insert(&filter(&[1], &[]));
+        let context = Context::from_waker(Waker::noop());
+        for chunk in 0..100_000 {
+            index.deliver(chunk, &[created(0, 1), created(0, 2)], &mut Vec::new());
+            assert!(mailbox.state.lock().events.capacity() <= 2 * MAILBOX_EVENTS);
+        }
+        assert!(matches!(mailbox.take(u64::MAX, &context), Taken::Overflow));
+        assert_eq!(mailbox.state.lock().events.capacity(), 0);
+
+        mailbox.clear();
+        index.deliver(7, &[created(0, 1)], &mut Vec::new());
+        assert!(matches!(mailbox.take(8, &context), Taken::Events(events) if events == [created(0, 1)]));
+    }
+
+    #[test]
+    fn a_mailbox_gets_an_event_once_however_many_of_its_filters_pass_it() {
+        let mut index = FilterIndex::default();
+        let mailbox = index.insert(&filter(&[1, 2], &[7, 8]));
+        index.deliver(0, &[created(7, 1), created(8, 2), created(9, 1), created(7, 3)], &mut Vec::new());
+        let taken = mailbox.take(1, &Context::from_waker(Waker::noop()));
+        assert!(matches!(taken, Taken::Events(events) if events == [created(7, 1), created(8, 2)]));
+    }
+
+    #[test]
+    fn an_index_that_everybody_has_left_is_empty() {
+        let mut index = FilterIndex::default();
+        let filters = [filter(&[1, 2], &[]), filter(&[1], &[7]), filter(&[], &[7, 8]), filter(&[], &[7])];
+        let mailboxes: Vec<_> = filters.iter().chain(&filters).map(|filter| index.insert(filter)).collect();
+        for mailbox in &mailboxes {
+            index.remove(mailbox);
+            assert_eq!(Arc::strong_count(mailbox), 1);
+        }
+        assert!(index.by_session.is_empty() && index.by_auth_key.is_empty());
+    }
+}

@@ -200,6 +200,15 @@ impl EventLog {
         self.state.lock().closed = true;
     }
 
+    /// Whether it was closed. Where not, `waiter` is woken when it is, and by any publication before that.
+    pub(super) fn is_closed(&self, waiter: usize, context: &Context<'_>) -> bool {
+        let mut state = self.state.lock();
+        if !state.closed {
+            state.waiters.wait(waiter, context.waker());
+        }
+        state.closed
+    }
+
     /// What comes at `place`. At the end `waiter` is woken by the next publication.
     pub(super) fn next(&self, place: Place, waiter: usize, context: &Context<'_>) -> Next {
         let mut state = self.state.lock();

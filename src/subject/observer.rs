@@ -149,7 +149,8 @@ impl Observer {
                             self.phase = Phase::Following;
                             return Poll::Ready(Some(Update::Synced { session_count }));
                         }
-                        if self.inner.feed.log.head().closed {
+                        // Also wakes this task when that happens, since the storage may keep it waiting for long.
+                        if self.inner.feed.log.is_closed(self.waiter, context) {
                             return self.close();
                         }
                         ready!(snapshot.poll_read(&self.filter, context));

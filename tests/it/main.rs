@@ -18,6 +18,7 @@ mod lease_guard;
 mod leases;
 mod observed;
 mod program;
+mod properties;
 mod raw;
 mod resume;
 mod server;

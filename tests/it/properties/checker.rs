@@ -1,0 +1,320 @@
+//! Holds what an observer was told against the model, promise by promise.
+
+use std::collections::BTreeSet;
+
+use sessiond::{
+    session::{SessionChange, SessionEvent, SessionKey},
+    subject::{ChangeFilter, Filter, ResetReason, Update},
+};
+
+use super::{
+    model::{Model, Place, Places},
+    segment::Segment,
+};
+
+/// The promises of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Promise {
+    Ordered,
+    Unique,
+    Reliable,
+    Exact,
+    Resumable,
+    Bounded,
+    Live,
+}
+
+/// A promise that was not kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Broken {
+    pub(crate) promise: Promise,
+    pub(crate) how: String,
+}
+
+impl Broken {
+    pub(crate) fn new(promise: Promise, how: impl Into<String>) -> Self {
+        Self { promise, how: how.into() }
+    }
+}
+
+/// What an observer was told at once, in process or over the wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    Subscribed,
+    Snapshot(Vec<SessionKey>),
+    Synced(u64),
+    Events(Vec<SessionEvent>),
+    Reset(ResetReason),
+    Heartbeat,
+    Closed,
+}
+
+impl From<&Update> for Told {
+    fn from(update: &Update) -> Self {
+        match update {
+            Update::Subscribed => Self::Subscribed,
+            Update::Snapshot(sessions) => Self::Snapshot(sessions.clone()),
+            Update::Synced { session_count } => Self::Synced(*session_count),
+            Update::Events(events) => Self::Events(events.events().to_vec()),
+            Update::Reset(reason) => Self::Reset(*reason),
+            Update::Closed => Self::Closed,
+        }
+    }
+}
+
+/// How a stream was asked to start.
+#[derive(Clone, Debug)]
+pub(crate) enum Started {
+    /// With the first change after the call, before and after which the log ended here.
+    Now {
+        before: Places,
+        after: Places,
+    },
+    Snapshot,
+    /// After a cursor, which is certain to be retained or is not.
+    After {
+        cursor: String,
+        is_retained: bool,
+    },
+}
+
+/// All that one stream said.
+#[derive(Clone, Debug)]
+pub(crate) struct Trace {
+    pub(crate) started: Started,
+    pub(crate) filter: Filter,
+    /// Each with the cursor that came with it.
+    pub(crate) told: Vec<(Told, Option<String>)>,
+    /// Whether it was read until there was nothing more, after the last change.
+    pub(crate) drained: bool,
+}
+
+impl Trace {
+    pub(crate) fn new(started: Started, filter: Filter) -> Self {
+        Self { started, filter, told: Vec::new(), drained: false }
+    }
+
+    /// The promises that this stream did not keep, in a registry that did what the model says.
+    pub(crate) fn judge(&self, model: &Model) -> Vec<Broken> {
+        let mut checker = Checker { model, trace: self, state: State::Unopened, broken: Vec::new() };
+        for (told, cursor) in &self.told {
+            checker.see(told, cursor.as_deref());
+        }
+        checker.finish();
+        checker.broken
+    }
+}
+
+struct Checker<'a> {
+    model: &'a Model,
+    trace: &'a Trace,
+    state: State,
+    broken: Vec<Broken>,
+}
+
+enum State {
+    /// Nothing was told.
+    Unopened,
+    /// A reset must come: the cursor is another registry's.
+    Foreign,
+    /// Between the start of a snapshot and its end.
+    Snapshot(BTreeSet<SessionKey>),
+    Live(Segment),
+    Closed,
+    /// What broke tells no more of what should follow.
+    Adrift,
+}
+
+impl Checker<'_> {
+    fn breaks(&mut self, promise: Promise, how: impl Into<String>) {
+        self.broken.push(Broken::new(promise, how));
+    }
+
+    fn see(&mut self, told: &Told, cursor: Option<&str>) {
+        let state = std::mem::replace(&mut self.state, State::Adrift);
+        self.state = match (state, told) {
+            (State::Adrift, _) => State::Adrift,
+            (State::Unopened, Told::Subscribed) => self.open(cursor),
+            (State::Unopened, _) => self.stray(told, "comes before subscribed"),
+            (State::Closed, _) => self.stray(told, "comes after the end"),
+            (_, Told::Subscribed) => self.stray(told, "comes again"),
+            (state, Told::Reset(reason)) => self.reset(state, *reason),
+            (State::Foreign, _) => self.stray(told, "follows a cursor of another registry"),
+            (State::Snapshot(held), told) => self.in_snapshot(held, told, cursor),
+            (State::Live(segment), told) => self.live(segment, told, cursor),
+        };
+    }
+
+    /// What has no place in the grammar of a stream leaves the one who applies it with something else than the registry.
+    fn stray(&mut self, told: &Told, why: &str) -> State {
+        self.breaks(Promise::Exact, format!("{told:?} {why}"));
+        State::Adrift
+    }
+
+    fn open(&mut self, cursor: Option<&str>) -> State {
+        let Some(cursor) = cursor else {
+            self.breaks(Promise::Resumable, "subscribed carries no cursor");
+            return State::Adrift;
+        };
+        let place = self.model.place(cursor);
+        match (&self.trace.started, place) {
+            (Started::Snapshot, Place::SnapshotStart) => State::Snapshot(BTreeSet::new()),
+            (Started::Now { before, after }, Place::After(places)) => {
+                if places.iter().zip(after).any(|(place, end)| place > end) {
+                    self.breaks(Promise::Reliable, format!("{places:?} is later than now: changes end at {after:?}"));
+                } else if places.iter().zip(before).any(|(place, end)| place < end) {
+                    self.breaks(Promise::Resumable, format!("{places:?} is before now: changes end at {before:?}"));
+                }
+                self.follow(places)
+            }
+            (Started::After { cursor: asked, .. }, place) => match (self.model.place(asked), place) {
+                (Place::Foreign, _) => State::Foreign,
+                (Place::SnapshotStart, Place::SnapshotStart) => State::Snapshot(BTreeSet::new()),
+                (Place::After(asked), Place::After(_)) => {
+                    let mut segment = Segment::new(asked.clone(), true);
+                    segment.mark(cursor);
+                    State::Live(segment)
+                }
+                (_, place) => {
+                    self.breaks(Promise::Resumable, format!("subscribed is at {place:?} after {asked}"));
+                    State::Adrift
+                }
+            },
+            (started, place) => {
+                self.breaks(Promise::Resumable, format!("subscribed is at {place:?}, started with {started:?}"));
+                State::Adrift
+            }
+        }
+    }
+
+    fn follow(&self, places: Places) -> State {
+        State::Live(Segment::new(places, false))
+    }
+
+    fn reset(&mut self, state: State, reason: ResetReason) -> State {
+        let resumed_at_once = matches!(&state, State::Live(segment) if segment.is_resumed() && segment.is_empty());
+        let allowed = match reason {
+            ResetReason::CursorForeign => matches!(state, State::Foreign),
+            ResetReason::CursorExpired => resumed_at_once,
+            ResetReason::Lagged => !matches!(state, State::Foreign),
+            ResetReason::StorageRestarted => false,
+        };
+        if !allowed {
+            self.breaks(Promise::Reliable, format!("a reset for no reason: {reason:?}"));
+        }
+        if let (ResetReason::CursorExpired, Started::After { is_retained: true, cursor }) =
+            (reason, &self.trace.started)
+        {
+            self.breaks(Promise::Resumable, format!("{cursor} is called expired, and is retained"));
+        }
+        if let State::Live(segment) = state {
+            let judged = segment.judge(self.model, &self.trace.filter, false);
+            self.broken.extend(judged);
+        }
+        State::Snapshot(BTreeSet::new())
+    }
+
+    fn in_snapshot(&mut self, mut held: BTreeSet<SessionKey>, told: &Told, cursor: Option<&str>) -> State {
+        if cursor.is_some() && !matches!(told, Told::Synced(_)) {
+            self.breaks(Promise::Resumable, format!("{told:?} within a snapshot carries a cursor"));
+        }
+        match told {
+            Told::Snapshot(sessions) => sessions.iter().for_each(|session| {
+                if !self.trace.filter.passes_session(session) {
+                    self.breaks(Promise::Exact, format!("a snapshot has {session:?}, which does not pass"));
+                }
+                if !held.insert(*session) && self.is_whole() {
+                    self.breaks(Promise::Exact, format!("a snapshot has {session:?}, which is held"));
+                }
+            }),
+            Told::Events(events) => self.apply(&mut held, events),
+            Told::Synced(count) => return self.synced(held, *count, cursor),
+            Told::Closed => return State::Closed,
+            _ => {}
+        }
+        State::Snapshot(held)
+    }
+
+    fn synced(&mut self, held: BTreeSet<SessionKey>, count: u64, cursor: Option<&str>) -> State {
+        let Some(Place::After(places)) = cursor.map(|cursor| self.model.place(cursor)) else {
+            self.breaks(Promise::Resumable, format!("synced carries {cursor:?}"));
+            return State::Adrift;
+        };
+        let true_held = self.model.held_at(&places, &self.trace.filter);
+        if self.is_whole() && held != true_held {
+            let lacks: Vec<_> = true_held.difference(&held).collect();
+            let ghosts: Vec<_> = held.difference(&true_held).collect();
+            self.breaks(Promise::Exact, format!("synced at {places:?}: lacks {lacks:?}, has ghosts {ghosts:?}"));
+        } else if count != true_held.len() as u64 {
+            self.breaks(Promise::Exact, format!("synced counts {count} at {places:?}, not {}", true_held.len()));
+        }
+        self.follow(places)
+    }
+
+    fn live(&mut self, mut segment: Segment, told: &Told, cursor: Option<&str>) -> State {
+        if let Told::Events(events) = told {
+            for event in events {
+                if !self.trace.filter.passes(event) {
+                    self.breaks(Promise::Exact, format!("{event:?} does not pass"));
+                }
+                segment.tell(self.model.partition_of(&event.session), *event);
+            }
+        }
+        match (told, cursor) {
+            (Told::Snapshot(_) | Told::Synced(_), _) => return self.stray(told, "comes outside of a snapshot"),
+            (_, None) => self.breaks(Promise::Resumable, format!("{told:?} carries no cursor")),
+            (_, Some(cursor)) => segment.mark(cursor),
+        }
+        if let Told::Closed = told {
+            self.end(segment);
+            return State::Closed;
+        }
+        State::Live(segment)
+    }
+
+    /// Whether the stream tells of every change of what passes by id, so that what it says can be applied.
+    fn is_whole(&self) -> bool {
+        self.trace.filter.changes == ChangeFilter::All
+    }
+
+    fn apply(&mut self, held: &mut BTreeSet<SessionKey>, events: &[SessionEvent]) {
+        for event in events {
+            if !self.trace.filter.passes(event) {
+                self.breaks(Promise::Exact, format!("{event:?} does not pass"));
+            }
+            let is_exact = match event.change {
+                SessionChange::Created => held.insert(event.session),
+                SessionChange::Destroyed(_) => held.remove(&event.session),
+            };
+            if !is_exact && self.is_whole() {
+                self.breaks(Promise::Exact, format!("{event:?} does not fit what is held"));
+            }
+        }
+    }
+
+    fn end(&mut self, segment: Segment) {
+        let filter = &self.trace.filter;
+        let judged = segment.judge(self.model, filter, self.trace.drained);
+        if judged.is_empty() && self.is_whole() {
+            let mut held = self.model.held_at(segment.anchor(), filter);
+            segment.events().for_each(|event| self.apply(&mut held, &[*event]));
+            if self.trace.drained && held != self.model.held_at(&self.model.ends(), filter) {
+                self.breaks(Promise::Exact, "in the end it does not hold what the registry holds");
+            }
+        }
+        self.broken.extend(judged);
+    }
+
+    fn finish(&mut self) {
+        match std::mem::replace(&mut self.state, State::Adrift) {
+            State::Live(segment) => self.end(segment),
+            State::Snapshot(_) if self.trace.drained => {
+                self.breaks(Promise::Live, "a snapshot does not end though everything was read");
+            }
+            State::Foreign | State::Unopened if self.trace.drained => {
+                self.breaks(Promise::Live, "nothing comes though everything was read");
+            }
+            _ => {}
+        }
+    }
+}

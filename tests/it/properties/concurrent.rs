@@ -1,0 +1,301 @@
+//! The same promises where writers and observers truly run at once: what each was told is judged when all is over.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use proptest::{collection::vec, prelude::*};
+use sessiond::{
+    session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
+    storage::{SessionStorage, StorageError},
+    subject::{Cursor, Filter, ObserveOptions, SessionSubject, Start},
+};
+use tokio::{sync::watch, time::timeout};
+
+use super::{
+    Fixture, Memory,
+    checker::{Broken, Promise, Started, Trace},
+    history::{From, Shape, Step, all_sessions, change, filter, from, shape},
+    model::{Model, Place},
+    twisted::{Paced, Twisted},
+    watcher::Watcher,
+};
+
+/// Far longer than anything takes; it only ends tests that hang.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// No lease ends by itself in this time.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// One time that an observer is there.
+#[derive(Clone, Debug)]
+struct Visit {
+    from: From,
+    filter: Filter,
+    /// How many updates it reads at once, and how often it lets others run before the next, again and again.
+    rounds: Vec<(usize, usize)>,
+}
+
+/// What is done at once.
+#[derive(Clone, Debug)]
+struct Plan {
+    shape: Shape,
+    writers: Vec<Vec<Step>>,
+    observers: Vec<Vec<Visit>>,
+}
+
+fn plan() -> impl Strategy<Value = Plan> {
+    let step = prop_oneof![
+        20 => change(),
+        2 => Just(Step::Grant(LONG)),
+        1 => any::<usize>().prop_map(Step::Revoke),
+        6 => (1..4usize).prop_map(Step::Run),
+    ];
+    let visit = (from(), filter(), vec((0..8usize, 0..20usize), 0..8)).prop_map(|(from, filter, rounds)| Visit {
+        from,
+        filter,
+        rounds,
+    });
+    (shape(), vec(vec(step, 1..60), 1..4), vec(vec(visit, 1..5), 1..6)).prop_map(|(shape, writers, observers)| Plan {
+        // The model reads the log at the end.
+        shape: Shape { storage_events: 1 << 16, replicas: 1, ..shape },
+        writers,
+        observers,
+    })
+}
+
+/// What the tasks share.
+struct Shared {
+    truth: Arc<dyn SessionStorage>,
+    subject: SessionSubject,
+    shape: Shape,
+    cursors: Mutex<Vec<Cursor>>,
+    leases: Mutex<Vec<LeaseId>>,
+    /// The model, once all changes are made.
+    model: watch::Receiver<Option<Arc<Model>>>,
+}
+
+async fn run_plan(fixture: &impl Fixture, plan: &Plan) -> Vec<Broken> {
+    let truth = fixture.storage(&plan.shape).await;
+    let storage = Twisted::new(Arc::clone(&truth), Paced::new(true));
+    let subject = SessionSubject::start(storage, plan.shape.subject_options(), ()).await.unwrap();
+    let (ended, model) = watch::channel(None);
+    let shared = Arc::new(Shared {
+        truth: Arc::clone(&truth),
+        subject,
+        shape: plan.shape.clone(),
+        cursors: Mutex::default(),
+        leases: Mutex::default(),
+        model,
+    });
+    let spawn_writer = |steps: &Vec<Step>| tokio::spawn(write(Arc::clone(&shared), steps.clone()));
+    let writers: Vec<_> = plan.writers.iter().map(spawn_writer).collect();
+    let spawn_observer = |visits: &Vec<Visit>| tokio::spawn(observe(Arc::clone(&shared), visits.clone()));
+    let observers: Vec<_> = plan.observers.iter().map(spawn_observer).collect();
+
+    let mut made = Made::default();
+    let mut broken = Vec::new();
+    for writer in writers {
+        let (changes, breaks) = writer.await.unwrap();
+        made.add(&changes);
+        broken.extend(breaks);
+    }
+    // Something that each filter lets pass is the last change, so that each observer must be woken once more.
+    let all = all_sessions();
+    for creates in [false, true, false] {
+        made.add(&call(&shared.subject, creates, &all, None).await);
+    }
+    let mut model = Model::new(truth).await;
+    model.catch_up().await;
+    made.check(&model);
+    let model = Arc::new(model);
+    ended.send_replace(Some(Arc::clone(&model)));
+    for observer in observers {
+        let (traces, breaks) = observer.await.unwrap();
+        broken.extend(breaks);
+        for trace in traces {
+            let with_trace = |broken: Broken| Broken { how: format!("{}\n{trace:?}", broken.how), ..broken };
+            broken.extend(trace.judge(&model).into_iter().map(with_trace));
+        }
+    }
+    assert_eq!(shared.subject.stats().observers, 0, "all observers are gone");
+    broken
+}
+
+/// What calls say that they changed.
+#[derive(Default)]
+struct Made(HashMap<(SessionKey, SessionChange), usize>);
+
+impl Made {
+    fn add(&mut self, events: &[SessionEvent]) {
+        events.iter().for_each(|event| *self.0.entry((event.session, event.change)).or_default() += 1);
+    }
+
+    /// It is what was logged, but for what ended with its lease.
+    fn check(self, model: &Model) {
+        let mut logged = Self::default();
+        let by_call = |event: &&SessionEvent| event.change != SessionChange::Destroyed(DestroyReason::LeaseRevoked);
+        model.changes().filter(by_call).for_each(|event| logged.add(&[*event]));
+        assert_eq!(self.0, logged.0);
+    }
+}
+
+/// Creates or destroys, and gives what was changed by that.
+async fn call(
+    subject: &SessionSubject,
+    creates: bool,
+    sessions: &[SessionKey],
+    lease: Option<LeaseId>,
+) -> Vec<SessionEvent> {
+    let (result, change) = match creates {
+        true => (subject.create(sessions, lease).await, SessionChange::Created),
+        false => (subject.destroy(sessions, lease).await, SessionChange::Destroyed(DestroyReason::Requested)),
+    };
+    let changed = result.unwrap();
+    let changed = sessions.iter().zip(changed).filter(|(_, changed)| *changed);
+    changed.map(|(session, _)| SessionEvent { session: *session, change }).collect()
+}
+
+async fn write(shared: Arc<Shared>, steps: Vec<Step>) -> (Vec<SessionEvent>, Vec<Broken>) {
+    let mut made = Vec::new();
+    let mut broken = Vec::new();
+    let subject = &shared.subject;
+    let lease = |number: Option<usize>| {
+        let leases = shared.leases.lock().unwrap();
+        leases.get(number? % leases.len().max(1)).copied()
+    };
+    for step in steps {
+        match step {
+            // One at a time: a lease that is revoked amid a batch leaves open what was changed before.
+            Step::Create { sessions, lease: Some(number) } => {
+                for session in sessions {
+                    match subject.create(&[session], lease(Some(number))).await {
+                        Ok(created) if created[0] => {
+                            made.push(SessionEvent { session, change: SessionChange::Created });
+                        }
+                        Ok(_) | Err(StorageError::UnknownLease(_)) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            }
+            Step::Create { sessions, lease: None } => made.extend(call(subject, true, &sessions, None).await),
+            Step::Destroy { sessions, lease: number } => {
+                made.extend(call(subject, false, &sessions, lease(number)).await);
+            }
+            Step::Grant(ttl) => {
+                let granted = subject.grant_lease(ttl, "writer").await.unwrap();
+                shared.leases.lock().unwrap().push(granted);
+            }
+            Step::Revoke(number) => {
+                if let Some(lease) = lease(Some(number)) {
+                    let revoked = subject.revoke_lease(lease).await;
+                    assert!(matches!(revoked, Ok(_) | Err(StorageError::UnknownLease(_))), "{revoked:?}");
+                }
+            }
+            Step::Run(times) => {
+                for _ in 0..times {
+                    tokio::task::yield_now().await;
+                }
+            }
+            step => panic!("a writer does not do {step:?}"),
+        }
+        broken.extend(check_bounds(&shared));
+    }
+    (made, broken)
+}
+
+fn check_bounds(shared: &Shared) -> Option<Broken> {
+    const CHUNK: usize = 600;
+    let stats = shared.subject.stats();
+    let is_within = stats.retained_events <= shared.shape.retain_events + CHUNK
+        && stats.retained_bytes <= shared.shape.retain_bytes + CHUNK * size_of::<SessionEvent>() + 512;
+    (!is_within).then(|| Broken::new(Promise::Bounded, format!("{stats:?}")))
+}
+
+async fn observe(shared: Arc<Shared>, visits: Vec<Visit>) -> (Vec<Trace>, Vec<Broken>) {
+    let mut traces = Vec::new();
+    let mut broken = Vec::new();
+    let count = visits.len();
+    for (number, visit) in visits.into_iter().enumerate() {
+        let mut watcher = join(&shared, visit.from, visit.filter).await;
+        for (updates, pauses) in visit.rounds {
+            for _ in 0..updates {
+                let told = watcher.poll();
+                shared.cursors.lock().unwrap().extend(told.and_then(|_| watcher.cursor()));
+            }
+            for _ in 0..pauses {
+                tokio::task::yield_now().await;
+            }
+        }
+        if number + 1 == count {
+            let model = shared.model.clone().wait_for(Option::is_some).await.unwrap().clone().unwrap();
+            read_to_end(&mut watcher, &model).await;
+        }
+        let (trace, breaks) = watcher.leave();
+        traces.push(trace);
+        broken.extend(breaks);
+    }
+    (traces, broken)
+}
+
+async fn join(shared: &Shared, from: From, filter: Filter) -> Watcher {
+    let ends = async || {
+        let extent = shared.truth.log().await.unwrap();
+        extent.partitions.iter().map(|held| held.end.0).collect::<Vec<_>>()
+    };
+    let cursor = match from {
+        From::Cursor(back) => {
+            let cursors = shared.cursors.lock().unwrap();
+            cursors.iter().rev().nth(back % cursors.len().max(1)).cloned()
+        }
+        _ => None,
+    };
+    let start = match (from, cursor) {
+        (_, Some(cursor)) => Start::After(cursor),
+        (From::Snapshot | From::Foreign, None) => Start::Snapshot,
+        (From::Now | From::Cursor(_), None) => Start::Now,
+    };
+    let before = ends().await;
+    let options = ObserveOptions { start: start.clone(), filter: filter.clone() };
+    let observer = shared.subject.observe(options).await.unwrap();
+    let started = match start {
+        Start::Now => Started::Now { before, after: ends().await },
+        Start::Snapshot => Started::Snapshot,
+        Start::After(cursor) => Started::After { cursor: cursor.to_string(), is_retained: false },
+    };
+    Watcher::new(observer, Trace::new(started, filter)).among_others()
+}
+
+/// Reads until the last change that passes was told, as a task does that is woken when there is something.
+async fn read_to_end(watcher: &mut Watcher, model: &Model) {
+    let filter = watcher.trace.filter.clone();
+    let is_at_end = |cursor: Cursor| match model.place(&cursor.to_string()) {
+        Place::After(places) => (0..)
+            .zip(places.iter().zip(model.ends()))
+            .all(|(partition, (place, end))| model.told(partition, *place, end, &filter).is_empty()),
+        _ => false,
+    };
+    loop {
+        if !watcher.trace.told.is_empty() && watcher.cursor().is_some_and(is_at_end) {
+            watcher.trace.drained = true;
+            return;
+        }
+        if timeout(DEADLINE, watcher.next()).await.is_err() {
+            watcher.broken.push(Broken::new(Promise::Live, "there are changes to tell, and it is not woken"));
+            return;
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(super::config())]
+
+    #[test]
+    fn every_stream_keeps_its_promises_while_all_run_at_once(plan in plan()) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
+        let broken = runtime.block_on(run_plan(&Memory, &plan));
+        prop_assert!(broken.is_empty(), "{:#?}", broken);
+    }
+}

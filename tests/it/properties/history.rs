@@ -1,0 +1,171 @@
+//! Random histories of a registry: what is done to it, who observes it from where, and what runs in between.
+
+use std::{ops::Range, time::Duration};
+
+use proptest::{collection::vec, prelude::*, sample::select};
+use sessiond::{
+    session::{AuthKeyId, SessionId, SessionKey},
+    storage::memory::MemoryOptions,
+    subject::{ChangeFilter, Filter, SubjectOptions},
+};
+
+/// Few, so that several writers meet at the same sessions; the ends of the range among them.
+const SESSION_IDS: [i64; 6] = [0, 1, 2, -1, i64::MIN, i64::MAX];
+const AUTH_KEY_IDS: [i64; 3] = [0, 7, -7];
+
+/// A storage and the subjects over it.
+#[derive(Clone, Debug)]
+pub(crate) struct Shape {
+    pub(crate) buckets: u32,
+    pub(crate) partitions: u32,
+    /// How many changes the storage keeps. When few, a subject that does not run for long loses its place in them.
+    pub(crate) storage_events: usize,
+    pub(crate) retain_events: usize,
+    pub(crate) retain_bytes: usize,
+    /// How many subjects follow the storage, as in a fleet of servers over one registry.
+    pub(crate) replicas: usize,
+}
+
+impl Shape {
+    pub(crate) fn storage_options(&self) -> MemoryOptions {
+        let (buckets, partitions, retain_events) = (self.buckets, self.partitions, self.storage_events);
+        MemoryOptions { buckets, partitions, retain_events, ..MemoryOptions::default() }
+    }
+
+    pub(crate) fn subject_options(&self) -> SubjectOptions {
+        let (retain_events, retain_bytes) = (self.retain_events, self.retain_bytes);
+        SubjectOptions { retain_events, retain_bytes, ..SubjectOptions::default() }
+    }
+}
+
+/// One step of a history. Numbers choose among what there is when the step is taken.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    Create {
+        sessions: Vec<SessionKey>,
+        lease: Option<usize>,
+    },
+    Destroy {
+        sessions: Vec<SessionKey>,
+        lease: Option<usize>,
+    },
+    Grant(Duration),
+    KeepAlive(usize),
+    Revoke(usize),
+    /// Lets time pass.
+    Pass(Duration),
+    /// Lets other tasks run a few times.
+    Run(usize),
+    /// Lets a replica follow the log to its end.
+    Settle(usize),
+    /// Whether a replica may follow the log.
+    LetFollow(usize, bool),
+    /// Closes a replica and starts it anew; its observers come back to any one.
+    Restart(usize),
+    Join {
+        replica: usize,
+        from: From,
+        filter: Filter,
+    },
+    Poll {
+        who: usize,
+        updates: usize,
+    },
+    Leave(usize),
+    /// An observer leaves and comes back from its last cursor.
+    Resume {
+        who: usize,
+        replica: usize,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum From {
+    Now,
+    Snapshot,
+    /// Any cursor that any observer got, counted from the newest.
+    Cursor(usize),
+    Foreign,
+}
+
+pub(crate) fn shape() -> impl Strategy<Value = Shape> {
+    let storage_events = select(vec![64, 4096]);
+    let retain_bytes = prop_oneof![2 => Just(1 << 20), 1 => 400..4000usize];
+    (1..=16u32, select(vec![1, 3]), storage_events, 8..=64usize, retain_bytes, 1..=2usize).prop_map(
+        |(buckets, partitions, storage_events, retain_events, retain_bytes, replicas)| Shape {
+            buckets,
+            partitions,
+            storage_events,
+            retain_events,
+            retain_bytes,
+            replicas,
+        },
+    )
+}
+
+pub(crate) fn steps(count: Range<usize>) -> impl Strategy<Value = Vec<Step>> {
+    vec(step(), count)
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        24 => change(),
+        3 => (300..3000u64).prop_map(|ms| Step::Grant(Duration::from_millis(ms))),
+        2 => any::<usize>().prop_map(Step::KeepAlive),
+        1 => any::<usize>().prop_map(Step::Revoke),
+        2 => (1..2000u64).prop_map(|ms| Step::Pass(Duration::from_millis(ms))),
+        6 => (1..4usize).prop_map(Step::Run),
+        4 => any::<usize>().prop_map(Step::Settle),
+        2 => (any::<usize>(), any::<bool>()).prop_map(|(replica, follows)| Step::LetFollow(replica, follows)),
+        1 => any::<usize>().prop_map(Step::Restart),
+        8 => (any::<usize>(), from(), filter()).prop_map(|(replica, from, filter)| Step::Join { replica, from, filter }),
+        24 => (any::<usize>(), 1..6usize).prop_map(|(who, updates)| Step::Poll { who, updates }),
+        2 => any::<usize>().prop_map(Step::Leave),
+        6 => (any::<usize>(), any::<usize>()).prop_map(|(who, replica)| Step::Resume { who, replica }),
+    ]
+}
+
+/// A change by a writer: of one session or of a batch.
+pub(crate) fn change() -> impl Strategy<Value = Step> {
+    let sessions = prop_oneof![vec(session(), 1), vec(session(), 2..20)];
+    let lease = prop_oneof![2 => Just(None), 1 => any::<usize>().prop_map(Some)];
+    (any::<bool>(), sessions, lease).prop_map(|(creates, sessions, lease)| match creates {
+        true => Step::Create { sessions, lease },
+        false => Step::Destroy { sessions, lease },
+    })
+}
+
+pub(crate) fn from() -> impl Strategy<Value = From> {
+    prop_oneof![
+        3 => Just(From::Now),
+        4 => Just(From::Snapshot),
+        4 => (0..40usize).prop_map(From::Cursor),
+        3 => (0..1000usize).prop_map(From::Cursor),
+        1 => Just(From::Foreign),
+    ]
+}
+
+pub(crate) fn session() -> impl Strategy<Value = SessionKey> {
+    (select(&AUTH_KEY_IDS[..]), select(&SESSION_IDS[..])).prop_map(|(auth_key, id)| SessionKey::new(auth_key, id))
+}
+
+pub(crate) fn all_sessions() -> Vec<SessionKey> {
+    let of = |auth_key| SESSION_IDS.iter().map(move |id| SessionKey::new(auth_key, *id));
+    AUTH_KEY_IDS.into_iter().flat_map(of).collect()
+}
+
+pub(crate) fn filter() -> impl Strategy<Value = Filter> {
+    let session_ids = vec(select(&SESSION_IDS[..]).prop_map(SessionId), 0..4);
+    let auth_key_ids = vec(select(&AUTH_KEY_IDS[..]).prop_map(AuthKeyId), 0..3);
+    let changes = prop_oneof![
+        4 => Just(ChangeFilter::All),
+        1 => Just(ChangeFilter::Created),
+        1 => Just(ChangeFilter::Destroyed),
+    ];
+    let narrow = (session_ids, auth_key_ids, changes).prop_map(|(session_ids, auth_key_ids, changes)| Filter {
+        session_ids: session_ids.into_iter().collect(),
+        auth_key_ids: auth_key_ids.into_iter().collect(),
+        changes,
+    });
+    prop_oneof![Just(Filter::default()), narrow]
+}

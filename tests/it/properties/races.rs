@@ -1,0 +1,481 @@
+//! Races that are known to be hard, each led to on purpose.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use sessiond::{
+    proto::{SubscribeRequest, subscribe_request},
+    service::WireEncoder,
+    session::{SessionEvent, SessionId, SessionKey},
+    storage::{BucketRun, LogError, LogExtent, Position, SessionStorage, StorageError, memory::MemoryStorage},
+    subject::{Cursor, Filter, ObserveOptions, ResetReason, SessionSubject, Start},
+};
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    Memory,
+    checker::{Started, Told, Trace},
+    faulty::Tamper,
+    history::{Shape, all_sessions},
+    model::{Model, Place},
+    replica::Replica,
+    twisted::{Twist, Twisted},
+    watcher::Watcher,
+    wire::WireStream,
+    world::{World, foreign_cursor, run},
+};
+
+const SHAPE: Shape = Shape {
+    buckets: 16,
+    partitions: 1,
+    storage_events: 1 << 16,
+    retain_events: 1 << 16,
+    retain_bytes: 1 << 30,
+    replicas: 1,
+};
+
+fn session(n: usize) -> SessionKey {
+    SessionKey::new(7, n as i64)
+}
+
+/// Only session `n`.
+fn only(n: usize) -> Filter {
+    Filter { session_ids: HashSet::from([SessionId(n as i64)]), ..Filter::default() }
+}
+
+/// A replica over a memory storage, and the model beside it.
+async fn replica(shape: &Shape) -> (Replica, Model) {
+    let storage: Arc<dyn SessionStorage> = Arc::new(MemoryStorage::new(shape.storage_options()));
+    let model = Model::new(Arc::clone(&storage)).await;
+    (Replica::start(storage, shape.subject_options(), true).await, model)
+}
+
+async fn watch(replica: &Replica, model: &Model, start: Start, filter: &Filter) -> Watcher {
+    let observer =
+        replica.subject.observe(ObserveOptions { start: start.clone(), filter: filter.clone() }).await.unwrap();
+    let started = match start {
+        Start::Now => Started::Now { before: model.ends(), after: model.ends() },
+        Start::Snapshot => Started::Snapshot,
+        Start::After(cursor) => Started::After { cursor: cursor.to_string(), is_retained: false },
+    };
+    Watcher::new(observer, Trace::new(started, filter.clone()))
+}
+
+fn resets(watcher: &Watcher) -> Vec<ResetReason> {
+    let reset = |(told, _): &(Told, Option<String>)| match told {
+        Told::Reset(reason) => Some(*reason),
+        _ => None,
+    };
+    watcher.trace.told.iter().filter_map(reset).collect()
+}
+
+/// Judges what a watcher was told up to the last change.
+async fn judge(mut watcher: Watcher, model: &Model) {
+    watcher.drain().await;
+    watcher.trace.drained = true;
+    let (trace, broken) = watcher.leave();
+    assert_eq!(broken, []);
+    assert_eq!(trace.judge(model), [], "{trace:?}");
+}
+
+#[test]
+fn subscribed_carries_a_cursor_that_leads_to_the_same_start_again() {
+    run(true, async {
+        let (replica, model) = replica(&SHAPE).await;
+        replica.subject.create(&[session(1)], None).await.unwrap();
+        let starts = [Start::Now, Start::Snapshot, Start::After(foreign_cursor(1).await)];
+        for start in starts {
+            let mut first = watch(&replica, &model, start.clone(), &Filter::default()).await;
+            assert_eq!(first.poll(), Some(Told::Subscribed), "{start:?}");
+            let cursor = first.cursor().unwrap_or_else(|| panic!("{start:?} has no cursor"));
+            let mut second = watch(&replica, &model, Start::After(cursor), &Filter::default()).await;
+            assert_eq!(second.poll(), Some(Told::Subscribed), "{start:?}");
+            assert_eq!(first.poll(), second.poll(), "{start:?}");
+        }
+    });
+}
+
+#[test]
+fn subscribed_names_the_registry_that_is_observed_and_not_that_of_the_cursor() {
+    run(true, async {
+        let storage = Arc::new(MemoryStorage::new(SHAPE.storage_options()));
+        let registry_id = storage.log().await.unwrap().registry_id.to_string();
+        let subject = SessionSubject::start(storage, SHAPE.subject_options(), WireEncoder).await.unwrap();
+        let subject = Arc::new(subject);
+        let cursor = foreign_cursor(1).await.to_string();
+        let trace = Trace::new(Started::After { cursor: cursor.clone(), is_retained: false }, Filter::default());
+        let start = Some(subscribe_request::Start::Cursor(cursor));
+        let request = SubscribeRequest { start, ..SubscribeRequest::default() };
+        let second = Duration::from_secs(1);
+        let mut wire = WireStream::open(&subject, request, second, trace, Tamper::Nothing).await;
+        wire.read_until(Instant::now() + second / 2).await;
+        let told: Vec<_> = wire.trace.told.iter().map(|(told, _)| told.clone()).collect();
+        assert_eq!(told, [Told::Subscribed, Told::Reset(ResetReason::CursorForeign), Told::Synced(0)]);
+        assert_eq!(wire.registry_id, registry_id);
+    });
+}
+
+/// Lets its log be read only when the test says so, and answers later still.
+#[derive(Debug)]
+struct SlowLog {
+    reads: watch::Sender<bool>,
+    answers: watch::Sender<bool>,
+}
+
+#[async_trait]
+impl Twist for SlowLog {
+    async fn log(&self, truth: &dyn SessionStorage) -> Result<LogExtent, StorageError> {
+        let mut gates = (self.reads.subscribe(), self.answers.subscribe());
+        gates.0.wait_for(|open| *open).await.unwrap();
+        let extent = truth.log().await;
+        gates.1.wait_for(|open| *open).await.unwrap();
+        extent
+    }
+}
+
+#[test]
+fn what_is_published_while_an_observer_asks_where_the_log_ends_is_not_in_its_cursor() {
+    run(true, async {
+        let truth = Arc::new(MemoryStorage::new(SHAPE.storage_options()));
+        let mut model = Model::new(truth.clone()).await;
+        let open = || watch::Sender::new(true);
+        let storage = Twisted::new(truth, SlowLog { reads: open(), answers: open() });
+        let replica = Replica::start(storage.clone(), SHAPE.subject_options(), true).await;
+        let replica = Arc::new(tokio::sync::Mutex::new(replica));
+
+        storage.twist.answers.send_replace(false);
+        let observing = Arc::clone(&replica);
+        let observing =
+            tokio::spawn(
+                async move { observing.lock().await.subject.observe(ObserveOptions::default()).await.unwrap() },
+            );
+        tokio::task::yield_now().await;
+        storage.create(&[session(1)], None).await.unwrap();
+        storage.create(&[session(2)], None).await.unwrap();
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+        storage.twist.answers.send_replace(true);
+        let observer = observing.await.unwrap();
+        let cursor = observer.cursor().unwrap().to_string();
+        let started = Started::Now { before: vec![0], after: vec![2] };
+        let mut watcher = Watcher::new(observer, Trace::new(started, Filter::default()));
+        assert_eq!(watcher.poll(), Some(Told::Subscribed));
+        storage.create(&[session(3)], None).await.unwrap();
+        replica.lock().await.settle(&mut model).await;
+        watcher.drain().await;
+        let Place::After(places) = model.place(&cursor) else { panic!("{cursor} is no place") };
+        let told = watcher.trace.told.iter().filter_map(|(told, _)| match told {
+            Told::Events(events) => Some(events.clone()),
+            _ => None,
+        });
+        assert_eq!(told.flatten().collect::<Vec<_>>(), model.told(0, places[0], 3, &Filter::default()));
+        judge(watcher, &model).await;
+    });
+}
+
+#[test]
+fn a_cursor_that_is_ahead_of_a_replica_waits_for_it() {
+    run(true, async {
+        let shape = Shape { replicas: 2, partitions: 3, ..SHAPE };
+        let mut world = World::new(&Memory, &shape).await;
+        world.replicas[1].storage.twist.let_follow(false);
+        world.observe(0, Start::Now, &Filter::default(), Tamper::Nothing).await;
+        for n in 0..9 {
+            world.create(&[session(n)], None).await;
+            world.settle(0).await;
+            world.poll(0, 99).await;
+            let cursor = world.cursor(0);
+            for filter in [Filter::default(), only(n), only(n + 1)] {
+                world.observe(1, Start::After(cursor.clone()), &filter, Tamper::Nothing).await;
+            }
+        }
+        world.replicas[1].storage.twist.let_follow(true);
+        assert_eq!(world.finish().await, []);
+    });
+}
+
+#[test]
+fn snapshots_are_exact_while_their_sessions_come_and_go_all_the_time() {
+    run(true, async {
+        for partitions in [1, 3] {
+            let mut world = World::new(&Memory, &Shape { partitions, ..SHAPE }).await;
+            let all = all_sessions();
+            for n in 0..200 {
+                world.observe(0, Start::Snapshot, &Filter::default(), Tamper::Nothing).await;
+                let some = &all[n % all.len()..];
+                if n % 2 == 0 {
+                    world.create(some, None).await;
+                } else {
+                    world.destroy(some, None).await;
+                }
+                if n % 5 == 0 {
+                    world.settle(0).await;
+                }
+                // The youngest few, so that each is polled one step in each state of the registry.
+                for who in n.saturating_sub(20)..=n {
+                    world.poll(who, 1).await;
+                }
+            }
+            assert_eq!(world.finish().await, []);
+        }
+    });
+}
+
+#[test]
+fn a_mailbox_that_is_full_falls_back_to_the_log_and_loses_nothing() {
+    run(true, async {
+        let (mut replica, mut model) = replica(&SHAPE).await;
+        let mut watcher = watch(&replica, &model, Start::Now, &only(1)).await;
+        watcher.drain().await;
+        for _ in 0..700 {
+            replica.subject.create(&[session(1), session(2)], None).await.unwrap();
+            replica.subject.destroy(&[session(1), session(2)], None).await.unwrap();
+            replica.settle(&mut model).await;
+        }
+        watcher.drain().await;
+        // From here on it is told by its mailbox again.
+        replica.subject.create(&[session(1)], None).await.unwrap();
+        replica.settle(&mut model).await;
+        assert!(!watcher.rests());
+        assert_eq!(resets(&watcher), []);
+        judge(watcher, &model).await;
+    });
+}
+
+#[test]
+fn a_mailbox_that_is_full_and_a_log_that_has_gone_on_make_one_reset() {
+    run(true, async {
+        let (mut replica, mut model) = replica(&Shape { retain_events: 64, ..SHAPE }).await;
+        let mut watcher = watch(&replica, &model, Start::Now, &only(1)).await;
+        watcher.drain().await;
+        for _ in 0..700 {
+            replica.subject.create(&[session(1)], None).await.unwrap();
+            replica.subject.destroy(&[session(1)], None).await.unwrap();
+            replica.settle(&mut model).await;
+        }
+        watcher.drain().await;
+        assert_eq!(resets(&watcher), [ResetReason::Lagged]);
+        judge(watcher, &model).await;
+    });
+}
+
+/// Where a stream is when its subject is closed, and how it comes there.
+#[derive(Clone, Copy, Debug)]
+enum At {
+    Unopened,
+    Subscribed,
+    MidSnapshot,
+    WaitingForTheStorage,
+    Behind,
+    Resting,
+    AheadOfTheLog,
+}
+
+#[test]
+fn closing_ends_a_stream_wherever_it_is_with_the_place_it_came_to() {
+    use At::{AheadOfTheLog, Behind, MidSnapshot, Resting, Subscribed, Unopened, WaitingForTheStorage};
+    let all = [Unopened, Subscribed, MidSnapshot, WaitingForTheStorage, Behind, Resting, AheadOfTheLog];
+    for (at, filter) in all.into_iter().flat_map(|at| [(at, Filter::default()), (at, only(1))]) {
+        run(true, async {
+            let (mut replica, mut model) = replica(&SHAPE).await;
+            replica.subject.create(&[session(1), session(2)], None).await.unwrap();
+            replica.settle(&mut model).await;
+            let start = match at {
+                MidSnapshot | WaitingForTheStorage => Start::Snapshot,
+                _ => Start::Now,
+            };
+            if let AheadOfTheLog = at {
+                replica.storage.twist.let_follow(false);
+                replica.subject.destroy(&[session(1)], None).await.unwrap();
+                model.catch_up().await;
+            }
+            let mut watcher = watch(&replica, &model, start, &filter).await;
+            match at {
+                Unopened => {}
+                Subscribed => drop(watcher.poll()),
+                MidSnapshot => while !matches!(watcher.poll(), Some(Told::Snapshot(_))) {},
+                WaitingForTheStorage => {
+                    replica.storage.twist.let_read(false);
+                    watcher.drain().await;
+                }
+                Resting | AheadOfTheLog => watcher.drain().await,
+                Behind => {
+                    watcher.drain().await;
+                    replica.subject.destroy(&[session(1)], None).await.unwrap();
+                    replica.settle(&mut model).await;
+                }
+            }
+            replica.subject.close();
+            assert!(!watcher.rests(), "nobody tells a stream that waits ({at:?}) that it is over");
+            watcher.drain().await;
+            assert!(watcher.is_over(), "{at:?}: {:?}", watcher.trace);
+            assert_eq!(watcher.next().await, None);
+            let expected = match at {
+                MidSnapshot | WaitingForTheStorage => None,
+                _ => Some(Place::After(model.ends())),
+            };
+            assert_eq!(watcher.cursor().map(|cursor| model.place(&cursor.to_string())), expected, "{at:?}");
+            watcher.trace.drained = expected.is_some();
+            assert_eq!(watcher.trace.judge(&model), [], "{at:?}: {:?}", watcher.trace);
+        });
+    }
+}
+
+/// A storage that begins anew when the test says so, with what `next` holds.
+#[derive(Debug)]
+struct Restarts {
+    next: Arc<MemoryStorage>,
+    restarted: watch::Sender<bool>,
+}
+
+impl Restarts {
+    fn has(&self) -> bool {
+        *self.restarted.borrow()
+    }
+}
+
+#[async_trait]
+impl Twist for Restarts {
+    async fn log(&self, truth: &dyn SessionStorage) -> Result<LogExtent, StorageError> {
+        if self.has() { self.next.log().await } else { truth.log().await }
+    }
+
+    async fn changes_after(
+        &self,
+        truth: &dyn SessionStorage,
+        partition: u32,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<SessionEvent>, LogError> {
+        if self.has() {
+            return self.next.changes_after(partition, after, limit).await;
+        }
+        let mut restarted = self.restarted.subscribe();
+        tokio::select! {
+            _ = restarted.changed() => Err(LogError::Restarted),
+            changes = truth.changes_after(partition, after, limit) => changes,
+        }
+    }
+
+    async fn read_buckets(
+        &self,
+        truth: &dyn SessionStorage,
+        first: u32,
+        limit: usize,
+    ) -> Result<BucketRun, StorageError> {
+        if self.has() {
+            return self.next.read_buckets(first, limit).await;
+        }
+        truth.read_buckets(first, limit).await
+    }
+}
+
+#[test]
+fn a_storage_that_begins_anew_resets_each_stream_wherever_it_is() {
+    run(true, async {
+        // With one bucket the sessions of both storages are in the same.
+        let shape = Shape { buckets: 1, ..SHAPE };
+        let storage = || Arc::new(MemoryStorage::new(shape.storage_options()));
+        let (truth, next) = (storage(), storage());
+        let mut model = Model::new(truth.clone()).await;
+        let mut next_model = Model::new(next.clone()).await;
+        let twist = Restarts { next: next.clone(), restarted: watch::Sender::new(false) };
+        let storage = Twisted::new(truth, twist);
+        let mut replica = Replica::start(storage.clone(), shape.subject_options(), true).await;
+        replica.subject.create(&[session(1), session(2), session(3)], None).await.unwrap();
+        // From here on it waits for a change, and is told that there are none.
+        replica.settle(&mut model).await;
+
+        let mut watchers = Vec::new();
+        // A snapshot that has not begun is that of the new registry, and needs no reset.
+        for (start, polls) in [(Start::Now, 1..5), (Start::Snapshot, 2..6)] {
+            for filter in [Filter::default(), only(1)] {
+                for polls in polls.clone() {
+                    let mut watcher = watch(&replica, &model, start.clone(), &filter).await;
+                    (0..polls).for_each(|_| drop(watcher.poll()));
+                    watchers.push(watcher);
+                }
+            }
+        }
+        next.create(&[session(1), session(4)], None).await.unwrap();
+        let old = watchers[0].cursor().unwrap();
+        storage.twist.restarted.send_replace(true);
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+        next.destroy(&[session(1)], None).await.unwrap();
+        next_model.catch_up().await;
+        let mut late = watch(&replica, &model, Start::After(old), &Filter::default()).await;
+        late.drain().await;
+        assert_eq!(resets(&late), [ResetReason::CursorForeign]);
+        for mut watcher in watchers {
+            watcher.drain().await;
+            // What follows the reset is a stream of the registry that began.
+            let told = &watcher.trace.told;
+            let reset = told.iter().position(|(told, _)| matches!(told, Told::Reset(_)));
+            let reset = reset.unwrap_or_else(|| panic!("no reset: {told:?}"));
+            let mut after = Trace::new(Started::Snapshot, watcher.trace.filter.clone());
+            assert_eq!(told[reset], (Told::Reset(ResetReason::StorageRestarted), None), "{told:?}");
+            after.told.push((Told::Subscribed, Some(format!("{}-s-", next_model.registry()))));
+            after.told.extend_from_slice(&told[reset + 1..]);
+            after.drained = true;
+            assert_eq!(after.judge(&next_model), [], "{told:?}");
+        }
+    });
+}
+
+#[test]
+fn ten_thousand_stuck_observers_cost_nothing_more_and_each_is_reset_once() {
+    const OBSERVERS: usize = 10_000;
+    const SESSIONS: usize = 100;
+    run(true, async {
+        let (mut replica, mut model) = replica(&Shape { retain_events: 4096, ..SHAPE }).await;
+        let mut watchers = Vec::new();
+        for n in 0..OBSERVERS {
+            let filter = if n % 2 == 0 { Filter::default() } else { only(n % SESSIONS) };
+            let mut watcher = watch(&replica, &model, Start::Now, &filter).await;
+            // Some are never polled, some wait for the log, and some for their mailboxes.
+            if n % 4 > 1 {
+                watcher.drain().await;
+            }
+            watchers.push(watcher);
+        }
+        let sessions: Vec<_> = (0..SESSIONS).map(session).collect();
+        let began = Instant::now();
+        for _ in 0..500 {
+            replica.subject.create(&sessions, None).await.unwrap();
+            replica.subject.destroy(&sessions, None).await.unwrap();
+            replica.settle(&mut model).await;
+            let stats = replica.subject.stats();
+            assert!(stats.retained_events <= 4096, "{stats:?}");
+            assert!(stats.retained_bytes <= 4096 * 64, "{stats:?}");
+        }
+        assert_eq!(began.elapsed(), Duration::ZERO, "the writer waited");
+        replica.subject.create(&sessions, None).await.unwrap();
+        replica.settle(&mut model).await;
+        for watcher in &mut watchers {
+            watcher.drain().await;
+            assert_eq!(resets(watcher), [ResetReason::Lagged]);
+            assert!(matches!(watcher.trace.told.last(), Some((Told::Synced(1 | 100), _))), "{:?}", watcher.trace);
+        }
+        drop(watchers);
+        assert_eq!(replica.end().1, []);
+    });
+}
+
+#[test]
+fn malformed_cursors_are_refused() {
+    run(true, async {
+        let (replica, model) = replica(&SHAPE).await;
+        let cursor = watch(&replica, &model, Start::Now, &Filter::default()).await.cursor().unwrap().to_string();
+        assert_eq!(cursor.parse::<Cursor>().unwrap().to_string(), cursor);
+        for at in 0..cursor.len() {
+            let mut bent: Vec<_> = cursor.bytes().collect();
+            bent[at] = if bent[at] == b'1' { b'2' } else { b'1' };
+            let bent = String::from_utf8(bent).unwrap();
+            assert!(bent.parse::<Cursor>().is_err(), "{bent:?} is taken for a cursor");
+            assert!(cursor[..at].parse::<Cursor>().is_err(), "{:?} is taken for a cursor", &cursor[..at]);
+        }
+    });
+}

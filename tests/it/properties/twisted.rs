@@ -1,0 +1,187 @@
+//! Storages that delegate to another one, with a twist.
+
+use std::{convert::Infallible, fmt, future::pending, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use sessiond::{
+    session::{LeaseId, SessionEvent, SessionKey},
+    storage::{BucketRun, Layout, LogError, LogExtent, Position, SessionStorage, StorageError},
+};
+use tokio::sync::watch;
+
+/// What is different about a storage: the calls that matter here, each as the true storage answers it by default.
+#[async_trait]
+pub(crate) trait Twist: fmt::Debug + Send + Sync + 'static {
+    fn expires_leases(&self) -> bool {
+        true
+    }
+
+    async fn before_create(&self) {}
+
+    async fn log(&self, truth: &dyn SessionStorage) -> Result<LogExtent, StorageError> {
+        truth.log().await
+    }
+
+    async fn changes_after(
+        &self,
+        truth: &dyn SessionStorage,
+        partition: u32,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<SessionEvent>, LogError> {
+        truth.changes_after(partition, after, limit).await
+    }
+
+    async fn read_buckets(
+        &self,
+        truth: &dyn SessionStorage,
+        first: u32,
+        limit: usize,
+    ) -> Result<BucketRun, StorageError> {
+        truth.read_buckets(first, limit).await
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Twisted<T> {
+    truth: Arc<dyn SessionStorage>,
+    pub(crate) twist: T,
+}
+
+impl<T: Twist> Twisted<T> {
+    pub(crate) fn new(truth: Arc<dyn SessionStorage>, twist: T) -> Arc<Self> {
+        Arc::new(Self { truth, twist })
+    }
+}
+
+#[async_trait]
+impl<T: Twist> SessionStorage for Twisted<T> {
+    fn layout(&self) -> Layout {
+        self.truth.layout()
+    }
+
+    fn bucket_of(&self, session: &SessionKey) -> u32 {
+        self.truth.bucket_of(session)
+    }
+
+    fn partition_of(&self, bucket: u32) -> u32 {
+        self.truth.partition_of(bucket)
+    }
+
+    async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
+        self.twist.before_create().await;
+        self.truth.create(sessions, lease).await
+    }
+
+    async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
+        self.truth.has(sessions).await
+    }
+
+    async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
+        self.truth.destroy(sessions, lease).await
+    }
+
+    async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
+        self.truth.grant_lease(ttl, owner).await
+    }
+
+    async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, StorageError> {
+        self.truth.keep_lease_alive(lease).await
+    }
+
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
+        self.truth.revoke_lease(lease).await
+    }
+
+    async fn expire_leases(&self) -> Result<Infallible, StorageError> {
+        if self.twist.expires_leases() { self.truth.expire_leases().await } else { pending().await }
+    }
+
+    async fn lease_count(&self) -> Result<u64, StorageError> {
+        self.truth.lease_count().await
+    }
+
+    async fn session_count(&self) -> Result<u64, StorageError> {
+        self.truth.session_count().await
+    }
+
+    async fn log(&self) -> Result<LogExtent, StorageError> {
+        self.twist.log(&*self.truth).await
+    }
+
+    async fn changes_after(
+        &self,
+        partition: u32,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<SessionEvent>, LogError> {
+        self.twist.changes_after(&*self.truth, partition, after, limit).await
+    }
+
+    async fn read_buckets(&self, first: u32, limit: usize) -> Result<BucketRun, StorageError> {
+        self.twist.read_buckets(&*self.truth, first, limit).await
+    }
+}
+
+/// A storage as one replica of several sees it, at a pace of the test's.
+#[derive(Debug)]
+pub(crate) struct Paced {
+    expires_leases: bool,
+    follows: watch::Sender<bool>,
+    reads: watch::Sender<bool>,
+}
+
+impl Paced {
+    pub(crate) fn new(expires_leases: bool) -> Self {
+        Self { expires_leases, follows: watch::Sender::new(true), reads: watch::Sender::new(true) }
+    }
+
+    /// Whether the log may be followed: a replica that may not falls behind.
+    pub(crate) fn let_follow(&self, follows: bool) {
+        self.follows.send_replace(follows);
+    }
+
+    pub(crate) fn follows(&self) -> bool {
+        *self.follows.borrow()
+    }
+
+    /// Whether snapshots may be read.
+    pub(crate) fn let_read(&self, reads: bool) {
+        self.reads.send_replace(reads);
+    }
+}
+
+/// Waits until a gate is open. The gate lives as long as the storage that is asked.
+async fn open(gate: &watch::Sender<bool>, is_open: bool) {
+    gate.subscribe().wait_for(|now| *now == is_open).await.unwrap();
+}
+
+#[async_trait]
+impl Twist for Paced {
+    fn expires_leases(&self) -> bool {
+        self.expires_leases
+    }
+
+    async fn changes_after(
+        &self,
+        truth: &dyn SessionStorage,
+        partition: u32,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<SessionEvent>, LogError> {
+        loop {
+            open(&self.follows, true).await;
+            tokio::select! {
+                biased;
+                () = open(&self.follows, false) => {}
+                changes = truth.changes_after(partition, after, limit) => return changes,
+            }
+        }
+    }
+
+    /// Reads as little at once as a storage may, so that snapshots of few sessions take long.
+    async fn read_buckets(&self, truth: &dyn SessionStorage, first: u32, _: usize) -> Result<BucketRun, StorageError> {
+        open(&self.reads, true).await;
+        truth.read_buckets(first, 1).await
+    }
+}

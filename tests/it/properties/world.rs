@@ -1,0 +1,359 @@
+//! Plays a history: a storage, the replicas over it, their observers, and the model beside them.
+
+use std::{collections::BTreeSet, future::Future, sync::Arc, time::Duration};
+
+use sessiond::{
+    session::{LeaseId, SessionChange, SessionKey},
+    storage::{
+        SessionStorage, StorageError,
+        memory::{MemoryOptions, MemoryStorage},
+    },
+    subject::{Cursor, Filter, ObserveOptions, SessionSubject, Start, SubjectOptions},
+};
+use tokio::time::Instant;
+
+use super::{
+    Fixture,
+    checker::{Broken, Promise, Started, Told, Trace},
+    faulty::Tamper,
+    history::{From, Shape, Step, all_sessions},
+    model::Model,
+    replica::Replica,
+    watcher::Watcher,
+};
+
+/// Leases are looked after this often at least, as wherever time passes by itself.
+const TICK: Duration = Duration::from_millis(100);
+
+pub(crate) struct World {
+    is_paused: bool,
+    shape: Shape,
+    /// What the replicas see.
+    storage: Arc<dyn SessionStorage>,
+    options: SubjectOptions,
+    pub(crate) model: Model,
+    pub(crate) replicas: Vec<Replica>,
+    /// Each with the number of its replica.
+    watchers: Vec<(usize, Watcher)>,
+    /// What those who left were told.
+    traces: Vec<Trace>,
+    cursors: Vec<Cursor>,
+    foreign: Cursor,
+    leases: Vec<LeaseId>,
+    broken: Vec<Broken>,
+}
+
+impl World {
+    pub(crate) async fn new<F: Fixture>(fixture: &F, shape: &Shape) -> Self {
+        let storage = fixture.storage(shape).await;
+        let model = Model::new(Arc::clone(&storage)).await;
+        let (storage, options) = (fixture.seen(&storage), fixture.subject_options(shape));
+        let mut replicas = Vec::new();
+        for number in 0..shape.replicas {
+            replicas.push(Replica::start(Arc::clone(&storage), options, number == 0).await);
+        }
+        Self {
+            is_paused: F::IS_PAUSED,
+            shape: shape.clone(),
+            storage,
+            options,
+            model,
+            replicas,
+            watchers: Vec::new(),
+            traces: Vec::new(),
+            cursors: Vec::new(),
+            foreign: foreign_cursor(shape.partitions).await,
+            leases: Vec::new(),
+            broken: Vec::new(),
+        }
+    }
+
+    pub(crate) async fn play(&mut self, step: &Step) {
+        match step {
+            Step::Create { sessions, lease } => self.create(sessions, self.lease(*lease)).await,
+            Step::Destroy { sessions, lease } => self.destroy(sessions, self.lease(*lease)).await,
+            Step::Grant(ttl) => {
+                let lease = self.write(async |subject| subject.grant_lease(*ttl, "history").await).await;
+                self.leases.push(lease.unwrap());
+            }
+            Step::KeepAlive(lease) => {
+                if let Some(lease) = self.lease(Some(*lease)) {
+                    let kept = self.write(async |subject| subject.keep_lease_alive(lease).await).await;
+                    assert!(matches!(kept, Ok(_) | Err(StorageError::UnknownLease(_))), "{kept:?}");
+                }
+            }
+            Step::Revoke(lease) => {
+                if let Some(lease) = self.lease(Some(*lease)) {
+                    let revoked = self.write(async |subject| subject.revoke_lease(lease).await).await;
+                    assert!(matches!(revoked, Ok(_) | Err(StorageError::UnknownLease(_))), "{revoked:?}");
+                    self.model.catch_up().await;
+                }
+            }
+            Step::Pass(duration) => self.pass(*duration).await,
+            Step::Run(times) => {
+                for _ in 0..*times {
+                    tokio::task::yield_now().await;
+                    self.model.catch_up().await;
+                }
+            }
+            Step::Settle(replica) => self.settle(replica % self.replicas.len()).await,
+            Step::LetFollow(replica, follows) => {
+                let replica = replica % self.replicas.len();
+                self.replicas[replica].storage.twist.let_follow(*follows);
+            }
+            Step::Restart(replica) => self.restart(replica % self.replicas.len()).await,
+            Step::Join { replica, from, filter } => self.join(replica % self.replicas.len(), *from, filter).await,
+            Step::Poll { who, updates } => self.poll(*who, *updates).await,
+            Step::Leave(who) => drop(self.leave(*who)),
+            Step::Resume { who, replica } => {
+                if let Some((cursor, filter)) = self.leave(*who) {
+                    self.observe(replica % self.replicas.len(), Start::After(cursor), &filter, Tamper::Nothing).await;
+                }
+            }
+        }
+        self.check_bounds();
+    }
+
+    /// Reads every stream to its end, and judges all that was told.
+    pub(crate) async fn finish(self) -> Vec<Broken> {
+        self.end().await.0
+    }
+
+    /// What was broken, and what every stream was told.
+    pub(crate) async fn end(mut self) -> (Vec<Broken>, Vec<Trace>) {
+        self.replicas.iter().for_each(|replica| replica.storage.twist.let_follow(true));
+        loop {
+            for replica in 0..self.replicas.len() {
+                self.settle(replica).await;
+            }
+            self.check_bounds();
+            for (_, watcher) in &mut self.watchers {
+                watcher.drain().await;
+            }
+            // Leases may have ended meanwhile.
+            if self.model.catch_up().await.is_empty() {
+                break;
+            }
+        }
+        for (_, mut watcher) in std::mem::take(&mut self.watchers) {
+            watcher.trace.drained = true;
+            self.keep(watcher);
+        }
+        for replica in self.replicas {
+            let (trace, broken) = replica.end();
+            self.traces.push(trace);
+            self.broken.extend(broken);
+        }
+        for trace in &self.traces {
+            let broken = trace.judge(&self.model);
+            let with_trace = |broken: Broken| Broken { how: format!("{}\n{trace:?}", broken.how), ..broken };
+            self.broken.extend(broken.into_iter().map(with_trace));
+        }
+        (self.broken, self.traces)
+    }
+
+    fn lease(&self, number: Option<usize>) -> Option<LeaseId> {
+        self.leases.get(number? % self.leases.len().max(1)).copied()
+    }
+
+    /// A call of a writer, which waits for nobody who observes.
+    async fn write<R>(&mut self, call: impl AsyncFnOnce(&SessionSubject) -> R) -> R {
+        let began = Instant::now();
+        let result = call(&self.replicas[0].subject).await;
+        if self.is_paused && began.elapsed() > Duration::ZERO {
+            self.broken.push(Broken::new(Promise::Bounded, format!("a writer waited for {:?}", began.elapsed())));
+        }
+        result
+    }
+
+    pub(crate) async fn create(&mut self, sessions: &[SessionKey], lease: Option<LeaseId>) {
+        let result = self.write(async |subject| subject.create(sessions, lease).await).await;
+        let is_news = |change: &SessionChange| matches!(change, SessionChange::Created);
+        self.check_call(sessions, result, is_news).await;
+    }
+
+    pub(crate) async fn destroy(&mut self, sessions: &[SessionKey], lease: Option<LeaseId>) {
+        let result = self.write(async |subject| subject.destroy(sessions, lease).await).await;
+        let is_news = |change: &SessionChange| matches!(change, SessionChange::Destroyed(_));
+        self.check_call(sessions, result, is_news).await;
+    }
+
+    /// What a call says that it changed is what its storage logged.
+    async fn check_call(
+        &mut self,
+        sessions: &[SessionKey],
+        result: Result<Vec<bool>, StorageError>,
+        is_news: impl Fn(&SessionChange) -> bool,
+    ) {
+        let news = self.model.catch_up().await;
+        let changed = match result {
+            Ok(changed) => changed,
+            Err(StorageError::UnknownLease(_)) => return,
+            Err(error) => panic!("{error}"),
+        };
+        if self.is_paused {
+            let told = sessions.iter().zip(changed).filter(|(_, changed)| *changed).map(|(session, _)| *session);
+            let logged = news.iter().filter(|event| is_news(&event.change)).map(|event| event.session);
+            assert_eq!(told.collect::<BTreeSet<_>>(), logged.collect(), "{news:?}");
+        }
+    }
+
+    async fn pass(&mut self, duration: Duration) {
+        let end = Instant::now() + duration;
+        while Instant::now() < end {
+            let step = TICK.min(end - Instant::now());
+            if self.is_paused {
+                tokio::time::advance(step).await;
+            } else {
+                tokio::time::sleep(step).await;
+            }
+            self.model.catch_up().await;
+        }
+    }
+
+    /// Lets a replica follow the log to its end, unless it may not.
+    pub(crate) async fn settle(&mut self, replica: usize) {
+        let all = all_sessions();
+        let exists = self.replicas[replica].subject.has(&all).await.unwrap();
+        let alive = all.iter().map(|session| self.model.alive().contains(session));
+        assert_eq!(exists, alive.collect::<Vec<_>>(), "{:?}", self.model);
+        self.replicas[replica].settle(&mut self.model).await;
+    }
+
+    async fn restart(&mut self, number: usize) {
+        let closing = &self.replicas[number].subject;
+        closing.close();
+        assert!(closing.observe(ObserveOptions::default()).await.is_err(), "it is closed");
+        let mut left = Vec::new();
+        for (replica, mut watcher) in std::mem::take(&mut self.watchers) {
+            if replica != number {
+                self.watchers.push((replica, watcher));
+                continue;
+            }
+            watcher.drain().await;
+            if !watcher.is_over() {
+                self.broken.push(Broken::new(Promise::Live, "a closed stream does not end"));
+            }
+            left.extend(watcher.cursor().map(|cursor| (cursor, watcher.trace.filter.clone())));
+            self.keep(watcher);
+        }
+        let next = Replica::start(Arc::clone(&self.storage), self.options, number == 0).await;
+        let (trace, broken) = std::mem::replace(&mut self.replicas[number], next).end();
+        self.traces.push(trace);
+        self.broken.extend(broken);
+        for (n, (cursor, filter)) in left.into_iter().enumerate() {
+            self.observe(n % self.replicas.len(), Start::After(cursor), &filter, Tamper::Nothing).await;
+        }
+    }
+
+    async fn join(&mut self, replica: usize, from: From, filter: &Filter) {
+        let start = match from {
+            From::Now => Start::Now,
+            From::Snapshot => Start::Snapshot,
+            From::Cursor(back) => match self.cursors.iter().rev().nth(back % self.cursors.len().max(1)) {
+                Some(cursor) => Start::After(cursor.clone()),
+                None => Start::Now,
+            },
+            From::Foreign => Start::After(self.foreign.clone()),
+        };
+        self.observe(replica, start, filter, Tamper::Nothing).await;
+    }
+
+    pub(crate) async fn observe(&mut self, replica: usize, start: Start, filter: &Filter, tamper: Tamper) {
+        self.observe_as(replica, start.clone(), start, filter, tamper).await;
+    }
+
+    /// A new observer that is started in one way, where it was asked for in another.
+    pub(crate) async fn observe_as(
+        &mut self,
+        replica: usize,
+        asked: Start,
+        given: Start,
+        filter: &Filter,
+        tamper: Tamper,
+    ) {
+        let before = self.model.ends();
+        let is_retained = match &asked {
+            Start::After(cursor) => self.replicas[replica].retains(&self.model, cursor),
+            _ => false,
+        };
+        let options = ObserveOptions { start: given, filter: filter.clone() };
+        let observer = self.replicas[replica].subject.observe(options).await.unwrap();
+        self.model.catch_up().await;
+        let started = match asked {
+            Start::Now => Started::Now { before, after: self.model.ends() },
+            Start::Snapshot => Started::Snapshot,
+            Start::After(cursor) => Started::After { cursor: cursor.to_string(), is_retained },
+        };
+        let watcher = Watcher::new(observer, Trace::new(started, filter.clone())).tampered(tamper);
+        self.watchers.push((replica, watcher));
+    }
+
+    pub(crate) async fn poll(&mut self, who: usize, updates: usize) {
+        let count = self.watchers.len().max(1);
+        let Some((replica, watcher)) = self.watchers.get_mut(who % count) else { return };
+        let replica = &self.replicas[*replica];
+        for _ in 0..updates {
+            // A storage that drops what a replica has yet to read makes it lose its place too.
+            let is_retained = self.shape.storage_events >= 4096
+                && watcher.cursor().is_some_and(|cursor| replica.retains(&self.model, &cursor));
+            match watcher.poll() {
+                None if watcher.rests() => break,
+                None => {
+                    tokio::task::yield_now().await;
+                    self.model.catch_up().await;
+                }
+                Some(Told::Reset(reason)) if is_retained && watcher.trace.told.len() > 2 => {
+                    let how = format!("a reset ({reason:?}), and what follows is retained: {:?}", watcher.trace);
+                    self.broken.push(Broken::new(Promise::Reliable, how));
+                }
+                Some(_) => self.cursors.extend(watcher.cursor()),
+            }
+        }
+        self.model.catch_up().await;
+    }
+
+    /// The newest cursor that an observer got, or one so many before it.
+    pub(crate) fn cursor(&self, back: usize) -> Cursor {
+        self.cursors[self.cursors.len() - 1 - back].clone()
+    }
+
+    /// The last cursor of an observer that has one, which is gone with this.
+    pub(crate) fn leave(&mut self, who: usize) -> Option<(Cursor, Filter)> {
+        if self.watchers.is_empty() {
+            return None;
+        }
+        let (_, watcher) = self.watchers.swap_remove(who % self.watchers.len());
+        let cursor = watcher.cursor().filter(|_| !watcher.trace.told.is_empty());
+        let filter = watcher.trace.filter.clone();
+        self.keep(watcher);
+        Some((cursor?, filter))
+    }
+
+    fn keep(&mut self, watcher: Watcher) {
+        let (trace, broken) = watcher.leave();
+        self.broken.extend(broken);
+        self.traces.push(trace);
+    }
+
+    fn check_bounds(&mut self) {
+        for (number, replica) in self.replicas.iter().enumerate() {
+            let observers = self.watchers.iter().filter(|(replica, _)| *replica == number).count();
+            self.broken.extend(replica.check_bounds(&self.shape, &self.model, observers));
+        }
+    }
+}
+
+/// A cursor of a registry of the same form that nobody knows.
+pub(crate) async fn foreign_cursor(partitions: u32) -> Cursor {
+    let storage = MemoryStorage::new(MemoryOptions { partitions, ..MemoryOptions::default() });
+    let subject = SessionSubject::start(Arc::new(storage), Default::default(), ()).await.unwrap();
+    let observer = subject.observe(ObserveOptions::default()).await.unwrap();
+    observer.cursor().unwrap()
+}
+
+/// Runs a test alone on a thread; with the clock paused, time passes only where nothing else is to be done.
+pub(crate) fn run<T>(is_paused: bool, test: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(is_paused).build();
+    runtime.unwrap().block_on(test)
+}
