@@ -143,10 +143,7 @@ fn parse_warmup(text: &str) -> Result<Duration, String> {
 impl BenchArgs {
     fn plan(&self) -> Result<Plan, CliError> {
         let cores = thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
-        let sessions = self.sessions.map_or_else(
-            || Plan::default_sessions(self.connections, self.in_flight, self.batch).min(MAX_SESSIONS.into()) as u32,
-            |sessions| sessions,
-        );
+        let default_sessions = || Plan::default_sessions(self.connections, self.in_flight, self.batch);
         let plan = Plan {
             addr: self.addr.as_str().to_owned(),
             auth_key_id: random_auth_key_id(),
@@ -154,7 +151,7 @@ impl BenchArgs {
             connections: self.connections,
             in_flight: self.in_flight,
             batch: self.batch,
-            sessions,
+            sessions: self.sessions.unwrap_or_else(default_sessions),
             observers: self.observers,
             observers_per_connection: self.observers_per_connection,
             duration: self.duration,

@@ -20,7 +20,7 @@ impl Frames {
         self.0 = if self.0.is_empty() {
             data
         } else {
-            let mut joined = std::mem::take(&mut self.0).try_into_mut().unwrap_or_else(|shared| BytesMut::from(shared));
+            let mut joined = std::mem::take(&mut self.0).try_into_mut().unwrap_or_else(BytesMut::from);
             joined.extend_from_slice(&data);
             joined.freeze()
         };

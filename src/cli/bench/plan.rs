@@ -61,9 +61,11 @@ pub(super) fn random_auth_key_id() -> i64 {
 }
 
 impl Plan {
-    /// How many sessions there are, unless it is said: enough that no two calls in flight name the same.
-    pub(super) fn default_sessions(connections: u32, in_flight: u32, batch: u32) -> u64 {
-        Self::least_sessions(connections, in_flight, batch).max(DEFAULT_SESSIONS.into())
+    /// How many sessions there are, unless it is said.
+    pub(super) fn default_sessions(connections: u32, in_flight: u32, batch: u32) -> u32 {
+        // `check` refuses what needs more.
+        let most = u64::from(MAX_SESSIONS);
+        Self::least_sessions(connections, in_flight, batch).clamp(DEFAULT_SESSIONS.into(), most) as u32
     }
 
     /// Each caller has two batches of its own: one that exists and one that does not.

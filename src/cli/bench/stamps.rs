@@ -32,7 +32,7 @@ impl Stamps {
         let count = (word.load(Ordering::Relaxed) >> TIME_BITS) + 1;
         let nanos = at.saturating_duration_since(self.epoch).as_nanos() as u64;
         // The count wraps around by itself.
-        word.store(count << TIME_BITS | nanos & (1 << TIME_BITS) - 1, Ordering::Relaxed);
+        word.store(count << TIME_BITS | (nanos & ((1 << TIME_BITS) - 1)), Ordering::Relaxed);
     }
 
     /// How often a session was changed, in as many bits as an observer keeps of it.
