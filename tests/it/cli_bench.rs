@@ -190,7 +190,7 @@ async fn a_closed_loop_measures_each_kind_of_call_and_leaves_nothing() {
     let server = Running::start().await;
     let client = Client::connect_lazy(&server.addr).unwrap();
     assert!(client.create(SessionKey::new(0, 1)).await.unwrap());
-    let report = run_json(&server.addr, &[]).await;
+    let report = run_json(&server.addr, &["--threads", "4"]).await;
     assert_adds_up(&report);
     assert_eq!(report["calls"].as_object().unwrap().len(), 3);
     assert!(report["events"].is_null() && report["rate"].is_null(), "{report}");
@@ -376,7 +376,8 @@ async fn events_that_do_not_come_are_found_out() {
 #[tokio::test]
 async fn failures_are_counted_by_code() {
     let mut fake = Fake::start().await;
-    let mut bench = bench(&fake.addr, &["--observers", "1", "--format", "json"]).spawn().unwrap();
+    let args = ["--calls", "create=1,destroy=1", "--observers", "1", "--format", "json"];
+    let mut bench = bench(&fake.addr, &args).spawn().unwrap();
     let call = fake.stream().await;
     // All sessions are there before the first observer; what is refused is one of the calls.
     fake.refuse(Status::resource_exhausted("too\nmuch"));
@@ -389,6 +390,8 @@ async fn failures_are_counted_by_code() {
     let calls = report["calls"].as_object().unwrap();
     let failed: f64 = calls.values().map(|stats| stats["failed"]["RESOURCE_EXHAUSTED"].as_f64().unwrap_or(0.0)).sum();
     assert_eq!(failed, 1.0, "{report}");
+    // Whether the call did its work is not known, and so not what observers should have heard.
+    assert!(report["changes"].is_null() && report["events"]["observers_complete"].is_null(), "{report}");
 }
 
 #[tokio::test]

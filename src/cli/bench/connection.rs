@@ -1,7 +1,7 @@
 //! Connections to the server, and the calls over them.
 //!
-//! These are h2's and not tonic's: a tonic channel costs a call several times as much, by layers, boxes and a task between,
-//! and a loader that is slower than the server measures itself.
+//! These are h2's and not tonic's: a tonic channel adds layers, boxes and a task to each call, and a loader that is slower than
+//! the server measures itself.
 
 use std::{future::poll_fn, time::Duration};
 

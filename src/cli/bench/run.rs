@@ -20,7 +20,7 @@ use super::{
     progress::{Counters, ProgressLine},
     report::Report,
     stamps::Stamps,
-    worker::{Event, Outcome, Phase, Worker, window},
+    worker::{Event, Phase, Worker, window},
 };
 
 const REDRAW: Duration = Duration::from_millis(200);
@@ -113,7 +113,7 @@ impl Run {
         let mut stopped = self.stop.subscribe();
         for _ in 0..threads {
             tokio::select! {
-                event = events.recv() => self.expect(event, |event| matches!(event, Event::Ready).then_some(()))?,
+                event = events.recv() => drop(self.unless_failed(event)?),
                 _ = stopped.wait_for(Option::is_some) => return Ok(None),
             }
         }
@@ -123,39 +123,38 @@ impl Run {
         let mut redraw = interval(REDRAW);
         redraw.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut called, mut changes, mut sure) = (0, 0, true);
+        let mut outcomes = Vec::new();
         while called < threads {
             tokio::select! {
-                event = events.recv() => {
-                    let (theirs, known) = self.expect(event, |event| match event {
-                        Event::Called { changes, sure } => Some((changes, sure)),
-                        _ => None,
-                    })?;
-                    called += 1;
-                    changes += theirs;
-                    sure &= known;
-                    if called >= calling {
-                        // What is left are threads that have only observers, and do not know that all others are done.
-                        self.stop.send_if_modified(|stop| {
-                            let first = stop.is_none();
-                            stop.get_or_insert_with(|| Stop { at: Instant::now(), interrupted: false });
-                            first
-                        });
+                event = events.recv() => match self.unless_failed(event)? {
+                    Event::Called { changes: theirs, sure: known } => {
+                        called += 1;
+                        changes += theirs;
+                        sure &= known;
                     }
-                }
+                    // A thread without observers, or whose streams are gone, has nothing to wait for.
+                    Event::Ended(outcome) => outcomes.push(*outcome),
+                    _ => {}
+                },
                 _ = redraw.tick() => self.progress.show(window),
+            }
+            if called >= calling {
+                // What is left are threads that have only observers, and do not know that all others are done.
+                self.stop.send_if_modified(|stop| {
+                    let first = stop.is_none();
+                    stop.get_or_insert_with(|| Stop { at: Instant::now(), interrupted: false });
+                    first
+                });
             }
         }
         let stop = *self.stop.borrow();
 
         self.progress.say("waiting for the last events");
         phase.send_replace(Phase::Settle { changes: sure.then_some(changes) });
-        let mut outcomes = Vec::new();
         while outcomes.len() < threads {
-            let outcome: Box<Outcome> = self.expect(events.recv().await, |event| match event {
-                Event::Ended(outcome) => Some(outcome),
-                _ => None,
-            })?;
-            outcomes.push(*outcome);
+            if let Event::Ended(outcome) = self.unless_failed(events.recv().await)? {
+                outcomes.push(*outcome);
+            }
         }
         let end = stop.map_or(window.end, |stop| stop.at.min(window.end));
         let measured = end.saturating_duration_since(window.measured_from);
@@ -168,18 +167,17 @@ impl Run {
         Stamps::new((0..self.plan.sessions).map(|session| existing.next_if_eq(&session).is_some()))
     }
 
-    fn expect<T>(&self, event: Option<Event>, read: impl FnOnce(Event) -> Option<T>) -> Result<T, CliError> {
-        let broken = || CliError::new(Exit::No, "a thread of the loader broke down: please report this");
+    fn unless_failed(&self, event: Option<Event>) -> Result<Event, CliError> {
         match event {
             Some(Event::Failed(failure)) => {
                 let addr = &self.plan.addr;
-                let what = format!(
-                    "{failure}: see whether a sessiond runs at {addr}, and its limits and those of this process"
-                );
-                Err(CliError::new(Exit::Server, what))
+                let advice = "and what its limits and those of this process are";
+                Err(CliError::new(Exit::Server, format!("{failure}: see whether a sessiond runs at {addr}, {advice}")))
             }
-            Some(event) => read(event).ok_or_else(broken),
-            None => Err(broken()),
+            Some(Event::Panicked) | None => {
+                Err(CliError::new(Exit::No, "a thread of the loader broke down: please report this"))
+            }
+            Some(event) => Ok(event),
         }
     }
 }

@@ -68,13 +68,13 @@ impl Report {
         json!({
             "observers": self.plan.observers,
             "observers_lost": ends.lost,
-            "observers_complete": ends.complete,
+            "observers_complete": self.changes.map(|_| ends.complete),
             "deliveries": deliveries.measured,
             "deliveries_per_second": self.per_second(deliveries.measured),
             "deliveries_with_warmup": ends.events,
             "deliveries_untimed": deliveries.untimed,
             "order_violations": ends.violations,
-            "wrong_sessions": ends.wrong_sessions,
+            "wrong_sessions": self.changes.map(|_| ends.wrong_sessions),
             "resets": ends.resets,
             "latency_us": latency(&deliveries.latency),
         })

@@ -98,11 +98,14 @@ impl Report {
         let rate = grouped(self.per_second(deliveries.measured) as u64);
         let latency = latencies(&deliveries.latency);
         let _ = writeln!(out, "{:<10}{:>13}{rate:>14}{latency}", self.plan.observers, grouped(deliveries.measured));
-        let _ = writeln!(
-            out,
-            "{} of {} observers heard of all changes in order; {} order violations, {} resets, {} streams lost",
-            ends.complete, self.plan.observers, ends.violations, ends.resets, ends.lost
-        );
+        let _ = match self.changes {
+            Some(_) => {
+                write!(out, "{} of {} observers heard of all changes in order", ends.complete, self.plan.observers)
+            }
+            None => write!(out, "nobody knows how many changes observers should have heard of, because calls failed"),
+        };
+        let (violations, resets, lost) = (ends.violations, ends.resets, ends.lost);
+        let _ = writeln!(out, "; {violations} order violations, {resets} resets, {lost} streams lost");
         if deliveries.untimed > 0 {
             let _ = writeln!(
                 out,
@@ -130,6 +133,8 @@ impl Report {
                  server can do: give it more --threads, or a machine of its own.",
                 loader.busiest * 100.0
             );
+        } else if loader.waited > STARVED {
+            let _ = writeln!(out, "The machine had no core to spare for the loader, and latencies include that.");
         }
     }
 
@@ -138,6 +143,9 @@ impl Report {
         loader.cpu.as_secs_f64() * 1e6 / self.calls.answered().max(1) as f64
     }
 }
+
+/// A loader that waited for a core for a larger share of the time saw many answers late.
+const STARVED: f64 = 0.1;
 
 const LATENCIES: &str = "      p50      p90      p99    p99.9      max";
 
