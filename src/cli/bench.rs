@@ -173,7 +173,8 @@ pub(crate) async fn run(args: BenchArgs) -> Result<Exit, CliError> {
 
 async fn bench(args: &BenchArgs, plan: Plan, output: &Output) -> Result<Exit, CliError> {
     let client = args.addr.client(SETUP_TIMEOUT)?;
-    let stop = stop_by_signal(plan.auth_key_id)?;
+    let auth_key_id = plan.auth_key_id;
+    let stop = stop_by_signal(auth_key_id)?;
     let mut run = Run::new(plan, stop);
 
     let measured = match run.fill(&client).await {
@@ -191,22 +192,23 @@ async fn bench(args: &BenchArgs, plan: Plan, output: &Output) -> Result<Exit, Cl
         };
         output.write(text).await?;
     }
-    judge(report, cleaned.map_err(|error| args.addr.error(&error)))
+    judge(report.as_ref(), cleaned.err().map(|error| args.addr.error(&error)), auth_key_id)
 }
 
-/// How the program ends.
-fn judge(report: Option<Report>, cleaned: Result<(), CliError>) -> Result<Exit, CliError> {
-    let Some(report) = report else {
-        cleaned?;
-        return Err(CliError::new(Exit::No, "interrupted before the run began"));
+/// How the program ends. `uncleaned` is why the sessions of the run could not be destroyed.
+fn judge(report: Option<&Report>, uncleaned: Option<CliError>, auth_key_id: i64) -> Result<Exit, CliError> {
+    let error = match report {
+        None => Some(CliError::new(Exit::No, "interrupted before the run began")),
+        Some(report) => (report.broken_promise().map(|broken| CliError::new(Exit::No, broken)))
+            .or_else(|| report.trouble().map(|trouble| CliError::new(Exit::Server, trouble))),
     };
-    if let Some(broken) = report.broken_promise() {
-        return Err(CliError::new(Exit::No, broken));
+    let left = format!("the sessions under the auth key {auth_key_id} are left");
+    match (error, uncleaned) {
+        (None, None) => Ok(Exit::Done),
+        (Some(error), None) => Err(error),
+        (None, Some(uncleaned)) => Err(uncleaned.with_note(&left)),
+        (Some(error), Some(_)) => Err(error.with_note(&left)),
     }
-    if let Some(trouble) = report.trouble() {
-        return Err(CliError::new(Exit::Server, trouble));
-    }
-    cleaned.map(|()| Exit::Done)
 }
 
 /// Stops the run at the first signal, and the program at the second.

@@ -305,6 +305,7 @@ async fn a_server_that_goes_away_is_reported() {
     assert_eq!(ended.code, Some(3), "{}", ended.stderr);
     assert!(ended.stderr.starts_with("sessiond: ") && ended.stderr.lines().count() == 1, "{}", ended.stderr);
     assert!(ended.stderr.contains("10 connections were lost"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("are left"), "{}", ended.stderr);
     let report = report(&ended);
     let calls = report["calls"].as_object().unwrap().values();
     let failed: f64 =

@@ -93,7 +93,8 @@ pub(super) struct DeliveryStats {
     pub(super) measured: u64,
     /// From the time at which a change was to begin to each observer's hearing of it.
     pub(super) latency: Latency,
-    /// Events that came when their session had been changed again, so that it is not known when they began.
+    /// Events that came after a reset, or when their session had been changed again, so that it is not known when they
+    /// began.
     pub(super) untimed: u64,
     /// How the observers ended.
     pub(super) ends: ObserverEnds,

@@ -109,7 +109,8 @@ impl Report {
         if deliveries.untimed > 0 {
             let _ = writeln!(
                 out,
-                "{} deliveries came so late that their session had been changed again: they have no latency above.",
+                "{} deliveries came after a reset, or so late that their session had been changed again: they have no latency \
+                 above.",
                 grouped(deliveries.untimed)
             );
         }
