@@ -6,6 +6,7 @@ mod exit;
 mod format;
 mod health;
 mod ids;
+mod lease;
 mod output;
 mod serve;
 mod sessions;
@@ -41,7 +42,7 @@ enum Command {
     /// Makes sessions exist.
     ///
     /// Prints one line for each session, which tells whether this call created it or it existed already.
-    Create(sessions::SessionsArgs),
+    Create(sessions::CreateArgs),
     /// Asks whether sessions exist.
     ///
     /// Prints one line for each session. Exits with 1 when any of them is missing.
@@ -49,7 +50,10 @@ enum Command {
     /// Makes sessions not exist.
     ///
     /// Prints one line for each session, which tells whether this call destroyed it or there was none.
-    Destroy(sessions::SessionsArgs),
+    Destroy(sessions::DestroyArgs),
+    /// Grants, keeps alive and revokes leases, with which sessions end.
+    #[command(subcommand)]
+    Lease(lease::LeaseCommand),
     /// Prints sessions as they are created and destroyed, until it is interrupted.
     Watch(watch::WatchArgs),
     /// Asks whether the server is serving, for container health checks and probes.
@@ -73,9 +77,10 @@ impl Command {
     fn run(self) -> Result<Exit, CliError> {
         match self {
             Self::Serve(args) => block_on(serve::run(args)),
-            Self::Create(args) => block_on(sessions::run(args, Verb::Create)),
+            Self::Create(args) => block_on(sessions::run(args.sessions, Verb::Create(args.lease))),
             Self::Has(args) => block_on(sessions::run(args, Verb::Has)),
-            Self::Destroy(args) => block_on(sessions::run(args, Verb::Destroy)),
+            Self::Destroy(args) => block_on(sessions::run(args.sessions, Verb::Destroy(args.lease))),
+            Self::Lease(command) => block_on(lease::run(command)),
             Self::Watch(args) => block_on(watch::run(args)),
             Self::Health(args) => block_on(health::run(args)),
             Self::Bench(args) => block_on(bench::run(args)),
@@ -139,7 +144,9 @@ mod tests {
 
     #[test]
     fn every_flag_has_its_environment_variable_and_a_help_text() {
-        for command in Cli::command().get_subcommands() {
+        let mut commands: Vec<_> = Cli::command().get_subcommands().cloned().collect();
+        while let Some(command) = commands.pop() {
+            commands.extend(command.get_subcommands().cloned());
             for arg in command.get_arguments().filter(|arg| !arg.is_positional()) {
                 let flag = arg.get_long().expect("a long name");
                 if flag == "help" {

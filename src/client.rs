@@ -1,5 +1,5 @@
 //! What other Rust programs use to talk to a sessiond: gateways to say which sessions exist, others to ask and to
-//! observe.
+//! observe. A gateway holds its sessions under a lease, so that they end with it: see [`Lease`].
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), sessiond::client::ClientError> {
@@ -25,6 +25,7 @@ mod backoff;
 mod builder;
 mod convert;
 mod error;
+mod lease;
 mod watch;
 
 use std::{future::Future, time::Duration};
@@ -37,17 +38,18 @@ use tonic::{
 pub use self::{
     builder::ClientBuilder,
     error::ClientError,
+    lease::{Lease, LeaseEvent, LeaseEvents, LeaseGrant},
     watch::{EventType, ResetReason, Watch, WatchOptions, WatchStart, WatchUpdate},
 };
 use crate::{
-    proto::{self, session_service_client::SessionServiceClient},
+    proto::{self, lease_service_client::LeaseServiceClient, session_service_client::SessionServiceClient},
     session::SessionKey,
 };
 
 /// The most sessions that one batch call may name. The batch methods of [`Client`] split longer lists.
 pub const MAX_BATCH: usize = 65_536;
 
-/// Asks the server to put or look for a session under no lease.
+/// In a request to create or destroy: whatever the lease.
 const NO_LEASE: u64 = 0;
 
 /// A connection to a sessiond, shared by its clones: cloning is cheap, and any number of calls may be under way.
@@ -64,6 +66,7 @@ pub struct Client {
     endpoint: Endpoint,
     channel: Channel,
     calls: SessionServiceClient<Channel>,
+    leases: LeaseServiceClient<Channel>,
     timeout: Duration,
 }
 
@@ -93,7 +96,9 @@ impl Client {
 
     fn new(endpoint: Endpoint, timeout: Duration) -> Self {
         let channel = endpoint.connect_lazy();
-        Self { calls: SessionServiceClient::new(channel.clone()), channel, endpoint, timeout }
+        let calls = SessionServiceClient::new(channel.clone());
+        let leases = LeaseServiceClient::new(channel.clone());
+        Self { endpoint, channel, calls, leases, timeout }
     }
 
     /// The connection that calls go over, for other services of the same server, such as `grpc.health.v1`.
@@ -104,14 +109,21 @@ impl Client {
 
     /// Makes a session exist. True when this call created it, false when it existed already.
     ///
+    /// A new session is under no lease and lives until it is destroyed; one that existed keeps its lease. A gateway
+    /// uses [`create_under`](Self::create_under) and leaves no ghosts when it crashes.
+    ///
     /// # Errors
     ///
     /// Any [`ClientError`] of a call.
     pub async fn create(&self, session: SessionKey) -> Result<bool, ClientError> {
+        self.create_with(session, NO_LEASE).await
+    }
+
+    async fn create_with(&self, session: SessionKey, lease_id: u64) -> Result<bool, ClientError> {
         let request = proto::CreateSessionRequest {
             session_id: Some(session.session_id.0),
             auth_key_id: session.auth_key_id.0,
-            lease_id: NO_LEASE,
+            lease_id,
         };
         Ok(self.within_timeout(self.calls.clone().create_session(request)).await?.created)
     }
@@ -127,16 +139,21 @@ impl Client {
         Ok(self.within_timeout(self.calls.clone().has_session(request)).await?.exists)
     }
 
-    /// Makes a session not exist. True when this call destroyed it, false when there was none.
+    /// Makes a session not exist, whatever lease it is under. True when this call destroyed it, false when there was
+    /// none.
     ///
     /// # Errors
     ///
     /// Any [`ClientError`] of a call.
     pub async fn destroy(&self, session: SessionKey) -> Result<bool, ClientError> {
+        self.destroy_with(session, NO_LEASE).await
+    }
+
+    async fn destroy_with(&self, session: SessionKey, lease_id: u64) -> Result<bool, ClientError> {
         let request = proto::DestroySessionRequest {
             session_id: Some(session.session_id.0),
             auth_key_id: session.auth_key_id.0,
-            lease_id: NO_LEASE,
+            lease_id,
         };
         Ok(self.within_timeout(self.calls.clone().destroy_session(request)).await?.destroyed)
     }
@@ -151,10 +168,14 @@ impl Client {
     /// Any [`ClientError`] of a call. Sessions of the calls before the one that failed are created then; to make the
     /// whole call again is safe.
     pub async fn batch_create(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, ClientError> {
+        self.batch_create_with(sessions, NO_LEASE).await
+    }
+
+    async fn batch_create_with(&self, sessions: &[SessionKey], lease_id: u64) -> Result<Vec<bool>, ClientError> {
         let mut created = Vec::with_capacity(sessions.len());
         for part in sessions.chunks(MAX_BATCH) {
             let (session_ids, auth_key_ids) = convert::ids(part);
-            let request = proto::BatchCreateSessionsRequest { session_ids, auth_key_ids, lease_id: NO_LEASE };
+            let request = proto::BatchCreateSessionsRequest { session_ids, auth_key_ids, lease_id };
             let answer = self.within_timeout(self.calls.clone().batch_create_sessions(request)).await?;
             created.extend(one_each(part, answer.created)?);
         }
@@ -189,10 +210,14 @@ impl Client {
     /// Any [`ClientError`] of a call. Sessions of the calls before the one that failed are destroyed then; to make the
     /// whole call again is safe.
     pub async fn batch_destroy(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, ClientError> {
+        self.batch_destroy_with(sessions, NO_LEASE).await
+    }
+
+    async fn batch_destroy_with(&self, sessions: &[SessionKey], lease_id: u64) -> Result<Vec<bool>, ClientError> {
         let mut destroyed = Vec::with_capacity(sessions.len());
         for part in sessions.chunks(MAX_BATCH) {
             let (session_ids, auth_key_ids) = convert::ids(part);
-            let request = proto::BatchDestroySessionsRequest { session_ids, auth_key_ids, lease_id: NO_LEASE };
+            let request = proto::BatchDestroySessionsRequest { session_ids, auth_key_ids, lease_id };
             let answer = self.within_timeout(self.calls.clone().batch_destroy_sessions(request)).await?;
             destroyed.extend(one_each(part, answer.destroyed)?);
         }

@@ -2,8 +2,10 @@
 
 mod acceptor;
 mod admin;
+mod coalesce;
 mod lifecycle;
 mod metrics;
+mod preface;
 mod process;
 mod standard;
 mod worker;
@@ -150,7 +152,8 @@ impl Server {
         let (lifecycle, _) = watch::channel(Lifecycle::Serving);
         let handler = Handler {
             sessions: SessionService::new(Arc::clone(&subject), config.max_message_bytes),
-            standard: Arc::new(Standard::new(&health, LeaseService::new(Arc::clone(&subject)))),
+            leases: LeaseService::new(Arc::clone(&subject), config.max_message_bytes),
+            standard: Arc::new(Standard::new(&health)),
         };
         let mut workers = Workers::start(config.workers, config.max_streams, &handler, &lifecycle)?;
         let acceptor = Acceptor::new(listener, workers.inlets(), config.max_connections);
@@ -163,10 +166,11 @@ impl Server {
         lifecycle.send_replace(Lifecycle::Draining);
         set_health(&health, ServingStatus::NotServing).await;
         subject.close();
-        // Streams that watch the health of a service end when it has none.
+        // Streams that watch the health of a service end when it has none; who asks after that is told as before.
         for service in HEALTH_SERVICES {
             health.clone().clear_service_status(service).await;
         }
+        set_health(&health, ServingStatus::NotServing).await;
         // It ends with the lifecycle, and its listener with it: no new connections.
         let _ = acceptor.await;
         match timeout(config.drain_timeout, workers.ended()).await {

@@ -24,10 +24,10 @@ use crate::{
 
 use self::convert::{session_key, session_keys};
 
-pub(crate) use self::dispatch::PATH;
+pub(crate) use self::{dispatch::PATH as SESSION_PATH, lease::PATH as LEASE_PATH};
 pub use self::{dispatch::SessionService, encode::WireEncoder, lease::LeaseService, response::ResponseBody};
 
-/// The calls of `sessiond.v1.SessionService`, on values of the protocol.
+/// The calls of the services, on values of the protocol.
 #[derive(Clone, Debug)]
 struct Calls {
     subject: Arc<SessionSubject>,

@@ -59,6 +59,16 @@ impl fmt::Display for LeaseId {
     }
 }
 
+/// Reads a decimal number of at least 1, which is how a lease is displayed.
+impl FromStr for LeaseId {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        let expected = "the positive decimal number that it was granted with";
+        text.parse().map(Self).map_err(|source| ParseIdError { text: text.to_owned(), expected, source })
+    }
+}
+
 /// Why a session was destroyed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DestroyReason {
@@ -101,7 +111,8 @@ macro_rules! id_text {
             type Err = ParseIdError;
 
             fn from_str(text: &str) -> Result<Self, ParseIdError> {
-                parse_id(text).map(Self).map_err(|source| ParseIdError { text: text.to_owned(), source })
+                let expected = "a signed 64-bit decimal number, or its bits in hexadecimal behind 0x";
+                parse_id(text).map(Self).map_err(|source| ParseIdError { text: text.to_owned(), expected, source })
             }
         }
     };
@@ -120,9 +131,10 @@ fn parse_id(text: &str) -> Result<i64, ParseIntError> {
 
 /// A text that is no id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not an id ({source}): write a signed 64-bit decimal number, or its bits in hexadecimal behind 0x")]
+#[error("{text:?} is not an id ({source}): write {expected}")]
 pub struct ParseIdError {
     text: String,
+    expected: &'static str,
     source: ParseIntError,
 }
 
@@ -142,6 +154,17 @@ mod tests {
         for bad in ["", "x", "0x", "0x-1", "0x+1", "9223372036854775808", "0x10000000000000000", "1 ", "1.0"] {
             let error = id(bad).unwrap_err().to_string();
             assert!(error.contains(&format!("{bad:?}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn lease_ids_are_positive() {
+        let id = |text: &str| text.parse::<LeaseId>().map(LeaseId::number);
+        assert_eq!(id("1"), Ok(1));
+        assert_eq!(id("18446744073709551615"), Ok(u64::MAX));
+        for bad in ["", "0", "-1", "x", "0x1", "18446744073709551616"] {
+            let error = id(bad).unwrap_err().to_string();
+            assert!(error.contains(&format!("{bad:?}")) && error.contains("positive"), "{error}");
         }
     }
 }

@@ -315,7 +315,7 @@ impl SessionSubject {
             self.inner.observers.fetch_sub(1, Ordering::Relaxed);
             return Err(ObserveError::TooManyObservers { limit });
         }
-        Ok(Observer::new(Arc::clone(&self.inner), filter, place, opening, cursor))
+        Ok(Observer::new(Arc::clone(&self.inner), head.registry_id, filter, place, opening, cursor))
     }
 
     /// Tells `observer` in a task of the current tokio runtime, until it is unsubscribed.

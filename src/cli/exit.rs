@@ -22,7 +22,10 @@ pub(crate) enum Exit {
 
 const MEANINGS: [(Exit, &str); 6] = [
     (Exit::Done, "done"),
-    (Exit::No, "the answer is no (a session is missing, the server is not serving), or any other failure"),
+    (
+        Exit::No,
+        "the answer is no (a session is missing, a lease is gone, the server is not serving), or any other failure",
+    ),
     (Exit::Usage, "the command line or the configuration is wrong"),
     (Exit::Server, "the server cannot be reached, or refused the call"),
     (Exit::Listen, "a port cannot be listened on"),
@@ -62,6 +65,8 @@ impl CliError {
     pub(crate) fn client(addr: &str, error: &ClientError) -> Self {
         match error {
             ClientError::InvalidAddress { .. } => Self::new(Exit::Usage, error),
+            // The call did what it should: this is an answer.
+            ClientError::Status(status) if error.is_lease_gone() => Self::new(Exit::No, status.message()),
             // The server's messages say what to do themselves.
             ClientError::Status(_) => Self::new(Exit::Server, error),
             ClientError::Timeout { .. } => Self::new(

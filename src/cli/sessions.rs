@@ -5,7 +5,7 @@ use std::{fmt::Write as _, time::Duration};
 use clap::Args;
 use sessiond::{
     client::{Client, ClientError},
-    session::{AuthKeyId, SessionKey},
+    session::{AuthKeyId, LeaseId, SessionKey},
 };
 
 use super::{
@@ -39,12 +39,33 @@ pub(crate) struct SessionsArgs {
     timeout: Duration,
 }
 
-/// What is done with the sessions.
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// Puts the sessions under this lease, with which they end. Those that exist move to it; without a lease, they keep
+    /// the one that they have.
+    #[arg(long, env = "SESSIOND_LEASE", value_name = "LEASE_ID")]
+    pub(crate) lease: Option<LeaseId>,
+
+    #[command(flatten)]
+    pub(crate) sessions: SessionsArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DestroyArgs {
+    /// Destroys only sessions that are under this lease. Without it, the sessions are destroyed under any lease or none.
+    #[arg(long, env = "SESSIOND_LEASE", value_name = "LEASE_ID")]
+    pub(crate) lease: Option<LeaseId>,
+
+    #[command(flatten)]
+    pub(crate) sessions: SessionsArgs,
+}
+
+/// What is done with the sessions, and under which lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verb {
-    Create,
+    Create(Option<LeaseId>),
     Has,
-    Destroy,
+    Destroy(Option<LeaseId>),
 }
 
 pub(crate) async fn run(args: SessionsArgs, verb: Verb) -> Result<Exit, CliError> {
@@ -75,23 +96,26 @@ async fn do_all(args: SessionsArgs, verb: Verb, output: &Output) -> Result<Exit,
 impl Verb {
     async fn call(self, client: &Client, sessions: &[SessionKey]) -> Result<Vec<bool>, ClientError> {
         match (self, sessions) {
-            (Self::Create, &[session]) => client.create(session).await.map(|yes| vec![yes]),
+            (Self::Create(None), &[session]) => client.create(session).await.map(|yes| vec![yes]),
+            (Self::Create(None), sessions) => client.batch_create(sessions).await,
+            (Self::Create(Some(lease)), sessions) => client.batch_create_under(sessions, lease).await,
             (Self::Has, &[session]) => client.has(session).await.map(|yes| vec![yes]),
-            (Self::Destroy, &[session]) => client.destroy(session).await.map(|yes| vec![yes]),
-            (Self::Create, sessions) => client.batch_create(sessions).await,
             (Self::Has, sessions) => client.batch_has(sessions).await,
-            (Self::Destroy, sessions) => client.batch_destroy(sessions).await,
+            (Self::Destroy(None), &[session]) => client.destroy(session).await.map(|yes| vec![yes]),
+            (Self::Destroy(None), sessions) => client.batch_destroy(sessions).await,
+            (Self::Destroy(Some(lease)), sessions) => client.batch_destroy_under(sessions, lease).await,
         }
     }
 
     fn print(self, session: SessionKey, yes: bool, format: Format, out: &mut String) {
         let (member, text) = match (self, yes) {
-            (Self::Create, true) => ("created", "created"),
-            (Self::Create, false) => ("created", "existed already"),
+            (Self::Create(_), true) => ("created", "created"),
+            (Self::Create(_), false) => ("created", "existed already"),
             (Self::Has, true) => ("exists", "exists"),
             (Self::Has, false) => ("exists", "missing"),
-            (Self::Destroy, true) => ("destroyed", "destroyed"),
-            (Self::Destroy, false) => ("destroyed", "did not exist"),
+            (Self::Destroy(_), true) => ("destroyed", "destroyed"),
+            (Self::Destroy(None), false) => ("destroyed", "did not exist"),
+            (Self::Destroy(Some(_)), false) => ("destroyed", "not under this lease"),
         };
         match format {
             // Writing to a `String` cannot fail.

@@ -1,4 +1,4 @@
-//! How long a watch waits before it connects again.
+//! How long a watch or a lease waits before it tries again.
 
 use std::time::Duration;
 
@@ -19,14 +19,25 @@ pub(super) struct Backoff {
 impl Backoff {
     /// The wait after one more failure; longer where the server wishes so.
     pub(super) fn after_failure(&mut self, wish: Option<Duration>) -> Duration {
-        // 100 ms doubled seven times is past the cap; the bound keeps the shift from overflowing.
-        let ceiling = (BASE * (1 << self.failures.min(7))).min(CAP);
-        self.failures = self.failures.saturating_add(1);
-        let drawn = ceiling.mul_f64(fastrand::f64()).max(FLOOR);
+        let drawn = self.draw(CAP);
         wish.map_or(drawn, |wish| wish.min(LONGEST_WISH).max(drawn))
     }
 
-    /// The stream makes progress: the next failure is a first one.
+    /// The same for who cannot wait for longer than `cap`: a wish for more is not obeyed.
+    pub(super) fn after_failure_within(&mut self, cap: Duration, wish: Option<Duration>) -> Duration {
+        let drawn = self.draw(cap.min(CAP));
+        wish.filter(|wish| *wish <= cap).map_or(drawn, |wish| wish.max(drawn))
+    }
+
+    fn draw(&mut self, cap: Duration) -> Duration {
+        // 100 ms doubled seven times is past the cap; the bound keeps the shift from overflowing. The cap is on what is
+        // drawn from and not on what was drawn, or most would wait for just that long.
+        let ceiling = (BASE * (1 << self.failures.min(7))).min(cap);
+        self.failures = self.failures.saturating_add(1);
+        ceiling.mul_f64(fastrand::f64()).max(FLOOR)
+    }
+
+    /// There is progress: the next failure is a first one.
     pub(super) fn reset(&mut self) {
         self.failures = 0;
     }
@@ -46,6 +57,19 @@ mod tests {
             }
             backoff.reset();
             assert!(backoff.after_failure(None) <= BASE);
+        }
+    }
+
+    #[test]
+    fn who_cannot_wait_obeys_only_what_fits() {
+        let cap = Duration::from_millis(150);
+        let mut backoff = Backoff::default();
+        for wish in [None, Some(Duration::from_secs(3)), Some(Duration::from_millis(149)), None] {
+            for _ in 0..200 {
+                let wait = backoff.after_failure_within(cap, wish);
+                assert!(wait >= FLOOR && wait <= cap, "{wait:?}");
+                assert!(wish.is_none_or(|wish| wish > cap || wait >= wish), "{wait:?}");
+            }
         }
     }
 

@@ -7,6 +7,8 @@ use tonic_types::StatusExt;
 
 /// The domain of the `google.rpc.ErrorInfo` that sessiond sends.
 const ERROR_DOMAIN: &str = "sessiond";
+/// The reason by which it tells that a lease is gone.
+const LEASE_GONE: &str = "LEASE_GONE";
 
 /// Why a call or a watch failed.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +80,18 @@ impl ClientError {
                 | Code::Unimplemented
                 | Code::Unauthenticated => false,
             },
+        }
+    }
+
+    /// Whether the call failed because the lease that it names is gone: expired, revoked, or lost with a registry that
+    /// began anew. A new lease is the way on, and the sessions are to be created again under it.
+    #[must_use]
+    pub fn is_lease_gone(&self) -> bool {
+        match self.status().map(Status::code) {
+            // What a call is about is not found; only leases are called about in a way that can miss.
+            Some(Code::NotFound) => true,
+            Some(Code::FailedPrecondition) => self.reason().as_deref() == Some(LEASE_GONE),
+            _ => false,
         }
     }
 
@@ -172,6 +186,20 @@ mod tests {
         ] {
             assert!(!retryable(code), "{code:?}");
         }
+    }
+
+    #[test]
+    fn a_lease_that_is_gone_is_told_from_other_preconditions() {
+        let error = |code, reason| {
+            let details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, HashMap::new());
+            ClientError::from(Status::with_error_details(code, "", details))
+        };
+        assert!(error(Code::NotFound, LEASE_GONE).is_lease_gone());
+        assert!(error(Code::FailedPrecondition, LEASE_GONE).is_lease_gone());
+        assert!(!error(Code::FailedPrecondition, "OTHER").is_lease_gone());
+        assert!(!error(Code::Unavailable, LEASE_GONE).is_lease_gone());
+        // A proxy may drop the details.
+        assert!(ClientError::from(Status::not_found("")).is_lease_gone());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The services beside the session service: leases, health (`grpc.health.v1`) and reflection (`grpc.reflection.v1` and `v1alpha`).
+//! The services beside our own: health (`grpc.health.v1`) and reflection (`grpc.reflection.v1` and `v1alpha`).
 
 use std::{convert::Infallible, fmt};
 
@@ -11,10 +11,7 @@ use tonic_health::{
 };
 use tower::{ServiceExt, util::BoxCloneSyncService};
 
-use crate::{
-    proto::{FILE_DESCRIPTOR_SET, lease_service_server::LeaseServiceServer},
-    service::LeaseService,
-};
+use crate::proto::FILE_DESCRIPTOR_SET;
 
 type Boxed = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
 
@@ -22,11 +19,9 @@ type Boxed = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
 pub(super) struct Standard(Vec<(&'static str, Boxed)>);
 
 impl Standard {
-    pub(super) fn new(health: &HealthReporter, leases: LeaseService) -> Self {
+    pub(super) fn new(health: &HealthReporter) -> Self {
         let health = HealthServer::new(HealthService::from_health_reporter(health.clone()));
-        let leases = LeaseServiceServer::new(leases);
-        let mut services =
-            vec![("/sessiond.v1.LeaseService/", Boxed::new(leases)), ("/grpc.health.v1.Health/", Boxed::new(health))];
+        let mut services = vec![("/grpc.health.v1.Health/", Boxed::new(health))];
         let builder = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)

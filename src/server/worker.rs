@@ -5,7 +5,7 @@
 
 use std::{
     convert::Infallible,
-    future::Future,
+    future::{Future, poll_fn},
     net,
     num::NonZeroUsize,
     pin::pin,
@@ -13,6 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::Poll,
     thread,
     time::Duration,
 };
@@ -29,10 +30,14 @@ use tokio::{
 
 use super::{
     ServerError,
+    coalesce::coalesced,
     lifecycle::{self, Lifecycle},
+    preface,
     standard::Standard,
 };
-use crate::service::{self, ResponseBody, SessionService};
+use crate::service::{self, LeaseService, ResponseBody, SessionService};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// How many connections may wait for a worker.
 const INLET: usize = 64;
@@ -59,13 +64,18 @@ const MAX_PENDING_RESETS: usize = 64;
 #[derive(Clone, Debug)]
 pub(super) struct Handler {
     pub(super) sessions: SessionService,
+    pub(super) leases: LeaseService,
     pub(super) standard: Arc<Standard>,
 }
 
 impl Handler {
     async fn handle(self, request: Request<Incoming>) -> Result<Response<ResponseBody>, Infallible> {
-        if request.uri().path().starts_with(service::PATH) {
+        let path = request.uri().path();
+        if path.starts_with(service::SESSION_PATH) {
             return Ok(self.sessions.call(request).await);
+        }
+        if path.starts_with(service::LEASE_PATH) {
+            return Ok(self.leases.call(request).await);
         }
         Ok(match self.standard.call(request).await {
             Ok(response) => response.map(ResponseBody::from),
@@ -203,20 +213,38 @@ impl Worker {
         async move {
             let _held = (load, place);
             let stream = match TcpStream::from_std(stream) {
-                Ok(stream) => TokioIo::new(stream),
+                Ok(stream) => stream,
                 Err(error) => return tracing::warn!(%error, "a connection cannot be served"),
             };
+            let speaks = tokio::select! {
+                biased;
+                speaks = preface::has_come(&stream) => speaks,
+                () = lifecycle::reached(&mut draining, Lifecycle::Draining) => false,
+            };
+            if !speaks {
+                return tracing::debug!("a connection ended before it said anything");
+            }
+            let (stream, flusher) = coalesced(TokioIo::new(stream));
             let service = service_fn(move |request| handler.clone().handle(request));
             let mut connection = pin!(http2(max_streams).serve_connection(stream, service));
-            let result = tokio::select! {
-                result = connection.as_mut() => result,
-                () = lifecycle::reached(&mut draining, Lifecycle::Draining) => {
+            let mut drain = pin!(lifecycle::reached(&mut draining, Lifecycle::Draining));
+            let mut is_draining = false;
+            let result = poll_fn(|context| {
+                if !is_draining && drain.as_mut().poll(context).is_ready() {
+                    is_draining = true;
                     connection.as_mut().graceful_shutdown();
-                    connection.await
                 }
-            };
-            if let Err(error) = result {
-                tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended with an error");
+                if let Poll::Ready(result) = connection.as_mut().poll(context) {
+                    // Its shutdown has flushed what there was, unless it failed.
+                    return Poll::Ready(result.map_err(BoxError::from));
+                }
+                match flusher.poll_flush(context) {
+                    Poll::Ready(Err(error)) => Poll::Ready(Err(BoxError::from(error))),
+                    _ => Poll::Pending,
+                }
+            });
+            if let Err(error) = result.await {
+                tracing::debug!(%error, "a connection ended with an error");
             }
         }
     }

@@ -1,6 +1,6 @@
 //! From what a request says to values, and back.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 use crate::{
     proto,
@@ -10,8 +10,7 @@ use crate::{
 };
 
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(15);
-const MIN_HEARTBEAT: Duration = Duration::from_millis(100);
-const MAX_HEARTBEAT: Duration = Duration::from_secs(3600);
+const HEARTBEAT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 
 pub(super) fn session_key(auth_key_id: i64, session_id: Option<i64>) -> Result<SessionKey, ServiceError> {
     let session_id = session_id.ok_or(ServiceError::SessionIdMissing)?;
@@ -64,11 +63,19 @@ fn change_filter(types: &[i32]) -> Result<ChangeFilter, ServiceError> {
     })
 }
 
-pub(super) fn heartbeat(duration: Option<prost_types::Duration>) -> Result<Duration, ServiceError> {
-    let Some(duration) = duration else { return Ok(DEFAULT_HEARTBEAT) };
-    let heartbeat = Duration::try_from(duration).map_err(|_| ServiceError::BadHeartbeat)?;
-    let is_within = (MIN_HEARTBEAT..=MAX_HEARTBEAT).contains(&heartbeat);
-    is_within.then_some(heartbeat).ok_or(ServiceError::BadHeartbeat)
+pub(super) fn heartbeat(heartbeat: Option<prost_types::Duration>) -> Result<Duration, ServiceError> {
+    match heartbeat {
+        None => Ok(DEFAULT_HEARTBEAT),
+        Some(heartbeat) => duration_within(heartbeat, HEARTBEAT).ok_or(ServiceError::BadHeartbeat),
+    }
+}
+
+/// A duration of a request. `prost_types` would take one whose nanoseconds are more than a second for what they add up to,
+/// and panics over the least of all where overflow is checked.
+pub(super) fn duration_within(duration: prost_types::Duration, bounds: RangeInclusive<Duration>) -> Option<Duration> {
+    let nanos = u32::try_from(duration.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
+    let duration = Duration::new(u64::try_from(duration.seconds).ok()?, nanos);
+    bounds.contains(&duration).then_some(duration)
 }
 
 pub(super) fn duration(duration: Duration) -> prost_types::Duration {

@@ -38,47 +38,53 @@ impl SessionService {
         B: Body<Data = Bytes>,
         B::Error: std::fmt::Display,
     {
-        let is_grpc = |value: &http::HeaderValue| value.as_bytes().starts_with(b"application/grpc");
-        if !request.headers().get(CONTENT_TYPE).is_some_and(is_grpc) {
+        if !is_grpc(&request) {
             return ResponseBody::http(StatusCode::UNSUPPORTED_MEDIA_TYPE);
         }
+        let Self { calls, max_message_bytes: limit } = self;
         let answer = match request.uri().path().strip_prefix(PATH) {
-            Some("HasSession") => self.unary(request, Calls::has).await,
-            Some("CreateSession") => self.unary(request, Calls::create).await,
-            Some("DestroySession") => self.unary(request, Calls::destroy).await,
-            Some("BatchHasSessions") => self.unary(request, Calls::batch_has).await,
-            Some("BatchCreateSessions") => self.unary(request, Calls::batch_create).await,
-            Some("BatchDestroySessions") => self.unary(request, Calls::batch_destroy).await,
-            Some("Subscribe") => self.subscribe(request).await,
+            Some("HasSession") => unary(calls, request, limit, Calls::has).await,
+            Some("CreateSession") => unary(calls, request, limit, Calls::create).await,
+            Some("DestroySession") => unary(calls, request, limit, Calls::destroy).await,
+            Some("BatchHasSessions") => unary(calls, request, limit, Calls::batch_has).await,
+            Some("BatchCreateSessions") => unary(calls, request, limit, Calls::batch_create).await,
+            Some("BatchDestroySessions") => unary(calls, request, limit, Calls::batch_destroy).await,
+            Some("Subscribe") => subscribe(calls, request, limit).await,
             _ => Err(ServiceError::UnknownMethod(request.uri().path().to_owned())),
         };
         answer.unwrap_or_else(ResponseBody::error)
     }
+}
 
-    async fn unary<B, Q, R>(
-        self,
-        request: Request<B>,
-        call: impl AsyncFnOnce(Calls, Q) -> Result<R, ServiceError>,
-    ) -> Result<Response<ResponseBody>, ServiceError>
-    where
-        B: Body<Data = Bytes>,
-        B::Error: std::fmt::Display,
-        Q: Message + Default,
-        R: Message,
-    {
-        let request = message::read(request.into_body(), self.max_message_bytes).await?;
-        let response = call(self.calls, request).await?;
-        Ok(ResponseBody::message(&response))
-    }
+pub(super) fn is_grpc<B>(request: &Request<B>) -> bool {
+    request.headers().get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
 
-    async fn subscribe<B>(self, request: Request<B>) -> Result<Response<ResponseBody>, ServiceError>
-    where
-        B: Body<Data = Bytes>,
-        B::Error: std::fmt::Display,
-    {
-        let request: SubscribeRequest = message::read(request.into_body(), self.max_message_bytes).await?;
-        let heartbeat = convert::heartbeat(request.heartbeat)?;
-        let observer = self.calls.subject.observe(convert::observe_options(request)?).await?;
-        Ok(ResponseBody::observer(ObserverBody::new(observer, heartbeat)))
-    }
+/// Answers a call of one message with one message.
+pub(super) async fn unary<B, C, Q, R>(
+    calls: C,
+    request: Request<B>,
+    limit: usize,
+    call: impl AsyncFnOnce(C, Q) -> Result<R, ServiceError>,
+) -> Result<Response<ResponseBody>, ServiceError>
+where
+    B: Body<Data = Bytes>,
+    B::Error: std::fmt::Display,
+    Q: Message + Default,
+    R: Message,
+{
+    let request = message::read(request.into_body(), limit).await?;
+    let response = call(calls, request).await?;
+    Ok(ResponseBody::message(&response))
+}
+
+async fn subscribe<B>(calls: Calls, request: Request<B>, limit: usize) -> Result<Response<ResponseBody>, ServiceError>
+where
+    B: Body<Data = Bytes>,
+    B::Error: std::fmt::Display,
+{
+    let request: SubscribeRequest = message::read(request.into_body(), limit).await?;
+    let heartbeat = convert::heartbeat(request.heartbeat)?;
+    let observer = calls.subject.observe(convert::observe_options(request)?).await?;
+    Ok(ResponseBody::observer(ObserverBody::new(observer, heartbeat)))
 }

@@ -147,7 +147,8 @@ impl MemoryStorage {
         let bucket_index = self.bucket_of_hash(hash);
         let mut bucket = self.buckets[bucket_index as usize].lock();
         let Some(place) = bucket.find(hash, &session) else { return false };
-        if lease.is_some_and(|lease| bucket.lease(place) != lease.slot) {
+        // Asked under the bucket's lock: once a lease has ended, its slot may name another.
+        if lease.is_some_and(|lease| !lease.is_live() || bucket.lease(place) != lease.slot) {
             return false;
         }
         bucket.remove(hash, place, &self.hash);
@@ -360,3 +361,6 @@ impl fmt::Debug for MemoryStorage {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -44,14 +44,19 @@ struct Watch {
 }
 
 enum Phase {
-    /// Nothing was told yet; what the first message promises follows.
-    Opening(Opening, Cursor),
+    /// What the first message promises, by its cursor, follows once that message was told.
+    Opening {
+        opening: Opening,
+        cursor: Cursor,
+        is_told: bool,
+    },
     Resetting(ResetReason),
     Reading(Box<Snapshot>),
     Following,
     Closed(Option<Cursor>),
 }
 
+#[derive(Clone)]
 pub(super) enum Opening {
     Snapshot,
     Reset(ResetReason),
@@ -60,9 +65,11 @@ pub(super) enum Opening {
 }
 
 impl Observer {
-    /// An observer at `place`, where the positions are `at`; `cursor` is what its first message promises.
+    /// An observer of `registry_id` at `place`, where the positions are `at`; `cursor` is what its first message promises,
+    /// which may be another registry's.
     pub(super) fn new(
         inner: Arc<Inner>,
+        registry_id: RegistryId,
         filter: Filter,
         (place, at): (Place, Positions),
         opening: Opening,
@@ -72,12 +79,12 @@ impl Observer {
         Self {
             filter: Arc::new(filter),
             waiter,
-            registry_id: cursor.registry_id,
+            registry_id,
             place,
             at,
             resumed: None,
             watch: None,
-            phase: Phase::Opening(opening, cursor),
+            phase: Phase::Opening { opening, cursor, is_told: false },
             inner,
         }
     }
@@ -93,7 +100,7 @@ impl Observer {
     #[must_use]
     pub fn cursor(&self) -> Option<Cursor> {
         match &self.phase {
-            Phase::Opening(_, cursor) => Some(cursor.clone()),
+            Phase::Opening { cursor, .. } => Some(cursor.clone()),
             Phase::Resetting(_) | Phase::Reading(_) => None,
             Phase::Closed(cursor) => cursor.clone(),
             Phase::Following => {
@@ -118,9 +125,14 @@ impl Observer {
         let mut budget = EVENTS_BETWEEN_YIELDS;
         loop {
             match &mut self.phase {
-                Phase::Opening(..) => {
-                    self.open();
+                Phase::Opening { is_told, .. } if !*is_told => {
+                    *is_told = true;
                     return Poll::Ready(Some(Update::Subscribed));
+                }
+                Phase::Opening { opening, .. } => {
+                    let opening = opening.clone();
+                    self.open(opening);
+                    continue;
                 }
                 Phase::Resetting(reason) => {
                     let reason = *reason;
@@ -173,12 +185,12 @@ impl Observer {
         }
     }
 
-    fn open(&mut self) {
-        let Phase::Opening(opening, _) = std::mem::replace(&mut self.phase, Phase::Following) else { return };
+    fn open(&mut self, opening: Opening) {
         match opening {
             Opening::Snapshot => self.start_snapshot(),
             Opening::Reset(reason) => self.reset(reason),
             Opening::Follow(positions) => {
+                self.phase = Phase::Following;
                 self.resumed = Some(positions);
                 self.forget_resumed_if_passed();
             }

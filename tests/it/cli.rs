@@ -13,7 +13,7 @@ use tonic_health::ServingStatus;
 use crate::fake::{Fake, created, nowhere, reset, snapshot, soon, synced};
 
 /// The program, with nothing of this process's environment.
-fn sessiond(addr: &str, args: &[&str]) -> Command {
+pub(crate) fn sessiond(addr: &str, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
     command.env_clear().env("SESSIOND_ADDR", addr).args(args);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
@@ -21,13 +21,13 @@ fn sessiond(addr: &str, args: &[&str]) -> Command {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
-async fn run(mut command: Command) -> Ended {
+pub(crate) async fn run(mut command: Command) -> Ended {
     let output = soon(command.output()).await.expect("the program starts");
     Ended {
         code: output.status.code(),
@@ -36,22 +36,22 @@ async fn run(mut command: Command) -> Ended {
     }
 }
 
-fn printed(code: i32, stdout: &str) -> Ended {
+pub(crate) fn printed(code: i32, stdout: &str) -> Ended {
     Ended { code: Some(code), stdout: stdout.to_owned(), stderr: String::new() }
 }
 
 /// It failed with one line that begins as errors do.
-fn assert_fails(ended: &Ended, code: i32, needle: &str) {
+pub(crate) fn assert_fails(ended: &Ended, code: i32, needle: &str) {
     assert_eq!(ended.code, Some(code), "{ended:?}");
     assert!(ended.stderr.starts_with("sessiond: ") && ended.stderr.lines().count() == 1, "{ended:?}");
     assert!(ended.stderr.contains(needle), "{ended:?}");
 }
 
-fn lines(child: &mut Child) -> Lines<BufReader<ChildStdout>> {
+pub(crate) fn lines(child: &mut Child) -> Lines<BufReader<ChildStdout>> {
     BufReader::new(child.stdout.take().expect("stdout is piped")).lines()
 }
 
-async fn line(lines: &mut Lines<BufReader<ChildStdout>>) -> String {
+pub(crate) async fn line(lines: &mut Lines<BufReader<ChildStdout>>) -> String {
     soon(lines.next_line()).await.expect("stdout is readable").expect("a line")
 }
 
@@ -61,12 +61,12 @@ async fn stderr(child: &mut Child) -> String {
     text
 }
 
-async fn exit_code(child: &mut Child) -> Option<i32> {
+pub(crate) async fn exit_code(child: &mut Child) -> Option<i32> {
     soon(child.wait()).await.expect("the program ends").code()
 }
 
 #[cfg(unix)]
-async fn signal(child: &Child, signal: &str) {
+pub(crate) async fn signal(child: &Child, signal: &str) {
     let pid = child.id().expect("it runs").to_string();
     let killed = Command::new("kill").args(["-s", signal, &pid]).status().await.expect("kill is installed");
     assert!(killed.success());

@@ -1,18 +1,11 @@
 //! `sessiond bench` against the real server.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    num::NonZeroUsize,
-    process::Stdio,
-    time::Duration,
-};
+use std::{process::Stdio, time::Duration};
 
 use serde_json::Value;
 use sessiond::{
     client::{Client, Watch, WatchOptions, WatchUpdate},
-    server::{Server, ServerConfig},
     session::{SessionChange, SessionEvent, SessionId, SessionKey},
-    subject::SubjectOptions,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -21,55 +14,20 @@ use tokio::{
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     process::{Child, Command},
-    sync::oneshot,
-    task::JoinHandle,
 };
 use tonic::Status;
 
-use crate::fake::{Fake, nowhere, soon};
+use crate::{
+    fake::{Fake, nowhere, soon},
+    server::Running,
+};
 
-/// A server in this process.
-struct Running {
-    addr: String,
-    stop: oneshot::Sender<()>,
-    server: JoinHandle<()>,
-}
-
-impl Running {
-    async fn start() -> Self {
-        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let config = ServerConfig {
-            listen: any,
-            admin_listen: any,
-            storage: "memory:".parse().unwrap(),
-            workers: NonZeroUsize::MIN,
-            subject: SubjectOptions::default(),
-            max_sessions: 1_000_000,
-            max_leases: 10,
-            max_connections: 1000,
-            max_streams: 1000,
-            max_message_bytes: 4 << 20,
-            drain_timeout: Duration::from_millis(100),
-        };
-        let server = Server::bind(config).await.unwrap();
-        let addr = format!("http://{}", server.local_addr().unwrap());
-        let (stop, stopped) = oneshot::channel();
-        let server = tokio::spawn(async move { server.run(async { drop(stopped.await) }).await.unwrap() });
-        Self { addr, stop, server }
-    }
-
-    async fn stop(self) {
-        let _ = self.stop.send(());
-        soon(self.server).await.unwrap();
-    }
-
-    /// How many sessions there are.
-    async fn sessions(&self) -> u64 {
-        let mut watch = Client::connect_lazy(&self.addr).unwrap().watch(WatchOptions::snapshot());
-        loop {
-            if let WatchUpdate::Synced { session_count, .. } = soon(watch.next()).await.unwrap() {
-                return session_count;
-            }
+/// How many sessions the server has.
+async fn sessions(server: &Running) -> u64 {
+    let mut watch = Client::connect_lazy(&server.url()).unwrap().watch(WatchOptions::snapshot());
+    loop {
+        if let WatchUpdate::Synced { session_count, .. } = soon(watch.next()).await.unwrap() {
+            return session_count;
         }
     }
 }
@@ -188,15 +146,15 @@ fn assert_adds_up(report: &Value) {
 #[tokio::test]
 async fn a_closed_loop_measures_each_kind_of_call_and_leaves_nothing() {
     let server = Running::start().await;
-    let client = Client::connect_lazy(&server.addr).unwrap();
+    let client = Client::connect_lazy(&server.url()).unwrap();
     assert!(client.create(SessionKey::new(0, 1)).await.unwrap());
-    let report = run_json(&server.addr, &["--threads", "4"]).await;
+    let report = run_json(&server.url(), &["--threads", "4"]).await;
     assert_adds_up(&report);
     assert_eq!(report["calls"].as_object().unwrap().len(), 3);
     assert!(report["events"].is_null() && report["rate"].is_null(), "{report}");
     assert!(number(&report, "/loader/cpu_us_per_call") > 0.0, "{report}");
-    assert_eq!(server.sessions().await, 1, "a session of somebody else stays");
-    server.stop().await;
+    assert_eq!(sessions(&server).await, 1, "a session of somebody else stays");
+    server.stopped().await;
 }
 
 #[tokio::test]
@@ -204,44 +162,44 @@ async fn observers_hear_of_every_change_once_and_in_order() {
     let server = Running::start().await;
     let args =
         ["--calls", "create=1,destroy=1", "--observers", "5", "--observers-per-connection", "2", "--threads", "3"];
-    let report = run_json(&server.addr, &args).await;
+    let report = run_json(&server.url(), &args).await;
     assert_adds_up(&report);
     assert!(number(&report, "/events/latency_us/count") > 0.0, "{report}");
-    server.stop().await;
+    server.stopped().await;
 }
 
 #[tokio::test]
 async fn batches_count_calls_and_sessions() {
     let server = Running::start().await;
     let args = ["--batch", "20", "--connections", "2", "--in-flight", "3", "--observers", "1"];
-    let report = run_json(&server.addr, &args).await;
+    let report = run_json(&server.url(), &args).await;
     assert_adds_up(&report);
     assert!(number(&report, "/calls/create/yes") > number(&report, "/calls/create/answered"), "{report}");
-    server.stop().await;
+    server.stopped().await;
 }
 
 #[tokio::test]
 async fn an_open_loop_makes_the_calls_that_are_due() {
     let server = Running::start().await;
-    let report = run_json(&server.addr, &["--rate", "500", "--threads", "2", "--observers", "1"]).await;
+    let report = run_json(&server.url(), &["--rate", "500", "--threads", "2", "--observers", "1"]).await;
     assert_adds_up(&report);
     let calls = report["calls"].as_object().unwrap();
     let answered: f64 = calls.values().map(|stats| number(stats, "/answered")).sum();
     // One arrival may fall on either side of either end, on each of the threads.
     assert!((answered + number(&report, "/unsent") - 350.0).abs() <= 4.0, "{report}");
-    server.stop().await;
+    server.stopped().await;
 }
 
 #[tokio::test]
 async fn an_open_loop_charges_the_server_for_the_calls_that_it_kept_waiting() {
     let server = Running::start().await;
-    let addr = stalling_proxy(&server.addr).await;
+    let addr = stalling_proxy(&server.url()).await;
     let args = ["--rate", "100", "--connections", "1", "--in-flight", "1", "--calls", "has=1"];
     let report = run_json(&addr, &args).await;
     // About 30 of 70 calls were due meanwhile; a closed loop would have seen one slow call.
     assert!(number(&report, "/calls/has/latency_us/p90") > 100_000.0, "{report}");
     assert!(number(&report, "/calls/has/latency_us/max") >= STALL.as_micros() as f64 * 0.9, "{report}");
-    server.stop().await;
+    server.stopped().await;
 }
 
 const STALL: Duration = Duration::from_millis(300);
@@ -282,7 +240,7 @@ async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, stall_after: O
 #[tokio::test]
 async fn text_is_a_table_for_people() {
     let server = Running::start().await;
-    let ended = run(bench(&server.addr, &["--observers", "2", "--calls", "create=1,destroy=1"])).await;
+    let ended = run(bench(&server.url(), &["--observers", "2", "--calls", "create=1,destroy=1"])).await;
     assert_eq!((ended.code, &ended.stderr[..]), (Some(0), ""), "{}", ended.stdout);
     for row in
         ["call ", "create ", "destroy ", "all ", "observers ", "2 of 2 observers heard of all changes", "loader: "]
@@ -290,17 +248,17 @@ async fn text_is_a_table_for_people() {
         assert!(ended.stdout.lines().any(|line| line.starts_with(row)), "no {row:?} in {}", ended.stdout);
     }
     assert!(!ended.stdout.contains("\nhas "), "{}", ended.stdout);
-    server.stop().await;
+    server.stopped().await;
 }
 
 #[tokio::test]
 async fn a_server_that_goes_away_is_reported() {
     let server = Running::start().await;
-    let mut watch = watch(&Client::connect_lazy(&server.addr).unwrap()).await;
+    let mut watch = watch(&Client::connect_lazy(&server.url()).unwrap()).await;
     let args = ["--duration", "1h", "--observers", "2", "--threads", "2", "--format", "json"];
-    let mut bench = bench(&server.addr, &args).spawn().unwrap();
+    let mut bench = bench(&server.url(), &args).spawn().unwrap();
     first_destroyed(&mut watch).await;
-    server.stop().await;
+    server.stopped().await;
     let ended = end(&mut bench).await;
     assert_eq!(ended.code, Some(3), "{}", ended.stderr);
     assert!(ended.stderr.starts_with("sessiond: ") && ended.stderr.lines().count() == 1, "{}", ended.stderr);
@@ -319,9 +277,9 @@ async fn a_server_that_goes_away_is_reported() {
 #[cfg(unix)]
 async fn an_interrupt_ends_the_run_with_its_report_and_cleans_up() {
     let server = Running::start().await;
-    let mut watch = watch(&Client::connect_lazy(&server.addr).unwrap()).await;
+    let mut watch = watch(&Client::connect_lazy(&server.url()).unwrap()).await;
     let args = ["--duration", "1h", "--warmup", "0s", "--format", "json"];
-    let mut bench = bench(&server.addr, &args).spawn().unwrap();
+    let mut bench = bench(&server.url(), &args).spawn().unwrap();
     first_destroyed(&mut watch).await;
     interrupt(&bench).await;
     let ended = end(&mut bench).await;
@@ -329,17 +287,18 @@ async fn an_interrupt_ends_the_run_with_its_report_and_cleans_up() {
     let report = report(&ended);
     assert_eq!(report["interrupted"], true);
     assert!(number(&report, "/measured_seconds") < 3600.0, "{report}");
-    assert_eq!(server.sessions().await, 0);
-    server.stop().await;
+    assert_eq!(sessions(&server).await, 0);
+    server.stopped().await;
 }
 
 #[tokio::test]
 #[cfg(unix)]
 async fn wrong_answers_are_found_out() {
     let server = Running::start().await;
-    let client = Client::connect_lazy(&server.addr).unwrap();
+    let client = Client::connect_lazy(&server.url()).unwrap();
     let mut watch = watch(&client).await;
-    let mut bench = bench(&server.addr, &["--duration", "1h", "--observers", "1", "--format", "json"]).spawn().unwrap();
+    let mut bench =
+        bench(&server.url(), &["--duration", "1h", "--observers", "1", "--format", "json"]).spawn().unwrap();
     let auth_key_id = first_destroyed(&mut watch).await.auth_key_id;
     // The program cannot know that it was not the server who forgot them.
     let sessions: Vec<_> = (0..4000).map(|id| SessionKey { auth_key_id, session_id: SessionId(id) }).collect();
@@ -356,7 +315,7 @@ async fn wrong_answers_are_found_out() {
     let report = report(&ended);
     assert!(number(&report, "/calls/destroy/wrong") > 0.0, "{report}");
     assert!(number(&report, "/calls/has/wrong") > 0.0, "{report}");
-    server.stop().await;
+    server.stopped().await;
 }
 
 #[tokio::test]

@@ -3,7 +3,26 @@
 // clippy.toml allows these in tests, which helpers of tests are not to it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod admin;
+mod architecture;
 mod cli;
 mod cli_bench;
+mod cli_lease;
 mod client;
+mod drain;
+mod errors;
 mod fake;
+mod frames;
+mod hostile;
+mod lease_guard;
+mod leases;
+mod observed;
+mod program;
+mod raw;
+mod resume;
+mod server;
+mod sessions;
+mod standard;
+mod startup;
+mod stuck;
+mod subscribe;

@@ -1,0 +1,27 @@
+//! What an observer costs that does nothing.
+
+use super::{
+    grpc,
+    observer::{Observer, from_now},
+    peers,
+    report::Report,
+};
+
+pub(crate) async fn run(report: &mut Report) {
+    report.part("Idle observers", &["how", "server memory an observer, KB"]);
+    for (what, observers, connections) in [("a connection each", 2000, 2000), ("1,000 on a connection", 10_000, 10)] {
+        let server = peers::sessiond(&[]);
+        drop(Observer::connect(server.address, &from_now()).await);
+        let before = server.resident();
+        let mut held = Vec::new();
+        let mut shared = Vec::new();
+        for _ in 0..connections {
+            shared.push(grpc::connect(server.address).await);
+        }
+        for n in 0..observers {
+            held.push(Observer::subscribe(&shared[n % connections], &from_now()).await);
+        }
+        let kilobytes = (server.resident() - before) as f64 / 1024.0 / observers as f64;
+        report.row(&[what.to_owned(), format!("{kilobytes:.1}")]);
+    }
+}

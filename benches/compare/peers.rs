@@ -1,0 +1,129 @@
+//! The servers that are compared.
+
+use std::{
+    env,
+    net::{SocketAddr, TcpListener},
+    process::Command,
+};
+
+use bytes::Bytes;
+
+use super::{
+    ping,
+    process::{Server, free_port},
+};
+
+/// sessiond as it is shipped, on the memory storage.
+pub(crate) fn sessiond(flags: &[&str]) -> Server {
+    let port = free_port();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
+    command.args(["--listen", &format!("127.0.0.1:{port}"), "--admin-listen", "127.0.0.1:0", "--log", "off"]);
+    Server::start(command.args(flags), port).unwrap()
+}
+
+/// Redis without persistence, and without a limit on what a slow subscriber may have waiting.
+pub(crate) fn redis() -> Option<Server> {
+    let port = free_port();
+    let mut command = Command::new("redis-server");
+    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+    command.args(["--client-output-buffer-limit", "pubsub 0 0 0", "--maxclients", "20000"]);
+    Server::start(&mut command, port)
+}
+
+/// NATS, with room for a subscriber that is slow.
+pub(crate) fn nats() -> Option<Server> {
+    let port = free_port();
+    let mut command = Command::new("nats-server");
+    Server::start(command.args(["-a", "127.0.0.1", "-p", &port.to_string()]), port)
+}
+
+/// etcd with its data in a folder of its own, which is left to the system to clean.
+pub(crate) fn etcd() -> Option<Server> {
+    let (port, peer_port) = (free_port(), free_port());
+    let (url, peer_url) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer_port}"));
+    let data = env::temp_dir().join(format!("sessiond-bench-etcd-{port}"));
+    let mut command = Command::new("etcd");
+    command.arg("--data-dir").arg(data).args(["--listen-client-urls", &url, "--advertise-client-urls", &url]);
+    command.args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url]);
+    command.args(["--initial-cluster", &format!("default={peer_url}")]);
+    Server::start(&mut command, port)
+}
+
+/// tonic as its guide has it: the multi-threaded runtime, and a service that does nothing.
+pub(crate) fn stock_tonic() -> Server {
+    own("stock")
+}
+
+/// A server written by hand on the h2 crate, a current-thread runtime a core: what HTTP/2 costs in Rust.
+pub(crate) fn bare_h2() -> Server {
+    own("bare")
+}
+
+fn own(peer: &str) -> Server {
+    let port = free_port();
+    let mut command = Command::new(env::current_exe().unwrap());
+    Server::start(command.args(["serve", peer, &port.to_string()]), port).unwrap()
+}
+
+/// Runs one of our own peers in this process.
+pub(crate) fn serve(peer: &str, port: u16) {
+    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    match peer {
+        "stock" => serve_stock(listener),
+        _ => serve_bare(listener),
+    }
+}
+
+fn serve_stock(listener: TcpListener) {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(async {
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+        let service = ping::server();
+        tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
+    });
+}
+
+fn serve_bare(listener: TcpListener) {
+    let workers = std::thread::available_parallelism().unwrap().get();
+    let mut inlets = Vec::new();
+    for _ in 0..workers {
+        let (inlet, mut connections) = tokio::sync::mpsc::channel::<std::net::TcpStream>(64);
+        inlets.push(inlet);
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                while let Some(stream) = connections.recv().await {
+                    tokio::spawn(answer_all(tokio::net::TcpStream::from_std(stream).unwrap()));
+                }
+            });
+        });
+    }
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        for inlet in inlets.iter().cycle() {
+            let (stream, _) = listener.accept().await.unwrap();
+            stream.set_nodelay(true).unwrap();
+            inlet.send(stream.into_std().unwrap()).await.unwrap();
+        }
+    });
+}
+
+/// Reads each request to its end and answers it with the bytes of `HasSessionResponse { exists: true }`.
+async fn answer_all(stream: tokio::net::TcpStream) {
+    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        tokio::spawn(async move {
+            let mut body = request.into_body();
+            while let Some(Ok(data)) = body.data().await {
+                let _ = body.flow_control().release_capacity(data.len());
+            }
+            let response = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+            let Ok(mut send) = respond.send_response(response, false) else { return };
+            let _ = send.send_data(Bytes::from_static(&[0, 0, 0, 0, 2, 8, 1]), false);
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+            let _ = send.send_trailers(trailers);
+        });
+    }
+}

@@ -1,0 +1,85 @@
+//! What was measured, as a table on the terminal and in a file.
+
+use std::{fmt::Write as _, fs, process::Command, thread};
+
+#[derive(Default)]
+pub(crate) struct Report {
+    parts: Vec<Part>,
+}
+
+struct Part {
+    title: String,
+    columns: Vec<String>,
+    rows: Vec<Vec<String>>,
+    notes: Vec<String>,
+}
+
+impl Report {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// Begins a table.
+    pub(crate) fn part(&mut self, title: &str, columns: &[&str]) {
+        println!("\n{title}\n  {}", columns.join(" | "));
+        let columns = columns.iter().map(ToString::to_string).collect();
+        self.parts.push(Part { title: title.to_owned(), columns, rows: Vec::new(), notes: Vec::new() });
+    }
+
+    pub(crate) fn row(&mut self, row: &[String]) {
+        println!("  {}", row.join(" | "));
+        self.parts.last_mut().unwrap().rows.push(row.to_vec());
+    }
+
+    /// Adds a line below the table.
+    pub(crate) fn note(&mut self, note: impl Into<String>) {
+        let note = note.into();
+        println!("  {note}");
+        self.parts.last_mut().unwrap().notes.push(note);
+    }
+
+    pub(crate) fn write(&self, path: &str) {
+        let mut text = String::from(HEAD);
+        let _ = writeln!(text, "\n## Machine and versions\n");
+        let _ = writeln!(text, "- {} cores, {}", thread::available_parallelism().unwrap(), processor());
+        for (program, argument) in
+            [("uname", "-sr"), ("redis-server", "--version"), ("nats-server", "--version"), ("etcd", "--version")]
+        {
+            if let Ok(output) = Command::new(program).arg(argument).output() {
+                let version = String::from_utf8_lossy(&output.stdout);
+                let _ = writeln!(text, "- {}", version.lines().next().unwrap_or_default());
+            }
+        }
+        for part in &self.parts {
+            let _ = writeln!(text, "\n## {}\n", part.title);
+            let _ = writeln!(text, "| {} |\n|{}", part.columns.join(" | "), "---|".repeat(part.columns.len()));
+            for row in &part.rows {
+                let _ = writeln!(text, "| {} |", row.join(" | "));
+            }
+            for note in &part.notes {
+                let _ = writeln!(text, "\n{note}");
+            }
+        }
+        fs::write(path, text).unwrap();
+        println!("\nwritten to {path}");
+    }
+}
+
+fn processor() -> String {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown");
+    model.trim_start_matches(['\t', ' ', ':']).to_owned()
+}
+
+const HEAD: &str = "# Benchmarks
+
+Written by `cargo bench --bench compare`, which starts every server on the loopback of one machine, one after the other, and
+drives each in the same way. What counts is the processor time of the *server* process (user and system) divided by what it
+did; the loader runs on the same cores, so throughput in wall time says as much about it as about the server. Look at the
+ratios.
+
+What the peers guarantee, and do not: Redis' pub/sub and NATS' core subjects deliver at most once, to those who are connected
+at that moment, and cut off who is slow; they have no snapshot, no cursor and no resume. Redis' keys and its pub/sub are two
+steps. etcd has all of that by revision, and is durable and replicated, which the memory storage is not. The stock tonic server
+and the bare h2 server do nothing at all: they answer each call with the same bytes, and show what gRPC and HTTP/2 cost in Rust.
+";

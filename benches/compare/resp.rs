@@ -1,0 +1,62 @@
+//! The few words of Redis' and NATS' protocols that the comparison needs, read as raw bytes.
+
+use std::net::SocketAddr;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+/// A subscriber's connection, which looks for the payloads in what it reads: 16 digits between two marks, in the order in
+/// which they were published.
+pub(crate) struct Subscriber {
+    stream: TcpStream,
+    bytes: Vec<u8>,
+}
+
+/// A payload: as long as an event of sessiond on the wire, about.
+pub(crate) fn payload(n: u64) -> String {
+    format!("<{n:016}>")
+}
+
+pub(crate) const PAYLOAD: usize = 18;
+
+pub(crate) async fn connect(address: SocketAddr, hello: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.write_all(hello.as_bytes()).await.unwrap();
+    stream
+}
+
+impl Subscriber {
+    /// Sends `hello` and waits for an answer that has `answer` in it.
+    pub(crate) async fn connect(address: SocketAddr, hello: &str, answer: &str) -> Self {
+        let mut stream = connect(address, hello).await;
+        let mut bytes = Vec::new();
+        while !String::from_utf8_lossy(&bytes).contains(answer) {
+            assert!(stream.read_buf(&mut bytes).await.unwrap() > 0);
+        }
+        bytes.clear();
+        Self { stream, bytes }
+    }
+
+    /// Reads the payloads from number `first` to `last`, and checks their order. `progress` hears how far it has come.
+    pub(crate) async fn expect_in_order(&mut self, first: u64, last: u64, mut progress: impl FnMut(u64)) {
+        let mut next = first;
+        self.bytes.reserve(64 << 10);
+        while next <= last {
+            assert!(self.stream.read_buf(&mut self.bytes).await.unwrap() > 0, "cut off");
+            let mut rest = &self.bytes[..];
+            while let Some(start) = rest.iter().position(|byte| *byte == b'<') {
+                let Some(digits) = rest.get(start + 1..start + PAYLOAD - 1) else { break };
+                let number = digits.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0'));
+                assert_eq!(number, next, "a message is missing, doubled or out of order");
+                next += 1;
+                rest = &rest[start + PAYLOAD - 1..];
+            }
+            let read = self.bytes.len() - rest.len();
+            self.bytes.drain(..read);
+            progress(next);
+        }
+    }
+}

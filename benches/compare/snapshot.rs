@@ -1,0 +1,48 @@
+//! A snapshot of many sessions to one observer.
+
+use std::time::Instant;
+
+use sessiond::proto::{BatchCreateSessionsRequest, subscribe_response::Body};
+
+use super::{
+    grpc::{framed, load},
+    observer::{Observer, from_snapshot},
+    peers,
+    report::Report,
+};
+
+const SESSIONS: u64 = 10_000_000;
+const BATCH: u64 = 10_000;
+
+pub(crate) async fn run(report: &mut Report) {
+    report.part(
+        "A snapshot of 10 million sessions to one observer",
+        &["sessions a second", "sessions a second of server CPU", "server memory a session, bytes"],
+    );
+    let server = peers::sessiond(&[]);
+    let before = server.resident();
+    let ids = |n: u64| (0..BATCH).map(|i| (n * BATCH + i) as i64).collect();
+    let body = move |n| framed(&BatchCreateSessionsRequest { session_ids: ids(n), auth_key_ids: vec![], lease_id: 0 });
+    load(server.address, "/sessiond.v1.SessionService/BatchCreateSessions", SESSIONS / BATCH, (4, 1), body).await;
+    let bytes = (server.resident() - before) as f64 / SESSIONS as f64;
+    let (cpu, started) = (server.cpu(), Instant::now());
+    let mut observer = Observer::connect(server.address, &from_snapshot()).await;
+    let mut count = 0;
+    loop {
+        match observer.next().await {
+            Body::Snapshot(snapshot) => count += snapshot.sessions.len() as u64,
+            Body::Synced(synced) => {
+                assert_eq!((count, synced.session_count), (SESSIONS, SESSIONS));
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let a_second = SESSIONS as f64 / started.elapsed().as_secs_f64();
+    let a_cpu_second = SESSIONS as f64 / (server.cpu() - cpu).as_secs_f64();
+    report.row(&[
+        format!("{:.1} M", a_second / 1e6),
+        format!("{:.1} M", a_cpu_second / 1e6),
+        format!("{bytes:.1} (with the retained events)"),
+    ]);
+}

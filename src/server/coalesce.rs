@@ -1,0 +1,121 @@
+//! A stream whose writes go out together.
+//!
+//! h2 writes each DATA frame of more than 256 bytes by a system call of its own, which costs more than the copy made here: the
+//! frames that a connection has ready in one go leave in one write.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+use parking_lot::Mutex;
+
+/// What is held back at the most.
+const LIMIT: usize = 64 << 10;
+
+/// Room beyond this is given back by a connection that writes no more than this: most are idle most of the time.
+const KEPT: usize = 4 << 10;
+
+/// The half that a connection reads and writes. It never flushes: whoever polls the connection does, by [`Flusher`].
+pub(super) struct Coalesced<S>(Arc<Mutex<Inner<S>>>);
+
+/// The half that writes what was held back.
+pub(super) struct Flusher<S>(Arc<Mutex<Inner<S>>>);
+
+struct Inner<S> {
+    stream: S,
+    held: Vec<u8>,
+    /// How much of it has been written.
+    written: usize,
+}
+
+/// Both halves of a stream.
+pub(super) fn coalesced<S>(stream: S) -> (Coalesced<S>, Flusher<S>) {
+    let inner = Arc::new(Mutex::new(Inner { stream, held: Vec::new(), written: 0 }));
+    (Coalesced(Arc::clone(&inner)), Flusher(inner))
+}
+
+impl<S: Write + Unpin> Flusher<S> {
+    /// Writes what was held back.
+    pub(super) fn poll_flush(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.lock().poll_drain(context)
+    }
+}
+
+impl<S: Write + Unpin> Inner<S> {
+    fn poll_drain(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.held.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        while self.written < self.held.len() {
+            let len = ready!(Pin::new(&mut self.stream).poll_write(context, &self.held[self.written..]))?;
+            if len == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written += len;
+        }
+        // A connection that writes little now gives back the room of busier times.
+        if self.written <= KEPT {
+            self.held.shrink_to(KEPT);
+        }
+        self.written = 0;
+        self.held.clear();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Makes room for some more; pending while the peer takes nothing.
+    fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.held.len() >= LIMIT {
+            ready!(self.poll_drain(context))?;
+        }
+        Poll::Ready(Ok(LIMIT - self.held.len()))
+    }
+}
+
+impl<S: Write + Unpin> Write for Coalesced<S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let mut inner = self.0.lock();
+        let len = ready!(inner.poll_room(context))?.min(bytes.len());
+        inner.held.extend_from_slice(&bytes[..len]);
+        Poll::Ready(Ok(len))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut inner = self.0.lock();
+        let room = ready!(inner.poll_room(context))?;
+        let mut left = room;
+        for slice in slices {
+            let len = left.min(slice.len());
+            inner.held.extend_from_slice(&slice[..len]);
+            left -= len;
+        }
+        Poll::Ready(Ok(room - left))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut inner = self.0.lock();
+        ready!(inner.poll_drain(context))?;
+        Pin::new(&mut inner.stream).poll_shutdown(context)
+    }
+}
+
+impl<S: Read + Unpin> Read for Coalesced<S> {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.lock().stream).poll_read(context, buffer)
+    }
+}

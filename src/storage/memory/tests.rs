@@ -1,0 +1,21 @@
+use futures_util::FutureExt;
+
+use super::*;
+
+const TTL: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn a_lease_that_ends_within_a_batch_does_not_destroy_what_is_under_the_next() {
+    let storage = MemoryStorage::new(MemoryOptions::default());
+    let sessions: Vec<_> = (0..=SESSIONS_BETWEEN_YIELDS as i64).map(|id| SessionKey::new(0, id)).collect();
+    let last = &sessions[SESSIONS_BETWEEN_YIELDS..];
+    let old = storage.grant_lease(TTL, "").await.unwrap();
+    let mut destroying = storage.destroy(&sessions, Some(old));
+    assert!((&mut destroying).now_or_never().is_none(), "it pauses before the last session");
+    storage.revoke_lease(old).await.unwrap();
+    // It takes the place of the old one.
+    let new = storage.grant_lease(TTL, "").await.unwrap();
+    assert_eq!(storage.create(last, Some(new)).await.unwrap(), [true]);
+    assert!(destroying.await.unwrap().iter().all(|destroyed| !destroyed));
+    assert_eq!(storage.has(last).await.unwrap(), [true]);
+}

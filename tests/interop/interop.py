@@ -1,0 +1,1019 @@
+"""Drives a real sessiond through gRPC's C core, so that the service is known to speak gRPC and not only tonic.
+
+    python tests/interop/interop.py target/debug/sessiond [-v] [TestClass[.test_name]]
+
+needs what requirements.txt beside it lists. Stubs are generated from proto/ into a temporary folder. Every server is
+private to this run, on free ports; nothing sleeps to be right: each wait has a condition and a deadline.
+"""
+
+import atexit
+import contextlib
+import importlib
+import json
+import os
+import pathlib
+import queue
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+import urllib.error
+import urllib.request
+
+import grpc
+from google.protobuf import duration_pb2, empty_pb2
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
+from grpc_status import rpc_status
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DEADLINE = 20  # seconds for anything that is not expected to take long
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+MAX_BATCH = 65_536
+BINARY = None  # set by main
+
+
+def generate_stubs():
+    """Generates the stubs into a temporary folder and puts it on the path."""
+    folder = tempfile.TemporaryDirectory(prefix="sessiond-interop-")
+    atexit.register(folder.cleanup)
+    protos = sorted(str(p.relative_to(ROOT / "proto")) for p in (ROOT / "proto").rglob("*.proto"))
+    out = [f"--python_out={folder.name}", f"--grpc_python_out={folder.name}"]
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", "-Iproto", *out, *protos], cwd=ROOT, check=True)
+    sys.path.insert(0, folder.name)
+    return folder.name
+
+
+STUBS = generate_stubs()
+pb = importlib.import_module("sessiond.v1.session_service_pb2")
+pb_grpc = importlib.import_module("sessiond.v1.session_service_pb2_grpc")
+LEASES = (ROOT / "proto/sessiond/v1/lease_service.proto").exists()
+if LEASES:
+    lease_pb = importlib.import_module("sessiond.v1.lease_service_pb2")
+    lease_grpc = importlib.import_module("sessiond.v1.lease_service_pb2_grpc")
+
+CREATED, DESTROYED = pb.SESSION_EVENT_TYPE_CREATED, pb.SESSION_EVENT_TYPE_DESTROYED
+
+
+def seconds(value):
+    """A google.protobuf.Duration of so many seconds."""
+    nanos = round(value * 1e9)
+    whole = int(nanos / 1e9)
+    return duration_pb2.Duration(seconds=whole, nanos=nanos - whole * 10**9)
+
+
+class Server:
+    """A sessiond of its own on free ports, and a channel to it."""
+
+    def __init__(self, *flags):
+        self.process = subprocess.Popen(
+            [BINARY, "serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--storage", "memory:",
+             "--log-format", "json", *flags],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env={k: v for k, v in os.environ.items() if not k.startswith("SESSIOND_")} | {"SESSIOND_LOG": "info"},
+        )
+        atexit.register(self.kill)
+        self.log, self._lines = [], queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+        listening = self._wait_for("listening")
+        self.address, self.admin_address = listening["address"], listening["admin_address"]
+        self.channel = grpc.insecure_channel(self.address)
+        self._channels = [self.channel]
+        self.sessions = pb_grpc.SessionServiceStub(self.channel)
+        self.health = health_pb2_grpc.HealthStub(self.channel)
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.log.append(line)
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def _wait_for(self, message):
+        """Waits for a line of the log with this message and gives its fields."""
+        end = time.monotonic() + DEADLINE
+        while (left := end - time.monotonic()) > 0:
+            try:
+                line = self._lines.get(timeout=left)
+            except queue.Empty:
+                break
+            if line is None:
+                raise AssertionError(f"sessiond ended with {self.process.wait()}:\n{''.join(self.log)}")
+            with contextlib.suppress(ValueError):
+                fields = json.loads(line).get("fields", {})
+                if fields.get("message") == message:
+                    return fields
+        raise AssertionError(f"no '{message}' in the log:\n{''.join(self.log)}")
+
+    def connect(self):
+        """The sessions over a connection of their own: by default gRPC's channels to one address share one."""
+        channel = grpc.insecure_channel(self.address, [("grpc.use_local_subchannel_pool", 1)])
+        self._channels.append(channel)
+        return pb_grpc.SessionServiceStub(channel)
+
+    def subscribe(self, **request):
+        return Observer(self.sessions, pb.SubscribeRequest(**request))
+
+    def terminate(self):
+        self.process.send_signal(signal.SIGTERM)
+
+    def exit_code(self, timeout):
+        return self.process.wait(timeout)
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for channel in self._channels:
+            channel.close()
+        self.kill()
+
+
+class Observer:
+    """One stream of Subscribe: its messages are waited for, and what they promise in general is checked on the way."""
+
+    def __init__(self, stub, request):
+        self.request = request
+        self.held = set() if request.snapshot else None
+        self.in_snapshot = bool(request.snapshot)
+        self.error, self.cursor, self.count = None, None, 0
+        self.exact = not request.types
+        self._messages = queue.Queue()
+        self.call = stub.Subscribe(request)
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        try:
+            for message in self.call:
+                self._messages.put(message)
+            self._messages.put(StopIteration("the stream ended without a status"))
+        except grpc.RpcError as error:
+            self._messages.put(error)
+
+    def next(self, timeout=DEADLINE):
+        """The next message, or None once the stream has ended with self.error."""
+        try:
+            message = self._messages.get(timeout=timeout)
+        except queue.Empty:
+            raise AssertionError(f"nothing came within {timeout} s, after {self.count} messages") from None
+        if isinstance(message, Exception):
+            self.error = message
+            return None
+        self._check(message)
+        self.cursor = message.cursor
+        self.count += 1
+        return message
+
+    def _check(self, message):
+        body = message.WhichOneof("body")
+        assert body is not None, "a message without a body"
+        assert (body == "subscribed") == (self.count == 0), f"message {self.count} is {body}"
+        if body == "reset":
+            self.held, self.in_snapshot = set(), True
+        elif body == "snapshot":
+            assert self.in_snapshot, "a snapshot out of turn"
+            for session in message.snapshot.sessions:
+                self._insert((session.auth_key_id, session.session_id))
+        elif body == "synced":
+            assert self.in_snapshot, "synced without a snapshot"
+            self.in_snapshot = False
+            if self.exact:
+                assert message.synced.session_count == len(self.held), (message.synced.session_count, len(self.held))
+        elif body == "events":
+            assert message.events.events, "events without an event"
+            for event in message.events.events:
+                self._apply(event)
+        if body == "subscribed" or not self.in_snapshot:
+            assert message.cursor, f"{body} carries no cursor"
+            assert message.cursor.isascii() and message.cursor.isprintable(), message.cursor
+        else:
+            assert not message.cursor, f"{body} carries a cursor before synced"
+
+    def _apply(self, event):
+        session = event.auth_key_id, event.session_id
+        if event.type == CREATED:
+            assert event.reason == pb.DESTROY_REASON_UNSPECIFIED
+            self._insert(session)
+        else:
+            assert event.type == DESTROYED and event.reason != pb.DESTROY_REASON_UNSPECIFIED
+            if self.held is not None and self.exact:
+                assert session in self.held, f"{session} is destroyed and was not held"
+                self.held.remove(session)
+
+    def _insert(self, session):
+        if self.held is not None and self.exact:
+            assert session not in self.held, f"{session} is created and is held already"
+            self.held.add(session)
+
+    def until(self, body, timeout=DEADLINE):
+        """The next message with this body; what comes before it is skipped, but for an end of the stream."""
+        end = time.monotonic() + timeout
+        while True:
+            message = self.next(max(0, end - time.monotonic()))
+            assert message is not None, f"the stream ended while waiting for {body}: {self.error}"
+            if message.WhichOneof("body") == body:
+                return message
+
+    def events(self, count, timeout=DEADLINE):
+        """The next so many events as (type, auth key, session), heartbeats skipped."""
+        events = []
+        while len(events) < count:
+            message = self.until("events", timeout)
+            events += [(e.type, e.auth_key_id, e.session_id) for e in message.events.events]
+        assert len(events) == count, f"{len(events)} events where {count} were expected"
+        return events
+
+    def end(self, timeout=DEADLINE):
+        """Skips to the end of the stream; the last message and the error."""
+        last, end = None, time.monotonic() + timeout
+        while (message := self.next(max(0, end - time.monotonic()))) is not None:
+            last = message
+        return last, self.error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.call.cancel()
+
+
+class Case(unittest.TestCase):
+    """Tests that share one server; each keeps to an auth key of its own."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server()
+        cls.addClassCleanup(cls.server.__exit__)
+        cls.sessions = cls.server.sessions
+
+    def setUp(self):
+        self.key = random.randint(INT64_MIN, INT64_MAX)
+
+    def create(self, *ids, key=None, **fields):
+        """Creates these sessions by one batch."""
+        keys = [self.key if key is None else key] * len(ids)
+        request = pb.BatchCreateSessionsRequest(session_ids=ids, auth_key_ids=keys, **fields)
+        return list(self.sessions.BatchCreateSessions(request, timeout=DEADLINE).created)
+
+    def destroy(self, *ids, key=None, **fields):
+        keys = [self.key if key is None else key] * len(ids)
+        request = pb.BatchDestroySessionsRequest(session_ids=ids, auth_key_ids=keys, **fields)
+        return list(self.sessions.BatchDestroySessions(request, timeout=DEADLINE).destroyed)
+
+    def has(self, *ids, key=None):
+        keys = [self.key if key is None else key] * len(ids)
+        request = pb.BatchHasSessionsRequest(session_ids=ids, auth_key_ids=keys)
+        return list(self.sessions.BatchHasSessions(request, timeout=DEADLINE).exists)
+
+    def mine(self, **request):
+        """A stream of this test's sessions."""
+        return self.server.subscribe(auth_key_ids=[self.key], **request)
+
+    @contextlib.contextmanager
+    def refused(self, code, field=None):
+        """Expects an RPC to fail so, with ErrorInfo and, where a field is to blame, its BadRequest."""
+        with self.assertRaises(grpc.RpcError) as caught:
+            yield
+        self.check_error(caught.exception, code, field)
+
+    def check_error(self, error, code, field=None):
+        self.assertEqual(error.code(), code, error.details())
+        self.assertTrue(error.details(), "the message is empty")
+        details = details_of(error)
+        self.assertIn("ErrorInfo", details, error.details())
+        self.assertEqual(details["ErrorInfo"].domain, "sessiond")
+        self.assertRegex(details["ErrorInfo"].reason, r"^[A-Z][A-Z0-9_]+[A-Z0-9]$")
+        if field is not None:
+            self.assertIn("BadRequest", details, error.details())
+            violations = details["BadRequest"].field_violations
+            self.assertIn(field, [violation.field for violation in violations])
+            self.assertTrue(all(violation.description for violation in violations))
+        return details
+
+    def refused_stream(self, field, **request):
+        """Expects Subscribe to refuse this as INVALID_ARGUMENT before any message."""
+        with self.server.subscribe(**request) as observer:
+            self.assertIsNone(observer.next(), "the stream began")
+            return self.check_error(observer.error, grpc.StatusCode.INVALID_ARGUMENT, field)
+
+
+def details_of(error):
+    """The details of an error by the name of their type."""
+    status = rpc_status.from_call(error)
+    if status is None:
+        return {}
+    details = {}
+    for packed in status.details:
+        name = packed.type_url.rpartition(".")[2]
+        details[name] = getattr(error_details_pb2, name)()
+        packed.Unpack(details[name])
+    return details
+
+
+def http_status(url):
+    """What a GET is answered; None when nobody is there."""
+    try:
+        with urllib.request.urlopen(url, timeout=DEADLINE) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
+
+
+class UnaryCalls(Case):
+    def test_every_id_is_valid(self):
+        for session_id in (1, 0, -1, INT64_MIN, INT64_MAX):
+            for key in (0, self.key, -1, INT64_MIN, INT64_MAX):
+                with self.subTest(session_id=session_id, key=key):
+                    names = {"session_id": session_id, "auth_key_id": key}
+                    has, create, destroy = (
+                        pb.HasSessionRequest(**names), pb.CreateSessionRequest(**names), pb.DestroySessionRequest(**names)
+                    )
+                    self.assertFalse(self.sessions.HasSession(has).exists)
+                    self.assertTrue(self.sessions.CreateSession(create).created)
+                    self.assertFalse(self.sessions.CreateSession(create).created, "created twice")
+                    self.assertTrue(self.sessions.HasSession(has).exists)
+                    self.assertTrue(self.sessions.DestroySession(destroy).destroyed)
+                    self.assertFalse(self.sessions.DestroySession(destroy).destroyed, "destroyed twice")
+                    self.assertFalse(self.sessions.HasSession(has).exists)
+
+    def test_auth_keys_tell_sessions_apart(self):
+        other = self.key ^ 1
+        self.assertEqual(self.create(5), [True])
+        self.assertEqual(self.has(5, key=other), [False])
+        self.assertEqual(self.create(5, key=other), [True])
+        self.assertEqual(self.destroy(5), [True])
+        self.assertEqual(self.has(5, key=other), [True])
+
+    def test_a_forgotten_session_id_is_an_error(self):
+        for call, request in (
+            (self.sessions.HasSession, pb.HasSessionRequest(auth_key_id=1)),
+            (self.sessions.CreateSession, pb.CreateSessionRequest(auth_key_id=1)),
+            (self.sessions.DestroySession, pb.DestroySessionRequest(auth_key_id=1)),
+        ):
+            with self.subTest(type(request).__name__), self.refused(grpc.StatusCode.INVALID_ARGUMENT, "session_id"):
+                call(request, timeout=DEADLINE)
+
+    def test_an_unknown_lease_is_an_error(self):
+        unknown = 0xDEAD_BEEF_DEAD_BEEF
+        code = grpc.StatusCode.FAILED_PRECONDITION if LEASES else grpc.StatusCode.UNIMPLEMENTED
+        with self.refused(code):
+            self.sessions.CreateSession(pb.CreateSessionRequest(session_id=1, auth_key_id=self.key, lease_id=unknown))
+        with self.refused(code):
+            self.create(1, 2, lease_id=unknown)
+        self.assertEqual(self.has(1, 2), [False, False])
+
+    def test_an_unknown_method_is_unimplemented(self):
+        call = self.server.channel.unary_unary(
+            "/sessiond.v1.SessionService/NoSuchMethod", empty_pb2.Empty.SerializeToString, empty_pb2.Empty.FromString
+        )
+        with self.assertRaises(grpc.RpcError) as caught:
+            call(empty_pb2.Empty(), timeout=DEADLINE)
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.UNIMPLEMENTED)
+
+
+    def test_a_compressed_request_is_answered_as_grpc_says(self):
+        # https://github.com/grpc/grpc/blob/master/doc/compression.md: UNIMPLEMENTED, and what would be accepted.
+        request = pb.BatchHasSessionsRequest(session_ids=[0] * 1000)
+        try:
+            response, call = self.sessions.BatchHasSessions.with_call(
+                request, compression=grpc.Compression.Gzip, timeout=DEADLINE
+            )
+            self.assertEqual(len(response.exists), 1000)
+        except grpc.RpcError as error:
+            self.check_error(error, grpc.StatusCode.UNIMPLEMENTED)
+
+    def test_a_request_over_the_limit_is_refused(self):
+        request = pb.BatchHasSessionsRequest(session_ids=range(2_000_000))
+        with self.assertRaises(grpc.RpcError) as caught:
+            self.sessions.BatchHasSessions(request, timeout=DEADLINE)
+        codes = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INVALID_ARGUMENT
+        self.assertIn(caught.exception.code(), codes, caught.exception.details())
+        # The connection survives it.
+        self.assertEqual(self.create(1), [True])
+
+    def test_many_calls_at_once(self):
+        requests = [pb.CreateSessionRequest(session_id=id_, auth_key_id=self.key) for id_ in range(1000)] * 2
+        calls = [self.sessions.CreateSession.future(request, timeout=DEADLINE) for request in requests]
+        self.assertEqual(sum(call.result().created for call in calls), 1000)
+
+
+class BatchCalls(Case):
+    def test_answers_are_in_order(self):
+        self.create(2, 4)
+        self.assertEqual(self.create(1, 2, 3, 4), [True, False, True, False])
+        self.assertEqual(self.has(4, 9, 1, -1), [True, False, True, False])
+        self.assertEqual(self.destroy(9, 3, 1), [False, True, True])
+
+    def test_duplicates_in_one_batch(self):
+        with self.mine() as observer:
+            observer.until("subscribed")
+            self.assertEqual(self.create(7, 7, 8, 7), [True, False, True, False])
+            self.assertEqual(self.destroy(8, 8, 7), [True, False, True])
+            expected = [(CREATED, 7), (CREATED, 8), (DESTROYED, 8), (DESTROYED, 7)]
+            self.assertEqual(observer.events(4), [(type_, self.key, id_) for type_, id_ in expected])
+
+    def test_no_auth_keys_means_zero(self):
+        ids = random.sample(range(INT64_MAX), 3)
+        request = pb.BatchCreateSessionsRequest(session_ids=ids)
+        self.assertEqual(list(self.sessions.BatchCreateSessions(request).created), [True] * 3)
+        self.assertEqual(self.has(*ids, key=0), [True] * 3)
+
+    def test_each_session_has_its_own_auth_key(self):
+        request = pb.BatchCreateSessionsRequest(session_ids=[1, 1, 1], auth_key_ids=[self.key, self.key ^ 1, self.key])
+        self.assertEqual(list(self.sessions.BatchCreateSessions(request).created), [True, True, False])
+
+    def test_an_empty_batch(self):
+        self.assertEqual((self.create(), self.has(), self.destroy()), ([], [], []))
+
+    def batches(self, **lists):
+        yield self.sessions.BatchHasSessions, pb.BatchHasSessionsRequest(**lists)
+        yield self.sessions.BatchCreateSessions, pb.BatchCreateSessionsRequest(**lists)
+        yield self.sessions.BatchDestroySessions, pb.BatchDestroySessionsRequest(**lists)
+
+    def test_lists_of_unequal_length(self):
+        for ids, keys in (([1, 2], [1]), ([1], [1, 2]), ([], [1])):
+            for call, request in self.batches(session_ids=ids, auth_key_ids=keys):
+                with self.subTest(request=str(request)), self.refused(
+                    grpc.StatusCode.INVALID_ARGUMENT, "auth_key_ids"
+                ):
+                    call(request, timeout=DEADLINE)
+
+    def test_the_largest_batch(self):
+        ids = list(range(-1, MAX_BATCH - 1))
+        with self.mine() as observer:
+            observer.until("subscribed")
+            self.assertEqual(self.create(*ids), [True] * MAX_BATCH)
+            self.assertEqual(observer.events(MAX_BATCH), [(CREATED, self.key, id_) for id_ in ids])
+            self.assertEqual(self.has(*ids), [True] * MAX_BATCH)
+            ids.reverse()
+            self.assertEqual(self.destroy(*ids), [True] * MAX_BATCH)
+            self.assertEqual(observer.events(MAX_BATCH), [(DESTROYED, self.key, id_) for id_ in ids])
+
+    def test_a_batch_too_large(self):
+        for keys in ([], [self.key] * (MAX_BATCH + 1)):
+            for call, request in self.batches(session_ids=range(MAX_BATCH + 1), auth_key_ids=keys):
+                with self.subTest(type(request).__name__), self.refused(
+                    grpc.StatusCode.INVALID_ARGUMENT, "session_ids"
+                ):
+                    call(request, timeout=DEADLINE)
+        self.assertEqual(self.has(0, 1), [False, False])
+
+
+class Streams(Case):
+    def test_from_now_on(self):
+        self.create(1)
+        with self.mine() as observer:
+            first = observer.next()
+            self.assertEqual(first.subscribed.heartbeat, seconds(15))
+            self.assertTrue(first.subscribed.registry_id)
+            self.assertTrue(first.cursor)
+            self.create(1, 2)
+            self.destroy(1)
+            self.create(1)
+            expected = [(CREATED, 2), (DESTROYED, 1), (CREATED, 1)]
+            self.assertEqual(observer.events(3), [(type_, self.key, id_) for type_, id_ in expected])
+
+    def test_snapshot_false_is_from_now_on(self):
+        self.create(1)
+        with self.mine(snapshot=False) as observer:
+            observer.next()
+            self.create(2)
+            self.assertEqual(observer.events(1), [(CREATED, self.key, 2)])
+
+    def test_a_requested_destroy_says_so(self):
+        self.create(1)
+        with self.mine() as observer:
+            observer.next()
+            self.destroy(1)
+            (event,) = observer.until("events").events.events
+            self.assertEqual((event.type, event.reason), (DESTROYED, pb.DESTROY_REASON_REQUESTED))
+
+    def test_snapshot(self):
+        self.create(*range(-3, 4))
+        with self.mine(snapshot=True) as observer:
+            observer.next()
+            synced = observer.until("synced")
+            self.assertEqual(synced.synced.session_count, 7)
+            self.assertEqual(observer.held, {(self.key, id_) for id_ in range(-3, 4)})
+            self.destroy(0)
+            self.assertEqual(observer.events(1), [(DESTROYED, self.key, 0)])
+
+    def test_snapshot_of_nothing(self):
+        with self.mine(snapshot=True) as observer:
+            observer.next()
+            self.assertEqual(observer.until("synced").synced.session_count, 0)
+
+    def test_a_large_snapshot_fits_the_default_message_limit(self):
+        with Server() as server:
+            ids = range(200_000)
+            for start in range(0, len(ids), MAX_BATCH):
+                server.sessions.BatchCreateSessions(
+                    pb.BatchCreateSessionsRequest(session_ids=ids[start : start + MAX_BATCH])
+                )
+            with server.subscribe(snapshot=True) as observer:
+                observer.until("synced")
+                self.assertEqual(observer.held, {(0, id_) for id_ in ids})
+
+    def test_snapshots_under_change_are_exact(self):
+        ids = range(MAX_BATCH)
+        done = threading.Event()
+        with Server("--workers", "2") as server, contextlib.ExitStack() as stack:
+
+            def change(sessions):
+                while not done.is_set():
+                    sessions.BatchDestroySessions(pb.BatchDestroySessionsRequest(session_ids=random.sample(ids, 50)))
+                    sessions.BatchCreateSessions(pb.BatchCreateSessionsRequest(session_ids=random.sample(ids, 50)))
+
+            server.sessions.BatchCreateSessions(pb.BatchCreateSessionsRequest(session_ids=ids))
+            writers = [threading.Thread(target=change, args=[server.connect()]) for _ in range(3)]
+            for writer in writers:
+                writer.start()
+            # Every insertion and removal is checked by the observer as it comes, as is the count at synced.
+            observers, some = [], random.sample(ids, 1000)
+            try:
+                for _ in range(4):
+                    for request in ({}, {"session_ids": [*some, -1]}):
+                        request = pb.SubscribeRequest(snapshot=True, **request)
+                        observers.append(stack.enter_context(Observer(server.connect(), request)))
+                        observers[-1].until("synced")
+            finally:
+                done.set()
+                for writer in writers:
+                    writer.join()
+            server.sessions.CreateSession(pb.CreateSessionRequest(session_id=-1))
+            exists = server.sessions.BatchHasSessions(pb.BatchHasSessionsRequest(session_ids=ids)).exists
+            model = {id_ for id_, is_there in zip(ids, exists) if is_there} | {-1}
+            for observer in observers:
+                while (0, -1) not in observer.held:
+                    observer.until("events")
+                shown = model.intersection([*some, -1]) if observer.request.session_ids else model
+                self.assertEqual(observer.held, {(0, id_) for id_ in shown})
+
+    def test_resume_goes_on_exactly_there(self):
+        with self.mine() as observer:
+            cursors = [observer.next().cursor]
+            events = []
+            for number in range(20):
+                self.create(number)
+                events.append((CREATED, self.key, number))
+                if number % 3 == 0:
+                    self.destroy(number)
+                    events.append((DESTROYED, self.key, number))
+            places = {cursors[0]: 0}
+            seen = 0
+            while seen < len(events):
+                message = observer.until("events")
+                seen += len(message.events.events)
+                places[message.cursor] = seen
+        self.create(1000)
+        events.append((CREATED, self.key, 1000))
+        for cursor, place in places.items():
+            with self.subTest(place=place), self.mine(cursor=cursor) as resumed:
+                self.assertEqual(resumed.next().WhichOneof("body"), "subscribed")
+                self.assertEqual(resumed.events(len(events) - place), events[place:])
+
+    def test_the_cursor_of_subscribed_and_of_synced_can_be_resumed(self):
+        self.create(1)
+        with self.mine(snapshot=True) as observer:
+            observer.next()
+            synced = observer.until("synced").cursor
+        with self.mine() as observer:
+            subscribed = observer.next().cursor
+        self.create(2)
+        for cursor in (synced, subscribed):
+            with self.mine(cursor=cursor) as resumed:
+                again = resumed.next().cursor
+                self.assertTrue(again)
+                self.assertEqual(resumed.events(1), [(CREATED, self.key, 2)])
+            with self.mine(cursor=again) as resumed:
+                resumed.next()
+                self.assertEqual(resumed.events(1), [(CREATED, self.key, 2)])
+
+    def test_the_cursor_before_a_snapshot_brings_the_snapshot(self):
+        self.create(1, 2)
+        with self.mine(snapshot=True) as observer:
+            cursor = observer.next().cursor
+        self.create(3)
+        with self.mine(cursor=cursor) as resumed:
+            resumed.held, resumed.in_snapshot = set(), True
+            self.assertEqual(resumed.next().WhichOneof("body"), "subscribed")
+            self.assertEqual(resumed.until("synced").synced.session_count, 3)
+            self.assertEqual(resumed.held, {(self.key, 1), (self.key, 2), (self.key, 3)})
+
+    def test_a_cursor_serves_other_filters_too(self):
+        with self.mine() as observer:
+            cursor = observer.next().cursor
+        self.create(1, 2)
+        self.destroy(1, 2)
+        with self.mine(cursor=cursor, session_ids=[2], types=[DESTROYED]) as resumed:
+            self.assertEqual(resumed.events(1), [(DESTROYED, self.key, 2)])
+
+    def test_what_is_no_cursor_is_an_error(self):
+        with self.mine() as observer:
+            good = observer.next().cursor
+        for bad in ("", "no cursor", "0", good[:-1], good + "x", "x" + good, good.swapcase() + " ", "ü", "x" * 100_000):
+            if bad == good:
+                continue
+            with self.subTest(bad[:40]):
+                self.refused_stream("cursor", cursor=bad)
+
+    def test_a_cursor_of_another_registry_resets(self):
+        with Server() as other, other.subscribe() as observer:
+            foreign = observer.next()
+        self.create(1, 2)
+        with self.mine(cursor=foreign.cursor) as observer:
+            self.assertNotEqual(observer.next().subscribed.registry_id, foreign.subscribed.registry_id)
+            reset = observer.until("reset").reset
+            self.assertEqual(reset.reason, pb.RESET_REASON_CURSOR_FOREIGN)
+            self.assertEqual(observer.until("synced").synced.session_count, 2)
+            self.assertEqual(observer.held, {(self.key, 1), (self.key, 2)})
+            self.create(3)
+            self.assertEqual(observer.events(1), [(CREATED, self.key, 3)])
+
+    def test_a_cursor_too_old_resets(self):
+        with Server("--retain-events", "1024") as server:
+            with server.subscribe() as observer:
+                old = observer.next().cursor
+            server.sessions.BatchCreateSessions(pb.BatchCreateSessionsRequest(session_ids=range(MAX_BATCH)))
+            server.sessions.BatchDestroySessions(pb.BatchDestroySessionsRequest(session_ids=range(10, MAX_BATCH)))
+            with server.subscribe(cursor=old) as observer:
+                observer.next()
+                self.assertEqual(observer.until("reset").reset.reason, pb.RESET_REASON_CURSOR_EXPIRED)
+                observer.until("synced")
+                self.assertEqual(observer.held, {(0, id_) for id_ in range(10)})
+
+    def test_filters(self):
+        other = self.key ^ 1
+        streams = {
+            "by session": {"session_ids": [1, -1], "auth_key_ids": [self.key, other]},
+            "by auth key": {"auth_key_ids": [other]},
+            "by type": {"types": [DESTROYED], "auth_key_ids": [self.key, other]},
+            "by all": {"session_ids": [1], "auth_key_ids": [self.key], "types": [CREATED]},
+            "by none that match": {"session_ids": [99], "auth_key_ids": [self.key], "heartbeat": seconds(0.1)},
+        }
+        with contextlib.ExitStack() as stack:
+            observers = {}
+            for name, request in streams.items():
+                observers[name] = stack.enter_context(self.server.subscribe(**request))
+                observers[name].next()
+            for key in (self.key, other):
+                self.create(1, 2, -1, key=key)
+            self.destroy(2, 1)
+            everything = [(CREATED, key, id_) for key in (self.key, other) for id_ in (1, 2, -1)]
+            everything += [(DESTROYED, self.key, 2), (DESTROYED, self.key, 1)]
+            passes = {
+                "by session": lambda type_, key, id_: id_ in (1, -1),
+                "by auth key": lambda type_, key, id_: key == other,
+                "by type": lambda type_, key, id_: type_ == DESTROYED,
+                "by all": lambda type_, key, id_: (type_, key, id_) == (CREATED, self.key, 1),
+            }
+            for name, passing in passes.items():
+                with self.subTest(name):
+                    expected = [event for event in everything if passing(*event)]
+                    self.assertEqual(observers[name].events(len(expected)), expected)
+            with self.subTest("nothing passes: heartbeats alone"):
+                self.assertEqual(observers["by none that match"].next().WhichOneof("body"), "heartbeat")
+
+    def test_filtered_snapshot(self):
+        self.create(1, 2, 3)
+        with self.mine(snapshot=True, session_ids=[1, 3, 4]) as observer:
+            observer.next()
+            self.assertEqual(observer.until("synced").synced.session_count, 2)
+            self.assertEqual(observer.held, {(self.key, 1), (self.key, 3)})
+
+    def test_a_type_filter_does_not_narrow_snapshots(self):
+        self.create(1, 2)
+        with self.mine(snapshot=True, types=[DESTROYED]) as observer:
+            observer.next()
+            self.assertEqual(observer.until("synced").synced.session_count, 2)
+            self.create(3)
+            self.destroy(3)
+            self.assertEqual(observer.events(1), [(DESTROYED, self.key, 3)])
+
+    def test_what_is_no_type_is_an_error(self):
+        for types in ([99], [CREATED, 0]):
+            with self.subTest(types):
+                self.refused_stream("types", types=types)
+
+    def test_heartbeats(self):
+        with self.mine(heartbeat=seconds(0.1)) as observer:
+            self.assertEqual(observer.next().subscribed.heartbeat, seconds(0.1))
+            begun = time.monotonic()
+            for _ in range(3):
+                self.assertEqual(observer.next().WhichOneof("body"), "heartbeat")
+            self.assertGreater(time.monotonic() - begun, 0.25, "heartbeats come faster than asked for")
+            cursor = observer.cursor
+            self.create(1)
+            self.assertEqual(observer.events(1), [(CREATED, self.key, 1)])
+        with self.mine(cursor=cursor) as resumed:
+            resumed.next()
+            self.assertEqual(resumed.events(1), [(CREATED, self.key, 1)])
+
+    def test_the_cursor_moves_past_what_filters_hide(self):
+        with self.mine(heartbeat=seconds(0.1)) as observer:
+            observer.next()
+            self.create(*range(100), key=self.key ^ 1)
+            observer.next()
+            cursor = observer.until("heartbeat").cursor
+        # The same place without the filter: the hidden events are behind it.
+        with self.server.subscribe(cursor=cursor, auth_key_ids=[self.key, self.key ^ 1]) as resumed:
+            resumed.next()
+            self.create(1)
+            self.assertEqual(resumed.events(1), [(CREATED, self.key, 1)])
+
+    def test_heartbeats_of_bad_length(self):
+        bad = {
+            "too short": seconds(0.05), "zero": seconds(0), "negative": seconds(-1), "too long": seconds(3601),
+            "mixed signs": duration_pb2.Duration(seconds=1, nanos=-1),
+            "nanos out of range": duration_pb2.Duration(seconds=1, nanos=2_000_000_000),
+            "endless": duration_pb2.Duration(seconds=INT64_MAX, nanos=999_999_999),
+        }
+        for name, heartbeat in bad.items():
+            with self.subTest(name):
+                self.refused_stream("heartbeat", heartbeat=heartbeat)
+        for heartbeat in (seconds(0.1), seconds(3600)):
+            with self.subTest(str(heartbeat)), self.mine(heartbeat=heartbeat) as observer:
+                self.assertEqual(observer.next().subscribed.heartbeat, heartbeat)
+
+    def test_a_deadline_ends_a_stream(self):
+        call = self.sessions.Subscribe(pb.SubscribeRequest(auth_key_ids=[self.key]), timeout=0.5)
+        self.assertEqual(next(call).WhichOneof("body"), "subscribed")
+        with self.assertRaises(grpc.RpcError) as caught:
+            next(call)
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
+
+    def test_a_cancelled_stream_leaves_the_others_alone(self):
+        with self.mine() as stays:
+            stays.next()
+            with self.mine() as goes:
+                goes.next()
+            self.create(1)
+            self.assertEqual(stays.events(1), [(CREATED, self.key, 1)])
+
+    def test_many_observers_on_one_connection(self):
+        with contextlib.ExitStack() as stack:
+            observers = [stack.enter_context(self.mine()) for _ in range(50)]
+            for observer in observers:
+                observer.next()
+            self.create(*range(100))
+            for observer in observers:
+                self.assertEqual(observer.events(100), [(CREATED, self.key, id_) for id_ in range(100)])
+
+
+@unittest.skipUnless(LEASES, "proto/sessiond/v1/lease_service.proto does not exist")
+class Leases(Case):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.leases = lease_grpc.LeaseServiceStub(cls.server.channel)
+
+    def grant(self, ttl):
+        return self.leases.GrantLease(lease_pb.GrantLeaseRequest(ttl=seconds(ttl), owner="interop"))
+
+    def test_a_lease_expires(self):
+        granted = self.grant(1)
+        self.assertEqual(granted.ttl, seconds(1))
+        begun = time.monotonic()
+        with self.mine() as observer:
+            observer.next()
+            self.create(1, lease_id=granted.lease_id)
+            self.assertEqual(observer.events(1), [(CREATED, self.key, 1)])
+            (event,) = observer.until("events").events.events
+            lasted = time.monotonic() - begun
+            self.assertEqual((event.type, event.reason), (DESTROYED, pb.DESTROY_REASON_LEASE_EXPIRED))
+            self.assertGreaterEqual(lasted, 0.95)
+        self.assertEqual(self.has(1), [False])
+        with self.refused(grpc.StatusCode.NOT_FOUND):
+            self.leases.KeepLeaseAlive(lease_pb.KeepLeaseAliveRequest(lease_id=granted.lease_id))
+
+    def test_a_lease_that_is_kept_alive_lives(self):
+        lease = self.grant(1).lease_id
+        self.create(1, lease_id=lease)
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            kept = self.leases.KeepLeaseAlive(lease_pb.KeepLeaseAliveRequest(lease_id=lease))
+            self.assertEqual(kept.ttl, seconds(1))
+            self.assertEqual(self.has(1), [True])
+            time.sleep(0.2)
+
+    def test_revoke(self):
+        lease = self.grant(60).lease_id
+        with self.mine() as observer:
+            observer.next()
+            self.create(1, 2, lease_id=lease)
+            observer.events(2)
+            revoked = self.leases.RevokeLease(lease_pb.RevokeLeaseRequest(lease_id=lease))
+            self.assertEqual(revoked.sessions_destroyed, 2)
+            events = []
+            while len(events) < 2:
+                events += observer.until("events").events.events
+            self.assertEqual({event.session_id for event in events}, {1, 2})
+            self.assertEqual({event.reason for event in events}, {pb.DESTROY_REASON_LEASE_REVOKED})
+        with self.refused(grpc.StatusCode.NOT_FOUND):
+            self.leases.RevokeLease(lease_pb.RevokeLeaseRequest(lease_id=lease))
+
+    def test_a_destroy_under_another_lease_does_nothing(self):
+        self.create(1)
+        self.assertEqual(self.destroy(1, lease_id=self.grant(60).lease_id), [False])
+        self.assertEqual(self.destroy(1, lease_id=0xDEAD_BEEF_DEAD_BEEF), [False])
+        self.assertEqual(self.has(1), [True])
+
+    def test_a_session_moves_between_leases(self):
+        old, new = self.grant(60).lease_id, self.grant(60).lease_id
+        self.assertEqual(self.create(1, lease_id=old), [True])
+        self.assertEqual(self.create(1, lease_id=new), [False])
+        self.assertEqual(self.destroy(1, lease_id=old), [False])
+        self.assertEqual(self.create(1), [False])  # without a lease: it keeps the new one
+        self.assertEqual(self.leases.RevokeLease(lease_pb.RevokeLeaseRequest(lease_id=old)).sessions_destroyed, 0)
+        self.assertEqual(self.has(1), [True])
+        self.assertEqual(self.destroy(1, lease_id=new), [True])
+
+    def test_bad_requests(self):
+        for ttl in (0, 0.5, -1, 24 * 3600 + 1):
+            with self.subTest(ttl=ttl), self.refused(grpc.StatusCode.INVALID_ARGUMENT, "ttl"):
+                self.grant(ttl)
+        with self.refused(grpc.StatusCode.INVALID_ARGUMENT, "owner"):
+            self.leases.GrantLease(lease_pb.GrantLeaseRequest(ttl=seconds(60), owner="x" * 129))
+
+
+class StandardServices(Case):
+    def test_health(self):
+        for service in ("", "sessiond.v1.SessionService"):
+            response = self.server.health.Check(health_pb2.HealthCheckRequest(service=service), timeout=DEADLINE)
+            self.assertEqual(response.status, health_pb2.HealthCheckResponse.SERVING, service)
+        with self.assertRaises(grpc.RpcError) as caught:
+            self.server.health.Check(health_pb2.HealthCheckRequest(service="no.such.Service"), timeout=DEADLINE)
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.NOT_FOUND)
+
+    def reflect(self, version, **request):
+        # The messages of v1 and v1alpha are the same but for their package.
+        call = self.server.channel.stream_stream(
+            f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+            reflection_pb2.ServerReflectionRequest.SerializeToString,
+            reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        return next(call(iter([reflection_pb2.ServerReflectionRequest(**request)]), timeout=DEADLINE))
+
+    def test_reflection(self):
+        for version in ("v1", "v1alpha"):
+            with self.subTest(version):
+                listed = self.reflect(version, list_services="").list_services_response.service
+                names = {service.name for service in listed}
+                self.assertLessEqual({"sessiond.v1.SessionService", "grpc.health.v1.Health"}, names)
+                answer = self.reflect(version, file_containing_symbol="sessiond.v1.SessionService")
+                files = answer.file_descriptor_response.file_descriptor_proto
+                self.assertTrue(any(b"BatchCreateSessions" in file for file in files))
+                answer = self.reflect(version, file_by_filename="google/protobuf/duration.proto")
+                self.assertTrue(answer.file_descriptor_response.file_descriptor_proto)
+
+    def test_the_admin_port(self):
+        address = self.server.admin_address
+        self.create(1)
+        for path, status in (("live", 200), ("ready", 200), ("metrics", 200), ("no-such-page", 404)):
+            self.assertEqual(http_status(f"http://{address}/{path}"), status, path)
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=DEADLINE) as response:
+            self.assertRegex(response.read().decode(), re.compile(r"^sessiond_sessions [1-9]", re.MULTILINE))
+
+
+class Drain(Case):
+    """Each test ends a server, so each has its own."""
+
+    def setUp(self):
+        super().setUp()
+        self.server = Server()
+        self.addCleanup(self.server.__exit__)
+        self.sessions = self.server.sessions
+
+    def check_drain(self, observer):
+        """Ends the server and checks what this observer hears of it; gives its last message and RetryInfo."""
+        last, error = observer.end()
+        self.assertIsNotNone(last, "no message came before the end")
+        self.assertEqual(last.WhichOneof("body"), "heartbeat")
+        self.assertTrue(last.cursor)
+        details = self.check_error(error, grpc.StatusCode.UNAVAILABLE)
+        self.assertIn("RetryInfo", details)
+        self.assertGreater(details["RetryInfo"].retry_delay.ToNanoseconds(), 0)
+        return last, details["RetryInfo"].retry_delay.ToNanoseconds()
+
+    def churn(self, server):
+        """Calls that make many events."""
+        ids = range(MAX_BATCH)
+        yield server.sessions.BatchCreateSessions, pb.BatchCreateSessionsRequest(session_ids=ids)
+        yield server.sessions.BatchDestroySessions, pb.BatchDestroySessionsRequest(session_ids=ids)
+
+    def test_sigterm(self):
+        observers = [self.mine() for _ in range(10)]
+        for observer in observers:
+            observer.next()
+        self.create(1)
+        for observer in observers:
+            self.assertEqual(observer.events(1), [(CREATED, self.key, 1)])
+        begun = time.monotonic()
+        self.server.terminate()
+        ends = [self.check_drain(observer) for observer in observers]
+        self.assertEqual(self.server.exit_code(11), 0)
+        self.assertLess(time.monotonic() - begun, 11)
+        self.assertEqual({last.cursor for last, _ in ends}, {ends[0][0].cursor}, "the same place, another cursor")
+        self.assertGreater(len({delay for _, delay in ends}), 1, "every observer is told to come back at once")
+
+    def test_the_last_cursor_of_a_lost_registry_resets_in_the_next(self):
+        with self.mine() as observer:
+            observer.next()
+            self.server.terminate()
+            last, _ = self.check_drain(observer)
+        self.assertEqual(self.server.exit_code(11), 0)
+        with Server() as server, server.subscribe(cursor=last.cursor) as observer:
+            observer.next()
+            self.assertEqual(observer.until("reset").reset.reason, pb.RESET_REASON_CURSOR_FOREIGN)
+            self.assertEqual(observer.until("synced").synced.session_count, 0)
+
+    def test_health_watchers_hear_of_it(self):
+        watch = self.server.health.Watch(health_pb2.HealthCheckRequest(service=""), timeout=DEADLINE)
+        self.assertEqual(next(watch).status, health_pb2.HealthCheckResponse.SERVING)
+        self.server.terminate()
+        with contextlib.suppress(grpc.RpcError):
+            self.assertEqual(next(watch).status, health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.assertEqual(self.server.exit_code(11), 0)
+
+    def test_a_stuck_observer_holds_the_drain_for_its_timeout_only(self):
+        with Server("--drain-timeout", "2s") as server:
+            # It reads nothing: its stream's window is full when the end comes.
+            stuck = server.sessions.Subscribe(pb.SubscribeRequest())
+            self.addCleanup(stuck.cancel)
+            next(stuck)
+            for _ in range(10):
+                for call, request in self.churn(server):
+                    call(request)
+            ready = f"http://{server.admin_address}/ready"
+            self.assertEqual(http_status(ready), 200)
+            server.terminate()
+            begun = time.monotonic()
+            while http_status(ready) == 200:
+                self.assertLess(time.monotonic() - begun, 2, "ready while it drains")
+            self.assertEqual(server.exit_code(5), 0)
+
+    def test_sigint_drains_too(self):
+        with self.mine() as observer:
+            observer.next()
+            self.server.process.send_signal(signal.SIGINT)
+            self.check_drain(observer)
+        self.assertEqual(self.server.exit_code(11), 0)
+
+    def test_a_second_signal_exits_at_once(self):
+        with Server("--drain-timeout", "120s") as server:
+            # A connection that never says anything, and an observer that reads nothing, to wait for.
+            host, _, port = server.address.rpartition(":")
+            silent = socket.create_connection((host, int(port)))
+            self.addCleanup(silent.close)
+            stuck = server.sessions.Subscribe(pb.SubscribeRequest())
+            self.addCleanup(stuck.cancel)
+            next(stuck)
+            for _ in range(10):
+                for call, request in self.churn(server):
+                    call(request)
+            watch = server.health.Watch(health_pb2.HealthCheckRequest(), timeout=DEADLINE)
+            next(watch)
+            server.terminate()
+            with contextlib.suppress(grpc.RpcError):
+                next(watch)  # the drain has begun
+            server.terminate()
+            server.exit_code(5)
+
+
+class Example(Case):
+    def test_watch(self):
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "examples/python/watch.py", self.server.address],
+            env=os.environ | {"PYTHONPATH": STUBS}, stdout=subprocess.PIPE, text=True,
+        )
+        self.addCleanup(process.stdout.close)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        lines = queue.Queue()
+        threading.Thread(target=lambda: [lines.put(line.strip()) for line in process.stdout], daemon=True).start()
+        self.assertEqual(lines.get(timeout=DEADLINE), "1 sessions")
+        self.create(7, key=0)
+        self.assertEqual(lines.get(timeout=DEADLINE), "created 7")
+        self.destroy(7, 42, key=0)
+        self.assertEqual(lines.get(timeout=DEADLINE), "destroyed 7")
+        self.assertEqual(lines.get(timeout=DEADLINE), "destroyed 42")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or not os.access(sys.argv[1], os.X_OK):
+        sys.exit(f"usage: {sys.argv[0]} PATH-OF-SESSIOND [unittest's arguments]")
+    BINARY = sys.argv.pop(1)
+    unittest.main(verbosity=1)

@@ -1,0 +1,82 @@
+//! The admin port.
+
+use std::time::Duration;
+
+use sessiond::server::ServerConfig;
+
+use crate::{
+    fake::soon,
+    leases::grant,
+    observed::Observed,
+    program::{Program, get, request},
+    raw::{Raw, SERVICE, grpc},
+    server::{Running, config},
+    sessions::batch_create,
+};
+
+#[tokio::test]
+async fn it_tells_that_the_server_lives_and_is_ready() {
+    let server = Running::start().await;
+    for (path, body) in [("/live", "live\n"), ("/ready", "ready\n")] {
+        let page = get(server.admin, path).await;
+        assert_eq!((page.status, page.body.as_str()), (200, body));
+        let head = request(server.admin, "HEAD", path).await;
+        assert_eq!((head.status, head.body.as_str()), (200, ""));
+        assert!(head.head.contains(&format!("content-length: {}", body.len())), "{}", head.head);
+    }
+    for path in ["/", "/metrics/", "/nope", "/live?x/../ready/"] {
+        let expected = if path.starts_with("/live?") { 200 } else { 404 };
+        assert_eq!(get(server.admin, path).await.status, expected, "{path}");
+    }
+    assert!(get(server.admin, "/nope").await.body.contains("/metrics"));
+    for method in ["POST", "PUT", "DELETE", "OPTIONS"] {
+        assert_eq!(request(server.admin, method, "/live").await.status, 405, "{method}");
+    }
+}
+
+#[tokio::test]
+async fn metrics_are_the_figures_of_the_moment() {
+    let program = Program::start(&[]).await;
+    let client = program.sessions();
+    let leases = crate::server::Leases::new(
+        tonic::transport::Endpoint::from_shared(format!("http://{}", program.addr)).unwrap().connect_lazy(),
+    );
+    let observed = Observed::now(&client).await;
+    batch_create(&client, &[1, 2, 3]).await;
+    grant(&leases, Duration::from_secs(60)).await;
+    program.metric_comes_to("sessiond_log_retained_events", 3).await;
+    for (name, value) in [("sessions", 3), ("leases", 1), ("observers", 1), ("storage_up", 1)] {
+        assert_eq!(program.metric(&format!("sessiond_{name}")).await, value, "{name}");
+    }
+    assert!(program.metric("sessiond_log_retained_bytes").await > 0);
+    assert!(program.metric("process_resident_memory_bytes").await > 1 << 20);
+    assert!(program.metric("process_open_fds").await > 3);
+    assert_eq!(program.metric("sessiond_observer_resets_total{reason=\"lagged\"}").await, 0);
+    drop(observed);
+    program.metric_comes_to("sessiond_observers", 0).await;
+
+    let page = get(program.admin, "/metrics").await;
+    assert!(page.head.contains("content-type: application/openmetrics-text"), "{}", page.head);
+    assert!(page.body.ends_with("# EOF\n"));
+    let head = request(program.admin, "HEAD", "/metrics").await;
+    assert_eq!((head.status, head.body.as_str()), (200, ""));
+}
+
+#[tokio::test]
+async fn a_server_that_drains_lives_and_is_not_ready() {
+    let server = Running::with(ServerConfig { drain_timeout: Duration::from_secs(30), ..config() }).await;
+    let mut raw = Raw::connect(server.addr).await;
+    // A call that has yet to say what it wants keeps the drain waiting.
+    let (response, mut body) = raw.open(grpc(&format!("{SERVICE}/HasSession"))).await;
+    raw.arrived().await;
+    let admin = server.admin;
+    let ended = server.stop();
+    soon(async { while get(admin, "/ready").await.status != 503 {} }).await;
+    assert_eq!(get(admin, "/ready").await.body, "draining\n");
+    assert_eq!(get(admin, "/live").await.status, 200);
+    assert_eq!(get(admin, "/metrics").await.status, 200);
+    body.send_data(bytes::Bytes::new(), true).unwrap();
+    soon(crate::raw::answer(response)).await.unwrap();
+    drop(raw);
+    soon(ended).await.unwrap().unwrap();
+}

@@ -1,0 +1,108 @@
+//! The order of the crate's modules, read from its sources.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Each module of the crate, and the modules of the crate that it may name.
+const MAY_NAME: [(&str, &[&str]); 8] = [
+    ("session", &[]),
+    ("storage", &["session"]),
+    ("subject", &["session", "storage"]),
+    ("status", &["storage", "subject"]),
+    ("service", &["proto", "session", "status", "storage", "subject"]),
+    ("server", &["proto", "service", "session", "status", "storage", "subject"]),
+    ("client", &["proto", "session"]),
+    // A program beside the library, which names it from the outside.
+    ("cli", &["cli"]),
+];
+
+/// The modules that know no protocol.
+const WITHOUT_GRPC: [&str; 3] = ["session", "storage", "subject"];
+
+const GRPC: [&str; 6] = ["tonic", "prost", "hyper", "h2::", "http::", "proto::"];
+
+/// The code of a module's files, without comments.
+fn sources(module: &str) -> Vec<(PathBuf, String)> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = vec![src.join(format!("{module}.rs"))];
+    let mut folders = vec![src.join(module)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    let code = |text: String| -> String {
+        text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+    };
+    files.into_iter().map(|file| (file.clone(), code(fs::read_to_string(&file).unwrap()))).collect()
+}
+
+/// The modules of the crate that are named: those in `crate::{a, b::{c}}`, and the one in `crate::a`.
+fn named(code: &str) -> BTreeSet<String> {
+    let ident = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut names = BTreeSet::new();
+    for (at, found) in code.match_indices("crate::") {
+        let rest = &code[at + found.len()..];
+        let Some(list) = rest.strip_prefix('{') else {
+            names.insert(ident(rest));
+            continue;
+        };
+        let (mut depth, mut is_first) = (0, true);
+        for (at, c) in list.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => is_first = true,
+                _ if is_first && !c.is_whitespace() => {
+                    names.insert(ident(&list[at..]));
+                    is_first = false;
+                }
+                _ => {}
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn names_are_found_in_every_form_of_import() {
+    let code = "use crate::{\n    a::{self, x, y::{z, w}},\n    b,\n};\nuse crate::c::D; fn f() { crate::e::g() }";
+    assert!(named(code).iter().eq(["a", "b", "c", "e"]));
+}
+
+#[test]
+fn imports_run_one_way() {
+    for (module, may_name) in MAY_NAME {
+        for (file, code) in sources(module) {
+            for name in named(&code) {
+                let is_its_own = name == module;
+                assert!(is_its_own || may_name.contains(&&*name), "{} names {name}", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_module_of_the_crate_has_its_place_in_the_order() {
+    let lib = sources("lib").remove(0).1;
+    let modules = lib.lines().filter_map(|line| line.trim().strip_prefix("pub mod ")?.strip_suffix(';'));
+    for module in modules {
+        assert!(MAY_NAME.iter().any(|(name, _)| *name == module), "{module}");
+    }
+}
+
+#[test]
+fn sessions_storages_and_subjects_know_no_protocol() {
+    for module in WITHOUT_GRPC {
+        for (file, code) in sources(module) {
+            for word in GRPC {
+                assert!(!code.contains(word), "{} mentions {word}", file.display());
+            }
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The program's lease commands against the real server.
+
+use std::time::Duration;
+
+use sessiond::{client::Client, session::LeaseId};
+
+use crate::{
+    cli::{Ended, assert_fails, exit_code, line, lines, printed, run, sessiond, signal},
+    fake::{nowhere, soon},
+    lease_guard::Registry,
+};
+
+const TTL: Duration = Duration::from_secs(60);
+
+async fn granted(client: &Client) -> LeaseId {
+    client.grant_lease(TTL, "test").await.unwrap().id
+}
+
+async fn ended(registry: &Registry, args: &[&str]) -> Ended {
+    run(sessiond(&registry.url(), args)).await
+}
+
+#[tokio::test]
+async fn a_lease_is_granted_used_and_revoked() {
+    let registry = Registry::start().await;
+    let grant = ended(&registry, &["lease", "grant", "--ttl", "1m", "--owner", "a gateway"]).await;
+    let lease = grant.stdout.trim_end().to_owned();
+    assert_eq!(grant, printed(0, &format!("{lease}\n")));
+    let parsed: LeaseId = lease.parse().unwrap();
+    assert_eq!(registry.client().keep_lease_alive(parsed).await.unwrap(), TTL);
+
+    let create = ended(&registry, &["create", "--lease", &lease, "1", "2", "-3"]).await;
+    assert_eq!(create, printed(0, "1 created\n2 created\n-3 created\n"));
+    let keep = ended(&registry, &["lease", "keep-alive", &lease]).await;
+    assert_eq!(keep, printed(0, &format!("{lease} lives for 1m\n")));
+    let destroy = ended(&registry, &["destroy", "2", "--lease", &lease]).await;
+    assert_eq!(destroy, printed(0, "2 destroyed\n"));
+    let revoke = ended(&registry, &["lease", "revoke", &lease]).await;
+    assert_eq!(revoke, printed(0, &format!("{lease} revoked, 2 sessions destroyed\n")));
+    assert_eq!(ended(&registry, &["has", "1"]).await, printed(1, "1 missing\n"));
+}
+
+#[tokio::test]
+async fn json_lines_have_lease_ids_as_strings() {
+    let registry = Registry::start().await;
+    let grant = ended(&registry, &["lease", "grant", "--format", "json"]).await;
+    let lease: String = grant.stdout.chars().filter(char::is_ascii_digit).collect();
+    let lease = lease.strip_suffix("30000").unwrap();
+    let alive = format!("{{\"lease_id\":\"{lease}\",\"ttl_ms\":30000}}\n");
+    assert_eq!(grant, printed(0, &alive));
+    assert_eq!(ended(&registry, &["lease", "keep-alive", lease, "--format", "json"]).await, printed(0, &alive));
+    let revoked = format!("{{\"lease_id\":\"{lease}\",\"sessions_destroyed\":\"0\"}}\n");
+    assert_eq!(ended(&registry, &["lease", "revoke", lease, "--format", "json"]).await, printed(0, &revoked));
+}
+
+#[tokio::test]
+async fn a_lease_that_is_gone_is_an_answer() {
+    let registry = Registry::start().await;
+    for args in [
+        &["lease", "keep-alive", "7"][..],
+        &["lease", "keep-alive", "7", "--hold"],
+        &["lease", "revoke", "7"],
+        &["create", "1", "--lease", "7"],
+    ] {
+        let ended = ended(&registry, args).await;
+        assert_fails(&ended, 1, "lease 7 is gone: ");
+        assert_eq!(ended.stdout, "");
+    }
+    let destroy = ended(&registry, &["destroy", "1", "--lease", "7"]).await;
+    assert_eq!(destroy, printed(0, "1 not under this lease\n"));
+}
+
+#[tokio::test]
+async fn other_failures_have_their_exit_codes() {
+    let registry = Registry::start().await;
+    assert_fails(&ended(&registry, &["lease", "grant", "--ttl", "100ms"]).await, 3, "ttl");
+    assert_fails(&run(sessiond(&nowhere().await, &["lease", "grant"])).await, 3, "--addr");
+    for args in [
+        &["lease"][..],
+        &["lease", "revoke"],
+        &["lease", "revoke", "0"],
+        &["create", "1", "--lease", "x"],
+        &["lease", "grant", "--ttl", "0s"],
+    ] {
+        assert_eq!(ended(&registry, args).await.code, Some(2), "{args:?}");
+    }
+}
+
+#[tokio::test]
+async fn only_commands_that_change_sessions_read_the_lease_of_the_environment() {
+    let registry = Registry::start().await;
+    let client = registry.client();
+    let lease = granted(&client).await;
+    let command = |args: &[&str], lease: &str| {
+        let mut command = sessiond(&registry.url(), args);
+        command.env("SESSIOND_LEASE", lease);
+        command
+    };
+    assert_eq!(run(command(&["create", "1"], &lease.to_string())).await, printed(0, "1 created\n"));
+    assert_eq!(run(command(&["has", "1"], "nonsense")).await, printed(0, "1 exists\n"));
+    assert_eq!(run(command(&["destroy", "1"], "7")).await, printed(0, "1 not under this lease\n"));
+    assert_eq!(client.revoke_lease(lease).await.unwrap(), 1);
+}
+
+#[tokio::test]
+#[cfg(unix)]
+async fn a_lease_is_held_until_the_command_is_interrupted() {
+    let registry = Registry::start().await;
+    let client = registry.client();
+    let lease = client.grant_lease(Duration::from_secs(1), "test").await.unwrap().id;
+    let args = ["lease", "keep-alive", "--hold", &lease.to_string()];
+    let mut child = sessiond(&registry.url(), &args).spawn().unwrap();
+    let mut stdout = lines(&mut child);
+    // Two ttls.
+    for _ in 0..7 {
+        assert_eq!(line(&mut stdout).await, format!("{lease} lives for 1s"));
+    }
+    signal(&child, "TERM").await;
+    assert_eq!(exit_code(&mut child).await, Some(0));
+
+    let lease = granted(&client).await;
+    // The environment sets the flag too.
+    let mut command = sessiond(&registry.url(), &["lease", "keep-alive", &lease.to_string()]);
+    let mut child = command.env("SESSIOND_HOLD", "1").spawn().unwrap();
+    let mut stdout = lines(&mut child);
+    assert_eq!(line(&mut stdout).await, format!("{lease} lives for 1m"));
+    signal(&child, "INT").await;
+    assert_eq!(exit_code(&mut child).await, Some(0));
+    client.keep_lease_alive(lease).await.expect("it is not revoked");
+}
+
+#[tokio::test]
+async fn a_lease_that_is_held_and_revoked_elsewhere_ends_the_command() {
+    let registry = Registry::start().await;
+    let client = registry.client();
+    let lease = client.grant_lease(Duration::from_secs(1), "test").await.unwrap().id;
+    let mut child = sessiond(&registry.url(), &["lease", "keep-alive", "--hold", &lease.to_string()]).spawn().unwrap();
+    line(&mut lines(&mut child)).await;
+    client.revoke_lease(lease).await.unwrap();
+    let output = soon(child.wait_with_output()).await.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let expected =
+        format!("sessiond: lease {lease} is gone: grant a new one, and create the sessions again under it\n");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), expected);
+}

@@ -1,0 +1,380 @@
+//! The client's leases against the real server, and a network in between that fails as told.
+
+use std::{
+    future::pending,
+    net::{Ipv4Addr, SocketAddr},
+    num::NonZeroUsize,
+    time::Duration,
+};
+
+use sessiond::{
+    client::{Client, ClientError, Lease, LeaseEvent, LeaseEvents, Watch, WatchOptions, WatchUpdate},
+    server::{Server, ServerConfig, ServerError},
+    session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
+    storage::StorageUrl,
+    subject::SubjectOptions,
+};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    sync::{oneshot, watch},
+    task::{JoinHandle, JoinSet},
+    time::{Instant, timeout},
+};
+
+use crate::fake::{nowhere, soon};
+
+/// The shortest that there is.
+const TTL: Duration = Duration::from_secs(1);
+
+/// A server with nothing in its memory, in this process.
+pub(crate) struct Registry {
+    addr: SocketAddr,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), ServerError>>,
+}
+
+impl Registry {
+    pub(crate) async fn start() -> Self {
+        Self::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await
+    }
+
+    async fn listen(listen: SocketAddr) -> Self {
+        let config = ServerConfig {
+            listen,
+            admin_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            storage: StorageUrl::Memory,
+            workers: NonZeroUsize::MIN,
+            subject: SubjectOptions::default(),
+            max_sessions: 1_000_000,
+            max_leases: 1000,
+            max_connections: 1000,
+            max_streams: 1000,
+            max_message_bytes: 4 << 20,
+            drain_timeout: Duration::from_secs(10),
+        };
+        let server = Server::bind(config).await.unwrap();
+        let addr = server.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(server.run(async { drop(stopped.await) }));
+        Self { addr, stop, task }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::connect_lazy(&self.url()).unwrap()
+    }
+
+    /// Stops it, and tells where it was.
+    async fn stop(self) -> SocketAddr {
+        self.stop.send(()).unwrap();
+        soon(self.task).await.unwrap().unwrap();
+        self.addr
+    }
+}
+
+/// What lies between a gateway and its registry.
+struct Network {
+    addr: SocketAddr,
+    is_cut: watch::Sender<bool>,
+    stalls: watch::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Network {
+    async fn before(registry: &Registry) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (is_cut, cut) = watch::channel(false);
+        let (stalls, stall) = watch::channel(());
+        let task = tokio::spawn(relay(listener, registry.addr, cut, stall));
+        Self { addr, is_cut, stalls, task }
+    }
+
+    fn client(&self) -> Client {
+        Client::connect_lazy(&format!("http://{}", self.addr)).unwrap()
+    }
+
+    /// Ends all connections and accepts no more.
+    fn cut(&self) {
+        self.is_cut.send_replace(true);
+    }
+
+    fn mend(&self) {
+        self.is_cut.send_replace(false);
+    }
+
+    /// Swallows what the connections that there are carry. New ones work.
+    fn stall(&self) {
+        self.stalls.send_replace(());
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn relay(listener: TcpListener, to: SocketAddr, cut: watch::Receiver<bool>, stall: watch::Receiver<()>) {
+    let mut connections = JoinSet::new();
+    loop {
+        let (mut near, _) = listener.accept().await.unwrap();
+        let (mut cut, mut stall) = (cut.clone(), stall.clone());
+        stall.mark_unchanged();
+        connections.spawn(async move {
+            let carry = async {
+                let mut far = TcpStream::connect(to).await.unwrap();
+                tokio::select! {
+                    // How a connection ended is for its ends to judge.
+                    carried = copy_bidirectional(&mut near, &mut far) => drop(carried),
+                    // An error tells that the test is over.
+                    Ok(()) = stall.changed() => pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                _ = cut.wait_for(|is_cut| *is_cut) => {}
+                () = carry => {}
+            }
+        });
+    }
+}
+
+fn sessions(count: i64) -> Vec<SessionKey> {
+    (0..count).map(|id| SessionKey::new(7, id)).collect()
+}
+
+/// An observer that hears of everything from now on.
+async fn observer(client: &Client) -> Watch {
+    let mut watch = client.watch(WatchOptions::default());
+    let update = soon(watch.next()).await.unwrap();
+    assert!(matches!(update, WatchUpdate::Subscribed { .. }), "{update:?}");
+    watch
+}
+
+/// The next events of an observer, as many as there are sessions: the same change of each.
+async fn assert_all(watch: &mut Watch, sessions: &[SessionKey], change: SessionChange) {
+    let mut heard = Vec::new();
+    while heard.len() < sessions.len() {
+        if let WatchUpdate::Events(events) = soon(watch.next()).await.unwrap() {
+            heard.extend(events);
+        }
+    }
+    heard.sort_by_key(|event| event.session);
+    let expected: Vec<_> = sessions.iter().map(|&session| SessionEvent { session, change }).collect();
+    assert_eq!(heard, expected);
+}
+
+const REVOKED: SessionChange = SessionChange::Destroyed(DestroyReason::LeaseRevoked);
+const EXPIRED: SessionChange = SessionChange::Destroyed(DestroyReason::LeaseExpired);
+
+async fn next(events: &mut LeaseEvents) -> LeaseEvent {
+    soon(events.next()).await.expect("the lease is not dropped")
+}
+
+/// The id of the lease that comes next, maybe after the loss of the one before.
+async fn regranted(events: &mut LeaseEvents) -> LeaseId {
+    loop {
+        match next(events).await {
+            LeaseEvent::Lost => {}
+            LeaseEvent::Regranted(lease) => return lease,
+            event => panic!("{event:?}"),
+        }
+    }
+}
+
+#[test]
+fn leases_are_shared_and_their_events_move_between_threads() {
+    fn is_shared<T: Send + Sync + 'static>() {}
+    fn moves<T: Clone + Send + 'static>() {}
+    is_shared::<Lease>();
+    moves::<LeaseEvents>();
+    moves::<LeaseEvent>();
+}
+
+#[tokio::test]
+async fn a_lease_outlives_its_ttl_for_as_long_as_it_is_held() {
+    let registry = Registry::start().await;
+    let client = registry.client();
+    let lease = client.lease(TTL, "gateway").await.unwrap();
+    let mut events = lease.events();
+    let held = sessions(3);
+    assert_eq!(client.batch_create_under(&held, lease.id()).await.unwrap(), [true; 3]);
+    assert_eq!(timeout(TTL * 3, events.next()).await.ok(), None, "nothing happens to it");
+    assert_eq!(client.batch_has(&held).await.unwrap(), [true; 3]);
+
+    let mut observer = observer(&client).await;
+    drop(lease);
+    assert_eq!(soon(events.next()).await, None);
+    assert_all(&mut observer, &held, REVOKED).await;
+}
+
+#[tokio::test]
+async fn revoking_tells_how_many_sessions_ended() {
+    let registry = Registry::start().await;
+    let client = registry.client();
+    let lease = client.lease(TTL, "gateway").await.unwrap();
+    let id = lease.id();
+    client.batch_create_under(&sessions(3), id).await.unwrap();
+    assert!(client.create(SessionKey::new(1, 1)).await.unwrap());
+    let mut events = lease.events();
+    assert_eq!(lease.revoke().await.unwrap(), 3);
+    assert_eq!(soon(events.next()).await, None);
+    for error in [
+        client.keep_lease_alive(id).await.unwrap_err(),
+        client.revoke_lease(id).await.unwrap_err(),
+        client.create_under(SessionKey::new(1, 2), id).await.unwrap_err(),
+        client.batch_create_under(&sessions(1), id).await.unwrap_err(),
+    ] {
+        assert!(error.is_lease_gone() && !error.is_retryable(), "{error}");
+    }
+    assert!(!client.destroy_under(SessionKey::new(1, 1), id).await.unwrap());
+    assert!(client.has(SessionKey::new(1, 1)).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_lease_is_not_begun_where_it_cannot_be() {
+    let registry = Registry::start().await;
+    let error = registry.client().lease(TTL / 2, "gateway").await.unwrap_err();
+    assert_eq!(error.reason().as_deref(), Some("BAD_DURATION"), "{error}");
+    let nobody = Client::connect_lazy(&nowhere().await).unwrap();
+    let error = soon(nobody.lease(TTL, "gateway")).await.unwrap_err();
+    assert!(matches!(error, ClientError::Unreachable(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_lease_that_is_revoked_elsewhere_is_replaced() {
+    let registry = Registry::start().await;
+    let client = registry.client();
+    let lease = client.lease(TTL, "gateway").await.unwrap();
+    let (first, mut events) = (lease.id(), lease.events());
+    let held = sessions(3);
+    client.batch_create_under(&held, first).await.unwrap();
+    let mut observer = observer(&client).await;
+    assert_eq!(client.revoke_lease(first).await.unwrap(), 3);
+    assert_all(&mut observer, &held, REVOKED).await;
+
+    let second = regranted(&mut events).await;
+    assert_ne!(second, first);
+    assert_eq!((lease.id(), lease.is_held()), (second, true));
+    assert_eq!(client.batch_create_under(&held, second).await.unwrap(), [true; 3]);
+    assert_all(&mut observer, &held, SessionChange::Created).await;
+    // Whoever asks late hears of it too.
+    assert_eq!(next(&mut lease.events()).await, LeaseEvent::Regranted(second));
+    assert_eq!(lease.revoke().await.unwrap(), 3);
+}
+
+#[tokio::test]
+async fn a_registry_that_began_anew_gets_the_sessions_again() {
+    let registry = Registry::start().await;
+    let client = registry.client();
+    let lease = client.lease(TTL, "gateway").await.unwrap();
+    let mut events = lease.events();
+    let held = sessions(1000);
+    client.batch_create_under(&held, lease.id()).await.unwrap();
+    let registry = Registry::listen(registry.stop().await).await;
+    let second = regranted(&mut events).await;
+    assert!(client.batch_create_under(&held, second).await.unwrap().iter().all(|&created| created));
+    assert!(registry.client().batch_has(&held).await.unwrap().iter().all(|&exists| exists));
+    assert_eq!(lease.revoke().await.unwrap(), 1000);
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_cut_off_loses_its_lease_and_comes_back() {
+    let registry = Registry::start().await;
+    let network = Network::before(&registry).await;
+    let gateway = network.client();
+    let lease = gateway.lease(TTL, "gateway").await.unwrap();
+    let mut events = lease.events();
+    let held = sessions(3);
+    gateway.batch_create_under(&held, lease.id()).await.unwrap();
+    let mut observer = observer(&registry.client()).await;
+    network.cut();
+    assert_eq!(next(&mut events).await, LeaseEvent::Lost);
+    assert!(!lease.is_held());
+    assert_all(&mut observer, &held, EXPIRED).await;
+
+    network.mend();
+    let second = regranted(&mut events).await;
+    assert_eq!(gateway.batch_create_under(&held, second).await.unwrap(), [true; 3]);
+    assert_all(&mut observer, &held, SessionChange::Created).await;
+}
+
+#[tokio::test]
+async fn a_lease_that_outlived_being_cut_off_goes_on() {
+    let registry = Registry::start().await;
+    let network = Network::before(&registry).await;
+    let gateway = network.client();
+    let lease = gateway.lease(TTL, "gateway").await.unwrap();
+    let (first, mut events) = (lease.id(), lease.events());
+    gateway.create_under(SessionKey::new(0, 1), first).await.unwrap();
+    network.cut();
+    // As the registry's own outage does: the lease lives on.
+    let nearby = registry.client();
+    let living_on = tokio::spawn(async move {
+        let mut turn = tokio::time::interval(TTL / 5);
+        loop {
+            turn.tick().await;
+            nearby.keep_lease_alive(first).await.unwrap();
+        }
+    });
+    assert_eq!(next(&mut events).await, LeaseEvent::Lost);
+    network.mend();
+    assert_eq!(next(&mut events).await, LeaseEvent::Recovered);
+    living_on.abort();
+    assert_eq!((lease.id(), lease.is_held()), (first, true));
+    assert_eq!(lease.revoke().await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_connection_that_died_without_a_word_costs_no_lease() {
+    let registry = Registry::start().await;
+    let network = Network::before(&registry).await;
+    let gateway = network.client();
+    let ttl = TTL * 2;
+    let lease = gateway.lease(ttl, "gateway").await.unwrap();
+    let mut events = lease.events();
+    for _ in 0..2 {
+        network.stall();
+        assert_eq!(timeout(ttl * 3 / 2, events.next()).await.ok(), None, "another connection is made in time");
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_moved_is_safe_from_the_gateway_it_left() {
+    let registry = Registry::start().await;
+    let client = registry.client();
+    let old = client.lease(TTL * 60, "old").await.unwrap();
+    let new = client.lease(TTL * 60, "new").await.unwrap();
+    let moved = sessions(2);
+    assert_eq!(client.batch_create_under(&moved, old.id()).await.unwrap(), [true; 2]);
+    let mut observer = observer(&client).await;
+    assert!(!client.create_under(moved[0], new.id()).await.unwrap());
+    assert_eq!(client.batch_create_under(&moved[1..], new.id()).await.unwrap(), [false]);
+    assert!(!client.destroy_under(moved[0], old.id()).await.unwrap());
+    assert_eq!(client.batch_destroy_under(&moved, old.id()).await.unwrap(), [false; 2]);
+    assert_eq!(old.revoke().await.unwrap(), 0);
+    assert_eq!(client.batch_has(&moved).await.unwrap(), [true; 2]);
+    assert!(client.destroy_under(moved[0], new.id()).await.unwrap());
+    // The observer heard of nothing before.
+    assert_all(&mut observer, &moved[..1], SessionChange::Destroyed(DestroyReason::Requested)).await;
+    assert_eq!(new.revoke().await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn dropping_a_lease_where_nobody_answers_ends_in_time() {
+    let registry = Registry::start().await;
+    let network = Network::before(&registry).await;
+    let after = Duration::from_millis(500);
+    let gateway = Client::builder(&format!("http://{}", network.addr)).unwrap().timeout(after).connect_lazy();
+    let lease = gateway.lease(TTL * 60, "gateway").await.unwrap();
+    network.stall();
+    let begun = Instant::now();
+    let error = soon(lease.revoke()).await.unwrap_err();
+    assert!(matches!(error, ClientError::Timeout { .. }), "{error}");
+    assert!(begun.elapsed() >= after, "{:?}", begun.elapsed());
+}

@@ -1,0 +1,144 @@
+//! The stream of one `Subscribe` call, as a test reads it.
+
+use std::collections::BTreeSet;
+
+use sessiond::proto::{
+    Session, SessionEvent, SessionEventType, SubscribeRequest, SubscribeResponse, Subscribed, Synced,
+    subscribe_request::Start, subscribe_response::Body,
+};
+use tonic::{Status, Streaming};
+
+use crate::{fake::soon, server::Sessions};
+
+/// (auth key, session)
+pub(crate) type Key = (i64, i64);
+
+pub(crate) struct Observed {
+    messages: Streaming<SubscribeResponse>,
+    pub(crate) subscribed: Subscribed,
+    /// Of the last message.
+    pub(crate) cursor: String,
+}
+
+impl Observed {
+    /// Subscribes, and reads the first message.
+    pub(crate) async fn start(client: &Sessions, request: SubscribeRequest) -> Self {
+        let messages = soon(client.clone().subscribe(request)).await.expect("it is accepted").into_inner();
+        let mut observed = Self { messages, subscribed: Subscribed::default(), cursor: String::new() };
+        match observed.next().await {
+            Body::Subscribed(subscribed) => observed.subscribed = subscribed,
+            other => panic!("first of all comes subscribed, not {other:?}"),
+        }
+        assert!(!observed.cursor.is_empty(), "subscribed carries a cursor already");
+        observed
+    }
+
+    pub(crate) async fn now(client: &Sessions) -> Self {
+        Self::start(client, SubscribeRequest::default()).await
+    }
+
+    pub(crate) async fn snapshot(client: &Sessions) -> Self {
+        Self::start(client, from_snapshot()).await
+    }
+
+    pub(crate) async fn after(client: &Sessions, cursor: &str) -> Self {
+        Self::start(client, after(cursor)).await
+    }
+
+    pub(crate) async fn next(&mut self) -> Body {
+        self.try_next().await.expect("the stream goes on")
+    }
+
+    /// The next message, or the status at the end of the stream.
+    pub(crate) async fn try_next(&mut self) -> Result<Body, Status> {
+        let message = soon(self.messages.message()).await?.expect("a stream does not end without a reason");
+        assert!(message.cursor.bytes().all(|byte| byte.is_ascii_graphic()), "{:?}", message.cursor);
+        self.cursor = message.cursor;
+        Ok(message.body.expect("a message says something"))
+    }
+
+    /// The events of the next message that has any, whatever heartbeats come between.
+    pub(crate) async fn more_events(&mut self) -> Vec<SessionEvent> {
+        loop {
+            match self.next().await {
+                Body::Events(body) => {
+                    assert!(!body.events.is_empty());
+                    assert!(!self.cursor.is_empty());
+                    return body.events;
+                }
+                Body::Heartbeat(_) => {}
+                other => panic!("events, not {other:?}"),
+            }
+        }
+    }
+
+    /// The next `count` events, and how many messages they came in.
+    pub(crate) async fn events_in(&mut self, count: usize) -> (Vec<SessionEvent>, usize) {
+        let (mut events, mut messages) = (Vec::new(), 0);
+        while events.len() < count {
+            events.extend(self.more_events().await);
+            messages += 1;
+        }
+        assert_eq!(events.len(), count, "no more than were awaited");
+        (events, messages)
+    }
+
+    pub(crate) async fn events(&mut self, count: usize) -> Vec<SessionEvent> {
+        self.events_in(count).await.0
+    }
+
+    /// Reads a snapshot to its end, with the events between its parts.
+    pub(crate) async fn synced(&mut self) -> BTreeSet<Key> {
+        let mut held = BTreeSet::new();
+        loop {
+            match self.next().await {
+                Body::Synced(Synced { session_count }) => {
+                    assert!(!self.cursor.is_empty());
+                    assert_eq!(session_count, held.len() as u64);
+                    return held;
+                }
+                Body::Snapshot(body) => {
+                    assert!(self.cursor.is_empty(), "there is no going on within a snapshot");
+                    for session in body.sessions {
+                        assert!(held.insert(key(&session)), "{session:?} is held already");
+                    }
+                }
+                Body::Events(body) => body.events.iter().for_each(|event| apply(&mut held, event)),
+                Body::Heartbeat(_) => {}
+                other => panic!("a snapshot, not {other:?}"),
+            }
+        }
+    }
+}
+
+/// Holds to the promise that a created session was not held, and a destroyed one was.
+pub(crate) fn apply(held: &mut BTreeSet<Key>, event: &SessionEvent) {
+    let key = (event.auth_key_id, event.session_id);
+    let is_news = match event.r#type() {
+        SessionEventType::Created => held.insert(key),
+        SessionEventType::Destroyed => held.remove(&key),
+        SessionEventType::Unspecified => panic!("{event:?}"),
+    };
+    assert!(is_news, "{event:?}");
+}
+
+pub(crate) fn key(session: &Session) -> Key {
+    (session.auth_key_id, session.session_id)
+}
+
+pub(crate) fn from_snapshot() -> SubscribeRequest {
+    SubscribeRequest { start: Some(Start::Snapshot(true)), ..Default::default() }
+}
+
+pub(crate) fn after(cursor: &str) -> SubscribeRequest {
+    SubscribeRequest { start: Some(Start::Cursor(cursor.to_owned())), ..Default::default() }
+}
+
+/// The ids of sessions under no auth key that were created.
+pub(crate) fn created_ids(events: &[SessionEvent]) -> Vec<i64> {
+    let id = |event: &SessionEvent| {
+        assert_eq!((event.r#type(), event.auth_key_id, event.reason), (SessionEventType::Created, 0, 0));
+        event.session_id
+    };
+    events.iter().map(id).collect()
+}

@@ -1,0 +1,131 @@
+//! The program as a process of its own, on free ports.
+
+use std::{
+    net::SocketAddr,
+    process::Stdio,
+    sync::{Arc, Mutex},
+};
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpStream,
+    process::{Child, Command},
+};
+use tonic::transport::Endpoint;
+
+use crate::{fake::soon, server::Sessions};
+
+/// `sessiond serve` with these arguments, with nothing of this process's environment.
+pub(crate) fn serve(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
+    command.env_clear().arg("serve").args(args);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
+}
+
+/// A server process that listens; dropping it kills it.
+pub(crate) struct Program {
+    child: Child,
+    pub(crate) addr: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Program {
+    pub(crate) async fn start(args: &[&str]) -> Self {
+        let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-format", "json"];
+        let mut child = serve(&[&ports, args].concat()).spawn().expect("the program starts");
+        let mut lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
+        let listening = soon(lines.next_line()).await.unwrap().expect("it says that it listens");
+        let listening: Value = serde_json::from_str(&listening).unwrap_or_else(|_| panic!("{listening}"));
+        let address = |name: &str| listening["fields"][name].as_str().expect("an address").parse().unwrap();
+        let (addr, admin) = (address("address"), address("admin_address"));
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let reads = Arc::clone(&log);
+        // Read to the end, so that the program never waits for us.
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                reads.lock().unwrap().push(line);
+            }
+        });
+        Self { child, addr, admin, log }
+    }
+
+    /// A client with a connection of its own, made when it is first used.
+    pub(crate) fn sessions(&self) -> Sessions {
+        Sessions::new(Endpoint::from_shared(format!("http://{}", self.addr)).unwrap().connect_lazy())
+    }
+
+    pub(crate) async fn signal(&self, signal: &str) {
+        let pid = self.child.id().expect("it runs").to_string();
+        let killed = soon(Command::new("kill").args(["-s", signal, &pid]).status()).await.expect("kill is installed");
+        assert!(killed.success());
+    }
+
+    /// Waits until it has ended.
+    pub(crate) async fn exit_code(&mut self) -> Option<i32> {
+        soon(self.child.wait()).await.unwrap().code()
+    }
+
+    pub(crate) async fn metric(&self, name: &str) -> u64 {
+        let page = get(self.admin, "/metrics").await.body;
+        let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {name}:\n{page}")).parse().unwrap()
+    }
+
+    /// Waits until a metric is `value`.
+    pub(crate) async fn metric_comes_to(&self, name: &str, value: u64) {
+        let mut last = 0;
+        let polls = async {
+            loop {
+                last = self.metric(name).await;
+                if last == value {
+                    return;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(std::time::Duration::from_secs(30), polls).await.is_err() {
+            panic!("{name} is {last} and does not come to {value}");
+        }
+    }
+
+    /// Waits until the drain has begun.
+    pub(crate) async fn draining(&self) {
+        soon(async {
+            while get(self.admin, "/ready").await.status != 503 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
+    /// What it has logged since it listens.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+}
+
+/// What the admin port answered.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+pub(crate) async fn get(admin: SocketAddr, path: &str) -> Page {
+    request(admin, "GET", path).await
+}
+
+pub(crate) async fn request(admin: SocketAddr, method: &str, path: &str) -> Page {
+    let mut socket = soon(TcpStream::connect(admin)).await.unwrap();
+    let request = format!("{method} {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
+    soon(socket.write_all(request.as_bytes())).await.unwrap();
+    let mut text = String::new();
+    soon(socket.read_to_string(&mut text)).await.unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").expect("an answer of HTTP");
+    let status = head.split(' ').nth(1).expect("a status").parse().unwrap();
+    Page { status, head: head.to_lowercase(), body: body.to_owned() }
+}

@@ -1,0 +1,122 @@
+//! A real server inside the test, on free ports and a thread of its own, and the clients to drive it.
+
+use std::{net::SocketAddr, num::NonZeroUsize, sync::Arc, thread, time::Duration};
+
+use sessiond::{
+    proto::{lease_service_client::LeaseServiceClient, session_service_client::SessionServiceClient},
+    server::{Server, ServerConfig, ServerError},
+    storage::StorageUrl,
+    subject::{SessionSubject, SubjectOptions},
+};
+use tokio::{runtime, sync::oneshot};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::fake::soon;
+
+pub(crate) type Sessions = SessionServiceClient<Channel>;
+pub(crate) type Leases = LeaseServiceClient<Channel>;
+
+/// What the program has by default, but for two workers, ports that are free, and a drain that ends with the test.
+pub(crate) fn config() -> ServerConfig {
+    let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+    ServerConfig {
+        listen: any_port,
+        admin_listen: any_port,
+        storage: StorageUrl::Memory,
+        workers: NonZeroUsize::new(2).unwrap(),
+        subject: SubjectOptions::default(),
+        max_sessions: 200_000_000,
+        max_leases: 1_000_000,
+        max_connections: 100_000,
+        max_streams: 1024,
+        max_message_bytes: 4 << 20,
+        drain_timeout: Duration::from_secs(5),
+    }
+}
+
+/// A server that runs; dropping it drains it.
+pub(crate) struct Running {
+    pub(crate) addr: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) subject: Arc<SessionSubject>,
+    stop: oneshot::Sender<()>,
+    ended: oneshot::Receiver<Result<(), ServerError>>,
+}
+
+impl Running {
+    pub(crate) async fn start() -> Self {
+        Self::with(config()).await
+    }
+
+    pub(crate) async fn with(config: ServerConfig) -> Self {
+        Self::try_with(config).await.unwrap()
+    }
+
+    pub(crate) async fn try_with(config: ServerConfig) -> Result<Self, ServerError> {
+        let (bind, bound) = oneshot::channel();
+        let (stop, stopped) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
+        // A thread of its own, as the program has: a busy test does not hold up the server.
+        thread::spawn(move || {
+            let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let server = match Server::bind(config).await {
+                    Ok(server) => server,
+                    Err(error) => return drop(bind.send(Err(error))),
+                };
+                let addresses = (server.local_addr().unwrap(), server.admin_addr().unwrap());
+                let _ = bind.send(Ok((addresses, Arc::clone(server.subject()))));
+                // An error tells that the test is over.
+                let result = server.run(async { drop(stopped.await) }).await;
+                let _ = end.send(result);
+            });
+        });
+        let ((addr, admin), subject) = soon(bound).await.expect("the thread runs")?;
+        Ok(Self { addr, admin, subject, stop, ended })
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// A connection of its own, made when it is first used.
+    pub(crate) fn channel(&self) -> Channel {
+        Endpoint::from_shared(self.url()).unwrap().connect_lazy()
+    }
+
+    /// A client with a connection of its own.
+    pub(crate) fn sessions(&self) -> Sessions {
+        Sessions::new(self.channel())
+    }
+
+    /// A client with a connection of its own.
+    pub(crate) fn leases(&self) -> Leases {
+        Leases::new(self.channel())
+    }
+
+    /// Waits until there are just so many observers.
+    pub(crate) async fn observers(&self, count: usize) {
+        eventually("the observers are counted", || self.subject.stats().observers == count).await;
+    }
+
+    /// Tells the server to stop, and gives what its end is to be awaited by.
+    pub(crate) fn stop(self) -> oneshot::Receiver<Result<(), ServerError>> {
+        let _ = self.stop.send(());
+        self.ended
+    }
+
+    /// Stops the server, and waits until it has drained.
+    pub(crate) async fn stopped(self) {
+        soon(self.stop()).await.expect("the thread runs to its end").unwrap();
+    }
+}
+
+/// Waits until `is_so`.
+pub(crate) async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let polls = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), polls).await.unwrap_or_else(|_| panic!("in time: {what}"));
+}
