@@ -1,5 +1,6 @@
 //! The command line: one binary, a command for each thing to do.
 
+mod bench;
 mod connect;
 mod exit;
 mod format;
@@ -60,6 +61,7 @@ enum Command {
     /// Exits with 0 when grpc.health.v1 answers SERVING, and with 1 and a line that says why when it does not or cannot
     /// be asked.
     Health(health::HealthArgs),
+    Bench(bench::BenchArgs),
 }
 
 /// Runs the program.
@@ -81,6 +83,7 @@ impl Command {
             Self::Lease(command) => block_on(lease::run(command)),
             Self::Watch(args) => block_on(watch::run(args)),
             Self::Health(args) => block_on(health::run(args)),
+            Self::Bench(args) => block_on(bench::run(args)),
         }
     }
 }

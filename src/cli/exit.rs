@@ -86,6 +86,11 @@ impl CliError {
         self.exit.into()
     }
 
+    /// The same error with something more to know.
+    pub(crate) fn with_note(self, note: &str) -> Self {
+        Self { message: format!("{}; {note}", self.message), ..self }
+    }
+
     /// The same error with another exit code.
     pub(crate) fn with_exit(self, exit: Exit) -> Self {
         Self { exit, ..self }

@@ -6,6 +6,7 @@
 mod admin;
 mod architecture;
 mod cli;
+mod cli_bench;
 mod cli_lease;
 mod client;
 mod drain;
