@@ -1,5 +1,7 @@
 //! The suite for storages, on the memory storage in several shapes, and on storages that are broken on purpose.
 
+mod broken;
+
 use std::{sync::Arc, time::Duration};
 
 use sessiond::storage::{
