@@ -167,23 +167,26 @@ impl MemoryStorage {
 
     /// Destroys the sessions under a lease that has ended, a few at a time, and tells how many those were. What is left when
     /// the future is dropped is left to whoever expires leases.
-    async fn sweep(&self, ended: Ended) -> u64 {
+    fn sweep(&self, ended: Ended) -> impl Future<Output = u64> + Send {
+        // Made now: the future may be dropped before it is polled at all.
         let mut sweep = Sweep { storage: self, ended: Some(ended) };
-        let Some(Ended { lease, reason }) = &sweep.ended else { return 0 };
-        let mut destroyed = 0;
-        for bucket in lease.buckets() {
-            loop {
-                let some = self.destroy_leased(bucket, lease, *reason);
-                destroyed += some as u64;
-                tokio::task::yield_now().await;
-                if some < SESSIONS_A_SWEEP {
-                    break;
+        async move {
+            let Some(Ended { lease, reason }) = &sweep.ended else { return 0 };
+            let mut destroyed = 0;
+            for bucket in lease.buckets() {
+                loop {
+                    let some = self.destroy_leased(bucket, lease, *reason);
+                    destroyed += some as u64;
+                    tokio::task::yield_now().await;
+                    if some < SESSIONS_A_SWEEP {
+                        break;
+                    }
                 }
             }
+            self.leases.swept(lease);
+            drop(sweep.ended.take());
+            destroyed
         }
-        self.leases.swept(lease);
-        sweep.ended = None;
-        destroyed
     }
 
     /// Destroys up to [`SESSIONS_A_SWEEP`] sessions of a bucket that are under a lease.

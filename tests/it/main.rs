@@ -9,6 +9,7 @@ mod cli;
 mod cli_bench;
 mod cli_lease;
 mod client;
+mod conformance;
 mod drain;
 mod errors;
 mod fake;

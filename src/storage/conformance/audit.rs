@@ -1,0 +1,306 @@
+//! Whether set and log agree: what nearly every case asks in the end.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Debug,
+    hash::Hash,
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+
+use super::{
+    registry::{PATIENCE, Registry, yes},
+    violation::{Outcome, broken, ensure, ensure_eq},
+};
+use crate::{
+    session::{DestroyReason, SessionChange, SessionEvent, SessionKey},
+    storage::{LogError, Position},
+};
+
+/// One bucket as it was read.
+pub(super) struct BucketRead {
+    bucket: u32,
+    /// What its sessions reflect, as the storage says.
+    position: Position,
+    sessions: HashSet<SessionKey>,
+    /// How far the log of its partition reached before the read: what had happened by then must show.
+    before: Position,
+}
+
+/// Reads all buckets, from the first to the last, about `limit` sessions at a time.
+pub(super) async fn read_all(registry: &Registry, limit: usize) -> Outcome<Vec<BucketRead>> {
+    let buckets = registry.layout().buckets;
+    let mut reads = Vec::new();
+    while (reads.len() as u32) < buckets {
+        reads.extend(read_some(registry, reads.len() as u32, limit).await?);
+    }
+    Ok(reads)
+}
+
+/// Reads some buckets from `first` on, as the storage gives them.
+pub(super) async fn read_some(registry: &Registry, first: u32, limit: usize) -> Outcome<Vec<BucketRead>> {
+    let buckets = registry.layout().buckets;
+    let before = registry.extent().await?;
+    let storage = registry.storage();
+    let run = storage.read_buckets(first, limit).await?;
+    ensure!(!run.positions.is_empty(), Answers, "read_buckets({first}, {limit}) read no bucket");
+    let end = u64::from(first) + run.positions.len() as u64;
+    ensure!(end <= u64::from(buckets), Answers, "read_buckets({first}, {limit}) read up to {end} of {buckets} buckets");
+    let mut reads: Vec<BucketRead> = (first..)
+        .zip(run.positions)
+        .map(|(bucket, position)| {
+            let before = before.partitions[storage.partition_of(bucket) as usize].end;
+            BucketRead { bucket, position, sessions: HashSet::new(), before }
+        })
+        .collect();
+    for session in run.sessions {
+        let bucket = storage.bucket_of(&session);
+        let read = bucket.checked_sub(first).and_then(|index| reads.get_mut(index as usize));
+        let Some(read) = read else {
+            broken!(
+                Answers,
+                "read_buckets({first}, {limit}) gave {session:?} of bucket {bucket}, which it did not read"
+            );
+        };
+        ensure!(read.sessions.insert(session), ExactReads, "bucket {bucket} was read with {session:?} twice");
+    }
+    let all_but_last = reads.split_last().map_or(0, |(_, others)| others.iter().map(|read| read.sessions.len()).sum());
+    ensure!(
+        all_but_last < limit.max(1),
+        Answers,
+        "read_buckets({first}, {limit}) went on to another bucket with {all_but_last} sessions read"
+    );
+    Ok(reads)
+}
+
+/// All changes of each partition, from the first one on.
+pub(super) type WholeLog = Vec<Vec<SessionEvent>>;
+
+/// Reads the log of each partition from its begin to where it reaches now.
+pub(super) async fn read_log(registry: &Registry) -> Outcome<WholeLog> {
+    let extent = registry.extent().await?;
+    let mut log = WholeLog::new();
+    for (partition, held) in extent.partitions.iter().enumerate() {
+        let mut events = Vec::new();
+        read_on(registry, partition, &mut events, held.end).await?;
+        log.push(events);
+    }
+    Ok(log)
+}
+
+/// Reads the changes of a partition after those in `events` until there are as many as `end` says.
+pub(super) async fn read_on(
+    registry: &Registry,
+    partition: usize,
+    events: &mut Vec<SessionEvent>,
+    end: Position,
+) -> Outcome {
+    const CHANGES_A_READ: usize = 1000;
+    while (events.len() as u64) < end.0 {
+        let after = Position(events.len() as u64);
+        let changes = registry.storage().changes_after(partition as u32, after, CHANGES_A_READ);
+        let changes = match tokio::time::timeout(PATIENCE, changes).await {
+            Ok(Err(LogError::Trimmed)) => broken!(
+                Bounded,
+                "partition {partition} no longer holds the changes after {after:?}, fewer than it was to keep"
+            ),
+            Ok(changes) => changes?,
+            Err(_) => broken!(
+                Bounded,
+                "partition {partition} says that it reaches {end:?}, but gave nothing after {after:?} in {PATIENCE:?}"
+            ),
+        };
+        let (count, limit) = (changes.len(), CHANGES_A_READ);
+        ensure!(
+            (1..=limit).contains(&count),
+            Answers,
+            "changes_after gave {count} changes: not one at least and {limit} at most"
+        );
+        events.extend(changes);
+    }
+    Ok(())
+}
+
+/// What a log tells, replayed from its begin.
+#[derive(Default)]
+pub(super) struct Replay {
+    pub(super) live: HashSet<SessionKey>,
+    created: HashMap<SessionKey, u64>,
+    destroyed: HashMap<(SessionKey, DestroyReason), u64>,
+}
+
+impl Replay {
+    /// How often the session was created.
+    pub(super) fn created(&self, session: SessionKey) -> u64 {
+        self.created.get(&session).copied().unwrap_or(0)
+    }
+
+    /// How often the session was destroyed for that reason.
+    pub(super) fn destroyed(&self, session: SessionKey, reason: DestroyReason) -> u64 {
+        self.destroyed.get(&(session, reason)).copied().unwrap_or(0)
+    }
+
+    /// How many sessions were destroyed for that reason, each time counted.
+    pub(super) fn all_destroyed(&self, reason: DestroyReason) -> u64 {
+        self.destroyed.iter().filter(|((_, why), _)| *why == reason).map(|(_, count)| count).sum()
+    }
+}
+
+/// Replays a log: each session's changes must alternate and lie in its own partition.
+pub(super) fn replay(registry: &Registry, log: &WholeLog) -> Outcome<Replay> {
+    let mut replay = Replay::default();
+    for (partition, events) in log.iter().enumerate() {
+        for (index, SessionEvent { session, change }) in events.iter().enumerate() {
+            let own = registry.partition_of(session);
+            ensure_eq!(partition, own, Divided, "the partition that logged {change:?} of {session:?}");
+            let alternates = match change {
+                SessionChange::Created => {
+                    *replay.created.entry(*session).or_default() += 1;
+                    replay.live.insert(*session)
+                }
+                SessionChange::Destroyed(reason) => {
+                    *replay.destroyed.entry((*session, *reason)).or_default() += 1;
+                    replay.live.remove(session)
+                }
+            };
+            let position = index + 1;
+            ensure!(
+                alternates,
+                Alternating,
+                "change {position} of partition {partition} is {change:?} of {session:?}, as was that session's last one"
+            );
+        }
+    }
+    Ok(replay)
+}
+
+/// Holds what was read of buckets to the log: each read is of exactly the changes up to its position. This is so whatever
+/// else changes meanwhile, as long as the log was read after the buckets.
+pub(super) fn check_reads(registry: &Registry, log: &WholeLog, reads: &[BucketRead]) -> Outcome {
+    let storage = registry.storage();
+    let mut changes: HashMap<u32, Vec<(Position, SessionEvent)>> = HashMap::new();
+    for events in log {
+        for (position, event) in (1..).map(Position).zip(events) {
+            changes.entry(storage.bucket_of(&event.session)).or_default().push((position, *event));
+        }
+    }
+    for BucketRead { bucket, position, sessions, before } in reads {
+        let partition = storage.partition_of(*bucket);
+        let end = Position(log[partition as usize].len() as u64);
+        ensure!(
+            *position <= end,
+            ExactReads,
+            "bucket {bucket} was read at {position:?}, ahead of its log, which reaches {end:?}"
+        );
+        let changes = changes.get(bucket).map_or(&[][..], Vec::as_slice);
+        let mut expected = HashSet::new();
+        let mut last = Position(0);
+        for (at, SessionEvent { session, change }) in changes {
+            if at <= before {
+                last = *at;
+            }
+            if at <= position {
+                match change {
+                    SessionChange::Created => expected.insert(*session),
+                    SessionChange::Destroyed(_) => expected.remove(session),
+                };
+            }
+        }
+        if let Some(difference) = difference(sessions, &expected) {
+            broken!(ExactReads, "bucket {bucket}, read at {position:?}, is not what its log says there: {difference}");
+        }
+        ensure!(
+            *position >= last,
+            Visible,
+            "bucket {bucket} was read at {position:?}, without its change at {last:?}, which came before the read"
+        );
+    }
+    Ok(())
+}
+
+/// Whether set and log agree, whatever else changes meanwhile.
+pub(super) async fn audit(registry: &Registry) -> Outcome<Replay> {
+    let reads = read_all(registry, 256).await?;
+    let log = read_log(registry).await?;
+    let replay = replay(registry, &log)?;
+    check_reads(registry, &log, &reads)?;
+    Ok(replay)
+}
+
+/// Whether everything agrees, when nothing changes any more: set, log, buckets and the count of sessions.
+pub(super) async fn audit_settled(registry: &Registry) -> Outcome<Replay> {
+    let replay = audit(registry).await?;
+    let known: Vec<SessionKey> = replay.created.keys().copied().collect();
+    for some in known.chunks(1000) {
+        for (session, exists) in some.iter().zip(registry.has(some).await?) {
+            let expected = replay.live.contains(session);
+            ensure_eq!(exists, expected, Atomic, "whether {session:?} exists, where the log says so");
+        }
+    }
+    let read: HashSet<_> = read_all(registry, 4096).await?.into_iter().flat_map(|read| read.sessions).collect();
+    if let Some(difference) = difference(&read, &replay.live) {
+        broken!(ExactReads, "all buckets together are not what the log says: {difference}");
+    }
+    session_count_becomes(registry, replay.live.len() as u64).await?;
+    Ok(replay)
+}
+
+/// Waits for the count of sessions, which may lag.
+pub(super) async fn session_count_becomes(registry: &Registry, expected: u64) -> Outcome {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let count = registry.storage().session_count().await?;
+        if count == expected {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, Answers, "session_count() stays {count} where {expected} sessions exist");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits for the count of leases, which may lag as well.
+pub(super) async fn lease_count_becomes(registry: &Registry, expected: u64) -> Outcome {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let count = registry.storage().lease_count().await?;
+        if count == expected {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, Answers, "lease_count() stays {count} where there are {expected}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits until none of the sessions exists, as when their leases have ended.
+pub(super) async fn all_gone_by(registry: &Registry, sessions: &[SessionKey], deadline: Instant) -> Outcome {
+    loop {
+        let mut left = 0;
+        for some in sessions.chunks(1000) {
+            left += yes(&registry.has(some).await?);
+        }
+        if left == 0 {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            Leased,
+            "{left} of {} sessions are left though their leases have ended",
+            sessions.len()
+        );
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// In what two sets differ, in few words; nothing when they are equal.
+fn difference<T: Eq + Hash + Debug>(found: &HashSet<T>, expected: &HashSet<T>) -> Option<String> {
+    const SHOWN: usize = 3;
+    let list = |from: &HashSet<T>, other: &HashSet<T>| {
+        let odd: Vec<_> = from.difference(other).collect();
+        (odd.len(), format!("{:?}", &odd[..odd.len().min(SHOWN)]))
+    };
+    let (surplus, surplus_shown) = list(found, expected);
+    let (missing, missing_shown) = list(expected, found);
+    (surplus + missing > 0)
+        .then(|| format!("{surplus} too many, such as {surplus_shown}, and {missing} missing, such as {missing_shown}"))
+}

@@ -1,0 +1,263 @@
+//! Leases that are granted, moved between and revoked; none of them expires here.
+
+use super::{
+    StorageFactory,
+    audit::{all_gone_by, audit, audit_settled, lease_count_becomes, read_log},
+    registry::{LONG_TTL, PATIENCE, ROOMY, Registry, TTL, cut_short, key, keys, unless_gone, yes},
+    violation::{Outcome, broken, ensure, ensure_eq},
+};
+use crate::{
+    session::{DestroyReason, LeaseId, SessionKey},
+    storage::{StorageError, StorageOptions},
+};
+
+/// A lease that is gone, and one that never was.
+pub(super) async fn gone_leases(registry: &Registry) -> Outcome<[LeaseId; 2]> {
+    let gone = registry.grant(LONG_TTL).await?;
+    registry.revoke(gone).await?;
+    let never = LeaseId::from_number(gone.number() ^ 0x5555_0000).unwrap_or(LeaseId(std::num::NonZeroU64::MAX));
+    Ok([gone, never])
+}
+
+pub(super) async fn a_lease_lives_until_it_is_revoked(factory: &dyn StorageFactory) -> Outcome {
+    let registry = Registry::open(factory).await?;
+    let longest = TTL * 24 * 3600;
+    let label = "é".repeat(64);
+    for (ttl, owner) in [(TTL, "gateway-1"), (LONG_TTL, ""), (longest, &label)] {
+        let lease = registry.storage().grant_lease(ttl, owner).await?;
+        // Kept alive, it has at least a second to live, which is more than the next call takes; if not, it has expired.
+        if let Some(answer) = unless_gone(registry.storage().keep_lease_alive(lease).await, lease)? {
+            ensure_eq!(answer, ttl, Answers, "the ttl that keep_lease_alive gives");
+        } else {
+            ensure_eq!(ttl, TTL, Leased, "the ttl of a lease that was gone at once");
+        }
+    }
+    let registry = Registry::open(factory).await?;
+    let mut leases = Vec::new();
+    for _ in 0..20 {
+        leases.push(registry.grant(LONG_TTL).await?);
+    }
+    lease_count_becomes(&registry, 20).await?;
+    let mut all = leases.clone();
+    for lease in leases {
+        ensure_eq!(registry.revoke(lease).await?, 0, Leased, "sessions of a lease that has none");
+        let kept = unless_gone(registry.storage().keep_lease_alive(lease).await, lease)?;
+        ensure!(kept.is_none(), Leased, "a lease was kept alive after it was revoked");
+        let revoked = unless_gone(registry.storage().revoke_lease(lease).await, lease)?;
+        ensure!(revoked.is_none(), Leased, "a lease was revoked twice");
+        all.push(registry.grant(LONG_TTL).await?);
+    }
+    lease_count_becomes(&registry, 20).await?;
+    all.sort_unstable();
+    all.dedup();
+    ensure_eq!(all.len(), 40, Leased, "different ids among 40 leases, half of them revoked");
+    audit_settled(&registry).await?;
+    Ok(())
+}
+
+pub(super) async fn a_lease_that_is_gone_takes_no_sessions(factory: &dyn StorageFactory) -> Outcome {
+    let registry = Registry::open(factory).await?;
+    let held = registry.grant(LONG_TTL).await?;
+    registry.create_one(key(1), Some(held)).await?;
+    registry.create_one(key(2), None).await?;
+    for lease in gone_leases(&registry).await? {
+        for sessions in [&[key(3)][..], &[key(3), key(1), key(2), key(4)], &[key(1)]] {
+            let created = unless_gone(registry.storage().create(sessions, Some(lease)).await, lease)?;
+            ensure!(created.is_none(), Leased, "create under a lease that is gone gave {created:?}");
+        }
+        let exist = registry.has(&[1, 2, 3, 4].map(key)).await?;
+        ensure_eq!(
+            exist,
+            [true, true, false, false],
+            Leased,
+            "has of 1 2 3 4, where 3 and 4 had no lease to come under"
+        );
+        let destroyed = registry.destroy(&[1, 2, 3].map(key), Some(lease)).await?;
+        ensure_eq!(yes(&destroyed), 0, Leased, "sessions destroyed under a lease that is gone");
+        let kept = unless_gone(registry.storage().keep_lease_alive(lease).await, lease)?;
+        ensure!(kept.is_none(), Leased, "a lease that is gone was kept alive");
+        let revoked = unless_gone(registry.storage().revoke_lease(lease).await, lease)?;
+        ensure!(revoked.is_none(), Leased, "a lease that is gone was revoked");
+    }
+    ensure_eq!(read_log(&registry).await?.concat().len(), 2, Alternating, "changes in the log");
+    ensure_eq!(registry.revoke(held).await?, 1, Leased, "sessions that kept their lease");
+    audit_settled(&registry).await?;
+    Ok(())
+}
+
+pub(super) async fn a_session_moves_to_the_lease_it_is_created_under(factory: &dyn StorageFactory) -> Outcome {
+    let registry = Registry::open(factory).await?;
+    let [first, second] = [registry.grant(LONG_TTL).await?, registry.grant(LONG_TTL).await?];
+    let (moving, free, staying) = (keys(0..10), keys(10..20), keys(20..30));
+    registry.create(&moving, Some(first)).await?;
+    registry.create(&free, None).await?;
+    registry.create(&staying, Some(first)).await?;
+    let before = registry.extent().await?;
+    for sessions in [&moving, &free] {
+        let created = registry.create(sessions, Some(second)).await?;
+        ensure_eq!(yes(&created), 0, Leased, "sessions created that only moved");
+        let created = registry.create(sessions, Some(second)).await?;
+        ensure_eq!(yes(&created), 0, Leased, "sessions created that stayed where they were");
+    }
+    ensure_eq!(registry.extent().await?, before, Alternating, "the log after moves, which are no changes");
+    ensure_eq!(registry.revoke(first).await?, 10, Leased, "sessions that had not moved away");
+    ensure_eq!(yes(&registry.has(&moving).await?), 10, Leased, "sessions that live as they moved to another lease");
+    ensure_eq!(yes(&registry.has(&staying).await?), 0, Leased, "sessions left of a lease that was revoked");
+    ensure_eq!(registry.revoke(second).await?, 20, Leased, "sessions under the lease that they moved to");
+    let replay = audit_settled(&registry).await?;
+    ensure_eq!(replay.live.len(), 0, Leased, "sessions left without a lease");
+    Ok(())
+}
+
+pub(super) async fn a_session_keeps_its_lease_when_created_without(factory: &dyn StorageFactory) -> Outcome {
+    let registry = Registry::open(factory).await?;
+    let lease = registry.grant(LONG_TTL).await?;
+    registry.create(&keys(0..10), Some(lease)).await?;
+    ensure_eq!(yes(&registry.create(&keys(0..12), None).await?), 2, Answers, "sessions created beside ten");
+    ensure_eq!(registry.revoke(lease).await?, 10, Leased, "sessions that kept their lease when created without");
+    ensure_eq!(yes(&registry.has(&keys(0..12)).await?), 2, Leased, "sessions that never had a lease");
+    audit_settled(&registry).await?;
+    Ok(())
+}
+
+pub(super) async fn a_session_created_anew_is_under_no_old_lease(factory: &dyn StorageFactory) -> Outcome {
+    let registry = Registry::open(factory).await?;
+    let lease = registry.grant(LONG_TTL).await?;
+    let other = registry.grant(LONG_TTL).await?;
+    registry.create(&keys(0..30), Some(lease)).await?;
+    registry.destroy(&keys(0..20), None).await?;
+    registry.create(&keys(0..10), None).await?;
+    registry.create(&keys(10..20), Some(other)).await?;
+    let destroyed = registry.destroy(&keys(0..20), Some(lease)).await?;
+    ensure_eq!(yes(&destroyed), 0, Leased, "sessions destroyed under the lease of their former life");
+    ensure_eq!(registry.revoke(lease).await?, 10, Leased, "sessions that were under the lease all the time");
+    ensure_eq!(
+        yes(&registry.has(&keys(0..30)).await?),
+        20,
+        Leased,
+        "sessions created anew that outlive their old lease"
+    );
+    ensure_eq!(registry.revoke(other).await?, 10, Leased, "sessions created anew under another lease");
+    audit_settled(&registry).await?;
+    Ok(())
+}
+
+pub(super) async fn a_lease_destroys_only_what_is_under_it(factory: &dyn StorageFactory) -> Outcome {
+    let registry = Registry::open(factory).await?;
+    let [own, other] = [registry.grant(LONG_TTL).await?, registry.grant(LONG_TTL).await?];
+    registry.create(&[1, 2].map(key), Some(own)).await?;
+    registry.create(&[3, 4].map(key), Some(other)).await?;
+    registry.create(&[5].map(key), None).await?;
+    let destroyed = registry.destroy(&[3, 1, 5, 1, 6].map(key), Some(own)).await?;
+    ensure_eq!(
+        destroyed,
+        [false, true, false, false, false],
+        Leased,
+        "destroy of 3 1 5 1 6 under the lease of 1 and 2"
+    );
+    let destroyed = registry.destroy(&[3, 2].map(key), Some(other)).await?;
+    ensure_eq!(destroyed, [true, false], Leased, "destroy of 3 2 under the lease of 3 and 4");
+    ensure!(registry.destroy_one(key(4), None).await?, Answers, "a call without a lease destroys what is under one");
+    registry.create_one(key(2), Some(other)).await?;
+    ensure!(!registry.destroy_one(key(2), Some(own)).await?, Leased, "a lease destroyed a session that moved away");
+    let replay = audit_settled(&registry).await?;
+    ensure_eq!(replay.live, [2, 5].map(key).into(), Leased, "the sessions left");
+    ensure_eq!(replay.all_destroyed(DestroyReason::Requested), 3, Answers, "sessions destroyed with reason Requested");
+    Ok(())
+}
+
+pub(super) async fn a_revoke_destroys_each_session_once(factory: &dyn StorageFactory) -> Outcome {
+    let registry = Registry::open(factory).await?;
+    let own = registry.grant(LONG_TTL).await?;
+    let other = registry.grant(LONG_TTL).await?;
+    // Many enough for several steps of any storage, in one bucket too.
+    let (under, beside, free) = (keys(0..3000), keys(3000..3100), keys(3100..3200));
+    registry.create(&under, Some(own)).await?;
+    registry.create(&beside, Some(other)).await?;
+    registry.create(&free, None).await?;
+    ensure_eq!(registry.revoke(own).await?, 3000, Leased, "sessions destroyed by a revoke, as it tells");
+    ensure_eq!(yes(&registry.has(&under).await?), 0, Visible, "sessions left once revoke_lease has returned");
+    let replay = audit_settled(&registry).await?;
+    for session in &under {
+        let count = replay.destroyed(*session, DestroyReason::LeaseRevoked);
+        ensure_eq!(count, 1, Leased, "how often {session:?} was destroyed with reason LeaseRevoked");
+    }
+    ensure_eq!(replay.live.len(), 200, Leased, "sessions left that were not under that lease");
+    ensure_eq!(registry.revoke(other).await?, 100, Leased, "sessions of the other lease");
+    Ok(())
+}
+
+pub(super) async fn a_batch_under_a_lease_counts_duplicates_once(factory: &dyn StorageFactory) -> Outcome {
+    let registry = Registry::open(factory).await?;
+    let lease = registry.grant(LONG_TTL).await?;
+    registry.create_one(key(2), None).await?;
+    let created = registry.create(&[1, 2, 1, 2, 3].map(key), Some(lease)).await?;
+    ensure_eq!(created, [true, false, false, false, true], Answers, "create of 1 2 1 2 3 under a lease, where 2 is");
+    let destroyed = registry.destroy(&[3, 3].map(key), Some(lease)).await?;
+    ensure_eq!(destroyed, [true, false], Leased, "destroy of 3 3 under its lease");
+    ensure_eq!(registry.revoke(lease).await?, 2, Leased, "sessions of a lease, each named more than once");
+    audit_settled(&registry).await?;
+    Ok(())
+}
+
+pub(super) async fn too_many_leases_are_refused(factory: &dyn StorageFactory) -> Outcome {
+    const LIMIT: u64 = 3;
+    let registry = Registry::open_with(factory, StorageOptions { max_leases: LIMIT, ..ROOMY }).await?;
+    let mut leases = Vec::new();
+    for _ in 0..LIMIT {
+        leases.push(registry.grant(LONG_TTL).await?);
+    }
+    for lease in leases {
+        match registry.storage().grant_lease(LONG_TTL, "one more").await {
+            Err(StorageError::TooManyLeases { limit }) => {
+                ensure_eq!(limit, LIMIT, Answers, "the limit that TooManyLeases names");
+            }
+            other => broken!(Bounded, "a lease more than the limit gave {other:?} instead of TooManyLeases"),
+        }
+        registry.storage().keep_lease_alive(lease).await?;
+        registry.create(&keys(0..5), Some(lease)).await?;
+        ensure_eq!(registry.revoke(lease).await?, 5, Leased, "sessions of a lease at the limit");
+        // Once it has been revoked, its place is free.
+        registry.grant(LONG_TTL).await?;
+    }
+    lease_count_becomes(&registry, LIMIT).await?;
+    audit_settled(&registry).await?;
+    Ok(())
+}
+
+pub(super) async fn a_dropped_revoke_is_finished(factory: &dyn StorageFactory) -> Outcome {
+    let registry = Registry::open(factory).await?;
+    let mut all: Vec<SessionKey> = Vec::new();
+    for polls in [0, 1, 2, 3, 4, 5, 8, 13, 20, 21] {
+        let lease = registry.grant(LONG_TTL).await?;
+        let number = polls as i64 * 1000;
+        // Few steps of any storage, or many.
+        let own = keys(number..number + if polls % 2 == 0 { 20 } else { 700 });
+        registry.create(&own, Some(lease)).await?;
+        let storage = registry.storage();
+        let revoked = cut_short(storage.revoke_lease(lease), polls).await;
+        audit(&registry).await.map_err(|broken| broken.in_step(format!("revoke dropped at poll {polls}")))?;
+        if let Some(revoked) = revoked {
+            ensure_eq!(revoked?, own.len() as u64, Leased, "sessions destroyed by a revoke, as it tells");
+        } else if unless_gone(registry.storage().revoke_lease(lease).await, lease)?.is_none() {
+            // It had begun: whatever is left goes as leases expire.
+            let mut expiring = registry.expire_leases();
+            let deadline = tokio::time::Instant::now() + PATIENCE;
+            let gone = all_gone_by(&registry, &own, deadline).await;
+            gone.map_err(|broken| broken.in_step(format!("revoke dropped at poll {polls}")))?;
+            expiring.shutdown().await;
+        }
+        all.extend(own);
+    }
+    let replay = audit_settled(&registry).await?;
+    for session in all {
+        let count = replay.destroyed(session, DestroyReason::LeaseRevoked);
+        ensure_eq!(
+            count,
+            1,
+            Leased,
+            "how often {session:?} was destroyed with reason LeaseRevoked, its revoke dropped"
+        );
+    }
+    lease_count_becomes(&registry, 0).await
+}

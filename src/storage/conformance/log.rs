@@ -1,0 +1,355 @@
+//! The log: its numbers, its order, and how it is followed.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    StorageFactory,
+    audit::{audit_settled, read_log, read_on, replay},
+    registry::{PATIENCE, ROOMY, Registry, Tasks, breathe, created, cut_short, destroyed, key, keys, soon},
+    violation::{Outcome, broken, ensure, ensure_eq},
+};
+use crate::{
+    session::{DestroyReason, SessionEvent, SessionKey},
+    storage::{LogError, Position, StorageOptions},
+};
+
+pub(super) async fn a_new_log_is_empty_and_keeps_its_identity(factory: &dyn StorageFactory) -> Outcome {
+    let registry = Registry::open(factory).await?;
+    let empty = registry.extent().await?;
+    for held in &empty.partitions {
+        ensure_eq!(*held, Position(0)..Position(0), Ordered, "the extent of a new log");
+    }
+    registry.create(&keys(0..50), None).await?;
+    registry.destroy(&keys(0..50), None).await?;
+    let extent = registry.extent().await?;
+    ensure_eq!(extent.registry_id, empty.registry_id, Answers, "the registry id after some changes");
+    let logged: u64 = extent.partitions.iter().map(|held| held.end.0).sum();
+    ensure_eq!(logged, 100, Visible, "changes in the extent after 100 changes");
+    for held in &extent.partitions {
+        ensure_eq!(held.start, Position(0), Bounded, "the start of a log that had room for all its changes");
+    }
+    let other = Registry::open(factory).await?.extent().await?;
+    ensure!(other.registry_id != empty.registry_id, Answers, "two registries have the id {}", other.registry_id);
+    Ok(())
+}
+
+pub(super) async fn changes_are_numbered_from_one_and_alternate(factory: &dyn StorageFactory) -> Outcome {
+    let registry = Registry::open(factory).await?;
+    let mut expected = vec![Vec::new(); registry.layout().partitions as usize];
+    for round in 0..3 {
+        for session in keys(0..20) {
+            registry.create_one(session, None).await?;
+            registry.create_one(session, None).await?;
+            expected[registry.partition_of(&session)].push(created(session));
+            check_ends(&registry, &expected).await?;
+        }
+        for session in keys(round..20) {
+            registry.destroy_one(session, None).await?;
+            registry.destroy_one(session, None).await?;
+            expected[registry.partition_of(&session)].push(destroyed(session, DestroyReason::Requested));
+            check_ends(&registry, &expected).await?;
+        }
+        // Those left over are created again, which must not show.
+        for session in keys(0..round) {
+            registry.destroy_one(session, None).await?;
+            expected[registry.partition_of(&session)].push(destroyed(session, DestroyReason::Requested));
+        }
+    }
+    let log = read_log(&registry).await?;
+    replay(&registry, &log)?;
+    ensure_eq!(log, expected, Ordered, "the changes of calls made one after the other");
+    audit_settled(&registry).await?;
+    Ok(())
+}
+
+/// Whether the log reaches as far as it must.
+async fn check_ends(registry: &Registry, expected: &[Vec<SessionEvent>]) -> Outcome {
+    for (held, expected) in registry.extent().await?.partitions.iter().zip(expected) {
+        ensure_eq!(held.end, Position(expected.len() as u64), Visible, "the end of the log after that many changes");
+    }
+    Ok(())
+}
+
+pub(super) async fn a_batch_keeps_its_order(factory: &dyn StorageFactory) -> Outcome {
+    let registry = Registry::open(factory).await?;
+    let mut random = fastrand::Rng::new();
+    let mut expected = vec![Vec::new(); registry.layout().partitions as usize];
+    for _ in 0..5 {
+        // More than one step of any storage, in an order of its own.
+        let mut batch = keys(0..3000);
+        random.shuffle(&mut batch);
+        registry.create(&batch, None).await?;
+        for session in &batch {
+            expected[registry.partition_of(session)].push(created(*session));
+        }
+        random.shuffle(&mut batch);
+        registry.destroy(&batch, None).await?;
+        for session in &batch {
+            expected[registry.partition_of(session)].push(destroyed(*session, DestroyReason::Requested));
+        }
+    }
+    let log = read_log(&registry).await?;
+    for (partition, (found, expected)) in log.iter().zip(&expected).enumerate() {
+        ensure_eq!(found.len(), expected.len(), Ordered, "changes in partition {partition}");
+        if let Some(first) = (0..found.len()).find(|index| found[*index] != expected[*index]) {
+            ensure_eq!(
+                found[first],
+                expected[first],
+                Ordered,
+                "change {} of partition {partition}, by the order of the batches",
+                first + 1
+            );
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn changes_are_read_in_parts(factory: &dyn StorageFactory) -> Outcome {
+    let registry = Registry::open(factory).await?;
+    registry.create(&keys(0..300), None).await?;
+    registry.destroy(&keys(100..200), None).await?;
+    let log = read_log(&registry).await?;
+    for (partition, events) in log.iter().enumerate() {
+        for limit in [1, 2, 7, 100, 1000, usize::MAX] {
+            let step = if limit == 1 { 13 } else { 1 };
+            for after in (0..events.len()).step_by(step * events.len().div_ceil(40).max(1)) {
+                let position = Position(after as u64);
+                let read = registry.storage().changes_after(partition as u32, position, limit);
+                let read = soon("changes that are there", read).await??;
+                let most = limit.min(events.len() - after);
+                ensure!(
+                    (1..=most).contains(&read.len()),
+                    Answers,
+                    "changes_after({partition}, {after}, {limit}) gave {} changes where {most} may be had",
+                    read.len()
+                );
+                let expected = &events[after..after + read.len()];
+                ensure_eq!(read, expected, Ordered, "changes_after({partition}, {after}, {limit})");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How often a future may be polled while nothing happens for [`QUIET`].
+const IDLE_POLLS: usize = 1000;
+const QUIET: Duration = Duration::from_millis(300);
+
+pub(super) async fn a_follower_waits_idly_and_wakes(factory: &dyn StorageFactory) -> Outcome {
+    let registry = Registry::open(factory).await?;
+    for round in 0..20 {
+        let session = key(round);
+        let partition = registry.partition_of(&session);
+        let end = registry.extent().await?.partitions[partition].end;
+        let follower = registry.storage();
+        let mut changes = pin!(follower.changes_after(partition as u32, end, 10));
+        if round == 0 {
+            let mut polls = 0;
+            let busy = poll_fn(|context| {
+                polls += 1;
+                match changes.as_mut().poll(context) {
+                    Poll::Ready(early) => Poll::Ready(Some(early)),
+                    Poll::Pending if polls > IDLE_POLLS => Poll::Ready(None),
+                    Poll::Pending => Poll::Pending,
+                }
+            });
+            match tokio::time::timeout(QUIET, busy).await {
+                Ok(Some(early)) => broken!(Answers, "changes_after did not wait for a change but gave {early:?}"),
+                Ok(None) => {
+                    broken!(Answers, "changes_after is busy: it wakes {IDLE_POLLS} times while nothing happens")
+                }
+                Err(_) => {}
+            }
+        } else if let Some(early) = cut_short(poll_fn(|context| changes.as_mut().poll(context)), 1).await {
+            broken!(Answers, "changes_after did not wait for a change but gave {early:?}");
+        }
+        let create = async {
+            tokio::task::yield_now().await;
+            registry.create_one(session, None).await
+        };
+        let (events, created_one) = tokio::join!(tokio::time::timeout(PATIENCE, changes), create);
+        ensure!(created_one?, Answers, "create of {session:?}");
+        let Ok(events) = events else {
+            broken!(Answers, "a follower was not woken by a change in {PATIENCE:?}");
+        };
+        ensure_eq!(events?, [created(session)], Ordered, "the change that a follower waited for");
+    }
+    Ok(())
+}
+
+pub(super) async fn many_followers_read_the_same(factory: &dyn StorageFactory) -> Outcome {
+    const FOLLOWERS: usize = 8;
+    const ROUNDS: i64 = 100;
+    let registry = Registry::open(factory).await?;
+    let session = key(7);
+    let partition = registry.partition_of(&session);
+    let mut followers = Tasks::new();
+    for limit in 1..=FOLLOWERS {
+        let registry = Arc::clone(&registry);
+        followers.spawn(async move {
+            let mut events = Vec::new();
+            while events.len() < 2 * ROUNDS as usize {
+                let after = Position(events.len() as u64);
+                let storage = registry.storage();
+                let more = storage.changes_after(partition as u32, after, limit);
+                let Ok(more) = tokio::time::timeout(PATIENCE, more).await else {
+                    broken!(Concurrent, "one of {FOLLOWERS} followers was given nothing after {after:?}");
+                };
+                let more = more?;
+                ensure!(
+                    (1..=limit).contains(&more.len()),
+                    Answers,
+                    "changes_after gave {} changes with limit {limit}",
+                    more.len()
+                );
+                events.extend(more);
+            }
+            Ok(events)
+        });
+    }
+    let mut random = fastrand::Rng::new();
+    for _ in 0..ROUNDS {
+        registry.create_one(session, None).await?;
+        breathe(&mut random).await;
+        registry.destroy_one(session, None).await?;
+        breathe(&mut random).await;
+    }
+    let one = [created(session), destroyed(session, DestroyReason::Requested)];
+    for events in followers.join().await? {
+        ensure_eq!(events, one.repeat(ROUNDS as usize), Concurrent, "what one of {FOLLOWERS} followers read");
+    }
+    Ok(())
+}
+
+pub(super) async fn a_follower_dropped_while_it_waits_loses_nothing(factory: &dyn StorageFactory) -> Outcome {
+    let registry = Registry::open(factory).await?;
+    // A session for each change: one that was lost shows, wherever the next read goes on.
+    let sessions = keys(0..1000);
+    let partition = registry.partition_of(&sessions[0]);
+    let own: Vec<_> = sessions.into_iter().filter(|session| registry.partition_of(session) == partition).collect();
+    let expected: Vec<_> = own.iter().copied().map(created).collect();
+    let end = Position(own.len() as u64);
+    let mut steady = Tasks::new();
+    let beside = Arc::clone(&registry);
+    steady.spawn(async move {
+        let mut events = Vec::new();
+        read_on(&beside, partition, &mut events, end).await?;
+        Ok(events)
+    });
+    let mut random = fastrand::Rng::new();
+    let mut events: Vec<SessionEvent> = Vec::new();
+    for (n, session) in (0..).zip(own) {
+        if random.bool() {
+            // Nothing is left to read: the next call has to wait.
+            read_on(&registry, partition, &mut events, Position(n)).await?;
+        }
+        let after = Position(events.len() as u64);
+        let storage = registry.storage();
+        let waiting = storage.changes_after(partition as u32, after, 1 + random.usize(..3));
+        // Dropped before the change, after it, or on its way with changes.
+        let change = registry.create_one(session, None);
+        let (read, changed) = tokio::join!(cut_short(waiting, random.usize(..4)), change);
+        changed?;
+        events.extend(read.transpose()?.unwrap_or_default());
+    }
+    read_on(&registry, partition, &mut events, end).await?;
+    ensure_eq!(events, expected, Cancellable, "what is read past calls of changes_after that were dropped");
+    for steady in steady.join().await? {
+        ensure_eq!(steady, expected, Cancellable, "what another follower read beside calls that were dropped");
+    }
+    Ok(())
+}
+
+pub(super) async fn what_is_no_longer_held_is_trimmed(factory: &dyn StorageFactory) -> Outcome {
+    const RETAIN: u64 = 16;
+    /// A storage may keep more than it is asked to, but not without end.
+    const MOST: u64 = 200_000;
+    let registry = Registry::open_with(factory, StorageOptions { retain_events: RETAIN as usize, ..ROOMY }).await?;
+    let sessions = keys(0..500);
+    let partition = registry.partition_of(&sessions[0]);
+    let own: Vec<SessionKey> =
+        sessions.into_iter().filter(|session| registry.partition_of(session) == partition).collect();
+    let changes_after = async |after: Position| {
+        let storage = registry.storage();
+        match tokio::time::timeout(PATIENCE, storage.changes_after(partition as u32, after, 1000)).await {
+            Ok(changes) => Ok(changes),
+            Err(_) => broken!(Bounded, "changes_after waits at {after:?}, which is not the end of the log"),
+        }
+    };
+    let mut written: u64 = 0;
+    let mut trimmed = 0;
+    let mut batch = 1;
+    while trimmed < 3 {
+        ensure!(written < MOST, Bounded, "the log holds {written} changes where it was to keep {RETAIN}");
+        let some = &own[..batch.min(own.len())];
+        registry.create(some, None).await?;
+        registry.destroy(some, None).await?;
+        written += 2 * some.len() as u64;
+        batch += 1;
+        let held = registry.extent().await?.partitions[partition].clone();
+        ensure_eq!(held.end, Position(written), Visible, "the end of the log after that many changes");
+        let count = held.end.0 - held.start.0.min(held.end.0);
+        ensure!(
+            count >= RETAIN.min(written),
+            Bounded,
+            "the log holds {count} of {written} changes where it was to keep {RETAIN}"
+        );
+        if held.start == Position(0) {
+            continue;
+        }
+        trimmed += 1;
+        for before in [0, held.start.0 / 2, held.start.0 - 1] {
+            match changes_after(Position(before)).await? {
+                Err(LogError::Trimmed) => {}
+                other => broken!(
+                    Bounded,
+                    "changes_after({before}) gave {other:?} instead of Trimmed, where those after {:?} are held",
+                    held.start
+                ),
+            }
+        }
+        match changes_after(held.start).await? {
+            Ok(events) => ensure!(events.len() as u64 <= count, Bounded, "more changes came than are held"),
+            Err(error) => {
+                broken!(Bounded, "changes_after failed at {:?}, after which changes are held: {error}", held.start)
+            }
+        }
+        let last = changes_after(Position(written - 1)).await??;
+        let session = some[some.len() - 1];
+        ensure_eq!(last, [destroyed(session, DestroyReason::Requested)], Ordered, "the last change of a trimmed log");
+    }
+    Ok(())
+}
+
+pub(super) async fn a_position_ahead_of_the_log_is_refused(factory: &dyn StorageFactory) -> Outcome {
+    let registry = Registry::open(factory).await?;
+    for n in 0..3 {
+        for (partition, held) in (0..).zip(registry.extent().await?.partitions) {
+            for after in [held.end.0 + 1, held.end.0 + 1000, u64::MAX] {
+                let started = Instant::now();
+                let storage = registry.storage();
+                let changes = storage.changes_after(partition, Position(after), 1);
+                match tokio::time::timeout(PATIENCE, changes).await {
+                    Ok(Err(LogError::Restarted)) => {}
+                    Ok(other) => broken!(Bounded, "changes_after({after}) gave {other:?} instead of Restarted"),
+                    Err(_) => broken!(
+                        Bounded,
+                        "changes_after({after}) waits (for {:?}) instead of Restarted, where the log ends at {:?}",
+                        started.elapsed(),
+                        held.end
+                    ),
+                }
+            }
+        }
+        registry.create(&keys(n * 10..n * 10 + 10), None).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! Random calls, one after the other, beside a model that knows every answer and every change.
+
+use std::collections::HashMap;
+
+use super::{
+    StorageFactory,
+    audit::{audit_settled, lease_count_becomes, read_on},
+    registry::{LONG_TTL, Registry, created, destroyed, key, unless_gone},
+    violation::{Outcome, ensure, ensure_eq},
+};
+use crate::{
+    session::{DestroyReason, LeaseId, SessionEvent, SessionKey},
+    storage::LogExtent,
+};
+
+pub(super) async fn random_calls_answer_as_a_model_does(factory: &dyn StorageFactory) -> Outcome {
+    for _ in 0..3 {
+        let seed = fastrand::u64(..);
+        let history = history(factory, fastrand::Rng::with_seed(seed));
+        history.await.map_err(|broken| broken.in_step(format!("history {seed:#x}")))?;
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Model {
+    sessions: HashMap<SessionKey, Option<LeaseId>>,
+    live: Vec<LeaseId>,
+    gone: Vec<LeaseId>,
+}
+
+#[derive(Debug)]
+enum Call {
+    Create(Vec<SessionKey>, Option<LeaseId>),
+    Has(Vec<SessionKey>),
+    Destroy(Vec<SessionKey>, Option<LeaseId>),
+    Grant,
+    KeepAlive(LeaseId),
+    Revoke(LeaseId),
+}
+
+impl Model {
+    /// Few sessions and leases, so that calls meet.
+    fn choose(&self, random: &mut fastrand::Rng) -> Call {
+        let sessions: Vec<_> = (0..random.i64(1..6)).map(|_| key(random.i64(0..15))).collect();
+        let all: Vec<LeaseId> = self.live.iter().chain(self.gone.iter().rev().take(2)).copied().collect();
+        let lease = random.choice(all);
+        let sometimes = lease.filter(|_| random.u8(..3) > 0);
+        match (random.u8(..20), lease) {
+            (0..8, _) => Call::Create(sessions, sometimes),
+            (8..11, _) => Call::Has(sessions),
+            (11..15, _) => Call::Destroy(sessions, sometimes),
+            (15, Some(lease)) => Call::KeepAlive(lease),
+            (16 | 17, Some(lease)) => Call::Revoke(lease),
+            _ if self.live.len() < 4 => Call::Grant,
+            _ => Call::Has(sessions),
+        }
+    }
+
+    fn create(&mut self, session: SessionKey, lease: Option<LeaseId>) -> bool {
+        let existed = self.sessions.get(&session).copied();
+        self.sessions.insert(session, lease.or(existed.flatten()));
+        existed.is_none()
+    }
+
+    fn destroy(&mut self, session: SessionKey, lease: Option<LeaseId>) -> bool {
+        match self.sessions.get(&session) {
+            Some(held) if lease.is_none() || *held == lease => self.sessions.remove(&session).is_some(),
+            _ => false,
+        }
+    }
+
+    /// Ends a lease; nothing when it is gone. Gives the sessions that go with it.
+    fn revoke(&mut self, lease: LeaseId) -> Option<Vec<SessionKey>> {
+        let index = self.live.iter().position(|live| *live == lease)?;
+        self.gone.push(self.live.swap_remove(index));
+        let under = self.sessions.extract_if(|_, held| *held == Some(lease));
+        Some(under.map(|(session, _)| session).collect())
+    }
+}
+
+async fn history(factory: &dyn StorageFactory, mut random: fastrand::Rng) -> Outcome {
+    let registry = Registry::open(factory).await?;
+    let mut model = Model::default();
+    let mut log = vec![Vec::new(); registry.layout().partitions as usize];
+    for step in 0..250 {
+        let call = model.choose(&mut random);
+        let expected = step_both(&registry, &mut model, &call);
+        let expected = expected.await.map_err(|broken| broken.in_step(format!("step {step}, {call:?}")))?;
+        let compared = compare_log(&registry, &mut log, &call, expected);
+        compared.await.map_err(|broken| broken.in_step(format!("step {step}, {call:?}")))?;
+    }
+    lease_count_becomes(&registry, model.live.len() as u64).await?;
+    let replay = audit_settled(&registry).await?;
+    ensure_eq!(replay.live, model.sessions.into_keys().collect(), Atomic, "the sessions in the end");
+    Ok(())
+}
+
+/// Makes the call to both, compares the answers, and gives the changes that the log must have now.
+async fn step_both(registry: &Registry, model: &mut Model, call: &Call) -> Outcome<Vec<SessionEvent>> {
+    let changed = |sessions: &[SessionKey], answers: &[bool], event: fn(SessionKey) -> SessionEvent| {
+        sessions.iter().zip(answers).filter(|(_, changed)| **changed).map(|(session, _)| event(*session)).collect()
+    };
+    Ok(match call {
+        Call::Create(sessions, Some(lease)) if !model.live.contains(lease) => {
+            let created = unless_gone(registry.storage().create(sessions, Some(*lease)).await, *lease)?;
+            ensure!(created.is_none(), Leased, "sessions were created under a lease that is gone");
+            Vec::new()
+        }
+        Call::Create(sessions, lease) => {
+            let expected: Vec<bool> = sessions.iter().map(|session| model.create(*session, *lease)).collect();
+            ensure_eq!(registry.create(sessions, *lease).await?, expected, Answers, "create");
+            changed(sessions, &expected, created)
+        }
+        Call::Has(sessions) => {
+            let expected: Vec<bool> = sessions.iter().map(|session| model.sessions.contains_key(session)).collect();
+            ensure_eq!(registry.has(sessions).await?, expected, Answers, "has");
+            Vec::new()
+        }
+        Call::Destroy(sessions, lease) => {
+            let expected: Vec<bool> = sessions.iter().map(|session| model.destroy(*session, *lease)).collect();
+            ensure_eq!(registry.destroy(sessions, *lease).await?, expected, Answers, "destroy");
+            changed(sessions, &expected, |session| destroyed(session, DestroyReason::Requested))
+        }
+        Call::Grant => {
+            let lease = registry.grant(LONG_TTL).await?;
+            let used = model.live.contains(&lease) || model.gone.contains(&lease);
+            ensure!(!used, Leased, "lease {lease} was granted twice");
+            model.live.push(lease);
+            Vec::new()
+        }
+        Call::KeepAlive(lease) => {
+            let ttl = unless_gone(registry.storage().keep_lease_alive(*lease).await, *lease)?;
+            let expected = model.live.contains(lease).then_some(LONG_TTL);
+            ensure_eq!(ttl, expected, Answers, "keep_lease_alive");
+            Vec::new()
+        }
+        Call::Revoke(lease) => {
+            let under = model.revoke(*lease);
+            let count = unless_gone(registry.storage().revoke_lease(*lease).await, *lease)?;
+            ensure_eq!(count, under.as_ref().map(|under| under.len() as u64), Leased, "revoke_lease");
+            let under = under.unwrap_or_default().into_iter();
+            under.map(|session| destroyed(session, DestroyReason::LeaseRevoked)).collect()
+        }
+    })
+}
+
+/// Reads what the log has new and compares it. The sessions of a lease are destroyed in no particular order.
+async fn compare_log(
+    registry: &Registry,
+    log: &mut [Vec<SessionEvent>],
+    call: &Call,
+    expected: Vec<SessionEvent>,
+) -> Outcome {
+    let LogExtent { partitions, .. } = registry.extent().await?;
+    for (partition, held) in partitions.iter().enumerate() {
+        let events = &mut log[partition];
+        let known = events.len();
+        read_on(registry, partition, events, held.end).await?;
+        let mut new = events[known..].to_vec();
+        let mut expected: Vec<_> =
+            expected.iter().filter(|event| registry.partition_of(&event.session) == partition).copied().collect();
+        if matches!(call, Call::Revoke(_)) {
+            new.sort_unstable_by_key(|event| event.session);
+            expected.sort_unstable_by_key(|event| event.session);
+        }
+        ensure_eq!(new, expected, Ordered, "what partition {partition} logged");
+    }
+    Ok(())
+}

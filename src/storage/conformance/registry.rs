@@ -1,0 +1,233 @@
+//! A registry under test, and what the cases do with it.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
+
+use tokio::{task::JoinSet, time::sleep};
+
+use super::{
+    StorageFactory,
+    violation::{Broken, Outcome, broken, ensure_eq},
+};
+use crate::{
+    session::{LeaseId, SessionChange, SessionEvent, SessionKey},
+    storage::{Layout, LogExtent, SessionStorage, StorageError, StorageOptions},
+};
+
+/// Long enough for anything that should happen at once, on a busy machine too: it only ends waits that would not.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The shortest ttl of a lease.
+pub(super) const TTL: Duration = Duration::from_secs(1);
+
+/// A ttl that no case outlives.
+pub(super) const LONG_TTL: Duration = Duration::from_secs(3600);
+
+/// Nothing that a case does reaches these limits, unless that is what it is about.
+pub(super) const ROOMY: StorageOptions =
+    StorageOptions { retain_events: 1 << 18, max_sessions: 1 << 20, max_leases: 1 << 16 };
+
+/// A fresh registry, through all its handles.
+pub(super) struct Registry {
+    handles: Vec<Arc<dyn SessionStorage>>,
+    next: AtomicUsize,
+    /// See [`StorageFactory::slack`].
+    pub(super) slack: Duration,
+}
+
+impl Registry {
+    /// One that no case fills.
+    pub(super) async fn open(factory: &dyn StorageFactory) -> Outcome<Arc<Self>> {
+        Self::open_with(factory, ROOMY).await
+    }
+
+    pub(super) async fn open_with(factory: &dyn StorageFactory, options: StorageOptions) -> Outcome<Arc<Self>> {
+        let handles = factory.open(options).await;
+        if handles.is_empty() {
+            broken!(Answers, "the factory gave no handle to a registry");
+        }
+        Ok(Arc::new(Self { handles, next: AtomicUsize::new(0), slack: factory.slack() }))
+    }
+
+    /// The next handle, so that what is changed through one is looked at through another.
+    pub(super) fn storage(&self) -> &dyn SessionStorage {
+        &*self.handles[self.next.fetch_add(1, Ordering::Relaxed) % self.handles.len()]
+    }
+
+    /// Expires leases, as all who hold the storage do, until the answer is dropped.
+    pub(super) fn expire_leases(&self) -> JoinSet<()> {
+        let mut expiring = JoinSet::new();
+        for storage in self.handles.iter().map(Arc::clone) {
+            expiring.spawn(async move {
+                loop {
+                    // With an error it may be called again; sessions that never go away are what a case would see.
+                    let Err(_) = storage.expire_leases().await;
+                    sleep(Duration::from_millis(50)).await;
+                }
+            });
+        }
+        expiring
+    }
+
+    /// The first handle: for calls that go on where another of the same handle was dropped.
+    pub(super) fn first(&self) -> &Arc<dyn SessionStorage> {
+        &self.handles[0]
+    }
+
+    pub(super) fn layout(&self) -> Layout {
+        self.storage().layout()
+    }
+
+    pub(super) fn partition_of(&self, session: &SessionKey) -> usize {
+        let storage = self.storage();
+        storage.partition_of(storage.bucket_of(session)) as usize
+    }
+
+    pub(super) async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Outcome<Vec<bool>> {
+        one_each("create", sessions, self.storage().create(sessions, lease).await?)
+    }
+
+    pub(super) async fn has(&self, sessions: &[SessionKey]) -> Outcome<Vec<bool>> {
+        one_each("has", sessions, self.storage().has(sessions).await?)
+    }
+
+    pub(super) async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Outcome<Vec<bool>> {
+        one_each("destroy", sessions, self.storage().destroy(sessions, lease).await?)
+    }
+
+    pub(super) async fn create_one(&self, session: SessionKey, lease: Option<LeaseId>) -> Outcome<bool> {
+        Ok(self.create(&[session], lease).await?[0])
+    }
+
+    pub(super) async fn has_one(&self, session: SessionKey) -> Outcome<bool> {
+        Ok(self.has(&[session]).await?[0])
+    }
+
+    pub(super) async fn destroy_one(&self, session: SessionKey, lease: Option<LeaseId>) -> Outcome<bool> {
+        Ok(self.destroy(&[session], lease).await?[0])
+    }
+
+    pub(super) async fn grant(&self, ttl: Duration) -> Outcome<LeaseId> {
+        Ok(self.storage().grant_lease(ttl, "conformance").await?)
+    }
+
+    pub(super) async fn revoke(&self, lease: LeaseId) -> Outcome<u64> {
+        Ok(self.storage().revoke_lease(lease).await?)
+    }
+
+    /// How far the log reaches, with as many partitions as there are.
+    pub(super) async fn extent(&self) -> Outcome<LogExtent> {
+        let extent = self.storage().log().await?;
+        ensure_eq!(extent.partitions.len(), self.layout().partitions as usize, Answers, "partitions of log()");
+        Ok(extent)
+    }
+}
+
+fn one_each(call: &str, sessions: &[SessionKey], answers: Vec<bool>) -> Outcome<Vec<bool>> {
+    ensure_eq!(answers.len(), sessions.len(), Answers, "answers of {call} for {} sessions", sessions.len());
+    Ok(answers)
+}
+
+/// A session; neighbours are under different auth keys.
+pub(super) fn key(n: i64) -> SessionKey {
+    SessionKey::new(n % 3, n)
+}
+
+pub(super) fn keys(numbers: std::ops::Range<i64>) -> Vec<SessionKey> {
+    numbers.map(key).collect()
+}
+
+pub(super) fn created(session: SessionKey) -> SessionEvent {
+    SessionEvent { session, change: SessionChange::Created }
+}
+
+pub(super) fn destroyed(session: SessionKey, reason: crate::session::DestroyReason) -> SessionEvent {
+    SessionEvent { session, change: SessionChange::Destroyed(reason) }
+}
+
+/// How many answers are yes.
+pub(super) fn yes(answers: &[bool]) -> usize {
+    answers.iter().filter(|answer| **answer).count()
+}
+
+/// Whether a call that names a lease found it gone; with another error the case ends.
+pub(super) fn unless_gone<T>(answer: Result<T, StorageError>, lease: LeaseId) -> Outcome<Option<T>> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(StorageError::UnknownLease(named)) => {
+            ensure_eq!(named, lease, Answers, "the lease that UnknownLease names");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Waits for what should happen at once.
+pub(super) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> Outcome<T> {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(output) => Ok(output),
+        Err(_) => broken!(Answers, "waited {PATIENCE:?} in vain: {what}"),
+    }
+}
+
+/// Lets other tasks run, a few times or not at all.
+pub(super) async fn breathe(random: &mut fastrand::Rng) {
+    for _ in 0..random.u32(..4) {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Polls a future as often as it asks for it, `polls` times at most, and drops it.
+pub(super) async fn cut_short<T>(future: impl Future<Output = T>, polls: usize) -> Option<T> {
+    let mut future = pin!(future);
+    let mut left = polls;
+    poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        match future.as_mut().poll(context) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if left == 0 => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Tasks of a case, each with an outcome of its own.
+pub(super) struct Tasks<T = ()>(JoinSet<Outcome<T>>);
+
+impl<T: Send + 'static> Tasks<T> {
+    pub(super) fn new() -> Self {
+        Self(JoinSet::new())
+    }
+
+    pub(super) fn spawn(&mut self, task: impl Future<Output = Outcome<T>> + Send + 'static) {
+        self.0.spawn(task);
+    }
+
+    /// Waits for all of them; the first violation ends the others.
+    pub(super) async fn join(mut self) -> Outcome<Vec<T>> {
+        let mut outputs = Vec::new();
+        while let Some(joined) = self.0.join_next().await {
+            match joined {
+                Ok(outcome) => outputs.push(outcome?),
+                Err(error) => return Err(panicked(&error)),
+            }
+        }
+        Ok(outputs)
+    }
+}
+
+fn panicked(error: &tokio::task::JoinError) -> Broken {
+    Broken { obligation: super::Obligation::Answers, detail: format!("a call did not come to its end: {error}") }
+}

@@ -1,0 +1,84 @@
+//! What a case sees of the log while it grows.
+
+use std::{collections::HashSet, sync::Arc};
+
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    registry::Registry,
+    violation::{Outcome, broken, ensure, ensure_eq},
+};
+use crate::{
+    session::{DestroyReason, SessionChange, SessionEvent, SessionKey},
+    storage::LogError,
+};
+
+/// Follows all partitions from where they reach now, until it is dropped.
+pub(super) struct Tail {
+    changes: mpsc::UnboundedReceiver<Result<SessionEvent, LogError>>,
+    _following: JoinSet<()>,
+}
+
+impl Tail {
+    pub(super) async fn new(registry: &Arc<Registry>) -> Outcome<Self> {
+        let (sender, changes) = mpsc::unbounded_channel();
+        let mut following = JoinSet::new();
+        for (partition, held) in (0..).zip(registry.extent().await?.partitions) {
+            let (registry, sender) = (Arc::clone(registry), sender.clone());
+            following.spawn(async move {
+                let mut after = held.end;
+                loop {
+                    match registry.storage().changes_after(partition, after, 100).await {
+                        Ok(events) => {
+                            after.0 += events.len() as u64;
+                            events.into_iter().for_each(|event| drop(sender.send(Ok(event))));
+                        }
+                        Err(error) => return drop(sender.send(Err(error))),
+                    }
+                }
+            });
+        }
+        Ok(Self { changes, _following: following })
+    }
+
+    /// The next change of any partition, or none until the deadline.
+    pub(super) async fn next(&mut self, deadline: Instant) -> Outcome<Option<SessionEvent>> {
+        match timeout_at(deadline, self.changes.recv()).await {
+            Ok(Some(event)) => Ok(Some(event?)),
+            Ok(None) => broken!(Answers, "a call of changes_after did not come to its end"),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Waits until each of these sessions is destroyed for that reason, and no other is. Tells when each was seen to be.
+    pub(super) async fn all_destroyed(
+        &mut self,
+        sessions: &[SessionKey],
+        reason: DestroyReason,
+        deadline: Instant,
+    ) -> Outcome<Vec<(SessionKey, Instant)>> {
+        let mut left: HashSet<SessionKey> = sessions.iter().copied().collect();
+        let mut seen = Vec::new();
+        while !left.is_empty() {
+            let Some(SessionEvent { session, change }) = self.next(deadline).await? else {
+                broken!(
+                    Leased,
+                    "{} of {} sessions were not destroyed in time though their leases have ended",
+                    left.len(),
+                    sessions.len()
+                );
+            };
+            if change == SessionChange::Created {
+                continue;
+            }
+            ensure_eq!(change, SessionChange::Destroyed(reason), Leased, "what happened to {session:?}");
+            ensure!(left.remove(&session), Leased, "{session:?} was destroyed though its lease had not ended");
+            seen.push((session, Instant::now()));
+        }
+        Ok(seen)
+    }
+}

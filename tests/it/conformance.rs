@@ -1,0 +1,69 @@
+//! The suite for storages, on the memory storage in several shapes, and on storages that are broken on purpose.
+
+mod broken;
+
+use std::{sync::Arc, time::Duration};
+
+use sessiond::storage::{
+    SessionStorage, StorageOptions,
+    conformance::{StorageFactory, cases},
+    memory::{MemoryOptions, MemoryStorage},
+};
+use tokio::task::JoinSet;
+
+/// Makes memory storages that are divided in some way.
+#[derive(Clone, Copy)]
+struct Memory {
+    buckets: u32,
+    partitions: u32,
+    slack: Duration,
+}
+
+const DEFAULT: Memory = Memory { buckets: 4096, partitions: 1, slack: Duration::ZERO };
+
+impl Memory {
+    fn storage(&self, options: StorageOptions) -> MemoryStorage {
+        let StorageOptions { retain_events, max_sessions, max_leases } = options;
+        let Self { buckets, partitions, .. } = *self;
+        MemoryStorage::new(MemoryOptions { buckets, partitions, retain_events, max_sessions, max_leases })
+    }
+}
+
+#[async_trait::async_trait]
+impl StorageFactory for Memory {
+    async fn open(&self, options: StorageOptions) -> Vec<Arc<dyn SessionStorage>> {
+        vec![Arc::new(self.storage(options))]
+    }
+
+    fn slack(&self) -> Duration {
+        self.slack
+    }
+}
+
+mod as_it_is {
+    sessiond::storage_conformance_tests!([#[tokio::test(start_paused = true)]] super::DEFAULT);
+}
+
+mod with_three_partitions {
+    const DIVIDED: super::Memory = super::Memory { buckets: 8, partitions: 3, ..super::DEFAULT };
+    sessiond::storage_conformance_tests!([#[tokio::test(start_paused = true)]] DIVIDED);
+}
+
+mod with_one_bucket {
+    const WHOLE: super::Memory = super::Memory { buckets: 1, ..super::DEFAULT };
+    sessiond::storage_conformance_tests!([#[tokio::test(start_paused = true)]] WHOLE);
+}
+
+/// On several threads calls truly meet. All cases run at once, for most of them wait for leases to expire.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn on_several_threads() {
+    // The machine may be busy, and a process that stood still keeps its leases for another ttl.
+    let shape = Memory { buckets: 16, partitions: 3, slack: Duration::from_secs(60) };
+    let mut running = JoinSet::new();
+    for case in cases() {
+        running.spawn(async move { case.run(&shape).await });
+    }
+    for outcome in running.join_all().await {
+        outcome.unwrap_or_else(|violation| panic!("{violation}"));
+    }
+}

@@ -1,0 +1,533 @@
+//! Storages that break one obligation each, and the case that must find it.
+
+use std::{
+    collections::HashSet,
+    convert::Infallible,
+    future::pending,
+    mem::{forget, replace},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use sessiond::{
+    session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
+    storage::{
+        BucketRun, Layout, LogError, LogExtent, Position, RegistryId, SessionStorage, StorageError, StorageOptions,
+        conformance::{Obligation, StorageFactory, cases},
+        memory::MemoryStorage,
+    },
+};
+use tokio::{task::yield_now, time::sleep};
+
+use super::{DEFAULT, Memory};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// The wrapper itself must pass.
+    Nothing,
+    CreatesTwice,
+    DestroysTwice,
+    AnswersOutOfOrder,
+    ForgetsAuthKeys,
+    CountsOneMore,
+    RefusesWhatExistsWhenFull,
+    LosesAChange,
+    RepeatsAChange,
+    ShowsTheLogLate,
+    IgnoresTheLimit,
+    IsBusy,
+    WakesNobody,
+    ServesOneFollower,
+    ForgetsWhatADroppedFollowerMissed,
+    CallsTrimmedRestarted,
+    WaitsAhead,
+    WandersBetweenBuckets,
+    ReadsAtTooLow,
+    ReadsAtTooHigh,
+    ReadsOneLess,
+    ReadsPastTheLimit,
+    LogsBeforeItChanges,
+    LeavesOutWhatWasDropped,
+    KeepsRevokedLeases,
+    MovesNothing,
+    DropsTheLeaseWhenCreatedWithout,
+    DestroysUnderAnyLease,
+    MiscountsARevoke,
+    ConfusesReasons,
+    ForgetsADroppedRevoke,
+    ExpiresEarly,
+    ExpiresLate,
+    KeepsNothingAlive,
+    ForgetsADroppedExpiry,
+    LeavesAGhost,
+    ReordersABatch,
+    IgnoresItsLimits,
+    LosesTheEndOfALongBatch,
+    LogsAnEmptyBatch,
+    SharesItsIdentity,
+    LeasesTheFirstOnly,
+    ShowsChangesLate,
+}
+
+use Fault::*;
+
+/// Each fault, one case that finds it, and what that case says is broken.
+const FOUND: &[(Fault, &str, Obligation)] = &[
+    (CreatesTwice, "calls_answer_whether_they_changed_something", Obligation::Answers),
+    (CreatesTwice, "callers_of_the_same_sessions_agree", Obligation::Concurrent),
+    (DestroysTwice, "calls_answer_whether_they_changed_something", Obligation::Answers),
+    (AnswersOutOfOrder, "a_batch_answers_in_order_and_counts_duplicates_once", Obligation::Answers),
+    (ForgetsAuthKeys, "every_id_is_a_session_of_its_own", Obligation::Answers),
+    (CountsOneMore, "the_session_count_follows", Obligation::Answers),
+    (RefusesWhatExistsWhenFull, "a_full_registry_refuses_new_sessions_only", Obligation::Answers),
+    (LosesAChange, "changes_are_numbered_from_one_and_alternate", Obligation::Alternating),
+    (RepeatsAChange, "random_calls_answer_as_a_model_does", Obligation::Ordered),
+    (RepeatsAChange, "changes_are_numbered_from_one_and_alternate", Obligation::Alternating),
+    (ShowsTheLogLate, "changes_are_numbered_from_one_and_alternate", Obligation::Visible),
+    (ShowsTheLogLate, "a_change_and_its_log_entry_are_one_step", Obligation::Atomic),
+    (IgnoresTheLimit, "changes_are_read_in_parts", Obligation::Answers),
+    (IsBusy, "a_follower_waits_idly_and_wakes", Obligation::Answers),
+    (WakesNobody, "a_follower_waits_idly_and_wakes", Obligation::Answers),
+    (ServesOneFollower, "many_followers_read_the_same", Obligation::Concurrent),
+    (ForgetsWhatADroppedFollowerMissed, "a_follower_dropped_while_it_waits_loses_nothing", Obligation::Cancellable),
+    (CallsTrimmedRestarted, "what_is_no_longer_held_is_trimmed", Obligation::Bounded),
+    (WaitsAhead, "a_position_ahead_of_the_log_is_refused", Obligation::Bounded),
+    (WandersBetweenBuckets, "buckets_and_partitions_never_change", Obligation::Divided),
+    (ReadsAtTooLow, "reads_are_exact_while_sessions_change", Obligation::ExactReads),
+    (ReadsAtTooHigh, "reads_are_exact_while_sessions_change", Obligation::ExactReads),
+    (ReadsOneLess, "reading_all_buckets_gives_each_session_once", Obligation::ExactReads),
+    (ReadsPastTheLimit, "a_read_ends_with_the_bucket_that_reaches_its_limit", Obligation::Answers),
+    (LogsBeforeItChanges, "a_change_and_its_log_entry_are_one_step", Obligation::Atomic),
+    (LeavesOutWhatWasDropped, "a_dropped_call_leaves_set_and_log_agreed", Obligation::ExactReads),
+    (KeepsRevokedLeases, "a_lease_lives_until_it_is_revoked", Obligation::Leased),
+    (KeepsRevokedLeases, "a_lease_that_is_gone_takes_no_sessions", Obligation::Leased),
+    (MovesNothing, "a_session_moves_to_the_lease_it_is_created_under", Obligation::Leased),
+    (MovesNothing, "moves_that_meet_a_revoke_keep_the_session", Obligation::Leased),
+    (MovesNothing, "a_session_that_moved_in_time_survives", Obligation::Leased),
+    (DropsTheLeaseWhenCreatedWithout, "a_session_keeps_its_lease_when_created_without", Obligation::Leased),
+    (DestroysUnderAnyLease, "a_lease_destroys_only_what_is_under_it", Obligation::Leased),
+    (DestroysUnderAnyLease, "a_session_created_anew_is_under_no_old_lease", Obligation::Leased),
+    (DestroysUnderAnyLease, "a_destroy_under_an_ended_lease_spares_later_ones", Obligation::Leased),
+    (MiscountsARevoke, "a_revoke_destroys_each_session_once", Obligation::Leased),
+    (MiscountsARevoke, "creates_that_meet_a_revoke_leave_no_ghost", Obligation::Leased),
+    (MiscountsARevoke, "destroys_that_meet_a_revoke_destroy_once", Obligation::Leased),
+    (ConfusesReasons, "a_revoke_destroys_each_session_once", Obligation::Leased),
+    (ConfusesReasons, "a_lease_expires_after_its_ttl_and_soon", Obligation::Leased),
+    (ConfusesReasons, "a_revoke_that_meets_expiry_destroys_once", Obligation::Leased),
+    (ForgetsADroppedRevoke, "a_dropped_revoke_is_finished", Obligation::Leased),
+    (ExpiresEarly, "a_lease_expires_after_its_ttl_and_soon", Obligation::Leased),
+    (ExpiresEarly, "a_lease_kept_alive_does_not_expire", Obligation::Leased),
+    (ExpiresEarly, "many_leases_expire_side_by_side", Obligation::Leased),
+    (ExpiresLate, "a_lease_expires_after_its_ttl_and_soon", Obligation::Leased),
+    (ExpiresLate, "an_expired_lease_is_gone", Obligation::Leased),
+    (KeepsNothingAlive, "a_lease_kept_alive_does_not_expire", Obligation::Leased),
+    (ForgetsADroppedExpiry, "expiry_goes_on_after_it_was_dropped", Obligation::Leased),
+    (LeavesAGhost, "creates_that_meet_the_end_of_a_lease_leave_no_ghost", Obligation::Leased),
+    (LeavesAGhost, "creates_that_meet_a_revoke_leave_no_ghost", Obligation::Leased),
+    (LeavesAGhost, "gateways_that_come_and_go_leave_no_ghost", Obligation::Leased),
+    (ReordersABatch, "a_batch_keeps_its_order", Obligation::Ordered),
+    (IgnoresItsLimits, "a_full_registry_refuses_new_sessions_only", Obligation::Bounded),
+    (IgnoresItsLimits, "a_limit_holds_for_calls_at_once", Obligation::Bounded),
+    (IgnoresItsLimits, "too_many_leases_are_refused", Obligation::Bounded),
+    (IgnoresItsLimits, "what_is_no_longer_held_is_trimmed", Obligation::Bounded),
+    (LosesTheEndOfALongBatch, "a_large_batch_is_whole", Obligation::Answers),
+    (LogsAnEmptyBatch, "an_empty_batch_does_nothing", Obligation::Alternating),
+    (SharesItsIdentity, "a_new_log_is_empty_and_keeps_its_identity", Obligation::Answers),
+    (LeasesTheFirstOnly, "a_batch_under_a_lease_counts_duplicates_once", Obligation::Leased),
+    (ShowsChangesLate, "a_change_is_seen_once_its_call_returns", Obligation::Visible),
+];
+
+#[test]
+fn every_case_finds_something() {
+    for case in cases() {
+        assert!(FOUND.iter().any(|(_, name, _)| *name == case.name()), "no fault is made for {}", case.name());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_fault_is_found_and_named() {
+    let mut wrong = Vec::new();
+    for (fault, name, obligation) in FOUND {
+        let case = cases().iter().find(|case| case.name() == *name).unwrap_or_else(|| panic!("no case {name}"));
+        match case.run(&BrokenMemory(*fault)).await {
+            Ok(()) => wrong.push(format!("{name} did not find a storage that {fault:?}")),
+            Err(violation) if violation.case == *name && violation.obligation == *obligation => {}
+            Err(violation) => wrong.push(format!("{fault:?} is {obligation:?}, not what was said: {violation}")),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+mod without_a_fault {
+    // What finds the faults is the suite, and not what the wrapper adds.
+    sessiond::storage_conformance_tests!(
+        [#[tokio::test(start_paused = true)]] super::BrokenMemory(super::Fault::Nothing)
+    );
+}
+
+struct BrokenMemory(Fault);
+
+#[async_trait::async_trait]
+impl StorageFactory for BrokenMemory {
+    async fn open(&self, mut options: StorageOptions) -> Vec<Arc<dyn SessionStorage>> {
+        let shape = Memory { buckets: 16, partitions: 2, ..DEFAULT };
+        let max_sessions = options.max_sessions;
+        if self.0 == IgnoresItsLimits {
+            options = StorageOptions { retain_events: 1 << 20, max_sessions: 1 << 20, max_leases: 1 << 20 };
+        }
+        vec![Arc::new(Broken { fault: self.0, max_sessions, memory: shape.storage(options), state: Mutex::default() })]
+    }
+
+    fn slack(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+/// A memory storage that has the fault.
+#[derive(Debug)]
+struct Broken {
+    fault: Fault,
+    memory: MemoryStorage,
+    max_sessions: u64,
+    state: Mutex<State>,
+}
+
+/// What some of the faults remember.
+#[derive(Debug, Default)]
+struct State {
+    calls: u32,
+    /// Sessions that do not show yet.
+    hidden: HashSet<SessionKey>,
+    extent: Option<LogExtent>,
+    following: bool,
+    missed: usize,
+    other_lease: Option<LeaseId>,
+    revoked: HashSet<LeaseId>,
+    expiry_dropped: bool,
+}
+
+impl Broken {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// A lease that nobody knows of and that does not end.
+    async fn other_lease(&self) -> Result<LeaseId, StorageError> {
+        let held = self.state().other_lease;
+        if let Some(lease) = held {
+            return Ok(lease);
+        }
+        let lease = self.memory.grant_lease(Duration::from_secs(3600), "").await?;
+        self.state().other_lease = Some(lease);
+        Ok(lease)
+    }
+
+    /// Creates sessions one by one.
+    async fn create_each(
+        &self,
+        sessions: impl IntoIterator<Item = (SessionKey, Option<LeaseId>)> + Send,
+    ) -> Result<Vec<bool>, StorageError> {
+        let sessions: Vec<_> = sessions.into_iter().collect();
+        let mut created = Vec::new();
+        for (session, lease) in sessions {
+            created.extend(self.memory.create(&[session], lease).await?);
+        }
+        Ok(created)
+    }
+}
+
+/// Does something when a future is dropped before it is done.
+struct WhenDropped<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for WhenDropped<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+fn without_auth_keys(sessions: &[SessionKey]) -> Vec<SessionKey> {
+    sessions.iter().map(|session| SessionKey::new(0, session.session_id.0)).collect()
+}
+
+const SHORT_OF: Duration = Duration::from_millis(50);
+
+#[async_trait::async_trait]
+impl SessionStorage for Broken {
+    fn layout(&self) -> Layout {
+        self.memory.layout()
+    }
+
+    fn bucket_of(&self, session: &SessionKey) -> u32 {
+        let mut bucket = self.memory.bucket_of(session);
+        if self.fault == WandersBetweenBuckets {
+            let mut state = self.state();
+            state.calls += 1;
+            bucket = (bucket + state.calls) % self.layout().buckets;
+        }
+        bucket
+    }
+
+    fn partition_of(&self, bucket: u32) -> u32 {
+        self.memory.partition_of(bucket)
+    }
+
+    async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
+        let all = |lease: Option<LeaseId>| sessions.iter().map(move |session| (*session, lease));
+        match (self.fault, lease) {
+            (CreatesTwice, _) => self.memory.create(sessions, lease).await.map(|answers| vec![true; answers.len()]),
+            (AnswersOutOfOrder, _) => {
+                self.memory.create(sessions, lease).await.map(|answers| answers.into_iter().rev().collect())
+            }
+            (ForgetsAuthKeys, _) => self.memory.create(&without_auth_keys(sessions), lease).await,
+            (RefusesWhatExistsWhenFull, _) if self.session_count().await? >= self.max_sessions => {
+                Err(StorageError::TooManySessions { limit: self.max_sessions })
+            }
+            (LogsBeforeItChanges, _) => {
+                self.state().hidden.extend(sessions);
+                let created = self.memory.create(sessions, lease).await;
+                yield_now().await;
+                yield_now().await;
+                self.state().hidden.clear();
+                created
+            }
+            (ShowsChangesLate, _) => {
+                self.state().hidden.extend(sessions);
+                self.memory.create(sessions, lease).await
+            }
+            (LeavesOutWhatWasDropped, _) => {
+                self.state().hidden.extend(sessions);
+                let created = self.memory.create(sessions, lease).await?;
+                yield_now().await;
+                self.state().hidden.clear();
+                Ok(created)
+            }
+            (KeepsRevokedLeases, Some(_)) => match self.memory.create(sessions, lease).await {
+                Err(StorageError::UnknownLease(_)) => self.memory.create(sessions, None).await,
+                answer => answer,
+            },
+            (MovesNothing, Some(_)) => {
+                let mut created = Vec::new();
+                for session in sessions {
+                    let exists = self.memory.has(&[*session]).await?[0];
+                    created.extend(self.memory.create(&[*session], lease.filter(|_| !exists)).await?);
+                }
+                Ok(created)
+            }
+            (DropsTheLeaseWhenCreatedWithout, None) => {
+                let created = self.memory.create(sessions, None).await?;
+                self.memory.create(sessions, Some(self.other_lease().await?)).await?;
+                Ok(created)
+            }
+            (LeavesAGhost, Some(_)) => {
+                self.memory.create(&[], lease).await?;
+                sleep(Duration::from_millis(2)).await;
+                let created = self.memory.create(sessions, None).await?;
+                sleep(Duration::from_millis(2)).await;
+                self.memory.create(sessions, lease).await?;
+                Ok(created)
+            }
+            (ReordersABatch, _) => {
+                let mut created = self.create_each(all(lease).rev()).await?;
+                created.reverse();
+                Ok(created)
+            }
+            (LosesTheEndOfALongBatch, _) => {
+                let done = sessions.len().min(10_000);
+                let mut created = self.memory.create(&sessions[..done], lease).await?;
+                created.resize(sessions.len(), true);
+                Ok(created)
+            }
+            (LogsAnEmptyBatch, _) if sessions.is_empty() => {
+                self.memory.create(&[SessionKey::new(9, 9)], lease).await?;
+                Ok(Vec::new())
+            }
+            (LeasesTheFirstOnly, Some(_)) => self.create_each(all(lease).take(1).chain(all(None).skip(1))).await,
+            _ => self.memory.create(sessions, lease).await,
+        }
+    }
+
+    async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
+        if self.fault == ForgetsAuthKeys {
+            return self.memory.has(&without_auth_keys(sessions)).await;
+        }
+        let mut exist = self.memory.has(sessions).await?;
+        let mut state = self.state();
+        if matches!(self.fault, LogsBeforeItChanges | ShowsChangesLate) {
+            for (exists, session) in exist.iter_mut().zip(sessions) {
+                *exists &= !state.hidden.contains(session);
+            }
+        }
+        if self.fault == ShowsChangesLate {
+            state.hidden.clear();
+        }
+        Ok(exist)
+    }
+
+    async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
+        match self.fault {
+            DestroysTwice => self.memory.destroy(sessions, lease).await.map(|answers| vec![true; answers.len()]),
+            ForgetsAuthKeys => self.memory.destroy(&without_auth_keys(sessions), lease).await,
+            DestroysUnderAnyLease => self.memory.destroy(sessions, None).await,
+            _ => self.memory.destroy(sessions, lease).await,
+        }
+    }
+
+    async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
+        let ttl = match self.fault {
+            ExpiresEarly => ttl - SHORT_OF,
+            ExpiresLate => ttl + Duration::from_millis(1100),
+            _ => ttl,
+        };
+        self.memory.grant_lease(ttl, owner).await
+    }
+
+    async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, StorageError> {
+        match self.fault {
+            ExpiresEarly => self.memory.keep_lease_alive(lease).await.map(|ttl| ttl + SHORT_OF),
+            KeepsNothingAlive => Ok(Duration::from_secs(1)),
+            KeepsRevokedLeases => Ok(self.memory.keep_lease_alive(lease).await.unwrap_or(Duration::from_secs(3600))),
+            _ => self.memory.keep_lease_alive(lease).await,
+        }
+    }
+
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
+        match self.fault {
+            MiscountsARevoke => self.memory.revoke_lease(lease).await.map(|count| count + 1),
+            ForgetsADroppedRevoke => {
+                if !self.state().revoked.insert(lease) {
+                    return Err(StorageError::UnknownLease(lease));
+                }
+                yield_now().await;
+                self.memory.revoke_lease(lease).await
+            }
+            _ => self.memory.revoke_lease(lease).await,
+        }
+    }
+
+    async fn expire_leases(&self) -> Result<Infallible, StorageError> {
+        let _dropped = WhenDropped(|| self.state().expiry_dropped = true);
+        let dropped = self.state().expiry_dropped;
+        if self.fault == ForgetsADroppedExpiry && dropped {
+            pending::<()>().await;
+        }
+        self.memory.expire_leases().await
+    }
+
+    async fn lease_count(&self) -> Result<u64, StorageError> {
+        self.memory.lease_count().await
+    }
+
+    async fn session_count(&self) -> Result<u64, StorageError> {
+        let count = self.memory.session_count().await?;
+        Ok(if self.fault == CountsOneMore { count + 1 } else { count })
+    }
+
+    async fn log(&self) -> Result<LogExtent, StorageError> {
+        let mut extent = self.memory.log().await?;
+        match self.fault {
+            SharesItsIdentity => extent.registry_id = RegistryId(1),
+            ShowsTheLogLate => {
+                let before = self.state().extent.replace(extent.clone());
+                extent = before.unwrap_or(extent);
+            }
+            _ => {}
+        }
+        Ok(extent)
+    }
+
+    async fn changes_after(
+        &self,
+        partition: u32,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<SessionEvent>, LogError> {
+        let follow = |limit: usize| self.memory.changes_after(partition, after, limit);
+        let at_end =
+            async || Ok::<_, StorageError>(self.memory.log().await?.partitions[partition as usize].end == after);
+        match self.fault {
+            LosesAChange if after.0 < 3 => {
+                let mut events = follow(limit).await?;
+                let lost = 2 - after.0 as usize;
+                if events.len() > lost {
+                    events.remove(lost);
+                }
+                if events.is_empty() {
+                    self.memory.changes_after(partition, Position(3), limit).await
+                } else {
+                    Ok(events)
+                }
+            }
+            RepeatsAChange if after == Position(0) => {
+                let mut events = follow(limit).await?;
+                events.insert(0, events[0]);
+                events.truncate(limit);
+                Ok(events)
+            }
+            IgnoresTheLimit => follow(usize::MAX).await,
+            IsBusy => {
+                while at_end().await? {
+                    yield_now().await;
+                }
+                follow(limit).await
+            }
+            WakesNobody if at_end().await? => pending().await,
+            ServesOneFollower => {
+                if replace(&mut self.state().following, true) {
+                    return pending().await;
+                }
+                let _done = WhenDropped(|| self.state().following = false);
+                follow(limit).await
+            }
+            ForgetsWhatADroppedFollowerMissed => {
+                let dropped = WhenDropped(|| self.state().missed += 1);
+                let mut events = follow(limit).await?;
+                forget(dropped);
+                let mut state = self.state();
+                let lost = state.missed.min(events.len() - 1);
+                state.missed -= lost;
+                events.drain(..lost);
+                Ok(events)
+            }
+            CallsTrimmedRestarted => match follow(limit).await {
+                Err(LogError::Trimmed) => Err(LogError::Restarted),
+                answer => answer,
+            },
+            WaitsAhead => match follow(limit).await {
+                Err(LogError::Restarted) => pending().await,
+                answer => answer,
+            },
+            ConfusesReasons => {
+                let mut events = follow(limit).await?;
+                for event in &mut events {
+                    event.change = match event.change {
+                        SessionChange::Destroyed(DestroyReason::LeaseRevoked) => {
+                            SessionChange::Destroyed(DestroyReason::Requested)
+                        }
+                        SessionChange::Destroyed(DestroyReason::LeaseExpired) => {
+                            SessionChange::Destroyed(DestroyReason::LeaseRevoked)
+                        }
+                        change => change,
+                    };
+                }
+                Ok(events)
+            }
+            _ => follow(limit).await,
+        }
+    }
+
+    async fn read_buckets(&self, first: u32, limit: usize) -> Result<BucketRun, StorageError> {
+        let limit = if self.fault == ReadsPastTheLimit { usize::MAX } else { limit };
+        let mut run = self.memory.read_buckets(first, limit).await?;
+        match self.fault {
+            ReadsAtTooLow => run.positions.iter_mut().for_each(|position| position.0 = position.0.saturating_sub(1)),
+            ReadsAtTooHigh => run.positions.iter_mut().for_each(|position| position.0 += 1),
+            ReadsOneLess => drop(run.sessions.pop()),
+            LeavesOutWhatWasDropped => {
+                let state = self.state();
+                run.sessions.retain(|session| !state.hidden.contains(session));
+            }
+            _ => {}
+        }
+        Ok(run)
+    }
+}
