@@ -16,7 +16,7 @@ use tokio::{net::TcpListener, sync::watch, task::AbortHandle, time::timeout};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
-    service::{LeaseService, SessionService, WireEncoder},
+    service::{Service, WireEncoder},
     storage::{OpenError, StorageError, StorageOptions, StorageUrl},
     subject::{SessionSubject, SubjectOptions},
 };
@@ -151,8 +151,7 @@ impl Server {
         set_health(&health, ServingStatus::Serving).await;
         let (lifecycle, _) = watch::channel(Lifecycle::Serving);
         let handler = Handler {
-            sessions: SessionService::new(Arc::clone(&subject), config.max_message_bytes),
-            leases: LeaseService::new(Arc::clone(&subject), config.max_message_bytes),
+            service: Service::new(Arc::clone(&subject), config.max_message_bytes),
             standard: Arc::new(Standard::new(&health)),
         };
         let mut workers = Workers::start(config.workers, config.max_streams, &handler, &lifecycle)?;

@@ -24,8 +24,8 @@ use crate::{
 
 use self::convert::{session_key, session_keys};
 
-pub(crate) use self::{dispatch::PATH as SESSION_PATH, lease::PATH as LEASE_PATH};
-pub use self::{dispatch::SessionService, encode::WireEncoder, lease::LeaseService, response::ResponseBody};
+pub(crate) use self::dispatch::PATH;
+pub use self::{dispatch::Service, encode::WireEncoder, response::ResponseBody};
 
 /// The calls of the services, on values of the protocol.
 #[derive(Clone, Debug)]

@@ -35,7 +35,7 @@ use super::{
     preface,
     standard::Standard,
 };
-use crate::service::{self, LeaseService, ResponseBody, SessionService};
+use crate::service::{self, ResponseBody, Service};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -63,23 +63,18 @@ const MAX_PENDING_RESETS: usize = 64;
 /// Answers requests.
 #[derive(Clone, Debug)]
 pub(super) struct Handler {
-    pub(super) sessions: SessionService,
-    pub(super) leases: LeaseService,
+    pub(super) service: Service,
     pub(super) standard: Arc<Standard>,
 }
 
 impl Handler {
     async fn handle(self, request: Request<Incoming>) -> Result<Response<ResponseBody>, Infallible> {
-        let path = request.uri().path();
-        if path.starts_with(service::SESSION_PATH) {
-            return Ok(self.sessions.call(request).await);
-        }
-        if path.starts_with(service::LEASE_PATH) {
-            return Ok(self.leases.call(request).await);
+        if request.uri().path().starts_with(service::PATH) {
+            return Ok(self.service.call(request).await);
         }
         Ok(match self.standard.call(request).await {
             Ok(response) => response.map(ResponseBody::from),
-            Err(request) => self.sessions.call(*request).await,
+            Err(request) => self.service.call(*request).await,
         })
     }
 }

@@ -10,23 +10,23 @@ use prost::Message;
 use super::{Calls, convert, message, response::ResponseBody, subscribe::ObserverBody};
 use crate::{proto::SubscribeRequest, status::ServiceError, subject::SessionSubject};
 
-/// The prefix of the paths of `sessiond.v1.SessionService`.
-pub(crate) const PATH: &str = "/sessiond.v1.SessionService/";
+/// The prefix of the paths of all services of the package `sessiond.v1`.
+pub(crate) const PATH: &str = "/sessiond.v1.";
 
-/// `sessiond.v1.SessionService` over a subject, for any HTTP/2 server.
+/// The services of the package `sessiond.v1` over a subject, for any HTTP/2 server.
 ///
 /// The subject must have been started with [`WireEncoder`](super::WireEncoder): the events of a stream are sent as they were
 /// encoded there.
 ///
-/// It is dispatched by hand, and not by tonic's generated server behind its router: that halves the cost of a call.
+/// They are dispatched by hand, and not by tonic's generated servers behind its router: that halves the cost of a call.
 #[derive(Clone, Debug)]
-pub struct SessionService {
+pub struct Service {
     calls: Calls,
     max_message_bytes: usize,
 }
 
-impl SessionService {
-    /// The service over `subject`; requests of more than `max_message_bytes` are refused.
+impl Service {
+    /// The services over `subject`; requests of more than `max_message_bytes` are refused.
     #[must_use]
     pub fn new(subject: Arc<SessionSubject>, max_message_bytes: usize) -> Self {
         Self { calls: Calls { subject }, max_message_bytes }
@@ -43,20 +43,23 @@ impl SessionService {
         }
         let Self { calls, max_message_bytes: limit } = self;
         let answer = match request.uri().path().strip_prefix(PATH) {
-            Some("HasSession") => unary(calls, request, limit, Calls::has).await,
-            Some("CreateSession") => unary(calls, request, limit, Calls::create).await,
-            Some("DestroySession") => unary(calls, request, limit, Calls::destroy).await,
-            Some("BatchHasSessions") => unary(calls, request, limit, Calls::batch_has).await,
-            Some("BatchCreateSessions") => unary(calls, request, limit, Calls::batch_create).await,
-            Some("BatchDestroySessions") => unary(calls, request, limit, Calls::batch_destroy).await,
-            Some("Subscribe") => subscribe(calls, request, limit).await,
+            Some("SessionService/HasSession") => unary(calls, request, limit, Calls::has).await,
+            Some("SessionService/CreateSession") => unary(calls, request, limit, Calls::create).await,
+            Some("SessionService/DestroySession") => unary(calls, request, limit, Calls::destroy).await,
+            Some("SessionService/BatchHasSessions") => unary(calls, request, limit, Calls::batch_has).await,
+            Some("SessionService/BatchCreateSessions") => unary(calls, request, limit, Calls::batch_create).await,
+            Some("SessionService/BatchDestroySessions") => unary(calls, request, limit, Calls::batch_destroy).await,
+            Some("SessionService/Subscribe") => subscribe(calls, request, limit).await,
+            Some("LeaseService/GrantLease") => unary(calls, request, limit, Calls::grant_lease).await,
+            Some("LeaseService/KeepLeaseAlive") => unary(calls, request, limit, Calls::keep_lease_alive).await,
+            Some("LeaseService/RevokeLease") => unary(calls, request, limit, Calls::revoke_lease).await,
             _ => Err(ServiceError::UnknownMethod(request.uri().path().to_owned())),
         };
         answer.unwrap_or_else(ResponseBody::error)
     }
 }
 
-pub(super) fn is_grpc<B>(request: &Request<B>) -> bool {
+fn is_grpc<B>(request: &Request<B>) -> bool {
     let content_type = request.headers().get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
     // Not application/grpc-web, which is framed in another way.
     let rest = content_type.strip_prefix(b"application/grpc");
@@ -64,11 +67,11 @@ pub(super) fn is_grpc<B>(request: &Request<B>) -> bool {
 }
 
 /// Answers a call of one message with one message.
-pub(super) async fn unary<B, C, Q, R>(
-    calls: C,
+async fn unary<B, Q, R>(
+    calls: Calls,
     request: Request<B>,
     limit: usize,
-    call: impl AsyncFnOnce(C, Q) -> Result<R, ServiceError>,
+    call: impl AsyncFnOnce(Calls, Q) -> Result<R, ServiceError>,
 ) -> Result<Response<ResponseBody>, ServiceError>
 where
     B: Body<Data = Bytes>,

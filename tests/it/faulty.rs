@@ -18,7 +18,7 @@ use sessiond::{
         CreateSessionRequest, DestroySessionRequest, GrantLeaseRequest, HasSessionRequest, SubscribeRequest,
         lease_service_client::LeaseServiceClient, session_service_client::SessionServiceClient,
     },
-    service::{LeaseService, SessionService, WireEncoder},
+    service::{Service, WireEncoder},
     session::{LeaseId, SessionEvent, SessionKey},
     storage::{
         BucketRun, Layout, LogError, LogExtent, Position, SessionStorage, StorageError,
@@ -112,23 +112,16 @@ impl SessionStorage for Faulty {
     }
 }
 
-/// Serves one connection for each of our services, over a storage that is not one of the server's.
+/// Serves over a storage that is not one of the server's.
 async fn serve(subject: Arc<SessionSubject>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((socket, _)) = listener.accept().await {
-            let sessions = SessionService::new(Arc::clone(&subject), 1 << 20);
-            let leases = LeaseService::new(Arc::clone(&subject), 1 << 20);
+            let service = Service::new(Arc::clone(&subject), 1 << 20);
             let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-                let (sessions, leases) = (sessions.clone(), leases.clone());
-                async move {
-                    Ok::<_, Infallible>(if request.uri().path().contains("LeaseService") {
-                        leases.call(request).await
-                    } else {
-                        sessions.call(request).await
-                    })
-                }
+                let service = service.clone();
+                async move { Ok::<_, Infallible>(service.call(request).await) }
             });
             let connection = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(socket), service);
             tokio::spawn(async move { drop(connection.await) });

@@ -7,7 +7,7 @@ use http_body_util::{BodyExt, Full};
 use prost::Message;
 use sessiond::{
     proto::{self, SubscribeRequest, SubscribeResponse, subscribe_response::Body},
-    service::{ResponseBody, SessionService},
+    service::{ResponseBody, Service},
     session::{DestroyReason, SessionChange, SessionEvent, SessionKey},
     subject::{ResetReason, SessionSubject},
 };
@@ -56,7 +56,7 @@ impl WireStream {
         let request = http::Request::post("/sessiond.v1.SessionService/Subscribe")
             .header("content-type", "application/grpc")
             .body(Full::new(message.freeze()));
-        let response = SessionService::new(Arc::clone(subject), MAX_MESSAGE_BYTES).call(request.unwrap()).await;
+        let response = Service::new(Arc::clone(subject), MAX_MESSAGE_BYTES).call(request.unwrap()).await;
         assert_eq!(response.status(), 200);
         Self {
             body: Box::pin(response.into_body()),
