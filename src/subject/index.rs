@@ -148,7 +148,10 @@ impl Mailbox {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashSet, task::Waker};
+    use std::{
+        sync::atomic::{AtomicBool, Ordering},
+        task::Wake,
+    };
 
     use super::*;
     use crate::session::{SessionChange, SessionKey};
@@ -156,7 +159,7 @@ mod tests {
     fn filter(session_ids: &[i64], auth_key_ids: &[i64]) -> Arc<Filter> {
         Arc::new(Filter {
             session_ids: session_ids.iter().copied().map(SessionId).collect(),
-            auth_key_ids: auth_key_ids.iter().copied().map(AuthKeyId).collect::<HashSet<_>>(),
+            auth_key_ids: auth_key_ids.iter().copied().map(AuthKeyId).collect(),
             ..Filter::default()
         })
     }
@@ -180,6 +183,25 @@ mod tests {
         mailbox.clear();
         index.deliver(7, &[created(0, 1)], &mut Vec::new());
         assert!(matches!(mailbox.take(8, &context), Taken::Events(events) if events == [created(0, 1)]));
+    }
+
+    #[test]
+    fn events_wait_for_their_chunk_to_be_in_the_log_and_have_the_observer_look_again() {
+        struct Woken(AtomicBool);
+        impl Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.store(true, Ordering::SeqCst);
+            }
+        }
+        let woken = Arc::new(Woken(AtomicBool::new(false)));
+        let waker = Waker::from(Arc::clone(&woken));
+        let context = Context::from_waker(&waker);
+        let mut index = FilterIndex::default();
+        let mailbox = index.insert(&filter(&[1], &[]));
+        index.deliver(5, &[created(0, 1)], &mut Vec::new());
+        assert!(matches!(mailbox.take(5, &context), Taken::Events(events) if events.is_empty()));
+        assert!(woken.0.load(Ordering::SeqCst));
+        assert!(matches!(mailbox.take(6, &context), Taken::Events(events) if events == [created(0, 1)]));
     }
 
     #[test]

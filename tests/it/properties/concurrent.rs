@@ -16,7 +16,7 @@ use tokio::{sync::watch, time::timeout};
 
 use super::{
     Fixture, Memory,
-    checker::{Broken, Promise, Started, Trace},
+    checker::{Broken, Promise, Started, Told, Trace},
     history::{From, Shape, Step, all_sessions, change, filter, from, shape},
     model::{Model, Place},
     twisted::{Paced, Twisted},
@@ -298,4 +298,55 @@ proptest! {
         let broken = runtime.block_on(run_plan(&Memory, &plan));
         prop_assert!(broken.is_empty(), "{:#?}", broken);
     }
+}
+
+#[test]
+fn snapshots_are_exact_while_other_threads_change_what_they_read() {
+    const SNAPSHOTS: usize = 100;
+    let shape = Shape {
+        buckets: 1,
+        partitions: 1,
+        storage_events: 1 << 20,
+        retain_events: 1 << 20,
+        retain_bytes: 1 << 30,
+        replicas: 1,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let truth = Memory.storage(&shape).await;
+        let subject = SessionSubject::start(Arc::clone(&truth), shape.subject_options(), ()).await.unwrap();
+        let subject = Arc::new(subject);
+        let (going, gone) = watch::channel(());
+        let writers: Vec<_> = (0..2)
+            .map(|n| {
+                let (subject, gone) = (Arc::clone(&subject), gone.clone());
+                let session = SessionKey::new(n, n);
+                tokio::spawn(async move {
+                    while gone.has_changed().is_ok() {
+                        subject.create(&[session], None).await.unwrap();
+                        subject.destroy(&[session], None).await.unwrap();
+                        tokio::task::yield_now().await;
+                    }
+                })
+            })
+            .collect();
+        let mut traces = Vec::new();
+        for _ in 0..SNAPSHOTS {
+            let start = ObserveOptions { start: Start::Snapshot, ..ObserveOptions::default() };
+            let observer = subject.observe(start).await.unwrap();
+            let trace = Trace::new(Started::Snapshot, Filter::default());
+            let mut watcher = Watcher::new(observer, trace).among_others();
+            while !matches!(timeout(DEADLINE, watcher.next()).await.unwrap(), Some(Told::Synced(_))) {}
+            traces.push(watcher.leave().0);
+        }
+        drop(going);
+        for writer in writers {
+            writer.await.unwrap();
+        }
+        let mut model = Model::new(truth).await;
+        model.catch_up().await;
+        for trace in traces {
+            assert_eq!(trace.judge(&model), [], "{trace:?}");
+        }
+    });
 }

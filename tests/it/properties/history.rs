@@ -18,7 +18,8 @@ const AUTH_KEY_IDS: [i64; 3] = [0, 7, -7];
 pub(crate) struct Shape {
     pub(crate) buckets: u32,
     pub(crate) partitions: u32,
-    /// How many changes the storage keeps. When few, a subject that does not run for long loses its place in them.
+    /// How many changes the storage keeps. When few, a subject that does not run for long loses its place in them; no step
+    /// makes more at once.
     pub(crate) storage_events: usize,
     pub(crate) retain_events: usize,
     pub(crate) retain_bytes: usize,
@@ -89,7 +90,7 @@ pub(crate) enum From {
 }
 
 pub(crate) fn shape() -> impl Strategy<Value = Shape> {
-    let storage_events = select(vec![64, 4096]);
+    let storage_events = select(vec![24, 64, 4096]);
     let retain_bytes = prop_oneof![2 => Just(1 << 20), 1 => 400..4000usize];
     (1..=16u32, select(vec![1, 3]), storage_events, 8..=64usize, retain_bytes, 1..=2usize).prop_map(
         |(buckets, partitions, storage_events, retain_events, retain_bytes, replicas)| Shape {

@@ -426,6 +426,61 @@ fn a_storage_that_begins_anew_resets_each_stream_wherever_it_is() {
 }
 
 #[test]
+fn a_stream_that_rests_is_woken_when_its_storage_begins_anew() {
+    run(true, async {
+        let shape = Shape { buckets: 1, ..SHAPE };
+        let storage = || Arc::new(MemoryStorage::new(shape.storage_options()));
+        let truth = storage();
+        let mut model = Model::new(truth.clone()).await;
+        // Nothing is in it, so that no event wakes anybody.
+        let twist = Restarts { next: storage(), restarted: watch::Sender::new(false) };
+        let storage = Twisted::new(truth, twist);
+        let mut replica = Replica::start(storage.clone(), shape.subject_options(), true).await;
+        replica.subject.create(&[session(1)], None).await.unwrap();
+        replica.settle(&mut model).await;
+        let mut watchers = Vec::new();
+        for filter in [Filter::default(), only(1)] {
+            let mut watcher = watch(&replica, &model, Start::Now, &filter).await;
+            watcher.drain().await;
+            watchers.push(watcher);
+        }
+        storage.twist.restarted.send_replace(true);
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+        for mut watcher in watchers {
+            assert!(!watcher.rests(), "{:?}", watcher.trace);
+            watcher.drain().await;
+            assert_eq!(resets(&watcher), [ResetReason::StorageRestarted]);
+        }
+    });
+}
+
+#[test]
+fn every_cursor_is_honoured_for_as_long_as_what_follows_is_retained_and_no_longer() {
+    const RETAINED: usize = 8;
+    run(true, async {
+        let (mut replica, mut model) = replica(&Shape { retain_events: RETAINED, ..SHAPE }).await;
+        let mut watcher = watch(&replica, &model, Start::Now, &Filter::default()).await;
+        let mut cursors = Vec::new();
+        for n in 0..3 * RETAINED {
+            replica.subject.create(&[session(n)], None).await.unwrap();
+            replica.settle(&mut model).await;
+            watcher.drain().await;
+            cursors.push(watcher.cursor().unwrap());
+            // Since each change was published by itself, it is retained by itself.
+            for (age, cursor) in cursors.iter().rev().enumerate() {
+                let mut resumed = watch(&replica, &model, Start::After(cursor.clone()), &Filter::default()).await;
+                resumed.drain().await;
+                let expected: &[_] = if age <= RETAINED { &[] } else { &[ResetReason::CursorExpired] };
+                assert_eq!(resets(&resumed), expected, "{age} changes ago");
+                judge(resumed, &model).await;
+            }
+        }
+    });
+}
+
+#[test]
 fn ten_thousand_stuck_observers_cost_nothing_more_and_each_is_reset_once() {
     const OBSERVERS: usize = 10_000;
     const SESSIONS: usize = 100;
