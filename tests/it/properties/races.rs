@@ -498,7 +498,7 @@ fn ten_thousand_stuck_observers_cost_nothing_more_and_each_is_reset_once() {
         }
         let sessions: Vec<_> = (0..SESSIONS).map(session).collect();
         let began = Instant::now();
-        for _ in 0..500 {
+        for _ in 0..700 {
             replica.subject.create(&sessions, None).await.unwrap();
             replica.subject.destroy(&sessions, None).await.unwrap();
             replica.settle(&mut model).await;
