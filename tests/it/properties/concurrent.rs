@@ -207,7 +207,7 @@ async fn write(shared: Arc<Shared>, steps: Vec<Step>) -> (Vec<SessionEvent>, Vec
 }
 
 fn check_bounds(shared: &Shared) -> Option<Broken> {
-    const CHUNK: usize = 600;
+    const CHUNK: usize = 1200;
     let stats = shared.subject.stats();
     let is_within = stats.retained_events <= shared.shape.retain_events + CHUNK
         && stats.retained_bytes <= shared.shape.retain_bytes + CHUNK * size_of::<SessionEvent>() + 512;

@@ -21,7 +21,7 @@ use super::{
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The most events of a chunk, and what a chunk costs beside them, generously.
-const EVENTS_A_CHUNK: u64 = 600;
+const EVENTS_A_CHUNK: u64 = 1200;
 const CHUNK_OVERHEAD: usize = 512;
 
 pub(crate) struct Replica {
