@@ -7,14 +7,16 @@ use std::{
 };
 
 /// Each module of the crate, and the modules of the crate that it may name.
-const MAY_NAME: [(&str, &[&str]); 8] = [
+const MAY_NAME: [(&str, &[&str]); 9] = [
+    // Protobuf's durations, as both ends read them.
+    ("duration", &[]),
     ("session", &[]),
     ("storage", &["session"]),
     ("subject", &["session", "storage"]),
     ("status", &["storage", "subject"]),
-    ("service", &["proto", "session", "status", "storage", "subject"]),
+    ("service", &["duration", "proto", "session", "status", "storage", "subject"]),
     ("server", &["proto", "service", "session", "status", "storage", "subject"]),
-    ("client", &["proto", "session"]),
+    ("client", &["duration", "proto", "session"]),
     // A program beside the library, which names it from the outside.
     ("cli", &["cli"]),
 ];
