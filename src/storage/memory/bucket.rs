@@ -107,7 +107,7 @@ impl Bucket {
 
 fn push<T>(vector: &mut Vec<T>, value: T) {
     if vector.len() == vector.capacity() {
-        vector.reserve_exact((vector.len() / 16).max(4));
+        vector.reserve_exact((vector.len() / 16).max(8));
     }
     vector.push(value);
 }
