@@ -19,6 +19,7 @@ use super::{
     checker::{Broken, Promise, Started, Told, Trace},
     history::{From, Shape, Step, all_sessions, change, filter, from, shape},
     model::{Model, Place},
+    replica::{CHUNK_OVERHEAD, EVENTS_A_CHUNK},
     twisted::{Paced, Twisted},
     watcher::Watcher,
 };
@@ -207,10 +208,10 @@ async fn write(shared: Arc<Shared>, steps: Vec<Step>) -> (Vec<SessionEvent>, Vec
 }
 
 fn check_bounds(shared: &Shared) -> Option<Broken> {
-    const CHUNK: usize = 1200;
     let stats = shared.subject.stats();
-    let is_within = stats.retained_events <= shared.shape.retain_events + CHUNK
-        && stats.retained_bytes <= shared.shape.retain_bytes + CHUNK * size_of::<SessionEvent>() + 512;
+    let is_within = stats.retained_events <= shared.shape.retain_events + EVENTS_A_CHUNK
+        && stats.retained_bytes
+            <= shared.shape.retain_bytes + EVENTS_A_CHUNK * size_of::<SessionEvent>() + CHUNK_OVERHEAD;
     (!is_within).then(|| Broken::new(Promise::Bounded, format!("{stats:?}")))
 }
 

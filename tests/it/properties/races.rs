@@ -34,6 +34,9 @@ const SHAPE: Shape = Shape {
     replicas: 1,
 };
 
+/// How many events no mailbox holds.
+const MORE_THAN_A_MAILBOX: usize = 2000;
+
 fn session(n: usize) -> SessionKey {
     SessionKey::new(7, n as i64)
 }
@@ -228,7 +231,7 @@ fn a_mailbox_that_is_full_falls_back_to_the_log_and_loses_nothing() {
         let (mut replica, mut model) = replica(&SHAPE).await;
         let mut watcher = watch(&replica, &model, Start::Now, &only(1)).await;
         watcher.drain().await;
-        for _ in 0..700 {
+        for _ in 0..MORE_THAN_A_MAILBOX / 2 {
             replica.subject.create(&[session(1), session(2)], None).await.unwrap();
             replica.subject.destroy(&[session(1), session(2)], None).await.unwrap();
             replica.settle(&mut model).await;
@@ -249,7 +252,7 @@ fn a_mailbox_that_is_full_and_a_log_that_has_gone_on_make_one_reset() {
         let (mut replica, mut model) = replica(&Shape { retain_events: 64, ..SHAPE }).await;
         let mut watcher = watch(&replica, &model, Start::Now, &only(1)).await;
         watcher.drain().await;
-        for _ in 0..700 {
+        for _ in 0..MORE_THAN_A_MAILBOX / 2 {
             replica.subject.create(&[session(1)], None).await.unwrap();
             replica.subject.destroy(&[session(1)], None).await.unwrap();
             replica.settle(&mut model).await;
@@ -311,8 +314,10 @@ fn closing_ends_a_stream_wherever_it_is_with_the_place_it_came_to() {
             watcher.drain().await;
             assert!(watcher.is_over(), "{at:?}: {:?}", watcher.trace);
             assert_eq!(watcher.next().await, None);
+            // Where a session lies is left to chance: a snapshot that was read to its last bucket is still told of.
+            let is_synced = watcher.trace.told.iter().any(|(told, _)| matches!(told, Told::Synced(_)));
             let expected = match at {
-                MidSnapshot | WaitingForTheStorage => None,
+                MidSnapshot | WaitingForTheStorage if !is_synced => None,
                 _ => Some(Place::After(model.ends())),
             };
             assert_eq!(watcher.cursor().map(|cursor| model.place(&cursor.to_string())), expected, "{at:?}");
@@ -483,7 +488,9 @@ fn every_cursor_is_honoured_for_as_long_as_what_follows_is_retained_and_no_longe
 #[test]
 fn ten_thousand_stuck_observers_cost_nothing_more_and_each_is_reset_once() {
     const OBSERVERS: usize = 10_000;
-    const SESSIONS: usize = 100;
+    const SESSIONS: usize = 50;
+    // 100,000 changes in all.
+    const ROUNDS: usize = MORE_THAN_A_MAILBOX / 2;
     run(true, async {
         let (mut replica, mut model) = replica(&Shape { retain_events: 4096, ..SHAPE }).await;
         let mut watchers = Vec::new();
@@ -498,7 +505,7 @@ fn ten_thousand_stuck_observers_cost_nothing_more_and_each_is_reset_once() {
         }
         let sessions: Vec<_> = (0..SESSIONS).map(session).collect();
         let began = Instant::now();
-        for _ in 0..700 {
+        for _ in 0..ROUNDS {
             replica.subject.create(&sessions, None).await.unwrap();
             replica.subject.destroy(&sessions, None).await.unwrap();
             replica.settle(&mut model).await;
@@ -512,7 +519,7 @@ fn ten_thousand_stuck_observers_cost_nothing_more_and_each_is_reset_once() {
         for watcher in &mut watchers {
             watcher.drain().await;
             assert_eq!(resets(watcher), [ResetReason::Lagged]);
-            assert!(matches!(watcher.trace.told.last(), Some((Told::Synced(1 | 100), _))), "{:?}", watcher.trace);
+            assert!(matches!(watcher.trace.told.last(), Some((Told::Synced(1 | 50), _))), "{:?}", watcher.trace);
         }
         drop(watchers);
         assert_eq!(replica.end().1, []);

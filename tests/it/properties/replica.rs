@@ -21,8 +21,8 @@ use super::{
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The most events of a chunk, and what a chunk costs beside them, generously.
-const EVENTS_A_CHUNK: u64 = 1200;
-const CHUNK_OVERHEAD: usize = 512;
+pub(crate) const EVENTS_A_CHUNK: usize = 1200;
+pub(crate) const CHUNK_OVERHEAD: usize = 512;
 
 pub(crate) struct Replica {
     pub(crate) storage: Arc<Twisted<Paced>>,
@@ -87,7 +87,8 @@ impl Replica {
 
     pub(crate) fn check_bounds(&self, shape: &Shape, model: &Model, observers: usize) -> Vec<Broken> {
         let stats = self.subject.stats();
-        let burst = self.burst.max(model.ends().iter().sum::<u64>() - self.settled).min(EVENTS_A_CHUNK) as usize;
+        let burst = self.burst.max(model.ends().iter().sum::<u64>() - self.settled) as usize;
+        let burst = burst.min(EVENTS_A_CHUNK);
         let (events, bytes) = (stats.retained_events, stats.retained_bytes);
         let mut broken = Vec::new();
         if events > shape.retain_events + burst {
