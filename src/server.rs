@@ -17,6 +17,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     service::{Service, WireEncoder},
+    session::SessionEvent,
     storage::{OpenError, StorageError, StorageOptions, StorageUrl},
     subject::{SessionSubject, SubjectOptions},
 };
@@ -104,7 +105,8 @@ impl Server {
         let listener = listen(config.listen, "listen").await?;
         let admin_listener = listen(config.admin_listen, "admin-listen").await?;
         let storage = config.storage.open(StorageOptions {
-            retain_events: config.subject.retain_events,
+            // The storage keeps them a second time, until the subject has taken them.
+            retain_events: config.subject.retain_events.min(config.subject.retain_bytes / size_of::<SessionEvent>()),
             max_sessions: config.max_sessions,
             max_leases: config.max_leases,
         })?;

@@ -154,7 +154,8 @@ fn storage_row(error: &StorageError) -> Row {
         StorageError::UnknownLease(lease) => row(&ServiceError::LeaseGone(lease.number())),
         StorageError::Unavailable(_) => {
             let source: &dyn Error = error;
-            tracing::warn!(error = source, "a call failed: the storage is out of reach");
+            // The subject tells of the outage once; a line for each call would be a flood.
+            tracing::debug!(error = source, "a call failed: the storage is out of reach");
             Row { message: "the storage is out of reach: try again".to_owned(), ..unavailable("STORAGE_UNAVAILABLE") }
         }
         StorageError::Broken(_) => {

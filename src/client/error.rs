@@ -66,11 +66,14 @@ impl ClientError {
                 | Code::Cancelled
                 | Code::Unknown
                 | Code::DeadlineExceeded
-                | Code::ResourceExhausted
                 | Code::Aborted
                 | Code::Internal
                 | Code::Unavailable
                 | Code::DataLoss => true,
+                // Some limits are of what is there already, others of what was asked.
+                Code::ResourceExhausted => {
+                    !matches!(self.reason().as_deref(), Some("TOO_MANY_FILTER_IDS" | "REQUEST_TOO_LARGE"))
+                }
                 Code::InvalidArgument
                 | Code::NotFound
                 | Code::AlreadyExists
@@ -185,6 +188,11 @@ mod tests {
             Code::FailedPrecondition,
         ] {
             assert!(!retryable(code), "{code:?}");
+        }
+        for (reason, is_retryable) in [("TOO_MANY_OBSERVERS", true), ("TOO_MANY_FILTER_IDS", false)] {
+            let details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, HashMap::new());
+            let error = ClientError::from(Status::with_error_details(Code::ResourceExhausted, "", details));
+            assert_eq!(error.is_retryable(), is_retryable, "{reason}");
         }
     }
 

@@ -14,7 +14,8 @@ pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 /// All figures. They are kept where they arise; a registry is made anew for each scrape, of a fixed number of series.
 pub(super) async fn encode(subject: &SessionSubject) -> String {
     let mut registry = Registry::default();
-    let process = Process::read();
+    // It lists a folder with an entry for each connection, which is no work for a thread that serves them.
+    let process = tokio::task::spawn_blocking(Process::read).await.unwrap_or_default();
     registry.register_with_unit(
         "process_resident_memory",
         "Resident memory",

@@ -47,8 +47,9 @@ const INLET: usize = 64;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What a peer may send before it must wait, for a call and for a connection: a batch of thousands goes through at once, and
-/// a thousand connections cannot fill the memory.
+/// What a peer may send before it must wait for the server to read: a batch of thousands goes through at once. A request that
+/// is read is held until it is whole, so what a connection can make the server hold is bounded by the streams it may have and
+/// the bytes of a request.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 

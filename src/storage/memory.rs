@@ -38,8 +38,9 @@ const BUCKETS_A_READ: u32 = 1024;
 /// The most sessions of a lease that are destroyed under one hold of a bucket's lock.
 const SESSIONS_A_SWEEP: usize = 512;
 
-/// So many leases are swept side by side: one of a few sessions does not wait for one of millions.
-const SWEEPS_AT_ONCE: usize = 64;
+/// So many leases are swept side by side: one of a few sessions does not wait for one of millions. One step of each is made
+/// before other tasks run, so they are few.
+const SWEEPS_AT_ONCE: usize = 8;
 
 /// The clock of the leases is looked at this often at least. When it was not for so much longer that gateways may have
 /// missed their turn, then this process was stopped or starved, and every lease gets a full ttl again: an outage of the

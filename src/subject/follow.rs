@@ -3,6 +3,7 @@
 use std::{error::Error, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::time::Instant;
 
 use super::{Inner, ResetReason, cursor::Positions};
 use crate::storage::{LogError, LogExtent, Position, StorageError};
@@ -33,8 +34,12 @@ pub(super) async fn follow(inner: Arc<Inner>, extent: LogExtent) {
 pub(super) async fn expire(inner: Arc<Inner>) {
     let mut pause = FIRST_RETRY;
     loop {
+        let began = Instant::now();
         let Err(error) = inner.storage.expire_leases().await;
         tracing::warn!(error = &error as &dyn Error, "leases cannot be expired; retrying until they can");
+        if began.elapsed() > LAST_RETRY {
+            pause = FIRST_RETRY;
+        }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LAST_RETRY);
     }
@@ -44,7 +49,10 @@ async fn log_extent(inner: &Inner) -> LogExtent {
     let mut retry = Retry::new(inner);
     loop {
         match inner.storage.log().await {
-            Ok(extent) => return extent,
+            Ok(extent) => {
+                retry.succeeded();
+                return extent;
+            }
             Err(error) => retry.wait_after(error).await,
         }
     }
@@ -70,7 +78,13 @@ async fn follow_one(inner: &Inner, partition: u32, mut after: Position) -> Reset
             }
             Err(LogError::Trimmed) => return ResetReason::Lagged,
             Err(LogError::Restarted) => return ResetReason::StorageRestarted,
-            Err(LogError::Storage(error)) => retry.wait_after(error).await,
+            Err(LogError::Storage(error)) => {
+                retry.wait_after(error).await;
+                // The next change may be long in coming; that the storage answers is known before it.
+                if inner.storage.log().await.is_ok() {
+                    inner.set_following(true);
+                }
+            }
         }
     }
 }

@@ -209,6 +209,12 @@ impl EventLog {
         state.closed
     }
 
+    /// Why the log was lost, if it was since it had `place`.
+    pub(super) fn lost_since(&self, place: Place) -> Option<ResetReason> {
+        let state = self.state.lock();
+        (place.epoch != state.epoch).then_some(state.lost)
+    }
+
     /// What comes at `place`. At the end `waiter` is woken by the next publication.
     pub(super) fn next(&self, place: Place, waiter: usize, context: &Context<'_>) -> Next {
         let mut state = self.state.lock();

@@ -144,6 +144,11 @@ impl Observer {
                         return Poll::Ready(Some(Update::Snapshot(sessions)));
                     }
                     if snapshot.is_passed(&self.at) {
+                        // What was read before the log was lost and after it must not be mixed.
+                        if let Some(reason) = self.inner.feed.log.lost_since(self.place) {
+                            self.reset(reason);
+                            continue;
+                        }
                         if snapshot.is_last() {
                             let session_count = snapshot.held();
                             self.phase = Phase::Following;

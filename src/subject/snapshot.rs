@@ -18,8 +18,8 @@ use crate::{
     storage::{BucketRun, Position, SessionStorage, StorageError},
 };
 
-/// Read at once: a few hundred microseconds of work for the memory storage.
-const SESSIONS_A_READ: usize = 16_384;
+/// Read at once: an observer that is stuck in its snapshot holds on to no more than this, or to one bucket.
+const SESSIONS_A_READ: usize = 2 * EVENTS_A_CHUNK;
 
 /// How long to wait before a storage that cannot be read is asked again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -94,6 +94,7 @@ impl Snapshot {
                 Ok(mut run) => {
                     if filter.is_by_id() {
                         run.sessions.retain(|session| filter.passes_session(session));
+                        run.sessions.shrink_to_fit();
                     }
                     *self = Self {
                         first,

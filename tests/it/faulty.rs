@@ -105,7 +105,7 @@ impl SessionStorage for Faulty {
         after: Position,
         limit: usize,
     ) -> Result<Vec<SessionEvent>, LogError> {
-        self.storage.changes_after(partition, after, limit).await
+        self.check()?.changes_after(partition, after, limit).await
     }
     async fn read_buckets(&self, first: u32, limit: usize) -> Result<BucketRun, StorageError> {
         self.check()?.read_buckets(first, limit).await
@@ -158,4 +158,22 @@ async fn a_storage_that_fails_is_told_of_and_its_cause_is_not() {
     faulty.state.store(WELL, Ordering::SeqCst);
     assert!(create(&client, 0, 1).await);
     assert_eq!(created_ids(&observed.events(1).await), [1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registry_where_nothing_happens_is_ready_again_when_its_storage_is() {
+    let storage = MemoryStorage::new(MemoryOptions::default());
+    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL) });
+    let storage: Arc<dyn SessionStorage> = faulty.clone();
+    let subject = SessionSubject::start(storage, SubjectOptions::default(), ()).await.unwrap();
+    // The task that follows the storage has yet to run.
+    for (state, is_following) in [(AWAY, false), (WELL, true)] {
+        faulty.state.store(state, Ordering::SeqCst);
+        let reached = async {
+            while subject.stats().is_following != is_following {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), reached).await.unwrap();
+    }
 }

@@ -157,6 +157,8 @@ impl Leases {
             return None;
         }
         let ended = table.end(id, DestroyReason::LeaseExpired)?;
+        // Whoever reads the log may be slow, and every call under a lease takes this lock.
+        drop(table);
         tracing::info!(lease_id = id.number(), owner = &*ended.lease.owner, "a lease has expired");
         Some(ended)
     }
