@@ -9,6 +9,11 @@
 //!
 //! Imports run one way: `session`, `storage`, `subject`, `service`, `server`.
 
+/// The examples of the README, which must compile.
+#[cfg(all(doctest, feature = "client"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(any(feature = "client", feature = "server"))]

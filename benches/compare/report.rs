@@ -1,6 +1,6 @@
 //! What was measured, as a table on the terminal and in a file.
 
-use std::{fmt::Write as _, fs, process::Command, thread};
+use std::{fmt::Write as _, fs, path::Path, process::Command, thread};
 
 #[derive(Default)]
 pub(crate) struct Report {
@@ -60,6 +60,7 @@ impl Report {
                 let _ = writeln!(text, "\n{note}");
             }
         }
+        fs::create_dir_all(Path::new(path).parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
         println!("\nwritten to {path}");
     }

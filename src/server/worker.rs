@@ -73,7 +73,8 @@ impl Handler {
         if request.uri().path().starts_with(service::PATH) {
             return Ok(self.service.call(request).await);
         }
-        Ok(match self.standard.call(request).await {
+        // In a box, so that it does not make the future of every call as large as its own.
+        Ok(match Box::pin(self.standard.call(request)).await {
             Ok(response) => response.map(ResponseBody::from),
             Err(request) => self.service.call(*request).await,
         })

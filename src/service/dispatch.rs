@@ -49,7 +49,9 @@ impl Service {
             Some("SessionService/BatchHasSessions") => unary(calls, request, limit, Calls::batch_has).await,
             Some("SessionService/BatchCreateSessions") => unary(calls, request, limit, Calls::batch_create).await,
             Some("SessionService/BatchDestroySessions") => unary(calls, request, limit, Calls::batch_destroy).await,
-            Some("SessionService/Subscribe") => subscribe(calls, request, limit).await,
+            // In a box, as is all that is rare and large: a call's future is as large as the largest of these, and is moved
+            // several times on its way into a task.
+            Some("SessionService/Subscribe") => Box::pin(subscribe(calls, request, limit)).await,
             Some("LeaseService/GrantLease") => unary(calls, request, limit, Calls::grant_lease).await,
             Some("LeaseService/KeepLeaseAlive") => unary(calls, request, limit, Calls::keep_lease_alive).await,
             Some("LeaseService/RevokeLease") => unary(calls, request, limit, Calls::revoke_lease).await,
@@ -93,4 +95,25 @@ where
     let heartbeat = convert::heartbeat(request.heartbeat)?;
     let observer = calls.subject.observe(convert::observe_options(request)?).await?;
     Ok(ResponseBody::observer(ObserverBody::new(observer, heartbeat)))
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::Full;
+
+    use super::*;
+    use crate::{
+        service::WireEncoder,
+        storage::memory::{MemoryOptions, MemoryStorage},
+        subject::SubjectOptions,
+    };
+
+    #[tokio::test]
+    async fn the_future_of_a_call_is_small() {
+        let storage = Arc::new(MemoryStorage::new(MemoryOptions::default()));
+        let subject = SessionSubject::start(storage, SubjectOptions::default(), WireEncoder).await.unwrap();
+        let call = Service::new(Arc::new(subject), 1024).call(Request::new(Full::<Bytes>::default()));
+        println!("{} bytes", size_of_val(&call));
+        assert!(size_of_val(&call) <= 1536, "{} bytes", size_of_val(&call));
+    }
 }
