@@ -14,6 +14,7 @@ use super::{
 
 const HAS: &str = "/sessiond.v1.SessionService/HasSession";
 const CALLS: u64 = 300_000;
+const ROUNDS: usize = 5;
 
 /// Processor time of the server and wall time, a call in microseconds and calls a second.
 struct Cost {
@@ -38,6 +39,20 @@ async fn has(server: &Server, shape: (usize, usize)) -> Cost {
     measure(server, CALLS, work(CALLS)).await
 }
 
+/// The least that each server took in some rounds, in which they take turns: what a shared machine adds, it adds at times.
+async fn least_of(rounds: usize, servers: &[Server; 3], shape: (usize, usize)) -> [Cost; 3] {
+    let mut least: [Option<Cost>; 3] = [None, None, None];
+    for _ in 0..rounds {
+        for (server, least) in servers.iter().zip(&mut least) {
+            let cost = has(server, shape).await;
+            if least.as_ref().is_none_or(|least| cost.cpu_us < least.cpu_us) {
+                *least = Some(cost);
+            }
+        }
+    }
+    least.map(Option::unwrap)
+}
+
 fn row(report: &mut Report, what: &str, cost: &Cost, base: &Cost) {
     report.row(&[
         what.to_owned(),
@@ -51,10 +66,11 @@ pub(crate) async fn run(report: &mut Report) {
     let columns = ["server", "server CPU, us a call", "to sessiond", "calls a second"];
     for (shape, name) in [((10, 10), "10 connections x 10"), ((1, 100), "1 connection x 100"), ((64, 1), "64 x 1")] {
         report.part(&format!("HasSession, {name} in flight"), &columns);
-        let ours = has(&peers::sessiond(&[]), shape).await;
+        let servers = [peers::sessiond(&[]), peers::stock_tonic(), peers::bare_h2()];
+        let [ours, stock, bare] = least_of(ROUNDS, &servers, shape).await;
         row(report, "sessiond", &ours, &ours);
-        row(report, "stock tonic, no-op", &has(&peers::stock_tonic(), shape).await, &ours);
-        row(report, "bare h2, no-op", &has(&peers::bare_h2(), shape).await, &ours);
+        row(report, "stock tonic, no-op", &stock, &ours);
+        row(report, "bare h2, no-op", &bare, &ours);
         if shape == (10, 10) {
             match peers::redis() {
                 Some(redis) => row(

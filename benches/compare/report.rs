@@ -77,7 +77,8 @@ const HEAD: &str = "# Benchmarks
 Written by `cargo bench --bench compare`, which starts every server on the loopback of one machine, one after the other, and
 drives each in the same way. What counts is the processor time of the *server* process (user and system) divided by what it
 did; the loader runs on the same cores, so throughput in wall time says as much about it as about the server. Look at the
-ratios.
+ratios. Of HasSession each server takes five turns, and its least is told; the other figures are of one run each, and differ by a
+fifth and more from run to run on a shared machine.
 
 What the peers guarantee, and do not: Redis' pub/sub and NATS' core subjects deliver at most once, to those who are connected
 at that moment, and cut off who is slow; they have no snapshot, no cursor and no resume. Redis' keys and its pub/sub are two
