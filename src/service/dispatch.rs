@@ -18,7 +18,8 @@ pub(crate) const PATH: &str = "/sessiond.v1.";
 /// The subject must have been started with [`WireEncoder`](super::WireEncoder): the events of a stream are sent as they were
 /// encoded there.
 ///
-/// They are dispatched by hand, and not by tonic's generated servers behind its router: that halves the cost of a call.
+/// They are dispatched by hand, and not by tonic's generated servers behind its router: see docs/benchmarks.md for what
+/// a call costs beside it.
 #[derive(Clone, Debug)]
 pub struct Service {
     calls: Calls,

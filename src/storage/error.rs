@@ -31,14 +31,6 @@ pub enum StorageError {
     Broken(#[source] Box<dyn Error + Send + Sync>),
 }
 
-impl StorageError {
-    /// Whether the same call may succeed later without anybody changing anything.
-    #[must_use]
-    pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_))
-    }
-}
-
 /// Why the changes after a position cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
