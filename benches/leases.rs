@@ -92,10 +92,11 @@ async fn one_of_a_million() {
     let polls = timed(expire.as_mut(), asked).await;
     println!("  the longest poll took {:?}, all together {:?}", polls.longest, polls.all);
 
+    let registry_id = storage.log().await.unwrap().registry_id;
     let mut expired = 0;
     let mut after = Position(SESSIONS as u64 + 1);
     while expired < SESSIONS {
-        let events = storage.changes_after(0, after, 1 << 16).await.unwrap();
+        let events = storage.changes_after(registry_id, 0, after, 1 << 16).await.unwrap();
         after = Position(after.0 + events.len() as u64);
         let is_expired = |change| change == SessionChange::Destroyed(DestroyReason::LeaseExpired);
         assert!(events.iter().all(|event| is_expired(event.change)));

@@ -104,12 +104,13 @@ impl Server {
     pub async fn bind(config: ServerConfig) -> Result<Self, ServerError> {
         let listener = listen(config.listen, "listen").await?;
         let admin_listener = listen(config.admin_listen, "admin-listen").await?;
-        let storage = config.storage.open(StorageOptions {
+        let options = StorageOptions {
             // The storage keeps them a second time, until the subject has taken them.
             retain_events: config.subject.retain_events.min(config.subject.retain_bytes / size_of::<SessionEvent>()),
             max_sessions: config.max_sessions,
             max_leases: config.max_leases,
-        })?;
+        };
+        let storage = config.storage.open(options).await?;
         let subject = Arc::new(SessionSubject::start(storage, config.subject, WireEncoder).await?);
         Ok(Self { config, listener, admin_listener, subject })
     }

@@ -135,14 +135,20 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
     /// [`StorageError::Unavailable`] when the storage cannot be asked.
     async fn log(&self) -> Result<LogExtent, StorageError>;
 
-    /// The changes of `partition` right after position `after`: at least one, at most `limit`. Waits for the first.
+    /// The changes of `partition` right after position `after` of the log of `registry_id`: at least one, at most `limit`.
+    /// Waits for the first.
     ///
     /// # Errors
     ///
-    /// [`LogError::Trimmed`] when some change after `after` is no longer held, [`LogError::Restarted`] when `after` is
-    /// not of this log, [`LogError::Storage`] when the storage cannot be asked.
-    async fn changes_after(&self, partition: u32, after: Position, limit: usize)
-    -> Result<Vec<SessionEvent>, LogError>;
+    /// [`LogError::Trimmed`] when some change after `after` is no longer held, [`LogError::Restarted`] when the log is another
+    /// registry's or `after` is not of it, [`LogError::Storage`] when the storage cannot be asked.
+    async fn changes_after(
+        &self,
+        registry_id: RegistryId,
+        partition: u32,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<SessionEvent>, LogError>;
 
     /// The sessions of some buckets from `first` on: of at least one bucket, and of no more once `limit` sessions are
     /// read.
@@ -188,8 +194,10 @@ pub struct LogExtent {
 }
 
 /// What is in some buckets.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BucketRun {
+    /// The registry that they are of.
+    pub registry_id: RegistryId,
     /// For each bucket read, in order, the position in its partition's log that its sessions reflect.
     pub positions: Vec<Position>,
     /// The sessions in those buckets, in no particular order.

@@ -305,12 +305,9 @@ impl SessionSubject {
             Start::Now => (at_head, Opening::Reset(ResetReason::StorageRestarted), here(CursorPlace::SnapshotStart)),
             Start::Snapshot => (at_head, Opening::Snapshot, here(CursorPlace::SnapshotStart)),
             Start::After(cursor) if cursor == here(CursorPlace::SnapshotStart) => (at_head, Opening::Snapshot, cursor),
-            Start::After(cursor) => match (log.find(&cursor, &newest), &cursor.place) {
-                (Found::Place(place, at), CursorPlace::After(positions)) => {
-                    ((place, at), Opening::Follow(positions.clone()), cursor)
-                }
-                (Found::Lost(reason), _) => (at_head, Opening::Reset(reason), cursor),
-                (Found::Place(..), CursorPlace::SnapshotStart) => (at_head, Opening::Snapshot, cursor),
+            Start::After(cursor) => match log.find(&cursor, &newest) {
+                Found::Place(place, at, positions) => ((place, at), Opening::Follow(positions), cursor),
+                Found::Lost(reason) => (at_head, Opening::Reset(reason), cursor),
             },
         };
         let limit = self.inner.options.max_observers;
@@ -318,7 +315,12 @@ impl SessionSubject {
             self.inner.observers.fetch_sub(1, Ordering::Relaxed);
             return Err(ObserveError::TooManyObservers { limit });
         }
-        Ok(Observer::new(Arc::clone(&self.inner), head.registry_id, filter, place, opening, cursor))
+        // Where it follows, that is the log its cursor is of: the log may have begun anew since its head was read.
+        let registry_id = match &opening {
+            Opening::Follow(_) => cursor.registry_id,
+            Opening::Snapshot | Opening::Reset(_) => head.registry_id,
+        };
+        Ok(Observer::new(Arc::clone(&self.inner), registry_id, filter, place, opening, cursor))
     }
 
     /// Tells `observer` in a task of the current tokio runtime, until it is unsubscribed.

@@ -18,7 +18,7 @@
 //! #[async_trait::async_trait]
 //! impl StorageFactory for Memory {
 //!     async fn open(&self, options: StorageOptions) -> Vec<Arc<dyn SessionStorage>> {
-//!         vec![StorageUrl::Memory.open(options).expect("memory can always be opened")]
+//!         vec![StorageUrl::Memory.open(options).await.expect("memory can always be opened")]
 //!     }
 //! }
 //!

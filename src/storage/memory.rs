@@ -334,15 +334,19 @@ impl SessionStorage for MemoryStorage {
 
     async fn changes_after(
         &self,
+        registry_id: RegistryId,
         partition: u32,
         after: Position,
         limit: usize,
     ) -> Result<Vec<SessionEvent>, LogError> {
+        if registry_id != self.registry_id {
+            return Err(LogError::Restarted);
+        }
         self.logs[partition as usize].changes_after(after, limit).await
     }
 
     async fn read_buckets(&self, first: u32, limit: usize) -> Result<BucketRun, StorageError> {
-        let mut run = BucketRun::default();
+        let mut run = BucketRun { registry_id: self.registry_id, positions: Vec::new(), sessions: Vec::new() };
         let end = first.saturating_add(BUCKETS_A_READ).min(self.buckets.len() as u32);
         for index in first..end {
             let bucket = self.buckets[index as usize].lock();

@@ -32,7 +32,7 @@ impl StorageUrl {
     /// # Errors
     ///
     /// [`OpenError`] when it cannot be opened. The memory storage always can.
-    pub fn open(&self, options: StorageOptions) -> Result<Arc<dyn SessionStorage>, OpenError> {
+    pub async fn open(&self, options: StorageOptions) -> Result<Arc<dyn SessionStorage>, OpenError> {
         let StorageOptions { retain_events, max_sessions, max_leases } = options;
         match self {
             Self::Memory => Ok(Arc::new(MemoryStorage::new(MemoryOptions {

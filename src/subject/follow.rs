@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::Instant;
 
 use super::{Inner, ResetReason, cursor::Positions};
-use crate::storage::{LogError, LogExtent, Position, StorageError};
+use crate::storage::{LogError, LogExtent, Position, RegistryId, StorageError};
 
 /// The most changes asked for at once: what has been committed since the last time forms the next messages.
 const CHANGES_A_READ: usize = 4096;
@@ -16,9 +16,10 @@ const LAST_RETRY: Duration = Duration::from_secs(2);
 
 /// Follows the log from the start of `extent` on, through outages and losses of the storage. Never returns.
 pub(super) async fn follow(inner: Arc<Inner>, extent: LogExtent) {
+    let mut registry_id = extent.registry_id;
     let mut from: Positions = extent.partitions.iter().map(|held| held.start).collect();
     loop {
-        let lost = follow_all(&inner, &from).await;
+        let lost = follow_all(&inner, registry_id, &from).await;
         tracing::warn!(reason = ?lost, "the storage's log was lost; every observer starts again with a snapshot");
         let extent = log_extent(&inner).await;
         from = match lost {
@@ -26,7 +27,8 @@ pub(super) async fn follow(inner: Arc<Inner>, extent: LogExtent) {
             ResetReason::Lagged => extent.partitions.iter().map(|held| held.end).collect(),
             _ => extent.partitions.iter().map(|held| held.start).collect(),
         };
-        inner.feed.lose(lost, extent.registry_id, from.clone());
+        registry_id = extent.registry_id;
+        inner.feed.lose(lost, registry_id, from.clone());
     }
 }
 
@@ -59,16 +61,16 @@ async fn log_extent(inner: &Inner) -> LogExtent {
 }
 
 /// Follows every partition until one of them is lost.
-async fn follow_all(inner: &Inner, from: &Positions) -> ResetReason {
+async fn follow_all(inner: &Inner, registry_id: RegistryId, from: &Positions) -> ResetReason {
     let mut partitions: FuturesUnordered<_> =
-        (0..).zip(from).map(|(partition, after)| follow_one(inner, partition, *after)).collect();
+        (0..).zip(from).map(|(partition, after)| follow_one(inner, registry_id, partition, *after)).collect();
     partitions.next().await.unwrap_or(ResetReason::StorageRestarted)
 }
 
-async fn follow_one(inner: &Inner, partition: u32, mut after: Position) -> ResetReason {
+async fn follow_one(inner: &Inner, registry_id: RegistryId, partition: u32, mut after: Position) -> ResetReason {
     let mut retry = Retry::new(inner);
     loop {
-        match inner.storage.changes_after(partition, after, CHANGES_A_READ).await {
+        match inner.storage.changes_after(registry_id, partition, after, CHANGES_A_READ).await {
             Ok(events) => {
                 retry.succeeded();
                 inner.feed.publish(partition, after, &events);

@@ -90,7 +90,8 @@ pub(super) enum Next {
 
 /// Where a cursor leads.
 pub(super) enum Found {
-    Place(Place, Positions),
+    /// The place, the positions there, and those to go on after.
+    Place(Place, Positions, Positions),
     Lost(ResetReason),
 }
 
@@ -261,7 +262,7 @@ impl EventLog {
             Some(before) => state.chunks[before].positions.clone(),
             None => state.start.clone(),
         };
-        Found::Place(Place { epoch: state.epoch, chunk: state.first + offset as u64 }, at)
+        Found::Place(Place { epoch: state.epoch, chunk: state.first + offset as u64 }, at, positions.clone())
     }
 }
 

@@ -215,7 +215,7 @@ impl Observer {
         self.place = head.place;
         self.at = head.positions;
         self.resumed = None;
-        self.phase = Phase::Reading(Box::new(Snapshot::new(Arc::clone(&self.inner.storage))));
+        self.phase = Phase::Reading(Box::new(Snapshot::new(Arc::clone(&self.inner.storage), head.registry_id)));
     }
 
     fn close(&mut self) -> Poll<Option<Update>> {

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     session::{SessionChange, SessionEvent, SessionKey},
-    storage::{BucketRun, Position, SessionStorage, StorageError},
+    storage::{BucketRun, Position, RegistryId, SessionStorage, StorageError},
 };
 
 /// Read at once: an observer that is stuck in its snapshot holds on to no more than this, or to one bucket.
@@ -36,6 +36,7 @@ type Read = Pin<Box<dyn Future<Output = Result<BucketRun, StorageError>> + Send>
 /// - of a later run: not told, since its bucket is yet to be read.
 pub(super) struct Snapshot {
     storage: Arc<dyn SessionStorage>,
+    registry_id: RegistryId,
     /// The buckets from here on are those of `positions`; those before have been passed for good.
     first: u32,
     positions: Vec<Position>,
@@ -46,8 +47,8 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    pub(super) fn new(storage: Arc<dyn SessionStorage>) -> Self {
-        Self { storage, first: 0, positions: Vec::new(), sessions: Vec::new(), read: None, held: 0 }
+    pub(super) fn new(storage: Arc<dyn SessionStorage>, registry_id: RegistryId) -> Self {
+        Self { storage, registry_id, first: 0, positions: Vec::new(), sessions: Vec::new(), read: None, held: 0 }
     }
 
     /// How many sessions that pass the filter by id the observer holds.
@@ -91,19 +92,19 @@ impl Snapshot {
             let storage = &self.storage;
             let read = self.read.get_or_insert_with(|| read_run(Arc::clone(storage), first, Duration::ZERO));
             match ready!(read.as_mut().poll(context)) {
+                // The storage began anew, and whoever follows its log has yet to say so: then this snapshot is over.
+                Ok(run) if run.registry_id != self.registry_id => {
+                    self.read = Some(read_run(Arc::clone(&self.storage), first, RETRY));
+                }
                 Ok(mut run) => {
                     if filter.is_by_id() {
                         run.sessions.retain(|session| filter.passes_session(session));
                         run.sessions.shrink_to_fit();
                     }
-                    *self = Self {
-                        first,
-                        positions: run.positions,
-                        sessions: run.sessions,
-                        read: None,
-                        held: self.held,
-                        storage: Arc::clone(&self.storage),
-                    };
+                    self.read = None;
+                    self.first = first;
+                    self.positions = run.positions;
+                    self.sessions = run.sessions;
                     return Poll::Ready(());
                 }
                 Err(error) => {

@@ -21,7 +21,7 @@ use sessiond::{
     service::{Service, WireEncoder},
     session::{LeaseId, SessionEvent, SessionKey},
     storage::{
-        BucketRun, Layout, LogError, LogExtent, Position, SessionStorage, StorageError,
+        BucketRun, Layout, LogError, LogExtent, Position, RegistryId, SessionStorage, StorageError,
         memory::{MemoryOptions, MemoryStorage},
     },
     subject::{SessionSubject, SubjectOptions},
@@ -101,11 +101,12 @@ impl SessionStorage for Faulty {
     }
     async fn changes_after(
         &self,
+        registry_id: RegistryId,
         partition: u32,
         after: Position,
         limit: usize,
     ) -> Result<Vec<SessionEvent>, LogError> {
-        self.check()?.changes_after(partition, after, limit).await
+        self.check()?.changes_after(registry_id, partition, after, limit).await
     }
     async fn read_buckets(&self, first: u32, limit: usize) -> Result<BucketRun, StorageError> {
         self.check()?.read_buckets(first, limit).await

@@ -99,7 +99,7 @@ pub(super) async fn read_on(
     const CHANGES_A_READ: usize = 1000;
     while (events.len() as u64) < end.0 {
         let after = Position(events.len() as u64);
-        let changes = registry.storage().changes_after(partition as u32, after, CHANGES_A_READ);
+        let changes = registry.changes_after(partition, after, CHANGES_A_READ);
         let changes = match tokio::time::timeout(PATIENCE, changes).await {
             Ok(Err(LogError::Trimmed)) => broken!(
                 Bounded,

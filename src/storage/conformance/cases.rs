@@ -48,6 +48,7 @@ macro_rules! storage_conformance_tests {
                 a_follower_dropped_while_it_waits_loses_nothing
                 what_is_no_longer_held_is_trimmed
                 a_position_ahead_of_the_log_is_refused
+                a_log_of_another_registry_is_refused
             }
             buckets {
                 buckets_and_partitions_never_change

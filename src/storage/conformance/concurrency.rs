@@ -108,7 +108,7 @@ pub(super) async fn a_change_and_its_log_entry_are_one_step(factory: &dyn Storag
             followers.spawn(async move {
                 let mut left = expected;
                 while left > 0 {
-                    let events = registry.storage().changes_after(partition as u32, after, 10).await?;
+                    let events = registry.changes_after(partition, after, 10).await?;
                     after.0 += events.len() as u64;
                     left = left.saturating_sub(events.len());
                     let changed: Vec<_> = events.iter().map(|event| event.session).collect();

@@ -122,7 +122,7 @@ pub(super) async fn changes_are_read_in_parts(factory: &dyn StorageFactory) -> O
             let step = if limit == 1 { 13 } else { 1 };
             for after in (0..events.len()).step_by(step * events.len().div_ceil(40).max(1)) {
                 let position = Position(after as u64);
-                let read = registry.storage().changes_after(partition as u32, position, limit);
+                let read = registry.changes_after(partition, position, limit);
                 let read = soon("changes that are there", read).await??;
                 let most = limit.min(events.len() - after);
                 ensure!(
@@ -149,8 +149,7 @@ pub(super) async fn a_follower_waits_idly_and_wakes(factory: &dyn StorageFactory
         let session = key(round);
         let partition = registry.partition_of(&session);
         let end = registry.extent().await?.partitions[partition].end;
-        let follower = registry.storage();
-        let mut changes = pin!(follower.changes_after(partition as u32, end, 10));
+        let mut changes = pin!(registry.changes_after(partition, end, 10));
         if round == 0 {
             let mut polls = 0;
             let busy = poll_fn(|context| {
@@ -198,8 +197,7 @@ pub(super) async fn many_followers_read_the_same(factory: &dyn StorageFactory) -
             let mut events = Vec::new();
             while events.len() < 2 * ROUNDS as usize {
                 let after = Position(events.len() as u64);
-                let storage = registry.storage();
-                let more = storage.changes_after(partition as u32, after, limit);
+                let more = registry.changes_after(partition, after, limit);
                 let Ok(more) = tokio::time::timeout(PATIENCE, more).await else {
                     broken!(Concurrent, "one of {FOLLOWERS} followers was given nothing after {after:?}");
                 };
@@ -252,8 +250,7 @@ pub(super) async fn a_follower_dropped_while_it_waits_loses_nothing(factory: &dy
             read_on(&registry, partition, &mut events, Position(n)).await?;
         }
         let after = Position(events.len() as u64);
-        let storage = registry.storage();
-        let waiting = storage.changes_after(partition as u32, after, 1 + random.usize(..3));
+        let waiting = registry.changes_after(partition, after, 1 + random.usize(..3));
         // Dropped before the change, after it, or on its way with changes.
         let change = registry.create_one(session, None);
         let (read, changed) = tokio::join!(cut_short(waiting, random.usize(..4)), change);
@@ -277,13 +274,13 @@ pub(super) async fn what_is_no_longer_held_is_trimmed(factory: &dyn StorageFacto
     let partition = registry.partition_of(&sessions[0]);
     let own: Vec<SessionKey> =
         sessions.into_iter().filter(|session| registry.partition_of(session) == partition).collect();
-    let changes_after = async |after: Position| {
-        let storage = registry.storage();
-        match tokio::time::timeout(PATIENCE, storage.changes_after(partition as u32, after, 1000)).await {
+    let changes_after =
+        async |after: Position| match tokio::time::timeout(PATIENCE, registry.changes_after(partition, after, 1000))
+            .await
+        {
             Ok(changes) => Ok(changes),
             Err(_) => broken!(Bounded, "changes_after waits at {after:?}, which is not the end of the log"),
-        }
-    };
+        };
     let mut written: u64 = 0;
     let mut trimmed = 0;
     let mut batch = 1;
@@ -332,11 +329,10 @@ pub(super) async fn what_is_no_longer_held_is_trimmed(factory: &dyn StorageFacto
 pub(super) async fn a_position_ahead_of_the_log_is_refused(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     for n in 0..3 {
-        for (partition, held) in (0..).zip(registry.extent().await?.partitions) {
+        for (partition, held) in registry.extent().await?.partitions.into_iter().enumerate() {
             for after in [held.end.0 + 1, held.end.0 + 1000, u64::MAX] {
                 let started = Instant::now();
-                let storage = registry.storage();
-                let changes = storage.changes_after(partition, Position(after), 1);
+                let changes = registry.changes_after(partition, Position(after), 1);
                 match tokio::time::timeout(PATIENCE, changes).await {
                     Ok(Err(LogError::Restarted)) => {}
                     Ok(other) => broken!(Bounded, "changes_after({after}) gave {other:?} instead of Restarted"),
@@ -350,6 +346,27 @@ pub(super) async fn a_position_ahead_of_the_log_is_refused(factory: &dyn Storage
             }
         }
         registry.create(&keys(n * 10..n * 10 + 10), None).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn a_log_of_another_registry_is_refused(factory: &dyn StorageFactory) -> Outcome {
+    let (registry, other) = (Registry::open(factory).await?, Registry::open(factory).await?);
+    let others = other.extent().await?.registry_id;
+    for round in 0..2 {
+        for (partition, held) in (0..).zip(registry.extent().await?.partitions) {
+            for after in [Position(0), held.end] {
+                let changes = registry.storage().changes_after(others, partition, after, 1);
+                match tokio::time::timeout(PATIENCE, changes).await {
+                    Ok(Err(LogError::Restarted)) => {}
+                    Ok(told) => {
+                        broken!(Bounded, "changes_after of another registry gave {told:?} instead of Restarted")
+                    }
+                    Err(_) => broken!(Bounded, "changes_after of another registry waits instead of Restarted"),
+                }
+            }
+        }
+        registry.create(&keys(round * 10..round * 10 + 10), None).await?;
     }
     Ok(())
 }

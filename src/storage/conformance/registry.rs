@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     session::{LeaseId, SessionChange, SessionEvent, SessionKey},
-    storage::{Layout, LogExtent, SessionStorage, StorageError, StorageOptions},
+    storage::{Layout, LogError, LogExtent, Position, RegistryId, SessionStorage, StorageError, StorageOptions},
 };
 
 /// Long enough for anything that should happen at once, on a busy machine too: it only ends waits that would not.
@@ -39,6 +39,7 @@ pub(super) const ROOMY: StorageOptions =
 pub(super) struct Registry {
     handles: Vec<Arc<dyn SessionStorage>>,
     next: AtomicUsize,
+    registry_id: RegistryId,
     /// See [`StorageFactory::slack`].
     pub(super) slack: Duration,
 }
@@ -54,7 +55,8 @@ impl Registry {
         if handles.is_empty() {
             broken!(Answers, "the factory gave no handle to a registry");
         }
-        Ok(Arc::new(Self { handles, next: AtomicUsize::new(0), slack: factory.slack() }))
+        let registry_id = handles[0].log().await?.registry_id;
+        Ok(Arc::new(Self { handles, next: AtomicUsize::new(0), registry_id, slack: factory.slack() }))
     }
 
     /// The next handle, so that what is changed through one is looked at through another.
@@ -89,6 +91,16 @@ impl Registry {
     pub(super) fn partition_of(&self, session: &SessionKey) -> usize {
         let storage = self.storage();
         storage.partition_of(storage.bucket_of(session)) as usize
+    }
+
+    /// See [`SessionStorage::changes_after`].
+    pub(super) async fn changes_after(
+        &self,
+        partition: usize,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<SessionEvent>, LogError> {
+        self.storage().changes_after(self.registry_id, partition as u32, after, limit).await
     }
 
     pub(super) async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Outcome<Vec<bool>> {

@@ -27,12 +27,12 @@ impl Tail {
     pub(super) async fn new(registry: &Arc<Registry>) -> Outcome<Self> {
         let (sender, changes) = mpsc::unbounded_channel();
         let mut following = JoinSet::new();
-        for (partition, held) in (0..).zip(registry.extent().await?.partitions) {
+        for (partition, held) in registry.extent().await?.partitions.into_iter().enumerate() {
             let (registry, sender) = (Arc::clone(registry), sender.clone());
             following.spawn(async move {
                 let mut after = held.end;
                 loop {
-                    match registry.storage().changes_after(partition, after, 100).await {
+                    match registry.changes_after(partition, after, 100).await {
                         Ok(events) => {
                             after.0 += events.len() as u64;
                             events.into_iter().for_each(|event| drop(sender.send(Ok(event))));

@@ -67,6 +67,7 @@ enum Fault {
     SharesItsIdentity,
     LeasesTheFirstOnly,
     ShowsChangesLate,
+    FollowsAnyRegistry,
 }
 
 use Fault::*;
@@ -91,6 +92,7 @@ const FOUND: &[(Fault, &str, Obligation)] = &[
     (ServesOneFollower, "many_followers_read_the_same", Obligation::Concurrent),
     (ForgetsWhatADroppedFollowerMissed, "a_follower_dropped_while_it_waits_loses_nothing", Obligation::Cancellable),
     (CallsTrimmedRestarted, "what_is_no_longer_held_is_trimmed", Obligation::Bounded),
+    (FollowsAnyRegistry, "a_log_of_another_registry_is_refused", Obligation::Bounded),
     (WaitsAhead, "a_position_ahead_of_the_log_is_refused", Obligation::Bounded),
     (WandersBetweenBuckets, "buckets_and_partitions_never_change", Obligation::Divided),
     (ReadsAtTooLow, "reads_are_exact_while_sessions_change", Obligation::ExactReads),
@@ -437,11 +439,16 @@ impl SessionStorage for Broken {
 
     async fn changes_after(
         &self,
+        registry_id: RegistryId,
         partition: u32,
         after: Position,
         limit: usize,
     ) -> Result<Vec<SessionEvent>, LogError> {
-        let follow = |limit: usize| self.memory.changes_after(partition, after, limit);
+        let registry_id = match self.fault {
+            FollowsAnyRegistry => self.memory.log().await?.registry_id,
+            _ => registry_id,
+        };
+        let follow = |limit: usize| self.memory.changes_after(registry_id, partition, after, limit);
         let at_end =
             async || Ok::<_, StorageError>(self.memory.log().await?.partitions[partition as usize].end == after);
         match self.fault {
@@ -452,7 +459,7 @@ impl SessionStorage for Broken {
                     events.remove(lost);
                 }
                 if events.is_empty() {
-                    self.memory.changes_after(partition, Position(3), limit).await
+                    self.memory.changes_after(registry_id, partition, Position(3), limit).await
                 } else {
                     Ok(events)
                 }

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use sessiond::{
     session::SessionEvent,
-    storage::{BucketRun, LogError, LogExtent, Position, SessionStorage, StorageError},
+    storage::{BucketRun, LogError, LogExtent, Position, RegistryId, SessionStorage, StorageError},
 };
 
 use super::{checker::Told, twisted::Twist};
@@ -69,11 +69,12 @@ impl Twist for SwapsChanges {
     async fn changes_after(
         &self,
         truth: &dyn SessionStorage,
+        registry_id: RegistryId,
         partition: u32,
         after: Position,
         limit: usize,
     ) -> Result<Vec<SessionEvent>, LogError> {
-        let mut changes = truth.changes_after(partition, after, limit).await?;
+        let mut changes = truth.changes_after(registry_id, partition, after, limit).await?;
         if changes.len() > 1 {
             changes.swap(0, 1);
         }

@@ -44,6 +44,7 @@ impl Model {
     /// To be called so often that the storage still holds them.
     pub(crate) async fn catch_up(&mut self) -> Vec<SessionEvent> {
         let extent = self.storage.log().await.unwrap();
+        let registry_id = extent.registry_id;
         let mut news = Vec::new();
         for (partition, held) in (0..).zip(extent.partitions) {
             loop {
@@ -52,7 +53,7 @@ impl Model {
                 if after >= held.end {
                     break;
                 }
-                let read = self.storage.changes_after(partition, after, 4096).await.unwrap();
+                let read = self.storage.changes_after(registry_id, partition, after, 4096).await.unwrap();
                 changes.extend(&read);
                 news.extend(read);
             }

@@ -7,7 +7,9 @@ use sessiond::{
     proto::{SubscribeRequest, subscribe_request},
     service::WireEncoder,
     session::{SessionEvent, SessionId, SessionKey},
-    storage::{BucketRun, LogError, LogExtent, Position, SessionStorage, StorageError, memory::MemoryStorage},
+    storage::{
+        BucketRun, LogError, LogExtent, Position, RegistryId, SessionStorage, StorageError, memory::MemoryStorage,
+    },
     subject::{Cursor, Filter, ObserveOptions, ResetReason, SessionSubject, Start},
 };
 use tokio::{sync::watch, time::Instant};
@@ -349,17 +351,18 @@ impl Twist for Restarts {
     async fn changes_after(
         &self,
         truth: &dyn SessionStorage,
+        registry_id: RegistryId,
         partition: u32,
         after: Position,
         limit: usize,
     ) -> Result<Vec<SessionEvent>, LogError> {
         if self.has() {
-            return self.next.changes_after(partition, after, limit).await;
+            return self.next.changes_after(registry_id, partition, after, limit).await;
         }
         let mut restarted = self.restarted.subscribe();
         tokio::select! {
             _ = restarted.changed() => Err(LogError::Restarted),
-            changes = truth.changes_after(partition, after, limit) => changes,
+            changes = truth.changes_after(registry_id, partition, after, limit) => changes,
         }
     }
 

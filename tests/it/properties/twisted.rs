@@ -5,7 +5,7 @@ use std::{convert::Infallible, fmt, future::pending, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use sessiond::{
     session::{LeaseId, SessionEvent, SessionKey},
-    storage::{BucketRun, Layout, LogError, LogExtent, Position, SessionStorage, StorageError},
+    storage::{BucketRun, Layout, LogError, LogExtent, Position, RegistryId, SessionStorage, StorageError},
 };
 use tokio::sync::watch;
 
@@ -25,11 +25,12 @@ pub(crate) trait Twist: fmt::Debug + Send + Sync + 'static {
     async fn changes_after(
         &self,
         truth: &dyn SessionStorage,
+        registry_id: RegistryId,
         partition: u32,
         after: Position,
         limit: usize,
     ) -> Result<Vec<SessionEvent>, LogError> {
-        truth.changes_after(partition, after, limit).await
+        truth.changes_after(registry_id, partition, after, limit).await
     }
 
     async fn read_buckets(
@@ -111,11 +112,12 @@ impl<T: Twist> SessionStorage for Twisted<T> {
 
     async fn changes_after(
         &self,
+        registry_id: RegistryId,
         partition: u32,
         after: Position,
         limit: usize,
     ) -> Result<Vec<SessionEvent>, LogError> {
-        self.twist.changes_after(&*self.truth, partition, after, limit).await
+        self.twist.changes_after(&*self.truth, registry_id, partition, after, limit).await
     }
 
     async fn read_buckets(&self, first: u32, limit: usize) -> Result<BucketRun, StorageError> {
@@ -165,6 +167,7 @@ impl Twist for Paced {
     async fn changes_after(
         &self,
         truth: &dyn SessionStorage,
+        registry_id: RegistryId,
         partition: u32,
         after: Position,
         limit: usize,
@@ -174,7 +177,7 @@ impl Twist for Paced {
             tokio::select! {
                 biased;
                 () = open(&self.follows, false) => {}
-                changes = truth.changes_after(partition, after, limit) => return changes,
+                changes = truth.changes_after(registry_id, partition, after, limit) => return changes,
             }
         }
     }
