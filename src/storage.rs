@@ -3,6 +3,8 @@
 mod error;
 pub mod memory;
 mod open;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 #[cfg(feature = "conformance")]
 pub mod conformance;

@@ -6,6 +6,11 @@ use super::{
     SessionStorage,
     memory::{MemoryOptions, MemoryStorage},
 };
+#[cfg(feature = "redis")]
+use super::{
+    StorageError,
+    redis::{RedisStorage, RedisUrl, RedisUrlError},
+};
 
 /// Names a storage, as `--storage` does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +18,9 @@ use super::{
 pub enum StorageUrl {
     /// `memory:`, the sessions live and die with the process.
     Memory,
+    /// `redis://HOST:PORT` and the like, many replicas share the sessions.
+    #[cfg(feature = "redis")]
+    Redis(RedisUrl),
 }
 
 /// What every storage is opened with.
@@ -41,6 +49,11 @@ impl StorageUrl {
                 max_leases,
                 ..MemoryOptions::default()
             }))),
+            #[cfg(feature = "redis")]
+            Self::Redis(url) => match RedisStorage::open(url, options).await {
+                Ok(storage) => Ok(Arc::new(storage)),
+                Err(source) => Err(OpenError::Redis { url: url.to_string(), source }),
+            },
         }
     }
 }
@@ -51,6 +64,8 @@ impl FromStr for StorageUrl {
     fn from_str(text: &str) -> Result<Self, OpenError> {
         match text {
             "memory:" => Ok(Self::Memory),
+            #[cfg(feature = "redis")]
+            _ if RedisUrl::is_meant(text) => Ok(Self::Redis(text.parse()?)),
             _ => Err(OpenError::UnknownUrl(text.to_owned())),
         }
     }
@@ -60,6 +75,8 @@ impl fmt::Display for StorageUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory => f.write_str("memory:"),
+            #[cfg(feature = "redis")]
+            Self::Redis(url) => url.fmt(f),
         }
     }
 }
@@ -69,6 +86,24 @@ impl fmt::Display for StorageUrl {
 #[non_exhaustive]
 pub enum OpenError {
     /// The text names no storage.
-    #[error("{0:?} is no storage: write memory:")]
+    #[error("{0:?} is no storage: write memory:, or redis://HOST:PORT")]
     UnknownUrl(String),
+    /// The URL of a Redis is wrong.
+    #[cfg(feature = "redis")]
+    #[error(transparent)]
+    RedisUrl(#[from] RedisUrlError),
+    /// Redis cannot be reached, or has no registry that can be used.
+    #[cfg(feature = "redis")]
+    #[error("{url} cannot be opened ({})", cause(.source))]
+    Redis {
+        /// The storage, without its password.
+        url: String,
+        /// Why not.
+        source: StorageError,
+    },
+}
+
+#[cfg(feature = "redis")]
+fn cause(error: &StorageError) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }

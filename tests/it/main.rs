@@ -22,6 +22,7 @@ mod observed;
 mod program;
 mod properties;
 mod raw;
+mod redis;
 mod resume;
 mod server;
 mod sessions;

@@ -1,0 +1,4 @@
+//! The storage in Redis, on real servers.
+
+mod conformance;
+pub(crate) mod server;
