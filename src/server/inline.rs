@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll, Waker},
+    task::{Context, Waker},
 };
 
 use hyper::rt::Executor;
@@ -22,7 +22,7 @@ where
         let mut call: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(call);
         // Nobody is to be woken for this poll: the task polls once more, with a waker of its own.
         let mut context = Context::from_waker(Waker::noop());
-        if let Poll::Pending = call.as_mut().poll(&mut context) {
+        if call.as_mut().poll(&mut context).is_pending() {
             tokio::spawn(call);
         }
     }
