@@ -18,7 +18,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{Instant, sleep_until};
 
 use self::{
@@ -117,6 +117,7 @@ impl MemoryStorage {
             lease.enter(bucket_index);
         }
         let mut bucket = self.buckets[bucket_index as usize].lock();
+        self.fit(&mut bucket, lease.is_some());
         let slot = match lease {
             Some((id, lease)) if !lease.is_live() => return Err(StorageError::UnknownLease(id)),
             Some((_, lease)) => lease.slot,
@@ -137,9 +138,7 @@ impl MemoryStorage {
             self.session_count.fetch_sub(1, Ordering::Relaxed);
             return Err(too_many());
         }
-        let followers = self.log_of(bucket_index).append(SessionEvent { session, change: SessionChange::Created });
-        drop(bucket);
-        followers.wake();
+        self.log_of(bucket_index).append(SessionEvent { session, change: SessionChange::Created });
         Ok(true)
     }
 
@@ -155,9 +154,8 @@ impl MemoryStorage {
         bucket.remove(hash, place, &self.hash);
         self.session_count.fetch_sub(1, Ordering::Relaxed);
         let change = SessionChange::Destroyed(DestroyReason::Requested);
-        let followers = self.log_of(bucket_index).append(SessionEvent { session, change });
-        drop(bucket);
-        followers.wake();
+        self.log_of(bucket_index).append(SessionEvent { session, change });
+        self.fit(&mut bucket, false);
         true
     }
 
@@ -197,11 +195,42 @@ impl MemoryStorage {
         self.session_count.fetch_sub(sessions.len() as u64, Ordering::Relaxed);
         let log = self.log_of(bucket_index);
         let change = SessionChange::Destroyed(reason);
-        let followers: Vec<_> =
-            sessions.iter().map(|session| log.append(SessionEvent { session: *session, change })).collect();
+        sessions.iter().for_each(|session| log.append(SessionEvent { session: *session, change }));
+        self.fit(&mut bucket, false);
         drop(bucket);
-        followers.into_iter().for_each(log::Followers::wake);
+        log.settle();
         sessions.len()
+    }
+
+    /// Gives a bucket the room that it needs, made while its lock is not held.
+    fn fit(&self, bucket: &mut MutexGuard<'_, Bucket>, is_leased: bool) {
+        while let Some(need) = bucket.need(is_leased) {
+            let room = MutexGuard::unlocked(bucket, || need.make());
+            let unused = bucket.move_into(room, &self.hash);
+            MutexGuard::unlocked(bucket, || drop(unused));
+        }
+    }
+
+    /// Changes each session, letting other tasks run in between. Those who follow the log are woken once for as many sessions
+    /// as are done in one go.
+    async fn change_each(
+        &self,
+        sessions: &[SessionKey],
+        mut change: impl FnMut(SessionKey) -> Result<bool, StorageError> + Send,
+    ) -> Result<Vec<bool>, StorageError> {
+        let mut results = Vec::with_capacity(sessions.len());
+        for (n, some) in sessions.chunks(SESSIONS_BETWEEN_YIELDS).enumerate() {
+            if n > 0 {
+                tokio::task::yield_now().await;
+            }
+            let done = some.iter().try_for_each(|session| {
+                results.push(change(*session)?);
+                Ok::<(), StorageError>(())
+            });
+            self.logs.iter().for_each(Log::settle);
+            done?;
+        }
+        Ok(results)
     }
 }
 
@@ -217,21 +246,6 @@ impl Drop for Sweep<'_> {
             self.storage.leases.leave(ended);
         }
     }
-}
-
-/// Does `step` for each session, letting other tasks run in between.
-async fn each<R>(
-    sessions: &[SessionKey],
-    mut step: impl FnMut(&SessionKey) -> Result<R, StorageError> + Send,
-) -> Result<Vec<R>, StorageError> {
-    let mut results = Vec::with_capacity(sessions.len());
-    for (n, session) in sessions.iter().enumerate() {
-        if n > 0 && n % SESSIONS_BETWEEN_YIELDS == 0 {
-            tokio::task::yield_now().await;
-        }
-        results.push(step(session)?);
-    }
-    Ok(results)
 }
 
 #[async_trait]
@@ -254,11 +268,18 @@ impl SessionStorage for MemoryStorage {
             None => None,
         };
         let lease = lease.as_ref().map(|(id, lease)| (*id, &**lease));
-        each(sessions, |session| self.create_one(*session, lease)).await
+        self.change_each(sessions, |session| self.create_one(session, lease)).await
     }
 
     async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
-        each(sessions, |session| Ok(self.has_one(session))).await
+        let mut exist = Vec::with_capacity(sessions.len());
+        for (n, some) in sessions.chunks(SESSIONS_BETWEEN_YIELDS).enumerate() {
+            if n > 0 {
+                tokio::task::yield_now().await;
+            }
+            exist.extend(some.iter().map(|session| self.has_one(session)));
+        }
+        Ok(exist)
     }
 
     async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
@@ -269,7 +290,7 @@ impl SessionStorage for MemoryStorage {
             },
             None => None,
         };
-        each(sessions, |session| Ok(self.destroy_one(*session, lease.as_deref()))).await
+        self.change_each(sessions, |session| Ok(self.destroy_one(session, lease.as_deref()))).await
     }
 
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, future::poll_fn, ops::Range, task::Poll, task::
 use parking_lot::Mutex;
 
 use crate::{
-    session::SessionEvent,
+    session::{SessionChange, SessionEvent, SessionKey},
     storage::{LogError, Position},
 };
 
@@ -23,18 +23,10 @@ struct State {
     /// The position before the first change held.
     oldest: u64,
     newest: u64,
-    followers: Followers,
-}
-
-/// Those who wait for a change.
-#[derive(Default)]
-#[must_use = "a follower that is not woken sleeps for ever"]
-pub(super) struct Followers(Vec<Waker>);
-
-impl Followers {
-    pub(super) fn wake(self) {
-        self.0.into_iter().for_each(Waker::wake);
-    }
+    /// Those who wait for a change after `newest` as it was at that time.
+    followers: Vec<Waker>,
+    /// Memory for the next segment.
+    spare: Vec<SessionEvent>,
 }
 
 impl Log {
@@ -47,12 +39,13 @@ impl Log {
             max_segments: retain.div_ceil(segment_len) + 1,
             oldest: 0,
             newest: 0,
-            followers: Followers::default(),
+            followers: Vec::new(),
+            spare: Vec::new(),
         }))
     }
 
-    /// Appends a change. Those to wake are given back: that is done when no lock is held.
-    pub(super) fn append(&self, event: SessionEvent) -> Followers {
+    /// Appends a change. [`settle`](Self::settle) must follow, when no lock is held.
+    pub(super) fn append(&self, event: SessionEvent) {
         let mut state = self.0.lock();
         let state = &mut *state;
         match state.segments.back_mut() {
@@ -63,15 +56,33 @@ impl Log {
                     state.oldest += state.segment_len as u64;
                     state.segments.pop_front().unwrap_or_default()
                 } else {
-                    Vec::with_capacity(state.segment_len)
+                    std::mem::take(&mut state.spare)
                 };
                 segment.clear();
+                segment.reserve_exact(state.segment_len);
                 segment.push(event);
                 state.segments.push_back(segment);
             }
         }
         state.newest += 1;
-        std::mem::take(&mut state.followers)
+    }
+
+    /// Does what follows on some appended changes and takes no lock to be done: wakes those who wait for them, and makes memory
+    /// ready for more, which the kernel may take milliseconds to hand out.
+    pub(super) fn settle(&self) {
+        let mut state = self.0.lock();
+        let wants_spare = state.spare.capacity() == 0
+            && state.segments.len() < state.max_segments
+            && state.segments.back().is_none_or(|segment| segment.len() > state.segment_len / 2);
+        let segment_len = state.segment_len;
+        let followers = std::mem::take(&mut state.followers);
+        drop(state);
+        followers.into_iter().for_each(Waker::wake);
+        if wants_spare {
+            let unwritten = SessionEvent { session: SessionKey::new(0, 0), change: SessionChange::Created };
+            let spare = vec![unwritten; segment_len];
+            self.0.lock().spare = spare;
+        }
     }
 
     pub(super) fn newest(&self) -> Position {
@@ -93,7 +104,7 @@ impl Log {
                 return Poll::Ready(Err(LogError::Restarted));
             }
             if after.0 == state.newest {
-                let waiting = &mut state.followers.0;
+                let waiting = &mut state.followers;
                 if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
                     waiting.push(context.waker().clone());
                 }

@@ -63,6 +63,16 @@ impl RedisServer {
         server
     }
 
+    /// Starts it again, on the same port, with what is in its folder.
+    pub(crate) fn restart(&mut self) {
+        self.kill();
+        let deadline = Instant::now() + PATIENCE;
+        while self.child.is_none() {
+            assert!(Instant::now() < deadline, "redis-server does not start again");
+            self.try_start();
+        }
+    }
+
     fn try_start(&mut self) {
         let mut command = Command::new("redis-server");
         command.current_dir(&self.folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -88,6 +98,12 @@ impl RedisServer {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+    }
+
+    /// Sends a signal, as `kill` names it: STOP, CONT.
+    pub(crate) fn signal(&self, signal: &str) {
+        let pid = self.child.as_ref().expect("it runs").id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &pid]).status().expect("kill is installed").success());
     }
 
     /// The URL of a registry in it.
