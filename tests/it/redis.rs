@@ -2,7 +2,7 @@
 
 pub(crate) mod cluster;
 mod conformance;
-// mod faults;
+mod faults;
 pub(crate) mod server;
 
 use std::{error::Error, sync::Arc};

@@ -216,7 +216,7 @@ impl Registry {
     pub(super) async fn abandon(&self, identity: &Identity, lost: &str) -> Result<(), Fault> {
         let new = format!("{:016x}", fastrand::u64(..));
         let call = self.call(&self.scripts.registry_move, 0, 1).arg(&identity.id).arg(new).arg(lost);
-        let _: u32 = self.link.run_durably(call).await?;
+        let _: u32 = self.link.run(call).await?;
         Ok(())
     }
 
@@ -227,7 +227,7 @@ impl Registry {
         let had_joined = head.fields.iter().any(|(name, _)| *name == mark);
         let call = self.call(&self.scripts.partition_join, partition, 1);
         let call = call.arg(id).arg(era).arg(self.buckets_a_partition()).arg(i32::from(had_joined));
-        let found: String = self.link.run_durably(call).await?;
+        let found: String = self.link.run(call).await?;
         match found.as_str() {
             "same" => {}
             "fresh" => tracing::debug!(partition, "a partition has joined"),
@@ -244,7 +244,7 @@ impl Registry {
         }
         if !had_joined {
             let call = self.call(&self.scripts.registry_mark, 0, 1).arg(id).arg(mark);
-            let _: u32 = self.link.run_durably(call).await?;
+            let _: u32 = self.link.run(call).await?;
         }
         Ok(true)
     }
@@ -263,7 +263,7 @@ impl Registry {
         }
         let call = self.call(&self.scripts.partition_follow, partition, 1);
         let call = call.arg(old.unwrap_or_default()).arg(&head.identity.id).arg(&head.identity.era);
-        let _: u32 = self.link.run_durably(call).await?;
+        let _: u32 = self.link.run(call).await?;
         Ok(())
     }
 
@@ -291,7 +291,7 @@ impl Registry {
         keys.push(meta);
         for keys in keys.chunks(KEYS_A_STEP) {
             let call = self.call(&self.scripts.partition_wipe, partition, 1 + keys.len()).arg(keys).arg(&era);
-            let is_ours: u32 = self.link.run_durably(call).await?;
+            let is_ours: u32 = self.link.run(call).await?;
             if is_ours == 0 {
                 break;
             }
@@ -344,7 +344,7 @@ impl Head {
         ]);
         let call = call.arg(&[("all_buckets", buckets), ("partitions", partitions), ("buckets", buckets / partitions)]);
         let call = call.arg(&[("end", 0), ("count", 0), ("slots", 0), ("ends", 0)]);
-        let fields: Vec<(String, String)> = link.run_durably(call).await?;
+        let fields: Vec<(String, String)> = link.run(call).await?;
         Self::parse(fields).ok_or_else(|| {
             let what = "the registry's format is not one that this version of sessiond knows";
             Fault::Broken(RedisError::from((redis::ErrorKind::Parse, what)))

@@ -42,7 +42,8 @@ impl StorageFactory for Single {
 
     fn skipped(&self) -> &'static [&'static str] {
         static SKIPPED: OnceLock<Vec<&str>> = OnceLock::new();
-        SKIPPED.get_or_init(|| if is_installed() { Vec::new() } else { cases().iter().map(|case| case.name()).collect() })
+        SKIPPED
+            .get_or_init(|| if is_installed() { Vec::new() } else { cases().iter().map(|case| case.name()).collect() })
     }
 }
 
