@@ -17,6 +17,7 @@ mod observer;
 mod peers;
 mod ping;
 mod process;
+mod redis;
 mod report;
 mod resp;
 mod snapshot;
@@ -66,6 +67,9 @@ async fn run(parts: &[String]) -> Report {
     }
     if wants("idle") {
         idle::run(&mut report).await;
+    }
+    if wants("redis") {
+        redis::run(&mut report).await;
     }
     report
 }

@@ -3,6 +3,8 @@
 pub(crate) mod cluster;
 mod conformance;
 mod faults;
+mod fleet;
+mod linear;
 pub(crate) mod server;
 
 use std::{error::Error, sync::Arc};
