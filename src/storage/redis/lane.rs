@@ -4,7 +4,7 @@
 //! delay; a busy one spreads the cost of a script over hundreds of sessions. Scripts of a lane run one after the other, so
 //! a batch keeps its order, whatever a cluster does to one that it has to send again.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, error::Error, sync::Arc};
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -24,7 +24,7 @@ const STEPS_A_SCRIPT: usize = 512;
 const LEASES_A_SCRIPT: usize = 255;
 
 /// The most sessions that wait for a partition.
-const MAX_WAITING: usize = 1 << 20;
+const MAX_WAITING: usize = 1 << 18;
 
 /// What a step of a script answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +125,7 @@ impl Lane {
 
     /// Sends what waits, for as long as it is polled.
     pub(super) async fn run(self: Arc<Self>, registry: Arc<Registry>, partition: u32) {
+        let mut is_failing = false;
         loop {
             let mut batch = self.take();
             if batch.is_empty() {
@@ -141,8 +142,17 @@ impl Lane {
                 })
                 .await;
             match outcome {
-                Ok(answers) => self.give(batch, &steps, &answers),
-                Err(fault) => batch.drain(..).for_each(|request| drop(request.reply.send(Err(fault.clone())))),
+                Ok(answers) => {
+                    is_failing = false;
+                    self.give(batch, &steps, &answers);
+                }
+                Err(fault) => {
+                    // A line for each call would be a flood.
+                    if !std::mem::replace(&mut is_failing, true) {
+                        tracing::warn!(partition, error = &fault as &dyn Error, "calls to Redis fail");
+                    }
+                    batch.drain(..).for_each(|request| drop(request.reply.send(Err(fault.clone()))));
+                }
             }
         }
     }

@@ -249,28 +249,42 @@ impl Registry {
         Ok(true)
     }
 
-    /// Lets a partition follow the registry to its new id. Leases that the first partition does not know any more end here.
+    /// Lets a partition follow the registry to its new id.
     async fn follow(&self, partition: u32, head: &Head) -> Result<(), Fault> {
-        let meta = self.key(partition, "meta");
-        let old: Option<String> = self.read(redis::cmd("HGET").arg(&meta).arg("id")).await?;
-        for leases in self.attached(partition).await?.chunks(KEYS_A_STEP) {
-            let mut call = self.call(&self.scripts.lease_orphans, 0, 4);
-            for name in ["leases", "ended", "claims"] {
-                call = call.arg(self.key(0, name));
-            }
-            let call = call.arg(&head.identity.id).arg(partition).arg(leases);
-            let _: u32 = self.link.run(call).await?;
-        }
+        let old: Option<String> =
+            self.link.command(redis::cmd("HGET").arg(self.key(partition, "meta")).arg("id")).await?;
+        self.end_orphans(partition, &head.identity).await?;
         let call = self.call(&self.scripts.partition_follow, partition, 1);
         let call = call.arg(old.unwrap_or_default()).arg(&head.identity.id).arg(&head.identity.era);
         let _: u32 = self.link.run(call).await?;
         Ok(())
     }
 
+    /// Ends in every partition the leases that the first does not know, as when it came back with an old dump.
+    pub(super) async fn end_all_orphans(&self, identity: &Identity) -> Result<(), Fault> {
+        for partition in 1..self.layout.partitions {
+            self.end_orphans(partition, identity).await?;
+        }
+        Ok(())
+    }
+
+    async fn end_orphans(&self, partition: u32, identity: &Identity) -> Result<(), Fault> {
+        for leases in self.attached(partition).await?.chunks(KEYS_A_STEP) {
+            let mut call = self.call(&self.scripts.lease_orphans, 0, 4);
+            for name in ["leases", "ended", "claims"] {
+                call = call.arg(self.key(0, name));
+            }
+            let call = call.arg(&identity.id).arg(partition).arg(leases);
+            let _: u32 = self.link.run(call).await?;
+        }
+        Ok(())
+    }
+
     /// The leases that are attached to a partition, or closed there.
     async fn attached(&self, partition: u32) -> Result<Vec<Vec<u8>>, Fault> {
-        let mut leases: Vec<Vec<u8>> = self.read(redis::cmd("HKEYS").arg(self.key(partition, "attached"))).await?;
-        let closed: Vec<Vec<u8>> = self.read(redis::cmd("HKEYS").arg(self.key(partition, "closed"))).await?;
+        let mut leases: Vec<Vec<u8>> =
+            self.link.command(redis::cmd("HKEYS").arg(self.key(partition, "attached"))).await?;
+        let closed: Vec<Vec<u8>> = self.link.command(redis::cmd("HKEYS").arg(self.key(partition, "closed"))).await?;
         leases.extend(closed);
         Ok(leases)
     }
@@ -279,7 +293,7 @@ impl Registry {
     async fn wipe(&self, partition: u32, head: &Head) -> Result<(), Fault> {
         let meta = self.key(partition, "meta");
         let (era, buckets): (Option<String>, Option<u32>) =
-            self.read(redis::cmd("HMGET").arg(&meta).arg("era").arg("buckets")).await?;
+            self.link.command(redis::cmd("HMGET").arg(&meta).arg("era").arg("buckets")).await?;
         let Some(era) = era.filter(|era| *era != head.identity.era) else { return Ok(()) };
         tracing::warn!(partition, "a partition has sessions of a registry that is gone; they are deleted");
         let mut keys: Vec<String> =
@@ -307,11 +321,6 @@ impl Registry {
             let _ = write!(name, "{byte:02x}");
         });
         self.key(partition, &name)
-    }
-
-    /// A command by itself.
-    pub(super) async fn read<T: redis::FromRedisValue>(&self, command: &redis::Cmd) -> Result<T, Fault> {
-        self.link.command(command).await
     }
 
     /// Does something for every partition at once, and gives the results in order.

@@ -77,7 +77,8 @@ impl Tail {
         let mut news = self.state.subscribe();
         let limit = limit.clamp(1, CHANGES_A_READ);
         loop {
-            let identity = registry.identity();
+            let mut identities = registry.identities();
+            let identity = Arc::clone(&identities.borrow_and_update());
             if identity.registry_id != registry_id {
                 return Err(LogError::Restarted);
             }
@@ -91,11 +92,6 @@ impl Tail {
                         return Ok(events);
                     }
                 }
-            }
-            let mut identities = registry.identities();
-            identities.mark_unchanged();
-            if registry.identity().registry_id != registry_id {
-                return Err(LogError::Restarted);
             }
             tokio::select! {
                 _ = news.changed() => {}
@@ -155,15 +151,24 @@ impl Tail {
         let log = registry.key(self.partition, "log");
         let mut connection = registry.link.dedicated(&log, QUIET).await?;
         let mut identities = registry.identities();
+        let mut is_new = true;
         loop {
             let identity = Arc::clone(&identities.borrow_and_update());
-            match self.check(registry, &identity, &mut connection, &log).await {
+            let checking = async {
+                if is_new && self.partition == 0 {
+                    // Redis may have come back without its newest leases, and with all it had logged.
+                    registry.end_all_orphans(&identity).await?;
+                }
+                self.check(registry, &identity, &mut connection, &log).await
+            };
+            match checking.await {
                 Err(Fault::Registry) => {
                     registry.rejoin(Some(&identity)).await?;
                     continue;
                 }
                 checked => checked?,
             }
+            is_new = false;
             let checked = Instant::now();
             while checked.elapsed() < QUIET {
                 let after = format!("{}-{}", self.state.borrow().end, u64::MAX);

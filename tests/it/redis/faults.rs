@@ -537,3 +537,64 @@ async fn a_node_of_a_cluster_that_comes_back_empty_is_noticed() {
         held.comes_to_hold(&[]).await;
     }
 }
+
+/// A node of a cluster comes back with an old dump. Where it had the leases, those granted since are gone, and what other nodes
+/// have under them goes too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_a_cluster_with_an_old_dump_leaves_no_ghost() {
+    if !is_installed() {
+        return;
+    }
+    let mut cluster = RedisCluster::start(0);
+    let url = cluster.url("timeout_ms=500&partitions=6&buckets=48");
+    let (a, b) = (Replica::start(&url).await, Replica::start(&url).await);
+    for node in 0..MASTERS {
+        let mut held = b.watch(Start::Snapshot).await;
+        create(&*a.storage, &keys(0..100)).await;
+        let () = cluster.nodes[node].ask(&cmd("SAVE")).unwrap();
+        let lease = a.storage.grant_lease(Duration::from_secs(600), "").await.unwrap();
+        a.storage.create(&keys(100..300), Some(lease)).await.unwrap();
+        held.comes_to_hold(&keys(0..300)).await;
+        tokio::task::block_in_place(|| {
+            cluster.nodes[node].restart();
+            cluster.wait("the cluster to serve", |cluster| {
+                cluster.nodes.iter().all(|node| node.cluster_info().contains("cluster_state:ok"))
+            });
+        });
+        held.is_reset(ResetReason::StorageRestarted).await;
+        match a.storage.revoke_lease(lease).await {
+            Ok(_) | Err(StorageError::UnknownLease(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+        held.comes_to_hold(&keys(0..100)).await;
+        assert_eq!(a.storage.session_count().await.unwrap(), 100);
+    }
+}
+
+/// The first partition loses the newest leases and not one change: nothing starts again, and the sessions under them go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_that_redis_forgot_leave_no_ghost() {
+    if !is_installed() {
+        return;
+    }
+    let mut cluster = RedisCluster::start(0);
+    let a = Replica::start(&cluster.url("timeout_ms=500&partitions=6&buckets=48")).await;
+    let node_of = |partition: u32| {
+        let slot: usize =
+            cluster.nodes[0].ask(cmd("CLUSTER").arg("KEYSLOT").arg(format!("{{sessiond:{partition}}}"))).unwrap();
+        (0..MASTERS).rev().find(|node| slot >= node * 16_384 / MASTERS).unwrap()
+    };
+    let first = node_of(0);
+    let elsewhere: Vec<bool> = (0..6).map(|partition| node_of(partition) != first).collect();
+    let is_elsewhere = |session: &SessionKey| elsewhere[a.storage.partition_of(a.storage.bucket_of(session)) as usize];
+    let leased: Vec<SessionKey> = keys(0..300).into_iter().filter(is_elsewhere).collect();
+    let mut held = a.watch(Start::Snapshot).await;
+    create(&*a.storage, &keys(300..400)).await;
+    let () = cluster.nodes[first].ask(&cmd("SAVE")).unwrap();
+    let lease = a.storage.grant_lease(Duration::from_secs(600), "").await.unwrap();
+    a.storage.create(&leased, Some(lease)).await.unwrap();
+    held.comes_to_hold(&[leased, keys(300..400)].concat()).await;
+    tokio::task::block_in_place(|| cluster.nodes[first].restart());
+    held.comes_to_hold(&keys(300..400)).await;
+    assert_eq!(held.resets, [], "no change was lost");
+}
