@@ -126,7 +126,7 @@ impl Registry {
     /// Destroys the sessions under a lease that has ended, and tells how many those were. When it is cut off, some replica's
     /// [`expire_leases`](Self::expire_leases) goes on.
     async fn sweep(&self, ended: Ended) -> Result<u64, Fault> {
-        let lease = &ended.lease;
+        let (lease, known) = (&ended.lease, &ended.known);
         let sweeping = async {
             let mut destroyed = 0;
             for partition in &ended.partitions {
@@ -137,7 +137,7 @@ impl Registry {
             let done = self.with_identity(|identity| async move {
                 let call =
                     self.call(&self.scripts.lease_done, 0, 3).arg(self.key(0, "ended")).arg(self.key(0, "claims"));
-                self.link.run(call.arg(&identity.id).arg(lease)).await
+                self.link.run(call.arg(&identity.id).arg(lease).arg(known)).await
             });
             let _: u32 = done.await?;
             Ok(destroyed)
@@ -249,6 +249,8 @@ impl Registry {
 /// A lease that has ended, and what of it is to be swept.
 struct Ended {
     lease: Vec<u8>,
+    /// All of the following, as Redis has it.
+    known: Vec<u8>,
     /// The letter of its sessions' events.
     reason: u8,
     partitions: Vec<u32>,
@@ -257,13 +259,13 @@ struct Ended {
 
 impl Ended {
     /// Reads `REASON PARTITIONS OWNER`.
-    fn parse(lease: Vec<u8>, text: &[u8]) -> Self {
-        let text = String::from_utf8_lossy(text);
+    fn parse(lease: Vec<u8>, known: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(known);
         let mut parts = text.splitn(3, ' ');
         let reason = parts.next().and_then(|reason| reason.bytes().next()).unwrap_or(b'x');
         let partitions =
             parts.next().unwrap_or("0").split(',').filter_map(|partition| partition.parse().ok()).collect();
-        Self { lease, reason, partitions, owner: parts.next().unwrap_or_default().to_owned() }
+        Self { lease, known: known.to_vec(), reason, partitions, owner: parts.next().unwrap_or_default().to_owned() }
     }
 }
 
