@@ -1,13 +1,17 @@
 //! One bucket of the set: a small hash table that wastes little.
 
-use std::hash::{BuildHasher, RandomState};
+use std::{collections::VecDeque, hash::BuildHasher};
 
 use hashbrown::HashTable;
 
-use crate::session::SessionKey;
+use super::hash::SessionHasher;
+use crate::{session::SessionKey, storage::journal::Lsn};
 
 /// No bucket holds more, because the table's entries are 16-bit places.
 const MAX_SESSIONS: usize = 1 << 16;
+
+/// What a bucket keeps of the room that a burst of changes took.
+const ROOM_FOR_RECENT: usize = 16;
 
 /// Names a lease within the process; 0 for none.
 pub(super) type LeaseSlot = u32;
@@ -20,9 +24,32 @@ pub(super) struct Bucket {
     /// The lease of each session; empty while none was ever under one.
     leases: Vec<LeaseSlot>,
     places: HashTable<u16>,
+    /// The last changes, with the records of them: they may not be on disk yet. Empty where nothing is recorded.
+    recent: VecDeque<(SessionKey, Lsn)>,
 }
 
 impl Bucket {
+    /// Notes that a session has changed, and forgets changes that `is_durable`.
+    pub(super) fn note(&mut self, session: SessionKey, lsn: Lsn, is_durable: impl Fn(Lsn) -> bool) {
+        while self.recent.front().is_some_and(|(_, lsn)| is_durable(*lsn)) {
+            self.recent.pop_front();
+        }
+        if self.recent.is_empty() && self.recent.capacity() > ROOM_FOR_RECENT {
+            self.recent.shrink_to(ROOM_FOR_RECENT);
+        }
+        self.recent.push_back((session, lsn));
+    }
+
+    /// The record that `session` is as it is, where that may not be on disk yet; 0 otherwise.
+    pub(super) fn recorded(&self, session: &SessionKey) -> Lsn {
+        self.recent.iter().rev().find(|(changed, _)| changed == session).map_or(Lsn(0), |(_, lsn)| *lsn)
+    }
+
+    /// Each session with its lease.
+    pub(super) fn leased(&self) -> impl Iterator<Item = (SessionKey, LeaseSlot)> {
+        self.sessions.iter().enumerate().map(|(place, session)| (*session, self.lease(place)))
+    }
+
     pub(super) fn sessions(&self) -> &[SessionKey] {
         &self.sessions
     }
@@ -44,9 +71,16 @@ impl Bucket {
         self.leases[place] = lease;
     }
 
+    /// Makes room for so many more sessions.
+    pub(super) fn reserve(&mut self, more: usize, hasher: &SessionHasher) {
+        let Self { sessions, places, .. } = self;
+        sessions.reserve_exact(more);
+        places.reserve(more, |&place| hasher.hash_one(sessions[place as usize]));
+    }
+
     /// Inserts a session that is not there. False when the bucket is full.
-    pub(super) fn insert(&mut self, hash: u64, session: SessionKey, lease: LeaseSlot, hasher: &RandomState) -> bool {
-        let Self { sessions, leases, places } = self;
+    pub(super) fn insert(&mut self, hash: u64, session: SessionKey, lease: LeaseSlot, hasher: &SessionHasher) -> bool {
+        let Self { sessions, leases, places, .. } = self;
         if sessions.len() == MAX_SESSIONS {
             return false;
         }
@@ -63,8 +97,8 @@ impl Bucket {
     }
 
     /// Removes the session at `place`.
-    pub(super) fn remove(&mut self, hash: u64, place: usize, hasher: &RandomState) {
-        let Self { sessions, leases, places } = self;
+    pub(super) fn remove(&mut self, hash: u64, place: usize, hasher: &SessionHasher) {
+        let Self { sessions, leases, places, .. } = self;
         if let Ok(entry) = places.find_entry(hash, |&other| other as usize == place) {
             entry.remove();
         }
@@ -88,7 +122,7 @@ impl Bucket {
     }
 
     /// Removes some sessions under `lease`, at most `limit`; fewer only when no more are there.
-    pub(super) fn take_leased(&mut self, lease: LeaseSlot, limit: usize, hasher: &RandomState) -> Vec<SessionKey> {
+    pub(super) fn take_leased(&mut self, lease: LeaseSlot, limit: usize, hasher: &SessionHasher) -> Vec<SessionKey> {
         let mut taken = Vec::new();
         // From the end, where the session that fills a gap has been looked at already.
         for place in (0..self.leases.len()).rev() {
@@ -118,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_bucket_finds_what_it_holds_through_growth_removal_and_shrinking() {
-        let hasher = RandomState::new();
+        let hasher = SessionHasher::random();
         let key = |n: i64| SessionKey::new(n % 3, n);
         let hash = |n: i64| hasher.hash_one(key(n));
         let all = MAX_SESSIONS as i64;
