@@ -9,7 +9,7 @@ use super::{checkpoint::Checkpoint, store::Trim};
 use crate::storage::{Position, journal::Lsn, memory::MemoryStorage};
 
 /// A round is no shorter than this: a small log would be written many times over.
-const MIN_RECORDS_A_ROUND: u64 = 1 << 16;
+const MIN_RECORDS_A_ROUND: u64 = 1 << 12;
 
 /// One commit writes no more of them than this, so that it does not hold up the changes that it is made for.
 const MAX_BYTES_A_COMMIT: usize = 1 << 20;
