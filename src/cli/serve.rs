@@ -133,10 +133,9 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
     let config = args.config();
     let workers = config.workers;
     let server = Server::bind(config).await.map_err(start_error)?;
-    let address = |address: std::io::Result<SocketAddr>| address.map_or_else(|_| "?".to_owned(), |a| a.to_string());
     tracing::info!(
-        address = address(server.local_addr()),
-        admin_address = address(server.admin_addr()),
+        address = server.local_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string()),
+        admin_address = %server.admin_addr(),
         storage = %args.storage,
         workers,
         "listening"

@@ -1,6 +1,10 @@
 //! The admin port: `/metrics`, `/live` and `/ready` over plain HTTP.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
@@ -25,14 +29,19 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 const PAUSE_WHEN_EXHAUSTED: Duration = Duration::from_millis(100);
 
+/// A subject that is there once its storage is open.
+pub(super) type Opening = Arc<OnceLock<Arc<SessionSubject>>>;
+
+const OPENING: &str = "the storage is being opened\n";
+
 #[derive(Clone)]
 pub(super) struct Admin {
-    subject: Arc<SessionSubject>,
+    subject: Opening,
     lifecycle: watch::Receiver<Lifecycle>,
 }
 
 impl Admin {
-    pub(super) fn new(subject: Arc<SessionSubject>, lifecycle: watch::Receiver<Lifecycle>) -> Self {
+    pub(super) fn new(subject: Opening, lifecycle: watch::Receiver<Lifecycle>) -> Self {
         Self { subject, lifecycle }
     }
 
@@ -68,11 +77,14 @@ impl Admin {
             return Ok(text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n"));
         }
         Ok(match request.uri().path() {
-            "/metrics" => {
-                let mut response = text(StatusCode::OK, metrics::encode(&self.subject).await);
-                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
-                response
-            }
+            "/metrics" => match self.subject.get() {
+                Some(subject) => {
+                    let mut response = text(StatusCode::OK, metrics::encode(subject).await);
+                    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
+                    response
+                }
+                None => text(StatusCode::SERVICE_UNAVAILABLE, OPENING),
+            },
             "/live" => text(StatusCode::OK, "live\n"),
             "/ready" => match self.not_ready() {
                 None => text(StatusCode::OK, "ready\n"),
@@ -86,7 +98,8 @@ impl Admin {
         if *self.lifecycle.borrow() != Lifecycle::Serving {
             return Some("draining\n");
         }
-        (!self.subject.stats().is_following).then_some("the storage is out of reach\n")
+        let Some(subject) = self.subject.get() else { return Some(OPENING) };
+        (!subject.stats().is_following).then_some("the storage is out of reach\n")
     }
 }
 
