@@ -31,8 +31,6 @@ const TTL: Duration = Duration::from_secs(1);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    // As `serve` does, and for the same reason.
-    let _ = rustix::thread::disable_transparent_huge_pages(true);
     one_of_a_million().await;
     a_hundred_thousand().await;
 }

@@ -24,8 +24,6 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    // As `serve` does, and for the same reason.
-    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let args: Vec<String> = env::args().collect();
     let steps: Vec<usize> = args.iter().filter_map(|arg| arg.parse().ok()).collect();
     let steps = if steps.is_empty() { vec![1, 10, 20, 50] } else { steps };

@@ -3,6 +3,7 @@
 mod acceptor;
 mod admin;
 mod coalesce;
+mod inline;
 mod lifecycle;
 mod metrics;
 mod preface;

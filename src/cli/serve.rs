@@ -127,9 +127,6 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
     telemetry::init(args.log_format, &args.log)
         .map_err(|error| CliError::new(Exit::Usage, format!("--log {:?} is no filter: {error}", args.log)))?;
     let mut signals = Signals::listen()?;
-    // The kernel clears a huge page of 2 MiB in one go when it is first touched, which may be under the lock of a bucket that
-    // grows: calls waited up to 4.7 ms for it, and 0.4 ms without. Old kernels cannot turn it off, and serve all the same.
-    let _ = rustix::thread::disable_transparent_huge_pages(true);
     let config = args.config();
     let workers = config.workers;
     let server = Server::bind(config).await.map_err(start_error)?;

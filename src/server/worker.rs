@@ -20,7 +20,7 @@ use std::{
 
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::TcpStream,
     runtime,
@@ -31,6 +31,7 @@ use tokio::{
 use super::{
     ServerError,
     coalesce::coalesced,
+    inline::Inline,
     lifecycle::{self, Lifecycle},
     preface,
     standard::Standard,
@@ -247,8 +248,8 @@ impl Worker {
     }
 }
 
-fn http2(max_streams: u32) -> http2::Builder<TokioExecutor> {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+fn http2(max_streams: u32) -> http2::Builder<Inline> {
+    let mut builder = http2::Builder::new(Inline);
     builder
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEPALIVE_INTERVAL)

@@ -15,12 +15,17 @@ const PREFIX: usize = 5;
 
 /// A message with its prefix.
 pub(super) fn encode(message: &impl Message) -> Bytes {
-    let len = message.encoded_len();
+    let mut bytes = begin(message.encoded_len());
+    message.encode_raw(&mut bytes);
+    bytes.freeze()
+}
+
+/// The prefix of a message of `len` bytes, with room for it.
+pub(super) fn begin(len: usize) -> BytesMut {
     let mut bytes = BytesMut::with_capacity(PREFIX + len);
     bytes.put_u8(0);
     bytes.put_u32(len as u32);
-    message.encode_raw(&mut bytes);
-    bytes.freeze()
+    bytes
 }
 
 /// Reads the one message of a request, of at most `limit` bytes.

@@ -23,7 +23,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{Instant, sleep_until};
 
 use self::{
@@ -144,13 +144,7 @@ impl MemoryStorage {
     }
 
     /// Appends a change to the log, and records it at the same place.
-    fn append(
-        &self,
-        bucket_index: u32,
-        bucket: &mut Bucket,
-        event: SessionEvent,
-        lease: Option<LeaseId>,
-    ) -> (log::Followers, Lsn) {
+    fn append(&self, bucket_index: u32, bucket: &mut Bucket, event: SessionEvent, lease: Option<LeaseId>) -> Lsn {
         let SessionEvent { session, change } = event;
         let record = match change {
             SessionChange::Created => Record::Created { session, lease },
@@ -167,6 +161,7 @@ impl MemoryStorage {
             lease.enter(bucket_index);
         }
         let mut bucket = self.buckets[bucket_index as usize].lock();
+        self.fit(&mut bucket, lease.is_some());
         let slot = match lease {
             Some((id, lease)) if !lease.is_live() => return Err(StorageError::UnknownLease(id)),
             Some((_, lease)) => lease.slot,
@@ -192,10 +187,7 @@ impl MemoryStorage {
             return Err(too_many());
         }
         let event = SessionEvent { session, change: SessionChange::Created };
-        let (followers, lsn) = self.append(bucket_index, &mut bucket, event, lease.map(|(id, _)| id));
-        drop(bucket);
-        followers.wake();
-        Ok((true, lsn))
+        Ok((true, self.append(bucket_index, &mut bucket, event, lease.map(|(id, _)| id))))
     }
 
     fn destroy_one(&self, session: SessionKey, lease: Option<&Lease>) -> (bool, Lsn) {
@@ -210,9 +202,8 @@ impl MemoryStorage {
         bucket.remove(hash, place, &self.hash);
         self.session_count.fetch_sub(1, Ordering::Relaxed);
         let change = SessionChange::Destroyed(DestroyReason::Requested);
-        let (followers, lsn) = self.append(bucket_index, &mut bucket, SessionEvent { session, change }, None);
-        drop(bucket);
-        followers.wake();
+        let lsn = self.append(bucket_index, &mut bucket, SessionEvent { session, change }, None);
+        self.fit(&mut bucket, false);
         (true, lsn)
     }
 
@@ -246,7 +237,8 @@ impl MemoryStorage {
         }
     }
 
-    /// Does `step` for each session, letting other tasks run in between, and waits until all of it is durable.
+    /// Does `step` for each session, letting other tasks run in between, and waits until all of it is durable. Those who follow
+    /// the log are woken once for as many sessions as are done in one go.
     async fn each(
         &self,
         sessions: &[SessionKey],
@@ -262,11 +254,16 @@ impl MemoryStorage {
             if changes {
                 self.admit().await?;
             }
-            for session in part {
+            let done: Result<(), StorageError> = part.iter().try_for_each(|session| {
                 let (result, lsn) = step(session)?;
                 results.push(result);
                 newest = newest.max(lsn);
+                Ok(())
+            });
+            if changes {
+                self.logs.iter().for_each(Log::settle);
             }
+            done?;
         }
         self.durable(newest).await?;
         Ok(results)
@@ -303,11 +300,22 @@ impl MemoryStorage {
         let sessions = bucket.take_leased(lease.slot, SESSIONS_A_SWEEP, &self.hash);
         self.session_count.fetch_sub(sessions.len() as u64, Ordering::Relaxed);
         let change = SessionChange::Destroyed(reason);
-        let mut append = |session| self.append(bucket_index, &mut bucket, SessionEvent { session, change }, None).0;
-        let followers: Vec<_> = sessions.iter().map(|session| append(*session)).collect();
+        for session in &sessions {
+            self.append(bucket_index, &mut bucket, SessionEvent { session: *session, change }, None);
+        }
+        self.fit(&mut bucket, false);
         drop(bucket);
-        followers.into_iter().for_each(log::Followers::wake);
+        self.log_of(bucket_index).settle();
         sessions.len()
+    }
+
+    /// Gives a bucket the room that it needs, made while its lock is not held.
+    fn fit(&self, bucket: &mut MutexGuard<'_, Bucket>, is_leased: bool) {
+        while let Some(need) = bucket.need(is_leased) {
+            let room = MutexGuard::unlocked(bucket, || need.make());
+            let unused = bucket.move_into(room, &self.hash);
+            MutexGuard::unlocked(bucket, || drop(unused));
+        }
     }
 }
 

@@ -10,6 +10,9 @@ use crate::{session::SessionKey, storage::journal::Lsn};
 /// No bucket holds more, because the table's entries are 16-bit places.
 const MAX_SESSIONS: usize = 1 << 16;
 
+/// A bucket of no more room than this keeps it.
+const WORTH_SHRINKING: usize = 32;
+
 /// What a bucket keeps of the room that a burst of changes took.
 const ROOM_FOR_RECENT: usize = 16;
 
@@ -17,7 +20,10 @@ const ROOM_FOR_RECENT: usize = 16;
 pub(super) type LeaseSlot = u32;
 
 /// The sessions lie side by side in a vector, and the table holds only their 16-bit places in it. A table is between 44%
-/// and 87% full, so its entries must be small; the vectors grow by a sixteenth.
+/// and 87% full, so its entries must be small; the vectors grow by an eighth.
+///
+/// A bucket never asks for memory by itself: it [needs](Self::need) a [`Room`], which is made while its lock is not held. The
+/// kernel may take milliseconds to hand out memory that was not used before.
 #[derive(Default)]
 pub(super) struct Bucket {
     sessions: Vec<SessionKey>,
@@ -26,6 +32,40 @@ pub(super) struct Bucket {
     places: HashTable<u16>,
     /// The last changes, with the records of them: they may not be on disk yet. Empty where nothing is recorded.
     recent: VecDeque<(SessionKey, Lsn)>,
+}
+
+/// What a bucket is to move into, for more or for fewer sessions.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Need {
+    sessions: usize,
+    /// How many the table is made for, where it is to be another.
+    places: Option<usize>,
+    has_leases: bool,
+}
+
+/// Memory that has been touched and is empty.
+#[must_use = "to be freed when no lock is held"]
+pub(super) struct Room {
+    sessions: Vec<SessionKey>,
+    leases: Vec<LeaseSlot>,
+    places: Option<HashTable<u16>>,
+}
+
+impl Need {
+    pub(super) fn make(self) -> Room {
+        Room {
+            sessions: touched(self.sessions, SessionKey::new(0, 0)),
+            leases: touched(if self.has_leases { self.sessions } else { 0 }, 0),
+            places: self.places.map(HashTable::with_capacity),
+        }
+    }
+}
+
+fn touched<T: Clone>(capacity: usize, value: T) -> Vec<T> {
+    let mut vector = Vec::with_capacity(capacity);
+    vector.resize(capacity, value);
+    vector.clear();
+    vector
 }
 
 impl Bucket {
@@ -63,36 +103,84 @@ impl Bucket {
         self.leases.get(place).copied().unwrap_or(0)
     }
 
+    /// Puts the session at `place` under a lease. The bucket must have room for leases.
     pub(super) fn set_lease(&mut self, place: usize, lease: LeaseSlot) {
-        if self.leases.is_empty() {
-            self.leases.reserve_exact(self.sessions.capacity());
-            self.leases.resize(self.sessions.len(), 0);
-        }
+        // Within the capacity that its room gave it.
+        self.leases.resize(self.sessions.len(), 0);
         self.leases[place] = lease;
     }
 
-    /// Makes room for so many more sessions.
-    pub(super) fn reserve(&mut self, more: usize, hasher: &SessionHasher) {
-        let Self { sessions, places, .. } = self;
-        sessions.reserve_exact(more);
-        places.reserve(more, |&place| hasher.hash_one(sessions[place as usize]));
+    /// The room that it needs so that one more session, under a lease or not, can be inserted, or because it has far more than
+    /// it uses. None when it is well as it is, or as large as it may be.
+    pub(super) fn need(&self, is_leased: bool) -> Option<Need> {
+        let (len, capacity) = (self.sessions.len(), self.sessions.capacity());
+        let has_leases = is_leased || self.has_leases();
+        let is_full = len == capacity && len < MAX_SESSIONS;
+        let is_wasteful = capacity > WORTH_SHRINKING && len < capacity / 4;
+        let sessions = match (is_full, is_wasteful) {
+            (true, _) => (len + (len / 8).max(8)).min(MAX_SESSIONS),
+            (_, true) => (len * 2).max(WORTH_SHRINKING),
+            _ => capacity,
+        };
+        let is_table_full = self.places.capacity() <= len && len < MAX_SESSIONS;
+        let places = if is_wasteful {
+            Some(sessions)
+        } else if is_table_full {
+            // Of the same size when it is what was removed that fills it, and twice the size else.
+            let most = self.places.num_buckets() / 8 * 7;
+            Some(if len < most / 2 { most } else { most + 1 })
+        } else {
+            None
+        };
+        let lacks_leases = has_leases && self.leases.capacity() < capacity;
+        (is_full || is_wasteful || is_table_full || lacks_leases).then_some(Need { sessions, places, has_leases })
     }
 
-    /// Inserts a session that is not there. False when the bucket is full.
+    /// The room that it needs for so many sessions in all.
+    pub(super) fn need_for(&self, sessions: usize, has_leases: bool) -> Need {
+        Need { sessions, places: Some(sessions), has_leases: has_leases || self.has_leases() }
+    }
+
+    fn has_leases(&self) -> bool {
+        self.leases.capacity() > 0
+    }
+
+    /// Moves into `room` if it is large enough, and gives back what is not used now.
+    pub(super) fn move_into(&mut self, room: Room, hasher: &SessionHasher) -> Room {
+        // It may have grown since it was asked what it needs.
+        if room.sessions.capacity() < self.sessions.len()
+            || room.places.as_ref().is_some_and(|places| places.capacity() < self.sessions.len())
+            || (self.has_leases() && room.leases.capacity() < self.sessions.len())
+        {
+            return room;
+        }
+        let Room { mut sessions, mut leases, places } = room;
+        sessions.extend_from_slice(&self.sessions);
+        leases.extend_from_slice(&self.leases);
+        std::mem::swap(&mut sessions, &mut self.sessions);
+        std::mem::swap(&mut leases, &mut self.leases);
+        let old = places.map(|mut places| {
+            for (place, session) in self.sessions.iter().enumerate() {
+                let hash = |place: &u16| hasher.hash_one(self.sessions[*place as usize]);
+                places.insert_unique(hasher.hash_one(session), place as u16, hash);
+            }
+            std::mem::replace(&mut self.places, places)
+        });
+        Room { sessions, leases, places: old }
+    }
+
+    /// Inserts a session that is not there. False when the bucket is full. It must [need](Self::need) nothing.
     pub(super) fn insert(&mut self, hash: u64, session: SessionKey, lease: LeaseSlot, hasher: &SessionHasher) -> bool {
-        let Self { sessions, leases, places, .. } = self;
-        if sessions.len() == MAX_SESSIONS {
+        let place = self.sessions.len();
+        if place == MAX_SESSIONS {
             return false;
         }
-        let place = sessions.len();
-        push(sessions, session);
-        if !leases.is_empty() {
-            push(leases, 0);
-        }
-        places.insert_unique(hash, place as u16, |&place| hasher.hash_one(sessions[place as usize]));
-        if lease != 0 {
+        self.sessions.push(session);
+        if lease != 0 || !self.leases.is_empty() {
             self.set_lease(place, lease);
         }
+        let Self { sessions, places, .. } = self;
+        places.insert_unique(hash, place as u16, |&place| hasher.hash_one(sessions[place as usize]));
         true
     }
 
@@ -112,12 +200,6 @@ impl Bucket {
             if let Some(entry) = places.find_mut(hasher.hash_one(moved), |&other| other as usize == old_place) {
                 *entry = place as u16;
             }
-        }
-        if sessions.len() < sessions.capacity() / 4 {
-            let room = sessions.len() * 2;
-            sessions.shrink_to(room);
-            leases.shrink_to(room);
-            places.shrink_to(room, |&place| hasher.hash_one(sessions[place as usize]));
         }
     }
 
@@ -139,16 +221,16 @@ impl Bucket {
     }
 }
 
-fn push<T>(vector: &mut Vec<T>, value: T) {
-    if vector.len() == vector.capacity() {
-        vector.reserve_exact((vector.len() / 16).max(8));
-    }
-    vector.push(value);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn make_room(bucket: &mut Bucket, is_leased: bool, hasher: &SessionHasher) {
+        if let Some(need) = bucket.need(is_leased) {
+            drop(bucket.move_into(need.make(), hasher));
+        }
+        assert!(bucket.need(is_leased).is_none(), "{:?}", bucket.need(is_leased));
+    }
 
     #[test]
     fn a_bucket_finds_what_it_holds_through_growth_removal_and_shrinking() {
@@ -160,7 +242,10 @@ mod tests {
         for n in 0..all {
             // The first thousand come before any lease, so that the column of leases is made late.
             let lease = if n < 1000 { 0 } else { n as u32 % 5 };
+            make_room(&mut bucket, lease != 0, &hasher);
+            let capacity = bucket.sessions.capacity();
             assert!(bucket.insert(hash(n), key(n), lease, &hasher));
+            assert_eq!(bucket.sessions.capacity(), capacity, "what needs nothing does not grow");
         }
         assert!(!bucket.insert(hash(-1), key(-1), 0, &hasher), "a full bucket refuses");
         let mut left: Vec<i64> = (0..all).filter(|n| n % 100 == 0 || n % 5 == 2).collect();
@@ -168,10 +253,12 @@ mod tests {
             let place = bucket.find(hash(n), &key(n)).unwrap();
             bucket.remove(hash(n), place, &hasher);
             assert_eq!(bucket.find(hash(n), &key(n)), None);
+            make_room(&mut bucket, false, &hasher);
         }
         let mut taken = Vec::new();
         loop {
             let some = bucket.take_leased(2, 1000, &hasher);
+            make_room(&mut bucket, false, &hasher);
             taken.extend(some.iter().map(|session| session.session_id.0));
             if some.len() < 1000 {
                 break;

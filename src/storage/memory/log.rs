@@ -5,7 +5,7 @@ use std::{collections::VecDeque, future::poll_fn, ops::Range, task::Poll, task::
 use parking_lot::Mutex;
 
 use crate::{
-    session::SessionEvent,
+    session::{SessionChange, SessionEvent, SessionKey},
     storage::{LogError, Position},
 };
 
@@ -26,18 +26,10 @@ struct State {
     /// Followers are told of changes up to here. Where changes must be on disk first, it lags behind the newest.
     visible: u64,
     shows_at_once: bool,
-    followers: Followers,
-}
-
-/// Those who wait for a change.
-#[derive(Default)]
-#[must_use = "a follower that is not woken sleeps for ever"]
-pub(super) struct Followers(Vec<Waker>);
-
-impl Followers {
-    pub(super) fn wake(self) {
-        self.0.into_iter().for_each(Waker::wake);
-    }
+    /// Those who wait for a change after `visible` as it was at that time.
+    followers: Vec<Waker>,
+    /// Memory for the next segment.
+    spare: Vec<SessionEvent>,
 }
 
 impl Log {
@@ -53,7 +45,8 @@ impl Log {
             newest: 0,
             visible: 0,
             shows_at_once,
-            followers: Followers::default(),
+            followers: Vec::new(),
+            spare: Vec::new(),
         }))
     }
 
@@ -81,20 +74,36 @@ impl Log {
         }
         let followers = std::mem::take(&mut state.followers);
         drop(state);
-        followers.wake();
+        followers.into_iter().for_each(Waker::wake);
     }
 
-    /// Appends a change; `record` is called under the same lock, so that records are in the log's order. Those to wake are
-    /// given back: that is done when no lock is held.
-    pub(super) fn append<R>(&self, event: SessionEvent, record: impl FnOnce() -> R) -> (Followers, R) {
+    /// Appends a change; `record` is called under the same lock, so that records are in the log's order.
+    /// [`settle`](Self::settle) must follow, when no lock is held.
+    pub(super) fn append<R>(&self, event: SessionEvent, record: impl FnOnce() -> R) -> R {
         let mut state = self.0.lock();
         state.append(event);
-        let recorded = record();
-        if !state.shows_at_once {
-            return (Followers::default(), recorded);
+        if state.shows_at_once {
+            state.visible = state.newest;
         }
-        state.visible = state.newest;
-        (std::mem::take(&mut state.followers), recorded)
+        record()
+    }
+
+    /// Does what follows on some appended changes and takes no lock to be done: wakes those who wait for them, and makes memory
+    /// ready for more, which the kernel may take milliseconds to hand out.
+    pub(super) fn settle(&self) {
+        let mut state = self.0.lock();
+        let wants_spare = state.spare.capacity() == 0
+            && state.segments.len() < state.max_segments
+            && state.segments.back().is_none_or(|segment| segment.len() > state.segment_len / 2);
+        let segment_len = state.segment_len;
+        let followers = if state.shows_at_once { std::mem::take(&mut state.followers) } else { Vec::new() };
+        drop(state);
+        followers.into_iter().for_each(Waker::wake);
+        if wants_spare {
+            let unwritten = SessionEvent { session: SessionKey::new(0, 0), change: SessionChange::Created };
+            let spare = vec![unwritten; segment_len];
+            self.0.lock().spare = spare;
+        }
     }
 
     pub(super) fn newest(&self) -> Position {
@@ -116,7 +125,7 @@ impl Log {
                 return Poll::Ready(Err(LogError::Restarted));
             }
             if after.0 == state.visible {
-                let waiting = &mut state.followers.0;
+                let waiting = &mut state.followers;
                 if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
                     waiting.push(context.waker().clone());
                 }
@@ -138,9 +147,10 @@ impl State {
                     self.oldest += self.segment_len as u64;
                     self.segments.pop_front().unwrap_or_default()
                 } else {
-                    Vec::with_capacity(self.segment_len)
+                    std::mem::take(&mut self.spare)
                 };
                 segment.clear();
+                segment.reserve_exact(self.segment_len);
                 segment.push(event);
                 self.segments.push_back(segment);
             }

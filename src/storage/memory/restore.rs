@@ -59,7 +59,8 @@ impl Restore {
     ) {
         let slot = self.enter(bucket_index, lease);
         let bucket = self.storage.buckets[bucket_index as usize].get_mut();
-        bucket.reserve(count, &self.storage.hash);
+        let need = bucket.need_for(bucket.sessions().len() + count, slot != 0);
+        drop(bucket.move_into(need.make(), &self.storage.hash));
         let mut count = 0;
         for session in sessions {
             let hash = self.storage.hash.hash_one(session);
@@ -95,6 +96,9 @@ impl Restore {
         }
         let slot = self.enter(bucket_index, lease);
         let bucket = self.storage.buckets[bucket_index as usize].get_mut();
+        while let Some(need) = bucket.need(slot != 0) {
+            drop(bucket.move_into(need.make(), &self.storage.hash));
+        }
         let count = self.storage.session_count.get_mut();
         match (record, bucket.find(hash, &session)) {
             (ReadRecord::Event(SessionEvent { change: SessionChange::Destroyed(_), .. }, _), Some(place)) => {
