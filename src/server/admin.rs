@@ -109,3 +109,31 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn it_is_live_and_not_ready_while_the_storage_is_being_opened() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (_lifecycle, receiver) = watch::channel(Lifecycle::Serving);
+        let _serves = JoinSet::from_iter([Admin::new(Opening::default(), receiver).run(listener)]);
+        for (path, status, body) in
+            [("/live", "200", "live\n"), ("/ready", "503", OPENING), ("/metrics", "503", OPENING)]
+        {
+            let mut socket = TcpStream::connect(address).await.unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
+            socket.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.ends_with(body), "{path}: {answer}");
+        }
+    }
+}

@@ -178,7 +178,8 @@ fn open_database(disk: &dyn Disk, path: &Path, sync_failed: &Arc<AtomicBool>) ->
     if len >= begins.len() as u64 {
         file.read(0, &mut begins).map_err(unwritable)?;
     }
-    if len > 0 && begins != MAGIC && begins != [0; MAGIC.len()] {
+    let is_database = len >= MAGIC.len() as u64 && (begins == MAGIC || begins == [0; MAGIC.len()]);
+    if len > 0 && !is_database {
         return Err(FileError::Foreign { path: path.to_owned() });
     }
     let mut builder = builder();
