@@ -1,9 +1,10 @@
 //! From the URL of a storage to the storage.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
 
 use super::{
     SessionStorage,
+    file::{FileError, FileStorage},
     memory::{MemoryOptions, MemoryStorage},
 };
 
@@ -13,6 +14,8 @@ use super::{
 pub enum StorageUrl {
     /// `memory:`, the sessions live and die with the process.
     Memory,
+    /// `file:PATH`, the sessions are in a file and outlive the process and the machine.
+    File(PathBuf),
 }
 
 /// What every storage is opened with.
@@ -27,11 +30,15 @@ pub struct StorageOptions {
 }
 
 impl StorageUrl {
-    /// Opens the storage.
+    /// Opens the storage, which for a large file takes some seconds. It tells of its progress in the log.
     ///
     /// # Errors
     ///
     /// [`OpenError`] when it cannot be opened. The memory storage always can.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
     pub async fn open(&self, options: StorageOptions) -> Result<Arc<dyn SessionStorage>, OpenError> {
         let StorageOptions { retain_events, max_sessions, max_leases } = options;
         match self {
@@ -41,6 +48,7 @@ impl StorageUrl {
                 max_leases,
                 ..MemoryOptions::default()
             }))),
+            Self::File(path) => Ok(Arc::new(FileStorage::open(path, options).await?)),
         }
     }
 }
@@ -49,8 +57,13 @@ impl FromStr for StorageUrl {
     type Err = OpenError;
 
     fn from_str(text: &str) -> Result<Self, OpenError> {
-        match text {
-            "memory:" => Ok(Self::Memory),
+        match text.split_once(':') {
+            Some(("memory", "")) => Ok(Self::Memory),
+            // `file:///var/…` is what a URL of a file looks like elsewhere.
+            Some(("file", path)) => match path.strip_prefix("//").unwrap_or(path) {
+                "" => Err(OpenError::NoPath),
+                path => Ok(Self::File(path.into())),
+            },
             _ => Err(OpenError::UnknownUrl(text.to_owned())),
         }
     }
@@ -60,6 +73,7 @@ impl fmt::Display for StorageUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory => f.write_str("memory:"),
+            Self::File(path) => write!(f, "file:{}", path.display()),
         }
     }
 }
@@ -69,6 +83,12 @@ impl fmt::Display for StorageUrl {
 #[non_exhaustive]
 pub enum OpenError {
     /// The text names no storage.
-    #[error("{0:?} is no storage: write memory:")]
+    #[error("{0:?} is no storage: write memory: or file:PATH")]
     UnknownUrl(String),
+    /// The text names no file.
+    #[error("file: names no file: write its path behind it, as in file:/var/lib/sessiond/registry")]
+    NoPath,
+    /// The registry's file cannot be opened.
+    #[error(transparent)]
+    File(#[from] FileError),
 }

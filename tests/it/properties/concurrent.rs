@@ -41,13 +41,13 @@ struct Visit {
 
 /// What is done at once.
 #[derive(Clone, Debug)]
-struct Plan {
-    shape: Shape,
+pub(super) struct Plan {
+    pub(super) shape: Shape,
     writers: Vec<Vec<Step>>,
     observers: Vec<Vec<Visit>>,
 }
 
-fn plan() -> impl Strategy<Value = Plan> {
+pub(super) fn plan() -> impl Strategy<Value = Plan> {
     let step = prop_oneof![
         20 => change(),
         2 => Just(Step::Grant(LONG)),
@@ -78,7 +78,7 @@ struct Shared {
     model: watch::Receiver<Option<Arc<Model>>>,
 }
 
-async fn run_plan(fixture: &impl Fixture, plan: &Plan) -> Vec<Broken> {
+pub(super) async fn run_plan(fixture: &impl Fixture, plan: &Plan) -> Vec<Broken> {
     let truth = fixture.storage(&plan.shape).await;
     let storage = Twisted::new(Arc::clone(&truth), Paced::new(true));
     let subject = SessionSubject::start(storage, plan.shape.subject_options(), ()).await.unwrap();
