@@ -1,5 +1,6 @@
 //! The command line: one binary, a command for each thing to do.
 
+mod backup;
 mod bench;
 mod connect;
 mod exit;
@@ -62,6 +63,11 @@ enum Command {
     /// be asked.
     Health(health::HealthArgs),
     Bench(bench::BenchArgs),
+    /// Copies the file of a registry, which may be in use.
+    ///
+    /// The copy has every change that was answered before. Runs on the machine of the server, as a user who may read and
+    /// write the file.
+    Backup(backup::BackupArgs),
 }
 
 /// Runs the program.
@@ -84,6 +90,7 @@ impl Command {
             Self::Watch(args) => block_on(watch::run(args)),
             Self::Health(args) => block_on(health::run(args)),
             Self::Bench(args) => block_on(bench::run(args)),
+            Self::Backup(args) => backup::run(&args),
         }
     }
 }

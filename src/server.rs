@@ -11,9 +11,20 @@ mod process;
 mod standard;
 mod worker;
 
-use std::{io, net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    num::NonZeroUsize,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use tokio::{net::TcpListener, sync::watch, task::AbortHandle, time::timeout};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::watch,
+    task::AbortHandle,
+    time::timeout,
+};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
@@ -92,19 +103,32 @@ fn source_text(error: &StorageError) -> String {
 pub struct Server {
     config: ServerConfig,
     listener: TcpListener,
-    admin_listener: TcpListener,
+    admin_addr: SocketAddr,
     subject: Arc<SessionSubject>,
+    lifecycle: watch::Sender<Lifecycle>,
+    tasks: OwnedTasks,
 }
 
 impl Server {
-    /// Opens the storage and the ports. Must be called in the runtime that calls [`run`](Self::run).
+    /// Opens the ports and the storage. The admin port is served from the beginning, and tells that the server is not
+    /// ready; the port of gRPC is taken, and refuses connections until the storage is open.
+    ///
+    /// Must be called in the runtime that calls [`run`](Self::run).
     ///
     /// # Errors
     ///
     /// [`ServerError`] when something cannot be opened.
     pub async fn bind(config: ServerConfig) -> Result<Self, ServerError> {
-        let listener = listen(config.listen, "listen").await?;
-        let admin_listener = listen(config.admin_listen, "admin-listen").await?;
+        let socket = take_address(config.listen).map_err(listen_error(config.listen, "listen"))?;
+        let of_admin = || listen_error(config.admin_listen, "admin-listen");
+        let admin_listener = TcpListener::bind(config.admin_listen).await.map_err(of_admin())?;
+        let admin_addr = admin_listener.local_addr().map_err(of_admin())?;
+        let (lifecycle, _) = watch::channel(Lifecycle::Serving);
+        let opening = Arc::new(OnceLock::new());
+        let admin = tokio::spawn(Admin::new(Arc::clone(&opening), lifecycle.subscribe()).run(admin_listener));
+        let tasks = OwnedTasks(vec![admin.abort_handle()]);
+        tracing::info!(storage = %config.storage, admin_address = %admin_addr, "opening the storage");
+
         let options = StorageOptions {
             // The storage keeps them a second time, until the subject has taken them.
             retain_events: config.subject.retain_events.min(config.subject.retain_bytes / size_of::<SessionEvent>()),
@@ -113,7 +137,9 @@ impl Server {
         };
         let storage = config.storage.open(options).await?;
         let subject = Arc::new(SessionSubject::start(storage, config.subject, WireEncoder).await?);
-        Ok(Self { config, listener, admin_listener, subject })
+        let subject = Arc::clone(opening.get_or_init(|| subject));
+        let listener = socket.listen(BACKLOG).map_err(listen_error(config.listen, "listen"))?;
+        Ok(Self { config, listener, admin_addr, subject, lifecycle, tasks })
     }
 
     /// Where gRPC is served.
@@ -126,12 +152,9 @@ impl Server {
     }
 
     /// Where the admin port is.
-    ///
-    /// # Errors
-    ///
-    /// What the system says of the socket.
-    pub fn admin_addr(&self) -> io::Result<SocketAddr> {
-        self.admin_listener.local_addr()
+    #[must_use]
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin_addr
     }
 
     /// The subject that is served.
@@ -150,10 +173,9 @@ impl Server {
     ///
     /// [`ServerError::Worker`] when a thread cannot be started.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
-        let Self { config, listener, admin_listener, subject } = self;
+        let Self { config, listener, subject, lifecycle, mut tasks, .. } = self;
         let health = HealthReporter::new();
         set_health(&health, ServingStatus::Serving).await;
-        let (lifecycle, _) = watch::channel(Lifecycle::Serving);
         let handler = Handler {
             service: Service::new(Arc::clone(&subject), config.max_message_bytes),
             standard: Arc::new(Standard::new(&health)),
@@ -161,8 +183,7 @@ impl Server {
         let mut workers = Workers::start(config.workers, config.max_streams, &handler, &lifecycle)?;
         let acceptor = Acceptor::new(listener, workers.inlets(), config.max_connections);
         let acceptor = tokio::spawn(acceptor.run(lifecycle.subscribe()));
-        let admin = tokio::spawn(Admin::new(Arc::clone(&subject), lifecycle.subscribe()).run(admin_listener));
-        let mut tasks = OwnedTasks(vec![acceptor.abort_handle(), admin.abort_handle()]);
+        tasks.0.push(acceptor.abort_handle());
 
         shutdown.await;
         tracing::info!(timeout = ?config.drain_timeout, "draining");
@@ -196,7 +217,11 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
     }
 }
 
+/// Connections that wait to be accepted: as many as `TcpListener::bind` asks for.
+const BACKLOG: u32 = 1024;
+
 /// Tasks that end when their owner does, however it ends.
+#[derive(Debug)]
 struct OwnedTasks(Vec<AbortHandle>);
 
 impl OwnedTasks {
@@ -211,6 +236,15 @@ impl Drop for OwnedTasks {
     }
 }
 
-async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, ServerError> {
-    TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, flag, source })
+/// Takes an address without listening there yet.
+fn take_address(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Connections of an earlier server may still be ending there.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+fn listen_error(address: SocketAddr, flag: &'static str) -> impl FnOnce(io::Error) -> ServerError {
+    move |source| ServerError::Listen { address, flag, source }
 }

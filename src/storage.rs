@@ -1,6 +1,8 @@
 //! Where the sessions are: the contract of a storage, and opening one.
 
 mod error;
+pub mod file;
+mod journal;
 pub mod memory;
 mod open;
 #[cfg(feature = "redis")]

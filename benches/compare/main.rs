@@ -10,7 +10,7 @@ mod batches;
 mod calls;
 mod fanout;
 mod filters;
-mod grpc;
+mod floor;
 mod idle;
 mod latency;
 mod observer;
@@ -21,6 +21,7 @@ mod redis;
 mod report;
 mod resp;
 mod snapshot;
+mod wire;
 
 use std::env;
 

@@ -14,11 +14,11 @@ use sessiond::{
 };
 
 use super::{
-    grpc::{self, call, framed, load},
     observer::{Observer, from_now},
     peers,
     process::Server,
     report::Report,
+    wire::{Wire, framed, load},
 };
 
 const CREATE: &str = "/sessiond.v1.SessionService/CreateSession";
@@ -202,7 +202,7 @@ async fn between_services(redis: &Server) -> Vec<Duration> {
     let storage = url(redis, "registry=services");
     let (first, second) = (peers::sessiond(&["--storage", &storage]), peers::sessiond(&["--storage", &storage]));
     let mut observer = Observer::connect(second.address, &from_now()).await;
-    let mut writer = grpc::connect(first.address).await;
+    let mut writer = Wire::connect(first.address, CREATE).await;
     let mut times = Vec::new();
     for n in 0..EVENTS {
         let request = framed(&CreateSessionRequest { session_id: Some(n), auth_key_id: 0, lease_id: 0 });
@@ -211,7 +211,7 @@ async fn between_services(redis: &Server) -> Vec<Duration> {
             observer.expect_in_order(n, n, |_| ()).await;
             started.elapsed()
         };
-        let (heard, _) = tokio::join!(heard, call(&mut writer, CREATE, request));
+        let (heard, ()) = tokio::join!(heard, writer.answer(&request));
         times.push(heard);
     }
     times

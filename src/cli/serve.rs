@@ -27,9 +27,9 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "SESSIOND_ADMIN_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9090")]
     admin_listen: SocketAddr,
 
-    /// Where the sessions are: memory: keeps them in this process, and they end with it; redis://HOST:PORT, rediss:// (TLS) and
-    /// redis+cluster://HOST:PORT,HOST:PORT share them among many replicas [parameters: registry, partitions, buckets,
-    /// timeout_ms, wait_replicas, wait_timeout_ms].
+    /// Where the sessions are: memory: keeps them in this process, and they end with it; file:PATH keeps them in a file;
+    /// redis://HOST:PORT, rediss:// (TLS) and redis+cluster://HOST:PORT,HOST:PORT share them among many replicas
+    /// [parameters: registry, partitions, buckets, timeout_ms, wait_replicas, wait_timeout_ms].
     #[arg(long, env = "SESSIOND_STORAGE", value_name = "URL", default_value = "memory:")]
     storage: StorageUrl,
 
@@ -132,10 +132,9 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
     let config = args.config();
     let workers = config.workers;
     let server = Server::bind(config).await.map_err(start_error)?;
-    let address = |address: std::io::Result<SocketAddr>| address.map_or_else(|_| "?".to_owned(), |a| a.to_string());
     tracing::info!(
-        address = address(server.local_addr()),
-        admin_address = address(server.admin_addr()),
+        address = server.local_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string()),
+        admin_address = %server.admin_addr(),
         storage = %args.storage,
         workers,
         "listening"

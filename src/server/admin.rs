@@ -1,6 +1,10 @@
 //! The admin port: `/metrics`, `/live` and `/ready` over plain HTTP.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
@@ -25,14 +29,19 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 const PAUSE_WHEN_EXHAUSTED: Duration = Duration::from_millis(100);
 
+/// A subject that is there once its storage is open.
+pub(super) type Opening = Arc<OnceLock<Arc<SessionSubject>>>;
+
+const OPENING: &str = "the storage is being opened\n";
+
 #[derive(Clone)]
 pub(super) struct Admin {
-    subject: Arc<SessionSubject>,
+    subject: Opening,
     lifecycle: watch::Receiver<Lifecycle>,
 }
 
 impl Admin {
-    pub(super) fn new(subject: Arc<SessionSubject>, lifecycle: watch::Receiver<Lifecycle>) -> Self {
+    pub(super) fn new(subject: Opening, lifecycle: watch::Receiver<Lifecycle>) -> Self {
         Self { subject, lifecycle }
     }
 
@@ -68,11 +77,14 @@ impl Admin {
             return Ok(text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n"));
         }
         Ok(match request.uri().path() {
-            "/metrics" => {
-                let mut response = text(StatusCode::OK, metrics::encode(&self.subject).await);
-                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
-                response
-            }
+            "/metrics" => match self.subject.get() {
+                Some(subject) => {
+                    let mut response = text(StatusCode::OK, metrics::encode(subject).await);
+                    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
+                    response
+                }
+                None => text(StatusCode::SERVICE_UNAVAILABLE, OPENING),
+            },
             "/live" => text(StatusCode::OK, "live\n"),
             "/ready" => match self.not_ready() {
                 None => text(StatusCode::OK, "ready\n"),
@@ -86,7 +98,8 @@ impl Admin {
         if *self.lifecycle.borrow() != Lifecycle::Serving {
             return Some("draining\n");
         }
-        (!self.subject.stats().is_following).then_some("the storage is out of reach\n")
+        let Some(subject) = self.subject.get() else { return Some(OPENING) };
+        (!subject.stats().is_following).then_some("the storage is out of reach\n")
     }
 }
 
@@ -95,4 +108,32 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn it_is_live_and_not_ready_while_the_storage_is_being_opened() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (_lifecycle, receiver) = watch::channel(Lifecycle::Serving);
+        let _serves = JoinSet::from_iter([Admin::new(Opening::default(), receiver).run(listener)]);
+        for (path, status, body) in
+            [("/live", "200", "live\n"), ("/ready", "503", OPENING), ("/metrics", "503", OPENING)]
+        {
+            let mut socket = TcpStream::connect(address).await.unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
+            socket.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.ends_with(body), "{path}: {answer}");
+        }
+    }
 }

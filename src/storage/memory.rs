@@ -5,29 +5,47 @@
 //! is let go: this is what makes the two one step, and a bucket's read exact.
 
 mod bucket;
+mod hash;
+mod held;
 mod lease;
 mod log;
+mod restore;
 
 use std::{
     convert::Infallible,
     fmt,
-    hash::{BuildHasher, RandomState},
-    sync::atomic::{AtomicU64, Ordering},
+    hash::BuildHasher,
+    hint::black_box,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use parking_lot::{Mutex, MutexGuard};
+use smallvec::SmallVec;
 use tokio::time::{Instant, sleep_until};
 
 use self::{
     bucket::Bucket,
+    hash::SessionHasher,
+    held::{GROUP, Held},
     lease::{Ended, Lease, Leases},
     log::Log,
 };
-use super::{BucketRun, Layout, LogError, LogExtent, Position, RegistryId, SessionStorage, StorageError};
+use super::{
+    BucketRun, Layout, LogError, LogExtent, Position, RegistryId, SessionStorage, StorageError,
+    journal::{Journal, Lsn, Record},
+};
 use crate::session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey};
+
+pub(super) use self::{
+    hash::random_key,
+    restore::{Identity, Restore},
+};
 
 /// A batch lets other tasks of its thread run after this many sessions, a few hundred microseconds of work.
 const SESSIONS_BETWEEN_YIELDS: usize = 1024;
@@ -54,13 +72,14 @@ const OUTAGE: Duration = Duration::from_secs(1);
 /// bucket has one, 3 for its entry in the bucket's hash table, and the room that these leave for growth.
 pub struct MemoryStorage {
     registry_id: RegistryId,
-    /// Keyed by chance: ids are chosen by clients, who must not be able to make them collide. `RandomState` is SipHash-1-3.
-    hash: RandomState,
+    hash: SessionHasher,
     buckets: Box<[Mutex<Bucket>]>,
     logs: Box<[Log]>,
     leases: Leases,
     session_count: AtomicU64,
     max_sessions: u64,
+    /// Where changes are recorded that must be on disk before anybody is told of them. None where they end with the process.
+    journal: Option<Arc<Journal>>,
 }
 
 /// How a [`MemoryStorage`] is made.
@@ -88,15 +107,26 @@ impl MemoryStorage {
     /// An empty registry with an identity of its own.
     #[must_use]
     pub fn new(options: MemoryOptions) -> Self {
+        Self::with_hash(options, RegistryId(fastrand::u64(..)), SessionHasher::random(), None)
+    }
+
+    fn with_hash(
+        options: MemoryOptions,
+        registry_id: RegistryId,
+        hash: SessionHasher,
+        journal: Option<Arc<Journal>>,
+    ) -> Self {
         let buckets = options.buckets.max(1).next_power_of_two();
+        let log = |_| Log::new(options.retain_events, journal.is_none());
         Self {
-            registry_id: RegistryId(fastrand::u64(..)),
-            hash: RandomState::new(),
+            registry_id,
+            hash,
             buckets: (0..buckets).map(|_| Mutex::default()).collect(),
-            logs: (0..options.partitions.max(1)).map(|_| Log::new(options.retain_events)).collect(),
-            leases: Leases::new(options.max_leases),
+            logs: (0..options.partitions.max(1)).map(log).collect(),
+            leases: Leases::new(options.max_leases, journal.clone()),
             session_count: AtomicU64::new(0),
             max_sessions: options.max_sessions,
+            journal,
         }
     }
 
@@ -109,71 +139,198 @@ impl MemoryStorage {
         &self.logs[self.partition_of(bucket) as usize]
     }
 
-    fn create_one(&self, session: SessionKey, lease: Option<(LeaseId, &Lease)>) -> Result<bool, StorageError> {
-        let too_many = || StorageError::TooManySessions { limit: self.max_sessions };
+    /// Notes in the bucket, and in the journal if there is one, what is made of a session.
+    fn record(&self, bucket: &mut Bucket, session: SessionKey, record: Record<'_>) -> Lsn {
+        let Some(journal) = &self.journal else { return Lsn(0) };
+        let lsn = journal.record(record);
+        bucket.note(session, lsn, |lsn| journal.is_durable(lsn));
+        lsn
+    }
+
+    /// Appends a change to the log, and records it at the same place.
+    fn append(&self, bucket_index: u32, bucket: &mut Bucket, event: SessionEvent, lease: Option<LeaseId>) -> Lsn {
+        let SessionEvent { session, change } = event;
+        let record = match change {
+            SessionChange::Created => Record::Created { session, lease },
+            SessionChange::Destroyed(reason) => Record::Destroyed { session, reason },
+        };
+        self.log_of(bucket_index).append(event, || self.record(bucket, session, record))
+    }
+
+    fn spot_of(&self, session: &SessionKey) -> Spot {
         let hash = self.hash.hash_one(session);
-        let bucket_index = self.bucket_of_hash(hash);
-        if let Some((_, lease)) = lease {
-            lease.enter(bucket_index);
+        Spot { hash, bucket: self.bucket_of_hash(hash) }
+    }
+
+    /// Makes a change to some sessions, at most [`GROUP`] of them, in order. `told` hears of each whether it was changed.
+    fn change_some(
+        &self,
+        sessions: &[SessionKey],
+        change: Change<'_>,
+        mut told: impl FnMut(bool, Lsn),
+    ) -> Result<(), StorageError> {
+        let all: SmallVec<[(SessionKey, Spot); GROUP]> =
+            sessions.iter().map(|session| (*session, self.spot_of(session))).collect();
+        if let Change::Create(Some((_, lease))) = change {
+            all.iter().for_each(|(_, spot)| lease.enter(spot.bucket));
         }
-        let mut bucket = self.buckets[bucket_index as usize].lock();
-        self.fit(&mut bucket, lease.is_some());
+        let mut rest = &all[..];
+        while !rest.is_empty() {
+            let mut held = Held::lock(&self.buckets, rest.iter().map(|(_, spot)| spot.bucket));
+            if rest.len() > 1 {
+                // Into the caches, all at the same time; what is found may have changed when its turn comes.
+                for (session, spot) in rest {
+                    black_box(held.bucket(spot.bucket).find(spot.hash, session));
+                }
+            }
+            let mut misfit = None;
+            while let [(session, spot), after @ ..] = rest {
+                let bucket = held.bucket(spot.bucket);
+                match change {
+                    Change::Create(lease) => {
+                        if bucket.need(lease.is_some()).is_some() {
+                            misfit = Some(spot.bucket);
+                            break;
+                        }
+                        let (created, lsn) = self.create_in(bucket, *spot, *session, lease)?;
+                        told(created, lsn);
+                    }
+                    Change::Destroy(lease) => {
+                        let (destroyed, lsn) = self.destroy_in(bucket, *spot, *session, lease);
+                        told(destroyed, lsn);
+                        if bucket.need(false).is_some() {
+                            misfit = Some(spot.bucket);
+                        }
+                    }
+                }
+                rest = after;
+                if misfit.is_some() {
+                    break;
+                }
+            }
+            drop(held);
+            if let Some(bucket) = misfit {
+                self.fit(&mut self.buckets[bucket as usize].lock(), change.is_leased());
+            }
+        }
+        Ok(())
+    }
+
+    /// Creates a session in its bucket, which must need no room.
+    fn create_in(
+        &self,
+        bucket: &mut Bucket,
+        spot: Spot,
+        session: SessionKey,
+        lease: Option<(LeaseId, &Lease)>,
+    ) -> Result<(bool, Lsn), StorageError> {
+        let too_many = || StorageError::TooManySessions { limit: self.max_sessions };
         let slot = match lease {
             Some((id, lease)) if !lease.is_live() => return Err(StorageError::UnknownLease(id)),
             Some((_, lease)) => lease.slot,
             None => 0,
         };
-        if let Some(place) = bucket.find(hash, &session) {
-            if slot != 0 {
-                bucket.set_lease(place, slot);
-            }
-            return Ok(false);
+        if let Some(place) = bucket.find(spot.hash, &session) {
+            let lsn = match lease {
+                Some((lease, _)) if bucket.lease(place) != slot => {
+                    bucket.set_lease(place, slot);
+                    self.record(bucket, session, Record::Moved { session, lease })
+                }
+                _ => bucket.recorded(&session),
+            };
+            return Ok((false, lsn));
         }
         // Counted before it is inserted: two buckets at once must not both take the last place.
         let counted = self
             .session_count
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < self.max_sessions).then_some(n + 1));
         counted.map_err(|_| too_many())?;
-        if !bucket.insert(hash, session, slot, &self.hash) {
+        if !bucket.insert(spot.hash, session, slot, &self.hash) {
             self.session_count.fetch_sub(1, Ordering::Relaxed);
             return Err(too_many());
         }
-        self.log_of(bucket_index).append(SessionEvent { session, change: SessionChange::Created });
-        Ok(true)
+        let event = SessionEvent { session, change: SessionChange::Created };
+        Ok((true, self.append(spot.bucket, bucket, event, lease.map(|(id, _)| id))))
     }
 
-    fn destroy_one(&self, session: SessionKey, lease: Option<&Lease>) -> bool {
-        let hash = self.hash.hash_one(session);
-        let bucket_index = self.bucket_of_hash(hash);
-        let mut bucket = self.buckets[bucket_index as usize].lock();
-        let Some(place) = bucket.find(hash, &session) else { return false };
+    fn destroy_in(&self, bucket: &mut Bucket, spot: Spot, session: SessionKey, lease: Option<&Lease>) -> (bool, Lsn) {
+        let Some(place) = bucket.find(spot.hash, &session) else { return (false, bucket.recorded(&session)) };
         // Asked under the bucket's lock: once a lease has ended, its slot may name another.
         if lease.is_some_and(|lease| !lease.is_live() || bucket.lease(place) != lease.slot) {
-            return false;
+            return (false, bucket.recorded(&session));
         }
-        bucket.remove(hash, place, &self.hash);
+        bucket.remove(spot.hash, place, &self.hash);
         self.session_count.fetch_sub(1, Ordering::Relaxed);
         let change = SessionChange::Destroyed(DestroyReason::Requested);
-        self.log_of(bucket_index).append(SessionEvent { session, change });
-        self.fit(&mut bucket, false);
-        true
+        (true, self.append(spot.bucket, bucket, SessionEvent { session, change }, None))
     }
 
-    fn has_one(&self, session: &SessionKey) -> bool {
-        let hash = self.hash.hash_one(session);
-        self.buckets[self.bucket_of_hash(hash) as usize].lock().find(hash, session).is_some()
+    fn has_some(&self, sessions: &[SessionKey], mut told: impl FnMut(bool, Lsn)) {
+        let spots: SmallVec<[Spot; GROUP]> = sessions.iter().map(|session| self.spot_of(session)).collect();
+        let mut held = Held::lock(&self.buckets, spots.iter().map(|spot| spot.bucket));
+        for (session, spot) in sessions.iter().zip(spots) {
+            let bucket = held.bucket(spot.bucket);
+            told(bucket.find(spot.hash, session).is_some(), bucket.recorded(session));
+        }
+    }
+
+    /// Asks whether changes can be made at present.
+    async fn admit(&self) -> Result<(), StorageError> {
+        match &self.journal {
+            Some(journal) => journal.admit().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until what is told to the caller can no longer be undone by a crash.
+    async fn durable(&self, lsn: Lsn) -> Result<(), StorageError> {
+        match &self.journal {
+            Some(journal) => journal.durable(lsn).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until all that has been recorded is durable.
+    async fn all_durable(&self) -> Result<(), StorageError> {
+        match &self.journal {
+            Some(journal) => journal.durable(journal.newest()).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Makes a change to each session, letting other tasks run in between, and waits until all of it is durable. Those who
+    /// follow the log are woken once for as many sessions as are done in one go.
+    async fn change(&self, sessions: &[SessionKey], change: Change<'_>) -> Result<Vec<bool>, StorageError> {
+        let mut results = Vec::with_capacity(sessions.len());
+        let mut newest = Lsn(0);
+        for part in sessions.chunks(SESSIONS_BETWEEN_YIELDS) {
+            if !results.is_empty() {
+                tokio::task::yield_now().await;
+            }
+            self.admit().await?;
+            let mut told = |changed, lsn| {
+                results.push(changed);
+                newest = newest.max(lsn);
+            };
+            let done = part.chunks(GROUP).try_for_each(|some| self.change_some(some, change, &mut told));
+            self.logs.iter().for_each(Log::settle);
+            done?;
+        }
+        self.durable(newest).await?;
+        Ok(results)
     }
 
     /// Destroys the sessions under a lease that has ended, a few at a time, and tells how many those were. What is left when
     /// the future is dropped is left to whoever expires leases.
-    fn sweep(&self, ended: Ended) -> impl Future<Output = u64> + Send {
+    fn sweep(&self, ended: Ended) -> impl Future<Output = Result<u64, StorageError>> + Send {
         // Made now: the future may be dropped before it is polled at all.
         let mut sweep = Sweep { storage: self, ended: Some(ended) };
         async move {
-            let Some(Ended { lease, reason }) = &sweep.ended else { return 0 };
+            let Some(Ended { lease, reason }) = &sweep.ended else { return Ok(0) };
             let mut destroyed = 0;
             for bucket in lease.buckets() {
                 loop {
+                    self.admit().await?;
                     let some = self.destroy_leased(bucket, lease, *reason);
                     destroyed += some as u64;
                     tokio::task::yield_now().await;
@@ -184,7 +341,7 @@ impl MemoryStorage {
             }
             self.leases.swept(lease);
             drop(sweep.ended.take());
-            destroyed
+            Ok(destroyed)
         }
     }
 
@@ -193,12 +350,13 @@ impl MemoryStorage {
         let mut bucket = self.buckets[bucket_index as usize].lock();
         let sessions = bucket.take_leased(lease.slot, SESSIONS_A_SWEEP, &self.hash);
         self.session_count.fetch_sub(sessions.len() as u64, Ordering::Relaxed);
-        let log = self.log_of(bucket_index);
         let change = SessionChange::Destroyed(reason);
-        sessions.iter().for_each(|session| log.append(SessionEvent { session: *session, change }));
+        for session in &sessions {
+            self.append(bucket_index, &mut bucket, SessionEvent { session: *session, change }, None);
+        }
         self.fit(&mut bucket, false);
         drop(bucket);
-        log.settle();
+        self.log_of(bucket_index).settle();
         sessions.len()
     }
 
@@ -210,27 +368,26 @@ impl MemoryStorage {
             MutexGuard::unlocked(bucket, || drop(unused));
         }
     }
+}
 
-    /// Changes each session, letting other tasks run in between. Those who follow the log are woken once for as many sessions
-    /// as are done in one go.
-    async fn change_each(
-        &self,
-        sessions: &[SessionKey],
-        mut change: impl FnMut(SessionKey) -> Result<bool, StorageError> + Send,
-    ) -> Result<Vec<bool>, StorageError> {
-        let mut results = Vec::with_capacity(sessions.len());
-        for (n, some) in sessions.chunks(SESSIONS_BETWEEN_YIELDS).enumerate() {
-            if n > 0 {
-                tokio::task::yield_now().await;
-            }
-            let done = some.iter().try_for_each(|session| {
-                results.push(change(*session)?);
-                Ok::<(), StorageError>(())
-            });
-            self.logs.iter().for_each(Log::settle);
-            done?;
-        }
-        Ok(results)
+/// Where a session lies, or would.
+#[derive(Clone, Copy)]
+struct Spot {
+    hash: u64,
+    bucket: u32,
+}
+
+/// What is made of sessions, under a lease or not.
+#[derive(Clone, Copy)]
+enum Change<'a> {
+    Create(Option<(LeaseId, &'a Lease)>),
+    Destroy(Option<&'a Lease>),
+}
+
+impl Change<'_> {
+    /// Whether a session that it leaves in a bucket may be under a lease.
+    fn is_leased(self) -> bool {
+        matches!(self, Self::Create(Some(_)))
     }
 }
 
@@ -268,17 +425,24 @@ impl SessionStorage for MemoryStorage {
             None => None,
         };
         let lease = lease.as_ref().map(|(id, lease)| (*id, &**lease));
-        self.change_each(sessions, |session| self.create_one(session, lease)).await
+        self.change(sessions, Change::Create(lease)).await
     }
 
     async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
         let mut exist = Vec::with_capacity(sessions.len());
-        for (n, some) in sessions.chunks(SESSIONS_BETWEEN_YIELDS).enumerate() {
-            if n > 0 {
+        let mut newest = Lsn(0);
+        for part in sessions.chunks(SESSIONS_BETWEEN_YIELDS) {
+            if !exist.is_empty() {
                 tokio::task::yield_now().await;
             }
-            exist.extend(some.iter().map(|session| self.has_one(session)));
+            for some in part.chunks(GROUP) {
+                self.has_some(some, |exists, lsn| {
+                    exist.push(exists);
+                    newest = newest.max(lsn);
+                });
+            }
         }
+        self.durable(newest).await?;
         Ok(exist)
     }
 
@@ -290,11 +454,14 @@ impl SessionStorage for MemoryStorage {
             },
             None => None,
         };
-        self.change_each(sessions, |session| Ok(self.destroy_one(session, lease.as_deref()))).await
+        self.change(sessions, Change::Destroy(lease.as_deref())).await
     }
 
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
-        self.leases.grant(ttl, owner)
+        self.admit().await?;
+        let lease = self.leases.grant(ttl, owner)?;
+        self.all_durable().await?;
+        Ok(lease)
     }
 
     async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, StorageError> {
@@ -302,8 +469,11 @@ impl SessionStorage for MemoryStorage {
     }
 
     async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
+        self.admit().await?;
         let ended = self.leases.revoke(lease)?;
-        Ok(self.sweep(ended).await)
+        let destroyed = self.sweep(ended).await?;
+        self.all_durable().await?;
+        Ok(destroyed)
     }
 
     async fn expire_leases(&self) -> Result<Infallible, StorageError> {
@@ -319,6 +489,11 @@ impl SessionStorage for MemoryStorage {
                 self.leases.keep_all_alive();
             }
             last_look = now;
+            self.admit().await?;
+            if self.journal.as_ref().is_some_and(|journal| journal.has_recovered()) {
+                tracing::warn!("the storage was out of reach; leases start anew");
+                self.leases.keep_all_alive();
+            }
             while sweeps.len() < SWEEPS_AT_ONCE
                 && let Some(ended) = self.leases.next_ended(now)
             {
@@ -334,7 +509,7 @@ impl SessionStorage for MemoryStorage {
                 _ => now + CLOCK_CHECK,
             };
             tokio::select! {
-                Some(_) = sweeps.next() => {}
+                Some(swept) = sweeps.next() => drop(swept?),
                 () = self.leases.changed.notified() => {}
                 () = sleep_until(next_look) => {}
             }
@@ -378,6 +553,8 @@ impl SessionStorage for MemoryStorage {
                 break;
             }
         }
+        // What was read may still be undone by a crash.
+        self.all_durable().await?;
         Ok(run)
     }
 }

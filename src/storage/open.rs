@@ -1,9 +1,10 @@
 //! From the URL of a storage to the storage.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
 
 use super::{
     SessionStorage,
+    file::{FileError, FileStorage},
     memory::{MemoryOptions, MemoryStorage},
 };
 #[cfg(feature = "redis")]
@@ -18,6 +19,8 @@ use super::{
 pub enum StorageUrl {
     /// `memory:`, the sessions live and die with the process.
     Memory,
+    /// `file:PATH`, the sessions are in a file and outlive the process and the machine.
+    File(PathBuf),
     /// `redis://HOST:PORT` and the like, many replicas share the sessions.
     #[cfg(feature = "redis")]
     Redis(RedisUrl),
@@ -35,11 +38,15 @@ pub struct StorageOptions {
 }
 
 impl StorageUrl {
-    /// Opens the storage.
+    /// Opens the storage, which for a large file takes some seconds. It tells of its progress in the log.
     ///
     /// # Errors
     ///
     /// [`OpenError`] when it cannot be opened. The memory storage always can.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
     pub async fn open(&self, options: StorageOptions) -> Result<Arc<dyn SessionStorage>, OpenError> {
         let StorageOptions { retain_events, max_sessions, max_leases } = options;
         match self {
@@ -49,6 +56,7 @@ impl StorageUrl {
                 max_leases,
                 ..MemoryOptions::default()
             }))),
+            Self::File(path) => Ok(Arc::new(FileStorage::open(path, options).await?)),
             #[cfg(feature = "redis")]
             Self::Redis(url) => match RedisStorage::open(url, options).await {
                 Ok(storage) => Ok(Arc::new(storage)),
@@ -62,8 +70,13 @@ impl FromStr for StorageUrl {
     type Err = OpenError;
 
     fn from_str(text: &str) -> Result<Self, OpenError> {
-        match text {
-            "memory:" => Ok(Self::Memory),
+        match text.split_once(':') {
+            Some(("memory", "")) => Ok(Self::Memory),
+            // `file:///var/…` is what a URL of a file looks like elsewhere.
+            Some(("file", path)) => match path.strip_prefix("//").unwrap_or(path) {
+                "" => Err(OpenError::NoPath),
+                path => Ok(Self::File(path.into())),
+            },
             #[cfg(feature = "redis")]
             _ if RedisUrl::is_meant(text) => Ok(Self::Redis(text.parse()?)),
             _ => Err(OpenError::UnknownUrl(text.to_owned())),
@@ -75,6 +88,7 @@ impl fmt::Display for StorageUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory => f.write_str("memory:"),
+            Self::File(path) => write!(f, "file:{}", path.display()),
             #[cfg(feature = "redis")]
             Self::Redis(url) => url.fmt(f),
         }
@@ -86,8 +100,14 @@ impl fmt::Display for StorageUrl {
 #[non_exhaustive]
 pub enum OpenError {
     /// The text names no storage.
-    #[error("{0:?} is no storage: write memory:, or redis://HOST:PORT")]
+    #[error("{0:?} is no storage: write memory:, file:PATH or redis://HOST:PORT")]
     UnknownUrl(String),
+    /// The text names no file.
+    #[error("file: names no file: write its path behind it, as in file:/var/lib/sessiond/registry")]
+    NoPath,
+    /// The registry's file cannot be opened.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The URL of a Redis is wrong.
     #[cfg(feature = "redis")]
     #[error(transparent)]

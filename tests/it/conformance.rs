@@ -1,4 +1,5 @@
-//! The suite for storages, on the memory storage in several shapes, and on storages that are broken on purpose.
+//! The suite for storages, on the memory storage in several shapes, on the file storage, and on storages that are broken on
+//! purpose.
 
 mod broken;
 
@@ -7,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use sessiond::storage::{
     SessionStorage, StorageOptions,
     conformance::{StorageFactory, cases},
+    file::FileStorage,
     memory::{MemoryOptions, MemoryStorage},
 };
 use tokio::task::JoinSet;
@@ -62,6 +64,33 @@ async fn on_several_threads() {
     let mut running = JoinSet::new();
     for case in cases() {
         running.spawn(async move { case.run(&shape).await });
+    }
+    for outcome in running.join_all().await {
+        outcome.unwrap_or_else(|violation| panic!("{violation}"));
+    }
+}
+
+/// Makes registries in files of their own.
+struct File;
+
+#[async_trait::async_trait]
+impl StorageFactory for File {
+    async fn open(&self, options: StorageOptions) -> Vec<Arc<dyn SessionStorage>> {
+        let folder = tempfile::tempdir().unwrap();
+        // The folder goes now, the file when it is closed.
+        vec![Arc::new(FileStorage::open(folder.path().join("registry"), options).await.unwrap())]
+    }
+
+    fn slack(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn in_a_file() {
+    let mut running = JoinSet::new();
+    for case in cases() {
+        running.spawn(case.run(&File));
     }
     for outcome in running.join_all().await {
         outcome.unwrap_or_else(|violation| panic!("{violation}"));

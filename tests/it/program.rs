@@ -37,8 +37,13 @@ impl Program {
         let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-format", "json"];
         let mut child = serve(&[&ports, args].concat()).spawn().expect("the program starts");
         let mut lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
-        let listening = soon(lines.next_line()).await.unwrap().expect("it says that it listens");
-        let listening: Value = serde_json::from_str(&listening).unwrap_or_else(|_| panic!("{listening}"));
+        let listening = loop {
+            let line = soon(lines.next_line()).await.unwrap().expect("it says that it listens");
+            let line: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
+            if line["fields"]["message"] == "listening" {
+                break line;
+            }
+        };
         let address = |name: &str| listening["fields"][name].as_str().expect("an address").parse().unwrap();
         let (addr, admin) = (address("address"), address("admin_address"));
         let log = Arc::new(Mutex::new(Vec::new()));
@@ -55,6 +60,11 @@ impl Program {
     /// A client with a connection of its own, made when it is first used.
     pub(crate) fn sessions(&self) -> Sessions {
         Sessions::new(Endpoint::from_shared(format!("http://{}", self.addr)).unwrap().connect_lazy())
+    }
+
+    /// Kills it, and waits until it is gone.
+    pub(crate) async fn crash(mut self) {
+        soon(self.child.kill()).await.unwrap();
     }
 
     pub(crate) async fn signal(&self, signal: &str) {

@@ -4,6 +4,7 @@ mod broken;
 mod checker;
 mod concurrent;
 mod faulty;
+mod file;
 mod history;
 mod live;
 mod model;

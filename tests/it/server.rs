@@ -64,7 +64,7 @@ impl Running {
                     Ok(server) => server,
                     Err(error) => return drop(bind.send(Err(error))),
                 };
-                let addresses = (server.local_addr().unwrap(), server.admin_addr().unwrap());
+                let addresses = (server.local_addr().unwrap(), server.admin_addr());
                 let _ = bind.send(Ok((addresses, Arc::clone(server.subject()))));
                 // An error tells that the test is over.
                 let result = server.run(async { drop(stopped.await) }).await;

@@ -1,16 +1,20 @@
 //! One bucket of the set: a small hash table that wastes little.
 
-use std::hash::{BuildHasher, RandomState};
+use std::{collections::VecDeque, hash::BuildHasher};
 
 use hashbrown::HashTable;
 
-use crate::session::SessionKey;
+use super::hash::SessionHasher;
+use crate::{session::SessionKey, storage::journal::Lsn};
 
 /// No bucket holds more, because the table's entries are 16-bit places.
 const MAX_SESSIONS: usize = 1 << 16;
 
 /// A bucket of no more room than this keeps it.
 const WORTH_SHRINKING: usize = 32;
+
+/// What a bucket keeps of the room that a burst of changes took.
+const ROOM_FOR_RECENT: usize = 16;
 
 /// Names a lease within the process; 0 for none.
 pub(super) type LeaseSlot = u32;
@@ -26,6 +30,8 @@ pub(super) struct Bucket {
     /// The lease of each session; empty while none was ever under one.
     leases: Vec<LeaseSlot>,
     places: HashTable<u16>,
+    /// The last changes, with the records of them: they may not be on disk yet. Empty where nothing is recorded.
+    recent: VecDeque<(SessionKey, Lsn)>,
 }
 
 /// What a bucket is to move into, for more or for fewer sessions.
@@ -63,6 +69,27 @@ fn touched<T: Clone>(capacity: usize, value: T) -> Vec<T> {
 }
 
 impl Bucket {
+    /// Notes that a session has changed, and forgets changes that `is_durable`.
+    pub(super) fn note(&mut self, session: SessionKey, lsn: Lsn, is_durable: impl Fn(Lsn) -> bool) {
+        while self.recent.front().is_some_and(|(_, lsn)| is_durable(*lsn)) {
+            self.recent.pop_front();
+        }
+        if self.recent.is_empty() && self.recent.capacity() > ROOM_FOR_RECENT {
+            self.recent.shrink_to(ROOM_FOR_RECENT);
+        }
+        self.recent.push_back((session, lsn));
+    }
+
+    /// The record that `session` is as it is, where that may not be on disk yet; 0 otherwise.
+    pub(super) fn recorded(&self, session: &SessionKey) -> Lsn {
+        self.recent.iter().rev().find(|(changed, _)| changed == session).map_or(Lsn(0), |(_, lsn)| *lsn)
+    }
+
+    /// Each session with its lease.
+    pub(super) fn leased(&self) -> impl Iterator<Item = (SessionKey, LeaseSlot)> {
+        self.sessions.iter().enumerate().map(|(place, session)| (*session, self.lease(place)))
+    }
+
     pub(super) fn sessions(&self) -> &[SessionKey] {
         &self.sessions
     }
@@ -109,12 +136,17 @@ impl Bucket {
         (is_full || is_wasteful || is_table_full || lacks_leases).then_some(Need { sessions, places, has_leases })
     }
 
+    /// The room that it needs for so many sessions in all.
+    pub(super) fn need_for(&self, sessions: usize, has_leases: bool) -> Need {
+        Need { sessions, places: Some(sessions), has_leases: has_leases || self.has_leases() }
+    }
+
     fn has_leases(&self) -> bool {
         self.leases.capacity() > 0
     }
 
     /// Moves into `room` if it is large enough, and gives back what is not used now.
-    pub(super) fn move_into(&mut self, room: Room, hasher: &RandomState) -> Room {
+    pub(super) fn move_into(&mut self, room: Room, hasher: &SessionHasher) -> Room {
         // It may have grown since it was asked what it needs.
         if room.sessions.capacity() < self.sessions.len()
             || room.places.as_ref().is_some_and(|places| places.capacity() < self.sessions.len())
@@ -138,7 +170,7 @@ impl Bucket {
     }
 
     /// Inserts a session that is not there. False when the bucket is full. It must [need](Self::need) nothing.
-    pub(super) fn insert(&mut self, hash: u64, session: SessionKey, lease: LeaseSlot, hasher: &RandomState) -> bool {
+    pub(super) fn insert(&mut self, hash: u64, session: SessionKey, lease: LeaseSlot, hasher: &SessionHasher) -> bool {
         let place = self.sessions.len();
         if place == MAX_SESSIONS {
             return false;
@@ -153,8 +185,8 @@ impl Bucket {
     }
 
     /// Removes the session at `place`.
-    pub(super) fn remove(&mut self, hash: u64, place: usize, hasher: &RandomState) {
-        let Self { sessions, leases, places } = self;
+    pub(super) fn remove(&mut self, hash: u64, place: usize, hasher: &SessionHasher) {
+        let Self { sessions, leases, places, .. } = self;
         if let Ok(entry) = places.find_entry(hash, |&other| other as usize == place) {
             entry.remove();
         }
@@ -172,7 +204,7 @@ impl Bucket {
     }
 
     /// Removes some sessions under `lease`, at most `limit`; fewer only when no more are there.
-    pub(super) fn take_leased(&mut self, lease: LeaseSlot, limit: usize, hasher: &RandomState) -> Vec<SessionKey> {
+    pub(super) fn take_leased(&mut self, lease: LeaseSlot, limit: usize, hasher: &SessionHasher) -> Vec<SessionKey> {
         let mut taken = Vec::new();
         // From the end, where the session that fills a gap has been looked at already.
         for place in (0..self.leases.len()).rev() {
@@ -193,7 +225,7 @@ impl Bucket {
 mod tests {
     use super::*;
 
-    fn make_room(bucket: &mut Bucket, is_leased: bool, hasher: &RandomState) {
+    fn make_room(bucket: &mut Bucket, is_leased: bool, hasher: &SessionHasher) {
         if let Some(need) = bucket.need(is_leased) {
             drop(bucket.move_into(need.make(), hasher));
         }
@@ -202,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_bucket_finds_what_it_holds_through_growth_removal_and_shrinking() {
-        let hasher = RandomState::new();
+        let hasher = SessionHasher::random();
         let key = |n: i64| SessionKey::new(n % 3, n);
         let hash = |n: i64| hasher.hash_one(key(n));
         let all = MAX_SESSIONS as i64;

@@ -15,11 +15,15 @@ use tokio::{sync::Notify, time::Instant};
 use super::bucket::LeaseSlot;
 use crate::{
     session::{DestroyReason, LeaseId},
-    storage::StorageError,
+    storage::{
+        StorageError,
+        journal::{Journal, LeaseRow, Record},
+    },
 };
 
 /// One lease.
 pub(super) struct Lease {
+    id: LeaseId,
     /// What names it in the buckets. Not used again before every session under it is gone.
     pub(super) slot: LeaseSlot,
     ttl: Duration,
@@ -59,6 +63,7 @@ pub(super) struct Leases {
     /// Told when the next deadline may have come nearer, and when an ended lease was left behind.
     pub(super) changed: Notify,
     max: u64,
+    journal: Option<Arc<Journal>>,
 }
 
 #[derive(Default)]
@@ -69,12 +74,19 @@ struct Table {
     /// Ended, and not yet taken by anybody to be swept.
     ended: Vec<Ended>,
     free: Vec<LeaseSlot>,
-    slots: LeaseSlot,
+    /// The lease that has each slot, or had it last. Slots count from 1.
+    slots: Vec<LeaseId>,
 }
 
 impl Leases {
-    pub(super) fn new(max: u64) -> Self {
-        Self { table: Mutex::default(), changed: Notify::new(), max: max.min(u64::from(LeaseSlot::MAX - 1)) }
+    pub(super) fn new(max: u64, journal: Option<Arc<Journal>>) -> Self {
+        Self { table: Mutex::default(), changed: Notify::new(), max: max.min(u64::from(LeaseSlot::MAX - 1)), journal }
+    }
+
+    fn record(&self, record: Record<'_>) {
+        if let Some(journal) = &self.journal {
+            journal.record(record);
+        }
     }
 
     pub(super) fn count(&self) -> u64 {
@@ -84,17 +96,10 @@ impl Leases {
     pub(super) fn grant(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
         let mut table = self.table.lock();
         let table = &mut *table;
-        let slot = match table.free.pop() {
-            Some(slot) => slot,
-            // Leases that have ended count until their sessions are gone.
-            None if u64::from(table.slots) >= self.max => {
-                return Err(StorageError::TooManyLeases { limit: self.max });
-            }
-            None => {
-                table.slots += 1;
-                table.slots
-            }
-        };
+        // Leases that have ended count until their sessions are gone.
+        if table.free.is_empty() && table.slots.len() as u64 >= self.max {
+            return Err(StorageError::TooManyLeases { limit: self.max });
+        }
         // By chance: a gateway that comes back with an old one must not meet somebody else's.
         let id = loop {
             if let Some(id) = LeaseId::from_number(fastrand::u64(..))
@@ -103,16 +108,45 @@ impl Leases {
                 break id;
             }
         };
-        let is_live = AtomicBool::new(true);
-        let lease = Lease { slot, ttl, owner: owner.into(), is_live, buckets: Mutex::default() };
-        let deadline = Instant::now() + ttl;
-        table.live.insert(id, (Arc::new(lease), deadline));
-        table.deadlines.insert((deadline, id));
+        let deadline = table.insert(id, ttl, owner);
+        self.record(Record::LeaseGranted { lease: id, ttl, owner });
         let is_next = table.deadlines.first() == Some(&(deadline, id));
         if is_next {
             self.changed.notify_one();
         }
         Ok(id)
+    }
+
+    /// Adds a lease of an earlier life of the registry. A live one has its full ttl again.
+    pub(super) fn restore(&self, id: LeaseId, row: LeaseRow) -> Arc<Lease> {
+        let mut table = self.table.lock();
+        match row {
+            LeaseRow::Live { ttl, owner } => {
+                table.insert(id, ttl, &owner);
+                Arc::clone(&table.live[&id].0)
+            }
+            LeaseRow::Ended(reason) => {
+                let lease = Arc::new(table.lease(id, Duration::ZERO, "", false));
+                table.ended.push(Ended { lease: Arc::clone(&lease), reason });
+                lease
+            }
+        }
+    }
+
+    /// Adds a lease that is gone, for the sessions that were under it for a while.
+    pub(super) fn restore_gone(&self, id: LeaseId) -> Arc<Lease> {
+        Arc::new(self.table.lock().lease(id, Duration::ZERO, "", false))
+    }
+
+    /// No session is left under a lease that is gone.
+    pub(super) fn restore_free(&self, lease: &Lease) {
+        self.table.lock().free.push(lease.slot);
+    }
+
+    /// The lease that has a slot, for slots under which there are sessions.
+    pub(super) fn ids(&self, slots: impl Iterator<Item = LeaseSlot>) -> Vec<Option<LeaseId>> {
+        let table = self.table.lock();
+        slots.map(|slot| table.slots.get((slot as usize).wrapping_sub(1)).copied()).collect()
     }
 
     pub(super) fn get(&self, id: LeaseId) -> Option<Arc<Lease>> {
@@ -143,7 +177,7 @@ impl Leases {
 
     /// Ends a lease: from now on nothing comes under it.
     pub(super) fn revoke(&self, id: LeaseId) -> Result<Ended, StorageError> {
-        self.table.lock().end(id, DestroyReason::LeaseRevoked).ok_or(StorageError::UnknownLease(id))
+        self.end(&mut self.table.lock(), id, DestroyReason::LeaseRevoked).ok_or(StorageError::UnknownLease(id))
     }
 
     /// A lease to sweep: one that was left behind, or one whose deadline has passed and that is ended now.
@@ -156,7 +190,7 @@ impl Leases {
         if deadline > now {
             return None;
         }
-        let ended = table.end(id, DestroyReason::LeaseExpired)?;
+        let ended = self.end(&mut table, id, DestroyReason::LeaseExpired)?;
         // Whoever reads the log may be slow, and every call under a lease takes this lock.
         drop(table);
         tracing::info!(lease_id = id.number(), owner = &*ended.lease.owner, "a lease has expired");
@@ -175,11 +209,43 @@ impl Leases {
 
     /// No session is under a lease any more: its slot may be used again.
     pub(super) fn swept(&self, lease: &Lease) {
-        self.table.lock().free.push(lease.slot);
+        let mut table = self.table.lock();
+        self.record(Record::LeaseSwept { lease: lease.id });
+        table.free.push(lease.slot);
+    }
+
+    fn end(&self, table: &mut Table, id: LeaseId, reason: DestroyReason) -> Option<Ended> {
+        let ended = table.end(id, reason)?;
+        self.record(Record::LeaseEnded { lease: id, reason });
+        Some(ended)
     }
 }
 
 impl Table {
+    /// Adds a live lease and gives its deadline.
+    fn insert(&mut self, id: LeaseId, ttl: Duration, owner: &str) -> Instant {
+        let lease = self.lease(id, ttl, owner, true);
+        let deadline = Instant::now() + ttl;
+        self.live.insert(id, (Arc::new(lease), deadline));
+        self.deadlines.insert((deadline, id));
+        deadline
+    }
+
+    /// Makes a lease with a slot of its own.
+    fn lease(&mut self, id: LeaseId, ttl: Duration, owner: &str, is_live: bool) -> Lease {
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.slots[slot as usize - 1] = id;
+                slot
+            }
+            None => {
+                self.slots.push(id);
+                self.slots.len() as LeaseSlot
+            }
+        };
+        Lease { id, slot, ttl, owner: owner.into(), is_live: AtomicBool::new(is_live), buckets: Mutex::default() }
+    }
+
     fn end(&mut self, id: LeaseId, reason: DestroyReason) -> Option<Ended> {
         let (lease, deadline) = self.live.remove(&id)?;
         self.deadlines.remove(&(deadline, id));

@@ -23,14 +23,18 @@ struct State {
     /// The position before the first change held.
     oldest: u64,
     newest: u64,
-    /// Those who wait for a change after `newest` as it was at that time.
+    /// Followers are told of changes up to here. Where changes must be on disk first, it lags behind the newest.
+    visible: u64,
+    shows_at_once: bool,
+    /// Those who wait for a change after `visible` as it was at that time.
     followers: Vec<Waker>,
     /// Memory for the next segment.
     spare: Vec<SessionEvent>,
 }
 
 impl Log {
-    pub(super) fn new(retain: usize) -> Self {
+    /// One whose followers see changes at once, or when they are [shown](Self::show).
+    pub(super) fn new(retain: usize, shows_at_once: bool) -> Self {
         let segment_len = retain.clamp(1, SEGMENT);
         Self(Mutex::new(State {
             segments: VecDeque::new(),
@@ -39,32 +43,49 @@ impl Log {
             max_segments: retain.div_ceil(segment_len) + 1,
             oldest: 0,
             newest: 0,
+            visible: 0,
+            shows_at_once,
             followers: Vec::new(),
             spare: Vec::new(),
         }))
     }
 
-    /// Appends a change. [`settle`](Self::settle) must follow, when no lock is held.
-    pub(super) fn append(&self, event: SessionEvent) {
+    /// Lets the log begin after `position`: what follows is [restored](Self::restore).
+    pub(super) fn restore_from(&self, position: Position) {
         let mut state = self.0.lock();
-        let state = &mut *state;
-        match state.segments.back_mut() {
-            Some(segment) if segment.len() < state.segment_len => segment.push(event),
-            _ => {
-                // The oldest segment becomes the newest, so that a full log allocates nothing.
-                let mut segment = if state.segments.len() == state.max_segments {
-                    state.oldest += state.segment_len as u64;
-                    state.segments.pop_front().unwrap_or_default()
-                } else {
-                    std::mem::take(&mut state.spare)
-                };
-                segment.clear();
-                segment.reserve_exact(state.segment_len);
-                segment.push(event);
-                state.segments.push_back(segment);
-            }
+        (state.oldest, state.newest, state.visible) = (position.0, position.0, position.0);
+    }
+
+    /// Appends a change that was made in an earlier life of the registry.
+    pub(super) fn restore(&self, event: SessionEvent) {
+        let mut state = self.0.lock();
+        state.append(event);
+        state.visible = state.newest;
+    }
+
+    /// Shows changes up to `position` to followers.
+    pub(super) fn show(&self, position: Position) {
+        let mut state = self.0.lock();
+        state.visible = position.0;
+        // Those that nobody had seen yet were kept beyond the bound.
+        while state.segments.len() > state.max_segments && state.oldest_is_seen() {
+            state.oldest += state.segment_len as u64;
+            state.segments.pop_front();
         }
-        state.newest += 1;
+        let followers = std::mem::take(&mut state.followers);
+        drop(state);
+        followers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Appends a change; `record` is called under the same lock, so that records are in the log's order.
+    /// [`settle`](Self::settle) must follow, when no lock is held.
+    pub(super) fn append<R>(&self, event: SessionEvent, record: impl FnOnce() -> R) -> R {
+        let mut state = self.0.lock();
+        state.append(event);
+        if state.shows_at_once {
+            state.visible = state.newest;
+        }
+        record()
     }
 
     /// Does what follows on some appended changes and takes no lock to be done: wakes those who wait for them, and makes memory
@@ -75,7 +96,7 @@ impl Log {
             && state.segments.len() < state.max_segments
             && state.segments.back().is_none_or(|segment| segment.len() > state.segment_len / 2);
         let segment_len = state.segment_len;
-        let followers = std::mem::take(&mut state.followers);
+        let followers = if state.shows_at_once { std::mem::take(&mut state.followers) } else { Vec::new() };
         drop(state);
         followers.into_iter().for_each(Waker::wake);
         if wants_spare {
@@ -91,7 +112,7 @@ impl Log {
 
     pub(super) fn extent(&self) -> Range<Position> {
         let state = self.0.lock();
-        Position(state.oldest)..Position(state.newest)
+        Position(state.oldest)..Position(state.visible)
     }
 
     pub(super) async fn changes_after(&self, after: Position, limit: usize) -> Result<Vec<SessionEvent>, LogError> {
@@ -100,10 +121,10 @@ impl Log {
             if after.0 < state.oldest {
                 return Poll::Ready(Err(LogError::Trimmed));
             }
-            if after.0 > state.newest {
+            if after.0 > state.visible {
                 return Poll::Ready(Err(LogError::Restarted));
             }
-            if after.0 == state.newest {
+            if after.0 == state.visible {
                 let waiting = &mut state.followers;
                 if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
                     waiting.push(context.waker().clone());
@@ -117,10 +138,36 @@ impl Log {
 }
 
 impl State {
+    fn append(&mut self, event: SessionEvent) {
+        match self.segments.back_mut() {
+            Some(segment) if segment.len() < self.segment_len => segment.push(event),
+            _ => {
+                // The oldest segment becomes the newest, so that a full log allocates nothing.
+                let mut segment = if self.segments.len() >= self.max_segments && self.oldest_is_seen() {
+                    self.oldest += self.segment_len as u64;
+                    self.segments.pop_front().unwrap_or_default()
+                } else {
+                    std::mem::take(&mut self.spare)
+                };
+                segment.clear();
+                segment.reserve_exact(self.segment_len);
+                segment.push(event);
+                self.segments.push_back(segment);
+            }
+        }
+        self.newest += 1;
+    }
+
+    /// Whether all of the oldest segment is shown. A follower must not lose its place to changes that it is not shown.
+    fn oldest_is_seen(&self) -> bool {
+        self.oldest + self.segment_len as u64 <= self.visible || self.shows_at_once
+    }
+
     /// Up to `limit` changes, without the first `skip` that are held.
     fn read(&self, skip: usize, limit: usize) -> Vec<SessionEvent> {
-        let held = (self.newest - self.oldest) as usize;
-        let mut events = Vec::with_capacity(limit.min(held - skip));
+        let shown = (self.visible - self.oldest) as usize;
+        let limit = limit.min(shown - skip);
+        let mut events = Vec::with_capacity(limit);
         let mut within = skip % self.segment_len;
         for segment in self.segments.iter().skip(skip / self.segment_len) {
             let part = &segment[within..];

@@ -41,20 +41,20 @@ pub(crate) struct Visit {
 
 /// What is done at once.
 #[derive(Clone, Debug)]
-pub(crate) struct Plan {
-    shape: Shape,
+pub(super) struct Plan {
+    pub(super) shape: Shape,
     writers: Vec<Vec<Step>>,
     observers: Vec<Vec<Visit>>,
 }
 
 impl Plan {
     /// The same, spread over so many replicas.
-    pub(crate) fn with_replicas(self, replicas: usize) -> Self {
+    pub(super) fn with_replicas(self, replicas: usize) -> Self {
         Self { shape: Shape { replicas, ..self.shape }, ..self }
     }
 }
 
-pub(crate) fn plan() -> impl Strategy<Value = Plan> {
+pub(super) fn plan() -> impl Strategy<Value = Plan> {
     let step = prop_oneof![
         20 => change(),
         2 => Just(Step::Grant(LONG)),
@@ -92,7 +92,7 @@ impl Shared {
     }
 }
 
-pub(crate) async fn run_plan(fixture: &impl Fixture, plan: &Plan) -> Vec<Broken> {
+pub(super) async fn run_plan(fixture: &impl Fixture, plan: &Plan) -> Vec<Broken> {
     let truth = fixture.storage(&plan.shape).await;
     let mut subjects = Vec::new();
     for _ in 0..plan.shape.replicas {

@@ -1,0 +1,121 @@
+//! What can go wrong with the file.
+
+use std::{
+    error::Error,
+    io,
+    path::{Path, PathBuf},
+};
+
+/// Why a registry's file cannot be opened or copied. The message says what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FileError {
+    /// The path is a folder's.
+    #[error("{} is a folder: name a file in it, as in {}", .path.display(), .path.join("registry").display())]
+    Folder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The folder that the file is to be in is not there and cannot be made.
+    #[error("cannot make the folder {} ({source}): make it, and let this user write there", .folder.display())]
+    MakeFolder {
+        /// The folder.
+        folder: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file cannot be written, or not be made in its folder.
+    #[error(
+        "cannot write {} ({source}): let this user write that file, and in the folder {}",
+        .path.display(), .path.parent().unwrap_or(Path::new(".")).display()
+    )]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Another process has the file open.
+    #[error("another process uses {}: stop it, or use another file", .path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file holds something else.
+    #[error("{} is no registry of sessiond: use another file, or move that one away", .path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is of a later version of sessiond.
+    #[error(
+        "{} has format {found}, and this version of sessiond reads format {known}: use the version that wrote it, or later",
+        .path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+        /// The format that is known here.
+        known: u64,
+    },
+    /// There is no such file.
+    #[error("there is no file {}: name the file of a registry", .path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The copy would overwrite a file.
+    #[error("{} is there already: name a file that is not, or remove it", .path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is not as it was left.
+    #[error(
+        "{} is damaged ({}): move it away and put a backup in its place, or begin anew without it",
+        .path.display(), .source
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The disk failed.
+    #[error("cannot use {} ({source}): see that its disk is well and not full", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+impl FileError {
+    pub(super) fn damaged(path: &Path, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Damaged { path: path.to_owned(), source: source.into() }
+    }
+
+    /// What an error of the database means for the file at `path`.
+    pub(super) fn from_database(path: &Path, error: redb::Error) -> Self {
+        let path = path.to_owned();
+        match error {
+            redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => Self::InUse { path },
+            redb::Error::Io(source) => Self::from_io(&path, source),
+            redb::Error::UpgradeRequired(_) => Self::Foreign { path },
+            error => Self::damaged(&path, error),
+        }
+    }
+
+    pub(super) fn from_io(path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Self::Unwritable { path, source },
+            io::ErrorKind::IsADirectory => Self::Folder { path },
+            io::ErrorKind::NotFound => Self::Missing { path },
+            _ => Self::Io { path, source },
+        }
+    }
+}

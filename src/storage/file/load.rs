@@ -1,0 +1,127 @@
+//! From the file to memory.
+
+use std::{
+    error::Error,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use redb::{ReadableTable, ReadableTableMetadata};
+
+use super::{
+    checkpoint,
+    rounds::Rounds,
+    store::{CHECKPOINTS, LEASES, LOG, LOG_HEADER, Store},
+};
+use crate::{
+    session::{DestroyReason, LeaseId},
+    storage::{
+        Position,
+        journal::{Journal, LeaseRow, Lsn, Malformed, Records},
+        memory::{MemoryOptions, MemoryStorage, Restore},
+    },
+};
+
+/// A registry as it was.
+pub(super) struct Loaded {
+    pub(super) memory: MemoryStorage,
+    pub(super) journal: Arc<Journal>,
+    pub(super) rounds: Rounds,
+}
+
+/// How often progress is told of.
+const PROGRESS: Duration = Duration::from_secs(1);
+
+/// Reads the registry: its leases, its checkpoints, and what is recorded after them.
+pub(super) fn load(store: &Store, options: MemoryOptions) -> Result<Loaded, Box<dyn Error + Send + Sync>> {
+    let identity = store.identity();
+    let transaction = store.read()?;
+    let log = transaction.open_table(LOG)?;
+    let newest = match log.last()? {
+        Some((first, row)) => {
+            let records = Records::new(row.value().get(LOG_HEADER..).ok_or(Malformed)?).count();
+            Lsn((first.value() + records as u64).saturating_sub(1))
+        }
+        None => Lsn(0),
+    };
+    let journal = Arc::new(Journal::new(newest));
+    let mut restore = Restore::new(identity, options, Arc::clone(&journal));
+
+    let leases = transaction.open_table(LEASES)?;
+    for row in leases.iter()? {
+        let (id, row) = row?;
+        let id = LeaseId::from_number(id.value()).ok_or(Malformed)?;
+        restore.lease(id, lease_row(row.value())?);
+    }
+    let checkpoints = transaction.open_table(CHECKPOINTS)?;
+    let mut progress = Progress::new(checkpoints.len()? + log.len()?);
+    let mut reflected = vec![Lsn(0); identity.buckets as usize];
+    for row in checkpoints.iter()? {
+        let (bucket, row) = row?;
+        let place = reflected.get_mut(bucket.value() as usize).ok_or(Malformed)?;
+        *place = checkpoint::restore(&mut restore, bucket.value(), row.value())?;
+        progress.step();
+    }
+    let mut is_first = true;
+    for row in log.iter()? {
+        let (first, row) = row?;
+        let (header, records) = row.value().split_first_chunk::<LOG_HEADER>().ok_or(Malformed)?;
+        if is_first {
+            restore.log_from(Position(u64::from_le_bytes(*header)));
+            is_first = false;
+        }
+        for (lsn, record) in (first.value()..).zip(Records::new(records)) {
+            restore.record(Lsn(lsn), record?);
+        }
+        progress.step();
+    }
+    let memory = restore.finish();
+    progress.done(&memory);
+    Ok(Loaded { memory, journal, rounds: Rounds::new(reflected, options.retain_events) })
+}
+
+/// Why a lease ended, as it is in its row. 0 is a live one.
+pub(super) fn reason_byte(reason: DestroyReason) -> u8 {
+    match reason {
+        DestroyReason::Requested => 1,
+        DestroyReason::LeaseExpired => 2,
+        DestroyReason::LeaseRevoked => 3,
+    }
+}
+
+fn lease_row((ttl, ended, owner): (u64, u8, &str)) -> Result<LeaseRow, Malformed> {
+    Ok(LeaseRow::Ended(match ended {
+        0 => return Ok(LeaseRow::Live { ttl: Duration::from_millis(ttl), owner: owner.to_owned() }),
+        1 => DestroyReason::Requested,
+        2 => DestroyReason::LeaseExpired,
+        3 => DestroyReason::LeaseRevoked,
+        _ => return Err(Malformed),
+    }))
+}
+
+/// Tells how far the reading has come, when it takes long.
+struct Progress {
+    began: Instant,
+    told: Instant,
+    rows: u64,
+    read: u64,
+}
+
+impl Progress {
+    fn new(rows: u64) -> Self {
+        let now = Instant::now();
+        Self { began: now, told: now, rows, read: 0 }
+    }
+
+    fn step(&mut self) {
+        self.read += 1;
+        if self.told.elapsed() > PROGRESS {
+            self.told = Instant::now();
+            tracing::info!(percent = self.read * 100 / self.rows.max(1), "reading the registry");
+        }
+    }
+
+    fn done(&self, memory: &MemoryStorage) {
+        tracing::info!(sessions = memory.sessions(), seconds = self.began.elapsed().as_secs_f64(), "read the registry");
+    }
+}

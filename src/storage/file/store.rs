@@ -1,0 +1,307 @@
+//! The tables in the file, and the one transaction that is made of them again and again.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use redb::{
+    Builder, ConcurrencyMode, Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableHandle,
+};
+
+use super::{
+    FileError,
+    checkpoint::Checkpoint,
+    disk::{Disk, Watched},
+};
+use crate::storage::{
+    Position, RegistryId,
+    journal::{Batch, LeaseRow, Lsn},
+    memory::{Identity, random_key},
+};
+
+/// What the registry is: see the `META_` names.
+pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("sessiond");
+/// The end of the log. A row is a batch: the number of its first record, and behind the position in the log before it (eight
+/// bytes, little-endian) its records.
+pub(super) const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
+/// The sessions of each bucket.
+pub(super) const CHECKPOINTS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("checkpoints");
+/// The leases that are live, and those whose sessions are still being destroyed: ttl in milliseconds, why it ended, owner.
+pub(super) const LEASES: TableDefinition<'_, u64, (u64, u8, &str)> = TableDefinition::new("leases");
+
+const META_FORMAT: &str = "format";
+const META_REGISTRY_ID: &str = "registry_id";
+const META_HASH_KEY: [&str; 2] = ["hash_key_0", "hash_key_1"];
+const META_BUCKETS: &str = "buckets";
+
+/// Goes up with each change of what is in the tables.
+const FORMAT: u64 = 1;
+
+/// What a redb database begins with.
+const MAGIC: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
+
+/// The database's cache: what is read and written again soon are the ends of the log and the inner pages of the trees.
+const CACHE_BYTES: usize = 16 << 20;
+
+/// A row of the log begins with its position.
+pub(super) const LOG_HEADER: usize = 8;
+
+/// What one commit puts on disk.
+pub(super) struct Commit {
+    /// The position in the log before the batch.
+    pub(super) position: Position,
+    pub(super) batch: Batch,
+    /// Reflect no record after the batch.
+    pub(super) checkpoints: Vec<Checkpoint>,
+    /// What the log need no longer hold; none when it was looked at a short while ago.
+    pub(super) trim: Option<Trim>,
+}
+
+/// Rows of the log are given up when all their records are at or before `lsn`, and all their changes at or before `position`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Trim {
+    pub(super) lsn: Lsn,
+    pub(super) position: Position,
+    /// No more rows than this in one commit.
+    pub(super) rows: usize,
+}
+
+/// The registry's file, open.
+pub(super) struct Store {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    /// None after an error, until it is opened again.
+    database: Option<Database>,
+    identity: Identity,
+    sync_failed: Arc<AtomicBool>,
+}
+
+impl Store {
+    /// Opens the file, or makes it, with so many buckets.
+    pub(super) fn open(disk: Arc<dyn Disk>, path: &Path, buckets: u32) -> Result<Self, FileError> {
+        if path.is_dir() {
+            return Err(FileError::Folder { path: path.to_owned() });
+        }
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            fs::create_dir_all(folder).map_err(|source| FileError::MakeFolder { folder: folder.to_owned(), source })?;
+        }
+        let sync_failed = Arc::new(AtomicBool::new(false));
+        let database = open_database(&*disk, path, &sync_failed)?;
+        let identity = match read_identity(&database, path)? {
+            Some(identity) => identity,
+            None => begin(&database, buckets).map_err(|error| FileError::from_database(path, error))?,
+        };
+        // What a copy that was cut short has left.
+        disk.remove(&beside(path)).map_err(|error| FileError::from_io(path, error))?;
+        Ok(Self { disk, path: path.to_owned(), database: Some(database), identity, sync_failed })
+    }
+
+    pub(super) fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Reads all of it as it is now.
+    pub(super) fn read(&self) -> Result<ReadTransaction, redb::Error> {
+        match &self.database {
+            Some(database) => Ok(database.begin_read()?),
+            None => Err(redb::Error::DatabaseClosed),
+        }
+    }
+
+    /// Puts `commit` on disk. After an error it may be there or not, and may be put there again: the same commit, and no
+    /// other before it.
+    pub(super) fn commit(&mut self, commit: &Commit) -> Result<(), FileError> {
+        let database = match self.database.take() {
+            Some(database) => database,
+            None => self.reopen()?,
+        };
+        // It is not to be used after an error: what it has in memory may not be what is on disk.
+        write(&database, commit).map_err(|error| FileError::from_database(&self.path, error))?;
+        self.database = Some(database);
+        Ok(())
+    }
+
+    fn reopen(&self) -> Result<Database, FileError> {
+        let database = open_database(&*self.disk, &self.path, &Arc::default())?;
+        if self.sync_failed.load(Ordering::Relaxed) {
+            // What can be read of this file need not be on disk. A new one is written from it.
+            let beside = beside(&self.path);
+            self.disk.remove(&beside).map_err(|error| FileError::from_io(&beside, error))?;
+            let copy = open_database(&*self.disk, &beside, &Arc::default())?;
+            let read = |database: &Database| Ok(database.begin_read()?);
+            read(&database)
+                .and_then(|from| super::backup::copy(&from, &copy))
+                .map_err(|error| FileError::from_database(&beside, error))?;
+            drop(copy);
+            self.disk.rename(&beside, &self.path).map_err(|error| FileError::from_io(&beside, error))?;
+            drop(database);
+            self.sync_failed.store(false, Ordering::Relaxed);
+        } else {
+            drop(database);
+        }
+        let database = open_database(&*self.disk, &self.path, &self.sync_failed)?;
+        match read_identity(&database, &self.path)? {
+            Some(identity) if identity == self.identity => Ok(database),
+            _ => Err(FileError::Foreign { path: self.path.clone() }),
+        }
+    }
+}
+
+/// The name under which a copy is made that takes the place of the file at `path`.
+pub(super) fn beside(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    path.with_file_name(name)
+}
+
+/// How the database is used: one process writes, and others may make copies meanwhile.
+pub(super) fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES).set_concurrency_mode(ConcurrencyMode::SingleWriter);
+    builder
+}
+
+fn open_database(disk: &dyn Disk, path: &Path, sync_failed: &Arc<AtomicBool>) -> Result<Database, FileError> {
+    let unwritable = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => FileError::Io { path: path.to_owned(), source },
+        _ => FileError::from_io(path, source),
+    };
+    let file = disk.open(path).map_err(unwritable)?;
+    let len = file.len().map_err(unwritable)?;
+    let mut begins = [0; MAGIC.len()];
+    // redb writes its mark last: a file of zeros is one whose making was cut short.
+    if len >= begins.len() as u64 {
+        file.read(0, &mut begins).map_err(unwritable)?;
+    }
+    let is_database = len >= MAGIC.len() as u64 && (begins == MAGIC || begins == [0; MAGIC.len()]);
+    if len > 0 && !is_database {
+        return Err(FileError::Foreign { path: path.to_owned() });
+    }
+    let mut builder = builder();
+    let repaired = path.to_owned();
+    builder.set_repair_callback(move |repair| {
+        let percent = (repair.progress() * 100.0) as u32;
+        tracing::info!(path = %repaired.display(), percent, "was not closed in order; checking the file");
+    });
+    builder
+        .create_with_backend(Watched::new(file, Arc::clone(sync_failed)))
+        .map_err(|error| FileError::from_database(path, error.into()))
+}
+
+/// What the registry is, or none when nothing was ever written.
+pub(super) fn read_identity(database: &impl ReadableDatabase, path: &Path) -> Result<Option<Identity>, FileError> {
+    let read = || -> Result<_, redb::Error> {
+        let transaction = database.begin_read()?;
+        let mut tables = transaction.list_tables()?;
+        if !tables.any(|table| table.name() == META.name()) {
+            let is_empty = transaction.list_tables()?.next().is_none();
+            return Ok((is_empty, None));
+        }
+        let meta = transaction.open_table(META)?;
+        let number = |name| Ok::<_, redb::Error>(meta.get(name)?.map(|value| value.value()));
+        let format = number(META_FORMAT)?.unwrap_or(0);
+        let [Some(registry_id), Some(first), Some(second), Some(buckets)] =
+            [number(META_REGISTRY_ID)?, number(META_HASH_KEY[0])?, number(META_HASH_KEY[1])?, number(META_BUCKETS)?]
+        else {
+            return Ok((false, Some((format, None))));
+        };
+        let identity = Identity {
+            registry_id: RegistryId(registry_id),
+            hash_key: [first, second],
+            buckets: u32::try_from(buckets).unwrap_or(0),
+        };
+        Ok((false, Some((format, Some(identity)))))
+    };
+    match read().map_err(|error| FileError::from_database(path, error))? {
+        (true, _) => Ok(None),
+        (false, Some((found, _))) if found > FORMAT => {
+            Err(FileError::Newer { path: path.to_owned(), found, known: FORMAT })
+        }
+        (false, Some((FORMAT, Some(identity)))) if identity.buckets.is_power_of_two() => Ok(Some(identity)),
+        (false, _) => Err(FileError::Foreign { path: path.to_owned() }),
+    }
+}
+
+/// Begins a registry in an empty database.
+fn begin(database: &Database, buckets: u32) -> Result<Identity, redb::Error> {
+    let [registry_id, _] = random_key();
+    let identity = Identity { registry_id: RegistryId(registry_id), hash_key: random_key(), buckets };
+    let transaction = database.begin_write()?;
+    write_identity(&transaction, identity)?;
+    transaction.open_table(LOG)?;
+    transaction.open_table(CHECKPOINTS)?;
+    transaction.open_table(LEASES)?;
+    transaction.commit()?;
+    Ok(identity)
+}
+
+fn write_identity(transaction: &redb::WriteTransaction, identity: Identity) -> Result<(), redb::Error> {
+    let mut meta = transaction.open_table(META)?;
+    meta.insert(META_FORMAT, FORMAT)?;
+    meta.insert(META_REGISTRY_ID, identity.registry_id.0)?;
+    meta.insert(META_HASH_KEY[0], identity.hash_key[0])?;
+    meta.insert(META_HASH_KEY[1], identity.hash_key[1])?;
+    meta.insert(META_BUCKETS, u64::from(identity.buckets))?;
+    Ok(())
+}
+
+fn write(database: &Database, commit: &Commit) -> Result<(), redb::Error> {
+    let Commit { position, batch, checkpoints, trim } = commit;
+    let transaction = database.begin_write()?;
+    {
+        let mut log = transaction.open_table(LOG)?;
+        let mut row = log.insert_reserve(batch.first.0, LOG_HEADER + batch.bytes.len())?;
+        let (header, records) = row.as_mut().split_at_mut(LOG_HEADER);
+        header.copy_from_slice(&position.0.to_le_bytes());
+        records.copy_from_slice(&batch.bytes);
+        drop(row);
+        if let Some(trim) = trim {
+            trim_log(&mut log, *trim)?;
+        }
+    }
+    if !batch.leases.is_empty() {
+        let mut leases = transaction.open_table(LEASES)?;
+        for (lease, row) in &batch.leases {
+            match row {
+                Some(LeaseRow::Live { ttl, owner }) => {
+                    leases.insert(lease, (ttl.as_millis() as u64, 0, &**owner))?;
+                }
+                Some(LeaseRow::Ended(reason)) => {
+                    leases.insert(lease, (0, super::load::reason_byte(*reason), ""))?;
+                }
+                None => drop(leases.remove(lease)?),
+            }
+        }
+    }
+    if !checkpoints.is_empty() {
+        let mut table = transaction.open_table(CHECKPOINTS)?;
+        for checkpoint in checkpoints {
+            table.insert(checkpoint.bucket, &*checkpoint.bytes)?;
+        }
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+/// Gives up the first rows of the log. A row ends where the next one begins, so the last one always stays.
+fn trim_log(log: &mut redb::Table<'_, u64, &[u8]>, trim: Trim) -> Result<(), redb::Error> {
+    let mut given_up = Vec::new();
+    let mut last = None;
+    for row in log.iter()?.take(trim.rows + 1) {
+        let (first, bytes) = row?;
+        let position = bytes.value().first_chunk().map_or(0, |position| u64::from_le_bytes(*position));
+        if first.value() > trim.lsn.0 + 1 || position > trim.position.0 {
+            break;
+        }
+        given_up.extend(last.replace(first.value()));
+    }
+    for first in given_up {
+        log.remove(first)?;
+    }
+    Ok(())
+}

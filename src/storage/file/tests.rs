@@ -1,0 +1,5 @@
+//! Faults of the disk, injected behind the database's own interface.
+
+mod faults;
+mod ledger;
+mod sim;

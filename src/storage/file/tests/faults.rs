@@ -1,0 +1,170 @@
+//! What callers are told while the disk fails, and what is there afterwards.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    ledger::Ledger,
+    sim::{Fault, Sim},
+};
+use crate::{
+    session::{LeaseId, SessionKey},
+    storage::{SessionStorage, StorageError, StorageOptions, file::FileStorage},
+};
+
+const SOON: Duration = Duration::from_secs(30);
+
+async fn open(disk: &Sim, retain_events: usize) -> Arc<FileStorage> {
+    let options = StorageOptions { retain_events, max_sessions: 1 << 20, max_leases: 1 << 16 };
+    Arc::new(FileStorage::open_on(Arc::new(disk.clone()), PathBuf::from("registry"), options).await.unwrap())
+}
+
+/// Many who change sessions of their own, until they are told that the storage is out of reach or have made enough changes.
+async fn write(storage: &Arc<FileStorage>, ledger: &Ledger, changes: usize, seed: u64) {
+    let mut following = JoinSet::new();
+    following.spawn({
+        let (storage, ledger) = (Arc::clone(storage), ledger.clone());
+        async move { ledger.follow(&storage).await }
+    });
+    let mut writers = JoinSet::new();
+    for writer in 0..8 {
+        let (storage, ledger) = (Arc::clone(storage), ledger.clone());
+        writers.spawn(async move {
+            let mut random = fastrand::Rng::with_seed(seed * 8 + writer as u64);
+            let mut leases: Vec<LeaseId> = Vec::new();
+            for _ in 0..changes / 8 {
+                let session = SessionKey::new(writer, random.i64(0..40));
+                let outcome = match random.u32(..20) {
+                    0 if leases.len() < 3 => {
+                        storage.grant_lease(Duration::from_secs(3600), "x").await.map(|lease| leases.push(lease))
+                    }
+                    0..8 => ledger.destroy(&storage, session).await,
+                    8..14 => ledger.create(&storage, session, None).await,
+                    _ => ledger.create(&storage, session, random.choice(leases.iter().copied())).await,
+                };
+                match outcome {
+                    Ok(()) => {}
+                    Err(StorageError::Unavailable(_)) => return,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        });
+    }
+    writers.join_all().await;
+    following.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_answered_survives_crashes_of_the_machine() {
+    let crashes = std::env::var("SESSIOND_TEST_CRASHES").map_or(200, |n| n.parse().unwrap());
+    let seed = fastrand::u64(..1 << 32);
+    let mut random = fastrand::Rng::with_seed(seed);
+    println!("seed {seed}");
+    let (mut disk, ledger) = (Sim::default(), Ledger::default());
+    drop(open(&disk, 1000).await);
+    for crash in 0..crashes {
+        disk.stop_after(random.u64(1..2000));
+        let options = StorageOptions { retain_events: 1000, max_sessions: 1 << 20, max_leases: 1 << 16 };
+        // It may stop while it is being opened.
+        let opened = FileStorage::open_on(Arc::new(disk.clone()), PathBuf::from("registry"), options).await;
+        if let Ok(storage) = opened {
+            let storage = Arc::new(storage);
+            if !disk.has_stopped() {
+                ledger.check(&storage).await;
+                write(&storage, &ledger, 4000, seed + crash).await;
+            }
+        }
+        disk = disk.after_crash(&mut random);
+    }
+    ledger.check(&*open(&disk, 1000).await).await;
+}
+
+/// Waits until changes can be made again.
+async fn recovers(storage: &FileStorage, ledger: &Ledger) {
+    let made = async {
+        while ledger.create(storage, SessionKey::new(-1, 2), None).await.is_err() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, made).await.unwrap();
+}
+
+/// Lets the disk fail for a while, and looks at what is left when its machine crashes afterwards.
+async fn outage(fault: Fault) {
+    let (disk, ledger) = (Sim::default(), Ledger::default());
+    let storage = open(&disk, 1000).await;
+    write(&storage, &ledger, 2000, 0).await;
+    let kept = SessionKey::new(-1, 0);
+    ledger.create(&storage, kept, None).await.unwrap();
+    let lease = storage.grant_lease(Duration::from_secs(3600), "x").await.unwrap();
+
+    disk.set_fault(Some(fault));
+    let began = Instant::now();
+    write(&storage, &ledger, 1 << 20, 1).await;
+    assert!(began.elapsed() < SOON, "callers wait for the disk");
+    assert_eq!(storage.has(&[kept]).await.unwrap(), [true], "what is on disk can be told");
+    storage.keep_lease_alive(lease).await.unwrap();
+    for _ in 0..3 {
+        let refused = ledger.create(&storage, SessionKey::new(-1, 1), None).await.unwrap_err();
+        assert!(matches!(refused, StorageError::Unavailable(_)), "{refused}");
+        sleep(Duration::from_millis(20)).await;
+    }
+
+    disk.set_fault(None);
+    recovers(&storage, &ledger).await;
+    ledger.check(&storage).await;
+    write(&storage, &ledger, 2000, 2).await;
+    // With the process still running: nothing is put in order before the machine crashes.
+    let crashed = disk.after_crash(&mut fastrand::Rng::with_seed(0));
+    ledger.check(&*open(&crashed, 1000).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_waited_for() {
+    outage(Fault::Full).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_that_fail_halfway_are_made_again() {
+    outage(Fault::TornWrites).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_whose_sync_failed_is_written_anew() {
+    outage(Fault::Syncs).await;
+}
+
+/// Whether the pages of a sync that failed are needed later depends on what was written when.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_whose_sync_failed_is_not_relied_on() {
+    let (mut disk, ledger) = (Sim::default(), Ledger::default());
+    let mut random = fastrand::Rng::new();
+    for round in 0..40 {
+        let storage = open(&disk, 1000).await;
+        ledger.check(&storage).await;
+        write(&storage, &ledger, random.usize(0..4000), round).await;
+        disk.set_fault(Some(Fault::Syncs));
+        write(&storage, &ledger, 1 << 20, round).await;
+        disk.set_fault(None);
+        recovers(&storage, &ledger).await;
+        write(&storage, &ledger, random.usize(0..400), round).await;
+        disk = disk.after_crash(&mut random);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endless_churn_takes_a_bounded_disk() {
+    let (disk, ledger) = (Sim::default(), Ledger::default());
+    let storage = open(&disk, 1000).await;
+    let mut sizes = Vec::new();
+    for round in 0..12 {
+        write(&storage, &ledger, 10_000, round).await;
+        sizes.push(disk.len());
+    }
+    assert_eq!(sizes[11], sizes[5], "{sizes:?}");
+    ledger.check(&storage).await;
+}

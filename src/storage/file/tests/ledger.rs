@@ -1,0 +1,121 @@
+//! What callers were told, and whether a registry still holds it.
+
+use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc};
+
+use parking_lot::Mutex;
+
+use crate::{
+    session::{LeaseId, SessionChange, SessionEvent, SessionKey},
+    storage::{Position, SessionStorage, StorageError, file::FileStorage},
+};
+
+/// Books of what happened to some sessions, each of which is changed by one caller at a time.
+#[derive(Clone, Default)]
+pub(super) struct Ledger(Arc<Mutex<Books>>);
+
+#[derive(Default)]
+struct Books {
+    /// Whether a session exists; none when a call that would change it was not answered.
+    exists: BTreeMap<SessionKey, Option<bool>>,
+    /// What a follower was told, from the first change on.
+    told: Vec<SessionEvent>,
+}
+
+impl Ledger {
+    pub(super) async fn create(
+        &self,
+        storage: &FileStorage,
+        session: SessionKey,
+        lease: Option<LeaseId>,
+    ) -> Result<(), StorageError> {
+        self.change(session, true, storage.create(&[session], lease)).await
+    }
+
+    pub(super) async fn destroy(&self, storage: &FileStorage, session: SessionKey) -> Result<(), StorageError> {
+        self.change(session, false, storage.destroy(&[session], None)).await
+    }
+
+    async fn change(
+        &self,
+        session: SessionKey,
+        exists: bool,
+        call: impl Future<Output = Result<Vec<bool>, StorageError>>,
+    ) -> Result<(), StorageError> {
+        let before = self.0.lock().exists.insert(session, None).unwrap_or(Some(false));
+        let changed = call.await?;
+        if let Some(before) = before {
+            assert_eq!(changed, [before != exists], "{session:?}");
+        }
+        self.0.lock().exists.insert(session, Some(exists));
+        Ok(())
+    }
+
+    /// Follows the log until it cannot.
+    pub(super) async fn follow(&self, storage: &FileStorage) {
+        let registry_id = storage.log().await.unwrap().registry_id;
+        loop {
+            let after = Position(self.0.lock().told.len() as u64);
+            let events = storage.changes_after(registry_id, 0, after, 100).await.unwrap();
+            self.0.lock().told.extend(events);
+        }
+    }
+
+    /// Holds a registry to what was told, and takes what it is found to be for what was not.
+    pub(super) async fn check(&self, storage: &FileStorage) {
+        let sessions: Vec<SessionKey> = self.0.lock().exists.keys().copied().collect();
+        let found = storage.has(&sessions).await.unwrap();
+        let log = storage.log().await.unwrap();
+        let held = log.partitions[0].clone();
+        assert!(held.start <= held.end);
+
+        let mut books = self.0.lock().take();
+        assert!(books.told.len() as u64 <= held.end.0, "followers were told of more than there is");
+        let start = held.start.0 as usize;
+        let mut events = Vec::new();
+        while ((start + events.len()) as u64) < held.end.0 {
+            let after = Position((start + events.len()) as u64);
+            events.extend(storage.changes_after(log.registry_id, 0, after, 1000).await.unwrap());
+        }
+        let both = books.told.len().saturating_sub(start);
+        assert!(events.starts_with(&books.told[books.told.len() - both..]), "the log is not as it was");
+        // What came and went between two followers is told to nobody.
+        let unheard = SessionEvent { session: SessionKey::new(0, 0), change: SessionChange::Created };
+        books.told.resize(start, unheard);
+        books.told.extend(&events);
+
+        let mut last = BTreeMap::new();
+        for event in &events {
+            let is_created = event.change == SessionChange::Created;
+            assert_ne!(last.insert(event.session, is_created), Some(is_created), "{event:?} does not alternate");
+        }
+        let mut existing = BTreeSet::new();
+        for (session, found) in sessions.into_iter().zip(found) {
+            let told = books.exists.insert(session, Some(found)).flatten();
+            assert!(
+                told.is_none_or(|told| told == found),
+                "{session:?} was told to exist: {told:?}, and does: {found}"
+            );
+            if let Some(logged) = last.get(&session) {
+                assert_eq!(*logged, found, "{session:?}: the set and the log disagree");
+            }
+            existing.extend(found.then_some(session));
+        }
+        let run = storage.read_buckets(0, usize::MAX).await.unwrap();
+        let mut read = BTreeSet::from_iter(run.sessions);
+        let mut first = run.positions.len() as u32;
+        while first < storage.layout().buckets {
+            let run = storage.read_buckets(first, usize::MAX).await.unwrap();
+            first += run.positions.len() as u32;
+            read.extend(run.sessions);
+        }
+        assert_eq!(read, existing);
+        assert_eq!(storage.session_count().await.unwrap(), existing.len() as u64);
+        *self.0.lock() = books;
+    }
+}
+
+impl Books {
+    fn take(&mut self) -> Self {
+        std::mem::take(self)
+    }
+}

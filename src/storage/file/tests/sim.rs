@@ -1,0 +1,251 @@
+//! A disk in memory that fails when it is told to, and that forgets what was not synced when its machine crashes.
+
+use std::{
+    collections::HashMap,
+    io,
+    ops::Bound,
+    path::{Path, PathBuf},
+    sync::{Arc, Weak},
+};
+
+use parking_lot::Mutex;
+use redb::{BackendError, StorageBackend};
+
+use crate::storage::file::disk::Disk;
+
+/// What is wrong with a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// No write gets through, and none makes a file longer: the disk is full.
+    Full,
+    /// Writes fail after half of what is written.
+    TornWrites,
+    /// Syncs fail. What was written before can be read, and never gets to the disk.
+    Syncs,
+    /// Nothing gets through any more, ever: the machine has stopped.
+    Off,
+}
+
+/// A disk. Clones are the same one.
+#[derive(Clone, Default)]
+pub(super) struct Sim(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    files: HashMap<PathBuf, Arc<Mutex<File>>>,
+    fault: Option<Fault>,
+    /// So many more operations before the machine stops.
+    operations_left: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct File {
+    /// As it is read.
+    content: Vec<u8>,
+    /// As it is on disk.
+    synced: Vec<u8>,
+    /// What has been done to it since.
+    unsynced: Vec<Operation>,
+}
+
+#[derive(Clone, Debug)]
+enum Operation {
+    Write(u64, Vec<u8>),
+    SetLen(u64),
+}
+
+impl Operation {
+    fn apply(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::SetLen(len) => bytes.resize(*len as usize, 0),
+            Self::Write(offset, data) => {
+                let end = *offset as usize + data.len();
+                bytes.resize(bytes.len().max(end), 0);
+                bytes[end - data.len()..end].copy_from_slice(data);
+            }
+        }
+    }
+}
+
+impl Sim {
+    pub(super) fn set_fault(&self, fault: Option<Fault>) {
+        self.0.lock().fault = fault;
+    }
+
+    /// Lets the machine stop after so many more operations.
+    pub(super) fn stop_after(&self, operations: u64) {
+        self.0.lock().operations_left = Some(operations);
+    }
+
+    pub(super) fn has_stopped(&self) -> bool {
+        self.0.lock().fault == Some(Fault::Off)
+    }
+
+    /// The disk after a crash of its machine. Of what was not synced some is there, some is not, in no order, and some is there
+    /// in part.
+    pub(super) fn after_crash(&self, random: &mut fastrand::Rng) -> Self {
+        let mut state = self.0.lock();
+        state.fault = Some(Fault::Off);
+        let mut files = HashMap::new();
+        for (path, file) in &state.files {
+            let file = file.lock();
+            let mut content = file.synced.clone();
+            for operation in &file.unsynced {
+                match operation {
+                    _ if random.bool() => {}
+                    Operation::Write(offset, data) if random.bool() => {
+                        let sectors = random.usize(..=data.len() / SECTOR) * SECTOR;
+                        Operation::Write(*offset, data[..sectors].to_vec()).apply(&mut content);
+                    }
+                    operation => operation.apply(&mut content),
+                }
+            }
+            let file = File { synced: content.clone(), content, unsynced: Vec::new() };
+            files.insert(path.clone(), Arc::new(Mutex::new(file)));
+        }
+        Self(Arc::new(Mutex::new(State { files, ..State::default() })))
+    }
+
+    /// How many bytes the files have.
+    pub(super) fn len(&self) -> usize {
+        self.0.lock().files.values().map(|file| file.lock().content.len()).sum()
+    }
+}
+
+/// Disks write these as a whole or not at all.
+const SECTOR: usize = 512;
+
+impl State {
+    fn check(&mut self) -> io::Result<()> {
+        if let Some(left) = &mut self.operations_left {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                self.fault = Some(Fault::Off);
+            }
+        }
+        match self.fault {
+            Some(Fault::Off) => Err(io::Error::other("the machine has stopped")),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Disk for Sim {
+    fn open(&self, path: &Path) -> io::Result<Box<dyn StorageBackend>> {
+        let mut state = self.0.lock();
+        state.check()?;
+        let file = Arc::clone(state.files.entry(path.to_owned()).or_default());
+        Ok(Box::new(Handle { disk: Arc::downgrade(&self.0), file }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.0.lock();
+        state.check()?;
+        let file = state.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        state.files.insert(to.to_owned(), file);
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.0.lock();
+        state.check()?;
+        state.files.remove(path);
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct Handle {
+    disk: Weak<Mutex<State>>,
+    file: Arc<Mutex<File>>,
+}
+
+impl Handle {
+    fn fault(&self) -> io::Result<Option<Fault>> {
+        let disk = self.disk.upgrade().ok_or_else(|| io::Error::other("the machine is gone"))?;
+        let mut state = disk.lock();
+        state.check()?;
+        Ok(state.fault)
+    }
+
+    fn change(&self, operation: Operation) {
+        let mut file = self.file.lock();
+        operation.apply(&mut file.content);
+        file.unsynced.push(operation);
+    }
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").finish_non_exhaustive()
+    }
+}
+
+impl StorageBackend for Handle {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.lock().content.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let file = self.file.lock();
+        let bytes = file.content.get(offset as usize..offset as usize + out.len());
+        out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        if self.fault()? == Some(Fault::Full) && len > self.len()? {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.change(Operation::SetLen(len));
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let fault = self.fault()?;
+        let mut file = self.file.lock();
+        let done = std::mem::take(&mut file.unsynced);
+        if fault == Some(Fault::Syncs) {
+            return Err(io::Error::other("input/output error"));
+        }
+        done.iter().for_each(|operation| operation.apply(&mut file.synced));
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        match self.fault()? {
+            Some(Fault::Full) => return Err(io::ErrorKind::StorageFull.into()),
+            Some(Fault::TornWrites) => {
+                let half = data.len() / 2 / SECTOR * SECTOR;
+                self.change(Operation::Write(offset, data[..half].to_vec()));
+                return Err(io::Error::other("input/output error"));
+            }
+            _ => self.change(Operation::Write(offset, data.to_vec())),
+        }
+        Ok(())
+    }
+
+    fn try_lock_range(&self, _: Bound<u64>, _: Bound<u64>) -> Result<bool, BackendError> {
+        Ok(true)
+    }
+
+    fn try_lock_shared_range(&self, _: Bound<u64>, _: Bound<u64>) -> Result<bool, BackendError> {
+        Ok(true)
+    }
+
+    fn lock_range(&self, _: Bound<u64>, _: Bound<u64>) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn lock_shared_range(&self, _: Bound<u64>, _: Bound<u64>) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn unlock_range(&self, _: Bound<u64>, _: Bound<u64>) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn query_lock_range(&self, _: Bound<u64>, _: Bound<u64>) -> Result<bool, BackendError> {
+        Ok(false)
+    }
+}

@@ -1,0 +1,266 @@
+//! What must outlive the process, in the order in which it happened, until it is on disk; and those who wait for that.
+//!
+//! A storage records each change under the lock under which it makes it, so the order here is the order in which changes took
+//! effect. One writer takes all that is pending, puts it on disk in one step, and says so. Batches form by themselves: an
+//! idle writer takes each change at once, a busy one all that came while it was at the disk.
+
+mod record;
+
+use std::{
+    error::Error,
+    fmt,
+    future::poll_fn,
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use parking_lot::{Condvar, Mutex};
+use tokio::time::timeout;
+
+use super::StorageError;
+
+pub(super) use self::record::{LeaseRow, Malformed, ReadRecord, Reader, Record, Records, session_bytes};
+
+/// Changes wait to be made while so many bytes are pending. A batch of them takes a disk a few tens of milliseconds.
+const MAX_PENDING_BYTES: usize = 4 << 20;
+
+/// Whoever waits longer for the disk is told that it does not answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The number of a record. The first has 1; 0 is the place before it, on disk from the beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Lsn(pub(super) u64);
+
+/// See the [module](self).
+pub(super) struct Journal {
+    pending: Mutex<Pending>,
+    /// Told when something is pending, and when the journal is closed.
+    filled: Condvar,
+    newest: AtomicU64,
+    durable: AtomicU64,
+    waiting: Mutex<Waiting>,
+    /// An outage has ended since it was last asked.
+    has_recovered: AtomicBool,
+}
+
+#[derive(Default)]
+struct Pending {
+    batch: Batch,
+    writer_sleeps: bool,
+    is_closed: bool,
+}
+
+/// What is put on disk in one step.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    /// The number of the first record.
+    pub(super) first: Lsn,
+    pub(super) records: u64,
+    /// How many of the records are entries of the log.
+    pub(super) events: u64,
+    /// The records, one after the other.
+    pub(super) bytes: Vec<u8>,
+    /// The rows of leases that change, in order.
+    pub(super) leases: Vec<(u64, Option<LeaseRow>)>,
+}
+
+impl Batch {
+    /// The number of the last record.
+    pub(super) fn last(&self) -> Lsn {
+        Lsn(self.first.0 + self.records - 1)
+    }
+}
+
+#[derive(Default)]
+struct Waiting {
+    wakers: Vec<(Lsn, Waker)>,
+    outage: Option<Outage>,
+}
+
+/// Why nothing gets to the disk at present.
+#[derive(Clone, Debug)]
+struct Outage(Arc<dyn Error + Send + Sync>);
+
+impl fmt::Display for Outage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Error for Outage {}
+
+impl From<Outage> for StorageError {
+    fn from(outage: Outage) -> Self {
+        Self::Unavailable(Box::new(outage))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the disk has not answered for {PATIENCE:?}")]
+struct Stalled;
+
+impl Journal {
+    /// One that goes on after `newest`, which is on disk.
+    pub(super) fn new(newest: Lsn) -> Self {
+        let batch = Batch { first: Lsn(newest.0 + 1), ..Batch::default() };
+        Self {
+            pending: Mutex::new(Pending { batch, ..Pending::default() }),
+            filled: Condvar::new(),
+            newest: AtomicU64::new(newest.0),
+            durable: AtomicU64::new(newest.0),
+            waiting: Mutex::default(),
+            has_recovered: AtomicBool::new(false),
+        }
+    }
+
+    /// Adds a record and gives its number.
+    pub(super) fn record(&self, record: Record<'_>) -> Lsn {
+        let mut pending = self.pending.lock();
+        let batch = &mut pending.batch;
+        batch.records += 1;
+        batch.events += u64::from(record.is_event());
+        record.write(&mut batch.bytes);
+        batch.leases.extend(record.lease_row());
+        let lsn = batch.last();
+        self.newest.store(lsn.0, Ordering::Release);
+        let writer_sleeps = mem::take(&mut pending.writer_sleeps);
+        drop(pending);
+        if writer_sleeps {
+            self.filled.notify_one();
+        }
+        lsn
+    }
+
+    /// The number of the last record.
+    pub(super) fn newest(&self) -> Lsn {
+        Lsn(self.newest.load(Ordering::Acquire))
+    }
+
+    pub(super) fn is_durable(&self, lsn: Lsn) -> bool {
+        self.durable.load(Ordering::Acquire) >= lsn.0
+    }
+
+    /// Asks before a change is made: refuses while the disk is out of reach, and waits while too much is pending.
+    pub(super) async fn admit(&self) -> Result<(), StorageError> {
+        loop {
+            if let Some(outage) = &self.waiting.lock().outage {
+                return Err(outage.clone().into());
+            }
+            let newest = {
+                let pending = self.pending.lock();
+                if pending.batch.bytes.len() < MAX_PENDING_BYTES {
+                    return Ok(());
+                }
+                pending.batch.last()
+            };
+            self.durable(newest).await?;
+        }
+    }
+
+    /// Waits until the record `lsn`, and all before it, are on disk.
+    ///
+    /// Fails when they cannot be put there now. They may get there later all the same.
+    pub(super) async fn durable(&self, lsn: Lsn) -> Result<(), StorageError> {
+        if self.is_durable(lsn) {
+            return Ok(());
+        }
+        let mut registered = None;
+        match timeout(PATIENCE, poll_fn(|context| self.poll_durable(lsn, &mut registered, context))).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(self.fail(Stalled)),
+        }
+    }
+
+    fn poll_durable(
+        &self,
+        lsn: Lsn,
+        registered: &mut Option<Waker>,
+        context: &Context<'_>,
+    ) -> Poll<Result<(), StorageError>> {
+        let mut waiting = self.waiting.lock();
+        // Asked under the lock, under which those who wait are taken to be woken.
+        if self.is_durable(lsn) {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(outage) = &waiting.outage {
+            return Poll::Ready(Err(outage.clone().into()));
+        }
+        if registered.as_ref().is_none_or(|waker| !waker.will_wake(context.waker())) {
+            waiting.wakers.push((lsn, context.waker().clone()));
+            *registered = Some(context.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Waits until something is pending; false when nothing is and nothing more will be.
+    pub(super) fn wait_for_records(&self) -> bool {
+        let mut pending = self.pending.lock();
+        while pending.batch.records == 0 && !pending.is_closed {
+            pending.writer_sleeps = true;
+            self.filled.wait(&mut pending);
+        }
+        pending.batch.records > 0
+    }
+
+    /// Takes all that is pending.
+    pub(super) fn take(&self) -> Batch {
+        let mut pending = self.pending.lock();
+        let next = Batch { first: Lsn(pending.batch.first.0 + pending.batch.records), ..Batch::default() };
+        mem::replace(&mut pending.batch, next)
+    }
+
+    /// Says that the records up to `lsn` are on disk.
+    pub(super) fn publish(&self, lsn: Lsn) {
+        let mut waiting = self.waiting.lock();
+        self.durable.store(lsn.0, Ordering::Release);
+        if waiting.outage.take().is_some() {
+            self.has_recovered.store(true, Ordering::Relaxed);
+            tracing::info!("the disk takes changes again");
+        }
+        let woken: Vec<_> = waiting.wakers.extract_if(.., |(waits_for, _)| *waits_for <= lsn).collect();
+        drop(waiting);
+        woken.into_iter().for_each(|(_, waker)| waker.wake());
+    }
+
+    /// Says that nothing gets to the disk, until something does. Gives what those who wait are told.
+    pub(super) fn fail(&self, error: impl Error + Send + Sync + 'static) -> StorageError {
+        let outage = Outage(Arc::new(error));
+        let mut waiting = self.waiting.lock();
+        waiting.outage = Some(outage.clone());
+        let woken = mem::take(&mut waiting.wakers);
+        drop(waiting);
+        woken.into_iter().for_each(|(_, waker)| waker.wake());
+        outage.into()
+    }
+
+    /// Whether an outage has ended since this was last asked.
+    pub(super) fn has_recovered(&self) -> bool {
+        self.has_recovered.load(Ordering::Relaxed) && self.has_recovered.swap(false, Ordering::Relaxed)
+    }
+
+    /// Lets the writer end when nothing is pending any more.
+    pub(super) fn close(&self) {
+        self.pending.lock().is_closed = true;
+        self.filled.notify_one();
+    }
+
+    /// Waits for `pause`, or until the journal is closed. Tells whether it is.
+    pub(super) fn is_closed_within(&self, pause: Duration) -> bool {
+        let mut pending = self.pending.lock();
+        if !pending.is_closed {
+            self.filled.wait_for(&mut pending, pause);
+        }
+        pending.is_closed
+    }
+}
+
+impl fmt::Debug for Journal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Journal").field("newest", &self.newest).field("durable", &self.durable).finish_non_exhaustive()
+    }
+}

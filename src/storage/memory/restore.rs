@@ -1,0 +1,174 @@
+//! A memory storage that goes on where an earlier life of the registry ended, and what it tells of itself so that it can.
+
+use std::{
+    collections::{HashMap, HashSet},
+    hash::BuildHasher,
+    sync::{Arc, atomic::Ordering},
+};
+
+use super::{Lease, MemoryOptions, MemoryStorage, SessionHasher};
+use crate::{
+    session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
+    storage::{
+        Position, RegistryId,
+        journal::{Journal, LeaseRow, Lsn, ReadRecord},
+    },
+};
+
+/// What stays the same in every life of a registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::storage) struct Identity {
+    pub(in crate::storage) registry_id: RegistryId,
+    /// Sessions are put into buckets by a hash with this key.
+    pub(in crate::storage) hash_key: [u64; 2],
+    /// How many of those there are.
+    pub(in crate::storage) buckets: u32,
+}
+
+/// A memory storage as it is put together: its leases first, then its buckets, then what was recorded after them.
+pub(in crate::storage) struct Restore {
+    storage: MemoryStorage,
+    /// The record that each bucket reflects so far.
+    reflected: Vec<Lsn>,
+    leases: HashMap<LeaseId, Arc<Lease>>,
+    /// Leases that are gone, under which there were sessions for a while.
+    gone: Vec<Arc<Lease>>,
+}
+
+impl Restore {
+    /// Begins with nothing. What happens after is recorded in `journal`.
+    pub(in crate::storage) fn new(identity: Identity, options: MemoryOptions, journal: Arc<Journal>) -> Self {
+        let options = MemoryOptions { buckets: identity.buckets, partitions: 1, ..options };
+        let hash = SessionHasher::new(identity.hash_key);
+        let storage = MemoryStorage::with_hash(options, identity.registry_id, hash, Some(journal));
+        let reflected = vec![Lsn(0); storage.buckets.len()];
+        Self { storage, reflected, leases: HashMap::new(), gone: Vec::new() }
+    }
+
+    pub(in crate::storage) fn lease(&mut self, id: LeaseId, row: LeaseRow) {
+        self.leases.insert(id, self.storage.leases.restore(id, row));
+    }
+
+    /// Puts sessions that are under `lease` into a bucket.
+    pub(in crate::storage) fn sessions(
+        &mut self,
+        bucket_index: u32,
+        lease: Option<LeaseId>,
+        count: usize,
+        sessions: impl Iterator<Item = SessionKey>,
+    ) {
+        let slot = self.enter(bucket_index, lease);
+        let bucket = self.storage.buckets[bucket_index as usize].get_mut();
+        let need = bucket.need_for(bucket.sessions().len() + count, slot != 0);
+        drop(bucket.move_into(need.make(), &self.storage.hash));
+        let mut count = 0;
+        for session in sessions {
+            let hash = self.storage.hash.hash_one(session);
+            count += u64::from(bucket.insert(hash, session, slot, &self.storage.hash));
+        }
+        *self.storage.session_count.get_mut() += count;
+    }
+
+    /// The sessions of a bucket are all there as they were after the record `lsn`.
+    pub(in crate::storage) fn reflects(&mut self, bucket: u32, lsn: Lsn) {
+        self.reflected[bucket as usize] = lsn;
+    }
+
+    /// The log begins after `position`.
+    pub(in crate::storage) fn log_from(&mut self, position: Position) {
+        self.storage.logs[0].restore_from(position);
+    }
+
+    /// Repeats what was recorded, in order.
+    pub(in crate::storage) fn record(&mut self, lsn: Lsn, record: ReadRecord) {
+        let (session, lease) = match record {
+            ReadRecord::Event(event, lease) => {
+                self.storage.logs[0].restore(event);
+                (event.session, lease)
+            }
+            ReadRecord::Moved(session, lease) => (session, Some(lease)),
+            ReadRecord::Lease => return,
+        };
+        let hash = self.storage.hash.hash_one(session);
+        let bucket_index = self.storage.bucket_of_hash(hash);
+        if self.reflected[bucket_index as usize] >= lsn {
+            return;
+        }
+        let slot = self.enter(bucket_index, lease);
+        let bucket = self.storage.buckets[bucket_index as usize].get_mut();
+        while let Some(need) = bucket.need(slot != 0) {
+            drop(bucket.move_into(need.make(), &self.storage.hash));
+        }
+        let count = self.storage.session_count.get_mut();
+        match (record, bucket.find(hash, &session)) {
+            (ReadRecord::Event(SessionEvent { change: SessionChange::Destroyed(_), .. }, _), Some(place)) => {
+                bucket.remove(hash, place, &self.storage.hash);
+                *count -= 1;
+            }
+            (ReadRecord::Event(SessionEvent { change: SessionChange::Created, .. }, _), None) => {
+                *count += u64::from(bucket.insert(hash, session, slot, &self.storage.hash));
+            }
+            (ReadRecord::Moved(..), Some(place)) => bucket.set_lease(place, slot),
+            // A file that tells of such a thing is not of this program.
+            _ => {}
+        }
+    }
+
+    /// The slot of a lease, under which there may be sessions in that bucket now.
+    fn enter(&mut self, bucket: u32, lease: Option<LeaseId>) -> u32 {
+        let Some(id) = lease else { return 0 };
+        let Self { storage, leases, gone, .. } = self;
+        let lease = leases.entry(id).or_insert_with(|| {
+            let lease = storage.leases.restore_gone(id);
+            gone.push(Arc::clone(&lease));
+            lease
+        });
+        lease.enter(bucket);
+        lease.slot
+    }
+
+    pub(in crate::storage) fn finish(mut self) -> MemoryStorage {
+        if !self.gone.is_empty() {
+            let mut used = HashSet::new();
+            for bucket in &mut self.storage.buckets {
+                used.extend(bucket.get_mut().leased().map(|(_, slot)| slot));
+            }
+            for lease in self.gone {
+                if used.contains(&lease.slot) {
+                    // Its end was not told to anybody: the sessions under it go as they would have.
+                    self.storage.leases.leave(super::Ended { lease, reason: DestroyReason::LeaseExpired });
+                } else {
+                    self.storage.leases.restore_free(&lease);
+                }
+            }
+        }
+        self.storage
+    }
+}
+
+impl MemoryStorage {
+    /// The sessions of a bucket with their leases, and the last record that they reflect.
+    pub(in crate::storage) fn checkpoint(&self, bucket: u32) -> (Lsn, Vec<(Option<LeaseId>, SessionKey)>) {
+        let bucket = self.buckets[bucket as usize].lock();
+        // Under the bucket's lock nothing of it is recorded, and no slot under which it has sessions changes hands.
+        let lsn = self.journal.as_ref().map_or(Lsn(0), |journal| journal.newest());
+        let leases = self.leases.ids(bucket.leased().map(|(_, slot)| slot));
+        let sessions = leases.into_iter().zip(bucket.sessions().iter().copied()).collect();
+        (lsn, sessions)
+    }
+
+    /// Shows followers the changes up to `position`, which are on disk.
+    pub(in crate::storage) fn show(&self, position: Position) {
+        self.logs[0].show(position);
+    }
+
+    /// The last change of the log.
+    pub(in crate::storage) fn newest(&self) -> Position {
+        self.logs[0].newest()
+    }
+
+    /// How many sessions there are.
+    pub(in crate::storage) fn sessions(&self) -> u64 {
+        self.session_count.load(Ordering::Relaxed)
+    }
+}

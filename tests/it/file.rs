@@ -1,0 +1,222 @@
+//! A registry in a file: over restarts, and what keeps it from being opened.
+
+use std::{collections::BTreeSet, fs, path::Path, process::Stdio, time::Duration};
+
+use redb::TableDefinition;
+use sessiond::{
+    proto::{SessionEventType, subscribe_response::Body},
+    session::SessionKey,
+    storage::{
+        SessionStorage, StorageOptions, StorageUrl,
+        file::{FileError, FileStorage, backup},
+    },
+};
+
+use crate::{
+    fake::soon,
+    observed::{Observed, created_ids},
+    program::{Program, serve},
+    sessions::{batch_create, batch_destroy, create, has},
+};
+
+const OPTIONS: StorageOptions = StorageOptions { retain_events: 1000, max_sessions: 1 << 20, max_leases: 1 << 10 };
+
+fn url(path: &Path) -> String {
+    format!("file:{}", path.display())
+}
+
+async fn why_not(path: &Path) -> String {
+    FileStorage::open(path, OPTIONS).await.unwrap_err().to_string()
+}
+
+#[tokio::test]
+async fn an_observer_goes_on_after_a_restart_and_gets_what_it_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["--storage", &url(&folder.path().join("new/registry"))];
+    let mut program = Program::start(&args).await;
+    let client = program.sessions();
+    let mut observed = Observed::now(&client).await;
+    let registry_id = observed.subscribed.registry_id.clone();
+    batch_create(&client, &[1, 2, 3]).await;
+    assert_eq!(created_ids(&observed.events(3).await), [1, 2, 3]);
+    let cursor = observed.cursor.clone();
+    drop(observed);
+    batch_destroy(&client, &[2]).await;
+    batch_create(&client, &[4]).await;
+    program.signal("TERM").await;
+    assert_eq!(program.exit_code().await, Some(0));
+
+    let program = Program::start(&args).await;
+    let client = program.sessions();
+    let mut observed = Observed::after(&client, &cursor).await;
+    assert_eq!(observed.subscribed.registry_id, registry_id);
+    create(&client, 0, 5).await;
+    let events = observed.events(3).await;
+    let told: Vec<_> = events.iter().map(|event| (event.r#type(), event.session_id)).collect();
+    let (created, destroyed) = (SessionEventType::Created, SessionEventType::Destroyed);
+    assert_eq!(told, [(destroyed, 2), (created, 4), (created, 5)]);
+    let mut snapshot = Observed::snapshot(&client).await;
+    let held = snapshot.synced().await;
+    assert_eq!(held, BTreeSet::from([(0, 1), (0, 3), (0, 4), (0, 5)]));
+}
+
+#[tokio::test]
+async fn a_cursor_that_the_log_no_longer_reaches_gives_a_reset() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["--storage", &url(&folder.path().join("registry")), "--retain-events", "100"];
+    let program = Program::start(&args).await;
+    let client = program.sessions();
+    let observed = Observed::now(&client).await;
+    let ids: Vec<i64> = (0..10_000).collect();
+    batch_create(&client, &ids).await;
+    program.crash().await;
+    let program = Program::start(&args).await;
+    let mut resumed = Observed::after(&program.sessions(), &observed.cursor).await;
+    assert!(matches!(resumed.next().await, Body::Reset(_)));
+    assert_eq!(resumed.synced().await.len(), ids.len());
+}
+
+#[tokio::test]
+async fn leases_have_their_full_ttl_after_a_restart_and_their_ends_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("registry");
+    let storage = FileStorage::open(&path, OPTIONS).await.unwrap();
+    let sessions: Vec<_> = (0..2000).map(|id| SessionKey::new(0, id)).collect();
+    let (kept, ended) = sessions.split_at(1000);
+    let lease = storage.grant_lease(Duration::from_secs(3600), "gateway").await.unwrap();
+    let revoked = storage.grant_lease(Duration::from_secs(3600), "gateway").await.unwrap();
+    storage.create(kept, Some(lease)).await.unwrap();
+    storage.create(ended, Some(revoked)).await.unwrap();
+    // Dropped amid: the lease has ended, most of its sessions have not.
+    let cut_short = tokio::time::timeout(Duration::ZERO, storage.revoke_lease(revoked)).await;
+    assert!(cut_short.is_err());
+    drop(storage);
+
+    let storage = FileStorage::open(&path, OPTIONS).await.unwrap();
+    assert_eq!(storage.keep_lease_alive(lease).await.unwrap(), Duration::from_secs(3600));
+    storage.keep_lease_alive(revoked).await.unwrap_err();
+    let swept = async {
+        while storage.has(ended).await.unwrap().contains(&true) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        Err(error) = storage.expire_leases() => panic!("{error}"),
+        () = soon(swept) => {}
+    }
+    assert_eq!(storage.destroy(kept, Some(lease)).await.unwrap(), vec![true; 1000]);
+}
+
+#[tokio::test]
+async fn a_second_process_is_refused_and_a_copy_is_made_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, copy) = (folder.path().join("registry"), folder.path().join("copy"));
+    let program = Program::start(&["--storage", &url(&path)]).await;
+    let client = program.sessions();
+    let ids: Vec<i64> = (0..5000).collect();
+    batch_create(&client, &ids).await;
+
+    let second = serve(&["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--storage", &url(&path)])
+        .stdout(Stdio::piped())
+        .output();
+    let second = soon(second).await.unwrap();
+    let stderr = String::from_utf8(second.stderr).unwrap();
+    assert_eq!(second.status.code(), Some(5), "{stderr}");
+    assert!(stderr.contains(&format!("another process uses {}: stop it", path.display())), "{stderr}");
+
+    let mut going = tokio::task::JoinSet::new();
+    going.spawn({
+        let client = client.clone();
+        async move {
+            for id in 10_000.. {
+                create(&client, 0, id).await;
+            }
+        }
+    });
+    for round in 0..5 {
+        let copy = copy.with_extension(round.to_string());
+        let command = tokio::process::Command::new(env!("CARGO_BIN_EXE_sessiond"))
+            .env_clear()
+            .arg("backup")
+            .args([&path, &copy])
+            .output();
+        let output = soon(command).await.unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let copied = FileStorage::open(&copy, OPTIONS).await.unwrap();
+        let sessions: Vec<_> = ids.iter().map(|id| SessionKey::new(0, *id)).collect();
+        assert!(copied.has(&sessions).await.unwrap().into_iter().all(|exists| exists));
+        // What came meanwhile came in order: the copy is of one moment.
+        let later = copied.session_count().await.unwrap() as i64 - ids.len() as i64;
+        let sessions: Vec<_> = (10_000..10_000 + later).map(|id| SessionKey::new(0, id)).collect();
+        assert!(copied.has(&sessions).await.unwrap().into_iter().all(|exists| exists));
+    }
+    assert!(has(&client, 0, 0).await);
+    program.crash().await;
+    // Nobody uses it, and it was not closed in order.
+    backup(&path, &copy).unwrap();
+    let error = backup(&path, &copy).unwrap_err();
+    assert!(matches!(error, FileError::Exists { .. }), "{error}");
+    let error = backup(&folder.path().join("none"), &copy).unwrap_err();
+    assert!(matches!(error, FileError::Missing { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_no_registry_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("registry");
+    let foreign = format!("{} is no registry of sessiond", path.display());
+    for content in ["x".to_owned(), "not a database at all\n".repeat(1000)] {
+        fs::write(&path, &content).unwrap();
+        let told = why_not(&path).await;
+        assert!(told.starts_with(&foreign), "{told}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), content);
+    }
+    fs::remove_file(&path).unwrap();
+
+    let table = TableDefinition::<&str, u64>::new("sessiond");
+    let write = |table: TableDefinition<'_, &str, u64>, key: &str, value: u64| {
+        let database = redb::Database::create(&path).unwrap();
+        let transaction = database.begin_write().unwrap();
+        transaction.open_table(table).unwrap().insert(key, value).unwrap();
+        transaction.commit().unwrap();
+    };
+    write(TableDefinition::new("somebody else's"), "x", 1);
+    let told = why_not(&path).await;
+    assert!(told.starts_with(&foreign), "{told}");
+    fs::remove_file(&path).unwrap();
+
+    drop(FileStorage::open(&path, OPTIONS).await.unwrap());
+    write(table, "format", 9);
+    let told = why_not(&path).await;
+    let newer =
+        format!("{} has format 9, and this version of sessiond reads format 1: use the version", path.display());
+    assert!(told.starts_with(&newer), "{told}");
+}
+
+#[tokio::test]
+async fn a_place_that_cannot_be_written_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let told = why_not(folder.path()).await;
+    assert!(told.starts_with(&format!("{} is a folder: name a file in it", folder.path().display())), "{told}");
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    let told = why_not(&file.join("in/registry")).await;
+    assert!(told.contains(&format!("cannot make the folder {}", file.join("in").display())), "{told}");
+    // Nobody may make a file there, not even root.
+    if Path::new("/sys/kernel").is_dir() {
+        let told = why_not(Path::new("/sys/kernel/registry")).await;
+        assert!(told.starts_with("cannot write /sys/kernel/registry ("), "{told}");
+        assert!(told.ends_with("in the folder /sys/kernel"), "{told}");
+    }
+}
+
+#[test]
+fn a_url_names_a_file() {
+    for (text, url) in [("file:a/b", "file:a/b"), ("file:/a b%20", "file:/a b%20"), ("file:///a", "file:/a")] {
+        assert_eq!(text.parse::<StorageUrl>().unwrap().to_string(), url);
+    }
+    for text in ["file:", "file://"] {
+        let told = text.parse::<StorageUrl>().unwrap_err().to_string();
+        assert!(told.contains("write its path behind it, as in file:/"), "{told}");
+    }
+}

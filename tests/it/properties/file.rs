@@ -1,0 +1,47 @@
+//! The promises on the file storage, with the clock as it is.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use sessiond::storage::{SessionStorage, StorageOptions, file::FileStorage};
+
+use super::{
+    Fixture,
+    concurrent::{plan, run_plan},
+    history::{Shape, shape, steps},
+    play,
+};
+
+/// Registries in files of their own. They have one partition, and buckets as they have.
+struct File;
+
+impl Fixture for File {
+    const IS_PAUSED: bool = false;
+
+    async fn storage(&self, shape: &Shape) -> Arc<dyn SessionStorage> {
+        let folder = tempfile::tempdir().unwrap();
+        let options =
+            StorageOptions { retain_events: shape.storage_events, max_sessions: 1 << 20, max_leases: 1 << 16 };
+        // The folder goes now, the file when it is closed.
+        Arc::new(FileStorage::open(folder.path().join("registry"), options).await.unwrap())
+    }
+}
+
+proptest! {
+    // Time passes in them, as slowly as it does.
+    #![proptest_config(ProptestConfig { cases: 16, ..super::config() })]
+
+    #[test]
+    fn every_stream_of_a_history_keeps_its_promises(shape in shape(), steps in steps(1..60)) {
+        let (broken, _) = play(&File, &Shape { partitions: 1, ..shape }, &steps);
+        prop_assert!(broken.is_empty(), "{:#?}", broken);
+    }
+
+    #[test]
+    fn every_stream_keeps_its_promises_while_all_run_at_once(mut plan in plan()) {
+        plan.shape.partitions = 1;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
+        let broken = runtime.block_on(run_plan(&File, &plan));
+        prop_assert!(broken.is_empty(), "{:#?}", broken);
+    }
+}
