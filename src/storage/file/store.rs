@@ -240,6 +240,15 @@ fn begin(database: &Database, buckets: u32) -> Result<Identity, redb::Error> {
     Ok(identity)
 }
 
+/// Makes a copy a registry of its own.
+pub(super) fn begin_anew(database: &Database) -> Result<(), redb::Error> {
+    let [registry_id, _] = random_key();
+    let transaction = database.begin_write()?;
+    transaction.open_table(META)?.insert(META_REGISTRY_ID, registry_id)?;
+    transaction.commit()?;
+    Ok(())
+}
+
 fn write_identity(transaction: &redb::WriteTransaction, identity: Identity) -> Result<(), redb::Error> {
     let mut meta = transaction.open_table(META)?;
     meta.insert(META_FORMAT, FORMAT)?;
