@@ -24,13 +24,15 @@ RUN awk '/^\[/ { cut = /^\[\[(test|bench|example)\]\]/ } !cut' Cargo.toml > Carg
 COPY build.rs ./
 COPY proto proto
 COPY src src
-RUN cargo build --locked --release --bin sessiond
+RUN cargo build --locked --release --bin sessiond && mkdir /build/empty
 
 # Why not a static musl binary on scratch: a musl build needs a Rust target that the builder image does not ship, and
 # scratch has neither CA certificates nor a resolver's configuration for storages across the network. This base adds
 # those, glibc and libgcc, and nothing that can run anything: no shell, no package manager.
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /build/target/release/sessiond /sessiond
+# For SESSIOND_STORAGE=file:/var/lib/sessiond/registry. A volume that is new takes its owner from here.
+COPY --from=build --chown=65532:65532 /build/empty /var/lib/sessiond
 
 # A container's loopback is its own, so inside one the default of 127.0.0.1 would reach nobody.
 ENV SESSIOND_LISTEN=0.0.0.0:50051 SESSIOND_ADMIN_LISTEN=0.0.0.0:9090

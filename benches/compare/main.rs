@@ -8,6 +8,7 @@
 
 mod batches;
 mod calls;
+mod durable;
 mod fanout;
 mod filters;
 mod floor;
@@ -53,6 +54,9 @@ async fn run(parts: &[String]) -> Report {
     }
     if wants("batches") {
         batches::run(&mut report).await;
+    }
+    if wants("durable") {
+        durable::run(&mut report).await;
     }
     if wants("fanout") {
         fanout::run(&mut report).await;

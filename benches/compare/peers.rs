@@ -3,6 +3,7 @@
 use std::{
     env,
     net::{SocketAddr, TcpListener},
+    path::Path,
     process::Command,
 };
 
@@ -26,6 +27,14 @@ pub(crate) fn redis() -> Option<Server> {
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
     command.args(["--client-output-buffer-limit", "pubsub 0 0 0", "--maxclients", "20000"]);
     Server::start(&mut command, port)
+}
+
+/// Redis with every change on disk before it is answered.
+pub(crate) fn redis_on_disk(folder: &Path) -> Option<Server> {
+    let port = free_port();
+    let mut command = Command::new("redis-server");
+    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--dir"]).arg(folder);
+    Server::start(command.args(["--appendonly", "yes", "--appendfsync", "always"]), port)
 }
 
 /// NATS, with room for a subscriber that is slow.

@@ -124,6 +124,7 @@ async fn a_second_process_is_refused_and_a_copy_is_made_all_the_same() {
     assert_eq!(second.status.code(), Some(5), "{stderr}");
     assert!(stderr.contains(&format!("another process uses {}: stop it", path.display())), "{stderr}");
 
+    let registry_id = Observed::now(&client).await.subscribed.registry_id;
     let mut going = tokio::task::JoinSet::new();
     going.spawn({
         let client = client.clone();
@@ -143,6 +144,8 @@ async fn a_second_process_is_refused_and_a_copy_is_made_all_the_same() {
         let output = soon(command).await.unwrap();
         assert!(output.status.success(), "{output:?}");
         let copied = FileStorage::open(&copy, OPTIONS).await.unwrap();
+        let copied_id = copied.log().await.unwrap().registry_id;
+        assert_ne!(copied_id.to_string(), registry_id, "cursors must not lead into a log that goes on differently");
         let sessions: Vec<_> = ids.iter().map(|id| SessionKey::new(0, *id)).collect();
         assert!(copied.has(&sessions).await.unwrap().into_iter().all(|exists| exists));
         // What came meanwhile came in order: the copy is of one moment.

@@ -17,6 +17,8 @@ const ROWS_A_COMMIT: usize = 256;
 /// Copies the registry in the file `from` to the file `to`, as it is at one moment: with every change that was answered before the
 /// call, and no half of any. The registry may be in use, and is not held up. Blocks the thread for as long as it takes.
 ///
+/// The copy is a registry of its own: cursors of the other are foreign to it, as its log goes on differently.
+///
 /// # Errors
 ///
 /// [`FileError`]; there is nothing at `to` then.
@@ -45,7 +47,7 @@ fn write(from: &ReadTransaction, to: &Path) -> Result<(), FileError> {
     let of_copy = |error| FileError::from_database(&beside, error);
     let made = Files.remove(&beside).map_err(|error| FileError::from_io(&beside, error)).and_then(|()| {
         let database = store::builder().create(&beside).map_err(|error| of_copy(error.into()))?;
-        copy(from, &database).map_err(of_copy)?;
+        copy(from, &database).and_then(|()| store::begin_anew(&database)).map_err(of_copy)?;
         drop(database);
         Files.rename(&beside, to).map_err(|error| FileError::from_io(to, error))
     });

@@ -17,7 +17,7 @@ const MAX_BYTES_A_COMMIT: usize = 1 << 20;
 pub(super) struct Rounds {
     /// The last record that each bucket's row reflects; 0 where it has none.
     reflected: Vec<Lsn>,
-    /// The bucket whose row is the oldest.
+    /// Whose turn it is.
     next: usize,
     /// Records that have not been paid for with checkpoints.
     records: u64,
@@ -54,9 +54,11 @@ impl Rounds {
     /// What the log need no longer hold once it ends at `newest`.
     pub(super) fn trim(&self, memory: &MemoryStorage, newest: Position) -> Trim {
         let position = Position(newest.0.saturating_sub(self.retain_events));
+        // Of all, and not the next one's: turns that were begun in one life and ended in another are not in order.
+        let lsn = self.reflected.iter().copied().min().unwrap_or_default();
         // A row has one record at least, so this is more than come between two trims.
         let rows = 4 * self.records_a_bucket(memory) + 64;
-        Trim { lsn: self.reflected[self.next], position, rows: usize::try_from(rows).unwrap_or(usize::MAX) }
+        Trim { lsn, position, rows: usize::try_from(rows).unwrap_or(usize::MAX) }
     }
 
     fn records_a_bucket(&self, memory: &MemoryStorage) -> u64 {

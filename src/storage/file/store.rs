@@ -38,6 +38,8 @@ const META_FORMAT: &str = "format";
 const META_REGISTRY_ID: &str = "registry_id";
 const META_HASH_KEY: [&str; 2] = ["hash_key_0", "hash_key_1"];
 const META_BUCKETS: &str = "buckets";
+/// How often the file was opened.
+const META_OPENED: &str = "opened";
 
 /// Goes up with each change of what is in the tables.
 const FORMAT: u64 = 1;
@@ -93,7 +95,10 @@ impl Store {
         let sync_failed = Arc::new(AtomicBool::new(false));
         let database = open_database(&*disk, path, &sync_failed)?;
         let identity = match read_identity(&database, path)? {
-            Some(identity) => identity,
+            Some(identity) => {
+                settle(&database).map_err(|error| FileError::from_database(path, error))?;
+                identity
+            }
             None => begin(&database, buckets).map_err(|error| FileError::from_database(path, error))?,
         };
         // What a copy that was cut short has left.
@@ -238,6 +243,31 @@ fn begin(database: &Database, buckets: u32) -> Result<Identity, redb::Error> {
     transaction.open_table(LEASES)?;
     transaction.commit()?;
     Ok(identity)
+}
+
+/// Puts on disk what was found in the file, before anybody is told of it.
+///
+/// The last commit of a process that died need not have got there: the kernel may still hold it, or the disk hold it in
+/// parts, of which a database that recovers takes the last that is whole. A later crash may find another. After a commit on
+/// top of it none can.
+fn settle(database: &Database) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    {
+        let mut meta = transaction.open_table(META)?;
+        let opened = meta.get(META_OPENED)?.map_or(0, |opened| opened.value());
+        meta.insert(META_OPENED, opened + 1)?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+/// Makes a copy a registry of its own.
+pub(super) fn begin_anew(database: &Database) -> Result<(), redb::Error> {
+    let [registry_id, _] = random_key();
+    let transaction = database.begin_write()?;
+    transaction.open_table(META)?.insert(META_REGISTRY_ID, registry_id)?;
+    transaction.commit()?;
+    Ok(())
 }
 
 fn write_identity(transaction: &redb::WriteTransaction, identity: Identity) -> Result<(), redb::Error> {

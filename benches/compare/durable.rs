@@ -1,0 +1,129 @@
+//! Changes that are on disk before they are answered: each server syncs, on the same disk, and they take turns.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use sessiond::proto::CreateSessionRequest;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+};
+
+use super::{
+    grpc::{framed, load},
+    peers,
+    process::Server,
+    report::Report,
+};
+
+const CONNECTIONS: usize = 10;
+const IN_FLIGHT: usize = 100;
+const CALLS: u64 = 200_000;
+const ROUNDS: u64 = 5;
+
+const CREATE: &str = "/sessiond.v1.SessionService/CreateSession";
+const PUT: &str = "/etcdserverpb.KV/Put";
+
+/// Processor time of the server, a change in microseconds, and changes a second.
+#[derive(Clone, Copy)]
+struct Cost {
+    cpu_us: f64,
+    a_second: f64,
+}
+
+async fn measure(server: &Server, calls: u64, work: impl Future<Output = ()>) -> Cost {
+    let (cpu, started) = (server.cpu(), Instant::now());
+    work.await;
+    let cpu_us = (server.cpu() - cpu).as_secs_f64() * 1e6 / calls as f64;
+    Cost { cpu_us, a_second: calls as f64 / started.elapsed().as_secs_f64() }
+}
+
+/// Creates sessions that no round has created before.
+async fn create(server: &Server, round: u64) -> Cost {
+    let body = move |n: u64| {
+        framed(&CreateSessionRequest { session_id: Some((round * CALLS + n) as i64), auth_key_id: 0, lease_id: 0 })
+    };
+    measure(server, CALLS, load(server.address, CREATE, CALLS, (CONNECTIONS, IN_FLIGHT), body)).await
+}
+
+/// Puts keys of sixteen digits that no round has put before, with a value of one byte.
+async fn put(server: &Server, round: u64) -> Cost {
+    let calls = CALLS / 10;
+    let body = move |n: u64| Bytes::from(format!("\0\0\0\0\x15\x0a\x10{:016}\x12\x01v", round * CALLS + n));
+    measure(server, calls, load(server.address, PUT, calls, (CONNECTIONS, IN_FLIGHT), body)).await
+}
+
+/// Sets keys that no round has set before. Each connection has so many commands under way all the time.
+async fn set(server: &Server, round: u64) -> Cost {
+    let work = async {
+        let mut connections = JoinSet::new();
+        for connection in 0..CONNECTIONS as u64 {
+            let stream = TcpStream::connect(server.address).await.unwrap();
+            connections.spawn(set_all(stream, round * CALLS + connection * (CALLS / CONNECTIONS as u64)));
+        }
+        connections.join_all().await;
+    };
+    measure(server, CALLS, work).await
+}
+
+async fn set_all(mut stream: TcpStream, first: u64) {
+    const OK: usize = "+OK\r\n".len();
+    let total = CALLS / CONNECTIONS as u64;
+    stream.set_nodelay(true).unwrap();
+    let (mut sent, mut read, mut buffer) = (0, 0, vec![0; 16 << 10]);
+    while read / OK < total as usize {
+        let mut commands = String::new();
+        while sent < total && (sent as usize) < read / OK + IN_FLIGHT {
+            commands += &format!("*3\r\n$3\r\nSET\r\n$16\r\n{:016}\r\n$1\r\nv\r\n", first + sent);
+            sent += 1;
+        }
+        stream.write_all(commands.as_bytes()).await.unwrap();
+        let count = stream.read(&mut buffer).await.unwrap();
+        assert!(count > 0, "cut off");
+        read += count;
+    }
+}
+
+pub(crate) async fn run(report: &mut Report) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = format!("file:{}", folder.path().join("registry").display());
+    let memory = peers::sessiond(&[]);
+    let durable = peers::sessiond(&["--storage", &file]);
+    let redis = peers::redis_on_disk(folder.path());
+    let etcd = peers::etcd();
+
+    let mut costs: [Vec<Cost>; 4] = Default::default();
+    for round in 0..ROUNDS {
+        costs[0].push(create(&memory, round).await);
+        costs[1].push(create(&durable, round).await);
+        if let Some(redis) = &redis {
+            costs[2].push(set(redis, round).await);
+        }
+        if let Some(etcd) = &etcd {
+            costs[3].push(put(etcd, round).await);
+        }
+    }
+    report.part(
+        "Durable creates, 10 connections x 100 in flight",
+        &["server", "server CPU, us a change", "to memory:", "changes a second, median", "best"],
+    );
+    let least = |costs: &[Cost]| costs.iter().map(|cost| cost.cpu_us).fold(f64::INFINITY, f64::min);
+    let names = ["sessiond, memory: (not durable)", "sessiond, file:", "Redis SET, appendfsync always", "etcd Put"];
+    for (name, of) in names.iter().zip(&costs) {
+        if of.is_empty() {
+            report.note(format!("{name}: not installed."));
+            continue;
+        }
+        let mut speeds: Vec<f64> = of.iter().map(|cost| cost.a_second).collect();
+        speeds.sort_by(f64::total_cmp);
+        report.row(&[
+            (*name).to_owned(),
+            format!("{:.2}", least(of)),
+            format!("{:.2}x", least(of) / least(&costs[0])),
+            format!("{:.0}", speeds[speeds.len() / 2]),
+            format!("{:.0}", speeds[speeds.len() - 1]),
+        ]);
+    }
+    report.note("Of five rounds in which the servers take turns. All sync to the same disk before they answer, but for memory:.");
+}
