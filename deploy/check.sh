@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Checks the files in this folder, each with the tools of those who read it, and against the program.
+#
+#   deploy/check.sh [SERVER]      (a sessiond that is built; target/debug/sessiond by default)
+#
+# Installs what it needs: with apt-get where that works, the rest into target/ci/deploy. Starts servers on free ports of loopback.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+server=$(realpath "${1:-${CARGO_TARGET_DIR:-target}/debug/sessiond}")
+# The oldest and the newest Kubernetes that the manifests are for.
+KUBERNETES=(1.30.0 1.37.0)
+tools=$PWD/target/ci/deploy
+work=$(mktemp -d)
+python=$tools/venv/bin/python
+cleanup() { rm -rf "$work"; }
+trap cleanup EXIT
+
+say() { printf '\n== %s\n' "$*"; }
+pass() { printf 'ok    %s\n' "$*"; }
+fail() { printf 'FAIL  %s\n' "$*" >&2; exit 1; }
+has() { command -v "$1" >/dev/null; }
+
+install_tools() {
+    local packages=() maker=python3
+    has kubectl || packages+=(kubernetes-client)
+    has npm || packages+=(npm)
+    python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
+    if ((${#packages[@]})); then
+        echo "installing ${packages[*]}"
+        { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${packages[@]}"; } \
+            >/dev/null
+        hash -r
+    fi
+    mkdir -p "$tools"
+    if ! cmp -s deploy/check/requirements.txt "$tools/venv/requirements.txt"; then
+        "$maker" -c 'import ensurepip' 2>/dev/null || maker=/usr/bin/python3
+        rm -rf "$tools/venv"
+        "$maker" -m venv "$tools/venv"
+        "$python" -m pip install --quiet --disable-pip-version-check -r deploy/check/requirements.txt
+        cp deploy/check/requirements.txt "$tools/venv/"
+    fi
+    if ! cmp -s deploy/check/package.json "$tools/node_modules/package.json"; then
+        cp deploy/check/package.json "$tools/"
+        npm install --silent --no-package-lock --ignore-scripts --prefix "$tools"
+        cp deploy/check/package.json "$tools/node_modules/"
+    fi
+}
+
+fits_type() { # fits_type FILE TYPE MODULE
+    local program
+    program=$tools/$(basename "${1%.*}").mts
+    "$python" deploy/check/typed.py "$2" "$3" "$1" >"$program"
+    "$tools/node_modules/.bin/tsc" --noEmit --strict --skipLibCheck --module nodenext "$program" || fail "$1 is no $2"
+    pass "$1 is a $2 of $3"
+}
+
+kubernetes() {
+    local folder=deploy/kubernetes version
+    for version in "${KUBERNETES[@]}"; do
+        # Its schemas are Kubernetes' own; strict ones know every field.
+        "$tools/venv/bin/kubernetes-validate" --quiet --strict --kubernetes-version "$version" \
+            "$folder"/{deployment,networkpolicy,poddisruptionbudget,service,statefulset}.yaml
+        pass "fits the schemas of Kubernetes $version"
+    done
+    fits_type "$folder/servicemonitor.yaml" IServiceMonitor @kubernetes-models/prometheus-operator/monitoring.coreos.com/v1
+    kubectl kustomize "$folder" >"$work/kustomized.yaml"
+    "$python" deploy/check/kubernetes.py "$server" <"$work/kustomized.yaml"
+    # As its first lines say that it is applied.
+    (cd "$folder" && awk 'FNR == 1 { print "---" } 1' statefulset.yaml service.yaml networkpolicy.yaml) |
+        "$python" deploy/check/kubernetes.py "$server"
+}
+
+[[ -x $server ]] || fail "$server is no program: cargo build, or give the path of one"
+say "Tools"
+install_tools
+say "Kubernetes"
+kubernetes
+say "The deployment files hold ($SECONDS s)"
