@@ -24,6 +24,7 @@ has() { command -v "$1" >/dev/null; }
 install_tools() {
     local packages=() maker=python3
     has kubectl || packages+=(kubernetes-client)
+    has systemd-analyze || packages+=(systemd)
     has npm || packages+=(npm)
     python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
     if ((${#packages[@]})); then
@@ -71,9 +72,27 @@ kubernetes() {
         "$python" deploy/check/kubernetes.py "$server"
 }
 
+systemd() {
+    local unit=$work/sessiond.service value drain
+    # The program need not be installed for the unit to be right.
+    sed "s|^ExecStart=[^ ]*|ExecStart=$server|" deploy/systemd/sessiond.service >"$unit"
+    systemd-analyze verify --man=no "$unit"
+    # 1.3 is what remains open to a service that speaks IP; 10 is a service without any hardening.
+    systemd-analyze security --offline=true --threshold=15 "$unit" | tail -n 1
+    drain=$("$server" serve --help | sed -n '/SESSIOND_DRAIN_TIMEOUT/,/default/ s/.*default: \([0-9]*\)s.*/\1/p')
+    value=$(sed -n 's/^TimeoutStopSec=//p' "$unit")
+    ((value >= drain + 5)) || fail "a service that drains for $drain s is killed after $value s"
+    while read -r value; do
+        "$server" serve --help | grep -qF "[env: $value=" || fail "sessiond.env: $value is no flag of the program"
+    done < <(sed -n 's/^#\{0,1\}\(SESSIOND_[A-Z_]*\)=.*/\1/p' deploy/systemd/sessiond.env)
+    pass "the unit is right, and its variables are flags"
+}
+
 [[ -x $server ]] || fail "$server is no program: cargo build, or give the path of one"
 say "Tools"
 install_tools
 say "Kubernetes"
 kubernetes
+say "systemd"
+systemd
 say "The deployment files hold ($SECONDS s)"
