@@ -13,7 +13,12 @@ KUBERNETES=(1.30.0 1.37.0)
 tools=$PWD/target/ci/deploy
 work=$(mktemp -d)
 python=$tools/venv/bin/python
-cleanup() { rm -rf "$work"; }
+jobs=()
+cleanup() {
+    ((${#jobs[@]} == 0)) || kill "${jobs[@]}" 2>/dev/null || true
+    wait
+    rm -rf "$work"
+}
 trap cleanup EXIT
 
 say() { printf '\n== %s\n' "$*"; }
@@ -25,6 +30,7 @@ install_tools() {
     local packages=() maker=python3
     has kubectl || packages+=(kubernetes-client)
     has systemd-analyze || packages+=(systemd)
+    has promtool || packages+=(prometheus)
     has npm || packages+=(npm)
     python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
     if ((${#packages[@]})); then
@@ -88,6 +94,58 @@ systemd() {
     pass "the unit is right, and its variables are flags"
 }
 
+# The address in the first line of FILE that PATTERN finds, once there is one.
+address_in() { # address_in FILE PATTERN
+    local deadline=$((SECONDS + 20)) found
+    until found=$(sed -n "s/$2/\\1/p" "$1" | head -n 1) && [[ -n $found ]]; do
+        ((SECONDS < deadline)) || { cat "$1" >&2; fail "it does not start"; }
+        sleep 0.1
+    done
+    echo "$found"
+}
+
+start_server() {
+    "$server" serve --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 --log-format json 2>"$work/server.log" &
+    jobs+=($!)
+    SESSIOND_ADDR=http://$(address_in "$work/server.log" '.*"listening".*"address":"\([^"]*\)".*')
+    admin=$(address_in "$work/server.log" '.*"listening".*"admin_address":"\([^"]*\)".*')
+    export SESSIOND_ADDR
+}
+
+# Some of each that is counted. Two sessions stay.
+make_calls() {
+    "$server" create 1 2 3
+    "$server" has 1
+    "$server" destroy 3
+    "$server" watch --snapshot >"$work/watch.log" 2>&1 &
+    jobs+=($!)
+}
+
+start_prometheus() {
+    cat >"$work/prometheus.yaml" <<END
+global: {scrape_interval: 1s, evaluation_interval: 1s}
+rule_files: [$PWD/deploy/prometheus/rules.yaml]
+scrape_configs: [{job_name: sessiond, static_configs: [{targets: ["$admin"]}]}]
+END
+    promtool check config "$work/prometheus.yaml" >/dev/null
+    prometheus --config.file="$work/prometheus.yaml" --storage.tsdb.path="$work/prometheus" --web.listen-address=127.0.0.1:0 \
+        2>"$work/prometheus.log" &
+    jobs+=($!)
+    prometheus=$(address_in "$work/prometheus.log" '.*msg="Listening on" address=\([^ ]*\).*')
+}
+
+monitoring() {
+    promtool check rules deploy/prometheus/rules.yaml
+    promtool test rules deploy/prometheus/rules_test.yaml
+    start_server
+    make_calls
+    "$python" deploy/check/metrics.py "$admin" "$work/metrics.txt"
+    promtool check metrics <"$work/metrics.txt"
+    pass "promtool finds nothing amiss in /metrics"
+    start_prometheus
+    "$python" deploy/check/metrics.py "$admin" --used-by "$prometheus"
+}
+
 [[ -x $server ]] || fail "$server is no program: cargo build, or give the path of one"
 say "Tools"
 install_tools
@@ -95,4 +153,8 @@ say "Kubernetes"
 kubernetes
 say "systemd"
 systemd
+say "Grafana"
+fits_type deploy/grafana/sessiond.json Dashboard @grafana/schema
+say "Prometheus"
+monitoring
 say "The deployment files hold ($SECONDS s)"
