@@ -31,6 +31,8 @@ install_tools() {
     has kubectl || packages+=(kubernetes-client)
     has systemd-analyze || packages+=(systemd)
     has promtool || packages+=(prometheus)
+    has bwrap || packages+=(bubblewrap)
+    /usr/bin/python3 -c 'import seccomp' 2>/dev/null || packages+=(python3-seccomp)
     has npm || packages+=(npm)
     python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
     if ((${#packages[@]})); then
@@ -104,12 +106,38 @@ address_in() { # address_in FILE PATTERN
     echo "$found"
 }
 
-start_server() {
-    "$server" serve --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 --log-format json 2>"$work/server.log" &
-    jobs+=($!)
+start_server() { # start_server COMMAND…
+    : >"$work/server.log"
+    "$@" serve --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 --log-format json 2>"$work/server.log" &
+    server_job=$!
+    jobs+=("$server_job")
     SESSIOND_ADDR=http://$(address_in "$work/server.log" '.*"listening".*"address":"\([^"]*\)".*')
     admin=$(address_in "$work/server.log" '.*"listening".*"admin_address":"\([^"]*\)".*')
     export SESSIOND_ADDR
+}
+
+# The unit's confinement takes nothing away that the program needs: to keep a file, to serve, to drain, to read it again.
+confined() {
+    local storage run pid
+    storage=$(sed -n 's/^SESSIOND_STORAGE=//p' deploy/systemd/sessiond.env)
+    mkdir "$work/state"
+    run=(env "SESSIOND_STORAGE=$storage" deploy/check/confined.sh "$server" "$work/state" /run/sessiond)
+    start_server "${run[@]}"
+    # bwrap waits for it, and ends with its exit code.
+    pid=$(pgrep -P "$server_job")
+    grep -qP '^Seccomp_filters:\t2$' "/proc/$pid/status" || fail "the server is not confined"
+    "$server" create 1 2
+    kill -TERM "$pid"
+    wait "$server_job" || fail "the drain ends with $?: $(cat "$work/server.log")"
+    start_server "${run[@]}"
+    "$server" has 1 2
+    "$server" watch --snapshot >"$work/watch.log" 2>&1 &
+    jobs+=($!)
+    address_in "$work/watch.log" '.*\(synced\|snapshot\).*' >/dev/null
+    "$python" deploy/check/metrics.py "$admin" "$work/metrics.txt"
+    kill -TERM "$(pgrep -P "$server_job")"
+    wait "$server_job" || fail "the drain ends with $?: $(cat "$work/server.log")"
+    pass "it serves, drains and keeps its file as confined as in the unit"
 }
 
 # Some of each that is counted. Two sessions stay.
@@ -137,7 +165,7 @@ END
 monitoring() {
     promtool check rules deploy/prometheus/rules.yaml
     promtool test rules deploy/prometheus/rules_test.yaml
-    start_server
+    start_server "$server"
     make_calls
     "$python" deploy/check/metrics.py "$admin" "$work/metrics.txt"
     promtool check metrics <"$work/metrics.txt"
@@ -153,6 +181,7 @@ say "Kubernetes"
 kubernetes
 say "systemd"
 systemd
+confined
 say "Grafana"
 fits_type deploy/grafana/sessiond.json Dashboard @grafana/schema
 say "Prometheus"
