@@ -3,12 +3,15 @@
 mod acceptor;
 mod admin;
 mod coalesce;
+mod connection;
+mod files;
+mod handshake;
 mod inline;
 mod lifecycle;
 mod metrics;
-mod preface;
 mod process;
 mod standard;
+mod tls;
 mod worker;
 
 use std::{
@@ -25,6 +28,7 @@ use tokio::{
     task::AbortHandle,
     time::timeout,
 };
+use tokio_rustls::rustls;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
@@ -37,10 +41,14 @@ use crate::{
 use self::{
     acceptor::Acceptor,
     admin::Admin,
+    connection::{Connections, Handler},
+    files::Reloaded,
     lifecycle::Lifecycle,
     standard::Standard,
-    worker::{Handler, Workers},
+    worker::Workers,
 };
+
+pub use self::{connection::ConnectionOptions, files::FileError, tls::TlsFiles};
 
 /// How a server runs.
 #[derive(Clone, Debug)]
@@ -49,6 +57,8 @@ pub struct ServerConfig {
     pub listen: SocketAddr,
     /// Where `/metrics`, `/live` and `/ready` are served over plain HTTP.
     pub admin_listen: SocketAddr,
+    /// The files that make the server speak TLS; without them it does not.
+    pub tls: Option<TlsFiles>,
     /// Where the sessions are.
     pub storage: StorageUrl,
     /// How many threads serve connections, each with a runtime of its own.
@@ -61,8 +71,8 @@ pub struct ServerConfig {
     pub max_leases: u64,
     /// How many connections there may be. More wait to be accepted.
     pub max_connections: usize,
-    /// How many calls and streams may be open at once on one connection.
-    pub max_streams: u32,
+    /// The bounds of each connection.
+    pub connections: ConnectionOptions,
     /// The longest request, in bytes.
     pub max_message_bytes: usize,
     /// How long a drain may take.
@@ -83,6 +93,9 @@ pub enum ServerError {
         /// Why not.
         source: io::Error,
     },
+    /// A file that is named by a flag cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The storage cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -102,6 +115,7 @@ fn source_text(error: &StorageError) -> String {
 #[derive(Debug)]
 pub struct Server {
     config: ServerConfig,
+    tls: Option<Reloaded<rustls::ServerConfig>>,
     listener: TcpListener,
     admin_addr: SocketAddr,
     subject: Arc<SessionSubject>,
@@ -119,6 +133,7 @@ impl Server {
     ///
     /// [`ServerError`] when something cannot be opened.
     pub async fn bind(config: ServerConfig) -> Result<Self, ServerError> {
+        let tls = config.tls.clone().map(TlsFiles::load).transpose()?;
         let socket = take_address(config.listen).map_err(listen_error(config.listen, "listen"))?;
         let of_admin = || listen_error(config.admin_listen, "admin-listen");
         let admin_listener = TcpListener::bind(config.admin_listen).await.map_err(of_admin())?;
@@ -139,7 +154,7 @@ impl Server {
         let subject = Arc::new(SessionSubject::start(storage, config.subject, WireEncoder).await?);
         let subject = Arc::clone(opening.get_or_init(|| subject));
         let listener = socket.listen(BACKLOG).map_err(listen_error(config.listen, "listen"))?;
-        Ok(Self { config, listener, admin_addr, subject, lifecycle, tasks })
+        Ok(Self { config, tls, listener, admin_addr, subject, lifecycle, tasks })
     }
 
     /// Where gRPC is served.
@@ -173,14 +188,20 @@ impl Server {
     ///
     /// [`ServerError::Worker`] when a thread cannot be started.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
-        let Self { config, listener, subject, lifecycle, mut tasks, .. } = self;
+        let Self { config, tls, listener, subject, lifecycle, mut tasks, .. } = self;
+        warn_of_exposure(&config);
         let health = HealthReporter::new();
         set_health(&health, ServingStatus::Serving).await;
         let handler = Handler {
             service: Service::new(Arc::clone(&subject), config.max_message_bytes),
             standard: Arc::new(Standard::new(&health)),
         };
-        let mut workers = Workers::start(config.workers, config.max_streams, &handler, &lifecycle)?;
+        let connections =
+            Connections { handler, options: config.connections, tls: tls.as_ref().map(Reloaded::subscribe) };
+        if let Some(tls) = tls {
+            tasks.0.push(tokio::spawn(tls.follow()).abort_handle());
+        }
+        let mut workers = Workers::start(config.workers, &Arc::new(connections), &lifecycle)?;
         let acceptor = Acceptor::new(listener, workers.inlets(), config.max_connections);
         let acceptor = tokio::spawn(acceptor.run(lifecycle.subscribe()));
         tasks.0.push(acceptor.abort_handle());
@@ -206,6 +227,19 @@ impl Server {
         // Until now it has told that the server is not ready.
         tasks.abort();
         Ok(())
+    }
+}
+
+/// Says loudly what others than this machine's users can do.
+fn warn_of_exposure(config: &ServerConfig) {
+    if config.listen.ip().is_loopback() {
+        return;
+    }
+    if config.tls.is_none() {
+        tracing::warn!(
+            address = %config.listen,
+            "NO TLS: whoever is on the way reads and changes what is sent: set --tls-cert and --tls-key"
+        );
     }
 }
 

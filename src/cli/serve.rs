@@ -1,10 +1,10 @@
 //! `serve`.
 
-use std::{net::SocketAddr, num::NonZeroUsize, process, thread, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, process, thread, time::Duration};
 
 use clap::{Args, value_parser};
 use sessiond::{
-    server::{Server, ServerConfig, ServerError},
+    server::{ConnectionOptions, Server, ServerConfig, ServerError, TlsFiles},
     storage::StorageUrl,
     subject::SubjectOptions,
 };
@@ -26,6 +26,20 @@ pub(crate) struct ServeArgs {
     /// The address on which /metrics, /live and /ready are served, in plain HTTP.
     #[arg(long, env = "SESSIOND_ADMIN_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9090")]
     admin_listen: SocketAddr,
+
+    /// The file of the server's certificate and those that lead from it to a root, in PEM. Then TLS is spoken, and
+    /// nothing else. Read again when it changes.
+    #[arg(long, env = "SESSIOND_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// The file of the certificate's private key, in PEM. Read again when it changes.
+    #[arg(long, env = "SESSIOND_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+
+    /// The file of the roots that clients' certificates must come from, in PEM: a client without one is turned away. Read
+    /// again when it changes.
+    #[arg(long, env = "SESSIOND_TLS_CLIENT_CA", value_name = "FILE", requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
 
     /// Where the sessions are: memory: keeps them in this process, and they end with it; file:PATH keeps them in a file.
     #[arg(long, env = "SESSIOND_STORAGE", value_name = "URL", default_value = "memory:")]
@@ -75,6 +89,21 @@ pub(crate) struct ServeArgs {
         value_parser = value_parser!(u32).range(1..))]
     max_streams: u32,
 
+    /// How long a client may take for the handshake: TLS, and the beginning of HTTP/2.
+    #[arg(long, env = "SESSIOND_HANDSHAKE_TIMEOUT", value_name = "DURATION", default_value = "10s",
+        value_parser = parse_duration)]
+    handshake_timeout: Duration,
+
+    /// How long a connection may be quiet before it is pinged.
+    #[arg(long, env = "SESSIOND_KEEPALIVE_INTERVAL", value_name = "DURATION", default_value = "60s",
+        value_parser = parse_duration)]
+    keepalive_interval: Duration,
+
+    /// How long the answer to a ping may take before the connection is ended.
+    #[arg(long, env = "SESSIOND_KEEPALIVE_TIMEOUT", value_name = "DURATION", default_value = "20s",
+        value_parser = parse_duration)]
+    keepalive_timeout: Duration,
+
     /// How many bytes a request may have.
     #[arg(long, env = "SESSIOND_MAX_MESSAGE_BYTES", value_name = "BYTES", default_value = "4194304",
         value_parser = value_parser!(u64).range(1024..=1 << 30))]
@@ -105,6 +134,7 @@ impl ServeArgs {
         ServerConfig {
             listen: self.listen,
             admin_listen: self.admin_listen,
+            tls: self.tls(),
             storage: self.storage.clone(),
             workers: self.workers.or(thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN),
             subject: SubjectOptions {
@@ -116,10 +146,23 @@ impl ServeArgs {
             max_sessions: self.max_sessions,
             max_leases: self.max_leases,
             max_connections: bound(self.max_connections),
-            max_streams: self.max_streams,
+            connections: ConnectionOptions {
+                max_streams: self.max_streams,
+                handshake_timeout: self.handshake_timeout,
+                keepalive_interval: self.keepalive_interval,
+                keepalive_timeout: self.keepalive_timeout,
+            },
             max_message_bytes: bound(self.max_message_bytes),
             drain_timeout: self.drain_timeout,
         }
+    }
+}
+
+impl ServeArgs {
+    /// Neither of the first two comes without the other.
+    fn tls(&self) -> Option<TlsFiles> {
+        let (cert, key) = (self.tls_cert.clone()?, self.tls_key.clone()?);
+        Some(TlsFiles { cert, key, client_ca: self.tls_client_ca.clone() })
     }
 }
 
@@ -154,6 +197,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
 
 fn start_error(error: ServerError) -> CliError {
     let exit = match error {
+        ServerError::File(_) => Exit::Usage,
         ServerError::Listen { .. } => Exit::Listen,
         ServerError::Open(_) | ServerError::Storage(_) => Exit::Storage,
         _ => Exit::No,

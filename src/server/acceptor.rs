@@ -8,8 +8,9 @@ use tokio::{
 };
 
 use super::{
+    connection::Connection,
     lifecycle::{self, Lifecycle},
-    worker::{Connection, Inlets},
+    worker::Inlets,
 };
 
 /// How long to wait when the system has no descriptor left for a connection.

@@ -5,6 +5,7 @@
 
 mod admin;
 mod architecture;
+mod certificates;
 mod cli;
 mod cli_bench;
 mod cli_lease;
@@ -31,3 +32,4 @@ mod standard;
 mod startup;
 mod stuck;
 mod subscribe;
+mod tls;

@@ -34,7 +34,11 @@ pub(crate) struct Program {
 
 impl Program {
     pub(crate) async fn start(args: &[&str]) -> Self {
-        let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-format", "json"];
+        Self::start_on("127.0.0.1:0", args).await
+    }
+
+    pub(crate) async fn start_on(listen: &str, args: &[&str]) -> Self {
+        let ports = ["--listen", listen, "--admin-listen", "127.0.0.1:0", "--log-format", "json"];
         let mut child = serve(&[&ports, args].concat()).spawn().expect("the program starts");
         let mut lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
         let listening = loop {
@@ -109,6 +113,11 @@ impl Program {
             }
         })
         .await;
+    }
+
+    /// Waits until it has logged something.
+    pub(crate) async fn logs(&self, something: &str) {
+        crate::server::eventually(something, || self.log().contains(something)).await;
     }
 
     /// What it has logged since it listens.
