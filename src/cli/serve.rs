@@ -1,10 +1,17 @@
 //! `serve`.
 
-use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, process, thread, time::Duration};
+use std::{
+    net::SocketAddr,
+    num::{NonZeroU32, NonZeroUsize},
+    path::PathBuf,
+    process, thread,
+    time::Duration,
+};
 
 use clap::{Args, value_parser};
 use sessiond::{
-    server::{ConnectionOptions, Server, ServerConfig, ServerError, TlsFiles},
+    server::{ConnectionOptions, RateLimit, Server, ServerConfig, ServerError, TlsFiles},
+    service::ServiceOptions,
     storage::StorageUrl,
     subject::SubjectOptions,
 };
@@ -40,6 +47,21 @@ pub(crate) struct ServeArgs {
     /// again when it changes.
     #[arg(long, env = "SESSIOND_TLS_CLIENT_CA", value_name = "FILE", requires = "tls_cert")]
     tls_client_ca: Option<PathBuf>,
+
+    /// The file of those who may call, and what: a line for each token and client certificate. Then nobody else may, but
+    /// for asking after the server's health. Read again when it changes.
+    #[arg(long, env = "SESSIOND_ACCESS_FILE", value_name = "FILE")]
+    access_file: Option<PathBuf>,
+
+    /// How many calls a second a client may make, told by its token, certificate or address [default: any number].
+    #[arg(long, env = "SESSIOND_RATE_LIMIT", value_name = "CALLS",
+        value_parser = value_parser!(u32).range(1..=1_000_000))]
+    rate_limit: Option<u32>,
+
+    /// How many calls a client may make at once after a time of quiet [default: those of one second].
+    #[arg(long, env = "SESSIOND_RATE_BURST", value_name = "CALLS", requires = "rate_limit",
+        value_parser = value_parser!(u32).range(1..=10_000_000))]
+    rate_burst: Option<u32>,
 
     /// Where the sessions are: memory: keeps them in this process, and they end with it; file:PATH keeps them in a file.
     #[arg(long, env = "SESSIOND_STORAGE", value_name = "URL", default_value = "memory:")]
@@ -94,6 +116,11 @@ pub(crate) struct ServeArgs {
         value_parser = parse_duration)]
     handshake_timeout: Duration,
 
+    /// How long a connection may be without a call or a stream before it is ended.
+    #[arg(long, env = "SESSIOND_IDLE_TIMEOUT", value_name = "DURATION", default_value = "15m",
+        value_parser = parse_duration)]
+    idle_timeout: Duration,
+
     /// How long a connection may be quiet before it is pinged.
     #[arg(long, env = "SESSIOND_KEEPALIVE_INTERVAL", value_name = "DURATION", default_value = "60s",
         value_parser = parse_duration)]
@@ -108,6 +135,21 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "SESSIOND_MAX_MESSAGE_BYTES", value_name = "BYTES", default_value = "4194304",
         value_parser = value_parser!(u64).range(1024..=1 << 30))]
     max_message_bytes: u64,
+
+    /// How many bytes all requests together may take that have not come whole.
+    #[arg(long, env = "SESSIOND_MAX_PENDING_BYTES", value_name = "BYTES", default_value = "1073741824",
+        value_parser = positive())]
+    max_pending_bytes: u64,
+
+    /// How many sessions a batch may name, at most 65,536.
+    #[arg(long, env = "SESSIOND_MAX_BATCH", value_name = "N", default_value = "65536",
+        value_parser = value_parser!(u64).range(1..=65_536))]
+    max_batch: u64,
+
+    /// How long a call may take, and a stream to open; less where the client says so.
+    #[arg(long, env = "SESSIOND_CALL_TIMEOUT", value_name = "DURATION", default_value = "30s",
+        value_parser = parse_duration)]
+    call_timeout: Duration,
 
     /// How long a drain may take after SIGTERM or SIGINT, before what is left is cut off.
     #[arg(long, env = "SESSIOND_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "10s",
@@ -135,6 +177,8 @@ impl ServeArgs {
             listen: self.listen,
             admin_listen: self.admin_listen,
             tls: self.tls(),
+            access_file: self.access_file.clone(),
+            rate_limit: self.rate_limit(),
             storage: self.storage.clone(),
             workers: self.workers.or(thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN),
             subject: SubjectOptions {
@@ -149,10 +193,16 @@ impl ServeArgs {
             connections: ConnectionOptions {
                 max_streams: self.max_streams,
                 handshake_timeout: self.handshake_timeout,
+                idle_timeout: self.idle_timeout,
                 keepalive_interval: self.keepalive_interval,
                 keepalive_timeout: self.keepalive_timeout,
             },
-            max_message_bytes: bound(self.max_message_bytes),
+            calls: ServiceOptions {
+                max_message_bytes: bound(self.max_message_bytes),
+                max_pending_bytes: bound(self.max_pending_bytes),
+                max_batch: bound(self.max_batch),
+                call_timeout: self.call_timeout,
+            },
             drain_timeout: self.drain_timeout,
         }
     }
@@ -163,6 +213,11 @@ impl ServeArgs {
     fn tls(&self) -> Option<TlsFiles> {
         let (cert, key) = (self.tls_cert.clone()?, self.tls_key.clone()?);
         Some(TlsFiles { cert, key, client_ca: self.tls_client_ca.clone() })
+    }
+
+    fn rate_limit(&self) -> Option<RateLimit> {
+        let per_second = NonZeroU32::new(self.rate_limit?)?;
+        Some(RateLimit { per_second, burst: self.rate_burst.and_then(NonZeroU32::new).unwrap_or(per_second) })
     }
 }
 

@@ -1,6 +1,18 @@
 //! One connection, from its first byte to its last.
 
-use std::{convert::Infallible, future::poll_fn, io, net, pin::pin, sync::Arc, task::Poll, time::Duration};
+use std::{
+    convert::Infallible,
+    future::{pending, poll_fn},
+    io,
+    net::{self, IpAddr},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -10,16 +22,18 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::{OwnedSemaphorePermit, watch},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_rustls::rustls;
 
 use super::{
     coalesce::coalesced,
+    gate::{Gate, Peer, Withdrawn},
     handshake::{self, Opened},
     inline::Inline,
     lifecycle::{self, Lifecycle},
     standard::Standard,
+    tls,
 };
 use crate::service::{self, ResponseBody, Service};
 
@@ -46,6 +60,8 @@ pub struct ConnectionOptions {
     pub max_streams: u32,
     /// How long a peer may take for the handshake: TLS, and the preface of HTTP/2.
     pub handshake_timeout: Duration,
+    /// A connection without a call or a stream for this long, or up to twice as long, is ended.
+    pub idle_timeout: Duration,
     /// A connection is pinged when it was quiet for so long.
     pub keepalive_interval: Duration,
     /// A connection is ended when the answer to a ping takes longer than this: a peer that vanished without a word is
@@ -58,28 +74,91 @@ impl Default for ConnectionOptions {
         Self {
             max_streams: 1024,
             handshake_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(15 * 60),
             keepalive_interval: Duration::from_secs(60),
             keepalive_timeout: Duration::from_secs(20),
         }
     }
 }
 
-/// Answers requests.
-#[derive(Clone, Debug)]
-pub(super) struct Handler {
-    pub(super) service: Service,
-    pub(super) standard: Arc<Standard>,
+/// Answers the requests of one connection.
+struct Handler {
+    service: Service,
+    standard: Arc<Standard>,
+    gate: Option<Arc<Gate>>,
+    peer: Peer,
+    activity: Arc<Activity>,
+}
+
+/// Whether a connection is of use.
+#[derive(Default)]
+struct Activity {
+    /// How many calls have come.
+    calls: AtomicU64,
+    /// How many streams are open.
+    streams: AtomicUsize,
+}
+
+impl Activity {
+    /// Waits until no call came and no stream was open for `timeout`, and for less than twice as long.
+    async fn ceases(&self, timeout: Duration) {
+        let mut seen = None;
+        loop {
+            let calls = self.calls.load(Ordering::Relaxed);
+            if seen == Some(calls) && self.streams.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            seen = Some(calls);
+            sleep(timeout).await;
+        }
+    }
+}
+
+/// Counts a stream until it ends.
+struct OpenStream(Arc<Activity>);
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Handler {
-    async fn handle(self, request: Request<Incoming>) -> Result<Response<ResponseBody>, Infallible> {
-        if request.uri().path().starts_with(service::PATH) {
-            return Ok(self.service.call(request).await);
+    async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<ResponseBody>, Infallible> {
+        self.activity.calls.fetch_add(1, Ordering::Relaxed);
+        let admitted = self.gate.as_ref().map_or(Ok(None), |gate| gate.admit(&self.peer, &request));
+        let withdrawn = match admitted {
+            Ok(withdrawn) => withdrawn,
+            Err(refusal) => return Ok(ResponseBody::error(refusal)),
+        };
+        let path = request.uri().path();
+        if service::is_unary(path) {
+            return Ok(self.service.clone().call(request).await);
         }
         // In a box, so that it does not make the future of every call as large as its own.
-        Ok(match Box::pin(self.standard.call(request)).await {
-            Ok(response) => response.map(ResponseBody::from),
-            Err(request) => self.service.call(*request).await,
+        Ok(Box::pin(self.stream(request, withdrawn)).await)
+    }
+
+    /// Answers what may be a stream.
+    async fn stream(&self, request: Request<Incoming>, withdrawn: Option<Withdrawn>) -> Response<ResponseBody> {
+        let response = if request.uri().path().starts_with(service::PATH) {
+            self.service.clone().call(request).await
+        } else {
+            match self.standard.call(request).await {
+                Ok(response) => response.map(ResponseBody::from),
+                Err(request) => self.service.clone().call(*request).await,
+            }
+        };
+        self.activity.streams.fetch_add(1, Ordering::Relaxed);
+        let open = OpenStream(Arc::clone(&self.activity));
+        response.map(|body| {
+            body.until(async move {
+                let _open = open;
+                match withdrawn {
+                    Some(withdrawn) => withdrawn.await,
+                    None => pending().await,
+                }
+            })
         })
     }
 }
@@ -87,12 +166,15 @@ impl Handler {
 /// A connection that was accepted, and its place among those that there may be.
 pub(super) struct Connection {
     pub(super) stream: net::TcpStream,
+    pub(super) address: IpAddr,
     pub(super) place: OwnedSemaphorePermit,
 }
 
 /// What all connections have in common.
 pub(super) struct Connections {
-    pub(super) handler: Handler,
+    pub(super) service: Service,
+    pub(super) standard: Arc<Standard>,
+    pub(super) gate: Option<Arc<Gate>>,
     pub(super) options: ConnectionOptions,
     pub(super) tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
 }
@@ -106,9 +188,14 @@ impl Connections {
             opened = self.open(connection.stream) => opened,
             () = lifecycle::reached(&mut lifecycle, Lifecycle::Draining) => return,
         };
+        let mut peer = Peer { address: connection.address, certificate: None };
         let result = match opened {
-            Ok(Opened::Plain(opened)) => self.serve_http2(opened.stream, opened.said, lifecycle).await,
-            Ok(Opened::Tls(opened)) => self.serve_http2(opened.stream, opened.said, lifecycle).await,
+            Ok(Opened::Plain(opened)) => self.serve_http2(opened.stream, opened.said, peer, lifecycle).await,
+            Ok(Opened::Tls(opened)) => {
+                let shown = opened.stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                peer.certificate = shown.map(|certificate| tls::names(certificate).into());
+                self.serve_http2(opened.stream, opened.said, peer, lifecycle).await
+            }
             Err(error) => return tracing::debug!(%error, "a connection ended before it began"),
         };
         if let Err(error) = result {
@@ -127,19 +214,34 @@ impl Connections {
         &self,
         stream: S,
         said: Bytes,
+        peer: Peer,
         mut lifecycle: watch::Receiver<Lifecycle>,
     ) -> Result<(), BoxError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let (stream, flusher) = coalesced(TokioIo::new(stream), said);
-        let service = service_fn(|request| self.handler.clone().handle(request));
+        let activity = Arc::new(Activity::default());
+        let handler = Arc::new(Handler {
+            service: self.service.clone(),
+            standard: Arc::clone(&self.standard),
+            gate: self.gate.clone(),
+            peer,
+            activity: Arc::clone(&activity),
+        });
+        let service = service_fn(move |request| Arc::clone(&handler).handle(request));
         let mut connection = pin!(self.http2().serve_connection(stream, service));
-        let mut drain = pin!(lifecycle::reached(&mut lifecycle, Lifecycle::Draining));
-        let mut is_draining = false;
+        let drain = lifecycle::reached(&mut lifecycle, Lifecycle::Draining);
+        let mut ends = pin!(async {
+            tokio::select! {
+                () = drain => {}
+                () = activity.ceases(self.options.idle_timeout) => {}
+            }
+        });
+        let mut is_ending = false;
         poll_fn(|context| {
-            if !is_draining && drain.as_mut().poll(context).is_ready() {
-                is_draining = true;
+            if !is_ending && ends.as_mut().poll(context).is_ready() {
+                is_ending = true;
                 connection.as_mut().graceful_shutdown();
             }
             if let Poll::Ready(result) = connection.as_mut().poll(context) {

@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use webpki::EndEntityCert;
+
 use super::files::{FileError, NamedFile, Reloaded};
 use tokio_rustls::rustls::{
     RootCertStore, ServerConfig,
@@ -74,4 +76,11 @@ fn client_verifier(pem: &[u8], provider: Arc<CryptoProvider>) -> Result<Arc<dyn 
         roots.add(certificate).map_err(|error| error.to_string())?;
     }
     WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().map_err(|error| error.to_string())
+}
+
+/// The subject alternative names of a verified certificate: its URIs, then its DNS names.
+pub(super) fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
+    // Fails for none that was verified.
+    let Ok(certificate) = EndEntityCert::try_from(certificate) else { return Vec::new() };
+    certificate.valid_uri_names().chain(certificate.valid_dns_names()).map(str::to_owned).collect()
 }

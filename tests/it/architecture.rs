@@ -7,15 +7,16 @@ use std::{
 };
 
 /// Each module of the crate, and the modules of the crate that it may name.
-const MAY_NAME: [(&str, &[&str]); 9] = [
+const MAY_NAME: [(&str, &[&str]); 10] = [
     // Protobuf's durations, as both ends read them.
     ("duration", &[]),
+    ("access", &[]),
     ("session", &[]),
     ("storage", &["session"]),
     ("subject", &["session", "storage"]),
-    ("status", &["storage", "subject"]),
+    ("status", &["access", "storage", "subject"]),
     ("service", &["duration", "proto", "session", "status", "storage", "subject"]),
-    ("server", &["proto", "service", "session", "status", "storage", "subject"]),
+    ("server", &["access", "proto", "service", "session", "status", "storage", "subject"]),
     ("client", &["duration", "proto", "session"]),
     // A program beside the library, which names it from the outside.
     ("cli", &["cli"]),

@@ -3,6 +3,7 @@
 // clippy.toml allows these in tests, which helpers of tests are not to it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod access;
 mod admin;
 mod architecture;
 mod certificates;
@@ -21,6 +22,7 @@ mod frames;
 mod hostile;
 mod lease_guard;
 mod leases;
+mod limits;
 mod observed;
 mod program;
 mod properties;

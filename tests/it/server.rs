@@ -5,6 +5,7 @@ use std::{net::SocketAddr, num::NonZeroUsize, sync::Arc, thread, time::Duration}
 use sessiond::{
     proto::{lease_service_client::LeaseServiceClient, session_service_client::SessionServiceClient},
     server::{ConnectionOptions, Server, ServerConfig, ServerError},
+    service::ServiceOptions,
     storage::StorageUrl,
     subject::{SessionSubject, SubjectOptions},
 };
@@ -23,6 +24,8 @@ pub(crate) fn config() -> ServerConfig {
         listen: any_port,
         admin_listen: any_port,
         tls: None,
+        access_file: None,
+        rate_limit: None,
         storage: StorageUrl::Memory,
         workers: NonZeroUsize::new(2).unwrap(),
         subject: SubjectOptions::default(),
@@ -30,7 +33,7 @@ pub(crate) fn config() -> ServerConfig {
         max_leases: 1_000_000,
         max_connections: 100_000,
         connections: ConnectionOptions::default(),
-        max_message_bytes: 4 << 20,
+        calls: ServiceOptions::default(),
         drain_timeout: Duration::from_secs(5),
     }
 }
