@@ -103,6 +103,17 @@ fn every_module_of_the_crate_has_its_place_in_the_order() {
     }
 }
 
+/// All else is timed by a clock that nobody sets: a wall clock that jumps ends no lease, no call and no connection.
+#[test]
+fn only_who_may_call_goes_by_the_wall_clock() {
+    for (module, _) in MAY_NAME {
+        for (file, code) in sources(module) {
+            let may = module == "access" || file.ends_with("server/gate.rs");
+            assert!(may || !code.contains("SystemTime"), "{} asks the wall clock", file.display());
+        }
+    }
+}
+
 #[test]
 fn sessions_storages_and_subjects_know_no_protocol() {
     for module in WITHOUT_GRPC {

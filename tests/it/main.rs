@@ -16,6 +16,7 @@ mod crashes;
 mod drain;
 mod errors;
 mod fake;
+mod faults;
 mod faulty;
 mod file;
 mod frames;
