@@ -13,6 +13,7 @@ mod serve;
 mod sessions;
 mod signal;
 mod telemetry;
+mod token;
 mod watch;
 
 use std::{env, ffi::OsString, future::Future, process::ExitCode};
@@ -63,6 +64,9 @@ enum Command {
     /// be asked.
     Health(health::HealthArgs),
     Bench(bench::BenchArgs),
+    /// Makes tokens, by which a server knows who calls.
+    #[command(subcommand)]
+    Token(token::TokenCommand),
     /// Copies the file of a registry, which may be in use.
     ///
     /// The copy has every change that was answered before. Runs on the machine of the server, as a user who may read and
@@ -89,6 +93,7 @@ impl Command {
             Self::Lease(command) => block_on(lease::run(command)),
             Self::Watch(args) => block_on(watch::run(args)),
             Self::Health(args) => block_on(health::run(args)),
+            Self::Token(command) => block_on(token::run(command)),
             Self::Bench(args) => block_on(bench::run(args)),
             Self::Backup(args) => backup::run(&args),
         }

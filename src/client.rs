@@ -26,15 +26,14 @@ mod builder;
 mod convert;
 mod error;
 mod lease;
+mod transport;
 mod watch;
 
 use std::{future::Future, time::Duration};
 
-use tonic::{
-    Response, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Response, Status, transport::Channel};
 
+use self::transport::{Target, Transport};
 pub use self::{
     builder::ClientBuilder,
     error::ClientError,
@@ -63,29 +62,30 @@ const NO_LEASE: u64 = 0;
 #[derive(Clone, Debug)]
 pub struct Client {
     /// Kept beside the channel because every watch opens a connection of its own.
-    endpoint: Endpoint,
+    target: Target,
     channel: Channel,
-    calls: SessionServiceClient<Channel>,
-    leases: LeaseServiceClient<Channel>,
+    calls: SessionServiceClient<Transport>,
+    leases: LeaseServiceClient<Transport>,
     timeout: Duration,
 }
 
 impl Client {
-    /// A client of the server at `addr` (`http://HOST:PORT`), with the defaults of [`ClientBuilder`]. Connects when it
-    /// is first used.
+    /// A client of the server at `addr` (`http://HOST:PORT` or `https://HOST:PORT`), with the defaults of
+    /// [`ClientBuilder`]. Connects when it is first used.
     ///
     /// # Errors
     ///
-    /// [`ClientError::InvalidAddress`] when `addr` is no such address.
+    /// [`ClientError::InvalidAddress`] when `addr` is no such address, [`ClientError::InvalidTls`] when the system's
+    /// roots cannot be used.
     ///
     /// # Panics
     ///
     /// When called outside of a Tokio runtime.
     pub fn connect_lazy(addr: &str) -> Result<Self, ClientError> {
-        Ok(Self::builder(addr)?.connect_lazy())
+        Self::builder(addr)?.connect_lazy()
     }
 
-    /// Starts to build a client of the server at `addr` (`http://HOST:PORT`).
+    /// Starts to build a client of the server at `addr` (`http://HOST:PORT` or `https://HOST:PORT`).
     ///
     /// # Errors
     ///
@@ -94,14 +94,15 @@ impl Client {
         ClientBuilder::new(addr)
     }
 
-    fn new(endpoint: Endpoint, timeout: Duration) -> Self {
-        let channel = endpoint.connect_lazy();
-        let calls = SessionServiceClient::new(channel.clone());
-        let leases = LeaseServiceClient::new(channel.clone());
-        Self { endpoint, channel, calls, leases, timeout }
+    fn new(target: Target, timeout: Duration) -> Self {
+        let channel = target.endpoint.connect_lazy();
+        let calls = SessionServiceClient::new(target.over(channel.clone()));
+        let leases = LeaseServiceClient::new(target.over(channel.clone()));
+        Self { target, channel, calls, leases, timeout }
     }
 
-    /// The connection that calls go over, for other services of the same server, such as `grpc.health.v1`.
+    /// The connection that calls go over, for other services of the same server, such as `grpc.health.v1`. What is called
+    /// over it goes without the client's token.
     #[must_use]
     pub fn channel(&self) -> Channel {
         self.channel.clone()
@@ -229,7 +230,7 @@ impl Client {
     /// Each watch has a connection of its own, so that one that is read slowly cannot use up the flow control that
     /// calls and other watches need, and so that a dead connection is left behind rather than waited for.
     pub fn watch(&self, options: WatchOptions) -> Watch {
-        Watch::new(self.endpoint.clone(), self.timeout, options)
+        Watch::new(self.target.clone(), self.timeout, options)
     }
 
     /// Gives up after the client's timeout, which covers connecting too. The call is dropped then, which tells the

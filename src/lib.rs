@@ -5,6 +5,7 @@
 //! - [`client`] (feature `client`): what a gateway or an observer written in Rust uses to talk to a sessiond;
 //! - [`storage`] and [`subject`] (feature `subject`): the registry inside a process of your own, without gRPC;
 //! - [`service`] and [`server`] (feature `server`): the gRPC service over a subject, and the server around it;
+//! - [`access`] (feature `server`): who may call, and what;
 //! - [`storage::conformance`] (feature `conformance`): the suite that every storage passes, for storages of your own.
 //!
 //! Imports run one way: `session`, `storage`, `subject`, `service`, `server`.
@@ -14,6 +15,8 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+#[cfg(feature = "server")]
+pub mod access;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(any(feature = "client", feature = "server"))]

@@ -3,18 +3,24 @@
 mod acceptor;
 mod admin;
 mod coalesce;
+mod connection;
+mod files;
+mod gate;
+mod handshake;
 mod inline;
 mod lifecycle;
 mod metrics;
-mod preface;
 mod process;
+mod rate;
 mod standard;
+mod tls;
 mod worker;
 
 use std::{
     io,
     net::SocketAddr,
     num::NonZeroUsize,
+    path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -25,10 +31,12 @@ use tokio::{
     task::AbortHandle,
     time::timeout,
 };
+use tokio_rustls::rustls;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
-    service::{Service, WireEncoder},
+    access::{AccessList, AccessListError},
+    service::{Service, ServiceOptions, WireEncoder},
     session::SessionEvent,
     storage::{OpenError, StorageError, StorageOptions, StorageUrl},
     subject::{SessionSubject, SubjectOptions},
@@ -37,10 +45,16 @@ use crate::{
 use self::{
     acceptor::Acceptor,
     admin::Admin,
+    connection::Connections,
+    files::{NamedFile, Reloaded},
+    gate::Gate,
     lifecycle::Lifecycle,
+    rate::RateLimiter,
     standard::Standard,
-    worker::{Handler, Workers},
+    worker::Workers,
 };
+
+pub use self::{connection::ConnectionOptions, files::FileError, rate::RateLimit, tls::TlsFiles};
 
 /// How a server runs.
 #[derive(Clone, Debug)]
@@ -49,6 +63,13 @@ pub struct ServerConfig {
     pub listen: SocketAddr,
     /// Where `/metrics`, `/live` and `/ready` are served over plain HTTP.
     pub admin_listen: SocketAddr,
+    /// The files that make the server speak TLS; without them it does not.
+    pub tls: Option<TlsFiles>,
+    /// The file of those who may call, an [`AccessList`]; without it everybody may do everything. It is read again when it
+    /// changes.
+    pub access_file: Option<PathBuf>,
+    /// How many calls each client may make; without it, any number.
+    pub rate_limit: Option<RateLimit>,
     /// Where the sessions are.
     pub storage: StorageUrl,
     /// How many threads serve connections, each with a runtime of its own.
@@ -61,10 +82,10 @@ pub struct ServerConfig {
     pub max_leases: u64,
     /// How many connections there may be. More wait to be accepted.
     pub max_connections: usize,
-    /// How many calls and streams may be open at once on one connection.
-    pub max_streams: u32,
-    /// The longest request, in bytes.
-    pub max_message_bytes: usize,
+    /// The bounds of each connection.
+    pub connections: ConnectionOptions,
+    /// The bounds of each call.
+    pub calls: ServiceOptions,
     /// How long a drain may take.
     pub drain_timeout: Duration,
 }
@@ -83,6 +104,9 @@ pub enum ServerError {
         /// Why not.
         source: io::Error,
     },
+    /// A file that is named by a flag cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The storage cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -102,6 +126,8 @@ fn source_text(error: &StorageError) -> String {
 #[derive(Debug)]
 pub struct Server {
     config: ServerConfig,
+    tls: Option<Reloaded<rustls::ServerConfig>>,
+    access: Option<Reloaded<AccessList>>,
     listener: TcpListener,
     admin_addr: SocketAddr,
     subject: Arc<SessionSubject>,
@@ -119,6 +145,8 @@ impl Server {
     ///
     /// [`ServerError`] when something cannot be opened.
     pub async fn bind(config: ServerConfig) -> Result<Self, ServerError> {
+        let tls = config.tls.clone().map(TlsFiles::load).transpose()?;
+        let access = config.access_file.clone().map(access_list).transpose()?;
         let socket = take_address(config.listen).map_err(listen_error(config.listen, "listen"))?;
         let of_admin = || listen_error(config.admin_listen, "admin-listen");
         let admin_listener = TcpListener::bind(config.admin_listen).await.map_err(of_admin())?;
@@ -139,7 +167,7 @@ impl Server {
         let subject = Arc::new(SessionSubject::start(storage, config.subject, WireEncoder).await?);
         let subject = Arc::clone(opening.get_or_init(|| subject));
         let listener = socket.listen(BACKLOG).map_err(listen_error(config.listen, "listen"))?;
-        Ok(Self { config, listener, admin_addr, subject, lifecycle, tasks })
+        Ok(Self { config, tls, access, listener, admin_addr, subject, lifecycle, tasks })
     }
 
     /// Where gRPC is served.
@@ -173,14 +201,25 @@ impl Server {
     ///
     /// [`ServerError::Worker`] when a thread cannot be started.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
-        let Self { config, listener, subject, lifecycle, mut tasks, .. } = self;
+        let Self { config, tls, access, listener, subject, lifecycle, mut tasks, .. } = self;
+        warn_of_exposure(&config);
         let health = HealthReporter::new();
         set_health(&health, ServingStatus::Serving).await;
-        let handler = Handler {
-            service: Service::new(Arc::clone(&subject), config.max_message_bytes),
+        let rate = config.rate_limit.map(RateLimiter::new);
+        let connections = Connections {
+            service: Service::new(Arc::clone(&subject), config.calls),
             standard: Arc::new(Standard::new(&health)),
+            gate: Gate::new(access.as_ref().map(Reloaded::subscribe), rate).map(Arc::new),
+            options: config.connections,
+            tls: tls.as_ref().map(Reloaded::subscribe),
         };
-        let mut workers = Workers::start(config.workers, config.max_streams, &handler, &lifecycle)?;
+        if let Some(tls) = tls {
+            tasks.0.push(tokio::spawn(tls.follow()).abort_handle());
+        }
+        if let Some(access) = access {
+            tasks.0.push(tokio::spawn(access.follow()).abort_handle());
+        }
+        let mut workers = Workers::start(config.workers, &Arc::new(connections), &lifecycle)?;
         let acceptor = Acceptor::new(listener, workers.inlets(), config.max_connections);
         let acceptor = tokio::spawn(acceptor.run(lifecycle.subscribe()));
         tasks.0.push(acceptor.abort_handle());
@@ -206,6 +245,33 @@ impl Server {
         // Until now it has told that the server is not ready.
         tasks.abort();
         Ok(())
+    }
+}
+
+fn access_list(path: PathBuf) -> Result<Reloaded<AccessList>, FileError> {
+    Reloaded::load(vec![NamedFile { flag: "access-file", path }], |files, contents| {
+        let text = str::from_utf8(&contents[0]).map_err(|error| files[0].wrong(error.to_string()))?;
+        text.parse().map_err(|error: AccessListError| files[0].wrong(error.to_string()))
+    })
+}
+
+/// Says loudly what others than this machine's users can do.
+fn warn_of_exposure(config: &ServerConfig) {
+    if config.listen.ip().is_loopback() {
+        return;
+    }
+    if config.tls.is_none() {
+        tracing::warn!(
+            address = %config.listen,
+            "NO TLS: whoever is on the way reads and changes what is sent: set --tls-cert and --tls-key"
+        );
+    }
+    let has_client_ca = config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+    if config.access_file.is_none() && !has_client_ca {
+        tracing::warn!(
+            address = %config.listen,
+            "NO AUTHENTICATION: whoever reaches this port may do everything: set --access-file, or --tls-client-ca"
+        );
     }
 }
 

@@ -5,7 +5,7 @@ use std::{error::Error, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::{storage::StorageError, subject::ObserveError};
+use crate::{access::Refusal, storage::StorageError, subject::ObserveError};
 
 /// The `domain` of the `google.rpc.ErrorInfo` in every error.
 pub const ERROR_DOMAIN: &str = "sessiond";
@@ -29,8 +29,13 @@ pub enum ServiceError {
         auth_key_ids: usize,
     },
     /// A batch names too many sessions.
-    #[error("session_ids has {0} entries: send at most 65536 a call")]
-    BatchTooLarge(usize),
+    #[error("session_ids has {count} entries: send at most {limit} a call{}", of_flag(*.limit))]
+    BatchTooLarge {
+        /// How many it names.
+        count: usize,
+        /// How many it may name.
+        limit: usize,
+    },
     /// The heartbeat interval is not between 100 ms and 1 h.
     #[error("heartbeat is not between 100 ms and 1 h: set it within, or leave it out for 15 s")]
     BadHeartbeat,
@@ -55,6 +60,30 @@ pub enum ServiceError {
         /// The limit, in bytes.
         limit: usize,
     },
+    /// All requests that are yet to come whole take too much memory.
+    #[error("requests that have not come whole take {limit} bytes already")]
+    TooManyPendingBytes {
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// The caller is not known, or may not do this.
+    #[error(transparent)]
+    Access(#[from] Refusal),
+    /// The caller makes too many calls.
+    #[error("too many calls: wait as long as RetryInfo says, or raise the server's --rate-limit")]
+    RateLimited {
+        /// When one more may be made.
+        retry_after: Duration,
+    },
+    /// The call took as long as its client wished to wait.
+    #[error("the call took longer than its grpc-timeout: allow more time, or see why the storage is slow")]
+    DeadlineExceeded,
+    /// The call took as long as any may.
+    #[error("the call took longer than {limit:?}: raise the server's --call-timeout, or see why the storage is slow")]
+    CallTimeout {
+        /// The limit.
+        limit: Duration,
+    },
     /// The ttl of a lease is not between 1 s and 24 h.
     #[error("ttl is not between 1 s and 24 h: set it within")]
     BadTtl,
@@ -78,6 +107,11 @@ pub enum ServiceError {
     Draining,
 }
 
+/// Where the limit of a batch is a lower one than the protocol's, what sets it.
+fn of_flag(limit: usize) -> &'static str {
+    if limit < MAX_BATCH { ", or raise the server's --max-batch" } else { "" }
+}
+
 impl From<ServiceError> for Status {
     fn from(error: ServiceError) -> Self {
         let row = row(&error);
@@ -86,7 +120,9 @@ impl From<ServiceError> for Status {
         if let Some(field) = row.field {
             details.add_bad_request_violation(field, &row.message);
         }
-        if row.code == Code::Unavailable {
+        if let ServiceError::RateLimited { retry_after } = error {
+            details.set_retry_info(Some(retry_after));
+        } else if row.code == Code::Unavailable {
             details.set_retry_info(Some(retry_delay(&error)));
         }
         Self::with_error_details(row.code, row.message, details)
@@ -111,7 +147,7 @@ fn row(error: &ServiceError) -> Row {
     let (code, reason, field) = match error {
         ServiceError::SessionIdMissing => (Code::InvalidArgument, "SESSION_ID_MISSING", Some("session_id")),
         ServiceError::UnequalLists { .. } => (Code::InvalidArgument, "UNEQUAL_LISTS", Some("auth_key_ids")),
-        ServiceError::BatchTooLarge(_) => (Code::InvalidArgument, "BATCH_TOO_LARGE", Some("session_ids")),
+        ServiceError::BatchTooLarge { .. } => (Code::InvalidArgument, "BATCH_TOO_LARGE", Some("session_ids")),
         ServiceError::BadHeartbeat => (Code::InvalidArgument, "BAD_DURATION", Some("heartbeat")),
         ServiceError::MalformedCursor => (Code::InvalidArgument, "MALFORMED_CURSOR", Some("cursor")),
         ServiceError::UnknownEventType(_) => (Code::InvalidArgument, "UNKNOWN_EVENT_TYPE", Some("types")),
@@ -122,6 +158,16 @@ fn row(error: &ServiceError) -> Row {
             let what = format!("the request is longer than {limit} bytes");
             return exhausted("REQUEST_TOO_LARGE", what, "max-message-bytes");
         }
+        ServiceError::TooManyPendingBytes { .. } => {
+            return exhausted("TOO_MANY_PENDING_BYTES", error.to_string(), "max-pending-bytes");
+        }
+        ServiceError::Access(refusal) => {
+            let (code, reason) = access_row(refusal);
+            (code, reason, None)
+        }
+        ServiceError::RateLimited { .. } => (Code::ResourceExhausted, "RATE_LIMITED", None),
+        ServiceError::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", None),
+        ServiceError::CallTimeout { .. } => (Code::DeadlineExceeded, "CALL_TIMEOUT", None),
         ServiceError::BadTtl => (Code::InvalidArgument, "BAD_DURATION", Some("ttl")),
         ServiceError::OwnerTooLong(_) => (Code::InvalidArgument, "OWNER_TOO_LONG", Some("owner")),
         ServiceError::CreateUnderUnknownLease(_) => (Code::FailedPrecondition, "LEASE_GONE", None),
@@ -141,6 +187,16 @@ fn row(error: &ServiceError) -> Row {
         }
     };
     Row { code, reason, field, message: error.to_string() }
+}
+
+fn access_row(refusal: &Refusal) -> (Code, &'static str) {
+    match refusal {
+        Refusal::NoCredentials => (Code::Unauthenticated, "CREDENTIALS_MISSING"),
+        Refusal::UnknownToken => (Code::Unauthenticated, "TOKEN_UNKNOWN"),
+        Refusal::ExpiredToken { .. } => (Code::Unauthenticated, "TOKEN_EXPIRED"),
+        Refusal::UnknownCertificate { .. } => (Code::PermissionDenied, "CERTIFICATE_UNKNOWN"),
+        Refusal::ScopeMissing { .. } => (Code::PermissionDenied, "SCOPE_MISSING"),
+    }
 }
 
 fn storage_row(error: &StorageError) -> Row {
@@ -189,6 +245,7 @@ fn retry_delay(error: &ServiceError) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::{Scope, Scopes};
 
     #[test]
     fn every_error_has_its_code_its_reason_and_a_message_that_says_what_to_do() {
@@ -201,7 +258,57 @@ mod tests {
                 "UNEQUAL_LISTS",
                 "one for each",
             ),
-            (ServiceError::BatchTooLarge(65_537), Code::InvalidArgument, "BATCH_TOO_LARGE", "at most 65536"),
+            (
+                ServiceError::BatchTooLarge { count: 65_537, limit: MAX_BATCH },
+                Code::InvalidArgument,
+                "BATCH_TOO_LARGE",
+                "at most 65536",
+            ),
+            (
+                ServiceError::BatchTooLarge { count: 6, limit: 5 },
+                Code::InvalidArgument,
+                "BATCH_TOO_LARGE",
+                "--max-batch",
+            ),
+            (
+                ServiceError::TooManyPendingBytes { limit: 3 },
+                Code::ResourceExhausted,
+                "TOO_MANY_PENDING_BYTES",
+                "--max-pending-bytes",
+            ),
+            (Refusal::NoCredentials.into(), Code::Unauthenticated, "CREDENTIALS_MISSING", "authorization: Bearer"),
+            (Refusal::UnknownToken.into(), Code::Unauthenticated, "TOKEN_UNKNOWN", "withdrawn"),
+            (
+                Refusal::ExpiredToken { name: "n".to_owned() }.into(),
+                Code::Unauthenticated,
+                "TOKEN_EXPIRED",
+                "ask for a new one",
+            ),
+            (
+                Refusal::UnknownCertificate { names: vec!["n".to_owned()] }.into(),
+                Code::PermissionDenied,
+                "CERTIFICATE_UNKNOWN",
+                "(n)",
+            ),
+            (
+                Refusal::ScopeMissing { name: "n".to_owned(), has: Scopes::default(), takes: Scope::Write }.into(),
+                Code::PermissionDenied,
+                "SCOPE_MISSING",
+                "takes write",
+            ),
+            (
+                ServiceError::RateLimited { retry_after: Duration::from_secs(1) },
+                Code::ResourceExhausted,
+                "RATE_LIMITED",
+                "--rate-limit",
+            ),
+            (ServiceError::DeadlineExceeded, Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "grpc-timeout"),
+            (
+                ServiceError::CallTimeout { limit: Duration::from_secs(1) },
+                Code::DeadlineExceeded,
+                "CALL_TIMEOUT",
+                "--call-timeout",
+            ),
             (ServiceError::BadHeartbeat, Code::InvalidArgument, "BAD_DURATION", "100 ms"),
             (ServiceError::MalformedCursor, Code::InvalidArgument, "MALFORMED_CURSOR", "as it was received"),
             (ServiceError::UnknownEventType(9), Code::InvalidArgument, "UNKNOWN_EVENT_TYPE", "CREATED"),
@@ -264,7 +371,8 @@ mod tests {
             let is_whole = ["MALFORMED_REQUEST", "COMPRESSED_REQUEST", "UNKNOWN_METHOD"].contains(&reason);
             assert_eq!(details.bad_request().is_some(), is_field && !is_whole, "{reason}");
             let delay = details.retry_info().and_then(|info| info.retry_delay);
-            assert_eq!(delay.is_some_and(|delay| !delay.is_zero()), code == Code::Unavailable, "{reason}");
+            let has_delay = code == Code::Unavailable || reason == "RATE_LIMITED";
+            assert_eq!(delay.is_some_and(|delay| !delay.is_zero()), has_delay, "{reason}");
         }
     }
 }

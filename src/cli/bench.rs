@@ -19,6 +19,7 @@ mod ring;
 mod run;
 mod stamps;
 mod stats;
+mod target;
 mod timer;
 mod worker;
 
@@ -35,6 +36,7 @@ use self::{
     plan::{MAX_SESSIONS, Plan, random_auth_key_id},
     report::Report,
     run::{Run, Stop},
+    target::Target,
 };
 use super::{
     connect::{AddrArgs, parse_duration},
@@ -145,7 +147,7 @@ impl BenchArgs {
         let cores = thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
         let default_sessions = || Plan::default_sessions(self.connections, self.in_flight, self.batch);
         let plan = Plan {
-            addr: self.addr.as_str().to_owned(),
+            target: Target::new(self.addr.as_str(), &self.addr.credentials()?)?,
             auth_key_id: random_auth_key_id(),
             mix: self.calls,
             connections: self.connections,

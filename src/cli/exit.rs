@@ -64,7 +64,9 @@ impl CliError {
     /// A call to the server at `addr` failed.
     pub(crate) fn client(addr: &str, error: &ClientError) -> Self {
         match error {
-            ClientError::InvalidAddress { .. } => Self::new(Exit::Usage, error),
+            ClientError::InvalidAddress { .. } | ClientError::InvalidTls { .. } | ClientError::InvalidToken => {
+                Self::new(Exit::Usage, error)
+            }
             // The call did what it should: this is an answer.
             ClientError::Status(status) if error.is_lease_gone() => Self::new(Exit::No, status.message()),
             // The server's messages say what to do themselves.

@@ -1,10 +1,17 @@
 //! `serve`.
 
-use std::{net::SocketAddr, num::NonZeroUsize, process, thread, time::Duration};
+use std::{
+    net::SocketAddr,
+    num::{NonZeroU32, NonZeroUsize},
+    path::PathBuf,
+    process, thread,
+    time::Duration,
+};
 
 use clap::{Args, value_parser};
 use sessiond::{
-    server::{Server, ServerConfig, ServerError},
+    server::{ConnectionOptions, RateLimit, Server, ServerConfig, ServerError, TlsFiles},
+    service::ServiceOptions,
     storage::StorageUrl,
     subject::SubjectOptions,
 };
@@ -26,6 +33,35 @@ pub(crate) struct ServeArgs {
     /// The address on which /metrics, /live and /ready are served, in plain HTTP.
     #[arg(long, env = "SESSIOND_ADMIN_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9090")]
     admin_listen: SocketAddr,
+
+    /// The file of the server's certificate and those that lead from it to a root, in PEM. Then TLS is spoken, and
+    /// nothing else. Read again when it changes.
+    #[arg(long, env = "SESSIOND_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// The file of the certificate's private key, in PEM. Read again when it changes.
+    #[arg(long, env = "SESSIOND_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+
+    /// The file of the roots that clients' certificates must come from, in PEM: a client without one is turned away. Read
+    /// again when it changes.
+    #[arg(long, env = "SESSIOND_TLS_CLIENT_CA", value_name = "FILE", requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
+
+    /// The file of those who may call, and what: a line for each token and client certificate. Then nobody else may, but
+    /// for asking after the server's health. Read again when it changes.
+    #[arg(long, env = "SESSIOND_ACCESS_FILE", value_name = "FILE")]
+    access_file: Option<PathBuf>,
+
+    /// How many calls a second a client may make, told by its token, certificate or address [default: any number].
+    #[arg(long, env = "SESSIOND_RATE_LIMIT", value_name = "CALLS",
+        value_parser = value_parser!(u32).range(1..=1_000_000))]
+    rate_limit: Option<u32>,
+
+    /// How many calls a client may make at once after a time of quiet [default: those of one second].
+    #[arg(long, env = "SESSIOND_RATE_BURST", value_name = "CALLS", requires = "rate_limit",
+        value_parser = value_parser!(u32).range(1..=10_000_000))]
+    rate_burst: Option<u32>,
 
     /// Where the sessions are: memory: keeps them in this process, and they end with it; file:PATH keeps them in a file;
     /// redis://HOST:PORT, rediss:// (TLS) and redis+cluster://HOST:PORT,HOST:PORT share them among many replicas
@@ -77,10 +113,45 @@ pub(crate) struct ServeArgs {
         value_parser = value_parser!(u32).range(1..))]
     max_streams: u32,
 
+    /// How long a client may take for the handshake: TLS, and the beginning of HTTP/2.
+    #[arg(long, env = "SESSIOND_HANDSHAKE_TIMEOUT", value_name = "DURATION", default_value = "10s",
+        value_parser = parse_duration)]
+    handshake_timeout: Duration,
+
+    /// How long a connection may be without a call or a stream before it is ended.
+    #[arg(long, env = "SESSIOND_IDLE_TIMEOUT", value_name = "DURATION", default_value = "15m",
+        value_parser = parse_duration)]
+    idle_timeout: Duration,
+
+    /// How long a connection may be quiet before it is pinged.
+    #[arg(long, env = "SESSIOND_KEEPALIVE_INTERVAL", value_name = "DURATION", default_value = "60s",
+        value_parser = parse_duration)]
+    keepalive_interval: Duration,
+
+    /// How long the answer to a ping may take before the connection is ended.
+    #[arg(long, env = "SESSIOND_KEEPALIVE_TIMEOUT", value_name = "DURATION", default_value = "20s",
+        value_parser = parse_duration)]
+    keepalive_timeout: Duration,
+
     /// How many bytes a request may have.
     #[arg(long, env = "SESSIOND_MAX_MESSAGE_BYTES", value_name = "BYTES", default_value = "4194304",
         value_parser = value_parser!(u64).range(1024..=1 << 30))]
     max_message_bytes: u64,
+
+    /// How many bytes all requests together may take that have not come whole.
+    #[arg(long, env = "SESSIOND_MAX_PENDING_BYTES", value_name = "BYTES", default_value = "1073741824",
+        value_parser = positive())]
+    max_pending_bytes: u64,
+
+    /// How many sessions a batch may name, at most 65,536.
+    #[arg(long, env = "SESSIOND_MAX_BATCH", value_name = "N", default_value = "65536",
+        value_parser = value_parser!(u64).range(1..=65_536))]
+    max_batch: u64,
+
+    /// How long a call may take, and a stream to open; less where the client says so.
+    #[arg(long, env = "SESSIOND_CALL_TIMEOUT", value_name = "DURATION", default_value = "30s",
+        value_parser = parse_duration)]
+    call_timeout: Duration,
 
     /// How long a drain may take after SIGTERM or SIGINT, before what is left is cut off.
     #[arg(long, env = "SESSIOND_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "10s",
@@ -107,6 +178,9 @@ impl ServeArgs {
         ServerConfig {
             listen: self.listen,
             admin_listen: self.admin_listen,
+            tls: self.tls(),
+            access_file: self.access_file.clone(),
+            rate_limit: self.rate_limit(),
             storage: self.storage.clone(),
             workers: self.workers.or(thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN),
             subject: SubjectOptions {
@@ -118,10 +192,34 @@ impl ServeArgs {
             max_sessions: self.max_sessions,
             max_leases: self.max_leases,
             max_connections: bound(self.max_connections),
-            max_streams: self.max_streams,
-            max_message_bytes: bound(self.max_message_bytes),
+            connections: ConnectionOptions {
+                max_streams: self.max_streams,
+                handshake_timeout: self.handshake_timeout,
+                idle_timeout: self.idle_timeout,
+                keepalive_interval: self.keepalive_interval,
+                keepalive_timeout: self.keepalive_timeout,
+            },
+            calls: ServiceOptions {
+                max_message_bytes: bound(self.max_message_bytes),
+                max_pending_bytes: bound(self.max_pending_bytes),
+                max_batch: bound(self.max_batch),
+                call_timeout: self.call_timeout,
+            },
             drain_timeout: self.drain_timeout,
         }
+    }
+}
+
+impl ServeArgs {
+    /// Neither of the first two comes without the other.
+    fn tls(&self) -> Option<TlsFiles> {
+        let (cert, key) = (self.tls_cert.clone()?, self.tls_key.clone()?);
+        Some(TlsFiles { cert, key, client_ca: self.tls_client_ca.clone() })
+    }
+
+    fn rate_limit(&self) -> Option<RateLimit> {
+        let per_second = NonZeroU32::new(self.rate_limit?)?;
+        Some(RateLimit { per_second, burst: self.rate_burst.and_then(NonZeroU32::new).unwrap_or(per_second) })
     }
 }
 
@@ -156,6 +254,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
 
 fn start_error(error: ServerError) -> CliError {
     let exit = match error {
+        ServerError::File(_) => Exit::Usage,
         ServerError::Listen { .. } => Exit::Listen,
         ServerError::Open(_) | ServerError::Storage(_) => Exit::Storage,
         _ => Exit::No,

@@ -2,9 +2,17 @@
 
 use std::time::Duration;
 
-use tonic::{codegen::http::Uri, transport::Endpoint};
+use tokio_rustls::rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use tonic::{
+    codegen::http::Uri,
+    transport::{Certificate, ClientTlsConfig, Endpoint, Identity},
+};
 
-use super::{Client, ClientError};
+use super::{
+    Client, ClientError,
+    error::root_cause,
+    transport::{Authorization, Target},
+};
 
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -20,7 +28,10 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct ClientBuilder {
-    endpoint: Endpoint,
+    uri: Uri,
+    ca: Option<Certificate>,
+    identity: Option<Identity>,
+    authorization: Authorization,
     connect_timeout: Duration,
     timeout: Duration,
 }
@@ -30,10 +41,40 @@ impl ClientBuilder {
         let invalid = || ClientError::InvalidAddress { addr: addr.to_owned() };
         let uri: Uri = addr.parse().map_err(|_| invalid())?;
         // Without these the address is only found wanting at the first call, and as a server out of reach.
-        if uri.scheme_str() != Some("http") || uri.host().is_none_or(str::is_empty) {
+        if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
             return Err(invalid());
         }
-        Ok(Self { endpoint: uri.into(), connect_timeout: DEFAULT_CONNECT_TIMEOUT, timeout: DEFAULT_TIMEOUT })
+        Ok(Self {
+            uri,
+            ca: None,
+            identity: None,
+            authorization: Authorization::default(),
+            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            timeout: DEFAULT_TIMEOUT,
+        })
+    }
+
+    /// The roots, in PEM, that the server's certificate must come from; by default those of the system. Only for `https`.
+    pub fn tls_ca(mut self, pem: impl AsRef<[u8]>) -> Self {
+        self.ca = Some(Certificate::from_pem(pem));
+        self
+    }
+
+    /// The certificate to show to the server with those that lead from it to a root, and its private key, in PEM. Only for
+    /// `https`.
+    pub fn tls_identity(mut self, cert_pem: impl AsRef<[u8]>, key_pem: impl AsRef<[u8]>) -> Self {
+        self.identity = Some(Identity::from_pem(cert_pem, key_pem));
+        self
+    }
+
+    /// The token to send with every call, as `sessiond token new` printed it.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::InvalidToken`] when it cannot be sent.
+    pub fn token(mut self, token: &str) -> Result<Self, ClientError> {
+        self.authorization = Authorization::bearer(token)?;
+        Ok(self)
     }
 
     /// How long a call may take, connecting included, and how long a watch may take to open its stream. 10 s by
@@ -51,20 +92,55 @@ impl ClientBuilder {
 
     /// The client, which connects when it is first used.
     ///
+    /// # Errors
+    ///
+    /// [`ClientError::InvalidTls`] when the certificates or the key cannot be used, or are given for an `http` address.
+    ///
     /// # Panics
     ///
     /// When called outside of a Tokio runtime.
-    #[must_use]
-    pub fn connect_lazy(self) -> Client {
-        let endpoint = self
-            .endpoint
+    pub fn connect_lazy(self) -> Result<Client, ClientError> {
+        let endpoint = Endpoint::from(self.uri.clone())
             .connect_timeout(self.connect_timeout)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
-        Client::new(endpoint, self.timeout)
+        let endpoint = match self.tls()? {
+            Some(tls) => endpoint.tls_config(tls).map_err(|error| invalid_tls(root_cause(&error)))?,
+            None => endpoint,
+        };
+        Ok(Client::new(Target { endpoint, authorization: self.authorization }, self.timeout))
     }
+
+    fn tls(&self) -> Result<Option<ClientTlsConfig>, ClientError> {
+        if self.uri.scheme_str() != Some("https") {
+            if self.ca.is_some() || self.identity.is_some() {
+                return Err(invalid_tls("the address is without TLS: write https://HOST:PORT"));
+            }
+            return Ok(None);
+        }
+        // A handshake that hangs is part of connecting, which has an end.
+        let tls = ClientTlsConfig::new().timeout(self.connect_timeout);
+        let tls = match &self.ca {
+            None => tls.with_native_roots(),
+            Some(ca) => {
+                let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(ca.as_ref()).collect();
+                if certificates.is_ok_and(|certificates| certificates.is_empty()) {
+                    return Err(invalid_tls("there is no certificate among the roots: write them in PEM"));
+                }
+                tls.ca_certificate(ca.clone())
+            }
+        };
+        Ok(Some(match &self.identity {
+            None => tls,
+            Some(identity) => tls.identity(identity.clone()),
+        }))
+    }
+}
+
+fn invalid_tls(reason: impl ToString) -> ClientError {
+    ClientError::InvalidTls { reason: reason.to_string() }
 }
 
 #[cfg(test)]
@@ -72,11 +148,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_http_with_a_host() {
-        for good in ["http://127.0.0.1:50051", "http://[::1]:50051", "http://sessiond.local"] {
+    fn addresses_are_http_or_https_with_a_host() {
+        for good in ["http://127.0.0.1:50051", "http://[::1]:50051", "http://sessiond.local", "https://sessiond.local"]
+        {
             assert!(ClientBuilder::new(good).is_ok(), "{good}");
         }
-        for bad in ["", "127.0.0.1:50051", "localhost", "https://127.0.0.1", "redis://h:1", "http://", "unix:/run/s"] {
+        for bad in ["", "127.0.0.1:50051", "localhost", "https://", "redis://h:1", "http://", "unix:/run/s"] {
             let error = ClientBuilder::new(bad).unwrap_err();
             assert!(error.to_string().contains(&format!("{bad:?}")), "{error}");
             assert!(!error.is_retryable());

@@ -1,7 +1,8 @@
 //! Why a call failed, and whether a retry can help.
 
-use std::{error::Error, time::Duration};
+use std::{error::Error, io, time::Duration};
 
+use tokio_rustls::rustls;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -15,11 +16,20 @@ const LEASE_GONE: &str = "LEASE_GONE";
 #[non_exhaustive]
 pub enum ClientError {
     /// The address names no server.
-    #[error("{addr:?} is not the address of a server: write http://HOST:PORT")]
+    #[error("{addr:?} is not the address of a server: write http://HOST:PORT, or https://HOST:PORT for TLS")]
     InvalidAddress {
         /// The address as it was given.
         addr: String,
     },
+    /// The certificates or the key cannot be used.
+    #[error("TLS cannot be used: {reason}")]
+    InvalidTls {
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// The token is none that can be sent.
+    #[error("the token is not one: give it just as `sessiond token new` printed it")]
+    InvalidToken,
     /// The server could not be reached, or the connection broke before it answered.
     #[error("the connection to the server failed: {}", root_cause(.0))]
     Unreachable(#[source] Status),
@@ -59,7 +69,9 @@ impl ClientError {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::InvalidAddress { .. } | Self::Protocol(_) => false,
+            Self::InvalidAddress { .. } | Self::InvalidTls { .. } | Self::InvalidToken | Self::Protocol(_) => false,
+            // The server, or this client, speaks no TLS: that is how they were set up.
+            Self::Unreachable(status) if status.code() == Code::PermissionDenied => false,
             Self::Unreachable(_) | Self::Timeout { .. } | Self::Silent { .. } | Self::StreamEnded => true,
             Self::Status(status) => match status.code() {
                 Code::Ok
@@ -123,12 +135,16 @@ impl ClientError {
 }
 
 /// What is at the end of the chain of sources: "Connection refused" rather than "transport error".
-fn root_cause(status: &Status) -> String {
-    let mut cause: &dyn Error = status;
+pub(super) fn root_cause(error: &(dyn Error + 'static)) -> String {
+    let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;
     }
-    cause.to_string()
+    let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    match inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidMessage(_)) => "the server does not speak TLS there: try http://".to_owned(),
+        _ => cause.to_string(),
+    }
 }
 
 /// The code as the gRPC specification spells it.

@@ -220,5 +220,5 @@ impl Registry for Connection {
 
 /// The same client on a connection of its own.
 fn anew(client: &Client) -> Client {
-    Client::new(client.endpoint.clone(), client.timeout)
+    Client::new(client.target.clone(), client.timeout)
 }

@@ -6,16 +6,18 @@ mod update;
 use std::{fmt, future::Future, pin::Pin, time::Duration};
 
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tonic::{
-    Status, Streaming,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Status, Streaming};
 
 pub use self::{
     options::{EventType, WatchOptions, WatchStart},
     update::{ResetReason, WatchUpdate},
 };
-use super::{ClientError, backoff::Backoff, convert};
+use super::{
+    ClientError,
+    backoff::Backoff,
+    convert,
+    transport::{Target, Transport},
+};
 use crate::duration;
 use crate::proto::{
     SubscribeRequest, SubscribeResponse, session_service_client::SessionServiceClient, subscribe_request::Start,
@@ -38,7 +40,7 @@ const SILENCE_SLACK: Duration = Duration::from_secs(1);
 /// [`WatchUpdate::Reset`] and a whole snapshot follows.
 #[must_use]
 pub struct Watch {
-    endpoint: Endpoint,
+    target: Target,
     /// For opening a stream, up to its first message.
     timeout: Duration,
     /// The filters and the heartbeat; `start` is set anew for each stream.
@@ -76,11 +78,11 @@ struct Open {
 struct Stream {
     messages: Streaming<SubscribeResponse>,
     /// The connection lives as long as its channel.
-    _channel: SessionServiceClient<Channel>,
+    _channel: SessionServiceClient<Transport>,
 }
 
 impl Watch {
-    pub(super) fn new(endpoint: Endpoint, timeout: Duration, options: WatchOptions) -> Self {
+    pub(super) fn new(target: Target, timeout: Duration, options: WatchOptions) -> Self {
         let WatchOptions { start, session_ids, auth_key_ids, types, heartbeat } = options;
         let request = SubscribeRequest {
             session_ids: session_ids.into_iter().map(|id| id.0).collect(),
@@ -90,7 +92,7 @@ impl Watch {
             start: None,
         };
         Self {
-            endpoint,
+            target,
             timeout,
             request,
             place: start,
@@ -167,7 +169,7 @@ impl Watch {
 
     /// Opens a stream on a connection of its own: the last one may be dead without either end knowing.
     fn open(&self) -> Opening {
-        let mut channel = SessionServiceClient::new(self.endpoint.connect_lazy());
+        let mut channel = SessionServiceClient::new(self.target.connect_lazy());
         let mut request = self.request.clone();
         request.start = match &self.place {
             WatchStart::Now => None,

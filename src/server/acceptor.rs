@@ -1,6 +1,6 @@
 //! Accepts connections and spreads them over the workers.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -8,8 +8,9 @@ use tokio::{
 };
 
 use super::{
+    connection::Connection,
     lifecycle::{self, Lifecycle},
-    worker::{Connection, Inlets},
+    worker::Inlets,
 };
 
 /// How long to wait when the system has no descriptor left for a connection.
@@ -42,8 +43,8 @@ impl Acceptor {
             // A connection over the limit waits in the listener's queue, and its client's connect time-out decides.
             let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
             match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    if let Err(error) = self.give(stream, place).await {
+                Ok((stream, peer)) => {
+                    if let Err(error) = self.give(stream, peer.ip(), place).await {
                         tracing::debug!(%error, "a connection was lost before it was served");
                     }
                 }
@@ -56,11 +57,11 @@ impl Acceptor {
         }
     }
 
-    async fn give(&self, stream: TcpStream, place: OwnedSemaphorePermit) -> io::Result<()> {
+    async fn give(&self, stream: TcpStream, address: IpAddr, place: OwnedSemaphorePermit) -> io::Result<()> {
         stream.set_nodelay(true)?;
         // The worker registers it with its own runtime.
         let stream = stream.into_std()?;
-        self.workers.give(Connection { stream, place }).await;
+        self.workers.give(Connection { stream, address, place }).await;
         Ok(())
     }
 }

@@ -10,6 +10,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use bytes::Bytes;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use parking_lot::Mutex;
 
@@ -27,14 +28,19 @@ pub(super) struct Flusher<S>(Arc<Mutex<Inner<S>>>);
 
 struct Inner<S> {
     stream: S,
+    /// What was read of the stream before, and is to be read again.
+    said: Bytes,
     held: Vec<u8>,
     /// How much of it has been written.
     written: usize,
+    /// Something was written since the stream was flushed: TLS holds bytes back too, when the socket takes no more.
+    is_unflushed: bool,
 }
 
-/// Both halves of a stream.
-pub(super) fn coalesced<S>(stream: S) -> (Coalesced<S>, Flusher<S>) {
-    let inner = Arc::new(Mutex::new(Inner { stream, held: Vec::new(), written: 0 }));
+/// Both halves of a stream, of which `said` was read already.
+pub(super) fn coalesced<S>(stream: S, said: Bytes) -> (Coalesced<S>, Flusher<S>) {
+    let inner = Inner { stream, said, held: Vec::new(), written: 0, is_unflushed: false };
+    let inner = Arc::new(Mutex::new(inner));
     (Coalesced(Arc::clone(&inner)), Flusher(inner))
 }
 
@@ -47,9 +53,19 @@ impl<S: Write + Unpin> Flusher<S> {
 
 impl<S: Write + Unpin> Inner<S> {
     fn poll_drain(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_write_held(context))?;
+        if self.is_unflushed {
+            ready!(Pin::new(&mut self.stream).poll_flush(context))?;
+            self.is_unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_write_held(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.held.is_empty() {
             return Poll::Ready(Ok(()));
         }
+        self.is_unflushed = true;
         while self.written < self.held.len() {
             let len = ready!(Pin::new(&mut self.stream).poll_write(context, &self.held[self.written..]))?;
             if len == 0 {
@@ -69,7 +85,7 @@ impl<S: Write + Unpin> Inner<S> {
     /// Makes room for some more; pending while the peer takes nothing.
     fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.held.len() >= LIMIT {
-            ready!(self.poll_drain(context))?;
+            ready!(self.poll_write_held(context))?;
         }
         Poll::Ready(Ok(LIMIT - self.held.len()))
     }
@@ -115,7 +131,17 @@ impl<S: Write + Unpin> Write for Coalesced<S> {
 }
 
 impl<S: Read + Unpin> Read for Coalesced<S> {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.lock().stream).poll_read(context, buffer)
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        mut buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut inner = self.0.lock();
+        if !inner.said.is_empty() {
+            let len = buffer.remaining().min(inner.said.len());
+            buffer.put_slice(&inner.said.split_to(len));
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut inner.stream).poll_read(context, buffer)
     }
 }

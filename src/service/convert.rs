@@ -5,7 +5,7 @@ use std::{ops::RangeInclusive, time::Duration};
 use crate::{
     duration, proto,
     session::{AuthKeyId, DestroyReason, SessionChange, SessionEvent, SessionId, SessionKey},
-    status::{MAX_BATCH, ServiceError},
+    status::ServiceError,
     subject::{ChangeFilter, Filter, ObserveOptions, ResetReason, Start},
 };
 
@@ -17,9 +17,14 @@ pub(super) fn session_key(auth_key_id: i64, session_id: Option<i64>) -> Result<S
     Ok(SessionKey::new(auth_key_id, session_id))
 }
 
-pub(super) fn session_keys(auth_key_ids: &[i64], session_ids: &[i64]) -> Result<Vec<SessionKey>, ServiceError> {
-    if session_ids.len() > MAX_BATCH {
-        return Err(ServiceError::BatchTooLarge(session_ids.len()));
+pub(super) fn session_keys(
+    auth_key_ids: &[i64],
+    session_ids: &[i64],
+    limit: usize,
+) -> Result<Vec<SessionKey>, ServiceError> {
+    let count = session_ids.len();
+    if count > limit {
+        return Err(ServiceError::BatchTooLarge { count, limit });
     }
     if auth_key_ids.is_empty() {
         return Ok(session_ids.iter().map(|id| SessionKey::new(0, *id)).collect());

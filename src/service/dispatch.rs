@@ -3,15 +3,22 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE, request::Parts};
 use http_body::Body;
 use prost::Message;
 
-use super::{Calls, convert, message, response::ResponseBody, subscribe::ObserverBody};
+use super::{
+    Calls, ServiceOptions, Shared, convert, deadline, message, response::ResponseBody, subscribe::ObserverBody,
+};
 use crate::{proto::SubscribeRequest, status::ServiceError, subject::SessionSubject};
 
 /// The prefix of the paths of all services of the package `sessiond.v1`.
 pub(crate) const PATH: &str = "/sessiond.v1.";
+
+/// Whether a call to this path is answered with one message.
+pub(crate) fn is_unary(path: &str) -> bool {
+    path.strip_prefix(PATH).is_some_and(|method| method != "SessionService/Subscribe")
+}
 
 /// The services of the package `sessiond.v1` over a subject, for any HTTP/2 server.
 ///
@@ -23,42 +30,55 @@ pub(crate) const PATH: &str = "/sessiond.v1.";
 #[derive(Clone, Debug)]
 pub struct Service {
     calls: Calls,
-    max_message_bytes: usize,
 }
 
 impl Service {
-    /// The services over `subject`; requests of more than `max_message_bytes` are refused.
+    /// The services over `subject`.
     #[must_use]
-    pub fn new(subject: Arc<SessionSubject>, max_message_bytes: usize) -> Self {
-        Self { calls: Calls { subject }, max_message_bytes }
+    pub fn new(subject: Arc<SessionSubject>, options: ServiceOptions) -> Self {
+        let limits = message::Limits::new(options.max_message_bytes, options.max_pending_bytes);
+        Self { calls: Calls { shared: Arc::new(Shared { subject, options, limits }) } }
     }
 
     /// Answers one request. Dropping the future drops the call: each session is changed or is not.
-    pub async fn call<B>(self, request: Request<B>) -> Response<ResponseBody>
+    // Not an async fn, whose future would hold the request beside the parts that it was taken into.
+    pub fn call<B>(self, request: Request<B>) -> impl Future<Output = Response<ResponseBody>>
     where
         B: Body<Data = Bytes>,
         B::Error: std::fmt::Display,
     {
-        if !is_grpc(&request) {
-            return ResponseBody::http(StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        let is_grpc = is_grpc(&request);
+        let limit = self.calls.shared.options.call_timeout;
+        let (head, body) = request.into_parts();
+        async move {
+            if !is_grpc {
+                return ResponseBody::http(StatusCode::UNSUPPORTED_MEDIA_TYPE);
+            }
+            let answer = deadline::within(answer(self.calls, &head, body), &head.headers, limit).await;
+            answer.unwrap_or_else(ResponseBody::error)
         }
-        let Self { calls, max_message_bytes: limit } = self;
-        let answer = match request.uri().path().strip_prefix(PATH) {
-            Some("SessionService/HasSession") => unary(calls, request, limit, Calls::has).await,
-            Some("SessionService/CreateSession") => unary(calls, request, limit, Calls::create).await,
-            Some("SessionService/DestroySession") => unary(calls, request, limit, Calls::destroy).await,
-            Some("SessionService/BatchHasSessions") => unary(calls, request, limit, Calls::batch_has).await,
-            Some("SessionService/BatchCreateSessions") => unary(calls, request, limit, Calls::batch_create).await,
-            Some("SessionService/BatchDestroySessions") => unary(calls, request, limit, Calls::batch_destroy).await,
-            // In a box, as is all that is rare and large: a call's future is as large as the largest of these, and is moved
-            // several times on its way into a task.
-            Some("SessionService/Subscribe") => Box::pin(subscribe(calls, request, limit)).await,
-            Some("LeaseService/GrantLease") => unary(calls, request, limit, Calls::grant_lease).await,
-            Some("LeaseService/KeepLeaseAlive") => unary(calls, request, limit, Calls::keep_lease_alive).await,
-            Some("LeaseService/RevokeLease") => unary(calls, request, limit, Calls::revoke_lease).await,
-            _ => Err(ServiceError::UnknownMethod(request.uri().path().to_owned())),
-        };
-        answer.unwrap_or_else(ResponseBody::error)
+    }
+}
+
+async fn answer<B>(calls: Calls, head: &Parts, body: B) -> Result<Response<ResponseBody>, ServiceError>
+where
+    B: Body<Data = Bytes>,
+    B::Error: std::fmt::Display,
+{
+    match head.uri.path().strip_prefix(PATH) {
+        Some("SessionService/HasSession") => unary(calls, body, Calls::has).await,
+        Some("SessionService/CreateSession") => unary(calls, body, Calls::create).await,
+        Some("SessionService/DestroySession") => unary(calls, body, Calls::destroy).await,
+        Some("SessionService/BatchHasSessions") => unary(calls, body, Calls::batch_has).await,
+        Some("SessionService/BatchCreateSessions") => unary(calls, body, Calls::batch_create).await,
+        Some("SessionService/BatchDestroySessions") => unary(calls, body, Calls::batch_destroy).await,
+        // In a box, as is all that is rare and large: a call's future is as large as the largest of these, and is moved
+        // several times on its way into a task.
+        Some("SessionService/Subscribe") => Box::pin(subscribe(calls, head, body)).await,
+        Some("LeaseService/GrantLease") => unary(calls, body, Calls::grant_lease).await,
+        Some("LeaseService/KeepLeaseAlive") => unary(calls, body, Calls::keep_lease_alive).await,
+        Some("LeaseService/RevokeLease") => unary(calls, body, Calls::revoke_lease).await,
+        _ => Err(ServiceError::UnknownMethod(head.uri.path().to_owned())),
     }
 }
 
@@ -72,8 +92,7 @@ fn is_grpc<B>(request: &Request<B>) -> bool {
 /// Answers a call of one message with one message.
 async fn unary<B, Q, R>(
     calls: Calls,
-    request: Request<B>,
-    limit: usize,
+    body: B,
     call: impl AsyncFnOnce(Calls, Q) -> Result<R, ServiceError>,
 ) -> Result<Response<ResponseBody>, ServiceError>
 where
@@ -82,20 +101,30 @@ where
     Q: Message + Default,
     R: Message,
 {
-    let request = message::read(request.into_body(), limit).await?;
+    let request = message::read(body, &calls.shared.limits).await?;
     let response = call(calls, request).await?;
     Ok(ResponseBody::message(&response))
 }
 
-async fn subscribe<B>(calls: Calls, request: Request<B>, limit: usize) -> Result<Response<ResponseBody>, ServiceError>
+async fn subscribe<B>(calls: Calls, head: &Parts, body: B) -> Result<Response<ResponseBody>, ServiceError>
 where
     B: Body<Data = Bytes>,
     B::Error: std::fmt::Display,
 {
-    let request: SubscribeRequest = message::read(request.into_body(), limit).await?;
+    let request: SubscribeRequest = message::read(body, &calls.shared.limits).await?;
     let heartbeat = convert::heartbeat(request.heartbeat)?;
-    let observer = calls.subject.observe(convert::observe_options(request)?).await?;
-    Ok(ResponseBody::observer(ObserverBody::new(observer, heartbeat)))
+    let observer = calls.shared.subject.observe(convert::observe_options(request)?).await?;
+    let response = ResponseBody::observer(ObserverBody::new(observer, heartbeat));
+    Ok(match deadline::wish(&head.headers) {
+        None => response,
+        // Clients end their streams by themselves then, unless they are gone.
+        Some(wish) => response.map(|body| {
+            body.until(async move {
+                tokio::time::sleep(wish).await;
+                ServiceError::DeadlineExceeded
+            })
+        }),
+    })
 }
 
 #[cfg(test)]
@@ -113,7 +142,8 @@ mod tests {
     async fn the_future_of_a_call_is_small() {
         let storage = Arc::new(MemoryStorage::new(MemoryOptions::default()));
         let subject = SessionSubject::start(storage, SubjectOptions::default(), WireEncoder).await.unwrap();
-        let call = Service::new(Arc::new(subject), 1024).call(Request::new(Full::<Bytes>::default()));
+        let call =
+            Service::new(Arc::new(subject), ServiceOptions::default()).call(Request::new(Full::<Bytes>::default()));
         println!("{} bytes", size_of_val(&call));
         assert!(size_of_val(&call) <= 1536, "{} bytes", size_of_val(&call));
     }

@@ -23,7 +23,7 @@ impl Calls {
         if owner.len() > MAX_OWNER {
             return Err(ServiceError::OwnerTooLong(owner.len()));
         }
-        let lease = self.subject.grant_lease(ttl, &owner).await?;
+        let lease = self.shared.subject.grant_lease(ttl, &owner).await?;
         Ok(GrantLeaseResponse { lease_id: lease.number(), ttl: Some(duration::to_proto(ttl)) })
     }
 
@@ -31,12 +31,12 @@ impl Calls {
         self,
         request: KeepLeaseAliveRequest,
     ) -> Result<KeepLeaseAliveResponse, ServiceError> {
-        let ttl = self.subject.keep_lease_alive(named(request.lease_id)?).await?;
+        let ttl = self.shared.subject.keep_lease_alive(named(request.lease_id)?).await?;
         Ok(KeepLeaseAliveResponse { ttl: Some(duration::to_proto(ttl)) })
     }
 
     pub(super) async fn revoke_lease(self, request: RevokeLeaseRequest) -> Result<RevokeLeaseResponse, ServiceError> {
-        let sessions_destroyed = self.subject.revoke_lease(named(request.lease_id)?).await?;
+        let sessions_destroyed = self.shared.subject.revoke_lease(named(request.lease_id)?).await?;
         Ok(RevokeLeaseResponse { sessions_destroyed })
     }
 }

@@ -1,17 +1,53 @@
 //! The length-prefixed messages of gRPC over HTTP/2
 //! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
 
-use std::pin::pin;
+use std::{pin::pin, sync::Arc};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http_body::Body;
 use http_body_util::BodyExt;
 use prost::Message;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::status::ServiceError;
 
 /// A byte that tells of compression, and four that tell the length.
 const PREFIX: usize = 5;
+
+/// A request that takes no more than this is small beside the stream that it came over, and is not counted.
+const UNCOUNTED: usize = 4 << 10;
+
+/// What requests may take.
+#[derive(Debug)]
+pub(super) struct Limits {
+    max_message_bytes: usize,
+    max_pending_bytes: usize,
+    /// What is left for requests that have not come whole.
+    pending: Arc<Semaphore>,
+}
+
+impl Limits {
+    pub(super) fn new(max_message_bytes: usize, max_pending_bytes: usize) -> Self {
+        let pending = Arc::new(Semaphore::new(max_pending_bytes.min(Semaphore::MAX_PERMITS)));
+        Self { max_message_bytes, max_pending_bytes, pending }
+    }
+
+    /// Takes memory for the `len` bytes of a request that has not come whole, beside what is held for it already.
+    fn hold(&self, held: &mut Option<OwnedSemaphorePermit>, len: usize) -> Result<(), ServiceError> {
+        if len <= UNCOUNTED {
+            return Ok(());
+        }
+        let more = len - held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let more =
+            u32::try_from(more).ok().and_then(|more| Arc::clone(&self.pending).try_acquire_many_owned(more).ok());
+        let more = more.ok_or(ServiceError::TooManyPendingBytes { limit: self.max_pending_bytes })?;
+        match held {
+            Some(held) => held.merge(more),
+            None => *held = Some(more),
+        }
+        Ok(())
+    }
+}
 
 /// A message with its prefix.
 pub(super) fn encode(message: &impl Message) -> Bytes {
@@ -28,15 +64,17 @@ pub(super) fn begin(len: usize) -> BytesMut {
     bytes
 }
 
-/// Reads the one message of a request, of at most `limit` bytes.
-pub(super) async fn read<M, B>(body: B, limit: usize) -> Result<M, ServiceError>
+/// Reads the one message of a request, within the bounds of its length and of the memory of all.
+pub(super) async fn read<M, B>(body: B, limits: &Limits) -> Result<M, ServiceError>
 where
     M: Message + Default,
     B: Body<Data = Bytes>,
     B::Error: std::fmt::Display,
 {
+    let limit = limits.max_message_bytes;
     let mut body = pin!(body);
     let mut bytes = Bytes::new();
+    let mut pending: Option<OwnedSemaphorePermit> = None;
     // Nearly always the first frame is the whole request, and nothing is copied.
     while let Some(frame) = body.as_mut().frame().await {
         let frame = frame.map_err(|error| ServiceError::MalformedRequest(error.to_string()))?;
@@ -52,6 +90,7 @@ where
         if body.is_end_stream() {
             break;
         }
+        limits.hold(&mut pending, bytes.len())?;
     }
     let len = check_prefix(&bytes, limit)?;
     if len.is_none_or(|len| bytes.len() < PREFIX + len) {
@@ -89,7 +128,7 @@ mod tests {
 
     async fn read_parts(parts: &[&[u8]]) -> Result<HasSessionRequest, ServiceError> {
         let frames = parts.iter().map(|part| Ok::<_, Infallible>(Frame::data(Bytes::copy_from_slice(part))));
-        read(StreamBody::new(futures_util::stream::iter(frames.collect::<Vec<_>>())), 64).await
+        read(StreamBody::new(futures_util::stream::iter(frames.collect::<Vec<_>>())), &Limits::new(64, 64)).await
     }
 
     #[tokio::test]
@@ -114,5 +153,22 @@ mod tests {
         assert!(matches!(read_parts(&[&[1, 0, 0, 0, 0]]).await, Err(ServiceError::Compressed)));
         assert!(matches!(read_parts(&[&[0, 0, 0, 0, 65]]).await, Err(ServiceError::RequestTooLarge { limit: 64 })));
         assert!(matches!(read_parts(&[&[0, 255, 255, 255, 255]]).await, Err(ServiceError::RequestTooLarge { .. })));
+    }
+    #[tokio::test]
+    async fn requests_that_have_not_come_whole_share_a_bound() {
+        let limits = Limits::new(1 << 20, 10_000);
+        let part = |len| Frame::data(Bytes::from([&[0, 0, 1, 0, 0][..], &vec![0; len - PREFIX]].concat()));
+        let read_half = |len: usize| {
+            let first = futures_util::stream::iter([Ok::<_, Infallible>(part(len))]);
+            let body = futures_util::StreamExt::chain(first, futures_util::stream::pending());
+            read::<HasSessionRequest, _>(StreamBody::new(body), &limits)
+        };
+        let mut held = Box::pin(read_half(6000));
+        assert!(futures_util::FutureExt::now_or_never(held.as_mut()).is_none());
+        let refused = futures_util::FutureExt::now_or_never(read_half(5000));
+        assert!(matches!(refused, Some(Err(ServiceError::TooManyPendingBytes { limit: 10_000 }))));
+        assert!(futures_util::FutureExt::now_or_never(read_half(4000)).is_none(), "what is small is not counted");
+        drop(held);
+        assert!(futures_util::FutureExt::now_or_never(read_half(5000)).is_none(), "what was held is free again");
     }
 }

@@ -27,7 +27,14 @@ enum Kind {
     /// Nothing, or nothing more.
     Empty,
     Observer(Box<ObserverBody>),
+    Until(Box<Until>),
     Tonic(tonic::body::Body),
+}
+
+/// A body that may be ended from outside.
+struct Until {
+    body: ResponseBody,
+    end: Pin<Box<dyn Future<Output = ServiceError> + Send>>,
 }
 
 impl ResponseBody {
@@ -39,8 +46,13 @@ impl ResponseBody {
         respond(Kind::Observer(Box::new(body)))
     }
 
-    pub(super) fn error(error: ServiceError) -> Response<Self> {
+    pub(crate) fn error(error: ServiceError) -> Response<Self> {
         Status::from(error).into_http::<tonic::body::Body>().map(Self::from)
+    }
+
+    /// The same body, which ends with an error as soon as there is one.
+    pub(crate) fn until(self, end: impl Future<Output = ServiceError> + Send + 'static) -> Self {
+        Self(Kind::Until(Box::new(Until { body: self, end: Box::pin(end) })))
     }
 
     /// An answer of plain HTTP, to what is no gRPC.
@@ -49,6 +61,14 @@ impl ResponseBody {
         *response.status_mut() = status;
         response
     }
+}
+
+/// What a stream ends with.
+pub(super) fn trailers(error: ServiceError) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    // Fails only for a message that no header can hold, and these are ours.
+    let _ = Status::from(error).add_header(&mut trailers);
+    trailers
 }
 
 fn respond(kind: Kind) -> Response<ResponseBody> {
@@ -83,6 +103,13 @@ impl Body for ResponseBody {
             }
             Kind::Empty => Poll::Ready(None),
             Kind::Observer(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
+            Kind::Until(until) => match until.end.as_mut().poll(context) {
+                Poll::Pending => Pin::new(&mut until.body).poll_frame(context),
+                Poll::Ready(error) => {
+                    *kind = Kind::Empty;
+                    Poll::Ready(Some(Ok(Frame::trailers(trailers(error)))))
+                }
+            },
             Kind::Tonic(body) => Pin::new(body).poll_frame(context),
         }
     }
@@ -90,6 +117,7 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Kind::Empty => true,
+            Kind::Until(until) => until.body.is_end_stream(),
             Kind::Tonic(body) => body.is_end_stream(),
             _ => false,
         }

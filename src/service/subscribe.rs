@@ -10,9 +10,8 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http_body::Frame;
 use tokio::time::{Instant, Sleep, sleep_until};
-use tonic::Status;
 
-use super::encode;
+use super::{encode, response::trailers};
 use crate::{
     status::ServiceError,
     subject::{Observer, Update},
@@ -106,10 +105,7 @@ impl http_body::Body for ObserverBody {
             State::Streaming => {}
             State::Ending => {
                 self.state = State::Ended;
-                let mut trailers = http::HeaderMap::new();
-                // Fails only for a message that no header can hold, and this one is ours.
-                let _ = Status::from(ServiceError::Draining).add_header(&mut trailers);
-                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                return Poll::Ready(Some(Ok(Frame::trailers(trailers(ServiceError::Draining)))));
             }
             State::Ended => return Poll::Ready(None),
         }

@@ -88,7 +88,11 @@ impl fmt::Display for StorageUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory => f.write_str("memory:"),
-            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::File(path) => {
+                // Two slashes at the beginning would be read as those of a URL, and left out.
+                let slashes = if path.as_os_str().as_encoded_bytes().starts_with(b"//") { "//" } else { "" };
+                write!(f, "file:{slashes}{}", path.display())
+            }
             #[cfg(feature = "redis")]
             Self::Redis(url) => url.fmt(f),
         }
@@ -126,4 +130,24 @@ pub enum OpenError {
 #[cfg(feature = "redis")]
 fn cause(error: &StorageError) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_written_so_that_it_names_the_same_storage() {
+        for (text, path) in [
+            ("file:/var/registry", "/var/registry"),
+            ("file:///var/registry", "/var/registry"),
+            ("file:registry", "registry"),
+            ("file:////registry", "//registry"),
+        ] {
+            let url: StorageUrl = text.parse().unwrap();
+            assert_eq!(url, StorageUrl::File(path.into()), "{text}");
+            assert_eq!(url.to_string().parse::<StorageUrl>().unwrap(), url, "{text}");
+        }
+        assert_eq!("memory:".parse::<StorageUrl>().unwrap().to_string(), "memory:");
+    }
 }

@@ -89,7 +89,7 @@ async fn long_batches_are_split_in_order() {
 #[tokio::test]
 async fn errors_say_whether_and_when_a_retry_helps() {
     let fake = Fake::start().await;
-    let client = Client::builder(&fake.addr).unwrap().timeout(Duration::from_millis(200)).connect_lazy();
+    let client = Client::builder(&fake.addr).unwrap().timeout(Duration::from_millis(200)).connect_lazy().unwrap();
     let mut details = ErrorDetails::with_retry_info(Some(Duration::from_secs(2)));
     details.set_error_info("DRAINING", "sessiond", HashMap::new());
     fake.refuse(Status::with_error_details(Code::Unavailable, "draining", details));
@@ -277,7 +277,7 @@ async fn a_silent_stream_is_given_up() {
 #[tokio::test]
 async fn a_stream_that_does_not_open_is_given_up() {
     let mut fake = Fake::start().await;
-    let client = Client::builder(&fake.addr).unwrap().timeout(Duration::from_millis(200)).connect_lazy();
+    let client = Client::builder(&fake.addr).unwrap().timeout(Duration::from_millis(200)).connect_lazy().unwrap();
     let mut watch = client.watch(WatchOptions::default());
     let (update, _unanswered) = next!(watch, fake.stream());
     assert_update!(update, WatchUpdate::Disconnected { error: ClientError::Timeout { .. }, .. });

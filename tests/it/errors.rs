@@ -10,6 +10,7 @@ use sessiond::{
         SubscribeRequest,
     },
     server::ServerConfig,
+    service::ServiceOptions,
     subject::SubjectOptions,
 };
 use tonic::{Code, Response, Status};
@@ -197,7 +198,8 @@ async fn a_lease_that_is_gone_is_told_by_what_was_to_be_done() {
 #[tokio::test]
 async fn limits_name_the_flag_that_raises_them() {
     let subject = SubjectOptions { max_observers: 2, max_filter_ids: 3, ..SubjectOptions::default() };
-    let limited = ServerConfig { subject, max_sessions: 3, max_leases: 1, max_message_bytes: 1024, ..config() };
+    let calls = ServiceOptions { max_message_bytes: 1024, ..ServiceOptions::default() };
+    let limited = ServerConfig { subject, max_sessions: 3, max_leases: 1, calls, ..config() };
     let server = Running::with(limited).await;
     let (mut client, mut leases) = (server.sessions(), server.leases());
 

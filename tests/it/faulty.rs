@@ -18,7 +18,7 @@ use sessiond::{
         CreateSessionRequest, DestroySessionRequest, GrantLeaseRequest, HasSessionRequest, SubscribeRequest,
         lease_service_client::LeaseServiceClient, session_service_client::SessionServiceClient,
     },
-    service::{Service, WireEncoder},
+    service::{Service, ServiceOptions, WireEncoder},
     session::{LeaseId, SessionEvent, SessionKey},
     storage::{
         BucketRun, Layout, LogError, LogExtent, Position, RegistryId, SessionStorage, StorageError,
@@ -119,7 +119,7 @@ async fn serve(subject: Arc<SessionSubject>) -> SocketAddr {
     let addr = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((socket, _)) = listener.accept().await {
-            let service = Service::new(Arc::clone(&subject), 1 << 20);
+            let service = Service::new(Arc::clone(&subject), ServiceOptions::default());
             let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
                 let service = service.clone();
                 async move { Ok::<_, Infallible>(service.call(request).await) }

@@ -26,25 +26,33 @@ use crate::{
     sessions::{batch_create, create, destroy, has},
 };
 
-struct Target {
-    program: Program,
+/// More than an attack may leave behind of what it took: what the allocator keeps.
+const LEFT_BEHIND: u64 = 64 << 20;
+
+pub(crate) struct Target {
+    pub(crate) program: Program,
     open_fds: u64,
+    pub(crate) resident: u64,
 }
 
 impl Target {
-    async fn start(args: &[&str]) -> Self {
-        let program = Program::start(&[&["--workers", "2"], args].concat()).await;
+    pub(crate) async fn start(args: &[&str]) -> Self {
+        Self::of(Program::start(&[&["--workers", "2"], args].concat()).await).await
+    }
+
+    pub(crate) async fn of(program: Program) -> Self {
         // Once it has served, it has opened whatever it keeps.
         let client = program.sessions();
         create(&client, 0, 0).await;
         let open_fds = program.metric("process_open_fds").await - 1;
         drop(client);
         program.metric_comes_to("process_open_fds", open_fds).await;
-        Self { program, open_fds }
+        let resident = program.metric("process_resident_memory_bytes").await;
+        Self { program, open_fds, resident }
     }
 
     /// It serves new connections, and nothing is left of those that went.
-    async fn is_as_before(&self) {
+    pub(crate) async fn is_as_before(&self) {
         let client = self.program.sessions();
         assert!(!create(&client, 0, 0).await);
         assert!(create(&client, 7, 7).await && has(&client, 7, 7).await);
@@ -54,6 +62,8 @@ impl Target {
         drop((observed, client));
         self.program.metric_comes_to("sessiond_observers", 0).await;
         self.program.metric_comes_to("process_open_fds", self.open_fds).await;
+        let grown = self.program.metric("process_resident_memory_bytes").await.saturating_sub(self.resident);
+        assert!(grown < LEFT_BEHIND, "{grown} bytes are left behind");
         let log = self.program.log();
         assert!(!log.contains("panicked") && !log.contains("\"ERROR\""), "{log}");
     }
@@ -354,4 +364,25 @@ async fn a_connection_that_says_nothing_is_let_go() {
     for mut socket in silent {
         assert!(matches!(soon(socket.read(&mut [0])).await, Ok(0) | Err(_)));
     }
+}
+
+#[tokio::test]
+async fn text_that_is_none_is_refused() {
+    let target = Target::start(&[]).await;
+    let mut raw = Raw::connect(target.program.addr).await;
+    // A string field of four bytes that are no UTF-8: the cursor of a subscription, the owner of a lease.
+    for (path, field) in [(format!("{SERVICE}/Subscribe"), 2), ("/sessiond.v1.LeaseService/GrantLease".to_owned(), 2)] {
+        for bytes in [[0xff, 0xfe, 0x80, 0xc0], [0xed, 0xa0, 0x80, b'a'], [0xf0, 0x9f, 0x92, b'a']] {
+            let message = [&[0, 0, 0, 0, 6, field << 3 | 2, 4][..], &bytes].concat();
+            let status = raw.send(grpc(&path), message.into()).await.unwrap().grpc.unwrap();
+            assert_eq!(status.code(), Code::InvalidArgument, "{path} {status}");
+        }
+    }
+    let mut request = call("HasSession");
+    for name in ["authorization", "grpc-timeout", "x-any"] {
+        request.headers_mut().insert(name, http::HeaderValue::from_bytes(&[0xff, 0xfe, 0x80]).unwrap());
+    }
+    assert_eq!(raw.send(request, has_session()).await.unwrap().grpc.unwrap().code(), Code::Ok);
+    drop(raw);
+    target.is_as_before().await;
 }

@@ -11,8 +11,6 @@ use sessiond::{
     client::{Client, ClientError, Lease, LeaseEvent, LeaseEvents, Watch, WatchOptions, WatchUpdate},
     server::{Server, ServerConfig, ServerError},
     session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
-    storage::StorageUrl,
-    subject::SubjectOptions,
 };
 use tokio::{
     io::copy_bidirectional,
@@ -22,7 +20,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::fake::{nowhere, soon};
+use crate::{
+    fake::{nowhere, soon},
+    server::config,
+};
 
 /// The shortest that there is.
 const TTL: Duration = Duration::from_secs(1);
@@ -40,19 +41,8 @@ impl Registry {
     }
 
     async fn listen(listen: SocketAddr) -> Self {
-        let config = ServerConfig {
-            listen,
-            admin_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            storage: StorageUrl::Memory,
-            workers: NonZeroUsize::MIN,
-            subject: SubjectOptions::default(),
-            max_sessions: 1_000_000,
-            max_leases: 1000,
-            max_connections: 1000,
-            max_streams: 1000,
-            max_message_bytes: 4 << 20,
-            drain_timeout: Duration::from_secs(10),
-        };
+        let config =
+            ServerConfig { listen, workers: NonZeroUsize::MIN, drain_timeout: Duration::from_secs(10), ..config() };
         let server = Server::bind(config).await.unwrap();
         let addr = server.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
@@ -370,7 +360,7 @@ async fn dropping_a_lease_where_nobody_answers_ends_in_time() {
     let registry = Registry::start().await;
     let network = Network::before(&registry).await;
     let after = Duration::from_millis(500);
-    let gateway = Client::builder(&format!("http://{}", network.addr)).unwrap().timeout(after).connect_lazy();
+    let gateway = Client::builder(&format!("http://{}", network.addr)).unwrap().timeout(after).connect_lazy().unwrap();
     let lease = gateway.lease(TTL * 60, "gateway").await.unwrap();
     network.stall();
     let begun = Instant::now();

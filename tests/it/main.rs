@@ -3,8 +3,10 @@
 // clippy.toml allows these in tests, which helpers of tests are not to it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod access;
 mod admin;
 mod architecture;
+mod certificates;
 mod cli;
 mod cli_bench;
 mod cli_lease;
@@ -14,12 +16,14 @@ mod crashes;
 mod drain;
 mod errors;
 mod fake;
+mod faults;
 mod faulty;
 mod file;
 mod frames;
 mod hostile;
 mod lease_guard;
 mod leases;
+mod limits;
 mod observed;
 mod program;
 mod properties;
@@ -32,3 +36,4 @@ mod standard;
 mod startup;
 mod stuck;
 mod subscribe;
+mod tls;

@@ -34,8 +34,27 @@ pub(crate) struct Program {
 
 impl Program {
     pub(crate) async fn start(args: &[&str]) -> Self {
+        Self::start_on("127.0.0.1:0", args).await
+    }
+
+    /// One that has no more of something than `ulimit` gives it, as in `-n 64`.
+    pub(crate) async fn start_limited(ulimit: &str, args: &[&str]) -> Self {
         let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-format", "json"];
-        let mut child = serve(&[&ports, args].concat()).spawn().expect("the program starts");
+        let whole = serve(&[&ports, args].concat());
+        let mut command = Command::new("sh");
+        command.env_clear().args(["-c", &format!("ulimit {ulimit} && exec \"$0\" \"$@\"")]);
+        command.arg(whole.as_std().get_program()).args(whole.as_std().get_args());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+        Self::launch(command).await
+    }
+
+    pub(crate) async fn start_on(listen: &str, args: &[&str]) -> Self {
+        let ports = ["--listen", listen, "--admin-listen", "127.0.0.1:0", "--log-format", "json"];
+        Self::launch(serve(&[&ports, args].concat())).await
+    }
+
+    async fn launch(mut command: Command) -> Self {
+        let mut child = command.spawn().expect("the program starts");
         let mut lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
         let listening = loop {
             let line = soon(lines.next_line()).await.unwrap().expect("it says that it listens");
@@ -109,6 +128,11 @@ impl Program {
             }
         })
         .await;
+    }
+
+    /// Waits until it has logged something.
+    pub(crate) async fn logs(&self, something: &str) {
+        crate::server::eventually(something, || self.log().contains(something)).await;
     }
 
     /// What it has logged since it listens.

@@ -89,6 +89,11 @@ impl Raw {
         assert_eq!(answer.grpc.map(|status| status.code()), Some(Code::Ok));
     }
 
+    /// Waits until the server has ended the connection.
+    pub(crate) async fn ended(&mut self) {
+        let _ = (&mut self.driver).await;
+    }
+
     /// A call as gRPC has it, of one message.
     pub(crate) async fn call(&mut self, path: &str, message: &impl Message) -> Answer {
         self.send(grpc(path), framed(message)).await.unwrap()

@@ -4,7 +4,8 @@ use std::{net::SocketAddr, num::NonZeroUsize, sync::Arc, thread, time::Duration}
 
 use sessiond::{
     proto::{lease_service_client::LeaseServiceClient, session_service_client::SessionServiceClient},
-    server::{Server, ServerConfig, ServerError},
+    server::{ConnectionOptions, Server, ServerConfig, ServerError},
+    service::ServiceOptions,
     storage::StorageUrl,
     subject::{SessionSubject, SubjectOptions},
 };
@@ -22,14 +23,17 @@ pub(crate) fn config() -> ServerConfig {
     ServerConfig {
         listen: any_port,
         admin_listen: any_port,
+        tls: None,
+        access_file: None,
+        rate_limit: None,
         storage: StorageUrl::Memory,
         workers: NonZeroUsize::new(2).unwrap(),
         subject: SubjectOptions::default(),
         max_sessions: 200_000_000,
         max_leases: 1_000_000,
         max_connections: 100_000,
-        max_streams: 1024,
-        max_message_bytes: 4 << 20,
+        connections: ConnectionOptions::default(),
+        calls: ServiceOptions::default(),
         drain_timeout: Duration::from_secs(5),
     }
 }

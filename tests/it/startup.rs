@@ -36,7 +36,7 @@ async fn an_address_that_is_not_this_machine_s_is_a_port_that_cannot_be_listened
 
 #[tokio::test]
 async fn a_wrong_command_line_or_environment_says_what_would_be_right() {
-    let table: [(&[&str], &str); 10] = [
+    let table: [(&[&str], &str); 13] = [
         (&["--nonsense"], "--nonsense"),
         (&["--listen", "localhost"], "--listen <ADDR>"),
         (&["--storage", "mysql://h"], "\"mysql://h\" is no storage: write memory:"),
@@ -44,6 +44,9 @@ async fn a_wrong_command_line_or_environment_says_what_would_be_right() {
         (&["--workers", "0"], "--workers <N>"),
         (&["--max-observers", "0"], "--max-observers <N>"),
         (&["--max-message-bytes", "1"], "1024..="),
+        (&["--max-batch", "65537"], "1..=65536"),
+        (&["--rate-burst", "5"], "--rate-limit"),
+        (&["--call-timeout", "0s"], "--call-timeout <DURATION>"),
         (&["--drain-timeout", "soon"], "--drain-timeout <DURATION>"),
         (&["--log-format", "xml"], "text, json"),
         (&["--log", "a=b=c"], "--log"),

@@ -10,59 +10,58 @@ use h2::{
     RecvStream,
     client::{self, ResponseFuture, SendRequest},
 };
-use http::{
-    HeaderMap, HeaderValue, Method, Request, StatusCode, Uri,
-    header::{CONTENT_TYPE, TE},
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
 };
-use tokio::{net::TcpStream, time::timeout};
 use tonic::Status;
 
-use super::failure::{Cause, Failure};
+use super::{
+    failure::{Cause, Failure},
+    target::Target,
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the server may send ahead, on a stream and on a connection: enough that no observer that keeps up makes it wait.
 const WINDOW: u32 = 4 << 20;
 
-const SERVICE: &str = "sessiond.v1.SessionService";
-
 /// A connection, for as many calls at once as one likes; clones share it.
 #[derive(Clone)]
 pub(super) struct Connection(SendRequest<Bytes>);
 
-/// Opens a connection to an address of the form `http://HOST:PORT`.
-pub(super) async fn connect(addr: &str) -> Result<Connection, Failure> {
+/// Opens a connection.
+pub(super) async fn connect(target: &Target) -> Result<Connection, Failure> {
     let lost = |message| Failure { cause: Cause::ConnectionLost, message };
     let connecting = async {
-        let uri: Uri = addr.parse().map_err(|_| lost(format!("{addr:?} is no address")))?;
-        // IPv6 addresses are in brackets in an URL and nowhere else.
-        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-        let socket = TcpStream::connect((host, uri.port_u16().unwrap_or(80))).await;
+        let socket = TcpStream::connect((&*target.host, target.port)).await;
         let socket = socket.map_err(|error| lost(format!("cannot connect: {error}")))?;
         socket.set_nodelay(true).map_err(|error| lost(error.to_string()))?;
-        let (send, connection) = client::Builder::new()
-            .enable_push(false)
-            .initial_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
-            .handshake(socket)
-            .await?;
-        tokio::task::spawn_local(async move {
-            // Whoever uses the connection is told of its end too.
-            let _ = connection.await;
-        });
-        Ok(Connection(send))
+        match &target.tls {
+            None => http2(socket).await,
+            Some((tls, name)) => {
+                let stream = tls.connect(name.clone(), socket).await;
+                http2(stream.map_err(|error| lost(format!("cannot agree on TLS: {error}")))?).await
+            }
+        }
     };
     timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| Err(lost("connecting took too long".to_owned())))
 }
 
-/// The head of every request for `method`.
-pub(super) fn request(addr: &str, method: &str) -> Result<Request<()>, http::Error> {
-    Request::builder()
-        .method(Method::POST)
-        .uri(format!("{}/{SERVICE}/{method}", addr.trim_end_matches('/')))
-        .header(TE, "trailers")
-        .header(CONTENT_TYPE, "application/grpc")
-        .body(())
+async fn http2(stream: impl AsyncRead + AsyncWrite + Unpin + 'static) -> Result<Connection, Failure> {
+    let (send, connection) = client::Builder::new()
+        .enable_push(false)
+        .initial_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .handshake(stream)
+        .await?;
+    tokio::task::spawn_local(async move {
+        // Whoever uses the connection is told of its end too.
+        let _ = connection.await;
+    });
+    Ok(Connection(send))
 }
 
 impl Connection {

@@ -11,6 +11,7 @@ use super::{
     mix::Mix,
     pace::Arrivals,
     ring::existing_at_first,
+    target::Target,
 };
 
 pub(super) const MAX_SESSIONS: u32 = 100_000_000;
@@ -24,7 +25,7 @@ const MAX_OBSERVED: u64 = 4 << 30;
 /// What a run does.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
-    pub(super) addr: String,
+    pub(super) target: Target,
     /// By chance, so that no session of anybody else is touched.
     pub(super) auth_key_id: i64,
     pub(super) mix: Mix,
@@ -143,11 +144,11 @@ impl Plan {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::*;
+    use super::{super::super::connect::Credentials, *};
 
     fn plan() -> Plan {
         Plan {
-            addr: "http://127.0.0.1:1".to_owned(),
+            target: Target::new("http://127.0.0.1:1", &Credentials::default()).expect("an address"),
             auth_key_id: random_auth_key_id(),
             mix: "has=1".parse().unwrap(),
             connections: 3,

@@ -170,7 +170,7 @@ impl Run {
     fn unless_failed(&self, event: Option<Event>) -> Result<Event, CliError> {
         match event {
             Some(Event::Failed(failure)) => {
-                let addr = &self.plan.addr;
+                let addr = self.plan.target.as_str();
                 let advice = "and what its limits and those of this process are";
                 Err(CliError::new(Exit::Server, format!("{failure}: see whether a sessiond runs at {addr}, {advice}")))
             }

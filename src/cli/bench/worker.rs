@@ -152,7 +152,7 @@ impl Worker {
     }
 
     async fn connect(&self, count: usize) -> Result<Vec<Connection>, Failure> {
-        let connecting = (0..count).map(|_| connection::connect(&self.plan.addr));
+        let connecting = (0..count).map(|_| connection::connect(&self.plan.target));
         stream::iter(connecting).buffer_unordered(CONNECTING).try_collect().await
     }
 
@@ -185,8 +185,7 @@ impl Worker {
     }
 
     fn head(&self, method: &str) -> Result<http::Request<()>, Failure> {
-        connection::request(&self.plan.addr, method)
-            .map_err(|error| Failure { cause: Cause::Loader, message: error.to_string() })
+        (self.plan.target.request(method)).map_err(|error| Failure { cause: Cause::Loader, message: error.to_string() })
     }
 
     /// The times of the run, once it may begin.

@@ -7,7 +7,7 @@ use http_body_util::{BodyExt, Full};
 use prost::Message;
 use sessiond::{
     proto::{self, SubscribeRequest, SubscribeResponse, subscribe_response::Body},
-    service::{ResponseBody, Service},
+    service::{ResponseBody, Service, ServiceOptions},
     session::{DestroyReason, SessionChange, SessionEvent, SessionKey},
     subject::{ResetReason, SessionSubject},
 };
@@ -17,9 +17,6 @@ use super::{
     checker::{Broken, Promise, Told, Trace},
     faulty::Tamper,
 };
-
-/// Far more than a request takes.
-const MAX_MESSAGE_BYTES: usize = 1 << 20;
 
 /// Timers fire up to so much late, since they count whole milliseconds.
 const SLACK: Duration = Duration::from_millis(2);
@@ -56,7 +53,7 @@ impl WireStream {
         let request = http::Request::post("/sessiond.v1.SessionService/Subscribe")
             .header("content-type", "application/grpc")
             .body(Full::new(message.freeze()));
-        let response = Service::new(Arc::clone(subject), MAX_MESSAGE_BYTES).call(request.unwrap()).await;
+        let response = Service::new(Arc::clone(subject), ServiceOptions::default()).call(request.unwrap()).await;
         assert_eq!(response.status(), 200);
         Self {
             body: Box::pin(response.into_body()),

@@ -23,7 +23,7 @@ impl Report {
             .map(|kind| (kind.name().to_owned(), self.call(&self.calls.kinds[kind as usize])))
             .collect();
         let report = json!({
-            "addr": plan.addr,
+            "addr": plan.target.as_str(),
             // A string, as every 64-bit number that uses all its bits.
             "auth_key_id": plan.auth_key_id.to_string(),
             "connections": plan.connections,

@@ -24,7 +24,7 @@ impl Report {
         let _ = writeln!(
             out,
             "{}: {} connections with {} calls in flight each, {}, {} sessions; measured for {}{}\n",
-            plan.addr,
+            plan.target.as_str(),
             plan.connections,
             plan.in_flight,
             plan.rate.map_or_else(|| "closed loop".to_owned(), |rate| format!("open loop of {rate} calls/s")),

@@ -1,0 +1,11 @@
+//! Cursors: a text is none, or is just the one that is written for it.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use sessiond::subject::Cursor;
+
+fuzz_target!(|text: &str| {
+    if let Ok(cursor) = text.parse::<Cursor>() {
+        assert_eq!(cursor.to_string().parse::<Cursor>().ok(), Some(cursor));
+    }
+});

@@ -1,0 +1,106 @@
+//! Where the loader connects to, and as whom.
+
+use std::{fmt, sync::Arc};
+
+use http::{
+    HeaderValue, Method, Request, Uri,
+    header::{AUTHORIZATION, CONTENT_TYPE, TE},
+};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{
+        ClientConfig, RootCertStore,
+        crypto::ring,
+        pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
+    },
+};
+
+use super::super::{
+    connect::Credentials,
+    exit::{CliError, Exit},
+};
+
+const SERVICE: &str = "sessiond.v1.SessionService";
+
+/// The server to measure.
+#[derive(Clone)]
+pub(crate) struct Target {
+    addr: String,
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) tls: Option<(TlsConnector, ServerName<'static>)>,
+    authorization: Option<HeaderValue>,
+}
+
+impl Target {
+    /// The server at an address of the form `http://HOST:PORT` or `https://HOST:PORT`.
+    pub(crate) fn new(addr: &str, credentials: &Credentials) -> Result<Self, CliError> {
+        let wrong = |reason: String| CliError::new(Exit::Usage, reason);
+        let uri: Uri = addr.parse().map_err(|_| wrong(format!("{addr:?} is no address")))?;
+        // IPv6 addresses are in brackets in an URL and nowhere else.
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let is_tls = uri.scheme_str() == Some("https");
+        let tls = if is_tls {
+            let name = ServerName::try_from(host.clone()).map_err(|error| wrong(error.to_string()))?;
+            let config = tls_config(credentials).map_err(|error| wrong(format!("TLS cannot be used: {error}")))?;
+            Some((TlsConnector::from(Arc::new(config)), name))
+        } else {
+            None
+        };
+        let bearer = |token| HeaderValue::from_str(&format!("Bearer {token}"));
+        let authorization =
+            credentials.token.as_ref().map(bearer).transpose().map_err(|error| wrong(error.to_string()))?;
+        let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
+        Ok(Self { addr: addr.trim_end_matches('/').to_owned(), host, port, tls, authorization })
+    }
+
+    /// The address, for messages.
+    pub(super) fn as_str(&self) -> &str {
+        &self.addr
+    }
+
+    /// The head of every request for `method`.
+    pub(super) fn request(&self, method: &str) -> Result<Request<()>, http::Error> {
+        let mut request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("{}/{SERVICE}/{method}", self.addr))
+            .header(TE, "trailers")
+            .header(CONTENT_TYPE, "application/grpc");
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        request.body(())
+    }
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+fn tls_config(credentials: &Credentials) -> Result<ClientConfig, BoxError> {
+    let mut roots = RootCertStore::empty();
+    match &credentials.ca {
+        Some(pem) => {
+            for certificate in CertificateDer::pem_slice_iter(pem) {
+                roots.add(certificate?)?;
+            }
+        }
+        None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots);
+    let mut config = match &credentials.identity {
+        Some((cert, key)) => {
+            let chain = CertificateDer::pem_slice_iter(cert).collect::<Result<Vec<_>, _>>()?;
+            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key)?)?
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Target").field(&self.addr).finish()
+    }
+}

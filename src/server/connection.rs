@@ -1,0 +1,275 @@
+//! One connection, from its first byte to its last.
+
+use std::{
+    convert::Infallible,
+    future::{pending, poll_fn},
+    io,
+    net::{self, IpAddr},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, watch},
+    time::{sleep, timeout},
+};
+use tokio_rustls::rustls;
+
+use super::{
+    coalesce::coalesced,
+    gate::{Gate, Peer, Withdrawn},
+    handshake::{self, Opened},
+    inline::Inline,
+    lifecycle::{self, Lifecycle},
+    standard::Standard,
+    tls,
+};
+use crate::service::{self, ResponseBody, Service};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a peer may send before it must wait for the server to read: a batch of thousands goes through at once. A request that
+/// is read is held until it is whole, so what a connection can make the server hold is bounded by the streams it may have and
+/// the bytes of a request.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// What a stream may have waiting to be sent: an observer that is stuck holds on to no more than this.
+const SEND_BUFFER: usize = 32 << 10;
+
+const MAX_HEADER_LIST: u32 = 16 << 10;
+
+/// A peer that has more streams than this reset and not yet dealt with is cut off (rapid reset, CVE-2023-44487).
+const MAX_PENDING_RESETS: usize = 64;
+
+/// The bounds of a connection.
+#[derive(Clone, Debug)]
+pub struct ConnectionOptions {
+    /// How many calls and streams may be open at once.
+    pub max_streams: u32,
+    /// How long a peer may take for the handshake: TLS, and the preface of HTTP/2.
+    pub handshake_timeout: Duration,
+    /// A connection without a call or a stream for this long, or up to twice as long, is ended.
+    pub idle_timeout: Duration,
+    /// A connection is pinged when it was quiet for so long.
+    pub keepalive_interval: Duration,
+    /// A connection is ended when the answer to a ping takes longer than this: a peer that vanished without a word is
+    /// noticed.
+    pub keepalive_timeout: Duration,
+}
+
+impl Default for ConnectionOptions {
+    fn default() -> Self {
+        Self {
+            max_streams: 1024,
+            handshake_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(15 * 60),
+            keepalive_interval: Duration::from_secs(60),
+            keepalive_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+/// Answers the requests of one connection.
+struct Handler {
+    service: Service,
+    standard: Arc<Standard>,
+    gate: Option<Arc<Gate>>,
+    peer: Peer,
+    activity: Arc<Activity>,
+}
+
+/// Whether a connection is of use.
+#[derive(Default)]
+struct Activity {
+    /// How many calls have come.
+    calls: AtomicU64,
+    /// How many streams are open.
+    streams: AtomicUsize,
+}
+
+impl Activity {
+    /// Waits until no call came and no stream was open for `timeout`, and for less than twice as long.
+    async fn ceases(&self, timeout: Duration) {
+        let mut seen = None;
+        loop {
+            let calls = self.calls.load(Ordering::Relaxed);
+            if seen == Some(calls) && self.streams.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            seen = Some(calls);
+            sleep(timeout).await;
+        }
+    }
+}
+
+/// Counts a stream until it ends.
+struct OpenStream(Arc<Activity>);
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Handler {
+    async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<ResponseBody>, Infallible> {
+        self.activity.calls.fetch_add(1, Ordering::Relaxed);
+        let admitted = self.gate.as_ref().map_or(Ok(None), |gate| gate.admit(&self.peer, &request));
+        let withdrawn = match admitted {
+            Ok(withdrawn) => withdrawn,
+            Err(refusal) => return Ok(ResponseBody::error(refusal)),
+        };
+        let path = request.uri().path();
+        if service::is_unary(path) {
+            return Ok(self.service.clone().call(request).await);
+        }
+        // In a box, so that it does not make the future of every call as large as its own.
+        Ok(Box::pin(self.stream(request, withdrawn)).await)
+    }
+
+    /// Answers what may be a stream.
+    async fn stream(&self, request: Request<Incoming>, withdrawn: Option<Withdrawn>) -> Response<ResponseBody> {
+        let response = if request.uri().path().starts_with(service::PATH) {
+            self.service.clone().call(request).await
+        } else {
+            match self.standard.call(request).await {
+                Ok(response) => response.map(ResponseBody::from),
+                Err(request) => self.service.clone().call(*request).await,
+            }
+        };
+        self.activity.streams.fetch_add(1, Ordering::Relaxed);
+        let open = OpenStream(Arc::clone(&self.activity));
+        response.map(|body| {
+            body.until(async move {
+                let _open = open;
+                match withdrawn {
+                    Some(withdrawn) => withdrawn.await,
+                    None => pending().await,
+                }
+            })
+        })
+    }
+}
+
+/// A connection that was accepted, and its place among those that there may be.
+pub(super) struct Connection {
+    pub(super) stream: net::TcpStream,
+    pub(super) address: IpAddr,
+    pub(super) place: OwnedSemaphorePermit,
+}
+
+/// What all connections have in common.
+pub(super) struct Connections {
+    pub(super) service: Service,
+    pub(super) standard: Arc<Standard>,
+    pub(super) gate: Option<Arc<Gate>>,
+    pub(super) options: ConnectionOptions,
+    pub(super) tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
+}
+
+impl Connections {
+    /// Serves a connection until it ends, or the server drains and its last call has ended.
+    pub(super) async fn serve(&self, connection: Connection, mut lifecycle: watch::Receiver<Lifecycle>) {
+        let _place = connection.place;
+        let opened = tokio::select! {
+            biased;
+            opened = self.open(connection.stream) => opened,
+            () = lifecycle::reached(&mut lifecycle, Lifecycle::Draining) => return,
+        };
+        let mut peer = Peer { address: connection.address, certificate: None };
+        let result = match opened {
+            Ok(Opened::Plain(opened)) => self.serve_http2(opened.stream, opened.said, peer, lifecycle).await,
+            Ok(Opened::Tls(opened)) => {
+                let shown = opened.stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                peer.certificate = shown.map(|certificate| tls::names(certificate).into());
+                self.serve_http2(opened.stream, opened.said, peer, lifecycle).await
+            }
+            Err(error) => return tracing::debug!(%error, "a connection ended before it began"),
+        };
+        if let Err(error) = result {
+            tracing::debug!(%error, "a connection ended with an error");
+        }
+    }
+
+    async fn open(&self, stream: net::TcpStream) -> io::Result<Opened> {
+        // Those that come from now on have the files of now; this one keeps what it began with.
+        let tls = self.tls.as_ref().map(|tls| Arc::clone(&tls.borrow()));
+        let opening = handshake::open(TcpStream::from_std(stream)?, tls);
+        timeout(self.options.handshake_timeout, opening).await?
+    }
+
+    async fn serve_http2<S>(
+        &self,
+        stream: S,
+        said: Bytes,
+        peer: Peer,
+        mut lifecycle: watch::Receiver<Lifecycle>,
+    ) -> Result<(), BoxError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let (stream, flusher) = coalesced(TokioIo::new(stream), said);
+        let activity = Arc::new(Activity::default());
+        let handler = Arc::new(Handler {
+            service: self.service.clone(),
+            standard: Arc::clone(&self.standard),
+            gate: self.gate.clone(),
+            peer,
+            activity: Arc::clone(&activity),
+        });
+        let service = service_fn(move |request| Arc::clone(&handler).handle(request));
+        let mut connection = pin!(self.http2().serve_connection(stream, service));
+        let drain = lifecycle::reached(&mut lifecycle, Lifecycle::Draining);
+        let mut ends = pin!(async {
+            tokio::select! {
+                () = drain => {}
+                () = activity.ceases(self.options.idle_timeout) => {}
+            }
+        });
+        let mut is_ending = false;
+        poll_fn(|context| {
+            if !is_ending && ends.as_mut().poll(context).is_ready() {
+                is_ending = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            if let Poll::Ready(result) = connection.as_mut().poll(context) {
+                // Its shutdown has flushed what there was, unless it failed.
+                return Poll::Ready(result.map_err(BoxError::from));
+            }
+            match flusher.poll_flush(context) {
+                Poll::Ready(Err(error)) => Poll::Ready(Err(BoxError::from(error))),
+                _ => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    fn http2(&self) -> http2::Builder<Inline> {
+        let mut builder = http2::Builder::new(Inline);
+        builder
+            .timer(TokioTimer::new())
+            .keep_alive_interval(self.options.keepalive_interval)
+            .keep_alive_timeout(self.options.keepalive_timeout)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_concurrent_streams(self.options.max_streams)
+            .max_send_buf_size(SEND_BUFFER)
+            .max_header_list_size(MAX_HEADER_LIST)
+            .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+            // The date is for caches, and a header of every answer.
+            .auto_date_header(false);
+        builder
+    }
+}

@@ -1,0 +1,88 @@
+//! How long a call may take.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    task::Poll,
+    time::Duration,
+};
+
+use http::HeaderMap;
+use tokio::time::timeout;
+
+use crate::status::ServiceError;
+
+/// Gives up on a call after `limit`, or after what its client wishes where that is less. The call is dropped then.
+pub(super) async fn within<T>(
+    call: impl Future<Output = Result<T, ServiceError>>,
+    headers: &HeaderMap,
+    limit: Duration,
+) -> Result<T, ServiceError> {
+    let mut call = pin!(call);
+    // Most calls are ready at once, and need neither a timer nor a look for what the client wishes.
+    if let Poll::Ready(answer) = poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await {
+        return answer;
+    }
+    let wish = wish(headers).filter(|wish| *wish < limit);
+    let late = if wish.is_some() { ServiceError::DeadlineExceeded } else { ServiceError::CallTimeout { limit } };
+    Box::pin(timeout(wish.unwrap_or(limit), call)).await.unwrap_or(Err(late))
+}
+
+/// What the header `grpc-timeout` says: up to eight digits, and a unit.
+pub(super) fn wish(headers: &HeaderMap) -> Option<Duration> {
+    let (digits, unit) = headers.get("grpc-timeout")?.as_bytes().split_last().map(|(unit, digits)| (digits, unit))?;
+    if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number = digits.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0'));
+    match unit {
+        b'H' => Some(Duration::from_secs(number * 3600)),
+        b'M' => Some(Duration::from_secs(number * 60)),
+        b'S' => Some(Duration::from_secs(number)),
+        b'm' => Some(Duration::from_millis(number)),
+        b'u' => Some(Duration::from_micros(number)),
+        b'n' => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    fn headers(timeout: &str) -> HeaderMap {
+        HeaderMap::from_iter([("grpc-timeout".parse().unwrap(), timeout.parse().unwrap())])
+    }
+
+    #[test]
+    fn wishes_are_read_as_grpc_writes_them() {
+        for (text, wish) in [
+            ("1H", Duration::from_secs(3600)),
+            ("2M", Duration::from_secs(120)),
+            ("99999999S", Duration::from_secs(99_999_999)),
+            ("250m", Duration::from_millis(250)),
+            ("7u", Duration::from_micros(7)),
+            ("0n", Duration::ZERO),
+        ] {
+            assert_eq!(super::wish(&headers(text)), Some(wish), "{text}");
+        }
+        for text in ["", "S", "1", "1s", "-1S", "1.5S", "999999999S", "1 S"] {
+            assert_eq!(super::wish(&headers(text)), None, "{text}");
+        }
+        assert_eq!(super::wish(&HeaderMap::new()), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_shorter_of_limit_and_wish_ends_a_call() {
+        let limit = Duration::from_secs(30);
+        for (wish, late) in [("1S", 1), ("29S", 29), ("31S", 30), ("nonsense", 30)] {
+            let began = tokio::time::Instant::now();
+            let error = within(pending::<Result<(), _>>(), &headers(wish), limit).await.unwrap_err();
+            assert_eq!(began.elapsed().as_secs(), late);
+            assert_eq!(matches!(error, ServiceError::DeadlineExceeded), late < 30, "{error:?}");
+        }
+        assert!(within(async { Ok(()) }, &headers("0n"), limit).await.is_ok(), "what is ready is not late");
+    }
+}

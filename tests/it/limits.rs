@@ -1,0 +1,160 @@
+//! The bounds of connections and calls: each ends what it should, names its flag, and lets everybody else be.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::Request;
+use sessiond::proto::{BatchHasSessionsRequest, HasSessionRequest, SubscribeRequest};
+use tokio::{io::AsyncReadExt as _, net::TcpStream};
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::{
+    cli::{printed, run, sessiond},
+    fake::soon,
+    frames::{HEADERS, headers, start},
+    observed::Observed,
+    program::Program,
+    raw::{Raw, SERVICE, answer, framed, grpc},
+    sessions::{create, has},
+};
+
+fn reason(status: &Status) -> String {
+    status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default()
+}
+
+fn with_timeout(method: &str, timeout: &str) -> Request<()> {
+    let mut request = grpc(&format!("{SERVICE}/{method}"));
+    request.headers_mut().insert("grpc-timeout", timeout.parse().unwrap());
+    request
+}
+
+/// How a request ends of which only the beginning comes.
+async fn half(raw: &mut Raw, request: Request<()>) -> (Status, Duration) {
+    let began = Instant::now();
+    let (response, mut body) = raw.open(request).await;
+    body.send_data(Bytes::from_static(&[0, 0, 0, 1, 0, 10]), false).unwrap();
+    (soon(answer(response)).await.unwrap().grpc.unwrap(), began.elapsed())
+}
+
+#[tokio::test]
+async fn a_call_has_its_time_and_what_its_client_gives_it() {
+    let program = Program::start(&["--call-timeout", "500ms"]).await;
+    let mut raw = Raw::connect(program.addr).await;
+    for method in ["BatchCreateSessions", "Subscribe"] {
+        let (status, took) = half(&mut raw, grpc(&format!("{SERVICE}/{method}"))).await;
+        assert_eq!((status.code(), &*reason(&status)), (Code::DeadlineExceeded, "CALL_TIMEOUT"), "{method}");
+        assert!(status.message().contains("--call-timeout") && took >= Duration::from_millis(500), "{took:?} {status}");
+        let (status, took) = half(&mut raw, with_timeout(method, "100m")).await;
+        assert_eq!((status.code(), &*reason(&status)), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"), "{method}");
+        assert!(took >= Duration::from_millis(100), "{took:?}");
+        // More than the server gives, and what is no time.
+        for timeout in ["99999999H", "soon"] {
+            assert_eq!(reason(&half(&mut raw, with_timeout(method, timeout)).await.0), "CALL_TIMEOUT");
+        }
+    }
+    // A stream lives on, but for as long as its client says.
+    let mut observed = Observed::now(&program.sessions()).await;
+    let stream = raw.begin(with_timeout("Subscribe", "1S"), framed(&SubscribeRequest::default())).await.unwrap();
+    let ended = soon(answer(stream)).await.unwrap().grpc.unwrap();
+    assert_eq!(reason(&ended), "DEADLINE_EXCEEDED");
+    assert!(create(&program.sessions(), 0, 1).await);
+    assert_eq!(observed.events(1).await.len(), 1);
+    drop(observed);
+    program.metric_comes_to("sessiond_observers", 0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_calls_too_often_is_told_when_to_come_back() {
+    let program = Program::start(&["--rate-limit", "2", "--rate-burst", "5"]).await;
+    let mut raw = Raw::connect(program.addr).await;
+    let request = HasSessionRequest { session_id: Some(1), auth_key_id: 0 };
+    let mut refused = None;
+    for _ in 0..50 {
+        let status = raw.call(&format!("{SERVICE}/HasSession"), &request).await.grpc.unwrap();
+        if status.code() != Code::Ok {
+            refused = Some(status);
+            break;
+        }
+    }
+    let refused = refused.expect("50 calls take less than 20 s");
+    assert_eq!((refused.code(), &*reason(&refused)), (Code::ResourceExhausted, "RATE_LIMITED"));
+    assert!(refused.message().contains("--rate-limit"), "{refused}");
+    let delay = refused.get_details_retry_info().unwrap().retry_delay.unwrap();
+    assert!(delay > Duration::ZERO && delay <= Duration::from_millis(500), "{delay:?}");
+    // Other connections of the same client are no way around it, and probes are not counted.
+    let status = program.sessions().has_session(request).await.map(drop).map_err(|status| reason(&status));
+    assert!(status == Err("RATE_LIMITED".to_owned()) || status.is_ok());
+    for _ in 0..10 {
+        assert_eq!(run(sessiond(&format!("http://{}", program.addr), &["health"])).await, printed(0, "SERVING\n"));
+    }
+    tokio::time::sleep(delay).await;
+    assert!(raw.call(&format!("{SERVICE}/HasSession"), &request).await.grpc.unwrap().code() == Code::Ok);
+}
+
+#[tokio::test]
+async fn a_batch_may_be_held_smaller_than_the_protocol_has_it() {
+    let program = Program::start(&["--max-batch", "3"]).await;
+    let mut client = program.sessions();
+    let batch = |count| BatchHasSessionsRequest { session_ids: (0..count).collect(), ..Default::default() };
+    assert_eq!(client.batch_has_sessions(batch(3)).await.unwrap().into_inner().exists.len(), 3);
+    let status = client.batch_has_sessions(batch(4)).await.unwrap_err();
+    assert_eq!((status.code(), &*reason(&status)), (Code::InvalidArgument, "BATCH_TOO_LARGE"));
+    assert!(status.message().contains("at most 3") && status.message().contains("--max-batch"), "{status}");
+}
+
+#[tokio::test]
+async fn requests_that_do_not_end_share_a_bound() {
+    let program = Program::start(&["--max-pending-bytes", "100000"]).await;
+    let mut raw = Raw::connect(program.addr).await;
+    let mut held = Vec::new();
+    let mut refused = None;
+    let part = [&[0, 0, 0x10, 0, 0][..], &[0; 15_000]].concat();
+    while refused.is_none() && held.len() < 20 {
+        let (mut response, mut body) = raw.open(grpc(&format!("{SERVICE}/BatchHasSessions"))).await;
+        body.send_data(part.clone().into(), false).unwrap();
+        // It is answered, or is waited for.
+        match tokio::time::timeout(Duration::from_millis(300), &mut response).await {
+            Ok(answered) => refused = Some(Status::from_header_map(answered.unwrap().headers()).unwrap()),
+            Err(_) => held.push((response, body)),
+        }
+    }
+    let refused = refused.expect("a bound");
+    assert_eq!(held.len(), 6);
+    assert_eq!((refused.code(), &*reason(&refused)), (Code::ResourceExhausted, "TOO_MANY_PENDING_BYTES"));
+    assert!(refused.message().contains("--max-pending-bytes"), "{refused}");
+    assert!(!has(&program.sessions(), 0, 1).await, "small ones go through");
+    drop(held);
+    let request = BatchHasSessionsRequest { session_ids: (0..60_000).collect(), ..Default::default() };
+    drop(raw);
+    // 480,000 bytes are more than may be pending at all.
+    let status = program.sessions().batch_has_sessions(request).await.unwrap_err();
+    assert_eq!(reason(&status), "TOO_MANY_PENDING_BYTES");
+}
+
+#[tokio::test]
+async fn a_connection_of_no_use_is_ended_and_one_of_use_is_not() {
+    let program =
+        Program::start(&["--idle-timeout", "500ms", "--keepalive-interval", "1s", "--keepalive-timeout", "1s"]).await;
+    let client = program.sessions();
+    let mut observed = Observed::now(&client).await;
+    let began = Instant::now();
+    // One that has made a call and is quiet, one that is in the midst of headers, and one that never calls.
+    let mut quiet = Raw::connect(program.addr).await;
+    quiet.arrived().await;
+    let mut others = Vec::new();
+    for bytes in [start(), [start(), crate::frames::frame(HEADERS, 0, 1, &headers("/x"))].concat()] {
+        let mut socket = soon(TcpStream::connect(program.addr)).await.unwrap();
+        soon(tokio::io::AsyncWriteExt::write_all(&mut socket, &bytes)).await.unwrap();
+        others.push(socket);
+    }
+    for mut socket in others {
+        let _ = soon(socket.read_to_end(&mut Vec::new())).await;
+    }
+    soon(quiet.ended()).await;
+    assert!(began.elapsed() >= Duration::from_millis(500));
+    // The stream is still there, and so is what goes over its connection.
+    assert!(create(&program.sessions(), 0, 5).await);
+    assert_eq!(observed.events(1).await.len(), 1);
+    assert!(has(&client, 0, 5).await);
+}

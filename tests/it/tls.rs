@@ -1,0 +1,296 @@
+//! TLS: who is let in, who is not and how they are told, and certificates that change.
+
+use std::{fs, process::Stdio};
+
+use sessiond::{
+    client::{Client, ClientBuilder, ClientError, WatchOptions, WatchStart, WatchUpdate},
+    session::SessionKey,
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    process::Command,
+};
+
+use crate::{
+    certificates::{Authority, Issued, text},
+    cli::{Ended, assert_fails, printed, run},
+    fake::soon,
+    program::{Program, serve},
+};
+
+const SESSION: SessionKey = SessionKey::new(0, 1);
+
+/// A server that speaks TLS, and the roots that its certificate and those of its clients come from.
+struct Secure {
+    program: Program,
+    ours: Authority,
+    server: Issued,
+    folder: TempDir,
+}
+
+impl Secure {
+    async fn start(args: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let ours = Authority::new(folder.path(), "ours");
+        let server = ours.issue("server", &["localhost", "127.0.0.1"]);
+        let args = [&["--tls-cert", text(&server.cert), "--tls-key", text(&server.key)], args].concat();
+        Self { program: Program::start(&args).await, ours, server, folder }
+    }
+
+    /// One that wants to see the certificates of its clients.
+    async fn start_mutual(args: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let ours = Authority::new(folder.path(), "ours");
+        let server = ours.issue("server", &["localhost", "127.0.0.1"]);
+        let tls = ["--tls-cert", text(&server.cert), "--tls-key", text(&server.key), "--tls-client-ca", text(&ours.ca)];
+        let args = [&tls, args].concat();
+        Self { program: Program::start(&args).await, ours, server, folder }
+    }
+
+    fn url(&self) -> String {
+        format!("https://{}", self.program.addr)
+    }
+
+    /// A client that trusts our root.
+    fn builder(&self) -> ClientBuilder {
+        Client::builder(&self.url()).unwrap().tls_ca(fs::read(&self.ours.ca).unwrap())
+    }
+
+    fn client(&self) -> Client {
+        self.builder().connect_lazy().unwrap()
+    }
+
+    fn client_as(&self, identity: &Issued) -> Client {
+        let (cert, key) = (fs::read(&identity.cert).unwrap(), fs::read(&identity.key).unwrap());
+        self.builder().tls_identity(cert, key).connect_lazy().unwrap()
+    }
+
+    /// A client command with the environment of one.
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
+        command.env_clear().env("SESSIOND_ADDR", self.url()).env("SESSIOND_TLS_CA", &self.ours.ca).args(args);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
+    }
+}
+
+/// Why a call failed.
+async fn refusal(client: &Client) -> String {
+    let error = soon(client.has(SESSION)).await.expect_err("it is refused");
+    assert!(matches!(error, ClientError::Unreachable(_)), "{error:?}");
+    error.to_string()
+}
+
+#[tokio::test]
+async fn calls_and_streams_go_over_tls() {
+    let secure = Secure::start(&[]).await;
+    let client = secure.client();
+    let mut watch = client.watch(WatchOptions::snapshot());
+    while !matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Synced { .. }) {}
+    let sessions: Vec<_> = (0..60_000).map(|id| SessionKey::new(0, id)).collect();
+    assert_eq!(soon(client.batch_create(&sessions)).await.unwrap().len(), sessions.len());
+    let mut heard = 0;
+    while heard < sessions.len() {
+        if let WatchUpdate::Events(events) = soon(watch.next()).await.unwrap() {
+            heard += events.len();
+        }
+    }
+    assert!(soon(client.batch_has(&sessions)).await.unwrap().iter().all(|has| *has));
+}
+
+#[tokio::test]
+async fn a_client_trusts_only_who_it_should() {
+    let secure = Secure::start(&[]).await;
+    let theirs = Authority::new(secure.folder.path(), "theirs");
+    let builder = Client::builder(&secure.url()).unwrap().tls_ca(fs::read(&theirs.ca).unwrap());
+    let says = refusal(&builder.connect_lazy().unwrap()).await;
+    assert!(says.contains("UnknownIssuer") || says.contains("BadSignature"), "{says}");
+
+    let expired = secure.ours.issue_expired("expired", &["localhost", "127.0.0.1"]);
+    let args = ["--tls-cert", text(&expired.cert), "--tls-key", text(&expired.key)];
+    let old = Program::start(&args).await;
+    let ca = fs::read(&secure.ours.ca).unwrap();
+    let builder = Client::builder(&format!("https://{}", old.addr)).unwrap().tls_ca(ca);
+    let says = refusal(&builder.connect_lazy().unwrap()).await;
+    assert!(says.contains("expired"), "{says}");
+}
+
+#[tokio::test]
+async fn a_server_that_wants_certificates_lets_in_only_who_has_one_of_its_roots() {
+    let secure = Secure::start_mutual(&[]).await;
+    let fds = secure.program.metric("process_open_fds").await;
+    let theirs = Authority::new(secure.folder.path(), "theirs");
+
+    let gateway = secure.client_as(&secure.ours.issue("gateway", &["gateway.example"]));
+    assert!(soon(gateway.create(SESSION)).await.unwrap());
+
+    let says = refusal(&secure.client()).await;
+    assert!(says.contains("CertificateRequired"), "{says}");
+    let says = refusal(&secure.client_as(&theirs.issue("foreign", &["gateway.example"]))).await;
+    assert!(says.contains("UnknownCA") || says.contains("DecryptError"), "{says}");
+    let says = refusal(&secure.client_as(&secure.ours.issue_expired("expired", &["gateway.example"]))).await;
+    assert!(says.contains("Expired"), "{says}");
+
+    assert!(soon(gateway.has(SESSION)).await.unwrap());
+    drop(gateway);
+    secure.program.metric_comes_to("process_open_fds", fds).await;
+}
+
+#[tokio::test]
+async fn who_takes_the_port_for_another_kind_is_told() {
+    let secure = Secure::start(&[]).await;
+    let fds = secure.program.metric("process_open_fds").await;
+    let plain = Client::connect_lazy(&format!("http://{}", secure.program.addr)).unwrap();
+    for _ in 0..20 {
+        let says = refusal(&plain).await;
+        assert!(says.contains("this port speaks TLS: connect to https://"), "{says}");
+    }
+    let error = soon(plain.watch(WatchOptions::from_start(WatchStart::Now)).next()).await.unwrap_err();
+    assert!(!error.is_retryable(), "{error}");
+    // Others than clients of gRPC, and those who do not wait for an answer.
+    for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 1000], b"\x16\x03\x01\xff\xff nonsense", b"\x16"] {
+        let mut socket = soon(TcpStream::connect(secure.program.addr)).await.unwrap();
+        soon(socket.write_all(bytes)).await.unwrap();
+        soon(socket.shutdown()).await.unwrap();
+        let _ = soon(socket.read_to_end(&mut Vec::new())).await;
+    }
+    drop(plain);
+    assert!(soon(secure.client().create(SESSION)).await.unwrap());
+    secure.program.metric_comes_to("process_open_fds", fds).await;
+
+    let program = Program::start(&[]).await;
+    let fds = program.metric("process_open_fds").await;
+    let ca = fs::read(&secure.ours.ca).unwrap();
+    let tls = Client::builder(&format!("https://{}", program.addr)).unwrap().tls_ca(ca).connect_lazy().unwrap();
+    for _ in 0..20 {
+        let says = refusal(&tls).await;
+        assert!(says.contains("the server does not speak TLS there: try http://"), "{says}");
+    }
+    drop(tls);
+    program.metric_comes_to("process_open_fds", fds).await;
+}
+
+#[tokio::test]
+async fn a_handshake_has_its_time() {
+    let secure = Secure::start(&["--handshake-timeout", "300ms", "--max-connections", "3"]).await;
+    let mut silent = Vec::new();
+    // Nothing, the beginning of a record, and a record whose rest does not come.
+    for said in [&b""[..], b"\x16\x03", b"\x16\x03\x01\x02\x00\x01\x00"] {
+        let mut socket = soon(TcpStream::connect(secure.program.addr)).await.unwrap();
+        soon(socket.write_all(said)).await.unwrap();
+        silent.push(socket);
+    }
+    // All places are taken, until they are let go.
+    assert!(soon(secure.client().create(SESSION)).await.unwrap());
+    for mut socket in silent {
+        // An end, or a reset: whatever came before, an alert perhaps.
+        let _ = soon(socket.read_to_end(&mut Vec::new())).await;
+    }
+}
+
+#[tokio::test]
+async fn certificates_change_and_connections_stay() {
+    let secure = Secure::start(&[]).await;
+    let before = secure.client();
+    assert!(soon(before.create(SESSION)).await.unwrap());
+    let mut watch = before.watch(WatchOptions::from_start(WatchStart::Now));
+    assert!(matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Subscribed { .. }));
+
+    // Half of a change, which is none.
+    fs::write(&secure.server.cert, "nonsense").unwrap();
+    secure.program.logs("--tls-cert").await;
+    assert!(soon(secure.client().has(SESSION)).await.unwrap());
+    // A key that is another's.
+    let other = Authority::new(secure.folder.path(), "other");
+    let issued = other.issue("new", &["localhost", "127.0.0.1"]);
+    fs::copy(&issued.cert, &secure.server.cert).unwrap();
+    secure.program.logs("must be the key").await;
+    assert!(soon(secure.client().has(SESSION)).await.unwrap());
+    // By renaming, as those do who do not want to be read half.
+    fs::rename(&issued.key, &secure.server.key).unwrap();
+    secure.program.logs("read again").await;
+
+    let says = refusal(&secure.client()).await;
+    assert!(says.contains("UnknownIssuer"), "{says}");
+    let builder = Client::builder(&secure.url()).unwrap().tls_ca(fs::read(&other.ca).unwrap());
+    assert!(soon(builder.connect_lazy().unwrap().has(SESSION)).await.unwrap());
+    // What was there goes on.
+    assert!(soon(before.destroy(SESSION)).await.unwrap());
+    assert!(matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Events(_)));
+}
+
+#[tokio::test]
+async fn a_drain_ends_streams_over_tls_in_order() {
+    let mut secure = Secure::start(&[]).await;
+    let mut watch = secure.client().watch(WatchOptions::from_start(WatchStart::Now));
+    assert!(matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Subscribed { .. }));
+    secure.program.signal("TERM").await;
+    assert!(matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Heartbeat));
+    let WatchUpdate::Disconnected { error, .. } = soon(watch.next()).await.unwrap() else { panic!("it is told") };
+    assert_eq!(error.reason().as_deref(), Some("SERVER_DRAINING"));
+    drop(watch);
+    assert_eq!(secure.program.exit_code().await, Some(0));
+}
+
+#[tokio::test]
+async fn client_commands_speak_tls() {
+    let secure = Secure::start_mutual(&[]).await;
+    let gateway = secure.ours.issue("gateway", &["gateway.example"]);
+    let command = |args: &[&str]| {
+        let mut command = secure.command(args);
+        command.env("SESSIOND_TLS_CLIENT_CERT", &gateway.cert).env("SESSIOND_TLS_CLIENT_KEY", &gateway.key);
+        command
+    };
+    assert_eq!(run(command(&["create", "5"])).await, printed(0, "5 created\n"));
+    assert_eq!(run(command(&["has", "5"])).await, printed(0, "5 exists\n"));
+    assert_eq!(run(command(&["health"])).await, printed(0, "SERVING\n"));
+    let bench = ["bench", "--duration", "200ms", "--warmup", "0s", "--sessions", "2000", "--observers", "2"];
+    let Ended { code, stderr, .. } = run(command(&bench)).await;
+    assert_eq!(code, Some(0), "{stderr}");
+
+    assert_fails(&run(secure.command(&["has", "5"])).await, 3, "CertificateRequired");
+    assert_fails(&run(command(&["has", "5", "--tls-ca", "/nowhere"])).await, 2, "see --tls-ca");
+    assert_fails(&run(command(&["has", "5", "--tls-ca", text(&gateway.key)])).await, 2, "no certificate");
+    let plain = format!("http://{}", secure.program.addr);
+    assert_fails(&run(command(&["has", "5", "--addr", &plain])).await, 2, "write https://");
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_used_keep_the_server_from_starting() {
+    let folder = tempfile::tempdir().unwrap();
+    let ours = Authority::new(folder.path(), "ours");
+    let (server, other) = (ours.issue("server", &["localhost"]), ours.issue("other", &["localhost"]));
+    let (cert, key, other_key) = (text(&server.cert), text(&server.key), text(&other.key));
+    let table: [(&[&str], &str); 7] = [
+        (&["--tls-cert", cert], "--tls-key"),
+        (&["--tls-key", key], "--tls-cert"),
+        (&["--tls-client-ca", cert], "--tls-cert"),
+        (&["--tls-cert", "/nowhere", "--tls-key", key], "see --tls-cert"),
+        (&["--tls-cert", key, "--tls-key", key], "there is no certificate in it"),
+        (&["--tls-cert", cert, "--tls-key", cert], "there is no private key in it"),
+        (&["--tls-cert", cert, "--tls-key", other_key], "must be the key of the certificate"),
+    ];
+    for (args, says) in table {
+        let mut command = serve(&[&["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"], args].concat());
+        let output = soon(command.output()).await.unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+        assert!(stderr.contains(says), "{args:?}: {stderr}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_others_reach_without_tls_says_so() {
+    let open = Program::start_on("0.0.0.0:0", &[]).await;
+    open.logs("NO TLS").await;
+    let folder = tempfile::tempdir().unwrap();
+    let server = Authority::new(folder.path(), "ours").issue("server", &["localhost"]);
+    let args = ["--tls-cert", text(&server.cert), "--tls-key", text(&server.key)];
+    let mut closed = Program::start_on("0.0.0.0:0", &args).await;
+    closed.signal("TERM").await;
+    assert_eq!(closed.exit_code().await, Some(0));
+    closed.logs("drained").await;
+    assert!(!closed.log().contains("NO TLS"), "{}", closed.log());
+}
