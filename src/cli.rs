@@ -40,7 +40,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs the service. This is what sessiond does without a command.
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     /// Makes sessions exist.
     ///
     /// Prints one line for each session, which tells whether this call created it or it existed already.
@@ -86,7 +86,7 @@ pub(crate) fn main() -> ExitCode {
 impl Command {
     fn run(self) -> Result<Exit, CliError> {
         match self {
-            Self::Serve(args) => block_on(serve::run(args)),
+            Self::Serve(args) => block_on(serve::run(*args)),
             Self::Create(args) => block_on(sessions::run(args.sessions, Verb::Create(args.lease))),
             Self::Has(args) => block_on(sessions::run(args, Verb::Has)),
             Self::Destroy(args) => block_on(sessions::run(args.sessions, Verb::Destroy(args.lease))),
