@@ -211,8 +211,27 @@ try_image() {
     ((SECONDS - begun <= 11)) || fail "the drain took $((SECONDS - begun)) s"
     after=$(cd "$root" && find . -xdev -type f -printf '%p %s %T@\n' | sort)
     expect "files that the server wrote" "" "$(diff <(echo "$before") <(echo "$after") || true)"
+    try_read_only
     printf 'size  binary %s, image %s\n' "$(stat -c %s "$root/sessiond" | numfmt --to=iec)" \
         "$(b images --format '{{.Size}}' "$image")"
+}
+
+# Chroot isolation has no --read-only: the image's root is mounted so by hand, in a mount namespace that ends with the server.
+try_read_only() {
+    # shellcheck disable=SC2016 # For the inner shell.
+    unshare --mount --propagation private -- bash -euc 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1"
+        mount -t proc proc "$1/proc" && exec chroot --userspec=65532:65532 "$1" /sessiond serve' - "$root" >"$work/server.log" 2>&1 &
+    server_job=$!
+    until_true 20 find_server || { cat "$work/server.log"; fail "the server does not start on a read-only root"; }
+    server_pid=$(find_server)
+    expect "root file system" ro "$(awk '$5 == "/" { print substr($6, 1, 2) }' "/proc/$server_pid/mountinfo" | tail -n 1)"
+    until_true 20 in_image /sessiond health || { cat "$work/server.log"; fail "the server is not healthy on a read-only root"; }
+    expect "read-only root: create exits" 0 "$(code_of in_image /sessiond create 42)"
+    local code=0
+    kill -TERM "$server_pid"
+    wait "$server_job" || code=$?
+    server_pid=
+    expect "read-only root: SIGTERM: exits" 0 "$code"
 }
 
 fresh=no

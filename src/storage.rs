@@ -5,6 +5,8 @@ pub mod file;
 mod journal;
 pub mod memory;
 mod open;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 #[cfg(feature = "conformance")]
 pub mod conformance;

@@ -1,65 +1,35 @@
 //! One session a call.
 
-use std::{process::Command, time::Instant};
+use std::process::Command;
 
 use sessiond::proto::{CreateSessionRequest, DestroySessionRequest, HasSessionRequest};
 
 use super::{
-    grpc::{framed, load},
     observer::{Observer, from_now},
     peers,
-    process::Server,
+    process::{Least, Server, Taken},
     report::Report,
+    wire::{framed, load},
 };
 
 const HAS: &str = "/sessiond.v1.SessionService/HasSession";
 const CALLS: u64 = 300_000;
 const ROUNDS: usize = 5;
 
-/// Processor time of the server and wall time, a call in microseconds and calls a second.
-struct Cost {
-    cpu_us: f64,
-    a_second: f64,
-}
-
-async fn measure(server: &Server, calls: u64, work: impl Future<Output = ()>) -> Cost {
-    let (cpu, started) = (server.cpu(), Instant::now());
-    work.await;
-    let cpu_us = (server.cpu() - cpu).as_secs_f64() * 1e6 / calls as f64;
-    Cost { cpu_us, a_second: calls as f64 / started.elapsed().as_secs_f64() }
-}
-
-async fn has(server: &Server, shape: (usize, usize)) -> Cost {
+async fn has(server: &Server, shape: (usize, usize)) -> Taken {
     let body = framed(&HasSessionRequest { session_id: Some(42), auth_key_id: 0 });
     let work = |calls| {
         let body = body.clone();
         load(server.address, HAS, calls, shape, move |_| body.clone())
     };
     work(CALLS / 10).await;
-    measure(server, CALLS, work(CALLS)).await
+    Taken::by(server, work(CALLS)).await
 }
 
-/// The least that each server took in some rounds, in which they take turns: what a shared machine adds, it adds at times.
-async fn least_of(rounds: usize, servers: &[Server; 3], shape: (usize, usize)) -> [Cost; 3] {
-    let mut least: [Option<Cost>; 3] = [None, None, None];
-    for _ in 0..rounds {
-        for (server, least) in servers.iter().zip(&mut least) {
-            let cost = has(server, shape).await;
-            if least.as_ref().is_none_or(|least| cost.cpu_us < least.cpu_us) {
-                *least = Some(cost);
-            }
-        }
-    }
-    least.map(Option::unwrap)
-}
-
-fn row(report: &mut Report, what: &str, cost: &Cost, base: &Cost) {
-    report.row(&[
-        what.to_owned(),
-        format!("{:.2}", cost.cpu_us),
-        format!("{:.2}x", cost.cpu_us / base.cpu_us),
-        format!("{:.0}", cost.a_second),
-    ]);
+fn row(report: &mut Report, what: &str, calls: u64, taken: &Taken, base: f64) {
+    let us = taken.us_each(calls);
+    let a_second = calls as f64 / taken.wall.as_secs_f64();
+    report.measured(what, taken, &[format!("{us:.2}"), format!("{:.2}x", us / base), format!("{a_second:.0}")]);
 }
 
 pub(crate) async fn run(report: &mut Report) {
@@ -67,18 +37,22 @@ pub(crate) async fn run(report: &mut Report) {
     for (shape, name) in [((10, 10), "10 connections x 10"), ((1, 100), "1 connection x 100"), ((64, 1), "64 x 1")] {
         report.part(&format!("HasSession, {name} in flight"), &columns);
         let servers = [peers::sessiond(&[]), peers::stock_tonic(), peers::bare_h2()];
-        let [ours, stock, bare] = least_of(ROUNDS, &servers, shape).await;
-        row(report, "sessiond", &ours, &ours);
-        row(report, "stock tonic, no-op", &stock, &ours);
-        row(report, "bare h2, no-op", &bare, &ours);
+        let mut least = Least::default();
+        for _ in 0..ROUNDS {
+            for (n, server) in servers.iter().enumerate() {
+                least.add(n, has(server, shape).await);
+            }
+        }
+        let ours = least.0[0].us_each(CALLS);
+        for (what, taken) in ["sessiond", "stock tonic, no-op", "bare h2, no-op"].into_iter().zip(&least.0) {
+            row(report, what, CALLS, taken, ours);
+        }
         if shape == (10, 10) {
             match peers::redis() {
-                Some(redis) => row(
-                    report,
-                    "Redis EXISTS, 50 connections",
-                    &redis_benchmark(&redis, 1, &["EXISTS", "key"]).await,
-                    &ours,
-                ),
+                Some(redis) => {
+                    let taken = redis_benchmark(&redis, CALLS, 1, &["EXISTS", "key"]).await;
+                    row(report, "Redis EXISTS, 50 connections", CALLS, &taken, ours);
+                }
                 None => report.note("Redis is not installed."),
             }
             match peers::etcd() {
@@ -86,9 +60,8 @@ pub(crate) async fn run(report: &mut Report) {
                     for (what, path, body) in ETCD {
                         let body = bytes::Bytes::from_static(body);
                         let calls = CALLS / 10;
-                        let cost =
-                            measure(&etcd, calls, load(etcd.address, path, calls, shape, move |_| body.clone())).await;
-                        row(report, what, &cost, &ours);
+                        let work = load(etcd.address, path, calls, shape, move |_| body.clone());
+                        row(report, what, calls, &Taken::by(&etcd, work).await, ours);
                     }
                 }
                 None => report.note("etcd is not installed."),
@@ -109,45 +82,44 @@ async fn changes(report: &mut Report) {
         "Changes with 10 observers attached, 10 connections x 10 in flight",
         &["call", "server CPU, us a call", "to HasSession", "calls a second"],
     );
-    let server = peers::sessiond(&[]);
-    let base = has(&server, (10, 10)).await;
-    row(report, "HasSession, no observers", &base, &base);
-    let mut observers = tokio::task::JoinSet::new();
-    for _ in 0..10 {
-        let mut observer = Observer::connect(server.address, &from_now()).await;
-        observers.spawn(async move {
-            loop {
-                observer.next().await;
-            }
-        });
+    let mut least = Least::default();
+    for _ in 0..ROUNDS {
+        let server = peers::sessiond(&[]);
+        least.add(0, has(&server, (10, 10)).await);
+        let mut observers = tokio::task::JoinSet::new();
+        for _ in 0..10 {
+            let mut observer = Observer::connect(server.address, &from_now()).await;
+            observers.spawn(async move {
+                loop {
+                    observer.next().await;
+                }
+            });
+        }
+        let create = |n| framed(&CreateSessionRequest { session_id: Some(n as i64), auth_key_id: 0, lease_id: 0 });
+        let work = load(server.address, "/sessiond.v1.SessionService/CreateSession", CALLS, (10, 10), create);
+        least.add(1, Taken::by(&server, work).await);
+        let destroy = |n| framed(&DestroySessionRequest { session_id: Some(n as i64), auth_key_id: 0, lease_id: 0 });
+        let work = load(server.address, "/sessiond.v1.SessionService/DestroySession", CALLS, (10, 10), destroy);
+        least.add(2, Taken::by(&server, work).await);
     }
-    let create = |n| framed(&CreateSessionRequest { session_id: Some(n as i64), auth_key_id: 0, lease_id: 0 });
-    let work = load(server.address, "/sessiond.v1.SessionService/CreateSession", CALLS, (10, 10), create);
-    row(report, "CreateSession", &measure(&server, CALLS, work).await, &base);
-    let destroy = |n| framed(&DestroySessionRequest { session_id: Some(n as i64), auth_key_id: 0, lease_id: 0 });
-    let work = load(server.address, "/sessiond.v1.SessionService/DestroySession", CALLS, (10, 10), destroy);
-    row(report, "DestroySession", &measure(&server, CALLS, work).await, &base);
+    let base = least.0[0].us_each(CALLS);
+    for (what, taken) in ["HasSession, no observers", "CreateSession", "DestroySession"].into_iter().zip(&least.0) {
+        row(report, what, CALLS, taken, base);
+    }
     report.note("The cost of the deliveries, ten for each change, is in it.");
 }
 
 /// Redis' own loader, 50 connections, with so many commands in a pipeline.
-async fn redis_benchmark(redis: &Server, pipeline: u64, command: &[&str]) -> Cost {
-    let calls = CALLS * pipeline.min(10);
-    let cpu = redis.cpu();
-    let started = Instant::now();
+pub(crate) async fn redis_benchmark(redis: &Server, calls: u64, pipeline: u64, command: &[&str]) -> Taken {
     let port = redis.address.port().to_string();
     let options = [("-p", &port), ("-n", &calls.to_string()), ("-P", &pipeline.to_string())];
     let mut benchmark = Command::new("redis-benchmark");
     benchmark
         .args(options.into_iter().flat_map(|(flag, value)| [flag, value]))
         .args(["-c", "50", "-q", "-r", "1000000"]);
-    let output = benchmark.args(command).output().unwrap();
-    assert!(output.status.success());
-    let cpu_us = (redis.cpu() - cpu).as_secs_f64() * 1e6 / calls as f64;
-    Cost { cpu_us, a_second: calls as f64 / started.elapsed().as_secs_f64() }
-}
-
-/// The cost of a Redis command in pipelines of 100, in microseconds of its processor time.
-pub(crate) async fn redis_pipelined(redis: &Server, command: &[&str]) -> f64 {
-    redis_benchmark(redis, 100, command).await.cpu_us
+    Taken::by(redis, async {
+        let output = benchmark.args(command).output().unwrap();
+        assert!(output.status.success());
+    })
+    .await
 }

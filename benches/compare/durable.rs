@@ -11,10 +11,10 @@ use tokio::{
 };
 
 use super::{
-    grpc::{framed, load},
     peers,
     process::Server,
     report::Report,
+    wire::{framed, load},
 };
 
 const CONNECTIONS: usize = 10;

@@ -1,13 +1,14 @@
 //! Many observers that each watch a few sessions.
 
 use sessiond::proto::{CreateSessionRequest, SubscribeRequest};
+use tokio::task::JoinSet;
 
 use super::{
-    grpc::{self, framed, load},
-    observer::{Observer, from_now},
+    observer::{from_now, subscribe_all},
     peers,
-    process::Server,
+    process::{Server, Taken},
     report::Report,
+    wire::{framed, load},
 };
 
 const OBSERVERS: i64 = 10_000;
@@ -20,37 +21,28 @@ pub(crate) async fn run(report: &mut Report) {
         &["what is created", "server CPU, us a CreateSession"],
     );
     let server = peers::sessiond(&[]);
-    let mut row = |what: &str, us: f64| report.row(&[what.to_owned(), format!("{us:.2}")]);
+    let mut row = |what: &str, taken: Taken| report.measured(what, &taken, &[format!("{:.2}", taken.us_each(CALLS))]);
     row("no observers", creates(&server, 1_000_000_000).await);
+    let request = |n| SubscribeRequest { session_ids: (n * WATCHED..(n + 1) * WATCHED).collect(), ..from_now() };
     let mut connections = Vec::new();
-    for _ in 0..20 {
-        connections.push(grpc::connect(server.address).await);
-    }
-    let mut observers = Vec::new();
-    for n in 0..OBSERVERS {
-        let session_ids = (n * WATCHED..(n + 1) * WATCHED).collect();
-        let request = SubscribeRequest { session_ids, ..from_now() };
-        observers.push(Observer::subscribe(&connections[n as usize % connections.len()], &request).await);
+    for first in (0..OBSERVERS).step_by(OBSERVERS as usize / 20) {
+        let requests: Vec<_> = (first..first + OBSERVERS / 20).map(request).collect();
+        connections.push(subscribe_all(server.address, &requests).await);
     }
     row("sessions that nobody watches", creates(&server, 2_000_000_000).await);
-    let readers: Vec<_> = observers
-        .into_iter()
-        .map(|mut observer| {
-            tokio::spawn(async move {
-                loop {
-                    observer.next().await;
-                }
-            })
-        })
-        .collect();
+    let mut readers = JoinSet::new();
+    for mut connection in connections {
+        readers.spawn(async move {
+            loop {
+                connection.next().await;
+            }
+        });
+    }
     row("sessions that one observer each watches", creates(&server, 0).await);
-    readers.iter().for_each(|reader| reader.abort());
 }
 
-async fn creates(server: &Server, from: i64) -> f64 {
-    let cpu = server.cpu();
+async fn creates(server: &Server, from: i64) -> Taken {
     let body =
         move |n| framed(&CreateSessionRequest { session_id: Some(from + n as i64), auth_key_id: 0, lease_id: 0 });
-    load(server.address, "/sessiond.v1.SessionService/CreateSession", CALLS, (10, 10), body).await;
-    (server.cpu() - cpu).as_secs_f64() * 1e6 / CALLS as f64
+    Taken::by(server, load(server.address, "/sessiond.v1.SessionService/CreateSession", CALLS, (10, 10), body)).await
 }

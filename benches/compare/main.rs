@@ -11,16 +11,18 @@ mod calls;
 mod durable;
 mod fanout;
 mod filters;
-mod grpc;
+mod floor;
 mod idle;
 mod latency;
 mod observer;
 mod peers;
 mod ping;
 mod process;
+mod redis;
 mod report;
 mod resp;
 mod snapshot;
+mod wire;
 
 use std::env;
 
@@ -70,6 +72,9 @@ async fn run(parts: &[String]) -> Report {
     }
     if wants("idle") {
         idle::run(&mut report).await;
+    }
+    if wants("redis") {
+        redis::run(&mut report).await;
     }
     report
 }

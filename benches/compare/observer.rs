@@ -1,59 +1,54 @@
-//! Observers of sessiond that read frames and check them, at as little cost as can be.
+//! Observers of sessiond that check what they are told, at as little cost as can be.
 
 use std::{net::SocketAddr, time::Duration};
 
-use bytes::{Buf, Bytes, BytesMut};
-use h2::{RecvStream, client::SendRequest};
 use prost::Message;
 use sessiond::proto::{SubscribeRequest, SubscribeResponse, subscribe_request::Start, subscribe_response::Body};
 
-use super::grpc;
+use super::wire::{Frame, Wire, framed};
 
-/// One stream.
+const PATH: &str = "/sessiond.v1.SessionService/Subscribe";
+const PREFIX: usize = 5;
+
+/// One stream, on a connection of its own.
 pub(crate) struct Observer {
-    body: RecvStream,
-    bytes: BytesMut,
-    /// Keeps the connection.
-    _send: SendRequest<Bytes>,
+    wire: Wire,
+    bytes: Vec<u8>,
+    taken: usize,
 }
 
 impl Observer {
-    /// Subscribes on a connection, and returns when `subscribed` has come.
-    pub(crate) async fn subscribe(send: &SendRequest<Bytes>, request: &SubscribeRequest) -> Self {
-        let mut ready = send.clone().ready().await.unwrap();
-        let path = "/sessiond.v1.SessionService/Subscribe";
-        let (response, mut stream) = ready.send_request(grpc::request(path), false).unwrap();
-        stream.send_data(grpc::framed(request), true).unwrap();
-        let response = response.await.unwrap();
-        let mut observer = Self { body: response.into_body(), bytes: BytesMut::new(), _send: send.clone() };
+    /// Subscribes, and returns when `subscribed` has come.
+    pub(crate) async fn connect(address: SocketAddr, request: &SubscribeRequest) -> Self {
+        let mut observer = Self { wire: subscribe(address, &[request]).await, bytes: Vec::new(), taken: 0 };
         assert!(matches!(observer.next().await, Body::Subscribed(_)));
         observer
     }
 
-    /// Subscribes on a connection of its own.
-    pub(crate) async fn connect(address: SocketAddr, request: &SubscribeRequest) -> Self {
-        Self::subscribe(&grpc::connect(address).await, request).await
-    }
-
     /// The next message.
     pub(crate) async fn next(&mut self) -> Body {
-        loop {
-            if let Some(message) = self.take() {
-                return SubscribeResponse::decode(message).unwrap().body.unwrap();
-            }
-            let data = self.body.data().await.unwrap().unwrap();
-            self.body.flow_control().release_capacity(data.len()).unwrap();
-            self.bytes.extend_from_slice(&data);
-        }
+        SubscribeResponse::decode(self.message().await).unwrap().body.unwrap()
     }
 
-    fn take(&mut self) -> Option<Bytes> {
-        let len = self.bytes.get(1..5)?.get_u32() as usize;
-        if self.bytes.len() < 5 + len {
-            return None;
+    async fn message(&mut self) -> &[u8] {
+        loop {
+            let rest = &self.bytes[self.taken..];
+            if rest.len() >= PREFIX {
+                let end = PREFIX + u32::from_be_bytes([rest[1], rest[2], rest[3], rest[4]]) as usize;
+                if rest.len() >= end {
+                    let begin = self.taken + PREFIX;
+                    self.taken += end;
+                    return &self.bytes[begin..self.taken];
+                }
+            }
+            self.bytes.drain(..self.taken);
+            self.taken = 0;
+            match self.wire.next().await {
+                Frame::Data(data) => self.bytes.extend_from_slice(self.wire.payload(data)),
+                Frame::End => panic!("the stream has ended"),
+                Frame::Other => {}
+            }
         }
-        self.bytes.advance(5);
-        Some(self.bytes.split_to(len).freeze())
     }
 
     /// Reads events until the one of session `last`, and checks that each session comes once, in the order of their ids from
@@ -61,19 +56,61 @@ impl Observer {
     pub(crate) async fn expect_in_order(&mut self, first: i64, last: i64, mut progress: impl FnMut(i64)) {
         let mut next = first;
         while next <= last {
-            match self.next().await {
-                Body::Events(events) => {
-                    for event in events.events {
-                        assert_eq!(event.session_id, next, "an event is missing, doubled or out of order");
-                        next += 1;
-                    }
-                    progress(next);
-                }
-                Body::Heartbeat(_) => {}
-                other => panic!("{other:?}"),
-            }
+            each_session(self.message().await, |session_id| {
+                assert_eq!(session_id, next, "an event is missing, doubled or out of order");
+                next += 1;
+            });
+            progress(next);
         }
     }
+}
+
+/// The session of each event in a `SubscribeResponse`, without making values of them.
+fn each_session(message: &[u8], mut told: impl FnMut(i64)) {
+    let (mut rest, key) = (&message[1..], message[0]);
+    assert_eq!(key, 0x0a, "a message that is no events");
+    let len = prost::encoding::decode_varint(&mut rest).unwrap() as usize;
+    let mut events = &rest[..len];
+    while let [0x0a, len, after @ ..] = events {
+        let (mut event, after) = after.split_at(usize::from(*len));
+        let mut session_id = 0;
+        while let [key, value @ ..] = event {
+            let len = match key {
+                0x08 | 0x20 => 1,
+                0x11 | 0x19 => 8,
+                other => panic!("a field with the key {other:#x}"),
+            };
+            if *key == 0x11 {
+                session_id = i64::from_le_bytes(value[..8].try_into().unwrap());
+            }
+            event = &value[len..];
+        }
+        told(session_id);
+        events = after;
+    }
+    assert!(events.is_empty());
+}
+
+/// Subscribes several times on one connection. Nothing has been read of it.
+async fn subscribe(address: SocketAddr, requests: &[&SubscribeRequest]) -> Wire {
+    let mut wire = Wire::connect(address, PATH).await;
+    requests.iter().for_each(|request| wire.call(&framed(*request)));
+    wire.send().await;
+    wire
+}
+
+/// Subscribes several times on one connection, and returns when `subscribed` has come on each.
+pub(crate) async fn subscribe_all(address: SocketAddr, requests: &[SubscribeRequest]) -> Wire {
+    let mut wire = subscribe(address, &requests.iter().collect::<Vec<_>>()).await;
+    let mut subscribed = 0;
+    while subscribed < requests.len() {
+        match wire.next().await {
+            Frame::Data(_) => subscribed += 1,
+            Frame::End => panic!("a stream has ended"),
+            Frame::Other => {}
+        }
+    }
+    wire
 }
 
 /// Everything from now on, with few heartbeats.

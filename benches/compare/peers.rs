@@ -7,10 +7,8 @@ use std::{
     process::Command,
 };
 
-use bytes::Bytes;
-
 use super::{
-    ping,
+    floor, ping,
     process::{Server, free_port},
 };
 
@@ -68,6 +66,11 @@ pub(crate) fn bare_h2() -> Server {
     own("bare")
 }
 
+/// A server that writes to sockets, and does nothing else.
+pub(crate) fn bare_tcp() -> Server {
+    own("tcp")
+}
+
 fn own(peer: &str) -> Server {
     let port = free_port();
     let mut command = Command::new(env::current_exe().unwrap());
@@ -80,7 +83,8 @@ pub(crate) fn serve(peer: &str, port: u16) {
     listener.set_nonblocking(true).unwrap();
     match peer {
         "stock" => serve_stock(listener),
-        _ => serve_bare(listener),
+        "bare" => floor::serve_h2(listener),
+        _ => floor::serve_fan_out(listener),
     }
 }
 
@@ -91,48 +95,4 @@ fn serve_stock(listener: TcpListener) {
         let service = ping::server();
         tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
     });
-}
-
-fn serve_bare(listener: TcpListener) {
-    let workers = std::thread::available_parallelism().unwrap().get();
-    let mut inlets = Vec::new();
-    for _ in 0..workers {
-        let (inlet, mut connections) = tokio::sync::mpsc::channel::<std::net::TcpStream>(64);
-        inlets.push(inlet);
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                while let Some(stream) = connections.recv().await {
-                    tokio::spawn(answer_all(tokio::net::TcpStream::from_std(stream).unwrap()));
-                }
-            });
-        });
-    }
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
-        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-        for inlet in inlets.iter().cycle() {
-            let (stream, _) = listener.accept().await.unwrap();
-            stream.set_nodelay(true).unwrap();
-            inlet.send(stream.into_std().unwrap()).await.unwrap();
-        }
-    });
-}
-
-/// Reads each request to its end and answers it with the bytes of `HasSessionResponse { exists: true }`.
-async fn answer_all(stream: tokio::net::TcpStream) {
-    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
-    while let Some(Ok((request, mut respond))) = connection.accept().await {
-        tokio::spawn(async move {
-            let mut body = request.into_body();
-            while let Some(Ok(data)) = body.data().await {
-                let _ = body.flow_control().release_capacity(data.len());
-            }
-            let response = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
-            let Ok(mut send) = respond.send_response(response, false) else { return };
-            let _ = send.send_data(Bytes::from_static(&[0, 0, 0, 0, 2, 8, 1]), false);
-            let mut trailers = http::HeaderMap::new();
-            trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
-            let _ = send.send_trailers(trailers);
-        });
-    }
 }

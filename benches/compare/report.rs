@@ -2,6 +2,8 @@
 
 use std::{fmt::Write as _, fs, path::Path, process::Command, thread};
 
+use super::process::Taken;
+
 #[derive(Default)]
 pub(crate) struct Report {
     parts: Vec<Part>,
@@ -31,6 +33,14 @@ impl Report {
         self.parts.last_mut().unwrap().rows.push(row.to_vec());
     }
 
+    /// A row of figures that were measured, if the loader let them be.
+    pub(crate) fn measured(&mut self, what: &str, taken: &Taken, figures: &[String]) {
+        match taken.rejection() {
+            None => self.row(&[&[what.to_owned()], figures].concat()),
+            Some(rejection) => self.row(&[what.to_owned(), rejection]),
+        }
+    }
+
     /// Adds a line below the table.
     pub(crate) fn note(&mut self, note: impl Into<String>) {
         let note = note.into();
@@ -54,7 +64,8 @@ impl Report {
             let _ = writeln!(text, "\n## {}\n", part.title);
             let _ = writeln!(text, "| {} |\n|{}", part.columns.join(" | "), "---|".repeat(part.columns.len()));
             for row in &part.rows {
-                let _ = writeln!(text, "| {} |", row.join(" | "));
+                let missing = " |".repeat(part.columns.len() - row.len());
+                let _ = writeln!(text, "| {} |{missing}", row.join(" | "));
             }
             for note in &part.notes {
                 let _ = writeln!(text, "\n{note}");
@@ -77,8 +88,8 @@ const HEAD: &str = "# Benchmarks
 Written by `cargo bench --bench compare`, which starts every server on the loopback of one machine, one after the other, and
 drives each in the same way. What counts is the processor time of the *server* process (user and system) divided by what it
 did; the loader runs on the same cores, so throughput in wall time says as much about it as about the server. Look at the
-ratios. Of HasSession each server takes five turns, and its least is told; the other figures are of one run each, and differ by a
-fifth and more from run to run on a shared machine.
+ratios. The servers take turns, several times, and the best of each is told: what a shared machine adds, it adds at times. A run is
+rejected, and says so, when the loader took more processor time than a server that was not busy all the time.
 
 What the peers guarantee, and do not: Redis' pub/sub and NATS' core subjects deliver at most once, to those who are connected
 at that moment, and cut off who is slow; they have no snapshot, no cursor and no resume. Redis' keys and its pub/sub are two

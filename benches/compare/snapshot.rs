@@ -5,14 +5,14 @@ use std::time::Instant;
 use sessiond::proto::{BatchCreateSessionsRequest, subscribe_response::Body};
 
 use super::{
-    grpc::{framed, load},
     observer::{Observer, from_snapshot},
     peers,
     report::Report,
+    wire::{framed, load},
 };
 
 const SESSIONS: u64 = 10_000_000;
-const BATCH: u64 = 10_000;
+const BATCH: u64 = 1000;
 
 pub(crate) async fn run(report: &mut Report) {
     report.part(

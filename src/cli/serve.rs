@@ -27,7 +27,9 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "SESSIOND_ADMIN_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9090")]
     admin_listen: SocketAddr,
 
-    /// Where the sessions are: memory: keeps them in this process, and they end with it; file:PATH keeps them in a file.
+    /// Where the sessions are: memory: keeps them in this process, and they end with it; file:PATH keeps them in a file;
+    /// redis://HOST:PORT, rediss:// (TLS) and redis+cluster://HOST:PORT,HOST:PORT share them among many replicas
+    /// [parameters: registry, partitions, buckets, timeout_ms, wait_replicas, wait_timeout_ms].
     #[arg(long, env = "SESSIOND_STORAGE", value_name = "URL", default_value = "memory:")]
     storage: StorageUrl,
 

@@ -6,6 +6,7 @@
 
 mod bucket;
 mod hash;
+mod held;
 mod lease;
 mod log;
 mod restore;
@@ -14,6 +15,7 @@ use std::{
     convert::Infallible,
     fmt,
     hash::BuildHasher,
+    hint::black_box,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -24,11 +26,13 @@ use std::{
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use parking_lot::{Mutex, MutexGuard};
+use smallvec::SmallVec;
 use tokio::time::{Instant, sleep_until};
 
 use self::{
     bucket::Bucket,
     hash::SessionHasher,
+    held::{GROUP, Held},
     lease::{Ended, Lease, Leases},
     log::Log,
 };
@@ -153,25 +157,84 @@ impl MemoryStorage {
         self.log_of(bucket_index).append(event, || self.record(bucket, session, record))
     }
 
-    fn create_one(&self, session: SessionKey, lease: Option<(LeaseId, &Lease)>) -> Result<(bool, Lsn), StorageError> {
-        let too_many = || StorageError::TooManySessions { limit: self.max_sessions };
+    fn spot_of(&self, session: &SessionKey) -> Spot {
         let hash = self.hash.hash_one(session);
-        let bucket_index = self.bucket_of_hash(hash);
-        if let Some((_, lease)) = lease {
-            lease.enter(bucket_index);
+        Spot { hash, bucket: self.bucket_of_hash(hash) }
+    }
+
+    /// Makes a change to some sessions, at most [`GROUP`] of them, in order. `told` hears of each whether it was changed.
+    fn change_some(
+        &self,
+        sessions: &[SessionKey],
+        change: Change<'_>,
+        mut told: impl FnMut(bool, Lsn),
+    ) -> Result<(), StorageError> {
+        let all: SmallVec<[(SessionKey, Spot); GROUP]> =
+            sessions.iter().map(|session| (*session, self.spot_of(session))).collect();
+        if let Change::Create(Some((_, lease))) = change {
+            all.iter().for_each(|(_, spot)| lease.enter(spot.bucket));
         }
-        let mut bucket = self.buckets[bucket_index as usize].lock();
-        self.fit(&mut bucket, lease.is_some());
+        let mut rest = &all[..];
+        while !rest.is_empty() {
+            let mut held = Held::lock(&self.buckets, rest.iter().map(|(_, spot)| spot.bucket));
+            if rest.len() > 1 {
+                // Into the caches, all at the same time; what is found may have changed when its turn comes.
+                for (session, spot) in rest {
+                    black_box(held.bucket(spot.bucket).find(spot.hash, session));
+                }
+            }
+            let mut misfit = None;
+            while let [(session, spot), after @ ..] = rest {
+                let bucket = held.bucket(spot.bucket);
+                match change {
+                    Change::Create(lease) => {
+                        if bucket.need(lease.is_some()).is_some() {
+                            misfit = Some(spot.bucket);
+                            break;
+                        }
+                        let (created, lsn) = self.create_in(bucket, *spot, *session, lease)?;
+                        told(created, lsn);
+                    }
+                    Change::Destroy(lease) => {
+                        let (destroyed, lsn) = self.destroy_in(bucket, *spot, *session, lease);
+                        told(destroyed, lsn);
+                        if bucket.need(false).is_some() {
+                            misfit = Some(spot.bucket);
+                        }
+                    }
+                }
+                rest = after;
+                if misfit.is_some() {
+                    break;
+                }
+            }
+            drop(held);
+            if let Some(bucket) = misfit {
+                self.fit(&mut self.buckets[bucket as usize].lock(), change.is_leased());
+            }
+        }
+        Ok(())
+    }
+
+    /// Creates a session in its bucket, which must need no room.
+    fn create_in(
+        &self,
+        bucket: &mut Bucket,
+        spot: Spot,
+        session: SessionKey,
+        lease: Option<(LeaseId, &Lease)>,
+    ) -> Result<(bool, Lsn), StorageError> {
+        let too_many = || StorageError::TooManySessions { limit: self.max_sessions };
         let slot = match lease {
             Some((id, lease)) if !lease.is_live() => return Err(StorageError::UnknownLease(id)),
             Some((_, lease)) => lease.slot,
             None => 0,
         };
-        if let Some(place) = bucket.find(hash, &session) {
+        if let Some(place) = bucket.find(spot.hash, &session) {
             let lsn = match lease {
                 Some((lease, _)) if bucket.lease(place) != slot => {
                     bucket.set_lease(place, slot);
-                    self.record(&mut bucket, session, Record::Moved { session, lease })
+                    self.record(bucket, session, Record::Moved { session, lease })
                 }
                 _ => bucket.recorded(&session),
             };
@@ -182,35 +245,33 @@ impl MemoryStorage {
             .session_count
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < self.max_sessions).then_some(n + 1));
         counted.map_err(|_| too_many())?;
-        if !bucket.insert(hash, session, slot, &self.hash) {
+        if !bucket.insert(spot.hash, session, slot, &self.hash) {
             self.session_count.fetch_sub(1, Ordering::Relaxed);
             return Err(too_many());
         }
         let event = SessionEvent { session, change: SessionChange::Created };
-        Ok((true, self.append(bucket_index, &mut bucket, event, lease.map(|(id, _)| id))))
+        Ok((true, self.append(spot.bucket, bucket, event, lease.map(|(id, _)| id))))
     }
 
-    fn destroy_one(&self, session: SessionKey, lease: Option<&Lease>) -> (bool, Lsn) {
-        let hash = self.hash.hash_one(session);
-        let bucket_index = self.bucket_of_hash(hash);
-        let mut bucket = self.buckets[bucket_index as usize].lock();
-        let Some(place) = bucket.find(hash, &session) else { return (false, bucket.recorded(&session)) };
+    fn destroy_in(&self, bucket: &mut Bucket, spot: Spot, session: SessionKey, lease: Option<&Lease>) -> (bool, Lsn) {
+        let Some(place) = bucket.find(spot.hash, &session) else { return (false, bucket.recorded(&session)) };
         // Asked under the bucket's lock: once a lease has ended, its slot may name another.
         if lease.is_some_and(|lease| !lease.is_live() || bucket.lease(place) != lease.slot) {
             return (false, bucket.recorded(&session));
         }
-        bucket.remove(hash, place, &self.hash);
+        bucket.remove(spot.hash, place, &self.hash);
         self.session_count.fetch_sub(1, Ordering::Relaxed);
         let change = SessionChange::Destroyed(DestroyReason::Requested);
-        let lsn = self.append(bucket_index, &mut bucket, SessionEvent { session, change }, None);
-        self.fit(&mut bucket, false);
-        (true, lsn)
+        (true, self.append(spot.bucket, bucket, SessionEvent { session, change }, None))
     }
 
-    fn has_one(&self, session: &SessionKey) -> (bool, Lsn) {
-        let hash = self.hash.hash_one(session);
-        let bucket = self.buckets[self.bucket_of_hash(hash) as usize].lock();
-        (bucket.find(hash, session).is_some(), bucket.recorded(session))
+    fn has_some(&self, sessions: &[SessionKey], mut told: impl FnMut(bool, Lsn)) {
+        let spots: SmallVec<[Spot; GROUP]> = sessions.iter().map(|session| self.spot_of(session)).collect();
+        let mut held = Held::lock(&self.buckets, spots.iter().map(|spot| spot.bucket));
+        for (session, spot) in sessions.iter().zip(spots) {
+            let bucket = held.bucket(spot.bucket);
+            told(bucket.find(spot.hash, session).is_some(), bucket.recorded(session));
+        }
     }
 
     /// Asks whether changes can be made at present.
@@ -237,32 +298,22 @@ impl MemoryStorage {
         }
     }
 
-    /// Does `step` for each session, letting other tasks run in between, and waits until all of it is durable. Those who follow
-    /// the log are woken once for as many sessions as are done in one go.
-    async fn each(
-        &self,
-        sessions: &[SessionKey],
-        changes: bool,
-        mut step: impl FnMut(&SessionKey) -> Result<(bool, Lsn), StorageError> + Send,
-    ) -> Result<Vec<bool>, StorageError> {
+    /// Makes a change to each session, letting other tasks run in between, and waits until all of it is durable. Those who
+    /// follow the log are woken once for as many sessions as are done in one go.
+    async fn change(&self, sessions: &[SessionKey], change: Change<'_>) -> Result<Vec<bool>, StorageError> {
         let mut results = Vec::with_capacity(sessions.len());
         let mut newest = Lsn(0);
         for part in sessions.chunks(SESSIONS_BETWEEN_YIELDS) {
             if !results.is_empty() {
                 tokio::task::yield_now().await;
             }
-            if changes {
-                self.admit().await?;
-            }
-            let done: Result<(), StorageError> = part.iter().try_for_each(|session| {
-                let (result, lsn) = step(session)?;
-                results.push(result);
+            self.admit().await?;
+            let mut told = |changed, lsn| {
+                results.push(changed);
                 newest = newest.max(lsn);
-                Ok(())
-            });
-            if changes {
-                self.logs.iter().for_each(Log::settle);
-            }
+            };
+            let done = part.chunks(GROUP).try_for_each(|some| self.change_some(some, change, &mut told));
+            self.logs.iter().for_each(Log::settle);
             done?;
         }
         self.durable(newest).await?;
@@ -319,6 +370,27 @@ impl MemoryStorage {
     }
 }
 
+/// Where a session lies, or would.
+#[derive(Clone, Copy)]
+struct Spot {
+    hash: u64,
+    bucket: u32,
+}
+
+/// What is made of sessions, under a lease or not.
+#[derive(Clone, Copy)]
+enum Change<'a> {
+    Create(Option<(LeaseId, &'a Lease)>),
+    Destroy(Option<&'a Lease>),
+}
+
+impl Change<'_> {
+    /// Whether a session that it leaves in a bucket may be under a lease.
+    fn is_leased(self) -> bool {
+        matches!(self, Self::Create(Some(_)))
+    }
+}
+
 /// Leaves a lease behind when its sweep is cut short.
 struct Sweep<'a> {
     storage: &'a MemoryStorage,
@@ -353,11 +425,25 @@ impl SessionStorage for MemoryStorage {
             None => None,
         };
         let lease = lease.as_ref().map(|(id, lease)| (*id, &**lease));
-        self.each(sessions, true, |session| self.create_one(*session, lease)).await
+        self.change(sessions, Change::Create(lease)).await
     }
 
     async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
-        self.each(sessions, false, |session| Ok(self.has_one(session))).await
+        let mut exist = Vec::with_capacity(sessions.len());
+        let mut newest = Lsn(0);
+        for part in sessions.chunks(SESSIONS_BETWEEN_YIELDS) {
+            if !exist.is_empty() {
+                tokio::task::yield_now().await;
+            }
+            for some in part.chunks(GROUP) {
+                self.has_some(some, |exists, lsn| {
+                    exist.push(exists);
+                    newest = newest.max(lsn);
+                });
+            }
+        }
+        self.durable(newest).await?;
+        Ok(exist)
     }
 
     async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
@@ -368,7 +454,7 @@ impl SessionStorage for MemoryStorage {
             },
             None => None,
         };
-        self.each(sessions, true, |session| Ok(self.destroy_one(*session, lease.as_deref()))).await
+        self.change(sessions, Change::Destroy(lease.as_deref())).await
     }
 
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {

@@ -7,6 +7,11 @@ use super::{
     file::{FileError, FileStorage},
     memory::{MemoryOptions, MemoryStorage},
 };
+#[cfg(feature = "redis")]
+use super::{
+    StorageError,
+    redis::{RedisStorage, RedisUrl, RedisUrlError},
+};
 
 /// Names a storage, as `--storage` does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +21,9 @@ pub enum StorageUrl {
     Memory,
     /// `file:PATH`, the sessions are in a file and outlive the process and the machine.
     File(PathBuf),
+    /// `redis://HOST:PORT` and the like, many replicas share the sessions.
+    #[cfg(feature = "redis")]
+    Redis(RedisUrl),
 }
 
 /// What every storage is opened with.
@@ -49,6 +57,11 @@ impl StorageUrl {
                 ..MemoryOptions::default()
             }))),
             Self::File(path) => Ok(Arc::new(FileStorage::open(path, options).await?)),
+            #[cfg(feature = "redis")]
+            Self::Redis(url) => match RedisStorage::open(url, options).await {
+                Ok(storage) => Ok(Arc::new(storage)),
+                Err(source) => Err(OpenError::Redis { url: url.to_string(), source }),
+            },
         }
     }
 }
@@ -64,6 +77,8 @@ impl FromStr for StorageUrl {
                 "" => Err(OpenError::NoPath),
                 path => Ok(Self::File(path.into())),
             },
+            #[cfg(feature = "redis")]
+            _ if RedisUrl::is_meant(text) => Ok(Self::Redis(text.parse()?)),
             _ => Err(OpenError::UnknownUrl(text.to_owned())),
         }
     }
@@ -74,6 +89,8 @@ impl fmt::Display for StorageUrl {
         match self {
             Self::Memory => f.write_str("memory:"),
             Self::File(path) => write!(f, "file:{}", path.display()),
+            #[cfg(feature = "redis")]
+            Self::Redis(url) => url.fmt(f),
         }
     }
 }
@@ -83,7 +100,7 @@ impl fmt::Display for StorageUrl {
 #[non_exhaustive]
 pub enum OpenError {
     /// The text names no storage.
-    #[error("{0:?} is no storage: write memory: or file:PATH")]
+    #[error("{0:?} is no storage: write memory:, file:PATH or redis://HOST:PORT")]
     UnknownUrl(String),
     /// The text names no file.
     #[error("file: names no file: write its path behind it, as in file:/var/lib/sessiond/registry")]
@@ -91,4 +108,22 @@ pub enum OpenError {
     /// The registry's file cannot be opened.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The URL of a Redis is wrong.
+    #[cfg(feature = "redis")]
+    #[error(transparent)]
+    RedisUrl(#[from] RedisUrlError),
+    /// Redis cannot be reached, or has no registry that can be used.
+    #[cfg(feature = "redis")]
+    #[error("{url} cannot be opened ({})", cause(.source))]
+    Redis {
+        /// The storage, without its password.
+        url: String,
+        /// Why not.
+        source: StorageError,
+    },
+}
+
+#[cfg(feature = "redis")]
+fn cause(error: &StorageError) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }

@@ -24,6 +24,7 @@ mod observed;
 mod program;
 mod properties;
 mod raw;
+mod redis;
 mod resume;
 mod server;
 mod sessions;

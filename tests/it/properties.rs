@@ -9,6 +9,7 @@ mod history;
 mod live;
 mod model;
 mod races;
+mod redis;
 mod replica;
 mod segment;
 mod twisted;
@@ -38,6 +39,15 @@ pub(crate) trait Fixture: Sync {
 
     /// A storage with nothing in it, of that shape as far as it has one.
     fn storage(&self, shape: &Shape) -> impl Future<Output = Arc<dyn SessionStorage>>;
+
+    /// The storage as another replica has opened it.
+    fn another(
+        &self,
+        storage: &Arc<dyn SessionStorage>,
+        _shape: &Shape,
+    ) -> impl Future<Output = Arc<dyn SessionStorage>> {
+        std::future::ready(Arc::clone(storage))
+    }
 
     /// What the subjects see of that storage: faults come in between.
     fn seen(&self, storage: &Arc<dyn SessionStorage>) -> Arc<dyn SessionStorage> {

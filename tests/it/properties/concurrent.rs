@@ -25,14 +25,14 @@ use super::{
 };
 
 /// Far longer than anything takes; it only ends tests that hang.
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// No lease ends by itself in this time.
 const LONG: Duration = Duration::from_secs(3600);
 
 /// One time that an observer is there.
 #[derive(Clone, Debug)]
-struct Visit {
+pub(crate) struct Visit {
     from: From,
     filter: Filter,
     /// How many updates it reads at once, and how often it lets others run before the next, again and again.
@@ -45,6 +45,13 @@ pub(super) struct Plan {
     pub(super) shape: Shape,
     writers: Vec<Vec<Step>>,
     observers: Vec<Vec<Visit>>,
+}
+
+impl Plan {
+    /// The same, spread over so many replicas.
+    pub(super) fn with_replicas(self, replicas: usize) -> Self {
+        Self { shape: Shape { replicas, ..self.shape }, ..self }
+    }
 }
 
 pub(super) fn plan() -> impl Strategy<Value = Plan> {
@@ -70,7 +77,8 @@ pub(super) fn plan() -> impl Strategy<Value = Plan> {
 /// What the tasks share.
 struct Shared {
     truth: Arc<dyn SessionStorage>,
-    subject: SessionSubject,
+    /// One for each replica; writers and observers are spread over them.
+    subjects: Vec<SessionSubject>,
     shape: Shape,
     cursors: Mutex<Vec<Cursor>>,
     leases: Mutex<Vec<LeaseId>>,
@@ -78,23 +86,33 @@ struct Shared {
     model: watch::Receiver<Option<Arc<Model>>>,
 }
 
+impl Shared {
+    fn subject(&self, number: usize) -> &SessionSubject {
+        &self.subjects[number % self.subjects.len()]
+    }
+}
+
 pub(super) async fn run_plan(fixture: &impl Fixture, plan: &Plan) -> Vec<Broken> {
     let truth = fixture.storage(&plan.shape).await;
-    let storage = Twisted::new(Arc::clone(&truth), Paced::new(true));
-    let subject = SessionSubject::start(storage, plan.shape.subject_options(), ()).await.unwrap();
+    let mut subjects = Vec::new();
+    for _ in 0..plan.shape.replicas {
+        let storage = Twisted::new(fixture.another(&truth, &plan.shape).await, Paced::new(true));
+        subjects.push(SessionSubject::start(storage, plan.shape.subject_options(), ()).await.unwrap());
+    }
     let (ended, model) = watch::channel(None);
     let shared = Arc::new(Shared {
         truth: Arc::clone(&truth),
-        subject,
+        subjects,
         shape: plan.shape.clone(),
         cursors: Mutex::default(),
         leases: Mutex::default(),
         model,
     });
-    let spawn_writer = |steps: &Vec<Step>| tokio::spawn(write(Arc::clone(&shared), steps.clone()));
-    let writers: Vec<_> = plan.writers.iter().map(spawn_writer).collect();
-    let spawn_observer = |visits: &Vec<Visit>| tokio::spawn(observe(Arc::clone(&shared), visits.clone()));
-    let observers: Vec<_> = plan.observers.iter().map(spawn_observer).collect();
+    let spawn_writer = |(n, steps): (usize, &Vec<Step>)| tokio::spawn(write(Arc::clone(&shared), n, steps.clone()));
+    let writers: Vec<_> = plan.writers.iter().enumerate().map(spawn_writer).collect();
+    let spawn_observer =
+        |(n, visits): (usize, &Vec<Visit>)| tokio::spawn(observe(Arc::clone(&shared), n, visits.clone()));
+    let observers: Vec<_> = plan.observers.iter().enumerate().map(spawn_observer).collect();
 
     let mut made = Made::default();
     let mut broken = Vec::new();
@@ -106,7 +124,7 @@ pub(super) async fn run_plan(fixture: &impl Fixture, plan: &Plan) -> Vec<Broken>
     // Something that each filter lets pass is the last change, so that each observer must be woken once more.
     let all = all_sessions();
     for creates in [false, true, false] {
-        made.add(&call(&shared.subject, creates, &all, None).await);
+        made.add(&call(shared.subject(0), creates, &all, None).await);
     }
     let mut model = Model::new(truth).await;
     model.catch_up().await;
@@ -121,7 +139,9 @@ pub(super) async fn run_plan(fixture: &impl Fixture, plan: &Plan) -> Vec<Broken>
             broken.extend(trace.judge(&model).into_iter().map(with_trace));
         }
     }
-    assert_eq!(shared.subject.stats().observers, 0, "all observers are gone");
+    for subject in &shared.subjects {
+        assert_eq!(subject.stats().observers, 0, "all observers are gone");
+    }
     broken
 }
 
@@ -159,10 +179,10 @@ async fn call(
     changed.map(|(session, _)| SessionEvent { session: *session, change }).collect()
 }
 
-async fn write(shared: Arc<Shared>, steps: Vec<Step>) -> (Vec<SessionEvent>, Vec<Broken>) {
+async fn write(shared: Arc<Shared>, number: usize, steps: Vec<Step>) -> (Vec<SessionEvent>, Vec<Broken>) {
     let mut made = Vec::new();
     let mut broken = Vec::new();
-    let subject = &shared.subject;
+    let subject = shared.subject(number);
     let lease = |number: Option<usize>| {
         let leases = shared.leases.lock().unwrap();
         leases.get(number? % leases.len().max(1)).copied()
@@ -202,25 +222,26 @@ async fn write(shared: Arc<Shared>, steps: Vec<Step>) -> (Vec<SessionEvent>, Vec
             }
             step => panic!("a writer does not do {step:?}"),
         }
-        broken.extend(check_bounds(&shared));
+        broken.extend(check_bounds(&shared, number));
     }
     (made, broken)
 }
 
-fn check_bounds(shared: &Shared) -> Option<Broken> {
-    let stats = shared.subject.stats();
+fn check_bounds(shared: &Shared, number: usize) -> Option<Broken> {
+    let stats = shared.subject(number).stats();
     let is_within = stats.retained_events <= shared.shape.retain_events + EVENTS_A_CHUNK
         && stats.retained_bytes
             <= shared.shape.retain_bytes + EVENTS_A_CHUNK * size_of::<SessionEvent>() + CHUNK_OVERHEAD;
     (!is_within).then(|| Broken::new(Promise::Bounded, format!("{stats:?}")))
 }
 
-async fn observe(shared: Arc<Shared>, visits: Vec<Visit>) -> (Vec<Trace>, Vec<Broken>) {
+async fn observe(shared: Arc<Shared>, observer: usize, visits: Vec<Visit>) -> (Vec<Trace>, Vec<Broken>) {
     let mut traces = Vec::new();
     let mut broken = Vec::new();
     let count = visits.len();
     for (number, visit) in visits.into_iter().enumerate() {
-        let mut watcher = join(&shared, visit.from, visit.filter).await;
+        // Each visit is to another replica, with whatever cursor.
+        let mut watcher = join(&shared, observer + number, visit.from, visit.filter).await;
         for (updates, pauses) in visit.rounds {
             for _ in 0..updates {
                 let told = watcher.poll();
@@ -241,7 +262,7 @@ async fn observe(shared: Arc<Shared>, visits: Vec<Visit>) -> (Vec<Trace>, Vec<Br
     (traces, broken)
 }
 
-async fn join(shared: &Shared, from: From, filter: Filter) -> Watcher {
+async fn join(shared: &Shared, replica: usize, from: From, filter: Filter) -> Watcher {
     let ends = async || {
         let extent = shared.truth.log().await.unwrap();
         extent.partitions.iter().map(|held| held.end.0).collect::<Vec<_>>()
@@ -260,7 +281,7 @@ async fn join(shared: &Shared, from: From, filter: Filter) -> Watcher {
     };
     let before = ends().await;
     let options = ObserveOptions { start: start.clone(), filter: filter.clone() };
-    let observer = shared.subject.observe(options).await.unwrap();
+    let observer = shared.subject(replica).observe(options).await.unwrap();
     let started = match start {
         Start::Now => Started::Now { before, after: ends().await },
         Start::Snapshot => Started::Snapshot,
@@ -270,7 +291,7 @@ async fn join(shared: &Shared, from: From, filter: Filter) -> Watcher {
 }
 
 /// Reads until the last change that passes was told, as a task does that is woken when there is something.
-async fn read_to_end(watcher: &mut Watcher, model: &Model) {
+pub(crate) async fn read_to_end(watcher: &mut Watcher, model: &Model) {
     let filter = watcher.trace.filter.clone();
     let is_at_end = |cursor: Cursor| match model.place(&cursor.to_string()) {
         Place::After(places) => (0..)

@@ -11,10 +11,11 @@ use std::{
 };
 
 use sessiond::subject::{Cursor, Observer, Update};
-use tokio::task::unconstrained;
+use tokio::{task::unconstrained, time::timeout};
 
 use super::{
     checker::{Broken, Promise, Told, Trace},
+    concurrent::DEADLINE,
     faulty::Tamper,
 };
 
@@ -98,6 +99,12 @@ impl Watcher {
             }
         }
         self.broken.push(Broken::new(Promise::Live, "the stream never rests"));
+    }
+
+    /// Reads to the end of a stream that ends, which may have to wait for its storage first.
+    pub(crate) async fn read_out(&mut self) {
+        self.drain().await;
+        while !self.is_over() && matches!(timeout(DEADLINE, self.next()).await, Ok(Some(_))) {}
     }
 
     /// Waits for an update as a task does.

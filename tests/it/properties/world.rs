@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::{
     Fixture,
     checker::{Broken, Promise, Started, Told, Trace},
+    concurrent::read_to_end,
     faulty::Tamper,
     history::{From, Shape, Step, all_sessions},
     model::Model,
@@ -28,8 +29,8 @@ const TICK: Duration = Duration::from_millis(100);
 pub(crate) struct World {
     is_paused: bool,
     shape: Shape,
-    /// What the replicas see.
-    storage: Arc<dyn SessionStorage>,
+    /// What each replica sees.
+    storages: Vec<Arc<dyn SessionStorage>>,
     options: SubjectOptions,
     pub(crate) model: Model,
     pub(crate) replicas: Vec<Replica>,
@@ -41,21 +42,27 @@ pub(crate) struct World {
     foreign: Cursor,
     leases: Vec<LeaseId>,
     broken: Vec<Broken>,
+    /// Replicas are written to by turns.
+    writes: usize,
 }
 
 impl World {
     pub(crate) async fn new<F: Fixture>(fixture: &F, shape: &Shape) -> Self {
         let storage = fixture.storage(shape).await;
         let model = Model::new(Arc::clone(&storage)).await;
-        let (storage, options) = (fixture.seen(&storage), fixture.subject_options(shape));
-        let mut replicas = Vec::new();
+        let options = fixture.subject_options(shape);
+        let (mut storages, mut replicas) = (Vec::new(), Vec::new());
         for number in 0..shape.replicas {
-            replicas.push(Replica::start(Arc::clone(&storage), options, number == 0).await);
+            let seen = fixture.seen(&fixture.another(&storage, shape).await);
+            // Handles of one process expire its leases once, replicas each.
+            let expires = number == 0 || !F::IS_PAUSED;
+            replicas.push(Replica::start(Arc::clone(&seen), options, expires).await);
+            storages.push(seen);
         }
         Self {
             is_paused: F::IS_PAUSED,
             shape: shape.clone(),
-            storage,
+            storages,
             options,
             model,
             replicas,
@@ -65,6 +72,7 @@ impl World {
             foreign: foreign_cursor(shape.partitions).await,
             leases: Vec::new(),
             broken: Vec::new(),
+            writes: 0,
         }
     }
 
@@ -129,6 +137,9 @@ impl World {
             self.check_bounds();
             for (_, watcher) in &mut self.watchers {
                 watcher.drain().await;
+                if !self.is_paused {
+                    read_to_end(watcher, &self.model).await;
+                }
             }
             // Leases may have ended meanwhile.
             if self.model.catch_up().await.is_empty() {
@@ -159,7 +170,8 @@ impl World {
     /// A call of a writer, which waits for nobody who observes.
     async fn write<R>(&mut self, call: impl AsyncFnOnce(&SessionSubject) -> R) -> R {
         let began = Instant::now();
-        let result = call(&self.replicas[0].subject).await;
+        self.writes += 1;
+        let result = call(&self.replicas[self.writes % self.replicas.len()].subject).await;
         if self.is_paused && began.elapsed() > Duration::ZERO {
             self.broken.push(Broken::new(Promise::Bounded, format!("a writer waited for {:?}", began.elapsed())));
         }
@@ -214,9 +226,16 @@ impl World {
     /// Lets a replica follow the log to its end, unless it may not.
     pub(crate) async fn settle(&mut self, replica: usize) {
         let all = all_sessions();
-        let exists = self.replicas[replica].subject.has(&all).await.unwrap();
-        let alive = all.iter().map(|session| self.model.alive().contains(session));
-        assert_eq!(exists, alive.collect::<Vec<_>>(), "{:?}", self.model);
+        loop {
+            let exists = self.replicas[replica].subject.has(&all).await.unwrap();
+            // Where time passes by itself a lease may have ended meanwhile.
+            if !self.is_paused && !self.model.catch_up().await.is_empty() {
+                continue;
+            }
+            let alive = all.iter().map(|session| self.model.alive().contains(session));
+            assert_eq!(exists, alive.collect::<Vec<_>>(), "{:?}", self.model);
+            break;
+        }
         self.replicas[replica].settle(&mut self.model).await;
     }
 
@@ -230,14 +249,19 @@ impl World {
                 self.watchers.push((replica, watcher));
                 continue;
             }
-            watcher.drain().await;
+            if self.is_paused {
+                watcher.drain().await;
+            } else {
+                watcher.read_out().await;
+            }
             if !watcher.is_over() {
                 self.broken.push(Broken::new(Promise::Live, "a closed stream does not end"));
             }
             left.extend(watcher.cursor().map(|cursor| (cursor, watcher.trace.filter.clone())));
             self.keep(watcher);
         }
-        let next = Replica::start(Arc::clone(&self.storage), self.options, number == 0).await;
+        let next =
+            Replica::start(Arc::clone(&self.storages[number]), self.options, number == 0 || !self.is_paused).await;
         let (trace, broken) = std::mem::replace(&mut self.replicas[number], next).end();
         self.traces.push(trace);
         self.broken.extend(broken);

@@ -1,0 +1,219 @@
+//! gRPC over HTTP/2 as bytes: a client that costs next to nothing, so that it is the server that is measured.
+//!
+//! It does what a server sees of a good client (one write for all that is ready, header fields by their index from the second
+//! call on) and checks what can be checked without decoding headers: that each call is answered with a message.
+
+use std::{
+    net::SocketAddr,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::Message;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+};
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const WINDOW_UPDATE: u8 = 8;
+
+const END_STREAM: u8 = 1;
+const ACK: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+const HEAD: usize = 9;
+const MAX_FRAME: usize = 16_384;
+const MAX_WINDOW: u32 = (1 << 31) - 1;
+
+/// A message with gRPC's prefix.
+pub(crate) fn framed(message: &impl Message) -> Bytes {
+    let mut bytes = BytesMut::new();
+    bytes.put_u8(0);
+    bytes.put_u32(message.encoded_len() as u32);
+    message.encode(&mut bytes).unwrap();
+    bytes.freeze()
+}
+
+/// A connection on which one method is called.
+pub(crate) struct Wire {
+    tcp: TcpStream,
+    path: &'static str,
+    calls: u32,
+    unsent: Vec<u8>,
+    read: Vec<u8>,
+    /// How much of what was read has been taken.
+    taken: usize,
+}
+
+/// What a server sent, but for what concerns the connection.
+pub(crate) enum Frame {
+    /// A part of an answer: where it lies in [`Wire::payload`].
+    Data(Range<usize>),
+    /// The end of an answer.
+    End,
+    Other,
+}
+
+impl Wire {
+    pub(crate) async fn connect(address: SocketAddr, path: &'static str) -> Self {
+        let tcp = TcpStream::connect(address).await.unwrap();
+        tcp.set_nodelay(true).unwrap();
+        let mut unsent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        const INITIAL_WINDOW_SIZE: u8 = 4;
+        let settings = [&[0, INITIAL_WINDOW_SIZE][..], &MAX_WINDOW.to_be_bytes()].concat();
+        frame(&mut unsent, SETTINGS, 0, 0, &settings);
+        frame(&mut unsent, WINDOW_UPDATE, 0, 0, &(MAX_WINDOW - 65_535).to_be_bytes());
+        Self { tcp, path, calls: 0, unsent, read: Vec::with_capacity(128 << 10), taken: 0 }
+    }
+
+    /// Begins a call, with the next [`send`](Self::send).
+    pub(crate) fn call(&mut self, body: &[u8]) {
+        let stream = 2 * self.calls + 1;
+        let headers: Vec<u8> = if self.calls == 0 {
+            // POST, http, and four fields that the server is told to remember.
+            let path = [&[0x44, self.path.len() as u8], self.path.as_bytes()].concat();
+            [&[0x83, 0x86], &path[..], b"\x41\x09localhost\x5f\x10application/grpc\x40\x02te\x08trailers"].concat()
+        } else {
+            vec![0x83, 0x86, 0xc1, 0xc0, 0xbf, 0xbe]
+        };
+        frame(&mut self.unsent, HEADERS, END_HEADERS, stream, &headers);
+        let mut parts = body.chunks(MAX_FRAME).peekable();
+        while let Some(part) = parts.next() {
+            let flags = if parts.peek().is_none() { END_STREAM } else { 0 };
+            frame(&mut self.unsent, DATA, flags, stream, part);
+        }
+        self.calls += 1;
+    }
+
+    /// Sends the calls that were begun.
+    pub(crate) async fn send(&mut self) {
+        self.tcp.write_all(&self.unsent).await.unwrap();
+        self.unsent.clear();
+    }
+
+    /// The next frame.
+    pub(crate) async fn next(&mut self) -> Frame {
+        loop {
+            if let Some((kind, flags, payload)) = self.take() {
+                match kind {
+                    DATA => return Frame::Data(payload),
+                    HEADERS if flags & END_STREAM != 0 => return Frame::End,
+                    SETTINGS | PING if flags & ACK == 0 => {
+                        let payload = if kind == PING { self.read[payload].to_vec() } else { Vec::new() };
+                        frame(&mut self.unsent, kind, ACK, 0, &payload);
+                        self.send().await;
+                    }
+                    HEADERS | SETTINGS | PING | WINDOW_UPDATE => return Frame::Other,
+                    _ => panic!("a frame of kind {kind}, which ends a stream or the connection"),
+                }
+            } else {
+                self.read.drain(..self.taken);
+                self.taken = 0;
+                assert!(self.tcp.read_buf(&mut self.read).await.unwrap() > 0, "cut off");
+            }
+        }
+    }
+
+    /// Whether a frame can be had at once.
+    fn is_ready(&self) -> bool {
+        let rest = &self.read[self.taken..];
+        rest.len() >= HEAD && rest.len() >= HEAD + len(rest)
+    }
+
+    fn take(&mut self) -> Option<(u8, u8, Range<usize>)> {
+        if !self.is_ready() {
+            return None;
+        }
+        let head = &self.read[self.taken..];
+        let (kind, flags) = (head[3], head[4]);
+        let begin = self.taken + HEAD;
+        self.taken = begin + len(head);
+        Some((kind, flags, begin..self.taken))
+    }
+
+    pub(crate) fn payload(&self, payload: Range<usize>) -> &[u8] {
+        &self.read[payload]
+    }
+
+    /// Makes one call and waits for its answer.
+    pub(crate) async fn answer(&mut self, body: &[u8]) {
+        self.call(body);
+        self.send().await;
+        let mut messages = 0;
+        loop {
+            match self.next().await {
+                Frame::Data(_) => messages += 1,
+                Frame::End => break,
+                Frame::Other => {}
+            }
+        }
+        assert_eq!(messages, 1, "the call failed");
+    }
+}
+
+fn len(head: &[u8]) -> usize {
+    u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize
+}
+
+fn frame(bytes: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+    bytes.extend_from_slice(&(payload.len() as u32).to_be_bytes()[1..]);
+    bytes.extend_from_slice(&[kind, flags]);
+    bytes.extend_from_slice(&stream.to_be_bytes());
+    bytes.extend_from_slice(payload);
+}
+
+/// Makes `total` calls over `connections`, each with `in_flight` at once; the body of call number n is `body(n)`.
+pub(crate) async fn load(
+    address: SocketAddr,
+    path: &'static str,
+    total: u64,
+    (connections, in_flight): (usize, usize),
+    body: impl Fn(u64) -> Bytes + Send + Sync + 'static,
+) {
+    let (next, body) = (Arc::new(AtomicU64::new(0)), Arc::new(body));
+    let mut drivers = JoinSet::new();
+    for _ in 0..connections {
+        let (mut wire, next, body) = (Wire::connect(address, path).await, Arc::clone(&next), Arc::clone(&body));
+        drivers.spawn(async move {
+            let (mut open, mut messages, mut answered) = (0, 0, 0);
+            loop {
+                while open < in_flight {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    if n >= total {
+                        break;
+                    }
+                    wire.call(&body(n));
+                    open += 1;
+                }
+                if open == 0 {
+                    break;
+                }
+                wire.send().await;
+                let before = answered;
+                while answered == before || wire.is_ready() {
+                    match wire.next().await {
+                        Frame::Data(_) => messages += 1,
+                        Frame::End => {
+                            open -= 1;
+                            answered += 1;
+                        }
+                        Frame::Other => {}
+                    }
+                }
+            }
+            assert_eq!(messages, answered, "calls failed");
+        });
+    }
+    while let Some(result) = drivers.join_next().await {
+        result.unwrap();
+    }
+}

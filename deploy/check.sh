@@ -1,0 +1,191 @@
+#!/usr/bin/env bash
+# Checks the files in this folder, each with the tools of those who read it, and against the program.
+#
+#   deploy/check.sh [SERVER]      (a sessiond that is built; target/debug/sessiond by default)
+#
+# Installs what it needs: with apt-get where that works, the rest into target/ci/deploy. Starts servers on free ports of loopback.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+server=$(realpath "${1:-${CARGO_TARGET_DIR:-target}/debug/sessiond}")
+# The oldest and the newest Kubernetes that the manifests are for.
+KUBERNETES=(1.30.0 1.37.0)
+tools=$PWD/target/ci/deploy
+work=$(mktemp -d)
+python=$tools/venv/bin/python
+jobs=()
+cleanup() {
+    ((${#jobs[@]} == 0)) || kill "${jobs[@]}" 2>/dev/null || true
+    wait
+    rm -rf "$work"
+}
+trap cleanup EXIT
+
+say() { printf '\n== %s\n' "$*"; }
+pass() { printf 'ok    %s\n' "$*"; }
+fail() { printf 'FAIL  %s\n' "$*" >&2; exit 1; }
+has() { command -v "$1" >/dev/null; }
+
+install_tools() {
+    local packages=() maker=python3
+    has kubectl || packages+=(kubernetes-client)
+    has systemd-analyze || packages+=(systemd)
+    has promtool || packages+=(prometheus)
+    has bwrap || packages+=(bubblewrap)
+    /usr/bin/python3 -c 'import seccomp' 2>/dev/null || packages+=(python3-seccomp)
+    has npm || packages+=(npm)
+    python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
+    if ((${#packages[@]})); then
+        echo "installing ${packages[*]}"
+        { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${packages[@]}"; } \
+            >/dev/null
+        hash -r
+    fi
+    mkdir -p "$tools"
+    if ! cmp -s deploy/check/requirements.txt "$tools/venv/requirements.txt"; then
+        "$maker" -c 'import ensurepip' 2>/dev/null || maker=/usr/bin/python3
+        rm -rf "$tools/venv"
+        "$maker" -m venv "$tools/venv"
+        "$python" -m pip install --quiet --disable-pip-version-check -r deploy/check/requirements.txt
+        cp deploy/check/requirements.txt "$tools/venv/"
+    fi
+    if ! cmp -s deploy/check/package.json "$tools/node_modules/package.json"; then
+        cp deploy/check/package.json "$tools/"
+        npm install --silent --no-package-lock --ignore-scripts --prefix "$tools"
+        cp deploy/check/package.json "$tools/node_modules/"
+    fi
+}
+
+fits_type() { # fits_type FILE TYPE MODULE
+    local program
+    program=$tools/$(basename "${1%.*}").mts
+    "$python" deploy/check/typed.py "$2" "$3" "$1" >"$program"
+    "$tools/node_modules/.bin/tsc" --noEmit --strict --skipLibCheck --module nodenext "$program" || fail "$1 is no $2"
+    pass "$1 is a $2 of $3"
+}
+
+kubernetes() {
+    local folder=deploy/kubernetes version
+    for version in "${KUBERNETES[@]}"; do
+        # Its schemas are Kubernetes' own; strict ones know every field.
+        "$tools/venv/bin/kubernetes-validate" --quiet --strict --kubernetes-version "$version" \
+            "$folder"/{deployment,networkpolicy,poddisruptionbudget,service,statefulset}.yaml
+        pass "fits the schemas of Kubernetes $version"
+    done
+    fits_type "$folder/servicemonitor.yaml" IServiceMonitor @kubernetes-models/prometheus-operator/monitoring.coreos.com/v1
+    kubectl kustomize "$folder" >"$work/kustomized.yaml"
+    "$python" deploy/check/kubernetes.py "$server" <"$work/kustomized.yaml"
+    # As its first lines say that it is applied.
+    (cd "$folder" && awk 'FNR == 1 { print "---" } 1' statefulset.yaml service.yaml networkpolicy.yaml) |
+        "$python" deploy/check/kubernetes.py "$server"
+}
+
+systemd() {
+    local unit=$work/sessiond.service value drain
+    # The program need not be installed for the unit to be right.
+    sed "s|^ExecStart=[^ ]*|ExecStart=$server|" deploy/systemd/sessiond.service >"$unit"
+    # Of a name that it does not know it only warns. What it says of the machine's own units is not ours.
+    systemd-analyze verify --man=no "$unit" 2>"$work/verify.log" || { cat "$work/verify.log" >&2; fail "the unit is wrong"; }
+    ! grep -F sessiond.service "$work/verify.log" || fail "the unit is wrong"
+    # 1.3 is what remains open to a service that speaks IP; 10 is a service without any hardening.
+    systemd-analyze security --offline=true --threshold=15 "$unit" | tail -n 1
+    drain=$("$server" serve --help | sed -n '/SESSIOND_DRAIN_TIMEOUT/,/default/ s/.*default: \([0-9]*\)s.*/\1/p')
+    value=$(sed -n 's/^TimeoutStopSec=//p' "$unit")
+    ((value >= drain + 5)) || fail "a service that drains for $drain s is killed after $value s"
+    while read -r value; do
+        "$server" serve --help | grep -qF "[env: $value=" || fail "sessiond.env: $value is no flag of the program"
+    done < <(sed -n 's/^#\{0,1\}\(SESSIOND_[A-Z_]*\)=.*/\1/p' deploy/systemd/sessiond.env)
+    pass "the unit is right, and its variables are flags"
+}
+
+# The address in the first line of FILE that PATTERN finds, once there is one.
+address_in() { # address_in FILE PATTERN
+    local deadline=$((SECONDS + 20)) found
+    until found=$(sed -n "s/$2/\\1/p" "$1" | head -n 1) && [[ -n $found ]]; do
+        ((SECONDS < deadline)) || { cat "$1" >&2; fail "it does not start"; }
+        sleep 0.1
+    done
+    echo "$found"
+}
+
+start_server() { # start_server COMMAND…
+    : >"$work/server.log"
+    "$@" serve --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 --log-format json 2>"$work/server.log" &
+    server_job=$!
+    jobs+=("$server_job")
+    SESSIOND_ADDR=http://$(address_in "$work/server.log" '.*"listening".*"address":"\([^"]*\)".*')
+    admin=$(address_in "$work/server.log" '.*"listening".*"admin_address":"\([^"]*\)".*')
+    export SESSIOND_ADDR
+}
+
+# The unit's confinement takes nothing away that the program needs: to keep a file, to serve, to drain, to read it again.
+confined() {
+    local storage run pid
+    storage=$(sed -n 's/^SESSIOND_STORAGE=//p' deploy/systemd/sessiond.env)
+    mkdir "$work/state"
+    run=(env "SESSIOND_STORAGE=$storage" deploy/check/confined.sh "$server" "$work/state" /run/sessiond)
+    start_server "${run[@]}"
+    # bwrap waits for it, and ends with its exit code.
+    pid=$(pgrep -P "$server_job")
+    grep -qP '^Seccomp_filters:\t2$' "/proc/$pid/status" || fail "the server is not confined"
+    "$server" create 1 2
+    kill -TERM "$pid"
+    wait "$server_job" || fail "the drain ends with $?: $(cat "$work/server.log")"
+    start_server "${run[@]}"
+    "$server" has 1 2
+    "$server" watch --snapshot >"$work/watch.log" 2>&1 &
+    jobs+=($!)
+    address_in "$work/watch.log" '.*\(synced\|snapshot\).*' >/dev/null
+    "$python" deploy/check/metrics.py "$admin" "$work/metrics.txt"
+    kill -TERM "$(pgrep -P "$server_job")"
+    wait "$server_job" || fail "the drain ends with $?: $(cat "$work/server.log")"
+    pass "it serves, drains and keeps its file as confined as in the unit"
+}
+
+# Some of each that is counted. Two sessions stay.
+make_calls() {
+    "$server" create 1 2 3
+    "$server" has 1
+    "$server" destroy 3
+    "$server" watch --snapshot >"$work/watch.log" 2>&1 &
+    jobs+=($!)
+}
+
+start_prometheus() {
+    cat >"$work/prometheus.yaml" <<END
+global: {scrape_interval: 1s, evaluation_interval: 1s}
+rule_files: [$PWD/deploy/prometheus/rules.yaml]
+scrape_configs: [{job_name: sessiond, static_configs: [{targets: ["$admin"]}]}]
+END
+    promtool check config "$work/prometheus.yaml" >/dev/null
+    prometheus --config.file="$work/prometheus.yaml" --storage.tsdb.path="$work/prometheus" --web.listen-address=127.0.0.1:0 \
+        2>"$work/prometheus.log" &
+    jobs+=($!)
+    prometheus=$(address_in "$work/prometheus.log" '.*msg="Listening on" address=\([^ ]*\).*')
+}
+
+monitoring() {
+    promtool check rules deploy/prometheus/rules.yaml
+    promtool test rules deploy/prometheus/rules_test.yaml
+    start_server "$server"
+    make_calls
+    "$python" deploy/check/metrics.py "$admin" "$work/metrics.txt"
+    promtool check metrics <"$work/metrics.txt"
+    pass "promtool finds nothing amiss in /metrics"
+    start_prometheus
+    "$python" deploy/check/metrics.py "$admin" --used-by "$prometheus"
+}
+
+[[ -x $server ]] || fail "$server is no program: cargo build, or give the path of one"
+say "Tools"
+install_tools
+say "Kubernetes"
+kubernetes
+say "systemd"
+systemd
+confined
+say "Grafana"
+fits_type deploy/grafana/sessiond.json Dashboard @grafana/schema
+say "Prometheus"
+monitoring
+say "The deployment files hold ($SECONDS s)"

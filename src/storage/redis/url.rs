@@ -1,0 +1,243 @@
+//! `redis://`, `rediss://`, `redis+cluster://` and `rediss+cluster://`: where a registry is, and how it is divided.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use redis::{ConnectionInfo, IntoConnectionInfo, RedisError};
+
+/// Buckets that keep Redis' compact encoding up to some ten million sessions: see [`RedisStorage`](super::RedisStorage).
+pub(super) const DEFAULT_BUCKETS: u32 = 1 << 17;
+/// One node has no use for more than one partition.
+pub(super) const DEFAULT_CLUSTER_PARTITIONS: u32 = 16;
+
+const MAX_BUCKETS: u32 = 1 << 24;
+const MAX_PARTITIONS: u32 = 256;
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
+const DEFAULT_WAIT_TIMEOUT: Duration = Duration::from_millis(500);
+
+const PARAMETERS: &str = "registry, partitions, buckets, timeout_ms, wait_replicas, wait_timeout_ms";
+
+/// Where in Redis a registry is, read from a URL:
+/// `redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE][?PARAMETERS]`, `rediss://` for TLS; `redis+cluster://` and
+/// `rediss+cluster://` with any nodes of a Redis Cluster, `HOST:PORT,HOST:PORT`.
+///
+/// | parameter | default | what |
+/// |---|---|---|
+/// | `registry` | `sessiond` | the registry's name, for several in one Redis |
+/// | `partitions` | 1, 16 in a cluster | parts of the change log, each on one node |
+/// | `buckets` | 131072 | parts of the set; a multiple of the partitions |
+/// | `timeout_ms` | 1000 | how long to wait for a connection, or an answer, of Redis |
+/// | `wait_replicas` | 0 | a change is answered when so many of Redis' replicas have it |
+/// | `wait_timeout_ms` | 500 | how long to wait for them |
+///
+/// Partitions and buckets are set when the registry is made, and must be left out or the same from then on. The text of
+/// [`Display`](fmt::Display) has no password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RedisUrl {
+    is_cluster: bool,
+    /// One URL a node, each with user and password.
+    nodes: Vec<String>,
+    /// The same for people, without the password.
+    shown: String,
+    pub(super) registry: String,
+    pub(super) partitions: Option<u32>,
+    pub(super) buckets: Option<u32>,
+    pub(super) timeout: Duration,
+    pub(super) wait: Option<Wait>,
+}
+
+/// How many of Redis' replicas must have a change, and how long to wait for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wait {
+    pub(super) replicas: u32,
+    pub(super) timeout: Duration,
+}
+
+/// Why a URL names no registry in Redis. Says nothing of the password.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{shown}: {problem}")]
+pub struct RedisUrlError {
+    shown: String,
+    problem: String,
+}
+
+impl RedisUrl {
+    /// Whether a text is meant for Redis, by its scheme.
+    pub(crate) fn is_meant(text: &str) -> bool {
+        scheme(text).is_some()
+    }
+
+    pub(super) fn is_cluster(&self) -> bool {
+        self.is_cluster
+    }
+
+    pub(super) fn nodes(&self) -> Result<Vec<ConnectionInfo>, RedisError> {
+        self.nodes.iter().map(|node| node.as_str().into_connection_info()).collect()
+    }
+}
+
+/// Whether a URL is of a cluster and whether it asks for TLS, and what comes after its scheme.
+fn scheme(text: &str) -> Option<(bool, bool, &str)> {
+    let (scheme, rest) = text.split_once("://")?;
+    let (is_cluster, is_tls) = match scheme {
+        "redis" => (false, false),
+        "rediss" => (false, true),
+        "redis+cluster" => (true, false),
+        "rediss+cluster" => (true, true),
+        _ => return None,
+    };
+    Some((is_cluster, is_tls, rest))
+}
+
+impl FromStr for RedisUrl {
+    type Err = RedisUrlError;
+
+    fn from_str(text: &str) -> Result<Self, RedisUrlError> {
+        let shown = without_password(text);
+        let wrong = |problem: String| RedisUrlError { shown: shown.clone(), problem };
+        let Some((is_cluster, is_tls, rest)) = scheme(text) else {
+            return Err(wrong("write redis://, rediss://, redis+cluster:// or rediss+cluster://".to_owned()));
+        };
+        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (login, hosts) = place.rsplit_once('@').map_or(("", place), |(login, hosts)| (login, hosts));
+        let login = if login.is_empty() { String::new() } else { format!("{login}@") };
+        let scheme = if is_tls { "rediss" } else { "redis" };
+        let hosts: Vec<&str> = if is_cluster { hosts.split(',').collect() } else { vec![hosts] };
+        let mut url = Self {
+            is_cluster,
+            nodes: hosts.iter().map(|host| format!("{scheme}://{login}{host}")).collect(),
+            shown: shown.clone(),
+            registry: "sessiond".to_owned(),
+            partitions: None,
+            buckets: None,
+            timeout: DEFAULT_TIMEOUT,
+            wait: None,
+        };
+        let mut wait = Wait { replicas: 0, timeout: DEFAULT_WAIT_TIMEOUT };
+        for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+            let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+            let number = |most: u32| match value.parse::<u32>() {
+                Ok(number) if (1..=most).contains(&number) => Ok(number),
+                _ => Err(wrong(format!("{name}={value} is not a number from 1 to {most}"))),
+            };
+            let millis = || number(60_000).map(|ms| Duration::from_millis(u64::from(ms)));
+            match name {
+                "registry" => value.clone_into(&mut url.registry),
+                "partitions" => url.partitions = Some(number(MAX_PARTITIONS)?),
+                "buckets" => url.buckets = Some(number(MAX_BUCKETS)?),
+                "timeout_ms" => url.timeout = millis()?,
+                "wait_replicas" => wait.replicas = number(16)?,
+                "wait_timeout_ms" => wait.timeout = millis()?,
+                _ => return Err(wrong(format!("there is no parameter {name:?}: there are {PARAMETERS}"))),
+            }
+        }
+        url.wait = (wait.replicas > 0).then_some(wait);
+        // Braces would move its keys to other slots of a cluster, and the name is a part of every key.
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if url.registry.is_empty() || url.registry.len() > 64 || !url.registry.chars().all(is_plain) {
+            return Err(wrong("registry is not 1 to 64 letters, digits, '-', '_' or '.'".to_owned()));
+        }
+        let (partitions, buckets) = (url.partitions.unwrap_or(1), url.buckets.unwrap_or(DEFAULT_BUCKETS));
+        if !buckets.is_multiple_of(partitions) {
+            return Err(wrong(format!("{buckets} buckets cannot be divided into {partitions} partitions of one size")));
+        }
+        if hosts.iter().any(|host| host.is_empty() || host.starts_with(':')) {
+            return Err(wrong("a host is missing".to_owned()));
+        }
+        let nodes = url.nodes().map_err(|error| wrong(error.to_string()))?;
+        if is_cluster && nodes.iter().any(|node| node.redis_settings().db() != 0) {
+            return Err(wrong("a Redis Cluster has no database but 0".to_owned()));
+        }
+        Ok(url)
+    }
+}
+
+/// The password is what is between the first colon of the login and the last `@` before the parameters.
+fn without_password(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
+    let (place, query) = match rest.split_once('?') {
+        Some((place, query)) => (place, format!("?{query}")),
+        None => (rest, String::new()),
+    };
+    match place.rsplit_once('@') {
+        Some((login, hosts)) => {
+            let login = login.split_once(':').map_or(login.to_owned(), |(user, _)| format!("{user}:***"));
+            format!("{scheme}://{login}@{hosts}{query}")
+        }
+        None => text.to_owned(),
+    }
+}
+
+impl fmt::Display for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RedisUrl").field(&self.shown).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> RedisUrl {
+        text.parse().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[test]
+    fn parameters_are_read_and_the_rest_is_left_to_the_client() {
+        let plain = url("redis://localhost");
+        assert_eq!(
+            (plain.registry.as_str(), plain.partitions, plain.buckets, plain.wait),
+            ("sessiond", None, None, None)
+        );
+        let full = url(
+            "rediss://u:p@h:1/3?registry=a.b&partitions=4&buckets=64&wait_replicas=2&wait_timeout_ms=7&timeout_ms=9",
+        );
+        assert_eq!((full.registry.as_str(), full.partitions, full.buckets), ("a.b", Some(4), Some(64)));
+        assert_eq!(full.wait, Some(Wait { replicas: 2, timeout: Duration::from_millis(7) }));
+        assert_eq!(full.timeout, Duration::from_millis(9));
+        assert_eq!(full.nodes().unwrap()[0].redis_settings().db(), 3);
+        let cluster = url("redis+cluster://u:p@a:1,b:2,c:3");
+        assert!(cluster.is_cluster());
+        let nodes: Vec<String> = cluster.nodes().unwrap().iter().map(|node| node.addr().to_string()).collect();
+        assert_eq!(nodes, ["a:1", "b:2", "c:3"]);
+        assert_eq!(cluster.nodes().unwrap()[2].redis_settings().password(), Some("p"));
+    }
+
+    #[test]
+    fn a_password_is_shown_nowhere() {
+        for text in [
+            "redis://u:s3cret@h:1/?registry=x",
+            "redis+cluster://:s3cret@h:1,i:2",
+            "redis://u:s3cret@h:x",
+            "redis://:s3@cret@h?z=1",
+        ] {
+            let shown = match text.parse::<RedisUrl>() {
+                Ok(url) => format!("{url} {url:?}"),
+                Err(error) => format!("{error} {error:?}"),
+            };
+            assert!(!shown.contains("s3") && !shown.contains("cret"), "{shown}");
+            assert!(shown.contains("***"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        for (text, part) in [
+            ("redis://", "host"),
+            ("redis+cluster://a:1,,b:2", "host"),
+            ("redis://h?partitions=0", "partitions=0 is not a number from 1 to 256"),
+            ("redis://h?partitions=3", "131072 buckets cannot be divided into 3 partitions"),
+            ("redis://h?registry={a}", "registry is not"),
+            ("redis://h?regsitry=a", "there are registry, partitions, buckets"),
+            ("redis+cluster://h:1/2", "database"),
+        ] {
+            let error = text.parse::<RedisUrl>().unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The same properties on the storage in Redis: each replica has a handle of its own, and observers go from one to another.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestRunner},
+};
+use sessiond::storage::{SessionStorage, StorageOptions};
+
+use super::{
+    Fixture,
+    concurrent::{plan, run_plan},
+    history::{Shape, shape, steps},
+    play,
+};
+use crate::redis::{
+    ROOMY,
+    cluster::RedisCluster,
+    open,
+    server::{RedisServer, is_installed},
+};
+
+/// A server's or a cluster's registries, the last of which is the one in use.
+struct Redis {
+    url: Box<dyn Fn(&str) -> String + Send + Sync>,
+    count: AtomicUsize,
+    last: Mutex<String>,
+}
+
+impl Redis {
+    fn on(url: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
+        Self { url: Box::new(url), count: AtomicUsize::new(0), last: Mutex::default() }
+    }
+}
+
+fn options(shape: &Shape) -> StorageOptions {
+    StorageOptions { retain_events: shape.storage_events, ..ROOMY }
+}
+
+impl Fixture for Redis {
+    const IS_PAUSED: bool = false;
+
+    async fn storage(&self, shape: &Shape) -> Arc<dyn SessionStorage> {
+        let number = self.count.fetch_add(1, Ordering::Relaxed);
+        let Shape { buckets, partitions, .. } = shape;
+        let buckets = buckets.next_multiple_of(*partitions);
+        let url = (self.url)(&format!("registry=r{number}&partitions={partitions}&buckets={buckets}"));
+        self.last.lock().unwrap().clone_from(&url);
+        open(&url, options(shape)).await
+    }
+
+    async fn another(&self, _: &Arc<dyn SessionStorage>, shape: &Shape) -> Arc<dyn SessionStorage> {
+        let url = self.last.lock().unwrap().clone();
+        open(&url, options(shape)).await
+    }
+}
+
+fn runner(cases: u32) -> TestRunner {
+    TestRunner::new(Config { cases, max_shrink_iters: 30, failure_persistence: None, ..Config::default() })
+}
+
+/// Two or three replicas.
+fn shared(shape: Shape) -> Shape {
+    Shape { replicas: shape.replicas + 1, ..shape }
+}
+
+fn histories(redis: &Redis, cases: u32) {
+    let outcome = runner(cases).run(&(shape(), steps(20..80)), |(shape, steps)| {
+        let (broken, _) = play(redis, &shared(shape), &steps);
+        prop_assert!(broken.is_empty(), "{:#?}", broken);
+        Ok(())
+    });
+    outcome.unwrap_or_else(|error| panic!("{error}"));
+}
+
+fn at_once(redis: &Redis, cases: u32) {
+    let outcome = runner(cases).run(&(plan(), 1..=2usize), |(plan, more)| {
+        let plan = plan.with_replicas(1 + more);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let broken = runtime.block_on(run_plan(redis, &plan));
+        prop_assert!(broken.is_empty(), "{:#?}", broken);
+        Ok(())
+    });
+    outcome.unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn streams_over_several_replicas_keep_their_promises() {
+    if is_installed() {
+        let server = RedisServer::start(&[]);
+        histories(&Redis::on(move |parameters| server.url(parameters)), 15);
+    }
+}
+
+#[test]
+fn streams_over_several_replicas_keep_their_promises_while_all_run_at_once() {
+    if is_installed() {
+        let server = RedisServer::start(&[]);
+        at_once(&Redis::on(move |parameters| server.url(parameters)), 30);
+    }
+}
+
+#[test]
+fn streams_over_replicas_of_a_cluster_keep_their_promises() {
+    if is_installed() {
+        let cluster = RedisCluster::start(0);
+        let redis = Redis::on(move |parameters| cluster.url(parameters));
+        histories(&redis, 6);
+        at_once(&redis, 12);
+    }
+}

@@ -1,0 +1,22 @@
+//! The storage in Redis, on real servers.
+
+pub(crate) mod cluster;
+mod conformance;
+mod faults;
+mod fleet;
+mod linear;
+pub(crate) mod server;
+
+use std::{error::Error, sync::Arc};
+
+use sessiond::storage::{SessionStorage, StorageOptions, StorageUrl};
+
+/// Nothing that a test does reaches these limits, unless that is what it is about.
+pub(crate) const ROOMY: StorageOptions =
+    StorageOptions { retain_events: 1 << 18, max_sessions: 1 << 20, max_leases: 1 << 16 };
+
+/// What another replica opens.
+pub(crate) async fn open(url: &str, options: StorageOptions) -> Arc<dyn SessionStorage> {
+    let url: StorageUrl = url.parse().unwrap_or_else(|error| panic!("{error}"));
+    url.open(options).await.unwrap_or_else(|error| panic!("{error}: {:?}", error.source()))
+}

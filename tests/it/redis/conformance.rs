@@ -1,0 +1,89 @@
+//! The suite for storages, on Redis and on a Redis Cluster.
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream};
+use sessiond::storage::{
+    SessionStorage, StorageOptions,
+    conformance::{StorageFactory, cases},
+};
+
+use super::{
+    cluster::RedisCluster,
+    open,
+    server::{RedisServer, is_installed},
+};
+
+/// Registries in one redis-server, each with two replicas.
+struct Single {
+    server: OnceLock<RedisServer>,
+    parameters: &'static str,
+    count: AtomicUsize,
+}
+
+const fn single(parameters: &'static str) -> Single {
+    Single { server: OnceLock::new(), parameters, count: AtomicUsize::new(0) }
+}
+
+#[async_trait::async_trait]
+impl StorageFactory for Single {
+    async fn open(&self, options: StorageOptions) -> Vec<Arc<dyn SessionStorage>> {
+        let server = self.server.get_or_init(|| RedisServer::start(&[]));
+        let number = self.count.fetch_add(1, Ordering::Relaxed);
+        let url = server.url(&format!("registry=r{number}&{}", self.parameters));
+        vec![open(&url, options).await, open(&url, options).await]
+    }
+
+    fn skipped(&self) -> &'static [&'static str] {
+        static SKIPPED: OnceLock<Vec<&str>> = OnceLock::new();
+        SKIPPED
+            .get_or_init(|| if is_installed() { Vec::new() } else { cases().iter().map(|case| case.name()).collect() })
+    }
+}
+
+mod with_one_partition {
+    sessiond::storage_conformance_tests!([#[tokio::test]] super::single("buckets=64"));
+}
+
+mod with_three_partitions {
+    sessiond::storage_conformance_tests!(
+        [#[tokio::test(flavor = "multi_thread", worker_threads = 2)]] super::single("buckets=48&partitions=3")
+    );
+}
+
+/// Registries in one cluster, each with three replicas.
+struct Cluster {
+    cluster: RedisCluster,
+    count: AtomicUsize,
+}
+
+#[async_trait::async_trait]
+impl StorageFactory for Cluster {
+    async fn open(&self, options: StorageOptions) -> Vec<Arc<dyn SessionStorage>> {
+        let number = self.count.fetch_add(1, Ordering::Relaxed);
+        let url = self.cluster.url(&format!("registry=r{number}&partitions=5&buckets=40"));
+        vec![open(&url, options).await, open(&url, options).await, open(&url, options).await]
+    }
+
+    fn slack(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+}
+
+/// All cases in one test, for a cluster takes seconds to form; several at once, for most wait for leases to expire.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_cluster() {
+    const AT_ONCE: usize = 6;
+    if !is_installed() {
+        return;
+    }
+    let factory = Cluster { cluster: RedisCluster::start(0), count: AtomicUsize::new(0) };
+    let outcomes = stream::iter(cases()).map(|case| case.run(&factory)).buffer_unordered(AT_ONCE);
+    outcomes.for_each(|outcome| async { outcome.unwrap_or_else(|violation| panic!("{violation}")) }).await;
+}

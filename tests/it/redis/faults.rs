@@ -1,0 +1,600 @@
+//! What becomes of calls and streams when Redis fails.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use redis::cmd;
+use sessiond::{
+    session::{SessionChange, SessionKey},
+    storage::{SessionStorage, StorageError, StorageOptions},
+    subject::{ObserveOptions, Observer, ResetReason, SessionSubject, Start, SubjectOptions, Update},
+};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{
+    ROOMY,
+    cluster::{MASTERS, RedisCluster},
+    open,
+    server::{RedisServer, is_installed},
+};
+
+/// Far longer than anything takes; it only ends tests that hang.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The longest that a call may take with `timeout_ms` as below: an answer of Redis, the connection to it, and some for a busy
+/// machine.
+const CALL: Duration = Duration::from_secs(5);
+
+/// Short timeouts, so that outages are noticed soon.
+const PARAMETERS: &str = "timeout_ms=300&buckets=64";
+
+fn key(n: i64) -> SessionKey {
+    SessionKey::new(n % 3, n)
+}
+
+fn keys(numbers: std::ops::Range<i64>) -> Vec<SessionKey> {
+    numbers.map(key).collect()
+}
+
+/// One replica: a handle of its own and the subject over it.
+struct Replica {
+    storage: Arc<dyn SessionStorage>,
+    subject: SessionSubject,
+}
+
+impl Replica {
+    async fn start(url: &str) -> Self {
+        Self::start_with(url, ROOMY).await
+    }
+
+    async fn start_with(url: &str, options: StorageOptions) -> Self {
+        let storage = open(url, options).await;
+        let subject = SessionSubject::start(Arc::clone(&storage), SubjectOptions::default(), ()).await.unwrap();
+        Self { storage, subject }
+    }
+
+    async fn watch(&self, start: Start) -> Held {
+        let observer = eventually(|| async {
+            self.subject.observe(ObserveOptions { start: start.clone(), ..ObserveOptions::default() }).await.ok()
+        });
+        Held { observer: observer.await, sessions: HashSet::new(), resets: Vec::new(), is_synced: false }
+    }
+}
+
+/// An observer that holds what it is told to, and fails where that is not exact.
+struct Held {
+    observer: Observer,
+    sessions: HashSet<SessionKey>,
+    resets: Vec<ResetReason>,
+    is_synced: bool,
+}
+
+impl Held {
+    async fn read(&mut self) {
+        match timeout(PATIENCE, self.observer.next()).await.expect("it is told something").expect("it goes on") {
+            Update::Subscribed | Update::Closed => {}
+            Update::Reset(reason) => {
+                self.resets.push(reason);
+                self.sessions.clear();
+                self.is_synced = false;
+            }
+            Update::Snapshot(sessions) => {
+                for session in sessions {
+                    assert!(self.sessions.insert(session), "{session:?} is in the snapshot, and was held");
+                }
+            }
+            Update::Synced { session_count } => {
+                assert_eq!(self.sessions.len() as u64, session_count);
+                self.is_synced = true;
+            }
+            Update::Events(events) => {
+                for event in events.events() {
+                    let is_exact = match event.change {
+                        SessionChange::Created => self.sessions.insert(event.session),
+                        SessionChange::Destroyed(_) => self.sessions.remove(&event.session),
+                    };
+                    assert!(is_exact, "{event:?} does not fit what is held");
+                }
+            }
+        }
+    }
+
+    /// Reads until just these are held.
+    async fn comes_to_hold(&mut self, sessions: &[SessionKey]) {
+        let expected: HashSet<_> = sessions.iter().copied().collect();
+        while !self.is_synced || self.sessions != expected {
+            self.read().await;
+        }
+    }
+
+    /// Reads until there was a reset for this reason, and the snapshot after it.
+    async fn is_reset(&mut self, reason: ResetReason) {
+        while !self.is_synced || self.resets.last() != Some(&reason) {
+            self.read().await;
+        }
+    }
+}
+
+/// Tries again until it is given something.
+async fn eventually<T, F: Future<Output = Option<T>>>(attempt: impl Fn() -> F) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(done) = attempt().await {
+            return done;
+        }
+        assert!(Instant::now() < deadline, "it does not come true");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Creates these, as a gateway that tries again.
+async fn create(storage: &dyn SessionStorage, sessions: &[SessionKey]) {
+    eventually(|| async { storage.create(sessions, None).await.ok() }).await;
+}
+
+/// Every unary call fails as it should while Redis is away, and in time.
+async fn is_unavailable(storage: &dyn SessionStorage) {
+    let began = Instant::now();
+    let calls = futures_util::future::join_all((0..20).map(|n| async move {
+        let one = [key(1000 + n)];
+        match n % 4 {
+            0 => storage.create(&one, None).await.map(drop),
+            1 => storage.has(&one).await.map(drop),
+            2 => storage.destroy(&one, None).await.map(drop),
+            _ => storage.log().await.map(drop),
+        }
+    }));
+    for outcome in calls.await {
+        assert!(matches!(outcome, Err(StorageError::Unavailable(_))), "{outcome:?}");
+    }
+    let lease = storage.grant_lease(Duration::from_secs(9), "").await;
+    assert!(matches!(lease, Err(StorageError::Unavailable(_))), "{lease:?}");
+    assert!(began.elapsed() < CALL, "calls took {:?} to fail", began.elapsed());
+}
+
+#[tokio::test]
+async fn an_event_crosses_replicas_and_a_cursor_goes_on_at_another() {
+    if !is_installed() {
+        return;
+    }
+    let server = RedisServer::start(&[]);
+    let url = server.url(PARAMETERS);
+    let (a, b) = (Replica::start(&url).await, Replica::start(&url).await);
+    let mut held = a.watch(Start::Snapshot).await;
+    held.comes_to_hold(&[]).await;
+    b.storage.create(&keys(0..50), None).await.unwrap();
+    held.comes_to_hold(&keys(0..50)).await;
+    let cursor = held.observer.cursor().unwrap();
+    // The replica that it was at dies, and more happens before it is at another.
+    drop((held.observer, a));
+    b.storage.destroy(&keys(10..20), None).await.unwrap();
+    let c = Replica::start(&url).await;
+    for replica in [&b, &c] {
+        let mut resumed = replica.watch(Start::After(cursor.clone())).await;
+        resumed.sessions.clone_from(&held.sessions);
+        resumed.is_synced = true;
+        resumed.comes_to_hold(&[keys(0..10), keys(20..50)].concat()).await;
+        assert_eq!(resumed.resets, []);
+    }
+}
+
+#[tokio::test]
+async fn a_stopped_redis_fails_calls_in_time_and_a_reset_follows_an_empty_one() {
+    if !is_installed() {
+        return;
+    }
+    let mut server = RedisServer::start(&[]);
+    let url = server.url(PARAMETERS);
+    let (a, b) = (Replica::start(&url).await, Replica::start(&url).await);
+    create(&*a.storage, &keys(0..50)).await;
+    let mut held = [a.watch(Start::Snapshot).await, b.watch(Start::Snapshot).await];
+    for held in &mut held {
+        held.comes_to_hold(&keys(0..50)).await;
+    }
+    let old = held[0].observer.cursor().unwrap();
+    server.kill();
+    is_unavailable(&*a.storage).await;
+    is_unavailable(&*b.storage).await;
+    // Empty: there is another registry from now on.
+    server.restart();
+    create(&*b.storage, &keys(100..110)).await;
+    for held in &mut held {
+        held.is_reset(ResetReason::StorageRestarted).await;
+        held.comes_to_hold(&keys(100..110)).await;
+    }
+    let c = Replica::start(&url).await;
+    for replica in [&a, &b, &c] {
+        let mut late = replica.watch(Start::After(old.clone())).await;
+        late.is_reset(ResetReason::CursorForeign).await;
+        late.comes_to_hold(&keys(100..110)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_flushed_under_a_live_connection_is_noticed() {
+    if !is_installed() {
+        return;
+    }
+    let server = RedisServer::start(&[]);
+    let a = Replica::start(&server.url(PARAMETERS)).await;
+    create(&*a.storage, &keys(0..50)).await;
+    let mut held = a.watch(Start::Snapshot).await;
+    held.comes_to_hold(&keys(0..50)).await;
+    let () = server.ask(&cmd("FLUSHALL")).unwrap();
+    held.is_reset(ResetReason::StorageRestarted).await;
+    held.comes_to_hold(&[]).await;
+}
+
+#[tokio::test]
+async fn an_old_dump_makes_every_old_cursor_foreign() {
+    if !is_installed() {
+        return;
+    }
+    let mut server = RedisServer::start(&[]);
+    let url = server.url(PARAMETERS);
+    let a = Replica::start(&url).await;
+    create(&*a.storage, &keys(0..50)).await;
+    let mut held = a.watch(Start::Snapshot).await;
+    held.comes_to_hold(&keys(0..50)).await;
+    let () = server.ask(&cmd("SAVE")).unwrap();
+    create(&*a.storage, &keys(50..80)).await;
+    held.comes_to_hold(&keys(0..80)).await;
+    let lost = held.observer.cursor().unwrap();
+    server.restart();
+    // The log grows past where it was, with other changes at the same positions.
+    create(&*a.storage, &keys(200..260)).await;
+    held.is_reset(ResetReason::StorageRestarted).await;
+    let now = [keys(0..50), keys(200..260)].concat();
+    held.comes_to_hold(&now).await;
+    let b = Replica::start(&url).await;
+    let mut late = b.watch(Start::After(lost)).await;
+    late.is_reset(ResetReason::CursorForeign).await;
+    late.comes_to_hold(&now).await;
+}
+
+#[tokio::test]
+async fn a_durable_redis_that_restarts_loses_no_cursor() {
+    if !is_installed() {
+        return;
+    }
+    let mut server = RedisServer::start(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let url = server.url(PARAMETERS);
+    let a = Replica::start(&url).await;
+    create(&*a.storage, &keys(0..50)).await;
+    let mut held = a.watch(Start::Snapshot).await;
+    held.comes_to_hold(&keys(0..50)).await;
+    server.restart();
+    create(&*a.storage, &keys(50..60)).await;
+    held.comes_to_hold(&keys(0..60)).await;
+    assert_eq!(held.resets, [], "nothing was lost");
+}
+
+#[tokio::test]
+async fn a_redis_that_is_stuck_fails_calls_in_time_and_recovers() {
+    if !is_installed() {
+        return;
+    }
+    let server = RedisServer::start(&[]);
+    let a = Replica::start(&server.url(PARAMETERS)).await;
+    create(&*a.storage, &keys(0..50)).await;
+    let mut held = a.watch(Start::Snapshot).await;
+    held.comes_to_hold(&keys(0..50)).await;
+    server.signal("STOP");
+    is_unavailable(&*a.storage).await;
+    server.signal("CONT");
+    // What was cut off may have been done all the same, and is done again.
+    create(&*a.storage, &keys(0..60)).await;
+    a.storage.destroy(&keys(1000..1020), None).await.unwrap();
+    held.comes_to_hold(&keys(0..60)).await;
+    assert_eq!(held.resets, [], "nothing was lost");
+}
+
+#[tokio::test]
+async fn connections_that_are_cut_lose_and_repeat_nothing() {
+    const ROUNDS: i64 = 30;
+    if !is_installed() {
+        return;
+    }
+    let server = RedisServer::start(&[]);
+    let url = server.url(PARAMETERS);
+    let (a, b) = (Replica::start(&url).await, Replica::start(&url).await);
+    let mut held = b.watch(Start::Snapshot).await;
+    let cutting = async {
+        for _ in 0..ROUNDS {
+            let _: i64 =
+                server.ask(cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").arg("SKIPME").arg("yes")).unwrap();
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let writing = async {
+        for n in 0..ROUNDS {
+            let some = keys(n * 100..n * 100 + 40);
+            for _ in 0..2 {
+                create(&*a.storage, &some).await;
+                eventually(|| async { a.storage.destroy(&some[..20], None).await.ok() }).await;
+            }
+        }
+    };
+    tokio::join!(cutting, writing);
+    let left: Vec<SessionKey> = (0..ROUNDS).flat_map(|n| keys(n * 100 + 20..n * 100 + 40)).collect();
+    held.comes_to_hold(&left).await;
+    assert_eq!(held.resets, []);
+    assert_eq!(a.storage.session_count().await.unwrap(), left.len() as u64);
+}
+
+#[tokio::test]
+async fn a_replica_that_the_log_was_trimmed_past_starts_again_and_is_exact() {
+    if !is_installed() {
+        return;
+    }
+    let server = RedisServer::start(&[]);
+    let url = server.url(PARAMETERS);
+    let options = StorageOptions { retain_events: 100, ..ROOMY };
+    let slow = Replica::start_with(&url, options).await;
+    let mut held = slow.watch(Start::Snapshot).await;
+    held.comes_to_hold(&[]).await;
+    // On a thread of its own, while this one, on which the slow replica runs, does nothing else.
+    let writer = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let fast = open(&url, options).await;
+            for n in 0..20 {
+                fast.create(&keys(n * 100..n * 100 + 100), None).await.unwrap();
+            }
+        });
+    });
+    writer.join().unwrap();
+    held.is_reset(ResetReason::Lagged).await;
+    held.comes_to_hold(&keys(0..2000)).await;
+}
+
+/// A replica that begins to sweep a lease and dies leaves the rest to another, which destroys each session once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sweep_that_dies_is_taken_over() {
+    const SESSIONS: i64 = 20_000;
+    if !is_installed() {
+        return;
+    }
+    let server = RedisServer::start(&[]);
+    let url = server.url("timeout_ms=300&buckets=1024");
+    let b = Replica::start(&url).await;
+    let mut held = b.watch(Start::Snapshot).await;
+    let dying = open(&url, ROOMY).await;
+    let lease = dying.grant_lease(Duration::from_secs(600), "gateway").await.unwrap();
+    for some in keys(0..SESSIONS).chunks(2000) {
+        dying.create(some, Some(lease)).await.unwrap();
+    }
+    dying.create(&keys(SESSIONS..SESSIONS + 10), None).await.unwrap();
+    let all = keys(0..SESSIONS + 10);
+    held.comes_to_hold(&all).await;
+    let revoking = tokio::spawn({
+        let dying = Arc::clone(&dying);
+        async move { dying.revoke_lease(lease).await }
+    });
+    while held.sessions.len() == all.len() {
+        held.read().await;
+    }
+    revoking.abort();
+    let _ = revoking.await;
+    drop(dying);
+    held.comes_to_hold(&keys(SESSIONS..SESSIONS + 10)).await;
+    assert_eq!(held.resets, []);
+}
+
+/// An outage of Redis kills no session: each lease has its full ttl again after it.
+#[tokio::test]
+async fn leases_have_their_ttl_again_after_an_outage() {
+    const TTL: Duration = Duration::from_secs(2);
+    if !is_installed() {
+        return;
+    }
+    let server = RedisServer::start(&[]);
+    let a = Replica::start(&server.url(PARAMETERS)).await;
+    let lease = a.storage.grant_lease(TTL, "gateway").await.unwrap();
+    a.storage.create(&keys(0..5), Some(lease)).await.unwrap();
+    let mut held = a.watch(Start::Snapshot).await;
+    held.comes_to_hold(&keys(0..5)).await;
+    server.signal("STOP");
+    // The ttl passes by Redis' clock while nobody can keep the lease alive.
+    sleep(TTL + Duration::from_secs(1)).await;
+    server.signal("CONT");
+    let back = Instant::now();
+    held.comes_to_hold(&[]).await;
+    let after = back.elapsed();
+    assert!(after >= TTL - Duration::from_millis(50), "it expired {after:?} after an outage, with a ttl of {TTL:?}");
+}
+
+#[tokio::test]
+async fn another_layout_is_refused() {
+    if !is_installed() {
+        return;
+    }
+    let server = RedisServer::start(&[]);
+    let a = open(&server.url("partitions=2&buckets=64"), ROOMY).await;
+    assert_eq!(open(&server.url(""), ROOMY).await.layout(), a.layout(), "what is left out is as it is");
+    let other: sessiond::storage::StorageUrl = server.url("partitions=4&buckets=64").parse().unwrap();
+    let error = other.open(ROOMY).await.unwrap_err().to_string();
+    assert!(error.contains("partitions=2&buckets=64"), "{error}");
+    let one = open(&server.url("registry=one"), ROOMY).await;
+    assert!(one.log().await.unwrap().registry_id != a.log().await.unwrap().registry_id, "registries are kept apart");
+}
+
+#[tokio::test]
+async fn a_change_that_too_few_replicas_of_redis_have_is_told_as_a_failure() {
+    if !is_installed() {
+        return;
+    }
+    let server = RedisServer::start(&[]);
+    let plain = open(&server.url(PARAMETERS), ROOMY).await;
+    let strict = open(&server.url(&format!("{PARAMETERS}&wait_replicas=1&wait_timeout_ms=100")), ROOMY).await;
+    let outcome = strict.create(&keys(0..1), None).await;
+    assert!(matches!(outcome, Err(StorageError::Unavailable(_))), "{outcome:?}");
+    assert_eq!(plain.has(&keys(0..1)).await.unwrap(), [true], "it was made all the same, and a retry is safe");
+    let master = server.port.to_string();
+    let follower = RedisServer::start(&["--replicaof", "127.0.0.1", &master, "--repl-diskless-sync-delay", "0"]);
+    let created = eventually(|| async { strict.create(&keys(0..2), None).await.ok() }).await;
+    assert!(!created[0]);
+    let _: i64 = follower.ask(&cmd("DBSIZE")).unwrap();
+}
+
+/// One master of three dies for good, under load; its replica takes its place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failover_of_a_cluster_under_load_is_survived() {
+    if !is_installed() {
+        return;
+    }
+    let mut cluster = RedisCluster::start(1);
+    let url = cluster.url("timeout_ms=500&partitions=6&buckets=48");
+    let (a, b) = (Replica::start(&url).await, Replica::start(&url).await);
+    let mut held = b.watch(Start::Snapshot).await;
+    held.comes_to_hold(&[]).await;
+    let storage = Arc::clone(&a.storage);
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let writing = tokio::spawn(async move {
+        let mut n = 0;
+        while !*stopped.borrow() {
+            let some = keys(n..n + 8);
+            create(&*storage, &some).await;
+            if n % 16 == 0 {
+                eventually(|| async { storage.destroy(&some, None).await.ok() }).await;
+            }
+            n += 8;
+            sleep(Duration::from_millis(1)).await;
+        }
+        n
+    });
+    let following = async {
+        for _ in 0..100 {
+            held.read().await;
+        }
+    };
+    following.await;
+    tokio::task::block_in_place(|| {
+        cluster.nodes[1].kill();
+        cluster.wait("the cluster to fail over", |cluster| {
+            let nodes: String = cluster.nodes[0].ask(cmd("CLUSTER").arg("NODES")).unwrap();
+            let masters = nodes.lines().filter(|line| line.contains("master") && !line.contains("fail")).count();
+            masters == MASTERS && cluster.nodes[0].cluster_info().contains("cluster_state:ok")
+        });
+    });
+    let survived = eventually(|| async { a.storage.create(&keys(-100..0), None).await.ok() });
+    survived.await;
+    sleep(Duration::from_millis(300)).await;
+    stop.send_replace(true);
+    let written = writing.await.unwrap();
+    // What the dead master had not yet sent on is lost, and told with a reset. What is there now is what observers hold.
+    let candidates = keys(-100..written);
+    let exist = eventually(|| async { a.storage.has(&candidates).await.ok() }).await;
+    let now: Vec<SessionKey> =
+        candidates.into_iter().zip(exist).filter(|(_, exists)| *exists).map(|(key, _)| key).collect();
+    assert!(now.len() > 100);
+    held.comes_to_hold(&now).await;
+    let mut fresh = a.watch(Start::Snapshot).await;
+    fresh.comes_to_hold(&now).await;
+}
+
+/// A node of a cluster comes back empty: the sessions of the others live on, under another id.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_a_cluster_that_comes_back_empty_is_noticed() {
+    if !is_installed() {
+        return;
+    }
+    let mut cluster = RedisCluster::start(0);
+    let url = cluster.url("timeout_ms=500&partitions=6&buckets=48");
+    let (a, b) = (Replica::start(&url).await, Replica::start(&url).await);
+    for node in 0..MASTERS {
+        let mut held = b.watch(Start::Snapshot).await;
+        create(&*a.storage, &keys(0..300)).await;
+        let lease = a.storage.grant_lease(Duration::from_secs(600), "").await.unwrap();
+        a.storage.create(&keys(300..400), Some(lease)).await.unwrap();
+        held.comes_to_hold(&keys(0..400)).await;
+        let old = held.observer.cursor().unwrap();
+        tokio::task::block_in_place(|| {
+            cluster.nodes[node].restart();
+            cluster.wait("the cluster to serve", |cluster| {
+                cluster.nodes.iter().all(|node| node.cluster_info().contains("cluster_state:ok"))
+            });
+        });
+        held.is_reset(ResetReason::StorageRestarted).await;
+        let all = keys(0..400);
+        let left = eventually(|| async { a.storage.has(&all).await.ok() }).await;
+        let left: Vec<SessionKey> =
+            all.into_iter().zip(left).filter(|(_, exists)| *exists).map(|(key, _)| key).collect();
+        assert!(left.len() < 400);
+        held.comes_to_hold(&left).await;
+        let mut late = a.watch(Start::After(old)).await;
+        late.is_reset(ResetReason::CursorForeign).await;
+        late.comes_to_hold(&left).await;
+        assert_eq!(a.storage.session_count().await.unwrap(), left.len() as u64);
+        // The lease is gone with its node or lives on; it can be revoked in the latter case, and leaves no ghost.
+        match a.storage.revoke_lease(lease).await {
+            Ok(_) => {}
+            Err(StorageError::UnknownLease(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+        let leased = a.storage.has(&keys(300..400)).await.unwrap();
+        assert!(leased.iter().all(|exists| !exists), "a session is left under a lease that is gone");
+        a.storage.destroy(&keys(0..300), None).await.unwrap();
+        held.comes_to_hold(&[]).await;
+    }
+}
+
+/// A node of a cluster comes back with an old dump. Where it had the leases, those granted since are gone, and what other nodes
+/// have under them goes too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_a_cluster_with_an_old_dump_leaves_no_ghost() {
+    if !is_installed() {
+        return;
+    }
+    let mut cluster = RedisCluster::start(0);
+    let url = cluster.url("timeout_ms=500&partitions=6&buckets=48");
+    let (a, b) = (Replica::start(&url).await, Replica::start(&url).await);
+    for node in 0..MASTERS {
+        let mut held = b.watch(Start::Snapshot).await;
+        create(&*a.storage, &keys(0..100)).await;
+        let () = cluster.nodes[node].ask(&cmd("SAVE")).unwrap();
+        let lease = a.storage.grant_lease(Duration::from_secs(600), "").await.unwrap();
+        a.storage.create(&keys(100..300), Some(lease)).await.unwrap();
+        held.comes_to_hold(&keys(0..300)).await;
+        tokio::task::block_in_place(|| {
+            cluster.nodes[node].restart();
+            cluster.wait("the cluster to serve", |cluster| {
+                cluster.nodes.iter().all(|node| node.cluster_info().contains("cluster_state:ok"))
+            });
+        });
+        held.is_reset(ResetReason::StorageRestarted).await;
+        match a.storage.revoke_lease(lease).await {
+            Ok(_) | Err(StorageError::UnknownLease(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+        held.comes_to_hold(&keys(0..100)).await;
+        assert_eq!(a.storage.session_count().await.unwrap(), 100);
+    }
+}
+
+/// The first partition loses the newest leases and not one change: nothing starts again, and the sessions under them go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_that_redis_forgot_leave_no_ghost() {
+    if !is_installed() {
+        return;
+    }
+    let mut cluster = RedisCluster::start(0);
+    let a = Replica::start(&cluster.url("timeout_ms=500&partitions=6&buckets=48")).await;
+    let node_of = |partition: u32| {
+        let slot: usize =
+            cluster.nodes[0].ask(cmd("CLUSTER").arg("KEYSLOT").arg(format!("{{sessiond:{partition}}}"))).unwrap();
+        (0..MASTERS).rev().find(|node| slot >= node * 16_384 / MASTERS).unwrap()
+    };
+    let first = node_of(0);
+    let elsewhere: Vec<bool> = (0..6).map(|partition| node_of(partition) != first).collect();
+    let is_elsewhere = |session: &SessionKey| elsewhere[a.storage.partition_of(a.storage.bucket_of(session)) as usize];
+    let leased: Vec<SessionKey> = keys(0..300).into_iter().filter(is_elsewhere).collect();
+    let mut held = a.watch(Start::Snapshot).await;
+    create(&*a.storage, &keys(300..400)).await;
+    let () = cluster.nodes[first].ask(&cmd("SAVE")).unwrap();
+    let lease = a.storage.grant_lease(Duration::from_secs(600), "").await.unwrap();
+    a.storage.create(&leased, Some(lease)).await.unwrap();
+    held.comes_to_hold(&[leased, keys(300..400)].concat()).await;
+    tokio::task::block_in_place(|| cluster.nodes[first].restart());
+    held.comes_to_hold(&keys(300..400)).await;
+    assert_eq!(held.resets, [], "no change was lost");
+}

@@ -1,0 +1,78 @@
+//! Three programs over one Redis, as processes.
+
+use sessiond::{
+    client::{Client, WatchOptions, WatchUpdate},
+    session::{SessionChange, SessionKey},
+};
+
+use super::server::{RedisServer, is_installed};
+use crate::{
+    fake::soon,
+    program::{Program, serve},
+};
+
+fn key(n: i64) -> SessionKey {
+    SessionKey::new(0, n)
+}
+
+fn client(program: &Program) -> Client {
+    Client::connect_lazy(&format!("http://{}", program.addr)).unwrap()
+}
+
+#[tokio::test]
+async fn a_program_dies_and_its_observer_goes_on_exactly_at_another() {
+    if !is_installed() {
+        return;
+    }
+    let redis = RedisServer::start(&[]);
+    let url = redis.url("");
+    let mut programs = Vec::new();
+    for _ in 0..3 {
+        programs.push(Program::start(&["--storage", &url]).await);
+    }
+    let mut clients: Vec<Client> = programs.iter().map(client).collect();
+    let mut watch = clients[0].watch(WatchOptions::snapshot());
+    while !matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Synced { .. }) {}
+    let mut told = Vec::new();
+    // Each of these is created through another program than it is looked for.
+    for n in 0..60 {
+        soon(clients[n % 3].create(key(n as i64))).await.unwrap();
+        assert!(soon(clients[(n + 1) % 3].has(key(n as i64))).await.unwrap());
+        if n == 30 {
+            while told.len() < 15 {
+                if let WatchUpdate::Events(events) = soon(watch.next()).await.unwrap() {
+                    told.extend(events);
+                }
+            }
+            let cursor = watch.cursor().expect("it has been told of events").to_owned();
+            // Killed, not drained, and started again.
+            programs[0].signal("KILL").await;
+            programs[0].exit_code().await;
+            watch = clients[1].watch(WatchOptions::after(cursor));
+            programs[0] = Program::start(&["--storage", &url]).await;
+            clients[0] = client(&programs[0]);
+        }
+    }
+    while told.len() < 60 {
+        match soon(watch.next()).await.unwrap() {
+            WatchUpdate::Events(events) => told.extend(events),
+            WatchUpdate::Reset(reason) => panic!("{reason:?}"),
+            _ => {}
+        }
+    }
+    let sessions: Vec<_> = told.iter().map(|event| event.session).collect();
+    assert!(told.iter().all(|event| event.change == SessionChange::Created));
+    assert_eq!(sessions, (0..60).map(key).collect::<Vec<_>>());
+    programs[0].metric_comes_to("sessiond_sessions", 60).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_is_not_there_has_an_exit_code_and_shows_no_password() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("redis://user:s3cret@{nobody}/?timeout_ms=200");
+    let mut command = serve(&["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--storage", &url]);
+    let output = soon(command.output()).await.unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(5), "{stderr}");
+    assert!(stderr.contains("***") && !stderr.contains("s3cret"), "{stderr}");
+}
