@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use sessiond::proto::CreateSessionRequest;
+use sessiond::proto::{BatchCreateSessionsRequest, CreateSessionRequest};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -23,6 +23,7 @@ const CALLS: u64 = 200_000;
 const ROUNDS: u64 = 5;
 
 const CREATE: &str = "/sessiond.v1.SessionService/CreateSession";
+const CREATE_BATCH: &str = "/sessiond.v1.SessionService/BatchCreateSessions";
 const PUT: &str = "/etcdserverpb.KV/Put";
 
 /// Processor time of the server, a change in microseconds, and changes a second.
@@ -47,6 +48,17 @@ async fn create(server: &Server, round: u64) -> Cost {
     measure(server, CALLS, load(server.address, CREATE, CALLS, (CONNECTIONS, IN_FLIGHT), body)).await
 }
 
+/// The same in batches: each connection has one call with so many sessions under way.
+async fn create_batches(server: &Server, round: u64) -> Cost {
+    let body = move |n: u64| {
+        let first = ((ROUNDS + round) * CALLS + n * IN_FLIGHT as u64) as i64;
+        let session_ids = (first..first + IN_FLIGHT as i64).collect();
+        framed(&BatchCreateSessionsRequest { session_ids, ..Default::default() })
+    };
+    let calls = CALLS / IN_FLIGHT as u64;
+    measure(server, CALLS, load(server.address, CREATE_BATCH, calls, (CONNECTIONS, 1), body)).await
+}
+
 /// Puts keys of sixteen digits that no round has put before, with a value of one byte.
 async fn put(server: &Server, round: u64) -> Cost {
     let calls = CALLS / 10;
@@ -54,27 +66,27 @@ async fn put(server: &Server, round: u64) -> Cost {
     measure(server, calls, load(server.address, PUT, calls, (CONNECTIONS, IN_FLIGHT), body)).await
 }
 
-/// Sets keys that no round has set before. Each connection has so many commands under way all the time.
-async fn set(server: &Server, round: u64) -> Cost {
+/// Sets keys that no round has set before, with so many commands under way all the time on each connection.
+async fn set(server: &Server, round: u64, connections: usize, pipeline: usize) -> Cost {
+    let each = CALLS / connections as u64;
     let work = async {
-        let mut connections = JoinSet::new();
-        for connection in 0..CONNECTIONS as u64 {
+        let mut running = JoinSet::new();
+        for connection in 0..connections as u64 {
             let stream = TcpStream::connect(server.address).await.unwrap();
-            connections.spawn(set_all(stream, round * CALLS + connection * (CALLS / CONNECTIONS as u64)));
+            running.spawn(set_all(stream, round * CALLS + connection * each, each, pipeline));
         }
-        connections.join_all().await;
+        running.join_all().await;
     };
     measure(server, CALLS, work).await
 }
 
-async fn set_all(mut stream: TcpStream, first: u64) {
+async fn set_all(mut stream: TcpStream, first: u64, total: u64, pipeline: usize) {
     const OK: usize = "+OK\r\n".len();
-    let total = CALLS / CONNECTIONS as u64;
     stream.set_nodelay(true).unwrap();
     let (mut sent, mut read, mut buffer) = (0, 0, vec![0; 16 << 10]);
     while read / OK < total as usize {
         let mut commands = String::new();
-        while sent < total && (sent as usize) < read / OK + IN_FLIGHT {
+        while sent < total && (sent as usize) < read / OK + pipeline {
             commands += &format!("*3\r\n$3\r\nSET\r\n$16\r\n{:016}\r\n$1\r\nv\r\n", first + sent);
             sent += 1;
         }
@@ -93,23 +105,34 @@ pub(crate) async fn run(report: &mut Report) {
     let redis = peers::redis_on_disk(folder.path());
     let etcd = peers::etcd();
 
-    let mut costs: [Vec<Cost>; 4] = Default::default();
+    let mut costs: [Vec<Cost>; 6] = Default::default();
     for round in 0..ROUNDS {
         costs[0].push(create(&memory, round).await);
         costs[1].push(create(&durable, round).await);
         if let Some(redis) = &redis {
-            costs[2].push(set(redis, round).await);
+            costs[2].push(set(redis, 2 * round, CONNECTIONS * IN_FLIGHT, 1).await);
         }
         if let Some(etcd) = &etcd {
             costs[3].push(put(etcd, round).await);
         }
+        costs[4].push(create_batches(&durable, round).await);
+        if let Some(redis) = &redis {
+            costs[5].push(set(redis, 2 * round + 1, CONNECTIONS, IN_FLIGHT).await);
+        }
     }
     report.part(
-        "Durable creates, 10 connections x 100 in flight",
+        "Durable creates, 1000 in flight",
         &["server", "server CPU, us a change", "to memory:", "changes a second, median", "best"],
     );
     let least = |costs: &[Cost]| costs.iter().map(|cost| cost.cpu_us).fold(f64::INFINITY, f64::min);
-    let names = ["sessiond, memory: (not durable)", "sessiond, file:", "Redis SET, appendfsync always", "etcd Put"];
+    let names = [
+        "sessiond, memory: (not durable), 10 connections x 100",
+        "sessiond, file:, 10 connections x 100",
+        "Redis SET, appendfsync always, 1000 connections x 1",
+        "etcd Put, 10 connections x 100",
+        "sessiond, file:, 10 connections x a batch of 100",
+        "Redis SET, appendfsync always, 10 connections x a pipeline of 100",
+    ];
     for (name, of) in names.iter().zip(&costs) {
         if of.is_empty() {
             report.note(format!("{name}: not installed."));

@@ -5,23 +5,22 @@
 //! idle writer takes each change at once, a busy one all that came while it was at the disk.
 
 mod record;
+mod waiting;
 
 use std::{
     error::Error,
-    fmt,
-    future::poll_fn,
-    mem,
+    fmt, mem,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use parking_lot::{Condvar, Mutex};
 use tokio::time::timeout;
 
+use self::waiting::Waiters;
 use super::StorageError;
 
 pub(super) use self::record::{LeaseRow, Malformed, ReadRecord, Reader, Record, Records, session_bytes};
@@ -42,8 +41,7 @@ pub(super) struct Journal {
     /// Told when something is pending, and when the journal is closed.
     filled: Condvar,
     newest: AtomicU64,
-    durable: AtomicU64,
-    waiting: Mutex<Waiting>,
+    waiters: Waiters,
     /// An outage has ended since it was last asked.
     has_recovered: AtomicBool,
 }
@@ -76,12 +74,6 @@ impl Batch {
     }
 }
 
-#[derive(Default)]
-struct Waiting {
-    wakers: Vec<(Lsn, Waker)>,
-    outage: Option<Outage>,
-}
-
 /// Why nothing gets to the disk at present.
 #[derive(Clone, Debug)]
 struct Outage(Arc<dyn Error + Send + Sync>);
@@ -112,8 +104,7 @@ impl Journal {
             pending: Mutex::new(Pending { batch, ..Pending::default() }),
             filled: Condvar::new(),
             newest: AtomicU64::new(newest.0),
-            durable: AtomicU64::new(newest.0),
-            waiting: Mutex::default(),
+            waiters: Waiters::new(newest),
             has_recovered: AtomicBool::new(false),
         }
     }
@@ -142,14 +133,14 @@ impl Journal {
     }
 
     pub(super) fn is_durable(&self, lsn: Lsn) -> bool {
-        self.durable.load(Ordering::Acquire) >= lsn.0
+        self.waiters.durable() >= lsn
     }
 
     /// Asks before a change is made: refuses while the disk is out of reach, and waits while too much is pending.
     pub(super) async fn admit(&self) -> Result<(), StorageError> {
         loop {
-            if let Some(outage) = &self.waiting.lock().outage {
-                return Err(outage.clone().into());
+            if let Some(outage) = self.waiters.outage() {
+                return Err(outage.into());
             }
             let newest = {
                 let pending = self.pending.lock();
@@ -169,32 +160,10 @@ impl Journal {
         if self.is_durable(lsn) {
             return Ok(());
         }
-        let mut registered = None;
-        match timeout(PATIENCE, poll_fn(|context| self.poll_durable(lsn, &mut registered, context))).await {
-            Ok(outcome) => outcome,
+        match timeout(PATIENCE, self.waiters.wait(lsn)).await {
+            Ok(outcome) => Ok(outcome?),
             Err(_) => Err(self.fail(Stalled)),
         }
-    }
-
-    fn poll_durable(
-        &self,
-        lsn: Lsn,
-        registered: &mut Option<Waker>,
-        context: &Context<'_>,
-    ) -> Poll<Result<(), StorageError>> {
-        let mut waiting = self.waiting.lock();
-        // Asked under the lock, under which those who wait are taken to be woken.
-        if self.is_durable(lsn) {
-            return Poll::Ready(Ok(()));
-        }
-        if let Some(outage) = &waiting.outage {
-            return Poll::Ready(Err(outage.clone().into()));
-        }
-        if registered.as_ref().is_none_or(|waker| !waker.will_wake(context.waker())) {
-            waiting.wakers.push((lsn, context.waker().clone()));
-            *registered = Some(context.waker().clone());
-        }
-        Poll::Pending
     }
 
     /// Waits until something is pending; false when nothing is and nothing more will be.
@@ -216,25 +185,16 @@ impl Journal {
 
     /// Says that the records up to `lsn` are on disk.
     pub(super) fn publish(&self, lsn: Lsn) {
-        let mut waiting = self.waiting.lock();
-        self.durable.store(lsn.0, Ordering::Release);
-        if waiting.outage.take().is_some() {
+        if self.waiters.publish(lsn) {
             self.has_recovered.store(true, Ordering::Relaxed);
             tracing::info!("the disk takes changes again");
         }
-        let woken: Vec<_> = waiting.wakers.extract_if(.., |(waits_for, _)| *waits_for <= lsn).collect();
-        drop(waiting);
-        woken.into_iter().for_each(|(_, waker)| waker.wake());
     }
 
     /// Says that nothing gets to the disk, until something does. Gives what those who wait are told.
     pub(super) fn fail(&self, error: impl Error + Send + Sync + 'static) -> StorageError {
         let outage = Outage(Arc::new(error));
-        let mut waiting = self.waiting.lock();
-        waiting.outage = Some(outage.clone());
-        let woken = mem::take(&mut waiting.wakers);
-        drop(waiting);
-        woken.into_iter().for_each(|(_, waker)| waker.wake());
+        self.waiters.fail(outage.clone());
         outage.into()
     }
 
@@ -261,6 +221,9 @@ impl Journal {
 
 impl fmt::Debug for Journal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Journal").field("newest", &self.newest).field("durable", &self.durable).finish_non_exhaustive()
+        f.debug_struct("Journal")
+            .field("newest", &self.newest)
+            .field("durable", &self.waiters.durable())
+            .finish_non_exhaustive()
     }
 }

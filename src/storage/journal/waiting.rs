@@ -1,0 +1,206 @@
+//! Those who wait until records are on disk.
+
+use std::{
+    collections::BTreeMap,
+    future::poll_fn,
+    mem,
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    task::{Context, Poll, Waker},
+    thread::{self, ThreadId},
+};
+
+use parking_lot::Mutex;
+
+use super::{Lsn, Outage};
+
+/// How far the disk has come, and who waits for it.
+///
+/// The writer wakes one of those who wait on each thread, and that one the others there. A task that is woken from another
+/// thread costs a system call, and is answered before the next one is woken: each answer would leave by itself.
+pub(super) struct Waiters {
+    durable: AtomicU64,
+    state: Mutex<State>,
+    /// How many lists of others there are to be woken.
+    others: AtomicUsize,
+}
+
+#[derive(Default)]
+struct State {
+    /// By the record that is waited for, and a number of one's own. All of them are still there: one that had left would
+    /// wake no others.
+    waiting: BTreeMap<(Lsn, u64), Waiter>,
+    next: u64,
+    outage: Option<Outage>,
+    /// Those that one of their thread is to wake.
+    others: Vec<(ThreadId, Vec<Waker>)>,
+}
+
+struct Waiter {
+    thread: ThreadId,
+    waker: Waker,
+}
+
+impl Waiters {
+    pub(super) fn new(durable: Lsn) -> Self {
+        Self { durable: AtomicU64::new(durable.0), state: Mutex::default(), others: AtomicUsize::new(0) }
+    }
+
+    pub(super) fn durable(&self) -> Lsn {
+        Lsn(self.durable.load(Ordering::Acquire))
+    }
+
+    pub(super) fn outage(&self) -> Option<Outage> {
+        self.state.lock().outage.clone()
+    }
+
+    /// Waits until the record `lsn` is on disk, or nothing gets there.
+    pub(super) async fn wait(&self, lsn: Lsn) -> Result<(), Outage> {
+        let mut turn = Turn { waiters: self, thread: thread::current().id(), lsn, number: None };
+        poll_fn(|context| turn.poll(context)).await
+    }
+
+    /// The records up to `lsn` are on disk. Tells whether an outage has ended with that.
+    pub(super) fn publish(&self, lsn: Lsn) -> bool {
+        let mut state = self.state.lock();
+        self.durable.store(lsn.0, Ordering::Release);
+        let had_outage = state.outage.take().is_some();
+        let later = state.waiting.split_off(&(Lsn(lsn.0 + 1), 0));
+        let woken = mem::replace(&mut state.waiting, later);
+        let first = self.divide(&mut state, woken);
+        drop(state);
+        first.into_iter().for_each(Waker::wake);
+        had_outage
+    }
+
+    /// Nothing gets to the disk: all who wait are told.
+    pub(super) fn fail(&self, outage: Outage) {
+        let mut state = self.state.lock();
+        state.outage = Some(outage);
+        let woken = mem::take(&mut state.waiting);
+        let first = self.divide(&mut state, woken);
+        drop(state);
+        first.into_iter().for_each(Waker::wake);
+    }
+
+    /// Gives the first of each thread, and leaves the others of it to that one.
+    fn divide(&self, state: &mut State, woken: BTreeMap<(Lsn, u64), Waiter>) -> Vec<Waker> {
+        let mut threads: Vec<ThreadId> = Vec::new();
+        let mut first = Vec::new();
+        for Waiter { thread, waker } in woken.into_values() {
+            if !threads.contains(&thread) {
+                threads.push(thread);
+                first.push(waker);
+                continue;
+            }
+            match state.others.iter_mut().find(|(of, _)| *of == thread) {
+                Some((_, others)) => others.push(waker),
+                None => state.others.push((thread, vec![waker])),
+            }
+        }
+        self.others.store(state.others.len(), Ordering::Release);
+        first
+    }
+
+    fn wake_others(&self, thread: ThreadId) {
+        if self.others.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut state = self.state.lock();
+        let Some(place) = state.others.iter().position(|(of, _)| *of == thread) else { return };
+        let (_, others) = state.others.swap_remove(place);
+        self.others.store(state.others.len(), Ordering::Release);
+        drop(state);
+        others.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// One who waits. Whether it is answered or gives up, those of its thread must not wait for it.
+struct Turn<'a> {
+    waiters: &'a Waiters,
+    thread: ThreadId,
+    lsn: Lsn,
+    /// Its number while it is among those who wait, as far as it knows.
+    number: Option<u64>,
+}
+
+impl Turn<'_> {
+    fn poll(&mut self, context: &Context<'_>) -> Poll<Result<(), Outage>> {
+        let mut state = self.waiters.state.lock();
+        // Asked under the lock, under which those who wait are taken to be woken.
+        if self.waiters.durable() >= self.lsn {
+            self.number = None;
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(outage) = &state.outage {
+            self.number = None;
+            return Poll::Ready(Err(outage.clone()));
+        }
+        let number = *self.number.get_or_insert_with(|| {
+            state.next += 1;
+            state.next
+        });
+        // A call may be polled by its connection first and become a task of its own then: the last waker counts.
+        match state.waiting.get_mut(&(self.lsn, number)) {
+            Some(waiter) => waiter.waker.clone_from(context.waker()),
+            None => {
+                let waiter = Waiter { thread: self.thread, waker: context.waker().clone() };
+                state.waiting.insert((self.lsn, number), waiter);
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.waiters.state.lock().waiting.remove(&(self.lsn, number));
+        }
+        self.waiters.wake_others(self.thread);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io, sync::Arc, time::Duration};
+
+    use futures_util::FutureExt;
+    use tokio::{task::JoinSet, time::timeout};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn those_who_wait_are_woken_though_the_first_of_them_gives_up() {
+        let waiters = Arc::new(Waiters::new(Lsn(0)));
+        let mut first = Box::pin(waiters.wait(Lsn(1)));
+        assert!((&mut first).now_or_never().is_none());
+        let mut others = JoinSet::new();
+        for lsn in [1, 1, 2, 3] {
+            let waiters = Arc::clone(&waiters);
+            others.spawn(async move { waiters.wait(Lsn(lsn)).await.map(|()| lsn).map_err(|_| lsn) });
+        }
+        // One that has left already, and one that was polled elsewhere before it became a task.
+        assert!(waiters.wait(Lsn(1)).now_or_never().is_none());
+        let mut moved = Box::pin({
+            let waiters = Arc::clone(&waiters);
+            async move { waiters.wait(Lsn(1)).await.map(|()| 1).map_err(|_| 1) }
+        });
+        assert!((&mut moved).now_or_never().is_none());
+        others.spawn(moved);
+        tokio::task::yield_now().await;
+        assert!(!waiters.publish(Lsn(2)));
+        drop(first);
+        let mut woken = Vec::new();
+        for _ in 0..4 {
+            woken.push(timeout(Duration::from_secs(30), others.join_next()).await.unwrap().unwrap().unwrap());
+        }
+        woken.sort_unstable();
+        assert_eq!(woken, [Ok(1), Ok(1), Ok(1), Ok(2)]);
+        assert!(others.join_next().now_or_never().is_none());
+        waiters.fail(Outage(Arc::new(io::Error::other("gone"))));
+        assert_eq!(others.join_next().await.unwrap().unwrap(), Err(3));
+        assert!(waiters.wait(Lsn(3)).now_or_never().unwrap().is_err());
+        assert!(waiters.publish(Lsn(3)), "an outage has ended");
+        assert!(waiters.wait(Lsn(3)).now_or_never().unwrap().is_ok());
+    }
+}
