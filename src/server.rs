@@ -2,6 +2,7 @@
 
 mod acceptor;
 mod admin;
+mod calls;
 mod coalesce;
 mod connection;
 mod files;
@@ -13,6 +14,7 @@ mod metrics;
 mod process;
 mod rate;
 mod standard;
+mod stats;
 mod tls;
 mod worker;
 
@@ -51,6 +53,7 @@ use self::{
     lifecycle::Lifecycle,
     rate::RateLimiter,
     standard::Standard,
+    stats::ServerStats,
     worker::Workers,
 };
 
@@ -131,6 +134,7 @@ pub struct Server {
     listener: TcpListener,
     admin_addr: SocketAddr,
     subject: Arc<SessionSubject>,
+    stats: Arc<ServerStats>,
     lifecycle: watch::Sender<Lifecycle>,
     tasks: OwnedTasks,
 }
@@ -153,7 +157,9 @@ impl Server {
         let admin_addr = admin_listener.local_addr().map_err(of_admin())?;
         let (lifecycle, _) = watch::channel(Lifecycle::Serving);
         let opening = Arc::new(OnceLock::new());
-        let admin = tokio::spawn(Admin::new(Arc::clone(&opening), lifecycle.subscribe()).run(admin_listener));
+        let stats = ServerStats::new();
+        let admin = Admin::new(Arc::clone(&opening), Arc::clone(&stats), lifecycle.subscribe());
+        let admin = tokio::spawn(admin.run(admin_listener));
         let tasks = OwnedTasks(vec![admin.abort_handle()]);
         tracing::info!(storage = %config.storage, admin_address = %admin_addr, "opening the storage");
 
@@ -167,7 +173,7 @@ impl Server {
         let subject = Arc::new(SessionSubject::start(storage, config.subject, WireEncoder).await?);
         let subject = Arc::clone(opening.get_or_init(|| subject));
         let listener = socket.listen(BACKLOG).map_err(listen_error(config.listen, "listen"))?;
-        Ok(Self { config, tls, access, listener, admin_addr, subject, lifecycle, tasks })
+        Ok(Self { config, tls, access, listener, admin_addr, subject, stats, lifecycle, tasks })
     }
 
     /// Where gRPC is served.
@@ -201,7 +207,7 @@ impl Server {
     ///
     /// [`ServerError::Worker`] when a thread cannot be started.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
-        let Self { config, tls, access, listener, subject, lifecycle, mut tasks, .. } = self;
+        let Self { config, tls, access, listener, subject, stats, lifecycle, mut tasks, .. } = self;
         warn_of_exposure(&config);
         let health = HealthReporter::new();
         set_health(&health, ServingStatus::Serving).await;
@@ -211,6 +217,7 @@ impl Server {
             standard: Arc::new(Standard::new(&health)),
             gate: Gate::new(access.as_ref().map(Reloaded::subscribe), rate).map(Arc::new),
             options: config.connections,
+            stats,
             tls: tls.as_ref().map(Reloaded::subscribe),
         };
         if let Some(tls) = tls {
@@ -224,7 +231,13 @@ impl Server {
         let acceptor = tokio::spawn(acceptor.run(lifecycle.subscribe()));
         tasks.0.push(acceptor.abort_handle());
 
+        let following = tokio::spawn(follow_storage(Arc::clone(&subject), health.clone()));
+        tasks.0.push(following.abort_handle());
+
         shutdown.await;
+        following.abort();
+        // It must not say after this that the server serves. An error is that it was aborted.
+        let _ = following.await;
         tracing::info!(timeout = ?config.drain_timeout, "draining");
         lifecycle.send_replace(Lifecycle::Draining);
         set_health(&health, ServingStatus::NotServing).await;
@@ -285,6 +298,22 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
 
 /// Connections that wait to be accepted: as many as `TcpListener::bind` asks for.
 const BACKLOG: u32 = 1024;
+
+/// How often it is asked whether the storage is within reach.
+const STORAGE_CHECK: Duration = Duration::from_millis(250);
+
+/// Has gRPC's health tell whether the storage is within reach, as `/ready` does. Never returns.
+async fn follow_storage(subject: Arc<SessionSubject>, health: HealthReporter) {
+    let mut serves = true;
+    loop {
+        tokio::time::sleep(STORAGE_CHECK).await;
+        if subject.is_following() != serves {
+            serves = !serves;
+            let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
+            set_health(&health, status).await;
+        }
+    }
+}
 
 /// Tasks that end when their owner does, however it ends.
 #[derive(Debug)]

@@ -7,6 +7,7 @@ mod encode;
 mod lease;
 mod message;
 mod response;
+mod stats;
 mod subscribe;
 
 use std::{sync::Arc, time::Duration};
@@ -25,8 +26,11 @@ use crate::{
 
 use self::convert::{session_key, session_keys};
 
-pub(crate) use self::dispatch::{PATH, is_unary};
 pub use self::{dispatch::Service, encode::WireEncoder, response::ResponseBody};
+pub(crate) use self::{
+    dispatch::{PATH, is_unary},
+    stats::{Begun, CallStats, MethodStats, Shard},
+};
 
 /// The bounds of the calls.
 #[derive(Clone, Debug)]

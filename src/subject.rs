@@ -150,6 +150,13 @@ pub enum ObserveError {
 pub struct SubjectStats {
     /// How many observers there are.
     pub observers: usize,
+    /// How many of them have something unread.
+    pub observers_behind: usize,
+    /// How many events the slowest of them is behind.
+    pub max_lag_events: u64,
+    /// How many sessions were created, and destroyed by request, by a lease that expired, and by one that was revoked, as far as
+    /// this process has seen.
+    pub changes: [u64; 4],
     /// How many events are retained.
     pub retained_events: usize,
     /// How many bytes those take, about.
@@ -345,16 +352,25 @@ impl SessionSubject {
         self.inner.feed.close();
     }
 
+    /// Whether the storage's log can be read at present.
+    #[must_use]
+    pub fn is_following(&self) -> bool {
+        self.inner.is_following.load(Ordering::Relaxed)
+    }
+
     /// Figures for metrics.
     #[must_use]
     pub fn stats(&self) -> SubjectStats {
         let held = self.inner.feed.log.held();
         SubjectStats {
             observers: self.inner.observers.load(Ordering::Relaxed),
+            observers_behind: held.behind,
+            max_lag_events: held.lag,
+            changes: self.inner.feed.changes(),
             retained_events: held.events,
             retained_bytes: held.bytes,
             resets: std::array::from_fn(|n| self.inner.resets[n].load(Ordering::Relaxed)),
-            is_following: self.inner.is_following.load(Ordering::Relaxed),
+            is_following: self.is_following(),
         }
     }
 }

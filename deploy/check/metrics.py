@@ -111,8 +111,8 @@ def check_names(admin):
             family = re.sub(r"_(bucket|sum|count)$", "", name)
             assert family in known, f"{where}: there is no {name}"
     print(f"ok    {len(told)} metrics are as documented, and those that are asked for are among the documented")
-    if missing := known.keys() - told.keys():
-        print(f"note  documented, and not told by this server: {', '.join(sorted(missing))}")
+    missing = known.keys() - told.keys()
+    assert not missing, f"documented, and not told by this server: {', '.join(sorted(missing))}"
 
 
 def check_prometheus(prometheus):

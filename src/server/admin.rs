@@ -18,7 +18,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{lifecycle::Lifecycle, metrics};
+use super::{lifecycle::Lifecycle, metrics, stats::ServerStats};
 use crate::subject::SessionSubject;
 
 /// Probes and scrapers are few; more connections than this wait.
@@ -37,12 +37,13 @@ const OPENING: &str = "the storage is being opened\n";
 #[derive(Clone)]
 pub(super) struct Admin {
     subject: Opening,
+    stats: Arc<ServerStats>,
     lifecycle: watch::Receiver<Lifecycle>,
 }
 
 impl Admin {
-    pub(super) fn new(subject: Opening, lifecycle: watch::Receiver<Lifecycle>) -> Self {
-        Self { subject, lifecycle }
+    pub(super) fn new(subject: Opening, stats: Arc<ServerStats>, lifecycle: watch::Receiver<Lifecycle>) -> Self {
+        Self { subject, stats, lifecycle }
     }
 
     /// Serves for ever; ends when it is dropped, and its connections with it.
@@ -79,7 +80,7 @@ impl Admin {
         Ok(match request.uri().path() {
             "/metrics" => match self.subject.get() {
                 Some(subject) => {
-                    let mut response = text(StatusCode::OK, metrics::encode(subject).await);
+                    let mut response = text(StatusCode::OK, metrics::encode(subject, &self.stats).await);
                     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
                     response
                 }
@@ -99,7 +100,7 @@ impl Admin {
             return Some("draining\n");
         }
         let Some(subject) = self.subject.get() else { return Some(OPENING) };
-        (!subject.stats().is_following).then_some("the storage is out of reach\n")
+        (!subject.is_following()).then_some("the storage is out of reach\n")
     }
 }
 
@@ -124,7 +125,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (_lifecycle, receiver) = watch::channel(Lifecycle::Serving);
-        let _serves = JoinSet::from_iter([Admin::new(Opening::default(), receiver).run(listener)]);
+        let _serves = JoinSet::from_iter([Admin::new(Opening::default(), ServerStats::new(), receiver).run(listener)]);
         for (path, status, body) in
             [("/live", "200", "live\n"), ("/ready", "503", OPENING), ("/metrics", "503", OPENING)]
         {

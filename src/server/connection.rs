@@ -25,6 +25,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_rustls::rustls;
+use tonic::Status;
 
 use super::{
     coalesce::coalesced,
@@ -33,9 +34,10 @@ use super::{
     inline::Inline,
     lifecycle::{self, Lifecycle},
     standard::Standard,
+    stats::ServerStats,
     tls,
 };
-use crate::service::{self, ResponseBody, Service};
+use crate::service::{self, Begun, ResponseBody, Service, Shard};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -88,6 +90,7 @@ struct Handler {
     gate: Option<Arc<Gate>>,
     peer: Peer,
     activity: Arc<Activity>,
+    stats: Arc<Shard>,
 }
 
 /// Whether a connection is of use.
@@ -126,21 +129,33 @@ impl Drop for OpenStream {
 impl Handler {
     async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<ResponseBody>, Infallible> {
         self.activity.calls.fetch_add(1, Ordering::Relaxed);
+        let mut call = self.stats.begin(request.uri().path());
         let admitted = self.gate.as_ref().map_or(Ok(None), |gate| gate.admit(&self.peer, &request));
         let withdrawn = match admitted {
             Ok(withdrawn) => withdrawn,
-            Err(refusal) => return Ok(ResponseBody::error(refusal)),
+            Err(refusal) => {
+                let response = ResponseBody::error(refusal);
+                end(&mut call, &response);
+                return Ok(response);
+            }
         };
         let path = request.uri().path();
         if service::is_unary(path) {
-            return Ok(self.service.clone().call(request).await);
+            let response = self.service.clone().call(request).await;
+            end(&mut call, &response);
+            return Ok(response);
         }
         // In a box, so that it does not make the future of every call as large as its own.
-        Ok(Box::pin(self.stream(request, withdrawn)).await)
+        Ok(Box::pin(self.stream(request, withdrawn, call)).await)
     }
 
     /// Answers what may be a stream.
-    async fn stream(&self, request: Request<Incoming>, withdrawn: Option<Withdrawn>) -> Response<ResponseBody> {
+    async fn stream(
+        &self,
+        request: Request<Incoming>,
+        withdrawn: Option<Withdrawn>,
+        mut call: Option<Begun>,
+    ) -> Response<ResponseBody> {
         let response = if request.uri().path().starts_with(service::PATH) {
             self.service.clone().call(request).await
         } else {
@@ -149,10 +164,14 @@ impl Handler {
                 Err(request) => self.service.clone().call(*request).await,
             }
         };
+        if response.headers().contains_key(Status::GRPC_STATUS) {
+            end(&mut call, &response);
+            return response;
+        }
         self.activity.streams.fetch_add(1, Ordering::Relaxed);
         let open = OpenStream(Arc::clone(&self.activity));
         response.map(|body| {
-            body.until(async move {
+            body.until(call, async move {
                 let _open = open;
                 match withdrawn {
                     Some(withdrawn) => withdrawn.await,
@@ -160,6 +179,12 @@ impl Handler {
                 }
             })
         })
+    }
+}
+
+fn end(call: &mut Option<Begun>, response: &Response<ResponseBody>) {
+    if let Some(call) = call {
+        call.ends_with(response.headers());
     }
 }
 
@@ -176,6 +201,7 @@ pub(super) struct Connections {
     pub(super) standard: Arc<Standard>,
     pub(super) gate: Option<Arc<Gate>>,
     pub(super) options: ConnectionOptions,
+    pub(super) stats: Arc<ServerStats>,
     pub(super) tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
 }
 
@@ -183,6 +209,7 @@ impl Connections {
     /// Serves a connection until it ends, or the server drains and its last call has ended.
     pub(super) async fn serve(&self, connection: Connection, mut lifecycle: watch::Receiver<Lifecycle>) {
         let _place = connection.place;
+        let _counted = self.stats.count_connection();
         let opened = tokio::select! {
             biased;
             opened = self.open(connection.stream) => opened,
@@ -228,6 +255,7 @@ impl Connections {
             gate: self.gate.clone(),
             peer,
             activity: Arc::clone(&activity),
+            stats: self.stats.calls.shard(),
         });
         let service = service_fn(move |request| Arc::clone(&handler).handle(request));
         let mut connection = pin!(self.http2().serve_connection(stream, service));

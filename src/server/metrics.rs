@@ -2,17 +2,22 @@
 
 use prometheus_client::{
     encoding::text,
-    metrics::{counter::Counter, family::Family, gauge::ConstGauge, info::Info},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::ConstGauge,
+        info::Info,
+    },
     registry::{Registry, Unit},
 };
 
-use super::process::Process;
+use super::{calls::CallCollector, process::Process, stats::ServerStats};
 use crate::subject::{ResetReason, SessionSubject};
 
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// All figures. They are kept where they arise; a registry is made anew for each scrape, of a fixed number of series.
-pub(super) async fn encode(subject: &SessionSubject) -> String {
+pub(super) async fn encode(subject: &SessionSubject, stats: &ServerStats) -> String {
     let mut registry = Registry::default();
     // It lists a folder with an entry for each connection, which is no work for a thread that serves them.
     let process = tokio::task::spawn_blocking(Process::read).await.unwrap_or_default();
@@ -22,10 +27,18 @@ pub(super) async fn encode(subject: &SessionSubject) -> String {
         Unit::Bytes,
         gauge(process.resident_bytes),
     );
+    registry.register_with_unit("process_virtual_memory", "Address space", Unit::Bytes, gauge(process.virtual_bytes));
     registry.register("process_open_fds", "Open file descriptors", gauge(process.open_fds));
+    registry.register("process_max_fds", "How many file descriptors may be open", gauge(process.max_fds));
+    let cpu = ConstCounter::new(process.cpu_seconds);
+    registry.register_with_unit("process_cpu", "Processor time, user and system", Unit::Seconds, cpu);
+    let start = ConstGauge::new(process.start_seconds);
+    registry.register_with_unit("process_start_time", "When the process started, in Unix time", Unit::Seconds, start);
+    registry.register_collector(Box::new(CallCollector(stats.calls.methods())));
 
     let registry_of_ours = registry.sub_registry_with_prefix("sessiond");
     register(registry_of_ours, subject).await;
+    registry_of_ours.register("connections", "Connections of clients", gauge(stats.connections()));
 
     let mut out = String::new();
     if let Err(error) = text::encode(&mut out, &registry) {
@@ -46,6 +59,17 @@ async fn register(registry: &mut Registry, subject: &SessionSubject) {
     }
     let stats = subject.stats();
     registry.register("observers", "Observers that are subscribed", gauge(stats.observers));
+    registry.register("observers_behind", "Observers that have something unread", gauge(stats.observers_behind));
+    registry.register(
+        "observer_lag_max_events",
+        "How many events the slowest observer is behind",
+        gauge(stats.max_lag_events),
+    );
+    let changes = Family::<[(&str, &str); 2], Counter>::default();
+    for ((kind, reason), count) in CHANGES.into_iter().zip(stats.changes) {
+        changes.get_or_create(&[("type", kind), ("reason", reason)]).inc_by(count);
+    }
+    registry.register("changes", "Sessions created and destroyed, as far as this replica has seen", changes);
     registry.register(
         "log_retained_events",
         "Events retained for observers to resume from",
@@ -64,6 +88,10 @@ async fn register(registry: &mut Registry, subject: &SessionSubject) {
     }
     registry.register("observer_resets", "Observers that had to start again with a snapshot", resets);
 }
+
+/// The labels of [`SubjectStats::changes`](crate::subject::SubjectStats::changes), in its order.
+const CHANGES: [(&str, &str); 4] =
+    [("created", "none"), ("destroyed", "requested"), ("destroyed", "lease_expired"), ("destroyed", "lease_revoked")];
 
 fn gauge(value: impl TryInto<i64>) -> ConstGauge<i64> {
     ConstGauge::new(value.try_into().unwrap_or(i64::MAX))

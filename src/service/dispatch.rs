@@ -119,7 +119,7 @@ where
         None => response,
         // Clients end their streams by themselves then, unless they are gone.
         Some(wish) => response.map(|body| {
-            body.until(async move {
+            body.until(None, async move {
                 tokio::time::sleep(wish).await;
                 ServiceError::DeadlineExceeded
             })

@@ -11,7 +11,7 @@ use http_body::{Body, Frame};
 use prost::Message;
 use tonic::Status;
 
-use super::{message, subscribe::ObserverBody};
+use super::{message, stats::Begun, subscribe::ObserverBody};
 use crate::status::ServiceError;
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
@@ -34,6 +34,8 @@ enum Kind {
 /// A body that may be ended from outside.
 struct Until {
     body: ResponseBody,
+    /// Hears what the body ends with.
+    call: Option<Begun>,
     end: Pin<Box<dyn Future<Output = ServiceError> + Send>>,
 }
 
@@ -50,9 +52,9 @@ impl ResponseBody {
         Status::from(error).into_http::<tonic::body::Body>().map(Self::from)
     }
 
-    /// The same body, which ends with an error as soon as there is one.
-    pub(crate) fn until(self, end: impl Future<Output = ServiceError> + Send + 'static) -> Self {
-        Self(Kind::Until(Box::new(Until { body: self, end: Box::pin(end) })))
+    /// The same body, which ends with an error as soon as there is one. `call` hears how it ends.
+    pub(crate) fn until(self, call: Option<Begun>, end: impl Future<Output = ServiceError> + Send + 'static) -> Self {
+        Self(Kind::Until(Box::new(Until { body: self, call, end: Box::pin(end) })))
     }
 
     /// An answer of plain HTTP, to what is no gRPC.
@@ -104,10 +106,22 @@ impl Body for ResponseBody {
             Kind::Empty => Poll::Ready(None),
             Kind::Observer(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
             Kind::Until(until) => match until.end.as_mut().poll(context) {
-                Poll::Pending => Pin::new(&mut until.body).poll_frame(context),
+                Poll::Pending => {
+                    let polled = Pin::new(&mut until.body).poll_frame(context);
+                    if let Poll::Ready(Some(Ok(frame))) = &polled
+                        && let (Some(trailers), Some(call)) = (frame.trailers_ref(), &mut until.call)
+                    {
+                        call.ends_with(trailers);
+                    }
+                    polled
+                }
                 Poll::Ready(error) => {
+                    let trailers = trailers(error);
+                    if let Some(call) = &mut until.call {
+                        call.ends_with(&trailers);
+                    }
                     *kind = Kind::Empty;
-                    Poll::Ready(Some(Ok(Frame::trailers(trailers(error)))))
+                    Poll::Ready(Some(Ok(Frame::trailers(trailers))))
                 }
             },
             Kind::Tonic(body) => Pin::new(body).poll_frame(context),

@@ -1,6 +1,6 @@
 //! The storage in a file: what the memory storage holds, and on disk before anybody is told of it.
 //!
-//! Reads never touch the disk. Changes are made in memory and recorded in a [journal](super::journal); one thread puts
+//! Reads never touch the disk. Changes are made in memory and recorded in a journal (`storage/journal.rs`); one thread puts
 //! what is recorded on disk, many changes to a sync, and only then are they answered and shown to those who follow the log.
 //!
 //! The file is a redb database. It holds the end of the log, a row for each batch of records, and for each bucket a

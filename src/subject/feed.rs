@@ -1,6 +1,12 @@
 //! What publishes: it puts changes into the log and the mailboxes, and wakes who waits for them.
 
-use std::{sync::Arc, task::Waker};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::Waker,
+};
 
 use parking_lot::Mutex;
 
@@ -12,7 +18,7 @@ use super::{
     log::{Chunk, EVENTS_A_CHUNK, EventEncoder, EventLog, Place, Retention},
 };
 use crate::{
-    session::SessionEvent,
+    session::{DestroyReason, SessionChange, SessionEvent},
     storage::{LogExtent, Position, RegistryId},
 };
 
@@ -23,15 +29,38 @@ pub(super) struct Feed {
     pub(super) log: EventLog,
     index: Mutex<FilterIndex>,
     encoder: Box<dyn EventEncoder>,
+    /// How many changes were published, by [`kind`].
+    changes: [AtomicU64; 4],
+}
+
+/// What a change is counted as: created, or destroyed for one of the reasons.
+fn kind(change: SessionChange) -> usize {
+    match change {
+        SessionChange::Created => 0,
+        SessionChange::Destroyed(DestroyReason::Requested) => 1,
+        SessionChange::Destroyed(DestroyReason::LeaseExpired) => 2,
+        SessionChange::Destroyed(DestroyReason::LeaseRevoked) => 3,
+    }
 }
 
 impl Feed {
     pub(super) fn new(retention: Retention, extent: &LogExtent, encoder: Box<dyn EventEncoder>) -> Self {
-        Self { log: EventLog::new(retention, extent), index: Mutex::default(), encoder }
+        let log = EventLog::new(retention, extent);
+        Self { log, index: Mutex::default(), encoder, changes: Default::default() }
+    }
+
+    /// How many changes were published: created, and destroyed by request, by a lease that expired, and by one that was revoked.
+    pub(super) fn changes(&self) -> [u64; 4] {
+        std::array::from_fn(|n| self.changes[n].load(Ordering::Relaxed))
     }
 
     /// Publishes the changes of `partition` right after position `after`.
     pub(super) fn publish(&self, partition: u32, after: Position, events: &[SessionEvent]) {
+        let mut counts = [0; 4];
+        events.iter().for_each(|event| counts[kind(event.change)] += 1);
+        for (count, more) in self.changes.iter().zip(counts) {
+            count.fetch_add(more, Ordering::Relaxed);
+        }
         let mut wakers = Vec::new();
         let mut last = after;
         for events in events.chunks(EVENTS_A_CHUNK) {

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use super::{
     ResetReason,
     cursor::{Cursor, CursorPlace, Positions},
-    waiters::Waiters,
+    waiters::{Progress, Waiters},
 };
 use crate::{
     session::SessionEvent,
@@ -59,6 +59,11 @@ impl EventEncoder for () {
 pub(super) struct Retention {
     pub(super) events: usize,
     pub(super) bytes: usize,
+}
+
+/// All positions in one number, which tells how far apart two places of the same log are.
+pub(super) fn sum(positions: &Positions) -> u64 {
+    positions.iter().map(|position| position.0).sum()
 }
 
 /// A place in the log: before the chunk of that number, in that epoch.
@@ -123,6 +128,9 @@ struct State {
 pub(super) struct Held {
     pub(super) events: usize,
     pub(super) bytes: usize,
+    /// How many observers have something unread, and how many events the slowest of them.
+    pub(super) behind: usize,
+    pub(super) lag: u64,
 }
 
 impl EventLog {
@@ -150,10 +158,15 @@ impl EventLog {
 
     pub(super) fn held(&self) -> Held {
         let state = self.state.lock();
-        Held { events: state.events, bytes: state.bytes }
+        let (mut behind, mut lag) = (0, 0);
+        for events in state.waiters.lags(sum(&state.end)) {
+            behind += 1;
+            lag = events.max(lag);
+        }
+        Held { events: state.events, bytes: state.bytes, behind, lag }
     }
 
-    pub(super) fn join(&self) -> usize {
+    pub(super) fn join(&self) -> (usize, Progress) {
         self.state.lock().waiters.join()
     }
 

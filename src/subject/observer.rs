@@ -2,7 +2,7 @@
 
 use std::{
     future::poll_fn,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
 };
 
@@ -11,8 +11,9 @@ use super::{
     cursor::{Cursor, CursorPlace, Positions},
     filter::Filter,
     index::{Mailbox, Taken},
-    log::{Chunk, Next, Place},
+    log::{Chunk, Next, Place, sum},
     snapshot::Snapshot,
+    waiters::{Progress, WAITS},
 };
 use crate::{session::SessionEvent, storage::RegistryId};
 
@@ -27,6 +28,7 @@ pub struct Observer {
     inner: Arc<Inner>,
     filter: Arc<Filter>,
     waiter: usize,
+    progress: Progress,
     registry_id: RegistryId,
     place: Place,
     /// The positions at `place`.
@@ -75,10 +77,11 @@ impl Observer {
         opening: Opening,
         cursor: Cursor,
     ) -> Self {
-        let waiter = inner.feed.log.join();
+        let (waiter, progress) = inner.feed.log.join();
         Self {
             filter: Arc::new(filter),
             waiter,
+            progress,
             registry_id,
             place,
             at,
@@ -174,7 +177,10 @@ impl Observer {
             }
             let chunk = match self.inner.feed.log.next(self.place, self.waiter, context) {
                 Next::Chunk(chunk) => chunk,
-                Next::End => return Poll::Pending,
+                Next::End => {
+                    self.progress.store(WAITS, Ordering::Relaxed);
+                    return Poll::Pending;
+                }
                 Next::Closed => return self.close(),
                 Next::Lost(reason) => {
                     self.reset(reason);
@@ -231,6 +237,7 @@ impl Observer {
         };
         self.place = self.place.after();
         self.at.clone_from(&chunk.positions);
+        self.progress.store(sum(&self.at), Ordering::Relaxed);
         self.forget_resumed_if_passed();
         match chosen {
             None => Some(Events::shared(Arc::clone(chunk))),
@@ -280,6 +287,8 @@ impl Observer {
             Taken::Events(events) => {
                 self.place = head.place;
                 self.at = head.positions;
+                let read = if events.is_empty() { WAITS } else { sum(&self.at) };
+                self.progress.store(read, Ordering::Relaxed);
                 Some(match (events.is_empty(), head.closed) {
                     (false, _) => Poll::Ready(Some(Update::Events(Events::chosen(events)))),
                     (true, true) => self.close(),

@@ -1,6 +1,12 @@
 //! Who waits for the next publication.
 
-use std::task::Waker;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::Waker,
+};
 
 /// The wakers of the observers that wait, by a number that each observer keeps for its life.
 ///
@@ -12,23 +18,40 @@ pub(super) struct Waiters {
     waiting: Vec<usize>,
 }
 
+/// How far an observer has read: the sum of its positions, or that it waits for what comes.
+pub(super) type Progress = Arc<AtomicU64>;
+
+/// The progress of an observer that has read everything.
+pub(super) const WAITS: u64 = u64::MAX;
+
 #[derive(Default)]
 struct Slot {
+    progress: Progress,
     waker: Option<Waker>,
     /// Whether `waiting` has the slot. It may, with no waker in it, when its observer left: the slot's next one inherits it.
     listed: bool,
 }
 
 impl Waiters {
-    pub(super) fn join(&mut self) -> usize {
-        self.free.pop().unwrap_or_else(|| {
+    pub(super) fn join(&mut self) -> (usize, Progress) {
+        let id = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
             self.slots.len() - 1
-        })
+        });
+        let progress = &self.slots[id].progress;
+        progress.store(WAITS, Ordering::Relaxed);
+        (id, Arc::clone(progress))
+    }
+
+    /// How far each observer is behind `end` that has something unread.
+    pub(super) fn lags(&self, end: u64) -> impl Iterator<Item = u64> {
+        let read = self.slots.iter().map(|slot| slot.progress.load(Ordering::Relaxed));
+        read.filter(move |read| *read < end).map(move |read| end - read)
     }
 
     pub(super) fn leave(&mut self, id: usize) {
         self.slots[id].waker = None;
+        self.slots[id].progress.store(WAITS, Ordering::Relaxed);
         self.free.push(id);
     }
 

@@ -35,6 +35,39 @@ async fn it_tells_that_the_server_lives_and_is_ready() {
 }
 
 #[tokio::test]
+async fn calls_are_counted_by_method_and_code() {
+    let program = Program::start(&[]).await;
+    let client = program.sessions();
+    let series = |name: &str, method: &str, code: &str| {
+        let kind = if method == "Subscribe" { "server_stream" } else { "unary" };
+        let code = if code.is_empty() { String::new() } else { format!(",grpc_code=\"{code}\"") };
+        let labels =
+            format!("grpc_type=\"{kind}\",grpc_service=\"sessiond.v1.SessionService\",grpc_method=\"{method}\"");
+        format!("{name}{{{labels}{code}}}")
+    };
+    batch_create(&client, &[1, 2, 3]).await;
+    let forgotten = sessiond::proto::HasSessionRequest { session_id: None, auth_key_id: 0 };
+    client.clone().has_session(forgotten).await.unwrap_err();
+    let observed = Observed::now(&client).await;
+    for (name, method, code, count) in [
+        ("grpc_server_started_total", "BatchCreateSessions", "", 1),
+        ("grpc_server_handled_total", "BatchCreateSessions", "OK", 1),
+        ("grpc_server_handling_seconds_count", "BatchCreateSessions", "", 1),
+        ("grpc_server_handled_total", "HasSession", "OK", 0),
+        ("grpc_server_handled_total", "HasSession", "InvalidArgument", 1),
+        ("grpc_server_started_total", "Subscribe", "", 1),
+        ("grpc_server_handled_total", "Subscribe", "OK", 0),
+    ] {
+        assert_eq!(program.metric(&series(name, method, code)).await, count, "{name} {method} {code}");
+    }
+    assert_eq!(program.metric("sessiond_changes_total{type=\"created\",reason=\"none\"}").await, 3);
+    assert!(program.metric("sessiond_connections").await >= 1);
+    drop(observed);
+    program.metric_comes_to(&series("grpc_server_handled_total", "Subscribe", "Canceled"), 1).await;
+    program.metric_comes_to("sessiond_observers_behind", 0).await;
+}
+
+#[tokio::test]
 async fn metrics_are_the_figures_of_the_moment() {
     let program = Program::start(&[]).await;
     let client = program.sessions();

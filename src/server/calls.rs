@@ -1,0 +1,79 @@
+//! What became of the calls, in the names and labels of go-grpc-middleware
+//! (<https://github.com/grpc-ecosystem/go-grpc-middleware/tree/main/providers/prometheus>).
+
+use std::fmt;
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet},
+    metrics::MetricType,
+    registry::Unit,
+};
+use tonic::Code;
+
+use crate::service::MethodStats;
+
+/// The counts of one moment.
+#[derive(Debug)]
+pub(super) struct CallCollector(pub(super) Vec<MethodStats>);
+
+struct Count(u64);
+
+impl EncodeMetric for Count {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        encoder.encode_counter::<NoLabelSet, _, u64>(&self.0, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Counter
+    }
+}
+
+fn labels(stats: &MethodStats) -> [(&'static str, String); 3] {
+    let kind = if stats.is_unary { "unary" } else { "server_stream" };
+    [("grpc_type", kind.to_owned()), ("grpc_service", stats.service.clone()), ("grpc_method", stats.method.to_owned())]
+}
+
+/// The name of a code in Go, where these metrics come from: two of them are spelled in another way than here.
+fn name(code: Code) -> String {
+    match code {
+        Code::Ok => "OK".to_owned(),
+        Code::Cancelled => "Canceled".to_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
+impl Collector for CallCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut started =
+            encoder.encode_descriptor("grpc_server_started", "Calls that began", None, MetricType::Counter)?;
+        for stats in &self.0 {
+            Count(stats.started).encode(started.encode_family(&labels(stats))?)?;
+        }
+        let mut handled =
+            encoder.encode_descriptor("grpc_server_handled", "Calls that ended, by code", None, MetricType::Counter)?;
+        for stats in &self.0 {
+            for (code, count) in (0..).zip(stats.handled) {
+                // OK is there from the start, so that its rate is; the others come when they are needed.
+                if count > 0 || code == Code::Ok as i32 {
+                    let [kind, service, method] = labels(stats);
+                    let labels = [kind, service, method, ("grpc_code", name(Code::from(code)))];
+                    Count(count).encode(handled.encode_family(&labels)?)?;
+                }
+            }
+        }
+        let help = "How long unary calls took in the server";
+        let unit = Some(&Unit::Seconds);
+        let mut times = encoder.encode_descriptor("grpc_server_handling", help, unit, MetricType::Histogram)?;
+        for stats in self.0.iter().filter(|stats| stats.is_unary) {
+            let count = stats.within.iter().map(|(_, count)| count).sum();
+            times.encode_family(&labels(stats))?.encode_histogram::<NoLabelSet>(
+                stats.seconds,
+                count,
+                &stats.within,
+                None,
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,40 @@
+//! What a server counts for metrics.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use crate::service::CallStats;
+
+/// Counts that are kept for as long as the server runs.
+#[derive(Debug)]
+pub(super) struct ServerStats {
+    pub(super) calls: CallStats,
+    connections: AtomicUsize,
+}
+
+impl ServerStats {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self { calls: CallStats::new(), connections: AtomicUsize::new(0) })
+    }
+
+    /// How many connections there are.
+    pub(super) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Counts a connection until the answer is dropped.
+    pub(super) fn count_connection(&self) -> impl Drop + use<'_> {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        Counted(&self.connections)
+    }
+}
+
+struct Counted<'a>(&'a AtomicUsize);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
