@@ -99,7 +99,7 @@ impl CallStats {
             let sum = |of: &dyn Fn(&Counts) -> &AtomicU64| -> u64 {
                 counts().map(|counts| of(counts).load(Ordering::Relaxed)).sum()
             };
-            let bounds = BOUNDS.iter().map(|us| *us as f64 / 1e6).chain([f64::MAX]);
+            let bounds = BOUNDS.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
             MethodStats {
                 service: format!("sessiond.v1.{service}"),
                 method,
