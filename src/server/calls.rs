@@ -54,8 +54,8 @@ impl Collector for CallCollector {
             encoder.encode_descriptor("grpc_server_handled", "Calls that ended, by code", None, MetricType::Counter)?;
         for stats in &self.0 {
             for (code, count) in (0..).zip(stats.handled) {
-                // OK is there from the start, so that its rate is; the others come when they are needed.
-                if count > 0 || code == Code::Ok as i32 {
+                // The usual ends are there from the start, so that their rates are; the others come when they are needed.
+                if count > 0 || [Code::Ok as i32, Code::Cancelled as i32].contains(&code) {
                     let [kind, service, method] = labels(stats);
                     let labels = [kind, service, method, ("grpc_code", name(Code::from(code)))];
                     Count(count).encode(handled.encode_family(&labels)?)?;
