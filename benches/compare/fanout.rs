@@ -31,6 +31,10 @@ use super::{
 const BATCH: u64 = 1000;
 const WINDOW: u64 = 100_000;
 
+/// How many batches the writer has under way with sessiond: 8 KB each, and as many as fit the window of a connection that asks
+/// for no larger one. The peers' writers never wait for an answer.
+const IN_FLIGHT: u64 = 7;
+
 const CREATE: &str = "/sessiond.v1.SessionService/BatchCreateSessions";
 
 const ROUNDS: usize = 3;
@@ -137,10 +141,17 @@ async fn sessiond(observers: u64, events: u64) -> Rate {
     let mut writer = Wire::connect(server.address, CREATE).await;
     measure(&server, observers * events, async {
         for first in (0..events).step_by(BATCH as usize) {
+            if first >= IN_FLIGHT * BATCH {
+                writer.answered().await;
+            }
             progress.wait(first).await;
             let session_ids = (first..first + BATCH).map(|n| n as i64).collect();
             let request = BatchCreateSessionsRequest { session_ids, auth_key_ids: vec![], lease_id: 0 };
-            writer.answer(&framed(&request)).await;
+            writer.call(&framed(&request));
+            writer.send().await;
+        }
+        for _ in 0..IN_FLIGHT.min(events / BATCH) {
+            writer.answered().await;
         }
         finish(tasks).await;
     })
@@ -215,6 +226,7 @@ async fn floor(observers: u64, events: u64) -> Rate {
     let mut tasks = JoinSet::new();
     for n in 0..observers as usize {
         let mut stream = connect(server.address, "").await;
+        assert_eq!(stream.read_u8().await.unwrap(), 0);
         let progress = Arc::clone(&progress);
         tasks.spawn(async move {
             let (mut bytes, mut read) = (vec![0; 128 << 10], 0);

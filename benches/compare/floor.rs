@@ -68,7 +68,7 @@ async fn answer_all(stream: TcpStream) {
 }
 
 /// For each byte that anybody sends, every connection that has sent none is written a publication, several at once when they
-/// have piled up.
+/// have piled up. A connection is greeted with a byte.
 pub(crate) fn serve_fan_out(listener: TcpListener) {
     let (published, _) = watch::channel(0_u64);
     accept_on_workers(listener, move |stream| fan_out(stream, published.clone()));
@@ -79,6 +79,10 @@ async fn fan_out(mut stream: TcpStream, published: watch::Sender<u64>) {
     let bytes = vec![0; AT_ONCE * PUBLICATION];
     let mut publications = published.subscribe();
     let mut sent = *publications.borrow_and_update();
+    // It gets what is published from now on, and may know.
+    if stream.write_all(&[0]).await.is_err() {
+        return;
+    }
     let mut is_writer = false;
     let mut asked = [0; 4096];
     loop {

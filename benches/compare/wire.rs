@@ -148,6 +148,11 @@ impl Wire {
     pub(crate) async fn answer(&mut self, body: &[u8]) {
         self.call(body);
         self.send().await;
+        self.answered().await;
+    }
+
+    /// Waits for the answer of one of several calls to a server that answers them one after the other.
+    pub(crate) async fn answered(&mut self) {
         let mut messages = 0;
         loop {
             match self.next().await {
