@@ -4,6 +4,7 @@
 //! never rehashed at once. A change is made under its bucket's lock and appended to its partition's log before that lock
 //! is let go: this is what makes the two one step, and a bucket's read exact.
 
+mod appender;
 mod bucket;
 mod hash;
 mod held;
@@ -30,6 +31,7 @@ use smallvec::SmallVec;
 use tokio::time::{Instant, sleep_until};
 
 use self::{
+    appender::Appender,
     bucket::Bucket,
     hash::SessionHasher,
     held::{GROUP, Held},
@@ -147,16 +149,6 @@ impl MemoryStorage {
         lsn
     }
 
-    /// Appends a change to the log, and records it at the same place.
-    fn append(&self, bucket_index: u32, bucket: &mut Bucket, event: SessionEvent, lease: Option<LeaseId>) -> Lsn {
-        let SessionEvent { session, change } = event;
-        let record = match change {
-            SessionChange::Created => Record::Created { session, lease },
-            SessionChange::Destroyed(reason) => Record::Destroyed { session, reason },
-        };
-        self.log_of(bucket_index).append(event, || self.record(bucket, session, record))
-    }
-
     fn spot_of(&self, session: &SessionKey) -> Spot {
         let hash = self.hash.hash_one(session);
         Spot { hash, bucket: self.bucket_of_hash(hash) }
@@ -180,9 +172,14 @@ impl MemoryStorage {
             if rest.len() > 1 {
                 // Into the caches, all at the same time; what is found may have changed when its turn comes.
                 for (session, spot) in rest {
-                    black_box(held.bucket(spot.bucket).find(spot.hash, session));
+                    let bucket = held.bucket(spot.bucket);
+                    black_box(bucket.find(spot.hash, session));
+                    if let Change::Destroy(_) = change {
+                        black_box(bucket.find_last(&self.hash));
+                    }
                 }
             }
+            let mut appender = Appender::new(self);
             let mut misfit = None;
             while let [(session, spot), after @ ..] = rest {
                 let bucket = held.bucket(spot.bucket);
@@ -192,11 +189,11 @@ impl MemoryStorage {
                             misfit = Some(spot.bucket);
                             break;
                         }
-                        let (created, lsn) = self.create_in(bucket, *spot, *session, lease)?;
+                        let (created, lsn) = self.create_in(bucket, &mut appender, *spot, *session, lease)?;
                         told(created, lsn);
                     }
                     Change::Destroy(lease) => {
-                        let (destroyed, lsn) = self.destroy_in(bucket, *spot, *session, lease);
+                        let (destroyed, lsn) = self.destroy_in(bucket, &mut appender, *spot, *session, lease);
                         told(destroyed, lsn);
                         if bucket.need(false).is_some() {
                             misfit = Some(spot.bucket);
@@ -208,6 +205,7 @@ impl MemoryStorage {
                     break;
                 }
             }
+            drop(appender);
             drop(held);
             if let Some(bucket) = misfit {
                 self.fit(&mut self.buckets[bucket as usize].lock(), change.is_leased());
@@ -220,6 +218,7 @@ impl MemoryStorage {
     fn create_in(
         &self,
         bucket: &mut Bucket,
+        appender: &mut Appender<'_>,
         spot: Spot,
         session: SessionKey,
         lease: Option<(LeaseId, &Lease)>,
@@ -250,10 +249,17 @@ impl MemoryStorage {
             return Err(too_many());
         }
         let event = SessionEvent { session, change: SessionChange::Created };
-        Ok((true, self.append(spot.bucket, bucket, event, lease.map(|(id, _)| id))))
+        Ok((true, appender.append(spot.bucket, bucket, event, lease.map(|(id, _)| id))))
     }
 
-    fn destroy_in(&self, bucket: &mut Bucket, spot: Spot, session: SessionKey, lease: Option<&Lease>) -> (bool, Lsn) {
+    fn destroy_in(
+        &self,
+        bucket: &mut Bucket,
+        appender: &mut Appender<'_>,
+        spot: Spot,
+        session: SessionKey,
+        lease: Option<&Lease>,
+    ) -> (bool, Lsn) {
         let Some(place) = bucket.find(spot.hash, &session) else { return (false, bucket.recorded(&session)) };
         // Asked under the bucket's lock: once a lease has ended, its slot may name another.
         if lease.is_some_and(|lease| !lease.is_live() || bucket.lease(place) != lease.slot) {
@@ -262,7 +268,7 @@ impl MemoryStorage {
         bucket.remove(spot.hash, place, &self.hash);
         self.session_count.fetch_sub(1, Ordering::Relaxed);
         let change = SessionChange::Destroyed(DestroyReason::Requested);
-        (true, self.append(spot.bucket, bucket, SessionEvent { session, change }, None))
+        (true, appender.append(spot.bucket, bucket, SessionEvent { session, change }, None))
     }
 
     fn has_some(&self, sessions: &[SessionKey], mut told: impl FnMut(bool, Lsn)) {
@@ -351,9 +357,11 @@ impl MemoryStorage {
         let sessions = bucket.take_leased(lease.slot, SESSIONS_A_SWEEP, &self.hash);
         self.session_count.fetch_sub(sessions.len() as u64, Ordering::Relaxed);
         let change = SessionChange::Destroyed(reason);
+        let mut appender = Appender::new(self);
         for session in &sessions {
-            self.append(bucket_index, &mut bucket, SessionEvent { session: *session, change }, None);
+            appender.append(bucket_index, &mut bucket, SessionEvent { session: *session, change }, None);
         }
+        drop(appender);
         self.fit(&mut bucket, false);
         drop(bucket);
         self.log_of(bucket_index).settle();

@@ -99,6 +99,11 @@ impl Bucket {
         self.places.find(hash, |&place| self.sessions[place as usize] == *session).map(|&place| place as usize)
     }
 
+    /// Where the last session is: it is looked for by a removal, whose place it takes.
+    pub(super) fn find_last(&self, hasher: &SessionHasher) -> Option<usize> {
+        self.sessions.last().and_then(|session| self.find(hasher.hash_one(session), session))
+    }
+
     pub(super) fn lease(&self, place: usize) -> LeaseSlot {
         self.leases.get(place).copied().unwrap_or(0)
     }

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, future::poll_fn, ops::Range, task::Poll, task::Waker};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     session::{SessionChange, SessionEvent, SessionKey},
@@ -14,6 +14,9 @@ use crate::{
 const SEGMENT: usize = 4096;
 
 pub(super) struct Log(Mutex<State>);
+
+/// A log that is locked for changes to be appended.
+pub(super) struct Appending<'a>(MutexGuard<'a, State>);
 
 struct State {
     /// All but the last are full.
@@ -77,15 +80,9 @@ impl Log {
         followers.into_iter().for_each(Waker::wake);
     }
 
-    /// Appends a change; `record` is called under the same lock, so that records are in the log's order.
-    /// [`settle`](Self::settle) must follow, when no lock is held.
-    pub(super) fn append<R>(&self, event: SessionEvent, record: impl FnOnce() -> R) -> R {
-        let mut state = self.0.lock();
-        state.append(event);
-        if state.shows_at_once {
-            state.visible = state.newest;
-        }
-        record()
+    /// Locks it for changes to be appended. [`settle`](Self::settle) must follow, when no lock is held.
+    pub(super) fn appending(&self) -> Appending<'_> {
+        Appending(self.0.lock())
     }
 
     /// Does what follows on some appended changes and takes no lock to be done: wakes those who wait for them, and makes memory
@@ -134,6 +131,16 @@ impl Log {
             Poll::Ready(Ok(state.read((after.0 - state.oldest) as usize, limit.max(1))))
         })
         .await
+    }
+}
+
+impl Appending<'_> {
+    pub(super) fn append(&mut self, event: SessionEvent) {
+        let state = &mut *self.0;
+        state.append(event);
+        if state.shows_at_once {
+            state.visible = state.newest;
+        }
     }
 }
 
