@@ -1,9 +1,9 @@
 //! What a session costs in memory, and how long growing takes: `cargo bench --bench memory [-- MILLIONS…]`.
 //!
 //! Fills the memory storage step by step, once without leases and once with every session under one of a thousand, and
-//! prints for each step the resident memory a session and the longest single create so far. The longest create holds the
-//! longest lock: that of a bucket whose table grows. It is measured in processor time of the thread, not in wall time: a busy
-//! machine would show its own pauses.
+//! prints for each step the resident memory a session and the longest single create so far, in processor time of the thread:
+//! a busy machine would show its own pauses. Most of that is the kernel that hands out new memory, while no lock is held; how
+//! long a lock is held at the most is a test of its own: `cargo test --release --lib growth -- --nocapture`.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
