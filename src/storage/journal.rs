@@ -12,7 +12,7 @@ use std::{
     fmt, mem,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -42,8 +42,6 @@ pub(super) struct Journal {
     filled: Condvar,
     newest: AtomicU64,
     waiters: Waiters,
-    /// An outage has ended since it was last asked.
-    has_recovered: AtomicBool,
 }
 
 #[derive(Default)]
@@ -105,7 +103,6 @@ impl Journal {
             filled: Condvar::new(),
             newest: AtomicU64::new(newest.0),
             waiters: Waiters::new(newest),
-            has_recovered: AtomicBool::new(false),
         }
     }
 
@@ -186,7 +183,6 @@ impl Journal {
     /// Says that the records up to `lsn` are on disk.
     pub(super) fn publish(&self, lsn: Lsn) {
         if self.waiters.publish(lsn) {
-            self.has_recovered.store(true, Ordering::Relaxed);
             tracing::info!("the disk takes changes again");
         }
     }
@@ -200,7 +196,7 @@ impl Journal {
 
     /// Whether an outage has ended since this was last asked.
     pub(super) fn has_recovered(&self) -> bool {
-        self.has_recovered.load(Ordering::Relaxed) && self.has_recovered.swap(false, Ordering::Relaxed)
+        self.waiters.has_recovered()
     }
 
     /// Lets the writer end when nothing is pending any more.

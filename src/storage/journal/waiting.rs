@@ -31,6 +31,8 @@ struct State {
     waiting: BTreeMap<(Lsn, u64), Waiter>,
     next: u64,
     outage: Option<Outage>,
+    /// An outage has ended since it was last asked.
+    has_recovered: bool,
     /// Those that one of their thread is to wake.
     others: Vec<(ThreadId, Vec<Waker>)>,
 }
@@ -53,6 +55,11 @@ impl Waiters {
         self.state.lock().outage.clone()
     }
 
+    /// Whether an outage has ended since this was last asked.
+    pub(super) fn has_recovered(&self) -> bool {
+        mem::take(&mut self.state.lock().has_recovered)
+    }
+
     /// Waits until the record `lsn` is on disk, or nothing gets there.
     pub(super) async fn wait(&self, lsn: Lsn) -> Result<(), Outage> {
         let mut turn = Turn { waiters: self, thread: thread::current().id(), lsn, number: None };
@@ -64,6 +71,8 @@ impl Waiters {
         let mut state = self.state.lock();
         self.durable.store(lsn.0, Ordering::Release);
         let had_outage = state.outage.take().is_some();
+        // Whoever finds the outage gone finds this too.
+        state.has_recovered |= had_outage;
         let later = state.waiting.split_off(&(Lsn(lsn.0 + 1), 0));
         let woken = mem::replace(&mut state.waiting, later);
         let first = self.divide(&mut state, woken);

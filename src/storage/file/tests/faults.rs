@@ -1,10 +1,10 @@
 //! What callers are told while the disk fails, and what is there afterwards.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{error::Error, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, advance, pause, resume, sleep, timeout},
 };
 
 use super::{
@@ -138,6 +138,75 @@ async fn writes_that_fail_halfway_are_made_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_whose_sync_failed_is_written_anew() {
     outage(Fault::Syncs).await;
+}
+
+/// Time is stopped for those who wait, and goes to what they wait for next.
+#[tokio::test]
+async fn a_disk_that_does_not_answer_is_given_ten_seconds() {
+    let (disk, ledger) = (Sim::default(), Ledger::default());
+    let storage = open(&disk, 1000).await;
+    write(&storage, &ledger, 2000, 0).await;
+    let kept = SessionKey::new(-1, 0);
+    ledger.create(&storage, kept, None).await.unwrap();
+
+    disk.set_fault(Some(Fault::Stalled));
+    pause();
+    for patience in [Duration::from_secs(10), Duration::ZERO] {
+        let began = Instant::now();
+        let refused = ledger.create(&storage, SessionKey::new(-1, 1), None).await.unwrap_err();
+        assert!(matches!(refused, StorageError::Unavailable(_)), "{refused}");
+        assert_eq!(refused.source().unwrap().to_string(), "the disk has not answered for 10s");
+        let waited = began.elapsed();
+        assert!(patience <= waited && waited <= patience + Duration::from_millis(10), "{waited:?}");
+    }
+    assert_eq!(storage.has(&[kept]).await.unwrap(), [true], "what is on disk can be told");
+    resume();
+
+    disk.set_fault(None);
+    recovers(&storage, &ledger).await;
+    ledger.check(&storage).await;
+    let crashed = disk.after_crash(&mut fastrand::Rng::with_seed(0));
+    ledger.check(&*open(&crashed, 1000).await).await;
+}
+
+async fn pass(time: Duration) {
+    pause();
+    advance(time).await;
+    resume();
+}
+
+/// Expires leases for a moment.
+async fn expire(storage: &FileStorage) {
+    let _ = timeout(Duration::from_millis(50), storage.expire_leases()).await;
+}
+
+#[tokio::test]
+async fn no_lease_ends_because_the_disk_was_out_of_reach() {
+    const TTL: Duration = Duration::from_secs(60);
+    let disk = Sim::default();
+    let storage = open(&disk, 1000).await;
+    let lease = storage.grant_lease(TTL, "gateway").await.unwrap();
+    let session = [SessionKey::new(0, 1)];
+    storage.create(&session, Some(lease)).await.unwrap();
+
+    disk.set_fault(Some(Fault::Full));
+    storage.create(&[SessionKey::new(0, 2)], None).await.unwrap_err();
+    pass(TTL * 2).await;
+    expire(&storage).await;
+    assert_eq!(storage.has(&session).await.unwrap(), [true]);
+
+    disk.set_fault(None);
+    recovers(&storage, &Ledger::default()).await;
+    expire(&storage).await;
+    assert_eq!(storage.has(&session).await.unwrap(), [true], "the lease has a full ttl again");
+
+    pass(TTL * 2).await;
+    let ended = async {
+        while storage.has(&session).await.unwrap() == [true] {
+            expire(&storage).await;
+        }
+    };
+    timeout(SOON, ended).await.unwrap();
 }
 
 /// Whether the pages of a sync that failed are needed later depends on what was written when.

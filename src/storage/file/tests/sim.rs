@@ -6,6 +6,8 @@ use std::{
     ops::Bound,
     path::{Path, PathBuf},
     sync::{Arc, Weak},
+    thread,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -22,6 +24,8 @@ pub(super) enum Fault {
     TornWrites,
     /// Syncs fail. What was written before can be read, and never gets to the disk.
     Syncs,
+    /// Syncs neither come back nor fail; but for half a minute, so that a test that fails ends.
+    Stalled,
     /// Nothing gets through any more, ever: the machine has stopped.
     Off,
 }
@@ -202,7 +206,12 @@ impl StorageBackend for Handle {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let fault = self.fault()?;
+        let mut fault = self.fault()?;
+        let began = Instant::now();
+        while fault == Some(Fault::Stalled) && began.elapsed() < Duration::from_secs(30) {
+            thread::sleep(Duration::from_millis(1));
+            fault = self.fault()?;
+        }
         let mut file = self.file.lock();
         let done = std::mem::take(&mut file.unsynced);
         if fault == Some(Fault::Syncs) {
