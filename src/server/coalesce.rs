@@ -4,7 +4,8 @@
 //! frames that a connection has ready in one go leave in one write.
 
 use std::{
-    io,
+    cell::Cell,
+    io, mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -17,8 +18,11 @@ use parking_lot::Mutex;
 /// What is held back at the most.
 const LIMIT: usize = 64 << 10;
 
-/// Room beyond this is given back by a connection that writes no more than this: most are idle most of the time.
-const KEPT: usize = 4 << 10;
+thread_local! {
+    /// Room for what is held back, which the connections of a thread lend each other: it is in the processor's caches, and those
+    /// that are idle, most of them, have none. Only one whose peer takes no more keeps its own until it does.
+    static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// The half that a connection reads and writes. It never flushes: whoever polls the connection does, by [`Flusher`].
 pub(super) struct Coalesced<S>(Arc<Mutex<Inner<S>>>);
@@ -73,12 +77,9 @@ impl<S: Write + Unpin> Inner<S> {
             }
             self.written += len;
         }
-        // A connection that writes little now gives back the room of busier times.
-        if self.written <= KEPT {
-            self.held.shrink_to(KEPT);
-        }
         self.written = 0;
         self.held.clear();
+        ROOM.set(mem::take(&mut self.held));
         Poll::Ready(Ok(()))
     }
 
@@ -86,6 +87,9 @@ impl<S: Write + Unpin> Inner<S> {
     fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.held.len() >= LIMIT {
             ready!(self.poll_write_held(context))?;
+        }
+        if self.held.is_empty() {
+            self.held = ROOM.take();
         }
         Poll::Ready(Ok(LIMIT - self.held.len()))
     }
