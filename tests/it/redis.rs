@@ -5,6 +5,7 @@ mod conformance;
 mod faults;
 mod fleet;
 mod linear;
+mod rolling;
 pub(crate) mod server;
 
 use std::{error::Error, sync::Arc};
