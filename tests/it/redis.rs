@@ -7,6 +7,8 @@ mod fleet;
 mod linear;
 mod rolling;
 pub(crate) mod server;
+mod slots;
+mod tls;
 
 use std::{error::Error, sync::Arc};
 
