@@ -13,6 +13,7 @@ mod cli_lease;
 mod client;
 mod conformance;
 mod crashes;
+mod disk;
 mod drain;
 mod errors;
 mod fake;
