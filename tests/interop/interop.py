@@ -72,9 +72,9 @@ def seconds(value):
 class Server:
     """A sessiond of its own on free ports, and a channel to it."""
 
-    def __init__(self, *flags):
+    def __init__(self, *flags, listen="127.0.0.1:0"):
         self.process = subprocess.Popen(
-            [BINARY, "serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--storage", "memory:",
+            [BINARY, "serve", "--listen", listen, "--admin-listen", "127.0.0.1:0", "--storage", "memory:",
              "--log-format", "json", *flags],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             env={k: v for k, v in os.environ.items() if not k.startswith("SESSIOND_")} | {"SESSIOND_LOG": "info"},
@@ -991,6 +991,66 @@ class Drain(Case):
                 next(watch)  # the drain has begun
             server.terminate()
             server.exit_code(5)
+
+
+class Restarts(unittest.TestCase):
+    """Callers whose channel has the service config of the README."""
+
+    def setUp(self):
+        readme = (ROOT / "README.md").read_text()
+        self.config = re.search(r'```json\n(\{\n  "loadBalancingConfig".*?\n\})\n```', readme, re.DOTALL)[1]
+        self.answered, self.errors, self.over = 0, [], threading.Event()
+
+    def call(self, sessions):
+        while not self.over.is_set():
+            try:
+                sessions.CreateSession(pb.CreateSessionRequest(session_id=random.randint(0, 99)), timeout=10)
+                sessions.HasSession(pb.HasSessionRequest(session_id=random.randint(0, 99)), timeout=10)
+                self.answered += 2
+            except grpc.RpcError as error:
+                self.errors.append(error)
+            time.sleep(0.002)  # A load that leaves the machine something for the servers.
+
+    def goes_on(self):
+        end, until = time.monotonic() + DEADLINE, self.answered + 200
+        while self.answered < until and not self.errors:
+            self.assertLess(time.monotonic(), end, "no call is answered")
+            time.sleep(0.01)
+
+    def restart(self, count):
+        # Addresses that no client's end of a connection takes meanwhile.
+        servers = [Server(listen=f"127.{random.randint(1, 254)}.{n}.1:0") for n in range(count)]
+        for server in servers:
+            self.addCleanup(lambda n: servers[n].__exit__(), servers.index(server))
+        addresses = ",".join(server.address for server in servers)
+        # Of a list gRPC makes an authority that HTTP does not allow. A name that leads to all replicas is one itself.
+        options = [("grpc.service_config", self.config), ("grpc.default_authority", "sessiond")]
+        with grpc.insecure_channel(f"ipv4:{addresses}", options) as channel:
+            sessions = pb_grpc.SessionServiceStub(channel)
+            callers = [threading.Thread(target=self.call, args=[sessions]) for _ in range(4)]
+            for caller in callers:
+                caller.start()
+            try:
+                for n, server in enumerate(servers):
+                    self.goes_on()
+                    server.terminate()
+                    self.assertEqual(server.exit_code(11), 0)
+                    if count > 1:
+                        self.goes_on()
+                    server.__exit__()
+                    servers[n] = Server(listen=server.address)
+                self.goes_on()
+            finally:
+                self.over.set()
+                for caller in callers:
+                    caller.join()
+        self.assertEqual(self.errors, [])
+
+    def test_nobody_notices_a_rolling_restart(self):
+        self.restart(3)
+
+    def test_nobody_notices_that_a_server_is_back_in_time(self):
+        self.restart(1)
 
 
 class Example(Case):

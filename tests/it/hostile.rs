@@ -82,7 +82,7 @@ fn has_session() -> Bytes {
 }
 
 /// Bytes that look like chance and are the same each time.
-fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed;
     let next = || {
         state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
@@ -225,23 +225,25 @@ async fn peers_may_leave_in_the_midst_of_requests_and_streams() {
     target.is_as_before().await;
 }
 
+/// Calls that are begun and given up at once, by the thousand.
+pub(crate) fn storm_of_resets(headers: &[u8], body: &[u8]) -> Vec<u8> {
+    let call = |n: u32| {
+        let stream = 2 * n + 1;
+        let begin = frame(HEADERS, END_HEADERS, stream, headers);
+        let body = frame(DATA, END_STREAM, stream, body);
+        [begin, body, frame(RST_STREAM, 0, stream, &8u32.to_be_bytes())].concat()
+    };
+    (0..2000).flat_map(call).collect()
+}
+
 #[tokio::test]
 async fn a_storm_of_resets_is_survived() {
     let target = Target::start(&[]).await;
-    let path = format!("{SERVICE}/Subscribe");
-    let headers = headers(&path);
+    let storm = storm_of_resets(&headers(&format!("{SERVICE}/Subscribe")), &subscribe());
     for _ in 0..5 {
-        let storm: Vec<u8> = (0..2000)
-            .flat_map(|n| {
-                let stream = 2 * n + 1;
-                let begin = frame(HEADERS, END_HEADERS, stream, &headers);
-                let body = frame(DATA, END_STREAM, stream, &subscribe());
-                [begin, body, frame(RST_STREAM, 0, stream, &8u32.to_be_bytes())].concat()
-            })
-            .collect();
         let mut socket = soon(TcpStream::connect(target.program.addr)).await.unwrap();
         // The server may have had enough before all is written.
-        let _ = soon(socket.write_all(&[start(), storm].concat())).await;
+        let _ = soon(socket.write_all(&[&start()[..], &storm].concat())).await;
         // It is not held up for others meanwhile.
         assert!(has(&target.program.sessions(), 0, 0).await);
         drop(socket);

@@ -1,7 +1,7 @@
 //! The program as a process of its own, on free ports.
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     process::Stdio,
     sync::{Arc, Mutex},
 };
@@ -24,6 +24,13 @@ pub(crate) fn serve(args: &[&str]) -> Command {
     command
 }
 
+/// Where to listen so that nobody else takes the address while the server is away: a port of 127.0.0.1 may become a
+/// client's end of a connection meanwhile.
+pub(crate) fn own_address() -> String {
+    let [a, b, c] = [fastrand::u8(1..255), fastrand::u8(..), fastrand::u8(1..255)];
+    format!("{}:0", Ipv4Addr::new(127, a, b, c))
+}
+
 /// A server process that listens; dropping it kills it.
 pub(crate) struct Program {
     child: Child,
@@ -39,10 +46,15 @@ impl Program {
 
     /// One that has no more of something than `ulimit` gives it, as in `-n 64`.
     pub(crate) async fn start_limited(ulimit: &str, args: &[&str]) -> Self {
+        Self::start_within(&["sh", "-c", &format!("ulimit {ulimit} && exec \"$0\" \"$@\"")], args).await
+    }
+
+    /// One that another program becomes, which is given its command line.
+    pub(crate) async fn start_within(within: &[&str], args: &[&str]) -> Self {
         let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-format", "json"];
         let whole = serve(&[&ports, args].concat());
-        let mut command = Command::new("sh");
-        command.env_clear().args(["-c", &format!("ulimit {ulimit} && exec \"$0\" \"$@\"")]);
+        let mut command = Command::new(within[0]);
+        command.env_clear().args(&within[1..]);
         command.arg(whole.as_std().get_program()).args(whole.as_std().get_args());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         Self::launch(command).await
@@ -86,8 +98,12 @@ impl Program {
         soon(self.child.kill()).await.unwrap();
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
     pub(crate) async fn signal(&self, signal: &str) {
-        let pid = self.child.id().expect("it runs").to_string();
+        let pid = self.pid().to_string();
         let killed = soon(Command::new("kill").args(["-s", signal, &pid]).status()).await.expect("kill is installed");
         assert!(killed.success());
     }

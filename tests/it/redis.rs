@@ -5,7 +5,10 @@ mod conformance;
 mod faults;
 mod fleet;
 mod linear;
+mod rolling;
 pub(crate) mod server;
+mod slots;
+mod tls;
 
 use std::{error::Error, sync::Arc};
 

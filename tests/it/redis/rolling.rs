@@ -1,0 +1,207 @@
+//! Three programs over one Redis are restarted one after the other, under load.
+//!
+//! `SESSIOND_TEST_ROLLS` says how often each is: once by default.
+
+use std::{cell::Cell, time::Duration};
+
+use futures_util::future::join_all;
+use sessiond::{
+    client::{Client, Watch, WatchOptions, WatchUpdate},
+    session::{DestroyReason, SessionChange, SessionEvent, SessionKey},
+};
+use tokio::{
+    join,
+    time::{Instant, sleep, timeout},
+};
+
+use super::server::{RedisServer, is_installed};
+use crate::{
+    fake::soon,
+    program::{Program, own_address},
+    retry::{Retrying, Tally},
+};
+
+const REPLICAS: usize = 3;
+const WRITERS: i64 = 9;
+/// How many sessions each writer has.
+const SESSIONS: i64 = 50;
+/// How many calls there are between a restart and the next.
+const BETWEEN: u64 = 500;
+/// Gateways under a lease, one at each replica.
+const GATEWAYS: i64 = 100;
+
+/// The last session that is created.
+const MARKER: SessionKey = SessionKey::new(-1, 0);
+
+/// What the load and the operator tell each other.
+#[derive(Default)]
+struct Progress {
+    calls: Cell<u64>,
+    is_over: Cell<bool>,
+}
+
+/// Changes sessions of its own, one after the other; gives what it has done.
+async fn write(writer: i64, mut client: Retrying, progress: &Progress) -> (Vec<SessionEvent>, Tally) {
+    let mut written = Vec::new();
+    let mut exists = [false; SESSIONS as usize];
+    while !progress.is_over.get() {
+        let id = fastrand::usize(0..exists.len());
+        let session = SessionKey::new(writer, id as i64);
+        let (changed, change) = if exists[id] {
+            let destroyed = client.call(async |client| client.destroy(session).await).await;
+            (destroyed, SessionChange::Destroyed(DestroyReason::Requested))
+        } else {
+            (client.call(async |client| client.create(session).await).await, SessionChange::Created)
+        };
+        let changed = changed.expect("no call fails that is made again as the README says");
+        // Only a call that was made again may find its work done.
+        assert!(changed.answer || !changed.at_once, "{session:?}");
+        exists[id] = !exists[id];
+        written.push(SessionEvent { session, change });
+        progress.calls.set(progress.calls.get() + 1);
+        sleep(Duration::from_millis(fastrand::u64(0..8))).await;
+    }
+    (written, client.tally)
+}
+
+struct Observer {
+    clients: Vec<Client>,
+    replica: usize,
+    /// Goes on at the next replica, and does not wait for its own to be back.
+    moves: bool,
+    watch: Watch,
+    told: Vec<SessionEvent>,
+    resumed: u64,
+}
+
+impl Observer {
+    async fn start(clients: &[Client], replica: usize, moves: bool) -> Self {
+        let mut watch = clients[replica].watch(WatchOptions::default());
+        assert!(matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Subscribed { .. }));
+        Self { clients: clients.to_vec(), replica, moves, watch, told: Vec::new(), resumed: 0 }
+    }
+
+    /// Observes until the marker is created.
+    async fn observe(&mut self) {
+        while self.told.last().is_none_or(|event| event.session != MARKER) {
+            match self.watch.next().await.unwrap() {
+                WatchUpdate::Events(events) => self.told.extend(events),
+                WatchUpdate::Disconnected { .. } => {
+                    self.resumed += 1;
+                    if self.moves {
+                        let cursor = self.watch.cursor().expect("it is in no snapshot");
+                        self.replica = (self.replica + 1) % self.clients.len();
+                        self.watch = self.clients[self.replica].watch(WatchOptions::after(cursor));
+                    }
+                }
+                WatchUpdate::Subscribed { .. } | WatchUpdate::Heartbeat => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// It was told what the writer did, in its order, and of nothing else.
+    fn is_exact(&self, writer: i64, written: &[SessionEvent]) {
+        let told = self.told.iter().filter(|event| event.session.auth_key_id.0 == writer);
+        assert!(told.eq(written), "of writer {writer}, at replica {}", self.replica);
+    }
+}
+
+/// Restarts each in turn, as an orchestrator does: the next when the last is back.
+async fn roll(programs: &mut [Program], rolls: u32, args: &[&str], progress: &Progress) -> Duration {
+    let mut longest = Duration::ZERO;
+    for program in (0..rolls).flat_map(|_| 0..REPLICAS) {
+        let program = &mut programs[program];
+        goes_on(progress).await;
+        let began = Instant::now();
+        program.signal("TERM").await;
+        assert_eq!(program.exit_code().await, Some(0), "{}", program.log());
+        longest = longest.max(began.elapsed());
+        assert!(program.log().contains("drained"), "{}", program.log());
+        // It is away for as long as another node takes to start it.
+        goes_on(progress).await;
+        *program = Program::start_on(&program.addr.to_string(), args).await;
+    }
+    goes_on(progress).await;
+    longest
+}
+
+async fn goes_on(progress: &Progress) {
+    let calls = progress.calls.get() + BETWEEN;
+    soon(async {
+        while progress.calls.get() < calls {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_under_load_fails_no_call_and_resets_no_observer() {
+    if !is_installed() {
+        return;
+    }
+    let rolls: u32 = std::env::var("SESSIOND_TEST_ROLLS").map_or(1, |n| n.parse().unwrap());
+    let redis = RedisServer::start(&[]);
+    let storage = redis.url("buckets=64");
+    let args = ["--workers", "1", "--storage", &storage];
+    let mut programs = Vec::new();
+    for _ in 0..REPLICAS {
+        programs.push(Program::start_on(&own_address(), &args).await);
+    }
+    let clients: Vec<Client> =
+        programs.iter().map(|program| Client::connect_lazy(&format!("http://{}", program.addr)).unwrap()).collect();
+    let mut observers = Vec::new();
+    for number in 0..2 * REPLICAS {
+        observers.push(Observer::start(&clients, number % REPLICAS, number < REPLICAS).await);
+    }
+    // Each keeps its lease alive through one replica, and knows of no other.
+    let mut gateways = Vec::new();
+    for (number, client) in (GATEWAYS..).zip(&clients) {
+        let lease = client.lease(Duration::from_secs(10), "gateway").await.unwrap();
+        let sessions: Vec<SessionKey> = (0..SESSIONS).map(|id| SessionKey::new(number, id)).collect();
+        client.batch_create_under(&sessions, lease.id()).await.unwrap();
+        gateways.push((number, lease.id(), lease, sessions));
+    }
+
+    let progress = Progress::default();
+    let load = async {
+        let writing = join_all(
+            (0..WRITERS).map(|writer| write(writer, Retrying::new(clients.clone(), writer as usize), &progress)),
+        );
+        let rolling = async {
+            let longest = roll(&mut programs, rolls, &args, &progress).await;
+            progress.is_over.set(true);
+            longest
+        };
+        let (written, longest) = join!(writing, rolling);
+        clients[0].create(MARKER).await.unwrap();
+        (written, longest)
+    };
+    let observing = join_all(observers.iter_mut().map(Observer::observe));
+    let limit = Duration::from_secs(60) * (1 + rolls);
+    let ((written, longest), _) =
+        timeout(limit, async { join!(load, observing) }).await.expect("every observer is told of all");
+
+    let mut tally = Tally::default();
+    for (writer, (written, writers)) in (0..).zip(written) {
+        observers.iter().for_each(|observer| observer.is_exact(writer, &written));
+        tally += writers;
+    }
+    for (number, id, lease, sessions) in gateways {
+        assert!(lease.is_held() && lease.id() == id, "the lease lived");
+        let created: Vec<SessionEvent> =
+            sessions.iter().map(|session| SessionEvent { session: *session, change: SessionChange::Created }).collect();
+        observers.iter().for_each(|observer| observer.is_exact(number, &created));
+        assert_eq!(lease.revoke().await.unwrap(), created.len() as u64);
+    }
+    let resumed: u64 = observers.iter().map(|observer| observer.resumed).sum();
+    assert!(resumed >= 2 * REPLICAS as u64, "whoever was at a replica went on");
+    println!(
+        "{} restarts: {} calls answered, {} tries more than these; {} observers gone on {resumed} times; the longest drain {longest:?}",
+        rolls as usize * REPLICAS,
+        tally.calls,
+        tally.failed_tries,
+        observers.len(),
+    );
+}

@@ -1,0 +1,124 @@
+//! Slots of a Redis Cluster move from node to node while sessions change.
+
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+use redis::cmd;
+use sessiond::{client::Client, session::SessionKey};
+use tokio::{
+    join,
+    task::spawn_blocking,
+    time::{Instant, timeout},
+};
+
+use super::{
+    cluster::{MASTERS, RedisCluster},
+    server::is_installed,
+};
+use crate::{
+    program::Program,
+    retry::Retrying,
+    soak::{
+        Changes,
+        observer::{Habit, Observer},
+        writer::Writer,
+    },
+};
+
+const MOVING: Duration = Duration::from_secs(8);
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// So many that each partition has one, which is the last that is created there.
+const MARKERS: i64 = 500;
+
+impl RedisCluster {
+    /// The slots that have keys, with the node that has them.
+    fn slots(&self) -> Vec<(u16, usize)> {
+        let slots = self.nodes.iter().enumerate().flat_map(|(number, node)| {
+            let keys: Vec<String> = node.ask(cmd("KEYS").arg("*")).unwrap();
+            let tags: BTreeSet<String> =
+                keys.iter().filter_map(|key| Some(key.split_once('}')?.0.to_owned() + "}")).collect();
+            tags.into_iter().map(move |tag| (node.ask(cmd("CLUSTER").arg("KEYSLOT").arg(tag)).unwrap(), number))
+        });
+        slots.collect()
+    }
+
+    /// Moves a slot as `redis-cli --cluster reshard` does.
+    fn move_slot(&self, slot: u16, from: usize, to: usize) {
+        let (source, target) = (&self.nodes[from], &self.nodes[to]);
+        let id = |node: usize| self.nodes[node].ask::<String>(cmd("CLUSTER").arg("MYID")).unwrap();
+        let set = || {
+            let mut set = cmd("CLUSTER");
+            set.arg("SETSLOT").arg(slot);
+            set
+        };
+        let () = target.ask(set().arg("IMPORTING").arg(id(from))).unwrap();
+        let () = source.ask(set().arg("MIGRATING").arg(id(to))).unwrap();
+        loop {
+            // A few at a time: meanwhile some are here and some are there.
+            let keys: Vec<String> = source.ask(cmd("CLUSTER").arg("GETKEYSINSLOT").arg(slot).arg(2)).unwrap();
+            if keys.is_empty() {
+                break;
+            }
+            let mut migrate = cmd("MIGRATE");
+            migrate.arg("127.0.0.1").arg(target.port).arg("").arg(0).arg(5000).arg("KEYS").arg(keys);
+            let _: String = source.ask(&migrate).unwrap();
+        }
+        for node in [to, from].into_iter().chain((0..MASTERS).filter(|node| ![to, from].contains(node))) {
+            let () = self.nodes[node].ask(set().arg("NODE").arg(id(to))).unwrap();
+        }
+    }
+}
+
+fn caller(addrs: &[SocketAddr], first: usize) -> Retrying {
+    let client = |addr: &SocketAddr| Client::connect_lazy(&format!("http://{addr}")).unwrap();
+    Retrying::new(addrs.iter().map(client).collect(), first)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_that_move_under_load_lose_nothing_and_reset_nobody() {
+    if !is_installed() {
+        return;
+    }
+    let cluster = Arc::new(RedisCluster::start(0));
+    let storage = cluster.url("timeout_ms=1000&partitions=6&buckets=48");
+    let args = ["--workers", "1", "--storage", &storage];
+    let programs = [Program::start(&args).await, Program::start(&args).await];
+    let addrs = programs.each_ref().map(|program| program.addr);
+    let mut writers: Vec<Writer> = (0..4).map(Writer::new).collect();
+    let habits = [Habit::Stays, Habit::Stays, Habit::Leaves, Habit::Leaves];
+    let mut observers = habits.map(Observer::new);
+    for (observer, addr) in observers.iter_mut().zip(addrs.into_iter().cycle()) {
+        observer.sync(addr).await;
+    }
+
+    let until = Instant::now() + MOVING;
+    let markers: Vec<SessionKey> = (0..MARKERS).map(|id| SessionKey::new(-1, id)).collect();
+    let moving = spawn_blocking(move || {
+        let mut moved = 0;
+        while Instant::now() < until {
+            for (slot, node) in cluster.slots() {
+                cluster.move_slot(slot, node, (node + 1) % MASTERS);
+                moved += 1;
+            }
+        }
+        (moved, cluster)
+    });
+    let load = async {
+        let writing = writers.iter_mut().enumerate();
+        let writing = join_all(writing.map(|(number, writer)| writer.write(caller(&addrs, number), until)));
+        let (tallies, moved) = join!(writing, moving);
+        caller(&addrs, 0).call(async |client| client.batch_create(&markers).await).await.unwrap();
+        (tallies, moved.unwrap())
+    };
+    let observing = observers.iter_mut().zip(addrs.into_iter().cycle());
+    let observing = join_all(observing.map(|(observer, addr)| observer.observe(addr, until, &markers)));
+    let both = timeout(MOVING + PATIENCE, async { join!(load, observing) });
+    let ((tallies, (moved, _cluster)), _) = both.await.expect("every observer is told of all");
+
+    let mut changes: Changes = markers.iter().map(|marker| (*marker, 1)).collect();
+    writers.iter().for_each(|writer| changes.extend(&writer.changes));
+    observers.iter_mut().for_each(|observer| observer.is_exact(&changes));
+    assert!(moved >= 12, "each partition moved, more than once: {moved}");
+    println!("{moved} slots moved; {tallies:?}");
+}

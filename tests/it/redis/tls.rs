@@ -1,0 +1,63 @@
+//! Redis over TLS.
+
+use redis::cmd;
+use sessiond::proto::CreateSessionRequest;
+
+use super::server::{RedisServer, free_port, is_installed};
+use crate::{
+    certificates::{Authority, text},
+    fake::soon,
+    observed::{Observed, created_ids},
+    program::{Program, serve},
+    sessions::{batch_create, create, has},
+};
+
+/// `sessiond serve` that trusts whom this file names does not start; gives why.
+async fn why_not(trusted: &str, storage: &str) -> String {
+    let mut command = serve(&["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--storage", storage]);
+    let output = soon(command.env("SSL_CERT_FILE", trusted).output()).await.unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(5), "{stderr}");
+    stderr
+}
+
+#[tokio::test]
+async fn replicas_share_a_registry_over_tls_and_trust_only_who_they_should() {
+    if !is_installed() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (authority, other) = (Authority::new(folder.path(), "ca"), Authority::new(folder.path(), "other"));
+    let issued = authority.issue("redis", &["127.0.0.1"]);
+    let port = free_port().to_string();
+    let tls = ["--tls-port", &port, "--tls-auth-clients", "no", "--tls-ca-cert-file", text(&authority.ca)];
+    let certificate = ["--tls-cert-file", text(&issued.cert), "--tls-key-file", text(&issued.key)];
+    let redis = RedisServer::start(&[&tls[..], &certificate].concat());
+    let storage = format!("rediss://127.0.0.1:{port}/?timeout_ms=500");
+
+    let trust = format!("SSL_CERT_FILE={}", authority.ca.display());
+    let mut programs = Vec::new();
+    for _ in 0..2 {
+        programs.push(Program::start_within(&["env", &trust], &["--storage", &storage]).await);
+    }
+    let (a, b) = (programs[0].sessions(), programs[1].sessions());
+    let mut observed = Observed::now(&b).await;
+    assert!(create(&a, 0, 1).await && has(&b, 0, 1).await);
+    assert_eq!(created_ids(&observed.events(1).await), [1]);
+    // More than a record of TLS holds, either way.
+    let ids: Vec<i64> = (10..20_000).collect();
+    batch_create(&a, &ids).await;
+    assert_eq!(created_ids(&observed.events(ids.len()).await), ids);
+    // Connections that are cut are made again.
+    let cut: i64 = redis.ask(cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").arg("SKIPME").arg("yes")).unwrap();
+    assert!(cut >= 2, "both replicas were connected");
+    let again = CreateSessionRequest { session_id: Some(2), ..Default::default() };
+    soon(async { while a.clone().create_session(again).await.is_err() {} }).await;
+    assert_eq!(created_ids(&observed.events(1).await), [2]);
+
+    let stranger = why_not(text(&other.ca), &storage).await;
+    assert!(stranger.contains("UnknownIssuer"), "{stranger}");
+    // Neither end waits for ever for what the other does not speak.
+    why_not(text(&authority.ca), &storage.replace("rediss:", "redis:")).await;
+    why_not(text(&authority.ca), &redis.url("timeout_ms=500").replace("redis:", "rediss:")).await;
+}

@@ -1,0 +1,89 @@
+//! A gateway that comes with a lease and some sessions, and goes: in order, or without a word.
+
+use std::time::Duration;
+
+use sessiond::session::{LeaseId, SessionKey};
+use tokio::time::{Instant, sleep};
+
+use super::Changes;
+use crate::retry::{Retrying, Tally};
+
+const SESSIONS: i64 = 40;
+/// Longer than a server that was killed takes to be back.
+const TTL: Duration = Duration::from_secs(5);
+/// No lease that was given up lives for longer: a ttl, and what a server that is started again adds to it.
+const ENDS_WITHIN: Duration = Duration::from_secs(30);
+
+pub(crate) struct Gateway {
+    number: i64,
+    pub(crate) changes: Changes,
+}
+
+impl Gateway {
+    pub(crate) fn new(number: i64) -> Self {
+        Self { number, changes: Changes::new() }
+    }
+
+    pub(crate) async fn come_and_go(&mut self, mut client: Retrying, until: Instant) -> Tally {
+        let client = &mut client;
+        while Instant::now() < until {
+            let lease = client.call(async |client| client.grant_lease(TTL, "soak").await);
+            let lease = lease.await.unwrap().answer.id;
+            let mut held = self.come(client, lease).await;
+            self.stay(client, lease, &mut held).await;
+            // Every other one just stops, as one that crashed.
+            if fastrand::bool() {
+                let revoked = client.call(async |client| client.revoke_lease(lease).await).await;
+                // An earlier try may have done it.
+                assert!(
+                    revoked.as_ref().is_ok_and(|revoked| !revoked.at_once || revoked.answer == held.len() as u64)
+                        || revoked.as_ref().is_err_and(|error| error.is_lease_gone()),
+                    "{:?}",
+                    revoked.map(|revoked| revoked.answer)
+                );
+            }
+            self.ended(client, held).await;
+        }
+        client.tally.clone()
+    }
+
+    async fn come(&mut self, client: &mut Retrying, lease: LeaseId) -> Vec<SessionKey> {
+        let keys: Vec<SessionKey> = (0..SESSIONS).map(|id| SessionKey::new(self.number, id)).collect();
+        let created = client.call(async |client| client.batch_create_under(&keys, lease).await).await.unwrap();
+        assert!(!created.at_once || !created.answer.contains(&false), "none of them was left");
+        self.changed(&keys);
+        keys
+    }
+
+    /// Keeps the lease alive while some of its clients go.
+    async fn stay(&mut self, client: &mut Retrying, lease: LeaseId, held: &mut Vec<SessionKey>) {
+        for _ in 0..fastrand::u32(0..6) {
+            sleep(Duration::from_millis(fastrand::u64(0..400))).await;
+            client.call(async |client| client.keep_lease_alive(lease).await).await.unwrap();
+            let Some(key) = held.pop() else { return };
+            let destroyed = client.call(async |client| client.destroy_under(key, lease).await).await.unwrap();
+            assert!(destroyed.answer || !destroyed.at_once);
+            self.changed(&[key]);
+        }
+    }
+
+    /// Waits until the lease has taken its sessions with it.
+    async fn ended(&mut self, client: &mut Retrying, held: Vec<SessionKey>) {
+        let deadline = Instant::now() + ENDS_WITHIN;
+        loop {
+            let exist = client.call(async |client| client.batch_has(&held).await).await.unwrap().answer;
+            if !exist.contains(&true) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "sessions outlive their lease");
+            sleep(Duration::from_millis(100)).await;
+        }
+        self.changed(&held);
+    }
+
+    fn changed(&mut self, keys: &[SessionKey]) {
+        for key in keys {
+            *self.changes.entry(*key).or_default() += 1;
+        }
+    }
+}
