@@ -5,7 +5,7 @@
 
 mod cutter;
 mod figures;
-mod gateway;
+pub(crate) mod gateway;
 pub(crate) mod observer;
 mod operator;
 mod peer;

@@ -20,6 +20,7 @@ use crate::{
     retry::Retrying,
     soak::{
         Changes,
+        gateway::Gateway,
         observer::{Habit, Observer},
         writer::Writer,
     },
@@ -86,6 +87,7 @@ async fn slots_that_move_under_load_lose_nothing_and_reset_nobody() {
     let programs = [Program::start(&args).await, Program::start(&args).await];
     let addrs = programs.each_ref().map(|program| program.addr);
     let mut writers: Vec<Writer> = (0..4).map(Writer::new).collect();
+    let mut gateways: Vec<Gateway> = (4..8).map(Gateway::new).collect();
     let habits = [Habit::Stays, Habit::Stays, Habit::Leaves, Habit::Leaves];
     let mut observers = habits.map(Observer::new);
     for (observer, addr) in observers.iter_mut().zip(addrs.into_iter().cycle()) {
@@ -107,7 +109,10 @@ async fn slots_that_move_under_load_lose_nothing_and_reset_nobody() {
     let load = async {
         let writing = writers.iter_mut().enumerate();
         let writing = join_all(writing.map(|(number, writer)| writer.write(caller(&addrs, number), until)));
-        let (tallies, moved) = join!(writing, moving);
+        let coming_and_going = gateways.iter_mut().enumerate();
+        let coming_and_going =
+            join_all(coming_and_going.map(|(number, gateway)| gateway.come_and_go(caller(&addrs, number), until)));
+        let (tallies, _, moved) = join!(writing, coming_and_going, moving);
         caller(&addrs, 0).call(async |client| client.batch_create(&markers).await).await.unwrap();
         (tallies, moved.unwrap())
     };
@@ -118,6 +123,7 @@ async fn slots_that_move_under_load_lose_nothing_and_reset_nobody() {
 
     let mut changes: Changes = markers.iter().map(|marker| (*marker, 1)).collect();
     writers.iter().for_each(|writer| changes.extend(&writer.changes));
+    gateways.iter().for_each(|gateway| changes.extend(&gateway.changes));
     observers.iter_mut().for_each(|observer| observer.is_exact(&changes));
     assert!(moved >= 12, "each partition moved, more than once: {moved}");
     println!("{moved} slots moved; {tallies:?}");

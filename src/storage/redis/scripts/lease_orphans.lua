@@ -10,7 +10,8 @@ for i = 3, #ARGV do
     end
     redis.call('HSET', live and KEYS[2] or KEYS[3], lease, first .. ' ' .. partitions .. ' ' .. owner)
     if not live then
-        redis.call('ZADD', KEYS[4], 0, lease)
+        -- Whoever sweeps it goes on, and finds what is new when it is done.
+        redis.call('ZADD', KEYS[4], 'NX', 0, lease)
     end
 end
 return 1
