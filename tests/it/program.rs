@@ -11,6 +11,7 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
     process::{Child, Command},
+    task::JoinHandle,
 };
 use tonic::transport::Endpoint;
 
@@ -37,6 +38,7 @@ pub(crate) struct Program {
     pub(crate) addr: SocketAddr,
     pub(crate) admin: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
+    reading: Option<JoinHandle<()>>,
 }
 
 impl Program {
@@ -80,12 +82,12 @@ impl Program {
         let log = Arc::new(Mutex::new(Vec::new()));
         let reads = Arc::clone(&log);
         // Read to the end, so that the program never waits for us.
-        tokio::spawn(async move {
+        let reading = tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
                 reads.lock().unwrap().push(line);
             }
         });
-        Self { child, addr, admin, log }
+        Self { child, addr, admin, log, reading: Some(reading) }
     }
 
     /// A client with a connection of its own, made when it is first used.
@@ -110,7 +112,12 @@ impl Program {
 
     /// Waits until it has ended.
     pub(crate) async fn exit_code(&mut self) -> Option<i32> {
-        soon(self.child.wait()).await.unwrap().code()
+        let status = soon(self.child.wait()).await.unwrap();
+        // All that it logged has been read then.
+        if let Some(reading) = self.reading.take() {
+            soon(reading).await.unwrap();
+        }
+        status.code()
     }
 
     pub(crate) async fn metric(&self, name: &str) -> u64 {
