@@ -16,6 +16,7 @@ mod rate;
 mod standard;
 mod stats;
 mod tls;
+mod waits;
 mod worker;
 
 use std::{
@@ -157,7 +158,7 @@ impl Server {
         let admin_addr = admin_listener.local_addr().map_err(of_admin())?;
         let (lifecycle, _) = watch::channel(Lifecycle::Serving);
         let opening = Arc::new(OnceLock::new());
-        let stats = ServerStats::new();
+        let stats = ServerStats::new(config.max_sessions);
         let admin = Admin::new(Arc::clone(&opening), Arc::clone(&stats), lifecycle.subscribe());
         let admin = tokio::spawn(admin.run(admin_listener));
         let tasks = OwnedTasks(vec![admin.abort_handle()]);

@@ -5,13 +5,14 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use http::HeaderMap;
 use tonic::{Code, Status};
 
 use super::PATH;
+use crate::histogram::{Histogram, Times};
 
 /// The methods that are counted, by service. Others are not: whoever calls could make up as many as they like.
 const METHODS: [&str; 10] = [
@@ -30,10 +31,6 @@ const METHODS: [&str; 10] = [
 /// The codes of gRPC count from 0 to 16.
 const CODES: usize = 17;
 
-/// The upper bounds of the times that calls take, in microseconds; what takes longer is in one more.
-const BOUNDS: [u64; 14] =
-    [25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 100_000, 500_000, 2_500_000, 10_000_000];
-
 const SHARDS: usize = 64;
 
 /// Counts of all calls. Each thread has counts of its own, so that none waits for another's cache.
@@ -50,8 +47,7 @@ pub(crate) struct Shard {
 struct Counts {
     started: AtomicU64,
     handled: [AtomicU64; CODES],
-    nanos: AtomicU64,
-    within: [AtomicU64; BOUNDS.len() + 1],
+    times: Histogram,
 }
 
 /// What became of the calls of one method.
@@ -63,9 +59,7 @@ pub(crate) struct MethodStats {
     pub(crate) started: u64,
     /// How many ended with each code.
     pub(crate) handled: [u64; CODES],
-    pub(crate) seconds: f64,
-    /// How many took as long as each bound, in seconds, and longer than the one before.
-    pub(crate) within: Vec<(f64, u64)>,
+    pub(crate) times: Times,
 }
 
 /// A call under way. It counts as cancelled when it is dropped with nothing said of its end.
@@ -99,15 +93,13 @@ impl CallStats {
             let sum = |of: &dyn Fn(&Counts) -> &AtomicU64| -> u64 {
                 counts().map(|counts| of(counts).load(Ordering::Relaxed)).sum()
             };
-            let bounds = BOUNDS.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
             MethodStats {
                 service: format!("sessiond.v1.{service}"),
                 method,
                 is_unary: is_unary(index),
                 started: sum(&|counts| &counts.started),
                 handled: std::array::from_fn(|code| sum(&|counts| &counts.handled[code])),
-                seconds: sum(&|counts| &counts.nanos) as f64 / 1e9,
-                within: bounds.enumerate().map(|(n, bound)| (bound, sum(&|counts| &counts.within[n]))).collect(),
+                times: Times::of(counts().map(|counts| &counts.times)),
             }
         };
         METHODS.iter().enumerate().map(of).collect()
@@ -141,10 +133,7 @@ impl Drop for Begun {
         let counts = &self.shard.methods[self.method];
         counts.handled[self.code as usize].fetch_add(1, Ordering::Relaxed);
         if is_unary(self.method) {
-            let took = self.began.elapsed();
-            let within = BOUNDS.partition_point(|us| Duration::from_micros(*us) < took);
-            counts.within[within].fetch_add(1, Ordering::Relaxed);
-            counts.nanos.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
+            counts.times.record(self.began.elapsed());
         }
     }
 }

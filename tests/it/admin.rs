@@ -97,6 +97,29 @@ async fn metrics_are_the_figures_of_the_moment() {
 }
 
 #[tokio::test]
+async fn the_limit_of_sessions_is_told() {
+    let program = Program::start(&["--max-sessions", "1234"]).await;
+    assert_eq!(program.metric("sessiond_sessions_limit").await, 1234);
+}
+
+#[tokio::test]
+async fn operations_that_wait_for_the_storage_are_timed() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = format!("file:{}", folder.path().join("registry").display());
+    let program = Program::start(&["--storage", &storage]).await;
+    let client = program.sessions();
+    batch_create(&client, &[1, 2, 3]).await;
+    batch_create(&client, &[4]).await;
+    let waits = |operation: &str| format!("sessiond_storage_wait_seconds_count{{operation=\"{operation}\"}}");
+    assert_eq!(program.metric(&waits("create")).await, 2, "a change is answered when it is on disk");
+    assert_eq!(program.metric(&waits("destroy")).await, 0);
+    for (operation, error) in [("create", "unavailable"), ("has", "broken")] {
+        let errors = format!("sessiond_storage_errors_total{{operation=\"{operation}\",error=\"{error}\"}}");
+        assert_eq!(program.metric(&errors).await, 0);
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_drains_lives_and_is_not_ready() {
     let server = Running::with(ServerConfig { drain_timeout: Duration::from_secs(30), ..config() }).await;
     let mut raw = Raw::connect(server.addr).await;
