@@ -39,7 +39,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     access::{AccessList, AccessListError},
-    service::{Service, ServiceOptions, WireEncoder},
+    service::{CallTracer, Service, ServiceOptions, WireEncoder},
     session::SessionEvent,
     storage::{OpenError, StorageError, StorageOptions, StorageUrl},
     subject::{SessionSubject, SubjectOptions},
@@ -90,6 +90,8 @@ pub struct ServerConfig {
     pub connections: ConnectionOptions,
     /// The bounds of each call.
     pub calls: ServiceOptions,
+    /// Who makes spans of calls.
+    pub tracer: Option<Arc<dyn CallTracer>>,
     /// How long a drain may take.
     pub drain_timeout: Duration,
 }
@@ -217,6 +219,7 @@ impl Server {
             service: Service::new(Arc::clone(&subject), config.calls),
             standard: Arc::new(Standard::new(&health)),
             gate: Gate::new(access.as_ref().map(Reloaded::subscribe), rate).map(Arc::new),
+            tracer: config.tracer,
             options: config.connections,
             stats,
             tls: tls.as_ref().map(Reloaded::subscribe),

@@ -162,7 +162,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "SESSIOND_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
 
-    /// What is logged, as directives of tracing-subscriber: warn, or info,sessiond::server=debug.
+    /// What is logged, as directives of tracing-subscriber: warn, or info,sessiond::server=debug. With
+    /// info,sessiond::call=debug each call has a line.
     #[arg(long, env = "SESSIOND_LOG", value_name = "FILTER", default_value = "info")]
     log: String,
 }
@@ -205,6 +206,7 @@ impl ServeArgs {
                 max_batch: bound(self.max_batch),
                 call_timeout: self.call_timeout,
             },
+            tracer: None,
             drain_timeout: self.drain_timeout,
         }
     }

@@ -37,7 +37,11 @@ pub(super) fn encode_times(mut encoder: MetricEncoder<'_>, times: &Times) -> fmt
 
 fn labels(stats: &MethodStats) -> [(&'static str, String); 3] {
     let kind = if stats.is_unary { "unary" } else { "server_stream" };
-    [("grpc_type", kind.to_owned()), ("grpc_service", stats.service.clone()), ("grpc_method", stats.method.to_owned())]
+    [
+        ("grpc_type", kind.to_owned()),
+        ("grpc_service", stats.service.to_owned()),
+        ("grpc_method", stats.method.to_owned()),
+    ]
 }
 
 /// The name of a code in Go, where these metrics come from: two of them are spelled in another way than here.

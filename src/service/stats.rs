@@ -1,6 +1,7 @@
 //! What became of the calls, counted for metrics.
 
 use std::{
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -8,24 +9,27 @@ use std::{
     time::Instant,
 };
 
-use http::HeaderMap;
+use http::{HeaderMap, Response};
 use tonic::{Code, Status};
 
-use super::PATH;
-use crate::histogram::{Histogram, Times};
+use super::trace::{CallTracer, Traced, TracedCall};
+use crate::{
+    histogram::{Histogram, Times},
+    status::REASONS,
+};
 
 /// The methods that are counted, by service. Others are not: whoever calls could make up as many as they like.
 const METHODS: [&str; 10] = [
-    "SessionService/HasSession",
-    "SessionService/CreateSession",
-    "SessionService/DestroySession",
-    "SessionService/BatchHasSessions",
-    "SessionService/BatchCreateSessions",
-    "SessionService/BatchDestroySessions",
-    "SessionService/Subscribe",
-    "LeaseService/GrantLease",
-    "LeaseService/KeepLeaseAlive",
-    "LeaseService/RevokeLease",
+    "sessiond.v1.SessionService/HasSession",
+    "sessiond.v1.SessionService/CreateSession",
+    "sessiond.v1.SessionService/DestroySession",
+    "sessiond.v1.SessionService/BatchHasSessions",
+    "sessiond.v1.SessionService/BatchCreateSessions",
+    "sessiond.v1.SessionService/BatchDestroySessions",
+    "sessiond.v1.SessionService/Subscribe",
+    "sessiond.v1.LeaseService/GrantLease",
+    "sessiond.v1.LeaseService/KeepLeaseAlive",
+    "sessiond.v1.LeaseService/RevokeLease",
 ];
 
 /// The codes of gRPC count from 0 to 16.
@@ -38,9 +42,10 @@ const SHARDS: usize = 64;
 pub(crate) struct CallStats(Box<[Arc<Shard>]>);
 
 /// The counts of one thread, or of a few.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Shard {
     methods: [Counts; METHODS.len()],
+    refused: [AtomicU64; REASONS.len()],
 }
 
 #[derive(Debug, Default)]
@@ -50,10 +55,14 @@ struct Counts {
     times: Histogram,
 }
 
+/// Why a call was refused: one of [`REASONS`]. It goes with the response to whoever counts it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refused(pub(super) &'static str);
+
 /// What became of the calls of one method.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct MethodStats {
-    pub(crate) service: String,
+    pub(crate) service: &'static str,
     pub(crate) method: &'static str,
     pub(crate) is_unary: bool,
     pub(crate) started: u64,
@@ -69,11 +78,13 @@ pub(crate) struct Begun {
     method: usize,
     began: Instant,
     code: Code,
+    traced: Option<Box<Traced>>,
 }
 
 impl CallStats {
     pub(crate) fn new() -> Self {
-        Self((0..SHARDS).map(|_| Arc::default()).collect())
+        let shard = || Shard { methods: Default::default(), refused: [const { AtomicU64::new(0) }; REASONS.len()] };
+        Self((0..SHARDS).map(|_| Arc::new(shard())).collect())
     }
 
     /// The counts for calls that are answered on this thread.
@@ -94,7 +105,7 @@ impl CallStats {
                 counts().map(|counts| of(counts).load(Ordering::Relaxed)).sum()
             };
             MethodStats {
-                service: format!("sessiond.v1.{service}"),
+                service,
                 method,
                 is_unary: is_unary(index),
                 started: sum(&|counts| &counts.started),
@@ -104,23 +115,59 @@ impl CallStats {
         };
         METHODS.iter().enumerate().map(of).collect()
     }
+
+    /// How many calls were refused so far, by reason.
+    pub(crate) fn refused(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let sum = |n: usize| self.0.iter().map(|shard| shard.refused[n].load(Ordering::Relaxed)).sum();
+        REASONS.iter().enumerate().map(move |(n, reason)| (*reason, sum(n)))
+    }
 }
 
 fn is_unary(method: usize) -> bool {
-    METHODS[method] != "SessionService/Subscribe"
+    METHODS[method] != "sessiond.v1.SessionService/Subscribe"
 }
 
 impl Shard {
     /// Counts a call that begins, if its path is of one of our methods.
     pub(crate) fn begin(self: &Arc<Self>, path: &str) -> Option<Begun> {
-        let path = path.strip_prefix(PATH)?;
+        let path = path.strip_prefix('/')?;
         let method = METHODS.iter().position(|method| *method == path)?;
         self.methods[method].started.fetch_add(1, Ordering::Relaxed);
-        Some(Begun { shard: Arc::clone(self), method, began: Instant::now(), code: Code::Cancelled })
+        Some(Begun { shard: Arc::clone(self), method, began: Instant::now(), code: Code::Cancelled, traced: None })
+    }
+
+    /// Counts a response that refuses a call.
+    pub(crate) fn answered<B>(&self, response: &Response<B>) {
+        if let Some(Refused(reason)) = response.extensions().get() {
+            self.refuse(reason);
+        }
+    }
+
+    fn refuse(&self, reason: &str) {
+        if let Some(n) = REASONS.iter().position(|known| *known == reason) {
+            self.refused[n].fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
 impl Begun {
+    /// Has the call traced, where anybody wants that.
+    #[inline]
+    pub(crate) fn trace(&mut self, tracer: Option<&Arc<dyn CallTracer>>, peer: IpAddr, headers: &HeaderMap) {
+        self.traced = Traced::begin(tracer, TracedCall { method: METHODS[self.method], peer, headers });
+    }
+
+    /// The span in which what is logged belongs to the call, where the log asks for it.
+    pub(crate) fn log(&self) -> Option<&tracing::Span> {
+        self.traced.as_ref().map(|traced| traced.log()).filter(|log| !log.is_disabled())
+    }
+
+    /// Notes that a stream is ended from outside.
+    pub(super) fn is_refused(&mut self, reason: &str, trailers: &HeaderMap) {
+        self.shard.refuse(reason);
+        self.ends_with(trailers);
+    }
+
     /// Notes the code that headers or trailers have; OK where they have none.
     pub(crate) fn ends_with(&mut self, headers: &HeaderMap) {
         let code = headers.get(Status::GRPC_STATUS).map(|value| Code::from_bytes(value.as_bytes()));
@@ -134,6 +181,9 @@ impl Drop for Begun {
         counts.handled[self.code as usize].fetch_add(1, Ordering::Relaxed);
         if is_unary(self.method) {
             counts.times.record(self.began.elapsed());
+        }
+        if let Some(traced) = self.traced.take() {
+            traced.end(self.code, self.began.elapsed());
         }
     }
 }

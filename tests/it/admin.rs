@@ -60,6 +60,9 @@ async fn calls_are_counted_by_method_and_code() {
     ] {
         assert_eq!(program.metric(&series(name, method, code)).await, count, "{name} {method} {code}");
     }
+    for (reason, count) in [("SESSION_ID_MISSING", 1), ("TOO_MANY_SESSIONS", 0)] {
+        assert_eq!(program.metric(&format!("sessiond_refused_total{{reason=\"{reason}\"}}")).await, count, "{reason}");
+    }
     // Changes are counted when they are published, which is after their call was answered.
     program.metric_comes_to("sessiond_changes_total{type=\"created\",reason=\"none\"}", 3).await;
     assert!(program.metric("sessiond_connections").await >= 1);
