@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -20,9 +21,13 @@ use opentelemetry_proto::tonic::{
 use sessiond::proto::{CreateSessionRequest, HasSessionRequest, SubscribeRequest};
 use tokio::{net::TcpListener, task::JoinSet, time::Instant};
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Code, Request, Response, Status, transport::Server};
+use tonic::{
+    Code, Request, Response, Status,
+    transport::{Identity, Server, ServerTlsConfig},
+};
 
 use crate::{
+    certificates::{Authority, text},
     fake::soon,
     observed::Observed,
     program::{Program, serve},
@@ -36,6 +41,8 @@ const PARENT: &str = "00f067aa0ba902b7";
 #[derive(Clone, Default)]
 struct Collector {
     received: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
+    /// What the last who exported showed.
+    token: Arc<Mutex<Option<String>>>,
     refuses: Arc<AtomicBool>,
 }
 
@@ -48,6 +55,8 @@ impl TraceService for Collector {
         if self.refuses.load(Ordering::Relaxed) {
             return Err(Status::permission_denied("not you"));
         }
+        let token = request.metadata().get("authorization").map(|value| value.to_str().unwrap().to_owned());
+        *self.token.lock().unwrap() = token;
         self.received.lock().unwrap().push(request.into_inner());
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
@@ -56,11 +65,16 @@ impl TraceService for Collector {
 impl Collector {
     /// Listens on a free port until the set is dropped. Gives its URL.
     async fn listen(&self) -> (String, JoinSet<()>) {
+        let (port, serves) = self.listen_as(Server::builder()).await;
+        (format!("http://127.0.0.1:{port}"), serves)
+    }
+
+    async fn listen_as(&self, mut server: Server) -> (u16, JoinSet<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let server = Server::builder().add_service(TraceServiceServer::new(self.clone()));
+        let port = listener.local_addr().unwrap().port();
+        let server = server.add_service(TraceServiceServer::new(self.clone()));
         let serves = async { server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap() };
-        (url, JoinSet::from_iter([serves]))
+        (port, JoinSet::from_iter([serves]))
     }
 
     fn spans(&self) -> Vec<Span> {
@@ -77,12 +91,12 @@ impl Collector {
 }
 
 fn texts(attributes: &[KeyValue]) -> BTreeMap<String, String> {
-    let text = |value: &Option<AnyValue>| match value.as_ref().and_then(|value| value.value.as_ref()) {
+    let value = |value: &Option<AnyValue>| match value.as_ref().and_then(|value| value.value.as_ref()) {
         Some(Value::StringValue(text)) => text.clone(),
         Some(Value::IntValue(number)) => number.to_string(),
         other => panic!("{other:?}"),
     };
-    attributes.iter().map(|attribute| (attribute.key.clone(), text(&attribute.value))).collect()
+    attributes.iter().map(|attribute| (attribute.key.clone(), value(&attribute.value))).collect()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -160,6 +174,34 @@ async fn each_call_has_a_span_and_the_last_are_sent_at_the_end() {
     assert!(spans[1].parent_span_id.is_empty() && hex(&spans[1].trace_id) != TRACE, "it begins a trace of its own");
     let resource = collector.resource();
     assert_eq!((&*resource["service.name"], &*resource["service.version"]), ("sessiond", env!("CARGO_PKG_VERSION")));
+}
+
+#[tokio::test]
+async fn spans_go_over_tls_with_what_the_environment_says_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path(), "collectors");
+    let issued = authority.issue("collector", &["localhost"]);
+    let read = |path: &Path| std::fs::read(path).unwrap();
+    let identity = Identity::from_pem(read(&issued.cert), read(&issued.key));
+    let server = Server::builder().tls_config(ServerTlsConfig::new().identity(identity)).unwrap();
+    let collector = Collector::default();
+    let (port, _serves) = collector.listen_as(server).await;
+    let environment = [
+        ("SSL_CERT_FILE", text(&authority.ca)),
+        ("SESSIOND_OTLP_ENDPOINT", &format!("https://localhost:{port}")),
+        ("SESSIOND_TRACE_SAMPLE_RATIO", "1"),
+        ("OTEL_SERVICE_NAME", "sessions-of-a-test"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20me"),
+    ];
+    let program = Program::start_in(&environment, &[]).await;
+    call(&program.sessions(), has(Some(1), None)).await.unwrap();
+    ended(program).await;
+    assert_eq!(collector.spans().len(), 1);
+    let resource = collector.resource();
+    assert_eq!(resource["service.name"], "sessions-of-a-test");
+    assert_eq!(resource["deployment.environment.name"], "test");
+    assert_eq!(collector.token.lock().unwrap().as_deref(), Some("Bearer me"));
 }
 
 #[tokio::test]
