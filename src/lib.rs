@@ -21,6 +21,8 @@ pub mod access;
 pub mod client;
 #[cfg(any(feature = "client", feature = "server"))]
 mod duration;
+#[cfg(feature = "subject")]
+mod histogram;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(feature = "server")]

@@ -16,6 +16,7 @@ mod rate;
 mod standard;
 mod stats;
 mod tls;
+mod waits;
 mod worker;
 
 use std::{
@@ -38,7 +39,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     access::{AccessList, AccessListError},
-    service::{Service, ServiceOptions, WireEncoder},
+    service::{CallTracer, Service, ServiceOptions, WireEncoder},
     session::SessionEvent,
     storage::{OpenError, StorageError, StorageOptions, StorageUrl},
     subject::{SessionSubject, SubjectOptions},
@@ -89,6 +90,8 @@ pub struct ServerConfig {
     pub connections: ConnectionOptions,
     /// The bounds of each call.
     pub calls: ServiceOptions,
+    /// Who makes spans of calls.
+    pub tracer: Option<Arc<dyn CallTracer>>,
     /// How long a drain may take.
     pub drain_timeout: Duration,
 }
@@ -157,7 +160,7 @@ impl Server {
         let admin_addr = admin_listener.local_addr().map_err(of_admin())?;
         let (lifecycle, _) = watch::channel(Lifecycle::Serving);
         let opening = Arc::new(OnceLock::new());
-        let stats = ServerStats::new();
+        let stats = ServerStats::new(config.max_sessions);
         let admin = Admin::new(Arc::clone(&opening), Arc::clone(&stats), lifecycle.subscribe());
         let admin = tokio::spawn(admin.run(admin_listener));
         let tasks = OwnedTasks(vec![admin.abort_handle()]);
@@ -216,6 +219,7 @@ impl Server {
             service: Service::new(Arc::clone(&subject), config.calls),
             standard: Arc::new(Standard::new(&health)),
             gate: Gate::new(access.as_ref().map(Reloaded::subscribe), rate).map(Arc::new),
+            tracer: config.tracer,
             options: config.connections,
             stats,
             tls: tls.as_ref().map(Reloaded::subscribe),

@@ -9,6 +9,7 @@ mod message;
 mod response;
 mod stats;
 mod subscribe;
+mod trace;
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,7 +27,12 @@ use crate::{
 
 use self::convert::{session_key, session_keys};
 
-pub use self::{dispatch::Service, encode::WireEncoder, response::ResponseBody};
+pub use self::{
+    dispatch::Service,
+    encode::WireEncoder,
+    response::ResponseBody,
+    trace::{CallSpan, CallTracer, TracedCall},
+};
 pub(crate) use self::{
     dispatch::{PATH, is_unary},
     stats::{Begun, CallStats, MethodStats, Shard},

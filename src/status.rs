@@ -13,6 +13,38 @@ pub const ERROR_DOMAIN: &str = "sessiond";
 /// The most sessions of one batch call.
 pub const MAX_BATCH: usize = 65_536;
 
+/// The reasons in the `google.rpc.ErrorInfo` of errors: all that there are.
+pub(crate) const REASONS: [&str; 28] = [
+    "BAD_DURATION",
+    "BATCH_TOO_LARGE",
+    "CALL_TIMEOUT",
+    "CERTIFICATE_UNKNOWN",
+    "COMPRESSED_REQUEST",
+    "CREDENTIALS_MISSING",
+    "DEADLINE_EXCEEDED",
+    "INTERNAL",
+    "LEASE_GONE",
+    "MALFORMED_CURSOR",
+    "MALFORMED_REQUEST",
+    "OWNER_TOO_LONG",
+    "RATE_LIMITED",
+    "REQUEST_TOO_LARGE",
+    "SCOPE_MISSING",
+    "SERVER_DRAINING",
+    "SESSION_ID_MISSING",
+    "STORAGE_UNAVAILABLE",
+    "TOKEN_EXPIRED",
+    "TOKEN_UNKNOWN",
+    "TOO_MANY_FILTER_IDS",
+    "TOO_MANY_LEASES",
+    "TOO_MANY_OBSERVERS",
+    "TOO_MANY_PENDING_BYTES",
+    "TOO_MANY_SESSIONS",
+    "UNEQUAL_LISTS",
+    "UNKNOWN_EVENT_TYPE",
+    "UNKNOWN_METHOD",
+];
+
 /// Why a call is refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -112,20 +144,25 @@ fn of_flag(limit: usize) -> &'static str {
     if limit < MAX_BATCH { ", or raise the server's --max-batch" } else { "" }
 }
 
+/// What a call is answered that fails, and the reason in it: one of [`REASONS`].
+pub(crate) fn answer(error: ServiceError) -> (Status, &'static str) {
+    let row = row(&error);
+    let mut details = ErrorDetails::new();
+    details.set_error_info(row.reason, ERROR_DOMAIN, [] as [(String, String); 0]);
+    if let Some(field) = row.field {
+        details.add_bad_request_violation(field, &row.message);
+    }
+    if let ServiceError::RateLimited { retry_after } = error {
+        details.set_retry_info(Some(retry_after));
+    } else if row.code == Code::Unavailable {
+        details.set_retry_info(Some(retry_delay(&error)));
+    }
+    (Status::with_error_details(row.code, row.message, details), row.reason)
+}
+
 impl From<ServiceError> for Status {
     fn from(error: ServiceError) -> Self {
-        let row = row(&error);
-        let mut details = ErrorDetails::new();
-        details.set_error_info(row.reason, ERROR_DOMAIN, [] as [(String, String); 0]);
-        if let Some(field) = row.field {
-            details.add_bad_request_violation(field, &row.message);
-        }
-        if let ServiceError::RateLimited { retry_after } = error {
-            details.set_retry_info(Some(retry_after));
-        } else if row.code == Code::Unavailable {
-            details.set_retry_info(Some(retry_delay(&error)));
-        }
-        Self::with_error_details(row.code, row.message, details)
+        answer(error).0
     }
 }
 
@@ -367,6 +404,7 @@ mod tests {
             let details = status.get_error_details();
             let info = details.error_info().unwrap();
             assert_eq!((info.reason.as_str(), info.domain.as_str()), (reason, ERROR_DOMAIN));
+            assert!(REASONS.contains(&reason), "{reason} is counted");
             let is_field = matches!(code, Code::InvalidArgument | Code::Unimplemented);
             let is_whole = ["MALFORMED_REQUEST", "COMPRESSED_REQUEST", "UNKNOWN_METHOD"].contains(&reason);
             assert_eq!(details.bad_request().is_some(), is_field && !is_whole, "{reason}");

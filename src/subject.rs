@@ -37,6 +37,7 @@ mod snapshot;
 mod subscription;
 mod update;
 mod waiters;
+mod waits;
 
 use std::{
     fmt,
@@ -54,6 +55,7 @@ use self::{
     feed::Feed,
     log::{Found, Retention},
     observer::Opening,
+    waits::WaitCounts,
 };
 use crate::{
     session::{LeaseId, SessionKey},
@@ -67,7 +69,9 @@ pub use self::{
     observer::Observer,
     subscription::{SessionObserver, Subscription},
     update::{Events, ResetReason, Update},
+    waits::{StorageOperation, StorageWaits},
 };
+pub use crate::histogram::Times;
 
 /// The session subject over a storage.
 ///
@@ -169,6 +173,7 @@ pub struct SubjectStats {
 
 pub(crate) struct Inner {
     storage: Arc<dyn SessionStorage>,
+    waits: Arc<WaitCounts>,
     feed: Feed,
     options: SubjectOptions,
     observers: AtomicUsize,
@@ -196,6 +201,7 @@ impl SessionSubject {
         let retention = Retention { events: options.retain_events, bytes: options.retain_bytes };
         let inner = Arc::new(Inner {
             storage,
+            waits: Arc::default(),
             feed: Feed::new(retention, &extent, Box::new(encoder)),
             options,
             observers: AtomicUsize::new(0),
@@ -213,7 +219,7 @@ impl SessionSubject {
     ///
     /// As the storage.
     pub async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
-        self.inner.storage.create(sessions, lease).await
+        self.inner.waits.of(StorageOperation::Create, self.inner.storage.create(sessions, lease)).await
     }
 
     /// Tells which sessions exist; see [`SessionStorage::has`].
@@ -222,7 +228,7 @@ impl SessionSubject {
     ///
     /// As the storage.
     pub async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
-        self.inner.storage.has(sessions).await
+        self.inner.waits.of(StorageOperation::Has, self.inner.storage.has(sessions)).await
     }
 
     /// Makes sessions not exist; see [`SessionStorage::destroy`].
@@ -231,7 +237,7 @@ impl SessionSubject {
     ///
     /// As the storage.
     pub async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
-        self.inner.storage.destroy(sessions, lease).await
+        self.inner.waits.of(StorageOperation::Destroy, self.inner.storage.destroy(sessions, lease)).await
     }
 
     /// Grants a lease; see [`SessionStorage::grant_lease`].
@@ -240,7 +246,7 @@ impl SessionSubject {
     ///
     /// As the storage.
     pub async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
-        self.inner.storage.grant_lease(ttl, owner).await
+        self.inner.waits.of(StorageOperation::GrantLease, self.inner.storage.grant_lease(ttl, owner)).await
     }
 
     /// Keeps a lease alive; see [`SessionStorage::keep_lease_alive`].
@@ -249,7 +255,7 @@ impl SessionSubject {
     ///
     /// As the storage.
     pub async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, StorageError> {
-        self.inner.storage.keep_lease_alive(lease).await
+        self.inner.waits.of(StorageOperation::KeepLeaseAlive, self.inner.storage.keep_lease_alive(lease)).await
     }
 
     /// Revokes a lease; see [`SessionStorage::revoke_lease`].
@@ -258,7 +264,7 @@ impl SessionSubject {
     ///
     /// As the storage.
     pub async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
-        self.inner.storage.revoke_lease(lease).await
+        self.inner.waits.of(StorageOperation::RevokeLease, self.inner.storage.revoke_lease(lease)).await
     }
 
     /// How many leases there are; see [`SessionStorage::lease_count`].
@@ -292,7 +298,7 @@ impl SessionSubject {
         if count > limit {
             return Err(ObserveError::TooManyFilterIds { count, limit });
         }
-        let newest = self.inner.storage.log().await?;
+        let newest = self.inner.waits.of(StorageOperation::Log, self.inner.storage.log()).await?;
         let log = &self.inner.feed.log;
         let head = log.head();
         if head.closed {
@@ -356,6 +362,13 @@ impl SessionSubject {
     #[must_use]
     pub fn is_following(&self) -> bool {
         self.inner.is_following.load(Ordering::Relaxed)
+    }
+
+    /// How long the storage was waited for and how often it failed, by operation in the order of
+    /// [`StorageOperation::ALL`].
+    #[must_use]
+    pub fn storage_waits(&self) -> Vec<StorageWaits> {
+        self.inner.waits.all()
     }
 
     /// Figures for metrics.

@@ -1,11 +1,12 @@
 //! `serve`.
 
 use std::{
+    cell::OnceCell,
     net::SocketAddr,
     num::{NonZeroU32, NonZeroUsize},
     path::PathBuf,
     process, thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use clap::{Args, value_parser};
@@ -20,6 +21,7 @@ use tokio::sync::oneshot;
 use super::{
     connect::parse_duration,
     exit::{CliError, Exit},
+    otlp::{Otlp, OtlpArgs},
     signal::Signals,
     telemetry::{self, LogFormat},
 };
@@ -158,11 +160,15 @@ pub(crate) struct ServeArgs {
         value_parser = parse_duration)]
     drain_timeout: Duration,
 
+    #[command(flatten)]
+    otlp: OtlpArgs,
+
     /// How a line of the log is written.
     #[arg(long, env = "SESSIOND_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
 
-    /// What is logged, as directives of tracing-subscriber: warn, or info,sessiond::server=debug.
+    /// What is logged, as directives of tracing-subscriber: warn, or info,sessiond::server=debug. With
+    /// info,sessiond::call=debug each call has a line.
     #[arg(long, env = "SESSIOND_LOG", value_name = "FILTER", default_value = "info")]
     log: String,
 }
@@ -205,6 +211,7 @@ impl ServeArgs {
                 max_batch: bound(self.max_batch),
                 call_timeout: self.call_timeout,
             },
+            tracer: None,
             drain_timeout: self.drain_timeout,
         }
     }
@@ -228,7 +235,9 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
         .map_err(|error| CliError::new(Exit::Usage, format!("--log {:?} is no filter: {error}", args.log)))?;
     let mut signals = Signals::listen()?;
     let config = args.config();
-    let workers = config.workers;
+    let (workers, drain_timeout) = (config.workers, config.drain_timeout);
+    let otlp = Otlp::start(&args.otlp)?;
+    let config = ServerConfig { tracer: otlp.as_ref().map(Otlp::tracer), ..config };
     let server = Server::bind(config).await.map_err(start_error)?;
     tracing::info!(
         address = server.local_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string()),
@@ -247,7 +256,11 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
         process::exit(Exit::No as i32);
     });
     // An error would tell that the task above is gone, which it is not before it has sent.
-    let result = server.run(async { drop(stopped.await) }).await;
+    let drain_began = OnceCell::new();
+    let result = server.run(async { drop(stopped.await.map(|()| drain_began.set(Instant::now()))) }).await;
+    if let (Some(otlp), Some(began)) = (otlp, drain_began.get()) {
+        otlp.flush(drain_timeout.saturating_sub(began.elapsed())).await;
+    }
     waits.abort();
     result.map(|()| Exit::Done).map_err(start_error)
 }

@@ -125,7 +125,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (_lifecycle, receiver) = watch::channel(Lifecycle::Serving);
-        let _serves = JoinSet::from_iter([Admin::new(Opening::default(), ServerStats::new(), receiver).run(listener)]);
+        let _serves = JoinSet::from_iter([Admin::new(Opening::default(), ServerStats::new(0), receiver).run(listener)]);
         for (path, status, body) in
             [("/live", "200", "live\n"), ("/ready", "503", OPENING), ("/metrics", "503", OPENING)]
         {

@@ -11,13 +11,14 @@ use prometheus_client::{
 };
 use tonic::Code;
 
-use crate::service::MethodStats;
+use crate::{service::MethodStats, subject::Times};
 
 /// The counts of one moment.
 #[derive(Debug)]
 pub(super) struct CallCollector(pub(super) Vec<MethodStats>);
 
-struct Count(u64);
+/// A counter.
+pub(super) struct Count(pub(super) u64);
 
 impl EncodeMetric for Count {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
@@ -29,9 +30,18 @@ impl EncodeMetric for Count {
     }
 }
 
+/// Writes a histogram.
+pub(super) fn encode_times(mut encoder: MetricEncoder<'_>, times: &Times) -> fmt::Result {
+    encoder.encode_histogram::<NoLabelSet>(times.seconds, times.count(), &times.within, None)
+}
+
 fn labels(stats: &MethodStats) -> [(&'static str, String); 3] {
     let kind = if stats.is_unary { "unary" } else { "server_stream" };
-    [("grpc_type", kind.to_owned()), ("grpc_service", stats.service.clone()), ("grpc_method", stats.method.to_owned())]
+    [
+        ("grpc_type", kind.to_owned()),
+        ("grpc_service", stats.service.to_owned()),
+        ("grpc_method", stats.method.to_owned()),
+    ]
 }
 
 /// The name of a code in Go, where these metrics come from: two of them are spelled in another way than here.
@@ -66,13 +76,7 @@ impl Collector for CallCollector {
         let unit = Some(&Unit::Seconds);
         let mut times = encoder.encode_descriptor("grpc_server_handling", help, unit, MetricType::Histogram)?;
         for stats in self.0.iter().filter(|stats| stats.is_unary) {
-            let count = stats.within.iter().map(|(_, count)| count).sum();
-            times.encode_family(&labels(stats))?.encode_histogram::<NoLabelSet>(
-                stats.seconds,
-                count,
-                &stats.within,
-                None,
-            )?;
+            encode_times(times.encode_family(&labels(stats))?, &stats.times)?;
         }
         Ok(())
     }

@@ -26,6 +26,7 @@ use tokio::{
 };
 use tokio_rustls::rustls;
 use tonic::Status;
+use tracing::{Instrument as _, Span};
 
 use super::{
     coalesce::coalesced,
@@ -37,7 +38,7 @@ use super::{
     stats::ServerStats,
     tls,
 };
-use crate::service::{self, Begun, ResponseBody, Service, Shard};
+use crate::service::{self, Begun, CallTracer, ResponseBody, Service, Shard};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -88,6 +89,7 @@ struct Handler {
     service: Service,
     standard: Arc<Standard>,
     gate: Option<Arc<Gate>>,
+    tracer: Option<Arc<dyn CallTracer>>,
     peer: Peer,
     activity: Arc<Activity>,
     stats: Arc<Shard>,
@@ -130,23 +132,31 @@ impl Handler {
     async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<ResponseBody>, Infallible> {
         self.activity.calls.fetch_add(1, Ordering::Relaxed);
         let mut call = self.stats.begin(request.uri().path());
+        if let Some(call) = &mut call {
+            call.trace(self.tracer.as_ref(), self.peer.address, request.headers());
+        }
         let admitted = self.gate.as_ref().map_or(Ok(None), |gate| gate.admit(&self.peer, &request));
         let withdrawn = match admitted {
             Ok(withdrawn) => withdrawn,
             Err(refusal) => {
                 let response = ResponseBody::error(refusal);
-                end(&mut call, &response);
+                self.end(&mut call, &response);
                 return Ok(response);
             }
         };
+        let log = call.as_ref().and_then(Begun::log).cloned();
         let path = request.uri().path();
         if service::is_unary(path) {
-            let response = self.service.clone().call(request).await;
-            end(&mut call, &response);
+            let answer = self.service.clone().call(request);
+            let response = match log {
+                None => answer.await,
+                Some(log) => Box::pin(answer.instrument(log)).await,
+            };
+            self.end(&mut call, &response);
             return Ok(response);
         }
         // In a box, so that it does not make the future of every call as large as its own.
-        Ok(Box::pin(self.stream(request, withdrawn, call)).await)
+        Ok(Box::pin(self.stream(request, withdrawn, call).instrument(log.unwrap_or_else(Span::none))).await)
     }
 
     /// Answers what may be a stream.
@@ -165,7 +175,7 @@ impl Handler {
             }
         };
         if response.headers().contains_key(Status::GRPC_STATUS) {
-            end(&mut call, &response);
+            self.end(&mut call, &response);
             return response;
         }
         self.activity.streams.fetch_add(1, Ordering::Relaxed);
@@ -180,11 +190,13 @@ impl Handler {
             })
         })
     }
-}
 
-fn end(call: &mut Option<Begun>, response: &Response<ResponseBody>) {
-    if let Some(call) = call {
-        call.ends_with(response.headers());
+    /// Counts what a call is answered that is over with that.
+    fn end(&self, call: &mut Option<Begun>, response: &Response<ResponseBody>) {
+        self.stats.answered(response);
+        if let Some(call) = call {
+            call.ends_with(response.headers());
+        }
     }
 }
 
@@ -200,6 +212,7 @@ pub(super) struct Connections {
     pub(super) service: Service,
     pub(super) standard: Arc<Standard>,
     pub(super) gate: Option<Arc<Gate>>,
+    pub(super) tracer: Option<Arc<dyn CallTracer>>,
     pub(super) options: ConnectionOptions,
     pub(super) stats: Arc<ServerStats>,
     pub(super) tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
@@ -253,6 +266,7 @@ impl Connections {
             service: self.service.clone(),
             standard: Arc::clone(&self.standard),
             gate: self.gate.clone(),
+            tracer: self.tracer.clone(),
             peer,
             activity: Arc::clone(&activity),
             stats: self.stats.calls.shard(),

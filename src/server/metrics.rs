@@ -11,7 +11,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::{calls::CallCollector, process::Process, stats::ServerStats};
+use super::{calls::CallCollector, process::Process, stats::ServerStats, waits::WaitCollector};
 use crate::subject::{ResetReason, SessionSubject};
 
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -39,6 +39,13 @@ pub(super) async fn encode(subject: &SessionSubject, stats: &ServerStats) -> Str
     let registry_of_ours = registry.sub_registry_with_prefix("sessiond");
     register(registry_of_ours, subject).await;
     registry_of_ours.register("connections", "Connections of clients", gauge(stats.connections()));
+    let refused = Family::<[(&str, &str); 1], Counter>::default();
+    for (reason, count) in stats.calls.refused() {
+        refused.get_or_create(&[("reason", reason)]).inc_by(count);
+    }
+    registry_of_ours.register("refused", "Calls that were answered with an error, by its reason", refused);
+    registry_of_ours.register("sessions_limit", "How many sessions there may be", gauge(stats.max_sessions));
+    registry_of_ours.register_collector(Box::new(WaitCollector(subject.storage_waits())));
 
     let mut out = String::new();
     if let Err(error) = text::encode(&mut out, &registry) {

@@ -11,12 +11,13 @@ use crate::service::CallStats;
 #[derive(Debug)]
 pub(super) struct ServerStats {
     pub(super) calls: CallStats,
+    pub(super) max_sessions: u64,
     connections: AtomicUsize,
 }
 
 impl ServerStats {
-    pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { calls: CallStats::new(), connections: AtomicUsize::new(0) })
+    pub(super) fn new(max_sessions: u64) -> Arc<Self> {
+        Arc::new(Self { calls: CallStats::new(), max_sessions, connections: AtomicUsize::new(0) })
     }
 
     /// How many connections there are.

@@ -11,8 +11,12 @@ use http_body::{Body, Frame};
 use prost::Message;
 use tonic::Status;
 
-use super::{message, stats::Begun, subscribe::ObserverBody};
-use crate::status::ServiceError;
+use super::{
+    message,
+    stats::{Begun, Refused},
+    subscribe::ObserverBody,
+};
+use crate::status::{self, ServiceError};
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
@@ -49,7 +53,10 @@ impl ResponseBody {
     }
 
     pub(crate) fn error(error: ServiceError) -> Response<Self> {
-        Status::from(error).into_http::<tonic::body::Body>().map(Self::from)
+        let (status, reason) = status::answer(error);
+        let mut response = status.into_http::<tonic::body::Body>().map(Self::from);
+        response.extensions_mut().insert(Refused(reason));
+        response
     }
 
     /// The same body, which ends with an error as soon as there is one. `call` hears how it ends.
@@ -66,10 +73,10 @@ impl ResponseBody {
 }
 
 /// What a stream ends with.
-pub(super) fn trailers(error: ServiceError) -> HeaderMap {
+pub(super) fn trailers(status: &Status) -> HeaderMap {
     let mut trailers = HeaderMap::new();
     // Fails only for a message that no header can hold, and these are ours.
-    let _ = Status::from(error).add_header(&mut trailers);
+    let _ = status.add_header(&mut trailers);
     trailers
 }
 
@@ -116,9 +123,10 @@ impl Body for ResponseBody {
                     polled
                 }
                 Poll::Ready(error) => {
-                    let trailers = trailers(error);
+                    let (status, reason) = status::answer(error);
+                    let trailers = trailers(&status);
                     if let Some(call) = &mut until.call {
-                        call.ends_with(&trailers);
+                        call.is_refused(reason, &trailers);
                     }
                     *kind = Kind::Empty;
                     Poll::Ready(Some(Ok(Frame::trailers(trailers))))

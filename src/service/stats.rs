@@ -1,38 +1,39 @@
 //! What became of the calls, counted for metrics.
 
 use std::{
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use http::HeaderMap;
+use http::{HeaderMap, Response};
 use tonic::{Code, Status};
 
-use super::PATH;
+use super::trace::{CallTracer, Traced, TracedCall};
+use crate::{
+    histogram::{Histogram, Times},
+    status::REASONS,
+};
 
 /// The methods that are counted, by service. Others are not: whoever calls could make up as many as they like.
 const METHODS: [&str; 10] = [
-    "SessionService/HasSession",
-    "SessionService/CreateSession",
-    "SessionService/DestroySession",
-    "SessionService/BatchHasSessions",
-    "SessionService/BatchCreateSessions",
-    "SessionService/BatchDestroySessions",
-    "SessionService/Subscribe",
-    "LeaseService/GrantLease",
-    "LeaseService/KeepLeaseAlive",
-    "LeaseService/RevokeLease",
+    "sessiond.v1.SessionService/HasSession",
+    "sessiond.v1.SessionService/CreateSession",
+    "sessiond.v1.SessionService/DestroySession",
+    "sessiond.v1.SessionService/BatchHasSessions",
+    "sessiond.v1.SessionService/BatchCreateSessions",
+    "sessiond.v1.SessionService/BatchDestroySessions",
+    "sessiond.v1.SessionService/Subscribe",
+    "sessiond.v1.LeaseService/GrantLease",
+    "sessiond.v1.LeaseService/KeepLeaseAlive",
+    "sessiond.v1.LeaseService/RevokeLease",
 ];
 
 /// The codes of gRPC count from 0 to 16.
 const CODES: usize = 17;
-
-/// The upper bounds of the times that calls take, in microseconds; what takes longer is in one more.
-const BOUNDS: [u64; 14] =
-    [25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 100_000, 500_000, 2_500_000, 10_000_000];
 
 const SHARDS: usize = 64;
 
@@ -41,31 +42,33 @@ const SHARDS: usize = 64;
 pub(crate) struct CallStats(Box<[Arc<Shard>]>);
 
 /// The counts of one thread, or of a few.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Shard {
     methods: [Counts; METHODS.len()],
+    refused: [AtomicU64; REASONS.len()],
 }
 
 #[derive(Debug, Default)]
 struct Counts {
     started: AtomicU64,
     handled: [AtomicU64; CODES],
-    nanos: AtomicU64,
-    within: [AtomicU64; BOUNDS.len() + 1],
+    times: Histogram,
 }
+
+/// Why a call was refused: one of [`REASONS`]. It goes with the response to whoever counts it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refused(pub(super) &'static str);
 
 /// What became of the calls of one method.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct MethodStats {
-    pub(crate) service: String,
+    pub(crate) service: &'static str,
     pub(crate) method: &'static str,
     pub(crate) is_unary: bool,
     pub(crate) started: u64,
     /// How many ended with each code.
     pub(crate) handled: [u64; CODES],
-    pub(crate) seconds: f64,
-    /// How many took as long as each bound, in seconds, and longer than the one before.
-    pub(crate) within: Vec<(f64, u64)>,
+    pub(crate) times: Times,
 }
 
 /// A call under way. It counts as cancelled when it is dropped with nothing said of its end.
@@ -75,11 +78,13 @@ pub(crate) struct Begun {
     method: usize,
     began: Instant,
     code: Code,
+    traced: Option<Box<Traced>>,
 }
 
 impl CallStats {
     pub(crate) fn new() -> Self {
-        Self((0..SHARDS).map(|_| Arc::default()).collect())
+        let shard = || Shard { methods: Default::default(), refused: [const { AtomicU64::new(0) }; REASONS.len()] };
+        Self((0..SHARDS).map(|_| Arc::new(shard())).collect())
     }
 
     /// The counts for calls that are answered on this thread.
@@ -99,36 +104,70 @@ impl CallStats {
             let sum = |of: &dyn Fn(&Counts) -> &AtomicU64| -> u64 {
                 counts().map(|counts| of(counts).load(Ordering::Relaxed)).sum()
             };
-            let bounds = BOUNDS.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
             MethodStats {
-                service: format!("sessiond.v1.{service}"),
+                service,
                 method,
                 is_unary: is_unary(index),
                 started: sum(&|counts| &counts.started),
                 handled: std::array::from_fn(|code| sum(&|counts| &counts.handled[code])),
-                seconds: sum(&|counts| &counts.nanos) as f64 / 1e9,
-                within: bounds.enumerate().map(|(n, bound)| (bound, sum(&|counts| &counts.within[n]))).collect(),
+                times: Times::of(counts().map(|counts| &counts.times)),
             }
         };
         METHODS.iter().enumerate().map(of).collect()
     }
+
+    /// How many calls were refused so far, by reason.
+    pub(crate) fn refused(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let sum = |n: usize| self.0.iter().map(|shard| shard.refused[n].load(Ordering::Relaxed)).sum();
+        REASONS.iter().enumerate().map(move |(n, reason)| (*reason, sum(n)))
+    }
 }
 
 fn is_unary(method: usize) -> bool {
-    METHODS[method] != "SessionService/Subscribe"
+    METHODS[method] != "sessiond.v1.SessionService/Subscribe"
 }
 
 impl Shard {
     /// Counts a call that begins, if its path is of one of our methods.
     pub(crate) fn begin(self: &Arc<Self>, path: &str) -> Option<Begun> {
-        let path = path.strip_prefix(PATH)?;
+        let path = path.strip_prefix('/')?;
         let method = METHODS.iter().position(|method| *method == path)?;
         self.methods[method].started.fetch_add(1, Ordering::Relaxed);
-        Some(Begun { shard: Arc::clone(self), method, began: Instant::now(), code: Code::Cancelled })
+        Some(Begun { shard: Arc::clone(self), method, began: Instant::now(), code: Code::Cancelled, traced: None })
+    }
+
+    /// Counts a response that refuses a call.
+    pub(crate) fn answered<B>(&self, response: &Response<B>) {
+        if let Some(Refused(reason)) = response.extensions().get() {
+            self.refuse(reason);
+        }
+    }
+
+    fn refuse(&self, reason: &str) {
+        if let Some(n) = REASONS.iter().position(|known| *known == reason) {
+            self.refused[n].fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
 impl Begun {
+    /// Has the call traced, where anybody wants that.
+    #[inline]
+    pub(crate) fn trace(&mut self, tracer: Option<&Arc<dyn CallTracer>>, peer: IpAddr, headers: &HeaderMap) {
+        self.traced = Traced::begin(tracer, TracedCall { method: METHODS[self.method], peer, headers });
+    }
+
+    /// The span in which what is logged belongs to the call, where the log asks for it.
+    pub(crate) fn log(&self) -> Option<&tracing::Span> {
+        self.traced.as_ref().map(|traced| traced.log()).filter(|log| !log.is_disabled())
+    }
+
+    /// Notes that a stream is ended from outside.
+    pub(super) fn is_refused(&mut self, reason: &str, trailers: &HeaderMap) {
+        self.shard.refuse(reason);
+        self.ends_with(trailers);
+    }
+
     /// Notes the code that headers or trailers have; OK where they have none.
     pub(crate) fn ends_with(&mut self, headers: &HeaderMap) {
         let code = headers.get(Status::GRPC_STATUS).map(|value| Code::from_bytes(value.as_bytes()));
@@ -141,10 +180,10 @@ impl Drop for Begun {
         let counts = &self.shard.methods[self.method];
         counts.handled[self.code as usize].fetch_add(1, Ordering::Relaxed);
         if is_unary(self.method) {
-            let took = self.began.elapsed();
-            let within = BOUNDS.partition_point(|us| Duration::from_micros(*us) < took);
-            counts.within[within].fetch_add(1, Ordering::Relaxed);
-            counts.nanos.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
+            counts.times.record(self.began.elapsed());
+        }
+        if let Some(traced) = self.traced.take() {
+            traced.end(self.code, self.began.elapsed());
         }
     }
 }

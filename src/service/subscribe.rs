@@ -105,7 +105,7 @@ impl http_body::Body for ObserverBody {
             State::Streaming => {}
             State::Ending => {
                 self.state = State::Ended;
-                return Poll::Ready(Some(Ok(Frame::trailers(trailers(ServiceError::Draining)))));
+                return Poll::Ready(Some(Ok(Frame::trailers(trailers(&ServiceError::Draining.into())))));
             }
             State::Ended => return Poll::Ready(None),
         }

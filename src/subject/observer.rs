@@ -221,7 +221,11 @@ impl Observer {
         self.place = head.place;
         self.at = head.positions;
         self.resumed = None;
-        self.phase = Phase::Reading(Box::new(Snapshot::new(Arc::clone(&self.inner.storage), head.registry_id)));
+        self.phase = Phase::Reading(Box::new(Snapshot::new(
+            Arc::clone(&self.inner.storage),
+            Arc::clone(&self.inner.waits),
+            head.registry_id,
+        )));
     }
 
     fn close(&mut self) -> Poll<Option<Update>> {

@@ -12,6 +12,7 @@ use super::{
     cursor::Positions,
     filter::Filter,
     log::{Chunk, EVENTS_A_CHUNK},
+    waits::{StorageOperation, WaitCounts},
 };
 use crate::{
     session::{SessionChange, SessionEvent, SessionKey},
@@ -36,6 +37,7 @@ type Read = Pin<Box<dyn Future<Output = Result<BucketRun, StorageError>> + Send>
 /// - of a later run: not told, since its bucket is yet to be read.
 pub(super) struct Snapshot {
     storage: Arc<dyn SessionStorage>,
+    waits: Arc<WaitCounts>,
     registry_id: RegistryId,
     /// The buckets from here on are those of `positions`; those before have been passed for good.
     first: u32,
@@ -47,8 +49,8 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    pub(super) fn new(storage: Arc<dyn SessionStorage>, registry_id: RegistryId) -> Self {
-        Self { storage, registry_id, first: 0, positions: Vec::new(), sessions: Vec::new(), read: None, held: 0 }
+    pub(super) fn new(storage: Arc<dyn SessionStorage>, waits: Arc<WaitCounts>, registry_id: RegistryId) -> Self {
+        Self { storage, waits, registry_id, first: 0, positions: Vec::new(), sessions: Vec::new(), read: None, held: 0 }
     }
 
     /// How many sessions that pass the filter by id the observer holds.
@@ -89,12 +91,11 @@ impl Snapshot {
     pub(super) fn poll_read(&mut self, filter: &Filter, context: &mut Context<'_>) -> Poll<()> {
         loop {
             let first = self.next_bucket();
-            let storage = &self.storage;
-            let read = self.read.get_or_insert_with(|| read_run(Arc::clone(storage), first, Duration::ZERO));
-            match ready!(read.as_mut().poll(context)) {
+            let read = self.read.take().unwrap_or_else(|| self.read_run(first, Duration::ZERO));
+            match ready!(self.read.insert(read).as_mut().poll(context)) {
                 // The storage began anew, and whoever follows its log has yet to say so: then this snapshot is over.
                 Ok(run) if run.registry_id != self.registry_id => {
-                    self.read = Some(read_run(Arc::clone(&self.storage), first, RETRY));
+                    self.read = Some(self.read_run(first, RETRY));
                 }
                 Ok(mut run) => {
                     if filter.is_by_id() {
@@ -110,10 +111,20 @@ impl Snapshot {
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
                     tracing::debug!(error, "a snapshot waits for the storage");
-                    self.read = Some(read_run(Arc::clone(&self.storage), first, RETRY));
+                    self.read = Some(self.read_run(first, RETRY));
                 }
             }
         }
+    }
+
+    fn read_run(&self, first: u32, pause: Duration) -> Read {
+        let (storage, waits) = (Arc::clone(&self.storage), Arc::clone(&self.waits));
+        Box::pin(async move {
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+            waits.of(StorageOperation::ReadBuckets, storage.read_buckets(first, SESSIONS_A_READ)).await
+        })
     }
 
     /// The events of a chunk that an observer in the midst of this snapshot is told of.
@@ -141,13 +152,4 @@ impl Snapshot {
         }
         chosen
     }
-}
-
-fn read_run(storage: Arc<dyn SessionStorage>, first: u32, pause: Duration) -> Read {
-    Box::pin(async move {
-        if !pause.is_zero() {
-            tokio::time::sleep(pause).await;
-        }
-        storage.read_buckets(first, SESSIONS_A_READ).await
-    })
 }

@@ -60,6 +60,9 @@ async fn calls_are_counted_by_method_and_code() {
     ] {
         assert_eq!(program.metric(&series(name, method, code)).await, count, "{name} {method} {code}");
     }
+    for (reason, count) in [("SESSION_ID_MISSING", 1), ("TOO_MANY_SESSIONS", 0)] {
+        assert_eq!(program.metric(&format!("sessiond_refused_total{{reason=\"{reason}\"}}")).await, count, "{reason}");
+    }
     // Changes are counted when they are published, which is after their call was answered.
     program.metric_comes_to("sessiond_changes_total{type=\"created\",reason=\"none\"}", 3).await;
     assert!(program.metric("sessiond_connections").await >= 1);
@@ -94,6 +97,29 @@ async fn metrics_are_the_figures_of_the_moment() {
     assert!(page.body.ends_with("# EOF\n"));
     let head = request(program.admin, "HEAD", "/metrics").await;
     assert_eq!((head.status, head.body.as_str()), (200, ""));
+}
+
+#[tokio::test]
+async fn the_limit_of_sessions_is_told() {
+    let program = Program::start(&["--max-sessions", "1234"]).await;
+    assert_eq!(program.metric("sessiond_sessions_limit").await, 1234);
+}
+
+#[tokio::test]
+async fn operations_that_wait_for_the_storage_are_timed() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = format!("file:{}", folder.path().join("registry").display());
+    let program = Program::start(&["--storage", &storage]).await;
+    let client = program.sessions();
+    batch_create(&client, &[1, 2, 3]).await;
+    batch_create(&client, &[4]).await;
+    let waits = |operation: &str| format!("sessiond_storage_wait_seconds_count{{operation=\"{operation}\"}}");
+    assert_eq!(program.metric(&waits("create")).await, 2, "a change is answered when it is on disk");
+    assert_eq!(program.metric(&waits("destroy")).await, 0);
+    for (operation, error) in [("create", "unavailable"), ("has", "broken")] {
+        let errors = format!("sessiond_storage_errors_total{{operation=\"{operation}\",error=\"{error}\"}}");
+        assert_eq!(program.metric(&errors).await, 0);
+    }
 }
 
 #[tokio::test]

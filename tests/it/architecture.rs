@@ -7,15 +7,16 @@ use std::{
 };
 
 /// Each module of the crate, and the modules of the crate that it may name.
-const MAY_NAME: [(&str, &[&str]); 10] = [
+const MAY_NAME: [(&str, &[&str]); 11] = [
     // Protobuf's durations, as both ends read them.
     ("duration", &[]),
+    ("histogram", &[]),
     ("access", &[]),
     ("session", &[]),
     ("storage", &["session"]),
-    ("subject", &["session", "storage"]),
+    ("subject", &["histogram", "session", "storage"]),
     ("status", &["access", "storage", "subject"]),
-    ("service", &["duration", "proto", "session", "status", "storage", "subject"]),
+    ("service", &["duration", "histogram", "proto", "session", "status", "storage", "subject"]),
     ("server", &["access", "proto", "service", "session", "status", "storage", "subject"]),
     ("client", &["duration", "proto", "session"]),
     // A program beside the library, which names it from the outside.

@@ -40,3 +40,4 @@ mod startup;
 mod stuck;
 mod subscribe;
 mod tls;
+mod traces;

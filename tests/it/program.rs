@@ -67,6 +67,14 @@ impl Program {
         Self::launch(serve(&[&ports, args].concat())).await
     }
 
+    /// One with these variables in its environment.
+    pub(crate) async fn start_in(environment: &[(&str, &str)], args: &[&str]) -> Self {
+        let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-format", "json"];
+        let mut command = serve(&[&ports, args].concat());
+        command.envs(environment.iter().copied());
+        Self::launch(command).await
+    }
+
     async fn launch(mut command: Command) -> Self {
         let mut child = command.spawn().expect("the program starts");
         let mut lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();

@@ -34,6 +34,7 @@ pub(crate) fn config() -> ServerConfig {
         max_connections: 100_000,
         connections: ConnectionOptions::default(),
         calls: ServiceOptions::default(),
+        tracer: None,
         drain_timeout: Duration::from_secs(5),
     }
 }

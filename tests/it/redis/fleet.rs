@@ -67,6 +67,27 @@ async fn a_program_dies_and_its_observer_goes_on_exactly_at_another() {
 }
 
 #[tokio::test]
+async fn a_redis_that_goes_away_is_counted_in_the_metrics() {
+    if !is_installed() {
+        return;
+    }
+    let mut redis = RedisServer::start(&[]);
+    let program = Program::start(&["--storage", &redis.url("timeout_ms=300")]).await;
+    let client = client(&program);
+    assert!(soon(client.create(key(1))).await.unwrap());
+    let waits = |operation: &str| format!("sessiond_storage_wait_seconds_count{{operation=\"{operation}\"}}");
+    assert_eq!(program.metric(&waits("create")).await, 1);
+    let errors =
+        |operation: &str| format!("sessiond_storage_errors_total{{operation=\"{operation}\",error=\"unavailable\"}}");
+    assert_eq!(program.metric(&errors("destroy")).await, 0);
+    redis.kill();
+    soon(client.destroy(key(1))).await.unwrap_err();
+    assert!(program.metric(&errors("destroy")).await >= 1);
+    assert!(program.metric(&waits("destroy")).await >= 1, "the time until it failed is in it");
+    assert!(program.metric("sessiond_refused_total{reason=\"STORAGE_UNAVAILABLE\"}").await >= 1);
+}
+
+#[tokio::test]
 async fn a_redis_that_is_not_there_has_an_exit_code_and_shows_no_password() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("redis://user:s3cret@{nobody}/?timeout_ms=200");

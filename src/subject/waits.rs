@@ -1,0 +1,182 @@
+//! How long the storage is waited for, and how often it fails.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::atomic::{AtomicU64, Ordering},
+    task::Poll,
+    time::Instant,
+};
+
+use crate::{
+    histogram::{Histogram, Times},
+    storage::StorageError,
+};
+
+/// What a storage is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StorageOperation {
+    /// To create sessions.
+    Create,
+    /// To tell which sessions exist.
+    Has,
+    /// To destroy sessions.
+    Destroy,
+    /// To grant a lease.
+    GrantLease,
+    /// To keep a lease alive.
+    KeepLeaseAlive,
+    /// To revoke a lease.
+    RevokeLease,
+    /// To tell where its log ends, as for each observer that starts.
+    Log,
+    /// To read a part of a snapshot.
+    ReadBuckets,
+}
+
+impl StorageOperation {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Create,
+        Self::Has,
+        Self::Destroy,
+        Self::GrantLease,
+        Self::KeepLeaseAlive,
+        Self::RevokeLease,
+        Self::Log,
+        Self::ReadBuckets,
+    ];
+
+    /// Its name, as metrics have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Has => "has",
+            Self::Destroy => "destroy",
+            Self::GrantLease => "grant_lease",
+            Self::KeepLeaseAlive => "keep_lease_alive",
+            Self::RevokeLease => "revoke_lease",
+            Self::Log => "log",
+            Self::ReadBuckets => "read_buckets",
+        }
+    }
+}
+
+/// What became of one operation of a storage so far.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct StorageWaits {
+    /// The operation.
+    pub operation: StorageOperation,
+    /// How long it took, where it had to be waited for. What was answered at once, from memory, is not among these, nor is
+    /// it timed: looking at the clock would cost it a hundredth of a call.
+    pub times: Times,
+    /// How often the storage was out of reach.
+    pub unavailable: u64,
+    /// How often it was broken.
+    pub broken: u64,
+}
+
+/// Counts of all operations.
+#[derive(Debug, Default)]
+pub(super) struct WaitCounts([Counts; StorageOperation::ALL.len()]);
+
+#[derive(Debug, Default)]
+struct Counts {
+    times: Histogram,
+    unavailable: AtomicU64,
+    broken: AtomicU64,
+}
+
+/// An operation that is waited for. It is timed whatever ends it: one that is given up was slow as well.
+struct Waiting<'a> {
+    times: &'a Histogram,
+    began: Instant,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.times.record(self.began.elapsed());
+    }
+}
+
+impl WaitCounts {
+    /// Does as `call`, and counts what becomes of it.
+    pub(super) async fn of<T>(
+        &self,
+        operation: StorageOperation,
+        mut call: Pin<Box<dyn Future<Output = Result<T, StorageError>> + Send + '_>>,
+    ) -> Result<T, StorageError> {
+        let counts = &self.0[operation as usize];
+        let result = match poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await {
+            Poll::Ready(result) => result,
+            Poll::Pending => {
+                let _waiting = Waiting { times: &counts.times, began: Instant::now() };
+                call.await
+            }
+        };
+        // The others are answers, and no failures.
+        match &result {
+            Err(StorageError::Unavailable(_)) => counts.unavailable.fetch_add(1, Ordering::Relaxed),
+            Err(StorageError::Broken(_)) => counts.broken.fetch_add(1, Ordering::Relaxed),
+            _ => 0,
+        };
+        result
+    }
+
+    pub(super) fn all(&self) -> Vec<StorageWaits> {
+        let of = |operation: StorageOperation| {
+            let counts = &self.0[operation as usize];
+            StorageWaits {
+                operation,
+                times: Times::of([&counts.times].into_iter()),
+                unavailable: counts.unavailable.load(Ordering::Relaxed),
+                broken: counts.broken.load(Ordering::Relaxed),
+            }
+        };
+        StorageOperation::ALL.map(of).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::{pending, ready},
+        time::Duration,
+    };
+
+    use super::*;
+
+    fn waits(counts: &WaitCounts, operation: StorageOperation) -> (u64, u64, u64) {
+        let waits = counts.all().swap_remove(operation as usize);
+        assert_eq!(waits.operation, operation);
+        (waits.times.count(), waits.unavailable, waits.broken)
+    }
+
+    fn failed(error: fn(Box<dyn std::error::Error + Send + Sync>) -> StorageError) -> Result<(), StorageError> {
+        Err(error("a cause".into()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_waited_for_is_timed_and_what_fails_is_counted() {
+        let counts = WaitCounts::default();
+        counts.of(StorageOperation::Has, Box::pin(ready(Ok(())))).await.unwrap();
+        assert_eq!(waits(&counts, StorageOperation::Has), (0, 0, 0), "an answer at once is no wait");
+
+        let late = async {
+            tokio::task::yield_now().await;
+            failed(StorageError::Unavailable)
+        };
+        counts.of(StorageOperation::Has, Box::pin(late)).await.unwrap_err();
+        counts.of(StorageOperation::Has, Box::pin(ready(failed(StorageError::Broken)))).await.unwrap_err();
+        let limit: Result<(), _> = Err(StorageError::TooManySessions { limit: 1 });
+        counts.of(StorageOperation::Has, Box::pin(ready(limit))).await.unwrap_err();
+        assert_eq!(waits(&counts, StorageOperation::Has), (1, 1, 1));
+
+        let stuck = counts.of(StorageOperation::Log, Box::pin(pending::<Result<(), _>>()));
+        tokio::time::timeout(Duration::from_secs(1), stuck).await.unwrap_err();
+        assert_eq!(waits(&counts, StorageOperation::Log), (1, 0, 0), "one that is given up was waited for");
+    }
+}
