@@ -86,6 +86,8 @@ async fn changes(report: &mut Report) {
     for _ in 0..ROUNDS {
         let server = peers::sessiond(&[]);
         least.add(0, has(&server, (10, 10)).await);
+        least.add(1, create(&server).await);
+        least.add(2, destroy(&server).await);
         let mut observers = tokio::task::JoinSet::new();
         for _ in 0..10 {
             let mut observer = Observer::connect(server.address, &from_now()).await;
@@ -95,18 +97,32 @@ async fn changes(report: &mut Report) {
                 }
             });
         }
-        let create = |n| framed(&CreateSessionRequest { session_id: Some(n as i64), auth_key_id: 0, lease_id: 0 });
-        let work = load(server.address, "/sessiond.v1.SessionService/CreateSession", CALLS, (10, 10), create);
-        least.add(1, Taken::by(&server, work).await);
-        let destroy = |n| framed(&DestroySessionRequest { session_id: Some(n as i64), auth_key_id: 0, lease_id: 0 });
-        let work = load(server.address, "/sessiond.v1.SessionService/DestroySession", CALLS, (10, 10), destroy);
-        least.add(2, Taken::by(&server, work).await);
+        least.add(3, create(&server).await);
+        least.add(4, destroy(&server).await);
     }
     let base = least.0[0].us_each(CALLS);
-    for (what, taken) in ["HasSession, no observers", "CreateSession", "DestroySession"].into_iter().zip(&least.0) {
+    let rows = [
+        "HasSession, no observers",
+        "CreateSession, no observers",
+        "DestroySession, no observers",
+        "CreateSession",
+        "DestroySession",
+    ];
+    for (what, taken) in rows.into_iter().zip(&least.0) {
         row(report, what, CALLS, taken, base);
     }
     report.note("The cost of the deliveries, ten for each change, is in it.");
+}
+
+async fn create(server: &Server) -> Taken {
+    let create = |n| framed(&CreateSessionRequest { session_id: Some(n as i64), auth_key_id: 0, lease_id: 0 });
+    Taken::by(server, load(server.address, "/sessiond.v1.SessionService/CreateSession", CALLS, (10, 10), create)).await
+}
+
+async fn destroy(server: &Server) -> Taken {
+    let destroy = |n| framed(&DestroySessionRequest { session_id: Some(n as i64), auth_key_id: 0, lease_id: 0 });
+    Taken::by(server, load(server.address, "/sessiond.v1.SessionService/DestroySession", CALLS, (10, 10), destroy))
+        .await
 }
 
 /// Redis' own loader, 50 connections, with so many commands in a pipeline.
