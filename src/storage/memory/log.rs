@@ -26,9 +26,9 @@ struct State {
     /// The position before the first change held.
     oldest: u64,
     newest: u64,
-    /// Followers are told of changes up to here. Where changes must be on disk first, it lags behind the newest.
+    /// Followers are told of changes up to here: what is settled and, where changes must be on disk first, is there.
     visible: u64,
-    shows_at_once: bool,
+    shows_settled: bool,
     /// Those who wait for a change after `visible` as it was at that time.
     followers: Vec<Waker>,
     /// Memory for the next segment.
@@ -36,8 +36,8 @@ struct State {
 }
 
 impl Log {
-    /// One whose followers see changes at once, or when they are [shown](Self::show).
-    pub(super) fn new(retain: usize, shows_at_once: bool) -> Self {
+    /// One whose followers see changes when they are [settled](Self::settle), or when they are [shown](Self::show).
+    pub(super) fn new(retain: usize, shows_settled: bool) -> Self {
         let segment_len = retain.clamp(1, SEGMENT);
         Self(Mutex::new(State {
             segments: VecDeque::new(),
@@ -47,7 +47,7 @@ impl Log {
             oldest: 0,
             newest: 0,
             visible: 0,
-            shows_at_once,
+            shows_settled,
             followers: Vec::new(),
             spare: Vec::new(),
         }))
@@ -69,13 +69,7 @@ impl Log {
     /// Shows changes up to `position` to followers.
     pub(super) fn show(&self, position: Position) {
         let mut state = self.0.lock();
-        state.visible = position.0;
-        // Those that nobody had seen yet were kept beyond the bound.
-        while state.segments.len() > state.max_segments && state.oldest_is_seen() {
-            state.oldest += state.segment_len as u64;
-            state.segments.pop_front();
-        }
-        let followers = std::mem::take(&mut state.followers);
+        let followers = state.show(position.0);
         drop(state);
         followers.into_iter().for_each(Waker::wake);
     }
@@ -85,15 +79,16 @@ impl Log {
         Appending(self.0.lock())
     }
 
-    /// Does what follows on some appended changes and takes no lock to be done: wakes those who wait for them, and makes memory
-    /// ready for more, which the kernel may take milliseconds to hand out.
+    /// Does what follows on some appended changes and takes no lock to be done: shows them to those who wait for changes, all at
+    /// once, and makes memory ready for more, which the kernel may take milliseconds to hand out.
     pub(super) fn settle(&self) {
         let mut state = self.0.lock();
         let wants_spare = state.spare.capacity() == 0
             && state.segments.len() < state.max_segments
             && state.segments.back().is_none_or(|segment| segment.len() > state.segment_len / 2);
         let segment_len = state.segment_len;
-        let followers = if state.shows_at_once { std::mem::take(&mut state.followers) } else { Vec::new() };
+        let newest = state.newest;
+        let followers = if state.shows_settled { state.show(newest) } else { Vec::new() };
         drop(state);
         followers.into_iter().for_each(Waker::wake);
         if wants_spare {
@@ -136,15 +131,22 @@ impl Log {
 
 impl Appending<'_> {
     pub(super) fn append(&mut self, event: SessionEvent) {
-        let state = &mut *self.0;
-        state.append(event);
-        if state.shows_at_once {
-            state.visible = state.newest;
-        }
+        self.0.append(event);
     }
 }
 
 impl State {
+    /// Shows changes up to `visible`, and gives those to wake for it.
+    fn show(&mut self, visible: u64) -> Vec<Waker> {
+        self.visible = visible;
+        // Those that nobody had seen yet were kept beyond the bound.
+        while self.segments.len() > self.max_segments && self.oldest_is_seen() {
+            self.oldest += self.segment_len as u64;
+            self.segments.pop_front();
+        }
+        std::mem::take(&mut self.followers)
+    }
+
     fn append(&mut self, event: SessionEvent) {
         match self.segments.back_mut() {
             Some(segment) if segment.len() < self.segment_len => segment.push(event),
@@ -167,7 +169,7 @@ impl State {
 
     /// Whether all of the oldest segment is shown. A follower must not lose its place to changes that it is not shown.
     fn oldest_is_seen(&self) -> bool {
-        self.oldest + self.segment_len as u64 <= self.visible || self.shows_at_once
+        self.oldest + self.segment_len as u64 <= self.visible
     }
 
     /// Up to `limit` changes, without the first `skip` that are held.
