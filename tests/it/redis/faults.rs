@@ -132,6 +132,26 @@ async fn create(storage: &dyn SessionStorage, sessions: &[SessionKey]) {
 }
 
 /// Every unary call fails as it should while Redis is away, and in time.
+impl RedisCluster {
+    /// Restarts a node and waits until all serve.
+    fn restart(&mut self, node: usize) {
+        tokio::task::block_in_place(|| {
+            self.nodes[node].restart();
+            self.wait("the cluster to serve", |cluster| {
+                cluster.nodes.iter().all(|node| node.cluster_info().contains("cluster_state:ok"))
+            });
+        });
+    }
+}
+
+/// Which of these a replica finds, as soon as it answers.
+async fn left_of(mut sessions: Vec<SessionKey>, replica: &Replica) -> Vec<SessionKey> {
+    let exist = eventually(|| async { replica.storage.has(&sessions).await.ok() }).await;
+    let mut exist = exist.into_iter();
+    sessions.retain(|_| exist.next().unwrap());
+    sessions
+}
+
 async fn is_unavailable(storage: &dyn SessionStorage) {
     let began = Instant::now();
     let calls = futures_util::future::join_all((0..20).map(|n| async move {
@@ -482,10 +502,7 @@ async fn a_failover_of_a_cluster_under_load_is_survived() {
     stop.send_replace(true);
     let written = writing.await.unwrap();
     // What the dead master had not yet sent on is lost, and told with a reset. What is there now is what observers hold.
-    let candidates = keys(-100..written);
-    let exist = eventually(|| async { a.storage.has(&candidates).await.ok() }).await;
-    let now: Vec<SessionKey> =
-        candidates.into_iter().zip(exist).filter(|(_, exists)| *exists).map(|(key, _)| key).collect();
+    let now = left_of(keys(-100..written), &a).await;
     assert!(now.len() > 100);
     held.comes_to_hold(&now).await;
     let mut fresh = a.watch(Start::Snapshot).await;
@@ -508,17 +525,9 @@ async fn a_node_of_a_cluster_that_comes_back_empty_is_noticed() {
         a.storage.create(&keys(300..400), Some(lease)).await.unwrap();
         held.comes_to_hold(&keys(0..400)).await;
         let old = held.observer.cursor().unwrap();
-        tokio::task::block_in_place(|| {
-            cluster.nodes[node].restart();
-            cluster.wait("the cluster to serve", |cluster| {
-                cluster.nodes.iter().all(|node| node.cluster_info().contains("cluster_state:ok"))
-            });
-        });
+        cluster.restart(node);
         held.is_reset(ResetReason::StorageRestarted).await;
-        let all = keys(0..400);
-        let left = eventually(|| async { a.storage.has(&all).await.ok() }).await;
-        let left: Vec<SessionKey> =
-            all.into_iter().zip(left).filter(|(_, exists)| *exists).map(|(key, _)| key).collect();
+        let left = left_of(keys(0..400), &a).await;
         assert!(left.len() < 400);
         held.comes_to_hold(&left).await;
         let mut late = a.watch(Start::After(old)).await;
@@ -527,8 +536,7 @@ async fn a_node_of_a_cluster_that_comes_back_empty_is_noticed() {
         assert_eq!(a.storage.session_count().await.unwrap(), left.len() as u64);
         // The lease is gone with its node or lives on; it can be revoked in the latter case, and leaves no ghost.
         match a.storage.revoke_lease(lease).await {
-            Ok(_) => {}
-            Err(StorageError::UnknownLease(_)) => {}
+            Ok(_) | Err(StorageError::UnknownLease(_)) => {}
             Err(error) => panic!("{error}"),
         }
         let leased = a.storage.has(&keys(300..400)).await.unwrap();
@@ -555,12 +563,7 @@ async fn a_node_of_a_cluster_with_an_old_dump_leaves_no_ghost() {
         let lease = a.storage.grant_lease(Duration::from_secs(600), "").await.unwrap();
         a.storage.create(&keys(100..300), Some(lease)).await.unwrap();
         held.comes_to_hold(&keys(0..300)).await;
-        tokio::task::block_in_place(|| {
-            cluster.nodes[node].restart();
-            cluster.wait("the cluster to serve", |cluster| {
-                cluster.nodes.iter().all(|node| node.cluster_info().contains("cluster_state:ok"))
-            });
-        });
+        cluster.restart(node);
         held.is_reset(ResetReason::StorageRestarted).await;
         match a.storage.revoke_lease(lease).await {
             Ok(_) | Err(StorageError::UnknownLease(_)) => {}
