@@ -77,9 +77,9 @@ async fn preface<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<Prefaced<S>>
 /// Tells a client that took the port for another kind, in the words of HTTP/2. Clients of TLS read that no TLS is spoken.
 async fn refuse(mut stream: TcpStream, why: &'static str) -> io::Error {
     let mut bytes = BytesMut::new();
-    // Empty settings, which come first whatever follows.
-    bytes.put_slice(&[0, 0, 0, 4, 0, 0, 0, 0, 0]);
-    // GOAWAY: its length, its type, no flags, the connection; no stream was dealt with; the error, and words about it.
+    // GOAWAY: its length, its type, no flags, the connection; no stream was dealt with; the error, and words about it. No settings
+    // come first, as they must where HTTP/2 is spoken (RFC 9113, section 3.4): gRPC's C core would take them for a connection
+    // that is made, and make it again without a pause. Without them it waits longer each time, and fails the call.
     bytes.put_uint(8 + why.len() as u64, 3);
     bytes.put_slice(&[7, 0, 0, 0, 0, 0]);
     bytes.put_slice(&[0, 0, 0, 0, 0, 0, 0, INADEQUATE_SECURITY]);

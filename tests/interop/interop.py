@@ -27,6 +27,7 @@ import urllib.error
 import urllib.request
 
 import grpc
+import trustme
 from google.protobuf import duration_pb2, empty_pb2
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -991,6 +992,93 @@ class Drain(Case):
                 next(watch)  # the drain has begun
             server.terminate()
             server.exit_code(5)
+
+
+class Access(unittest.TestCase):
+    """TLS, client certificates and tokens, each by the means that gRPC itself has for it."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory(prefix="sessiond-interop-")
+        self.addCleanup(folder.cleanup)
+        self.folder = pathlib.Path(folder.name)
+        self.authority = trustme.CA()
+        self.authority.cert_pem.write_to_path(self.folder / "ca.crt")
+        server = self.authority.issue_cert("127.0.0.1")
+        server.cert_chain_pems[0].write_to_path(self.folder / "server.crt")
+        server.private_key_pem.write_to_path(self.folder / "server.key")
+        self.list = self.folder / "access"
+
+    def start(self, *flags):
+        tls = ("--tls-cert", self.folder / "server.crt", "--tls-key", self.folder / "server.key")
+        server = Server(*tls, *flags)
+        self.addCleanup(server.__exit__)
+        return server
+
+    def secure(self, server, authority=None, certificate=None, token=None):
+        """The sessions over a connection that trusts an authority, as somebody."""
+        credentials = grpc.ssl_channel_credentials(
+            (authority or self.authority).cert_pem.bytes(),
+            certificate and certificate.private_key_pem.bytes(),
+            certificate and certificate.cert_chain_pems[0].bytes(),
+        )
+        if token:
+            credentials = grpc.composite_channel_credentials(credentials, grpc.access_token_call_credentials(token))
+        channel = grpc.secure_channel(server.address, credentials, [("grpc.use_local_subchannel_pool", 1)])
+        self.addCleanup(channel.close)
+        return pb_grpc.SessionServiceStub(channel)
+
+    def refused(self, code, call, request):
+        with self.assertRaises(grpc.RpcError) as caught:
+            call(request, timeout=DEADLINE)
+        self.assertEqual(caught.exception.code(), code, caught.exception.details())
+
+    def new_token(self, name, scopes):
+        """A token, and its line in the list."""
+        command = [BINARY, "token", "new", "--name", name, "--scopes", scopes]
+        token, line = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        return token, line
+
+    def test_tls(self):
+        server = self.start()
+        sessions = self.secure(server)
+        with Observer(sessions, pb.SubscribeRequest()) as observer:
+            observer.next()
+            self.assertTrue(sessions.CreateSession(pb.CreateSessionRequest(session_id=1), timeout=DEADLINE).created)
+            self.assertEqual(observer.events(1), [(CREATED, 0, 1)])
+        request = pb.HasSessionRequest(session_id=1)
+        self.refused(grpc.StatusCode.UNAVAILABLE, self.secure(server, trustme.CA()).HasSession, request)
+        self.refused(grpc.StatusCode.UNAVAILABLE, server.sessions.HasSession, request)
+
+    def test_client_certificates(self):
+        self.list.write_text("certificate gateway.fleet.example read\n")
+        server = self.start("--tls-client-ca", self.folder / "ca.crt", "--access-file", self.list)
+        has, create = pb.HasSessionRequest(session_id=1), pb.CreateSessionRequest(session_id=1)
+        gateway = self.secure(server, certificate=self.authority.issue_cert("gateway.fleet.example"))
+        self.assertFalse(gateway.HasSession(has, timeout=DEADLINE).exists)
+        self.refused(grpc.StatusCode.PERMISSION_DENIED, gateway.CreateSession, create)
+        stranger = self.secure(server, certificate=self.authority.issue_cert("other.fleet.example"))
+        self.refused(grpc.StatusCode.PERMISSION_DENIED, stranger.HasSession, has)
+        foreign = self.secure(server, certificate=trustme.CA().issue_cert("gateway.fleet.example"))
+        self.refused(grpc.StatusCode.UNAVAILABLE, foreign.HasSession, has)
+        self.refused(grpc.StatusCode.UNAVAILABLE, self.secure(server).HasSession, has)
+
+    def test_tokens(self):
+        (gateway, its_line), (dashboard, other_line) = self.new_token("g", "read,write"), self.new_token("d", "observe")
+        self.list.write_text(f"{its_line}\n{other_line}\n")
+        server = self.start("--access-file", self.list)
+        create = pb.CreateSessionRequest(session_id=1)
+        with Observer(self.secure(server, token=dashboard), pb.SubscribeRequest()) as observer:
+            observer.next()
+            sessions = self.secure(server, token=gateway)
+            self.assertTrue(sessions.CreateSession(create, timeout=DEADLINE).created)
+            self.assertEqual(observer.events(1), [(CREATED, 0, 1)])
+            self.refused(grpc.StatusCode.PERMISSION_DENIED, self.secure(server, token=dashboard).CreateSession, create)
+            self.refused(grpc.StatusCode.UNAUTHENTICATED, self.secure(server, token="wrong").CreateSession, create)
+            self.refused(grpc.StatusCode.UNAUTHENTICATED, self.secure(server).CreateSession, create)
+            self.list.write_text(f"{its_line}\n")
+            _, error = observer.end()
+            self.assertEqual(error.code(), grpc.StatusCode.UNAUTHENTICATED)
+            self.assertFalse(sessions.CreateSession(create, timeout=DEADLINE).created)
 
 
 class Restarts(unittest.TestCase):
