@@ -9,6 +9,10 @@ FROM docker.io/library/rust:1-slim-bookworm AS build
 WORKDIR /build
 # The image carries no debug information: it would be most of the binary. The symbols stay, for backtraces.
 ENV CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_STRIP=debuginfo
+# For builds that are only tried: --build-arg CARGO_PROFILE_RELEASE_LTO=off, and the like.
+ARG CARGO_PROFILE_RELEASE_LTO
+ARG CARGO_PROFILE_RELEASE_OPT_LEVEL
+ARG CARGO_PROFILE_RELEASE_CODEGEN_UNITS
 
 # The dependencies, in a layer that only Cargo.toml and Cargo.lock invalidate: they are compiled for a crate without a
 # line of code. Declared tests, benches and examples are cut from the manifest, their files are not in the context.

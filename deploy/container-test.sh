@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Builds the Dockerfile and tries the image, on a Debian machine that reaches no image registry.
 #
-#   deploy/container-test.sh [--fresh]
+#   deploy/container-test.sh [--fresh] [--quick]
 #
 # The base images are stood in for, under their own names and in an image store of this script's own
 # (target/container-test, so that no other build meets them): the builder by debootstrap and this machine's Rust
 # toolchain, the final base by the same Debian packages that distroless is made of. The crates come from this machine's
 # cargo cache, filled by `cargo fetch` in whatever way this machine's cargo is set up; the build itself is offline.
-# --fresh makes the stand-ins anew. Needs root, and buildah, debootstrap, iproute2 and curl (installed when missing).
+# --fresh makes the stand-ins anew; --quick compiles without most optimisations. Needs root, and buildah, debootstrap, iproute2 and curl (installed when missing).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -119,13 +119,15 @@ make_stand_ins() {
 }
 
 build_image() {
-    local version revision layers=true
+    local version revision layers=true settings=()
+    [[ $quick == no ]] || settings=(--build-arg CARGO_PROFILE_RELEASE_LTO=off --build-arg CARGO_PROFILE_RELEASE_OPT_LEVEL=1
+        --build-arg CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16)
     # Plain copies would take a gigabyte a step.
     [[ $STORAGE_DRIVER == overlay ]] || layers=false
     version=$(cargo pkgid --locked | sed 's/.*[#@]//')
     revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
     b bud --pull-never --layers="$layers" --format docker --tag "$image" \
-        --build-arg VERSION="$version" --build-arg REVISION="$revision" \
+        --build-arg VERSION="$version" --build-arg REVISION="$revision" "${settings[@]}" \
         --volume "$cargo_home/registry:/usr/local/cargo/registry:ro" . >"$work/build.log" 2>&1 ||
         { tail -n 40 "$work/build.log"; fail "the image does not build"; }
     grep -E 'STEP|Finished|warning|Using cache' "$work/build.log" | cut -c 1-120
@@ -170,6 +172,24 @@ until_true() { # until_true SECONDS COMMAND…
     done
 }
 
+start_server() { # start_server WHAT COMMAND…, and waits until it is healthy
+    local what=$1
+    shift
+    "$@" >"$work/server.log" 2>&1 &
+    server_job=$!
+    until_true 20 find_server || { cat "$work/server.log"; fail "$what: the server does not start"; }
+    server_pid=$(find_server)
+    until_true 20 in_image /sessiond health || { cat "$work/server.log"; fail "$what: the server is not healthy"; }
+    pass "$what: health exits 0"
+}
+
+stop_server() { # stop_server SIGNAL; its exit code in $code
+    code=0
+    kill -"$1" "$server_pid"
+    wait "$server_job" || code=$?
+    server_pid=
+}
+
 code_of() { "$@" >/dev/null 2>&1 && echo 0 || echo $?; }
 
 try_image() {
@@ -185,12 +205,7 @@ try_image() {
 
     local before after
     before=$(cd "$root" && find . -xdev -type f -printf '%p %s %T@\n' | sort)
-    b run "$container" -- /sessiond serve >"$work/server.log" 2>&1 &
-    server_job=$!
-    until_true 20 find_server || { cat "$work/server.log"; fail "the server does not start"; }
-    server_pid=$(find_server)
-    until_true 20 in_image /sessiond health || { cat "$work/server.log"; fail "the server is not healthy"; }
-    pass "health exits 0"
+    start_server "defaults" in_image /sessiond serve
     expect "uid and gid" "65532 65532" "$(awk '/^[UG]id:/ { printf "%s%s", s, $3; s = " " }' "/proc/$server_pid/status")"
     expect "capabilities" 0000000000000000 "$(awk '/^CapEff:/ { print $2 }' "/proc/$server_pid/status")"
 
@@ -203,15 +218,14 @@ try_image() {
         expect "/$path" 200 "$(curl --silent --output /dev/null --write-out '%{http_code}' "http://127.0.0.1:9090/$path")"
     done
 
-    local begun=$SECONDS code=0
-    kill -TERM "$server_pid"
-    wait "$server_job" || code=$?
-    server_pid=
+    local begun=$SECONDS
+    stop_server TERM
     expect "SIGTERM: exits" 0 "$code"
     ((SECONDS - begun <= 11)) || fail "the drain took $((SECONDS - begun)) s"
     after=$(cd "$root" && find . -xdev -type f -printf '%p %s %T@\n' | sort)
     expect "files that the server wrote" "" "$(diff <(echo "$before") <(echo "$after") || true)"
     try_read_only
+    try_file
     printf 'size  binary %s, image %s\n' "$(stat -c %s "$root/sessiond" | numfmt --to=iec)" \
         "$(b images --format '{{.Size}}' "$image")"
 }
@@ -219,27 +233,38 @@ try_image() {
 # Chroot isolation has no --read-only: the image's root is mounted so by hand, in a mount namespace that ends with the server.
 try_read_only() {
     # shellcheck disable=SC2016 # For the inner shell.
-    unshare --mount --propagation private -- bash -euc 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1"
-        mount -t proc proc "$1/proc" && exec chroot --userspec=65532:65532 "$1" /sessiond serve' - "$root" >"$work/server.log" 2>&1 &
-    server_job=$!
-    until_true 20 find_server || { cat "$work/server.log"; fail "the server does not start on a read-only root"; }
-    server_pid=$(find_server)
-    expect "root file system" ro "$(awk '$5 == "/" { print substr($6, 1, 2) }' "/proc/$server_pid/mountinfo" | tail -n 1)"
-    until_true 20 in_image /sessiond health || { cat "$work/server.log"; fail "the server is not healthy on a read-only root"; }
+    start_server "read-only root" unshare --mount --propagation private -- bash -euc 'mount --bind "$1" "$1"
+        mount -o remount,bind,ro "$1" && mount -t proc proc "$1/proc"
+        exec chroot --userspec=65532:65532 "$1" /sessiond serve' - "$root"
+    expect "read-only root: file system" ro "$(awk '$5 == "/" { print substr($6, 1, 2) }' "/proc/$server_pid/mountinfo" | tail -n 1)"
     expect "read-only root: create exits" 0 "$(code_of in_image /sessiond create 42)"
-    local code=0
-    kill -TERM "$server_pid"
-    wait "$server_job" || code=$?
-    server_pid=
+    stop_server TERM
     expect "read-only root: SIGTERM: exits" 0 "$code"
 }
 
-fresh=no
+# A registry in a volume outlives a server that is killed.
+try_file() {
+    expect "owner of /var/lib/sessiond" 65532:65532 "$(stat -c %u:%g "$root/var/lib/sessiond")"
+    rm -rf "$work/volume"
+    install -d -o 65532 -g 65532 "$work/volume"
+    local serve=(b run --volume "$work/volume:/var/lib/sessiond" "$container" -- /sessiond serve
+        --storage file:/var/lib/sessiond/registry)
+    start_server "file storage" "${serve[@]}"
+    expect "file storage: create exits" 0 "$(code_of in_image /sessiond create 42)"
+    stop_server KILL
+    start_server "file storage after SIGKILL" "${serve[@]}"
+    expect "file storage after SIGKILL: has exits" 0 "$(code_of in_image /sessiond has 42)"
+    stop_server TERM
+    expect "file storage after SIGKILL: SIGTERM: exits" 0 "$code"
+}
+
+fresh=no quick=no
 for argument in "$@"; do
     case $argument in
         --fresh) fresh=yes ;;
+        --quick) quick=yes ;;
         --try) try=yes ;; # this script's own second half
-        *) fail "unknown argument $argument: deploy/container-test.sh [--fresh]" ;;
+        *) fail "unknown argument $argument: deploy/container-test.sh [--fresh] [--quick]" ;;
     esac
 done
 cargo_home=${CARGO_HOME:-$HOME/.cargo}
