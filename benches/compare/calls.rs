@@ -3,12 +3,17 @@
 use std::process::Command;
 
 use sessiond::proto::{CreateSessionRequest, DestroySessionRequest, HasSessionRequest};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    task::JoinSet,
+};
 
 use super::{
     observer::{Observer, from_now},
     peers,
     process::{Least, Server, Taken},
     report::Report,
+    resp,
     wire::{framed, load},
 };
 
@@ -50,8 +55,12 @@ pub(crate) async fn run(report: &mut Report) {
         if shape == (10, 10) {
             match peers::redis() {
                 Some(redis) => {
-                    let taken = redis_benchmark(&redis, CALLS, 1, &["EXISTS", "key"]).await;
-                    row(report, "Redis EXISTS, 50 connections", CALLS, &taken, ours);
+                    exists(&redis, CALLS / 10).await;
+                    let mut least = Least::default();
+                    for _ in 0..ROUNDS {
+                        least.add(0, exists(&redis, CALLS).await);
+                    }
+                    row(report, "Redis EXISTS, 100 connections x 1", CALLS, &least.0[0], ours);
                 }
                 None => report.note("Redis is not installed."),
             }
@@ -69,6 +78,31 @@ pub(crate) async fn run(report: &mut Report) {
         }
     }
     changes(report).await;
+}
+
+/// As many calls in flight as of HasSession, on a connection each: they are not pipelined. Not by redis-benchmark, which works
+/// more for such a call than Redis does.
+async fn exists(redis: &Server, calls: u64) -> Taken {
+    const CONNECTIONS: u64 = 100;
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS {
+        connections.push(resp::connect(redis.address, "").await);
+    }
+    let work = async {
+        let mut callers = JoinSet::new();
+        for mut connection in connections {
+            callers.spawn(async move {
+                for _ in 0..calls / CONNECTIONS {
+                    connection.write_all(b"*2\r\n$6\r\nEXISTS\r\n$3\r\nkey\r\n").await.unwrap();
+                    let mut answer = [0; 8];
+                    let length = connection.read(&mut answer).await.unwrap();
+                    assert_eq!(&answer[..length], b":0\r\n");
+                }
+            });
+        }
+        callers.join_all().await;
+    };
+    Taken::by(redis, work).await
 }
 
 /// etcd's calls, as their bytes: a key of one byte, `serializable`; the same key and a value of one byte.

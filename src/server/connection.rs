@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    future::{pending, poll_fn},
+    future::{pending, poll_fn, ready},
     io,
     net::{self, IpAddr},
     pin::pin,
@@ -15,6 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::{FutureExt as _, future::Either};
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -129,39 +130,39 @@ impl Drop for OpenStream {
 }
 
 impl Handler {
-    async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<ResponseBody>, Infallible> {
+    // Not an async fn, whose future would hold the request twice; and the rarer ways are in boxes, so that the future of every
+    // call, and what is kept of a stream, is no larger than that of a call.
+    fn handle(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> {
         self.activity.calls.fetch_add(1, Ordering::Relaxed);
         let mut call = self.stats.begin(request.uri().path());
         if let Some(call) = &mut call {
             call.trace(self.tracer.as_ref(), self.peer.address, request.headers());
         }
         let admitted = self.gate.as_ref().map_or(Ok(None), |gate| gate.admit(&self.peer, &request));
-        let withdrawn = match admitted {
-            Ok(withdrawn) => withdrawn,
-            Err(refusal) => {
-                let response = ResponseBody::error(refusal);
-                self.end(&mut call, &response);
-                return Ok(response);
-            }
-        };
         let log = call.as_ref().and_then(Begun::log).cloned();
-        let path = request.uri().path();
-        if service::is_unary(path) {
-            let answer = self.service.clone().call(request);
-            let response = match log {
-                None => answer.await,
-                Some(log) => Box::pin(answer.instrument(log)).await,
-            };
+        let is_unary = service::is_unary(request.uri().path());
+        let answer = match (admitted, log) {
+            (Ok(_), None) if is_unary => Either::Left(self.service.clone().call(request)),
+            (Ok(_), Some(log)) if is_unary => Either::Right(self.service.clone().call(request).instrument(log).boxed()),
+            (Ok(withdrawn), log) => {
+                let stream =
+                    Arc::clone(&self).stream(request, withdrawn, call).instrument(log.unwrap_or_else(Span::none));
+                return Either::Right(stream.map(Ok).boxed());
+            }
+            (Err(refusal), _) => Either::Right(ready(ResponseBody::error(refusal)).boxed()),
+        };
+        Either::Left(answer.map(move |response| {
             self.end(&mut call, &response);
-            return Ok(response);
-        }
-        // In a box, so that it does not make the future of every call as large as its own.
-        Ok(Box::pin(self.stream(request, withdrawn, call).instrument(log.unwrap_or_else(Span::none))).await)
+            Ok(response)
+        }))
     }
 
     /// Answers what may be a stream.
     async fn stream(
-        &self,
+        self: Arc<Self>,
         request: Request<Incoming>,
         withdrawn: Option<Withdrawn>,
         mut call: Option<Begun>,

@@ -1,31 +1,51 @@
 //! How long a call may take.
 
 use std::{
-    future::{Future, poll_fn},
-    pin::pin,
-    task::Poll,
+    pin::Pin,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use http::HeaderMap;
-use tokio::time::timeout;
+use pin_project_lite::pin_project;
+use tokio::time::{Sleep, sleep};
 
 use crate::status::ServiceError;
 
-/// Gives up on a call after `limit`, or after what its client wishes where that is less. The call is dropped then.
-pub(super) async fn within<T>(
-    call: impl Future<Output = Result<T, ServiceError>>,
-    headers: &HeaderMap,
-    limit: Duration,
-) -> Result<T, ServiceError> {
-    let mut call = pin!(call);
-    // Most calls are ready at once, and need neither a timer nor a look for what the client wishes.
-    if let Poll::Ready(answer) = poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await {
-        return answer;
+pin_project! {
+    /// A call that is given up on after `limit`, or after what its client wishes where that is less.
+    // Not an async fn, whose future would hold the call twice: as it came, and where it is polled.
+    pub(super) struct Within<F> {
+        #[pin]
+        call: F,
+        headers: HeaderMap,
+        limit: Duration,
+        timer: Option<Pin<Box<Sleep>>>,
     }
-    let wish = wish(headers).filter(|wish| *wish < limit);
-    let late = if wish.is_some() { ServiceError::DeadlineExceeded } else { ServiceError::CallTimeout { limit } };
-    Box::pin(timeout(wish.unwrap_or(limit), call)).await.unwrap_or(Err(late))
+}
+
+pub(super) fn within<F>(call: F, headers: HeaderMap, limit: Duration) -> Within<F> {
+    Within { call, headers, limit, timer: None }
+}
+
+impl<F, T> Future for Within<F>
+where
+    F: Future<Output = Result<T, ServiceError>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Poll::Ready(answer) = this.call.poll(context) {
+            return Poll::Ready(answer);
+        }
+        // Most calls are ready at once, and need neither a timer nor a look for what the client wishes.
+        let limit = *this.limit;
+        let wish = || wish(this.headers).filter(|wish| *wish < limit);
+        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep(wish().unwrap_or(limit))));
+        ready!(timer.as_mut().poll(context));
+        Poll::Ready(Err(wish().map_or(ServiceError::CallTimeout { limit }, |_| ServiceError::DeadlineExceeded)))
+    }
 }
 
 /// What the header `grpc-timeout` says: up to eight digits, and a unit.
@@ -79,10 +99,10 @@ mod tests {
         let limit = Duration::from_secs(30);
         for (wish, late) in [("1S", 1), ("29S", 29), ("31S", 30), ("nonsense", 30)] {
             let began = tokio::time::Instant::now();
-            let error = within(pending::<Result<(), _>>(), &headers(wish), limit).await.unwrap_err();
+            let error = within(pending::<Result<(), _>>(), headers(wish), limit).await.unwrap_err();
             assert_eq!(began.elapsed().as_secs(), late);
             assert_eq!(matches!(error, ServiceError::DeadlineExceeded), late < 30, "{error:?}");
         }
-        assert!(within(async { Ok(()) }, &headers("0n"), limit).await.is_ok(), "what is ready is not late");
+        assert!(within(async { Ok(()) }, headers("0n"), limit).await.is_ok(), "what is ready is not late");
     }
 }
