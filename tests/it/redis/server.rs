@@ -13,27 +13,19 @@ use std::{
 
 use redis::{Client, Cmd, FromRedisValue};
 
+use crate::installed::is_missing;
+
 /// How long it may take to start, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Whether there is a redis-server to test with. Where there is none a test says that it skipped, unless
-/// `SESSIOND_TEST_REQUIRE` names redis: then it fails.
+/// Whether there is a redis-server to test with.
 pub(crate) fn is_installed() -> bool {
     let found = Command::new("redis-server").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    match found {
+    match &found {
         Ok(status) => assert!(status.success(), "redis-server --version fails"),
-        Err(error) => {
-            assert_eq!(error.kind(), ErrorKind::NotFound, "redis-server cannot be run");
-            let required = env::var("SESSIOND_TEST_REQUIRE").unwrap_or_default();
-            assert!(!required.split(',').any(|name| name == "redis"), "redis-server is not installed");
-            #[allow(clippy::print_stderr)] // To whoever looks at what the test printed.
-            {
-                eprintln!("SKIPPED: redis-server is not installed");
-            }
-            return false;
-        }
+        Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "redis-server cannot be run"),
     }
-    true
+    !is_missing("redis", found.is_ok())
 }
 
 /// A running redis-server; dropping it kills it and deletes its folder.

@@ -1,0 +1,89 @@
+//! The wall clock is set while the server runs, by libfaketime between the two.
+
+use std::{
+    env, fs,
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use sessiond::{
+    access::NewToken,
+    client::{Client, Watch, WatchOptions, WatchStart, WatchUpdate},
+    session::{DestroyReason, SessionChange, SessionEvent, SessionKey},
+};
+use tonic::Code;
+
+use crate::{certificates::text, fake::soon, installed::is_missing, program::Program};
+
+const DAY: i64 = 24 * 3600;
+const HELD: SessionKey = SessionKey::new(0, 0);
+
+/// Waits until the lease of `session` has expired; no other may.
+async fn expires(watch: &mut Watch, session: SessionKey) {
+    loop {
+        match soon(watch.next()).await.unwrap() {
+            WatchUpdate::Events(events) => {
+                for SessionEvent { session: whose, change } in events {
+                    assert_eq!(whose, session, "{change:?}");
+                    if change == SessionChange::Destroyed(DestroyReason::LeaseExpired) {
+                        return;
+                    }
+                    assert_eq!(change, SessionChange::Created);
+                }
+            }
+            WatchUpdate::Heartbeat => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_wall_clock_that_is_set_ends_tokens_and_nothing_else() {
+    // Where Debian has it, for programs with threads.
+    let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", env::consts::ARCH);
+    if is_missing("faketime", Path::new(&library).exists()) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (clock, list) = (folder.path().join("clock"), folder.path().join("access"));
+    let set = |seconds: i64| fs::write(&clock, format!("{seconds:+}\n")).unwrap();
+    set(0);
+    let (lasting, brief) = (NewToken::generate("lasting").unwrap(), NewToken::generate("brief").unwrap());
+    let until = humantime::format_rfc3339_seconds(SystemTime::now() + Duration::from_secs(DAY as u64));
+    let lines =
+        [lasting.line("admin".parse().unwrap()), format!("{} until={until}", brief.line("read".parse().unwrap()))];
+    fs::write(&list, lines.join("\n")).unwrap();
+    let environment = [
+        ("LD_PRELOAD", library.as_str()),
+        ("FAKETIME_TIMESTAMP_FILE", text(&clock)),
+        ("FAKETIME_NO_CACHE", "1"),
+        // The monotonic clock is one that nobody can set.
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+    ];
+    let program = Program::start_in(&environment, &["--access-file", text(&list)]).await;
+    let client = |token: &NewToken| {
+        let builder = Client::builder(&format!("http://{}", program.addr)).unwrap();
+        builder.token(token.token()).unwrap().connect_lazy().unwrap()
+    };
+    let (gateway, brief) = (client(&lasting), client(&brief));
+
+    let lease = gateway.lease(Duration::from_secs(2), "gateway").await.unwrap();
+    assert!(gateway.create_under(HELD, lease.id()).await.unwrap());
+    let granted = lease.id();
+    let mut watch = gateway.watch(WatchOptions::from_start(WatchStart::Now));
+    assert!(matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Subscribed { .. }));
+    for (id, jump) in [(1, 2 * DAY), (2, -2 * DAY), (3, 3650 * DAY), (4, 0)] {
+        let abandoned = SessionKey::new(0, id);
+        let its_lease = gateway.grant_lease(Duration::from_secs(1), "").await.unwrap();
+        assert!(gateway.create_under(abandoned, its_lease.id).await.unwrap());
+        set(jump);
+        // Tokens go by it, so the server sees it;
+        let code = soon(brief.has(HELD)).await.err().and_then(|error| error.status().map(tonic::Status::code));
+        assert_eq!(code, (jump > 0).then_some(Code::Unauthenticated));
+        // leases do not: one that is not kept alive ends in its time, and one that is does not.
+        expires(&mut watch, abandoned).await;
+        assert!(soon(gateway.has(HELD)).await.unwrap());
+    }
+    assert!(lease.is_held());
+    assert_eq!(lease.id(), granted);
+}
