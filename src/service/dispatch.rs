@@ -57,7 +57,7 @@ impl Service {
     }
 }
 
-// A call's future is moved several times on its way into a task, and is all that is kept of a stream's beginning.
+// A call's future is moved several times on its way into a task, and the room that it takes is held while a stream lives.
 #[expect(clippy::manual_async_fn, reason = "the future of an async fn holds twice what it was called with")]
 fn answer<B>(
     calls: Calls,
