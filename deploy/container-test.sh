@@ -7,7 +7,7 @@
 # (target/container-test, so that no other build meets them): the builder by debootstrap and this machine's Rust
 # toolchain, the final base by the same Debian packages that distroless is made of. The crates come from this machine's
 # cargo cache, filled by `cargo fetch` in whatever way this machine's cargo is set up; the build itself is offline.
-# --fresh makes the stand-ins anew; --quick compiles without most optimisations. Needs root, and buildah, debootstrap, iproute2 and curl (installed when missing).
+# --fresh makes the stand-ins anew; --quick compiles without optimisations. Needs root, and buildah, debootstrap, iproute2 and curl (installed when missing).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -120,7 +120,7 @@ make_stand_ins() {
 
 build_image() {
     local version revision layers=true settings=()
-    [[ $quick == no ]] || settings=(--build-arg CARGO_PROFILE_RELEASE_LTO=off --build-arg CARGO_PROFILE_RELEASE_OPT_LEVEL=1
+    [[ $quick == no ]] || settings=(--build-arg CARGO_PROFILE_RELEASE_LTO=off --build-arg CARGO_PROFILE_RELEASE_OPT_LEVEL=0
         --build-arg CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16)
     # Plain copies would take a gigabyte a step.
     [[ $STORAGE_DRIVER == overlay ]] || layers=false
