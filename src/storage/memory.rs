@@ -4,8 +4,8 @@
 //! never rehashed at once. A change is made under its bucket's lock and appended to its partition's log before that lock
 //! is let go: this is what makes the two one step, and a bucket's read exact.
 
-mod appender;
 mod bucket;
+mod change;
 mod hash;
 mod held;
 mod lease;
@@ -15,8 +15,6 @@ mod restore;
 use std::{
     convert::Infallible,
     fmt,
-    hash::BuildHasher,
-    hint::black_box,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -31,8 +29,8 @@ use smallvec::SmallVec;
 use tokio::time::{Instant, sleep_until};
 
 use self::{
-    appender::Appender,
     bucket::Bucket,
+    change::{Change, Made},
     hash::SessionHasher,
     held::{GROUP, Held},
     lease::{Ended, Lease, Leases},
@@ -40,7 +38,7 @@ use self::{
 };
 use super::{
     BucketRun, Layout, LogError, LogExtent, Position, RegistryId, SessionStorage, StorageError,
-    journal::{Journal, Lsn, Record},
+    journal::{Journal, Lsn},
 };
 use crate::session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey};
 
@@ -132,150 +130,19 @@ impl MemoryStorage {
         }
     }
 
-    fn bucket_of_hash(&self, hash: u64) -> u32 {
-        // The bucket's own table takes the lowest and the highest bits of the same hash.
-        (hash >> 32) as u32 & (self.buckets.len() as u32 - 1)
-    }
-
     fn log_of(&self, bucket: u32) -> &Log {
         &self.logs[self.partition_of(bucket) as usize]
     }
 
-    /// Notes in the bucket, and in the journal if there is one, what is made of a session.
-    fn record(&self, bucket: &mut Bucket, session: SessionKey, record: Record<'_>) -> Lsn {
-        let Some(journal) = &self.journal else { return Lsn(0) };
-        let lsn = journal.record(record);
-        bucket.note(session, lsn, |lsn| journal.is_durable(lsn));
-        lsn
-    }
-
     fn spot_of(&self, session: &SessionKey) -> Spot {
-        let hash = self.hash.hash_one(session);
-        Spot { hash, bucket: self.bucket_of_hash(hash) }
-    }
-
-    /// Makes a change to some sessions, at most [`GROUP`] of them, in order. `told` hears of each whether it was changed.
-    fn change_some(
-        &self,
-        sessions: &[SessionKey],
-        change: Change<'_>,
-        mut told: impl FnMut(bool, Lsn),
-    ) -> Result<(), StorageError> {
-        let all: SmallVec<[(SessionKey, Spot); GROUP]> =
-            sessions.iter().map(|session| (*session, self.spot_of(session))).collect();
-        if let Change::Create(Some((_, lease))) = change {
-            all.iter().for_each(|(_, spot)| lease.enter(spot.bucket));
-        }
-        let mut rest = &all[..];
-        while !rest.is_empty() {
-            let mut held = Held::lock(&self.buckets, rest.iter().map(|(_, spot)| spot.bucket));
-            if rest.len() > 1 {
-                // Into the caches, all at the same time; what is found may have changed when its turn comes.
-                for (session, spot) in rest {
-                    let bucket = held.bucket(spot.bucket);
-                    black_box(bucket.find(spot.hash, session));
-                    if let Change::Destroy(_) = change {
-                        black_box(bucket.find_last(&self.hash));
-                    }
-                }
-            }
-            let mut appender = Appender::new(self);
-            let mut misfit = None;
-            while let [(session, spot), after @ ..] = rest {
-                let bucket = held.bucket(spot.bucket);
-                match change {
-                    Change::Create(lease) => {
-                        if bucket.need(lease.is_some()).is_some() {
-                            misfit = Some(spot.bucket);
-                            break;
-                        }
-                        let (created, lsn) = self.create_in(bucket, &mut appender, *spot, *session, lease)?;
-                        told(created, lsn);
-                    }
-                    Change::Destroy(lease) => {
-                        let (destroyed, lsn) = self.destroy_in(bucket, &mut appender, *spot, *session, lease);
-                        told(destroyed, lsn);
-                        if bucket.need(false).is_some() {
-                            misfit = Some(spot.bucket);
-                        }
-                    }
-                }
-                rest = after;
-                if misfit.is_some() {
-                    break;
-                }
-            }
-            drop(appender);
-            drop(held);
-            if let Some(bucket) = misfit {
-                self.fit(&mut self.buckets[bucket as usize].lock(), change.is_leased());
-            }
-        }
-        Ok(())
-    }
-
-    /// Creates a session in its bucket, which must need no room.
-    fn create_in(
-        &self,
-        bucket: &mut Bucket,
-        appender: &mut Appender<'_>,
-        spot: Spot,
-        session: SessionKey,
-        lease: Option<(LeaseId, &Lease)>,
-    ) -> Result<(bool, Lsn), StorageError> {
-        let too_many = || StorageError::TooManySessions { limit: self.max_sessions };
-        let slot = match lease {
-            Some((id, lease)) if !lease.is_live() => return Err(StorageError::UnknownLease(id)),
-            Some((_, lease)) => lease.slot,
-            None => 0,
-        };
-        if let Some(place) = bucket.find(spot.hash, &session) {
-            let lsn = match lease {
-                Some((lease, _)) if bucket.lease(place) != slot => {
-                    bucket.set_lease(place, slot);
-                    self.record(bucket, session, Record::Moved { session, lease })
-                }
-                _ => bucket.recorded(&session),
-            };
-            return Ok((false, lsn));
-        }
-        // Counted before it is inserted: two buckets at once must not both take the last place.
-        let counted = self
-            .session_count
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < self.max_sessions).then_some(n + 1));
-        counted.map_err(|_| too_many())?;
-        if !bucket.insert(spot.hash, session, slot, &self.hash) {
-            self.session_count.fetch_sub(1, Ordering::Relaxed);
-            return Err(too_many());
-        }
-        let event = SessionEvent { session, change: SessionChange::Created };
-        Ok((true, appender.append(spot.bucket, bucket, event, lease.map(|(id, _)| id))))
-    }
-
-    fn destroy_in(
-        &self,
-        bucket: &mut Bucket,
-        appender: &mut Appender<'_>,
-        spot: Spot,
-        session: SessionKey,
-        lease: Option<&Lease>,
-    ) -> (bool, Lsn) {
-        let Some(place) = bucket.find(spot.hash, &session) else { return (false, bucket.recorded(&session)) };
-        // Asked under the bucket's lock: once a lease has ended, its slot may name another.
-        if lease.is_some_and(|lease| !lease.is_live() || bucket.lease(place) != lease.slot) {
-            return (false, bucket.recorded(&session));
-        }
-        bucket.remove(spot.hash, place, &self.hash);
-        self.session_count.fetch_sub(1, Ordering::Relaxed);
-        let change = SessionChange::Destroyed(DestroyReason::Requested);
-        (true, appender.append(spot.bucket, bucket, SessionEvent { session, change }, None))
+        Spot { hash: self.hash.within(session), bucket: self.bucket_of(session) }
     }
 
     fn has_some(&self, sessions: &[SessionKey], mut told: impl FnMut(bool, Lsn)) {
         let spots: SmallVec<[Spot; GROUP]> = sessions.iter().map(|session| self.spot_of(session)).collect();
         let mut held = Held::lock(&self.buckets, spots.iter().map(|spot| spot.bucket));
-        for (session, spot) in sessions.iter().zip(spots) {
-            let bucket = held.bucket(spot.bucket);
+        for (nth, (session, spot)) in sessions.iter().zip(spots).enumerate() {
+            let bucket = held.bucket(nth);
             told(bucket.find(spot.hash, session).is_some(), bucket.recorded(session));
         }
     }
@@ -302,28 +169,6 @@ impl MemoryStorage {
             Some(journal) => journal.durable(journal.newest()).await,
             None => Ok(()),
         }
-    }
-
-    /// Makes a change to each session, letting other tasks run in between, and waits until all of it is durable. Those who
-    /// follow the log are woken once for as many sessions as are done in one go.
-    async fn change(&self, sessions: &[SessionKey], change: Change<'_>) -> Result<Vec<bool>, StorageError> {
-        let mut results = Vec::with_capacity(sessions.len());
-        let mut newest = Lsn(0);
-        for part in sessions.chunks(SESSIONS_BETWEEN_YIELDS) {
-            if !results.is_empty() {
-                tokio::task::yield_now().await;
-            }
-            self.admit().await?;
-            let mut told = |changed, lsn| {
-                results.push(changed);
-                newest = newest.max(lsn);
-            };
-            let done = part.chunks(GROUP).try_for_each(|some| self.change_some(some, change, &mut told));
-            self.logs.iter().for_each(Log::settle);
-            done?;
-        }
-        self.durable(newest).await?;
-        Ok(results)
     }
 
     /// Destroys the sessions under a lease that has ended, a few at a time, and tells how many those were. What is left when
@@ -357,11 +202,11 @@ impl MemoryStorage {
         let sessions = bucket.take_leased(lease.slot, SESSIONS_A_SWEEP, &self.hash);
         self.session_count.fetch_sub(sessions.len() as u64, Ordering::Relaxed);
         let change = SessionChange::Destroyed(reason);
-        let mut appender = Appender::new(self);
-        for session in &sessions {
-            appender.append(bucket_index, &mut bucket, SessionEvent { session: *session, change }, None);
-        }
-        drop(appender);
+        let made: Vec<_> = sessions
+            .iter()
+            .map(|session| Made::new(0, bucket_index, SessionEvent { session: *session, change }))
+            .collect();
+        self.append(&made, None, |made, lsn| self.note(&mut bucket, made.session(), lsn));
         self.fit(&mut bucket, false);
         drop(bucket);
         self.log_of(bucket_index).settle();
@@ -385,20 +230,6 @@ struct Spot {
     bucket: u32,
 }
 
-/// What is made of sessions, under a lease or not.
-#[derive(Clone, Copy)]
-enum Change<'a> {
-    Create(Option<(LeaseId, &'a Lease)>),
-    Destroy(Option<&'a Lease>),
-}
-
-impl Change<'_> {
-    /// Whether a session that it leaves in a bucket may be under a lease.
-    fn is_leased(self) -> bool {
-        matches!(self, Self::Create(Some(_)))
-    }
-}
-
 /// Leaves a lease behind when its sweep is cut short.
 struct Sweep<'a> {
     storage: &'a MemoryStorage,
@@ -420,7 +251,7 @@ impl SessionStorage for MemoryStorage {
     }
 
     fn bucket_of(&self, session: &SessionKey) -> u32 {
-        self.bucket_of_hash(self.hash.hash_one(session))
+        (self.hash.across(session) >> 32) as u32 & (self.buckets.len() as u32 - 1)
     }
 
     fn partition_of(&self, bucket: u32) -> u32 {

@@ -1,6 +1,6 @@
 //! One bucket of the set: a small hash table that wastes little.
 
-use std::{collections::VecDeque, hash::BuildHasher};
+use std::collections::VecDeque;
 
 use hashbrown::HashTable;
 
@@ -20,7 +20,8 @@ const ROOM_FOR_RECENT: usize = 16;
 pub(super) type LeaseSlot = u32;
 
 /// The sessions lie side by side in a vector, and the table holds only their 16-bit places in it. A table is between 44%
-/// and 87% full, so its entries must be small; the vectors grow by an eighth.
+/// and 87% full, so its entries must be small; the vectors grow by an eighth, and by 64 sessions at least: to grow interrupts a
+/// batch.
 ///
 /// A bucket never asks for memory by itself: it [needs](Self::need) a [`Room`], which is made while its lock is not held. The
 /// kernel may take milliseconds to hand out memory that was not used before.
@@ -101,7 +102,7 @@ impl Bucket {
 
     /// Where the last session is: it is looked for by a removal, whose place it takes.
     pub(super) fn find_last(&self, hasher: &SessionHasher) -> Option<usize> {
-        self.sessions.last().and_then(|session| self.find(hasher.hash_one(session), session))
+        self.sessions.last().and_then(|session| self.find(hasher.within(session), session))
     }
 
     pub(super) fn lease(&self, place: usize) -> LeaseSlot {
@@ -123,7 +124,7 @@ impl Bucket {
         let is_full = len == capacity && len < MAX_SESSIONS;
         let is_wasteful = capacity > WORTH_SHRINKING && len < capacity / 4;
         let sessions = match (is_full, is_wasteful) {
-            (true, _) => (len + (len / 8).max(8)).min(MAX_SESSIONS),
+            (true, _) => (len + (len / 8).max(len.clamp(8, 64))).min(MAX_SESSIONS),
             (_, true) => (len * 2).max(WORTH_SHRINKING),
             _ => capacity,
         };
@@ -166,8 +167,8 @@ impl Bucket {
         std::mem::swap(&mut leases, &mut self.leases);
         let old = places.map(|mut places| {
             for (place, session) in self.sessions.iter().enumerate() {
-                let hash = |place: &u16| hasher.hash_one(self.sessions[*place as usize]);
-                places.insert_unique(hasher.hash_one(session), place as u16, hash);
+                let hash = |place: &u16| hasher.within(&self.sessions[*place as usize]);
+                places.insert_unique(hasher.within(session), place as u16, hash);
             }
             std::mem::replace(&mut self.places, places)
         });
@@ -185,7 +186,7 @@ impl Bucket {
             self.set_lease(place, lease);
         }
         let Self { sessions, places, .. } = self;
-        places.insert_unique(hash, place as u16, |&place| hasher.hash_one(sessions[place as usize]));
+        places.insert_unique(hash, place as u16, |&place| hasher.within(&sessions[place as usize]));
         true
     }
 
@@ -202,7 +203,7 @@ impl Bucket {
         // The last session has taken the place of the one removed; its entry still says where it was.
         if let Some(moved) = sessions.get(place) {
             let old_place = sessions.len();
-            if let Some(entry) = places.find_mut(hasher.hash_one(moved), |&other| other as usize == old_place) {
+            if let Some(entry) = places.find_mut(hasher.within(moved), |&other| other as usize == old_place) {
                 *entry = place as u16;
             }
         }
@@ -218,7 +219,7 @@ impl Bucket {
             }
             if self.leases[place] == lease {
                 let session = self.sessions[place];
-                self.remove(hasher.hash_one(session), place, hasher);
+                self.remove(hasher.within(&session), place, hasher);
                 taken.push(session);
             }
         }
@@ -261,7 +262,7 @@ mod tests {
                 drop(bucket.move_into(need.make(), &hasher));
             }
             let session = SessionKey::new(1, n as i64);
-            assert!(bucket.insert(hasher.hash_one(session), session, 1, &hasher));
+            assert!(bucket.insert(hasher.within(&session), session, 1, &hasher));
         }
         assert!(longest < Duration::from_millis(2), "{longest:?}");
     }
@@ -277,7 +278,7 @@ mod tests {
     fn a_bucket_finds_what_it_holds_through_growth_removal_and_shrinking() {
         let hasher = SessionHasher::random();
         let key = |n: i64| SessionKey::new(n % 3, n);
-        let hash = |n: i64| hasher.hash_one(key(n));
+        let hash = |n: i64| hasher.within(&key(n));
         let all = MAX_SESSIONS as i64;
         let mut bucket = Bucket::default();
         for n in 0..all {

@@ -1,7 +1,7 @@
 //! Several buckets, locked at once.
 
 use parking_lot::{Mutex, MutexGuard};
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::bucket::Bucket;
 
@@ -11,22 +11,32 @@ pub(super) const GROUP: usize = 32;
 
 /// The locks of some buckets.
 pub(super) struct Held<'a> {
-    indexes: SmallVec<[u32; GROUP]>,
     guards: SmallVec<[MutexGuard<'a, Bucket>; GROUP]>,
+    /// For each index that was asked for, the guard of that bucket.
+    guard_of: SmallVec<[usize; GROUP]>,
 }
 
 impl<'a> Held<'a> {
     /// Locks these of the buckets, in the order of their indexes: two who lock several cannot wait for each other.
     pub(super) fn lock(buckets: &'a [Mutex<Bucket>], indexes: impl Iterator<Item = u32>) -> Self {
-        let mut indexes: SmallVec<[u32; GROUP]> = indexes.collect();
-        indexes.sort_unstable();
-        indexes.dedup();
-        let guards = indexes.iter().map(|index| buckets[*index as usize].lock()).collect();
-        Self { indexes, guards }
+        // In one number each: they are sorted in half the time that pairs take.
+        let mut sorted: SmallVec<[u64; GROUP]> =
+            indexes.zip(0..).map(|(index, nth): (u32, u64)| u64::from(index) << 32 | nth).collect();
+        sorted.sort_unstable();
+        let mut held = Self { guards: SmallVec::new(), guard_of: smallvec![0; sorted.len()] };
+        let mut last = None;
+        for (index, nth) in sorted.into_iter().map(|pair| ((pair >> 32) as usize, pair as u32 as usize)) {
+            if last != Some(index) {
+                held.guards.push(buckets[index].lock());
+                last = Some(index);
+            }
+            held.guard_of[nth] = held.guards.len() - 1;
+        }
+        held
     }
 
-    /// A bucket that was locked.
-    pub(super) fn bucket(&mut self, index: u32) -> &mut Bucket {
-        &mut self.guards[self.indexes.partition_point(|held| *held < index)]
+    /// The bucket of the nth index that was asked for.
+    pub(super) fn bucket(&mut self, nth: usize) -> &mut Bucket {
+        &mut self.guards[self.guard_of[nth]]
     }
 }

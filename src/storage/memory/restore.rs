@@ -2,11 +2,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    hash::BuildHasher,
     sync::{Arc, atomic::Ordering},
 };
 
-use super::{Lease, MemoryOptions, MemoryStorage, SessionHasher};
+use super::{Lease, MemoryOptions, MemoryStorage, SessionHasher, Spot};
 use crate::{
     session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
     storage::{
@@ -63,7 +62,7 @@ impl Restore {
         drop(bucket.move_into(need.make(), &self.storage.hash));
         let mut count = 0;
         for session in sessions {
-            let hash = self.storage.hash.hash_one(session);
+            let hash = self.storage.hash.within(&session);
             count += u64::from(bucket.insert(hash, session, slot, &self.storage.hash));
         }
         *self.storage.session_count.get_mut() += count;
@@ -89,8 +88,7 @@ impl Restore {
             ReadRecord::Moved(session, lease) => (session, Some(lease)),
             ReadRecord::Lease => return,
         };
-        let hash = self.storage.hash.hash_one(session);
-        let bucket_index = self.storage.bucket_of_hash(hash);
+        let Spot { hash, bucket: bucket_index } = self.storage.spot_of(&session);
         if self.reflected[bucket_index as usize] >= lsn {
             return;
         }

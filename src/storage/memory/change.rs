@@ -1,0 +1,239 @@
+//! How sessions are created and destroyed: a group of them at a time, in their buckets first and in the log then.
+
+use std::{hint::black_box, sync::atomic::Ordering};
+
+use smallvec::SmallVec;
+
+use super::{
+    MemoryStorage, SESSIONS_BETWEEN_YIELDS, Spot,
+    bucket::Bucket,
+    held::{GROUP, Held},
+    lease::Lease,
+    log::Log,
+};
+use crate::{
+    session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
+    storage::{
+        SessionStorage, StorageError,
+        journal::{Lsn, Record},
+    },
+};
+
+/// What is made of sessions, under a lease or not.
+#[derive(Clone, Copy)]
+pub(super) enum Change<'a> {
+    Create(Option<(LeaseId, &'a Lease)>),
+    Destroy(Option<&'a Lease>),
+}
+
+impl Change<'_> {
+    /// The lease that a session is under when it is created.
+    fn lease(self) -> Option<LeaseId> {
+        match self {
+            Self::Create(lease) => lease.map(|(id, _)| id),
+            Self::Destroy(_) => None,
+        }
+    }
+}
+
+/// A change that was made to the nth session of a group, and is in no log yet.
+pub(super) struct Made {
+    nth: usize,
+    bucket: u32,
+    event: SessionEvent,
+}
+
+impl Made {
+    pub(super) fn new(nth: usize, bucket: u32, event: SessionEvent) -> Self {
+        Self { nth, bucket, event }
+    }
+
+    pub(super) fn session(&self) -> SessionKey {
+        self.event.session
+    }
+}
+
+/// What became of one session.
+enum Done {
+    Changed(SessionChange),
+    /// It was as it was to be, and the record says so.
+    Unchanged(Lsn),
+}
+
+impl MemoryStorage {
+    /// Makes a change to each session, letting other tasks run in between, and waits until all of it is durable. Those who
+    /// follow the log are woken once for as many sessions as are done in one go.
+    pub(super) async fn change(&self, sessions: &[SessionKey], change: Change<'_>) -> Result<Vec<bool>, StorageError> {
+        let mut results = Vec::with_capacity(sessions.len());
+        let mut newest = Lsn(0);
+        for part in sessions.chunks(SESSIONS_BETWEEN_YIELDS) {
+            if !results.is_empty() {
+                tokio::task::yield_now().await;
+            }
+            self.admit().await?;
+            let mut told = |changed, lsn| {
+                results.push(changed);
+                newest = newest.max(lsn);
+            };
+            let done = part.chunks(GROUP).try_for_each(|some| self.change_some(some, change, &mut told));
+            self.logs.iter().for_each(Log::settle);
+            done?;
+        }
+        self.durable(newest).await?;
+        Ok(results)
+    }
+
+    /// Makes a change to some sessions, at most [`GROUP`] of them, in order. `told` hears of each whether it was changed.
+    fn change_some(
+        &self,
+        sessions: &[SessionKey],
+        change: Change<'_>,
+        mut told: impl FnMut(bool, Lsn),
+    ) -> Result<(), StorageError> {
+        let all: SmallVec<[(SessionKey, Spot); GROUP]> =
+            sessions.iter().map(|session| (*session, self.spot_of(session))).collect();
+        if let Change::Create(Some((_, lease))) = change {
+            all.iter().for_each(|(_, spot)| lease.enter(spot.bucket));
+        }
+        let mut rest = &all[..];
+        while !rest.is_empty() {
+            let mut held = Held::lock(&self.buckets, rest.iter().map(|(_, spot)| spot.bucket));
+            if all.len() > 1 && rest.len() == all.len() {
+                self.fetch(rest, change, &mut held);
+            }
+            let mut made: SmallVec<[Made; GROUP]> = SmallVec::new();
+            let mut results: SmallVec<[(bool, Lsn); GROUP]> = SmallVec::new();
+            let mut misfit = None;
+            let mut failed = None;
+            for (nth, (session, spot)) in rest.iter().enumerate() {
+                let bucket = held.bucket(nth);
+                if matches!(change, Change::Create(_)) && bucket.need(change.lease().is_some()).is_some() {
+                    misfit = Some(spot.bucket);
+                    break;
+                }
+                let done = match change {
+                    Change::Create(lease) => self.create_in(bucket, *spot, *session, lease),
+                    Change::Destroy(lease) => Ok(self.destroy_in(bucket, *spot, *session, lease)),
+                };
+                match done {
+                    Ok(Done::Changed(change)) => {
+                        made.push(Made::new(nth, spot.bucket, SessionEvent { session: *session, change }));
+                        results.push((true, Lsn(0)));
+                    }
+                    Ok(Done::Unchanged(lsn)) => results.push((false, lsn)),
+                    Err(error) => {
+                        failed = Some(error);
+                        break;
+                    }
+                }
+                if matches!(change, Change::Destroy(_)) && bucket.need(false).is_some() {
+                    misfit = Some(spot.bucket);
+                    break;
+                }
+            }
+            self.append(&made, change.lease(), |made, lsn| {
+                self.note(held.bucket(made.nth), made.session(), lsn);
+                results[made.nth].1 = lsn;
+            });
+            drop(held);
+            rest = &rest[results.len()..];
+            results.into_iter().for_each(|(changed, lsn)| told(changed, lsn));
+            if let Some(error) = failed {
+                return Err(error);
+            }
+            if let Some(bucket) = misfit {
+                self.fit(&mut self.buckets[bucket as usize].lock(), change.lease().is_some());
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings into the caches, all at the same time, what the change is about to read. What is found may be another when its turn
+    /// comes.
+    fn fetch(&self, sessions: &[(SessionKey, Spot)], change: Change<'_>, held: &mut Held<'_>) {
+        for (nth, (session, spot)) in sessions.iter().enumerate() {
+            let bucket = held.bucket(nth);
+            black_box(bucket.find(spot.hash, session));
+            if let Change::Destroy(_) = change {
+                black_box(bucket.find_last(&self.hash));
+            }
+        }
+    }
+
+    /// Creates a session in its bucket, which must need no room.
+    fn create_in(
+        &self,
+        bucket: &mut Bucket,
+        spot: Spot,
+        session: SessionKey,
+        lease: Option<(LeaseId, &Lease)>,
+    ) -> Result<Done, StorageError> {
+        let too_many = || StorageError::TooManySessions { limit: self.max_sessions };
+        let slot = match lease {
+            Some((id, lease)) if !lease.is_live() => return Err(StorageError::UnknownLease(id)),
+            Some((_, lease)) => lease.slot,
+            None => 0,
+        };
+        if let Some(place) = bucket.find(spot.hash, &session) {
+            let Some((lease, _)) = lease.filter(|_| bucket.lease(place) != slot) else {
+                return Ok(Done::Unchanged(bucket.recorded(&session)));
+            };
+            bucket.set_lease(place, slot);
+            let record = Record::Moved { session, lease };
+            let lsn = self.journal.as_ref().map_or(Lsn(0), |journal| journal.record(record));
+            self.note(bucket, session, lsn);
+            return Ok(Done::Unchanged(lsn));
+        }
+        // Counted before it is inserted: two buckets at once must not both take the last place.
+        let counted = self
+            .session_count
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < self.max_sessions).then_some(n + 1));
+        counted.map_err(|_| too_many())?;
+        if !bucket.insert(spot.hash, session, slot, &self.hash) {
+            self.session_count.fetch_sub(1, Ordering::Relaxed);
+            return Err(too_many());
+        }
+        Ok(Done::Changed(SessionChange::Created))
+    }
+
+    fn destroy_in(&self, bucket: &mut Bucket, spot: Spot, session: SessionKey, lease: Option<&Lease>) -> Done {
+        let Some(place) = bucket.find(spot.hash, &session) else { return Done::Unchanged(bucket.recorded(&session)) };
+        // Asked under the bucket's lock: once a lease has ended, its slot may name another.
+        if lease.is_some_and(|lease| !lease.is_live() || bucket.lease(place) != lease.slot) {
+            return Done::Unchanged(bucket.recorded(&session));
+        }
+        bucket.remove(spot.hash, place, &self.hash);
+        self.session_count.fetch_sub(1, Ordering::Relaxed);
+        Done::Changed(SessionChange::Destroyed(DestroyReason::Requested))
+    }
+
+    /// Puts changes into the log, and records them at the same places; `recorded` hears of each record. Their buckets must be locked
+    /// still.
+    ///
+    /// The log is where all threads meet. It is locked once for all of a group, and when nothing is left to be done but this.
+    pub(super) fn append(&self, made: &[Made], lease: Option<LeaseId>, mut recorded: impl FnMut(&Made, Lsn)) {
+        let partition = |made: &Made| self.partition_of(made.bucket);
+        for made in made.chunk_by(|one, next| partition(one) == partition(next)) {
+            // One partition's at a time: two of these cannot wait for each other.
+            let mut log = self.log_of(made[0].bucket).appending();
+            for made in made {
+                let SessionEvent { session, change } = made.event;
+                log.append(made.event);
+                if let Some(journal) = &self.journal {
+                    let record = match change {
+                        SessionChange::Created => Record::Created { session, lease },
+                        SessionChange::Destroyed(reason) => Record::Destroyed { session, reason },
+                    };
+                    recorded(made, journal.record(record));
+                }
+            }
+        }
+    }
+
+    /// Notes in its bucket where the last change of a session is recorded.
+    pub(super) fn note(&self, bucket: &mut Bucket, session: SessionKey, lsn: Lsn) {
+        if let Some(journal) = &self.journal {
+            bucket.note(session, lsn, |lsn| journal.is_durable(lsn));
+        }
+    }
+}
