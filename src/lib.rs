@@ -23,6 +23,8 @@ pub mod client;
 mod duration;
 #[cfg(feature = "subject")]
 mod histogram;
+#[cfg(feature = "subject")]
+mod relay;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(feature = "server")]

@@ -24,6 +24,7 @@ use super::{
     connection::{Connection, Connections},
     lifecycle::{self, Lifecycle},
 };
+use crate::relay::relay;
 
 /// How many connections may wait for a worker.
 const INLET: usize = 64;
@@ -115,6 +116,7 @@ impl Worker {
         tokio::select! {
             () = lifecycle::reached(&mut stopped, Lifecycle::Stopped) => {}
             () = self.serve_all() => {}
+            never = relay() => match never {},
         }
     }
 

@@ -1,11 +1,8 @@
 //! What publishes: it puts changes into the log and the mailboxes, and wakes who waits for them.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    task::Waker,
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 use parking_lot::Mutex;
@@ -18,6 +15,7 @@ use super::{
     log::{Chunk, EVENTS_A_CHUNK, EventEncoder, EventLog, Place, Retention},
 };
 use crate::{
+    relay::{Waiter, wake_all},
     session::{DestroyReason, SessionChange, SessionEvent},
     storage::{LogExtent, Position, RegistryId},
 };
@@ -61,15 +59,15 @@ impl Feed {
         for (count, more) in self.changes.iter().zip(counts) {
             count.fetch_add(more, Ordering::Relaxed);
         }
-        let mut wakers = Vec::new();
+        let mut woken = Vec::new();
         let mut last = after;
         for events in events.chunks(EVENTS_A_CHUNK) {
             let first = Position(last.0 + 1);
             last = Position(last.0 + events.len() as u64);
-            self.append(partition, first, last, events, &mut wakers);
+            self.append(partition, first, last, events, &mut woken);
         }
-        self.log.take_waiters(&mut wakers);
-        wakers.into_iter().for_each(Waker::wake);
+        self.log.take_waiters(&mut woken);
+        wake_all(woken);
     }
 
     fn append(
@@ -78,7 +76,7 @@ impl Feed {
         first: Position,
         last: Position,
         events: &[SessionEvent],
-        wakers: &mut Vec<Waker>,
+        woken: &mut Vec<Waiter>,
     ) {
         // Only the follower changes the head of the log, so it stays what it is here until the append below.
         let head = self.log.head();
@@ -89,7 +87,7 @@ impl Feed {
         let CursorPlace::After(positions) = cursor.place else { return };
         let chunk = Chunk { partition, first, events: events.into(), positions, wire };
         let index = self.index.lock();
-        index.deliver(head.place.chunk(), events, wakers);
+        index.deliver(head.place.chunk(), events, woken);
         self.log.append(Arc::new(chunk));
     }
 
@@ -106,10 +104,10 @@ impl Feed {
     }
 
     fn wake_all(&self) {
-        let mut wakers = Vec::new();
-        self.index.lock().take_waiters(&mut wakers);
-        self.log.take_waiters(&mut wakers);
-        wakers.into_iter().for_each(Waker::wake);
+        let mut woken = Vec::new();
+        self.index.lock().take_waiters(&mut woken);
+        self.log.take_waiters(&mut woken);
+        wake_all(woken);
     }
 
     /// Has what passes `filter` put into a mailbox, from the place given back on.

@@ -4,13 +4,16 @@ use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
     hash::Hash,
     sync::Arc,
-    task::{Context, Waker},
+    task::Context,
 };
 
 use parking_lot::Mutex;
 
 use super::{filter::Filter, log::EVENTS_A_CHUNK};
-use crate::session::{AuthKeyId, SessionEvent, SessionId};
+use crate::{
+    relay::Waiter,
+    session::{AuthKeyId, SessionEvent, SessionId},
+};
 
 /// The most events that wait in a mailbox: one message. An observer that falls further behind reads the log instead.
 const MAILBOX_EVENTS: usize = EVENTS_A_CHUNK;
@@ -37,7 +40,7 @@ struct Mail {
     /// Each with the number of its chunk.
     events: VecDeque<(u64, SessionEvent)>,
     overflowed: bool,
-    waker: Option<Waker>,
+    waiter: Option<Waiter>,
 }
 
 /// What was in a mailbox.
@@ -71,9 +74,9 @@ impl FilterIndex {
         }
     }
 
-    /// Puts the events of chunk number `chunk` into the mailboxes of those who watch them, and their wakers into `wakers`, to
+    /// Puts the events of chunk number `chunk` into the mailboxes of those who watch them, and those who wait into `woken`, to
     /// be woken when the log has the chunk.
-    pub(super) fn deliver(&self, chunk: u64, events: &[SessionEvent], wakers: &mut Vec<Waker>) {
+    pub(super) fn deliver(&self, chunk: u64, events: &[SessionEvent], woken: &mut Vec<Waiter>) {
         if self.by_session.is_empty() && self.by_auth_key.is_empty() {
             return;
         }
@@ -81,15 +84,15 @@ impl FilterIndex {
             let by_session = self.by_session.get(&event.session.session_id).into_iter().flatten();
             let by_auth_key = self.by_auth_key.get(&event.session.auth_key_id).into_iter().flatten();
             for mailbox in by_session.chain(by_auth_key) {
-                mailbox.deliver(chunk, event, wakers);
+                mailbox.deliver(chunk, event, woken);
             }
         }
     }
 
-    /// Takes the wakers of all who wait, because something befell the log as a whole.
-    pub(super) fn take_waiters(&self, wakers: &mut Vec<Waker>) {
+    /// Takes all who wait, because something befell the log as a whole.
+    pub(super) fn take_waiters(&self, woken: &mut Vec<Waiter>) {
         for mailbox in self.by_session.values().chain(self.by_auth_key.values()).flatten() {
-            wakers.extend(mailbox.state.lock().waker.take());
+            woken.extend(mailbox.state.lock().waiter.take());
         }
     }
 }
@@ -104,7 +107,7 @@ fn remove_from<K: Eq + Hash>(index: &mut HashMap<K, Vec<Arc<Mailbox>>>, id: K, m
 }
 
 impl Mailbox {
-    fn deliver(&self, chunk: u64, event: &SessionEvent, wakers: &mut Vec<Waker>) {
+    fn deliver(&self, chunk: u64, event: &SessionEvent, woken: &mut Vec<Waiter>) {
         if !self.filter.passes(event) {
             return;
         }
@@ -116,7 +119,7 @@ impl Mailbox {
         if !mail.overflowed {
             mail.events.push_back((chunk, *event));
         }
-        wakers.extend(mail.waker.take());
+        woken.extend(mail.waiter.take());
     }
 
     /// Forgets what is there, and that there was too much.
@@ -128,7 +131,10 @@ impl Mailbox {
 
     /// Has the next event wake the task.
     pub(super) fn wait(&self, context: &Context<'_>) {
-        self.state.lock().waker = Some(context.waker().clone());
+        match &mut self.state.lock().waiter {
+            Some(waiter) => waiter.renew(context),
+            none => *none = Some(Waiter::new(context)),
+        }
     }
 
     /// Takes the events of the chunks before number `before`.
@@ -150,7 +156,7 @@ impl Mailbox {
 mod tests {
     use std::{
         sync::atomic::{AtomicBool, Ordering},
-        task::Wake,
+        task::{Wake, Waker},
     };
 
     use super::*;

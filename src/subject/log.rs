@@ -1,6 +1,6 @@
 //! The shared log of events that every observer reads: a bounded run of chunks, each encoded once.
 
-use std::{collections::VecDeque, sync::Arc, task::Context, task::Waker};
+use std::{collections::VecDeque, sync::Arc, task::Context};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -11,6 +11,7 @@ use super::{
     waiters::{Progress, Waiters},
 };
 use crate::{
+    relay::Waiter,
     session::SessionEvent,
     storage::{LogExtent, Position, RegistryId},
 };
@@ -191,9 +192,9 @@ impl EventLog {
         }
     }
 
-    /// Takes the wakers of all who wait, to be woken when no lock is held.
-    pub(super) fn take_waiters(&self, wakers: &mut Vec<Waker>) {
-        self.state.lock().waiters.take(wakers);
+    /// Takes all who wait, to be woken when no lock is held.
+    pub(super) fn take_waiters(&self, woken: &mut Vec<Waiter>) {
+        self.state.lock().waiters.take(woken);
     }
 
     /// Forgets everything: the changes that follow are those of `registry_id` after `positions`.
@@ -218,7 +219,7 @@ impl EventLog {
     pub(super) fn is_closed(&self, waiter: usize, context: &Context<'_>) -> bool {
         let mut state = self.state.lock();
         if !state.closed {
-            state.waiters.wait(waiter, context.waker());
+            state.waiters.wait(waiter, context);
         }
         state.closed
     }
@@ -242,7 +243,7 @@ impl EventLog {
             Some(chunk) => Next::Chunk(Arc::clone(chunk)),
             None if state.closed => Next::Closed,
             None => {
-                state.waiters.wait(waiter, context.waker());
+                state.waiters.wait(waiter, context);
                 Next::End
             }
         }

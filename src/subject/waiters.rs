@@ -5,10 +5,12 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::Waker,
+    task::Context,
 };
 
-/// The wakers of the observers that wait, by a number that each observer keeps for its life.
+use crate::relay::Waiter;
+
+/// The observers that wait, by a number that each observer keeps for its life.
 ///
 /// Only those who wait are touched by a publication: an observer that is stuck costs it nothing.
 #[derive(Default)]
@@ -27,8 +29,8 @@ pub(super) const WAITS: u64 = u64::MAX;
 #[derive(Default)]
 struct Slot {
     progress: Progress,
-    waker: Option<Waker>,
-    /// Whether `waiting` has the slot. It may, with no waker in it, when its observer left: the slot's next one inherits it.
+    waiter: Option<Waiter>,
+    /// Whether `waiting` has the slot. It may, with nobody in it, when its observer left: the slot's next one inherits it.
     listed: bool,
 }
 
@@ -50,16 +52,16 @@ impl Waiters {
     }
 
     pub(super) fn leave(&mut self, id: usize) {
-        self.slots[id].waker = None;
+        self.slots[id].waiter = None;
         self.slots[id].progress.store(WAITS, Ordering::Relaxed);
         self.free.push(id);
     }
 
-    pub(super) fn wait(&mut self, id: usize, waker: &Waker) {
+    pub(super) fn wait(&mut self, id: usize, context: &Context<'_>) {
         let slot = &mut self.slots[id];
-        match &mut slot.waker {
-            Some(old) => old.clone_from(waker),
-            none => *none = Some(waker.clone()),
+        match &mut slot.waiter {
+            Some(waiter) => waiter.renew(context),
+            none => *none = Some(Waiter::new(context)),
         }
         if !slot.listed {
             slot.listed = true;
@@ -67,12 +69,12 @@ impl Waiters {
         }
     }
 
-    /// Takes the wakers of all who wait into `wakers`, to be woken when no lock is held.
-    pub(super) fn take(&mut self, wakers: &mut Vec<Waker>) {
+    /// Takes all who wait into `woken`, to be woken when no lock is held.
+    pub(super) fn take(&mut self, woken: &mut Vec<Waiter>) {
         for id in self.waiting.drain(..) {
             let slot = &mut self.slots[id];
             slot.listed = false;
-            wakers.extend(slot.waker.take());
+            woken.extend(slot.waiter.take());
         }
     }
 }

@@ -7,17 +7,18 @@ use std::{
 };
 
 /// Each module of the crate, and the modules of the crate that it may name.
-const MAY_NAME: [(&str, &[&str]); 11] = [
+const MAY_NAME: [(&str, &[&str]); 12] = [
     // Protobuf's durations, as both ends read them.
     ("duration", &[]),
     ("histogram", &[]),
+    ("relay", &[]),
     ("access", &[]),
     ("session", &[]),
-    ("storage", &["session"]),
-    ("subject", &["histogram", "session", "storage"]),
+    ("storage", &["relay", "session"]),
+    ("subject", &["histogram", "relay", "session", "storage"]),
     ("status", &["access", "storage", "subject"]),
     ("service", &["duration", "histogram", "proto", "session", "status", "storage", "subject"]),
-    ("server", &["access", "proto", "service", "session", "status", "storage", "subject"]),
+    ("server", &["access", "proto", "relay", "service", "session", "status", "storage", "subject"]),
     ("client", &["duration", "proto", "session"]),
     // A program beside the library, which names it from the outside.
     ("cli", &["cli"]),

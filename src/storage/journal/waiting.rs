@@ -4,47 +4,34 @@ use std::{
     collections::BTreeMap,
     future::poll_fn,
     mem,
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
-    task::{Context, Poll, Waker},
-    thread::{self, ThreadId},
+    sync::atomic::{AtomicU64, Ordering},
+    task::{Context, Poll},
 };
 
 use parking_lot::Mutex;
 
 use super::{Lsn, Outage};
+use crate::relay::{Waiter, wake_all};
 
 /// How far the disk has come, and who waits for it.
-///
-/// The writer wakes one of those who wait on each thread, and that one the others there. A task that is woken from another
-/// thread costs a system call, and is answered before the next one is woken: each answer would leave by itself.
 pub(super) struct Waiters {
     durable: AtomicU64,
     state: Mutex<State>,
-    /// How many lists of others there are to be woken.
-    others: AtomicUsize,
 }
 
 #[derive(Default)]
 struct State {
-    /// By the record that is waited for, and a number of one's own. All of them are still there: one that had left would
-    /// wake no others.
+    /// By the record that is waited for, and a number of one's own.
     waiting: BTreeMap<(Lsn, u64), Waiter>,
     next: u64,
     outage: Option<Outage>,
     /// An outage has ended since it was last asked.
     has_recovered: bool,
-    /// Those that one of their thread is to wake.
-    others: Vec<(ThreadId, Vec<Waker>)>,
-}
-
-struct Waiter {
-    thread: ThreadId,
-    waker: Waker,
 }
 
 impl Waiters {
     pub(super) fn new(durable: Lsn) -> Self {
-        Self { durable: AtomicU64::new(durable.0), state: Mutex::default(), others: AtomicUsize::new(0) }
+        Self { durable: AtomicU64::new(durable.0), state: Mutex::default() }
     }
 
     pub(super) fn durable(&self) -> Lsn {
@@ -62,7 +49,7 @@ impl Waiters {
 
     /// Waits until the record `lsn` is on disk, or nothing gets there.
     pub(super) async fn wait(&self, lsn: Lsn) -> Result<(), Outage> {
-        let mut turn = Turn { waiters: self, thread: thread::current().id(), lsn, number: None };
+        let mut turn = Turn { waiters: self, lsn, number: None };
         poll_fn(|context| turn.poll(context)).await
     }
 
@@ -75,9 +62,8 @@ impl Waiters {
         state.has_recovered |= had_outage;
         let later = state.waiting.split_off(&(Lsn(lsn.0 + 1), 0));
         let woken = mem::replace(&mut state.waiting, later);
-        let first = self.divide(&mut state, woken);
         drop(state);
-        first.into_iter().for_each(Waker::wake);
+        wake_all(woken.into_values());
         had_outage
     }
 
@@ -86,47 +72,14 @@ impl Waiters {
         let mut state = self.state.lock();
         state.outage = Some(outage);
         let woken = mem::take(&mut state.waiting);
-        let first = self.divide(&mut state, woken);
         drop(state);
-        first.into_iter().for_each(Waker::wake);
-    }
-
-    /// Gives the first of each thread, and leaves the others of it to that one.
-    fn divide(&self, state: &mut State, woken: BTreeMap<(Lsn, u64), Waiter>) -> Vec<Waker> {
-        let mut threads: Vec<ThreadId> = Vec::new();
-        let mut first = Vec::new();
-        for Waiter { thread, waker } in woken.into_values() {
-            if !threads.contains(&thread) {
-                threads.push(thread);
-                first.push(waker);
-                continue;
-            }
-            match state.others.iter_mut().find(|(of, _)| *of == thread) {
-                Some((_, others)) => others.push(waker),
-                None => state.others.push((thread, vec![waker])),
-            }
-        }
-        self.others.store(state.others.len(), Ordering::Release);
-        first
-    }
-
-    fn wake_others(&self, thread: ThreadId) {
-        if self.others.load(Ordering::Acquire) == 0 {
-            return;
-        }
-        let mut state = self.state.lock();
-        let Some(place) = state.others.iter().position(|(of, _)| *of == thread) else { return };
-        let (_, others) = state.others.swap_remove(place);
-        self.others.store(state.others.len(), Ordering::Release);
-        drop(state);
-        others.into_iter().for_each(Waker::wake);
+        wake_all(woken.into_values());
     }
 }
 
-/// One who waits. Whether it is answered or gives up, those of its thread must not wait for it.
+/// One who waits.
 struct Turn<'a> {
     waiters: &'a Waiters,
-    thread: ThreadId,
     lsn: Lsn,
     /// Its number while it is among those who wait, as far as it knows.
     number: Option<u64>,
@@ -150,11 +103,8 @@ impl Turn<'_> {
         });
         // A call may be polled by its connection first and become a task of its own then: the last waker counts.
         match state.waiting.get_mut(&(self.lsn, number)) {
-            Some(waiter) => waiter.waker.clone_from(context.waker()),
-            None => {
-                let waiter = Waiter { thread: self.thread, waker: context.waker().clone() };
-                state.waiting.insert((self.lsn, number), waiter);
-            }
+            Some(waiter) => waiter.renew(context),
+            None => drop(state.waiting.insert((self.lsn, number), Waiter::new(context))),
         }
         Poll::Pending
     }
@@ -165,7 +115,6 @@ impl Drop for Turn<'_> {
         if let Some(number) = self.number {
             self.waiters.state.lock().waiting.remove(&(self.lsn, number));
         }
-        self.waiters.wake_others(self.thread);
     }
 }
 

@@ -1,0 +1,222 @@
+//! Wakes many tasks of another thread at the price of one.
+//!
+//! To wake a task of a runtime on another thread takes a system call, and that thread may answer each task before the next one is
+//! woken: a hundred observers of a change would cost as many calls. A thread that runs a [`relay`] is called once, and has it wake
+//! them all.
+
+use std::{
+    cell::RefCell,
+    convert::Infallible,
+    future::poll_fn,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+
+thread_local! {
+    /// The relay that was started here last, while it runs.
+    static HERE: RefCell<Option<Arc<Relay>>> = const { RefCell::new(None) };
+}
+
+struct Relay {
+    task: AtomicWaker,
+    /// Those to be woken. None once the relay has ended.
+    woken: Mutex<Option<Vec<Waker>>>,
+}
+
+/// A task that waits, on a thread that may have a relay.
+pub(crate) struct Waiter {
+    waker: Waker,
+    relay: Option<Arc<Relay>>,
+}
+
+impl Waiter {
+    /// The task that is polled.
+    pub(crate) fn new(context: &Context<'_>) -> Self {
+        Self { waker: context.waker().clone(), relay: HERE.with_borrow(Option::clone) }
+    }
+
+    /// Becomes the task that is polled, which it mostly is.
+    pub(crate) fn renew(&mut self, context: &Context<'_>) {
+        self.waker.clone_from(context.waker());
+        HERE.with_borrow(|here| {
+            if !is_same(here.as_ref(), self.relay.as_ref()) {
+                self.relay.clone_from(here);
+            }
+        });
+    }
+}
+
+fn is_same(one: Option<&Arc<Relay>>, other: Option<&Arc<Relay>>) -> bool {
+    one.map(Arc::as_ptr) == other.map(Arc::as_ptr)
+}
+
+/// Wakes all of them: those of this thread by itself.
+pub(crate) fn wake_all(waiters: impl IntoIterator<Item = Waiter>) {
+    let here = HERE.with_borrow(Option::clone);
+    let mut relays: Vec<Arc<Relay>> = Vec::new();
+    for Waiter { waker, relay } in waiters {
+        let Some(relay) = relay.filter(|relay| !is_same(Some(relay), here.as_ref())) else {
+            waker.wake();
+            continue;
+        };
+        let mut woken = relay.woken.lock();
+        let Some(list) = &mut *woken else {
+            drop(woken);
+            waker.wake();
+            continue;
+        };
+        let is_first = list.is_empty();
+        list.push(waker);
+        drop(woken);
+        // Where it is not the first, the relay has yet to be called or to look, by whoever was.
+        if is_first {
+            relays.push(relay);
+        }
+    }
+    relays.into_iter().for_each(|relay| relay.task.wake());
+}
+
+/// Wakes the tasks of this thread that others give it, for as long as it is polled. What it holds when it is dropped is woken then.
+///
+/// It belongs to a runtime of one thread. A task that moves to another thread is woken still, but not as cheaply.
+pub(crate) async fn relay() -> Infallible {
+    let running = Running(Arc::new(Relay { task: AtomicWaker::new(), woken: Mutex::new(Some(Vec::new())) }));
+    HERE.set(Some(Arc::clone(&running.0)));
+    let mut woken = Vec::new();
+    poll_fn(|context| {
+        running.0.task.register(context.waker());
+        if let Some(list) = &mut *running.0.woken.lock() {
+            std::mem::swap(list, &mut woken);
+        }
+        woken.drain(..).for_each(Waker::wake);
+        Poll::Pending
+    })
+    .await
+}
+
+/// A relay that runs.
+struct Running(Arc<Relay>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let left = self.0.woken.lock().take();
+        left.into_iter().flatten().for_each(Waker::wake);
+        HERE.with_borrow_mut(|here| here.take_if(|here| Arc::ptr_eq(here, &self.0)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::pin,
+        sync::atomic::{AtomicUsize, Ordering},
+        task::Wake,
+        thread,
+    };
+
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    impl Count {
+        fn get(&self) -> usize {
+            self.0.load(Ordering::SeqCst)
+        }
+    }
+
+    /// Some that wait on this thread, and how often they were woken.
+    fn waiting(count: usize) -> (Vec<Waiter>, Arc<Count>) {
+        let woken = Arc::<Count>::default();
+        let waker = Waker::from(Arc::clone(&woken));
+        ((0..count).map(|_| Waiter::new(&Context::from_waker(&waker))).collect(), woken)
+    }
+
+    fn wake_from_another_thread(waiters: Vec<Waiter>) {
+        thread::spawn(|| wake_all(waiters)).join().unwrap();
+    }
+
+    #[test]
+    fn a_thread_is_called_once_for_all_who_wait_there() {
+        let called = Arc::<Count>::default();
+        let waker = Waker::from(Arc::clone(&called));
+        let mut context = Context::from_waker(&waker);
+        let mut relay = pin!(relay());
+        assert!(relay.poll_unpin(&mut context).is_pending());
+
+        let (waiters, woken) = waiting(100);
+        wake_from_another_thread(waiters);
+        assert_eq!((called.get(), woken.get()), (1, 0));
+        // More of them before it has looked.
+        let (more, more_woken) = waiting(2);
+        wake_from_another_thread(more);
+        assert_eq!(called.get(), 1);
+        assert!(relay.poll_unpin(&mut context).is_pending());
+        assert_eq!((woken.get(), more_woken.get()), (100, 2));
+        // And again, and none of those twice.
+        let (waiters, woken_again) = waiting(3);
+        wake_from_another_thread(waiters);
+        assert!(relay.poll_unpin(&mut context).is_pending());
+        assert_eq!((called.get(), woken.get(), woken_again.get()), (2, 100, 3));
+
+        let (waiters, woken) = waiting(5);
+        wake_all(waiters);
+        assert_eq!((called.get(), woken.get()), (2, 5), "a thread wakes its own by itself");
+    }
+
+    #[test]
+    fn those_who_wait_are_woken_though_their_relay_ends_or_was_never_there() {
+        let (without, woken_without) = waiting(2);
+        let mut relay = Box::pin(relay());
+        assert!(relay.poll_unpin(&mut Context::from_waker(Waker::noop())).is_pending());
+        let (before, woken_before) = waiting(3);
+        let (after, woken_after) = waiting(4);
+        wake_from_another_thread(without);
+        wake_from_another_thread(before);
+        assert_eq!((woken_without.get(), woken_before.get()), (2, 0));
+        drop(relay);
+        assert_eq!(woken_before.get(), 3);
+        wake_from_another_thread(after);
+        assert_eq!(woken_after.get(), 4);
+        let (new, _) = waiting(1);
+        assert!(new.iter().all(|waiter| waiter.relay.is_none()), "the thread has none any more");
+    }
+
+    #[test]
+    fn who_moves_to_another_thread_is_woken_there() {
+        let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let there = thread::spawn(move || {
+            runtime().block_on(async {
+                tokio::spawn(relay());
+                tokio::task::yield_now().await;
+                let (mut waiters, _) = waiting(1);
+                let task = tokio::sync::oneshot::channel::<()>();
+                let waiter = waiters.pop().unwrap();
+                sender.send((waiter, task.0)).unwrap();
+                task.1.await.unwrap();
+            });
+        });
+        let (mut waiter, done) = receiver.recv().unwrap();
+        assert!(waiter.relay.is_some());
+        let (_, woken) = waiting(0);
+        let waker = Waker::from(Arc::clone(&woken));
+        waiter.renew(&Context::from_waker(&waker));
+        assert!(waiter.relay.is_none(), "this thread has no relay");
+        wake_all([waiter]);
+        assert_eq!(woken.get(), 1);
+        done.send(()).unwrap();
+        there.join().unwrap();
+    }
+}
