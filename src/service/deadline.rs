@@ -41,10 +41,10 @@ where
         }
         // Most calls are ready at once, and need neither a timer nor a look for what the client wishes.
         let limit = *this.limit;
-        let wish = || wish(this.headers).filter(|wish| *wish < limit);
-        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep(wish().unwrap_or(limit))));
+        let shorter = || wish(this.headers).filter(|wish| *wish < limit);
+        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep(shorter().unwrap_or(limit))));
         ready!(timer.as_mut().poll(context));
-        Poll::Ready(Err(wish().map_or(ServiceError::CallTimeout { limit }, |_| ServiceError::DeadlineExceeded)))
+        Poll::Ready(Err(shorter().map_or(ServiceError::CallTimeout { limit }, |_| ServiceError::DeadlineExceeded)))
     }
 }
 
