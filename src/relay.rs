@@ -81,7 +81,9 @@ pub(crate) fn wake_all(waiters: impl IntoIterator<Item = Waiter>) {
 
 /// Wakes the tasks of this thread that others give it, for as long as it is polled. What it holds when it is dropped is woken then.
 ///
-/// It belongs to a runtime of one thread. A task that moves to another thread is woken still, but not as cheaply.
+/// It belongs to a runtime of one thread. On a runtime of many it may end on another thread than it began on, where it is not
+/// forgotten; who waits is woken still, only not as cheaply. While it runs, whoever waits on its thread must leave that thread to
+/// its runtime: a second executor there that blocks is not woken.
 pub(crate) async fn relay() -> Infallible {
     let running = Running(Arc::new(Relay { task: AtomicWaker::new(), woken: Mutex::new(Some(Vec::new())) }));
     HERE.set(Some(Arc::clone(&running.0)));
@@ -191,6 +193,49 @@ mod tests {
         assert_eq!(woken_after.get(), 4);
         let (new, _) = waiting(1);
         assert!(new.iter().all(|waiter| waiter.relay.is_none()), "the thread has none any more");
+    }
+
+    #[test]
+    fn nobody_is_forgotten_while_two_threads_wake_a_third() {
+        const TASKS: usize = 8;
+        const ROUNDS: usize = 5000;
+        let waiting = Arc::<Mutex<Vec<Waiter>>>::default();
+        let done = Arc::new(AtomicUsize::new(0));
+        let wakers = [(); 2].map(|()| {
+            let (waiting, done) = (Arc::clone(&waiting), Arc::clone(&done));
+            thread::spawn(move || {
+                while done.load(Ordering::SeqCst) < TASKS {
+                    wake_all(std::mem::take(&mut *waiting.lock()));
+                    thread::yield_now();
+                }
+            })
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            tokio::spawn(relay());
+            let tasks = (0..TASKS).map(|_| {
+                let (waiting, done) = (Arc::clone(&waiting), Arc::clone(&done));
+                tokio::spawn(async move {
+                    for _ in 0..ROUNDS {
+                        let mut is_waiting = false;
+                        poll_fn(|context| {
+                            if is_waiting {
+                                return Poll::Ready(());
+                            }
+                            is_waiting = true;
+                            waiting.lock().push(Waiter::new(context));
+                            Poll::Pending
+                        })
+                        .await;
+                    }
+                    done.fetch_add(1, Ordering::SeqCst);
+                })
+            });
+            for task in tasks.collect::<Vec<_>>() {
+                tokio::time::timeout(std::time::Duration::from_secs(60), task).await.unwrap().unwrap();
+            }
+        });
+        wakers.into_iter().for_each(|waker| waker.join().unwrap());
     }
 
     #[test]

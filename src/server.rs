@@ -204,7 +204,8 @@ impl Server {
     /// when every connection has ended, or when the drain timeout has passed.
     ///
     /// The current thread is the first worker: its runtime also accepts connections, publishes events and serves the
-    /// admin port.
+    /// admin port. Whoever else waits for this registry on that thread must leave it to that runtime: a second executor that
+    /// blocks there may not be woken.
     ///
     /// # Errors
     ///

@@ -1,8 +1,8 @@
 //! What must outlive the process, in the order in which it happened, until it is on disk; and those who wait for that.
 //!
-//! A storage records each change under the lock under which it makes it, so the order here is the order in which changes took
-//! effect. One writer takes all that is pending, puts it on disk in one step, and says so. Batches form by themselves: an
-//! idle writer takes each change at once, a busy one all that came while it was at the disk.
+//! A storage records each change under the lock under which it makes it: the order here is that of the log, and for each session
+//! that in which its changes took effect. One writer takes all that is pending, puts it on disk in one step, and says so.
+//! Batches form by themselves: an idle writer takes each change at once, a busy one all that came while it was at the disk.
 
 mod record;
 mod waiting;

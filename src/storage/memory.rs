@@ -68,7 +68,7 @@ const OUTAGE: Duration = Duration::from_secs(1);
 
 /// The storage in this process' memory.
 ///
-/// A session costs 25 to 30 bytes with the default of 4096 buckets: 16 for its key, 4 for its lease once any session of its
+/// A session costs 25 to 30 bytes, from two million on with the default of 4096 buckets: 16 for its key, 4 for its lease once any session of its
 /// bucket has one, 3 for its entry in the bucket's hash table, and the room that these leave for growth.
 pub struct MemoryStorage {
     registry_id: RegistryId,
@@ -207,7 +207,9 @@ impl MemoryStorage {
             .map(|session| Made::new(0, bucket_index, SessionEvent { session: *session, change }))
             .collect();
         self.append(&made, None, |made, lsn| self.note(&mut bucket, made.session(), lsn));
-        self.fit(&mut bucket, false);
+        if !sessions.is_empty() {
+            self.fit(&mut bucket, false);
+        }
         drop(bucket);
         self.log_of(bucket_index).settle();
         sessions.len()

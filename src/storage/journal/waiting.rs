@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn those_who_wait_are_woken_though_the_first_of_them_gives_up() {
+    async fn those_who_wait_are_woken_though_some_give_up() {
         let waiters = Arc::new(Waiters::new(Lsn(0)));
         let mut first = Box::pin(waiters.wait(Lsn(1)));
         assert!((&mut first).now_or_never().is_none());

@@ -20,8 +20,8 @@ const ROOM_FOR_RECENT: usize = 16;
 pub(super) type LeaseSlot = u32;
 
 /// The sessions lie side by side in a vector, and the table holds only their 16-bit places in it. A table is between 44%
-/// and 87% full, so its entries must be small; the vectors grow by an eighth, and by 64 sessions at least: to grow interrupts a
-/// batch.
+/// and 87% full, so its entries must be small. The vectors grow by an eighth; those of few sessions by 64, or twofold, because to
+/// grow interrupts a batch.
 ///
 /// A bucket never asks for memory by itself: it [needs](Self::need) a [`Room`], which is made while its lock is not held. The
 /// kernel may take milliseconds to hand out memory that was not used before.

@@ -56,7 +56,7 @@ impl Made {
 /// What became of one session.
 enum Done {
     Changed(SessionChange),
-    /// It was as it was to be, and the record says so.
+    /// No change for observers. What it is like is told by this record.
     Unchanged(Lsn),
 }
 
@@ -119,16 +119,16 @@ impl MemoryStorage {
                     Ok(Done::Changed(change)) => {
                         made.push(Made::new(nth, spot.bucket, SessionEvent { session: *session, change }));
                         results.push((true, Lsn(0)));
+                        if matches!(change, SessionChange::Destroyed(_)) && bucket.need(false).is_some() {
+                            misfit = Some(spot.bucket);
+                            break;
+                        }
                     }
                     Ok(Done::Unchanged(lsn)) => results.push((false, lsn)),
                     Err(error) => {
                         failed = Some(error);
                         break;
                     }
-                }
-                if matches!(change, Change::Destroy(_)) && bucket.need(false).is_some() {
-                    misfit = Some(spot.bucket);
-                    break;
                 }
             }
             self.append(&made, change.lease(), |made, lsn| {
