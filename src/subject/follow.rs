@@ -1,6 +1,6 @@
 //! What a subject does for its storage all the time: it follows the log and publishes it, and expires leases.
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{error::Error, ops::Range, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::Instant;
@@ -10,6 +10,15 @@ use crate::storage::{LogError, LogExtent, Position, RegistryId, StorageError};
 
 /// The most changes asked for at once: what has been committed since the last time forms the next messages.
 const CHANGES_A_READ: usize = 4096;
+
+/// So many changes since the last time are a storm, in which those that follow are gathered for a moment: each observer hears of more
+/// of them with each message, and a message costs what hundreds of changes do. More than these are a full message by
+/// themselves.
+const STORM: Range<usize> = 32..1000;
+const GATHERING: Duration = Duration::from_millis(1);
+
+/// While changes are gathered, a storage must retain so many times what came before.
+const RETAINED: usize = 32;
 
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(2);
@@ -75,8 +84,12 @@ async fn follow_one(inner: &Inner, registry_id: RegistryId, partition: u32, mut 
                 retry.succeeded();
                 inner.feed.publish(partition, after, &events);
                 after = Position(after.0 + events.len() as u64);
-                // A storage that always has more must not keep the thread from everything else.
-                tokio::task::yield_now().await;
+                if STORM.contains(&events.len()) && events.len() * RETAINED <= inner.options.retain_events {
+                    tokio::time::sleep(GATHERING).await;
+                } else {
+                    // A storage that always has more must not keep the thread from everything else.
+                    tokio::task::yield_now().await;
+                }
             }
             Err(LogError::Trimmed) => return ResetReason::Lagged,
             Err(LogError::Restarted) => return ResetReason::StorageRestarted,
@@ -113,5 +126,45 @@ impl<'a> Retry<'a> {
         }
         tokio::time::sleep(self.pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         self.pause = (self.pause * 2).min(LAST_RETRY);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        session::SessionKey,
+        storage::memory::{MemoryOptions, MemoryStorage},
+        subject::{ObserveOptions, SessionSubject, SubjectOptions, Update},
+    };
+
+    /// How long an observer waits for a change that is made right after `storm` others were heard of.
+    async fn wait_after(storm: i64, retain_events: usize) -> Duration {
+        let storage = Arc::new(MemoryStorage::new(MemoryOptions { retain_events, ..MemoryOptions::default() }));
+        let options = SubjectOptions { retain_events, ..SubjectOptions::default() };
+        let subject = SessionSubject::start(storage, options, ()).await.unwrap();
+        let mut observer = subject.observe(ObserveOptions::default()).await.unwrap();
+        assert!(matches!(observer.next().await, Some(Update::Subscribed)));
+        let mut took = Vec::new();
+        for sessions in [0..storm, storm..storm + 1] {
+            let sessions: Vec<_> = sessions.map(|n| SessionKey::new(0, n)).collect();
+            let began = Instant::now();
+            subject.create(&sessions, None).await.unwrap();
+            let Some(Update::Events(events)) = observer.next().await else { panic!("there are changes") };
+            assert_eq!(events.events().len(), sessions.len());
+            took.push(began.elapsed());
+        }
+        assert_eq!(took[0], Duration::ZERO, "the storm itself is told at once");
+        took[1]
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_are_gathered_in_a_storm_and_no_longer_than_a_moment() {
+        let few = STORM.start as i64 - 1;
+        assert_eq!(wait_after(few, 1 << 20).await, Duration::ZERO);
+        let gathered = wait_after(few + 1, 1 << 20).await;
+        assert!((GATHERING..=2 * GATHERING).contains(&gathered), "{gathered:?}");
+        assert_eq!(wait_after(STORM.end as i64, 1 << 20).await, Duration::ZERO, "a full message is not held up");
+        assert_eq!(wait_after(few + 1, 1000).await, Duration::ZERO, "nothing is lost where little is retained");
     }
 }
