@@ -7,7 +7,8 @@
 # (target/container-test, so that no other build meets them): the builder by debootstrap and this machine's Rust
 # toolchain, the final base by the same Debian packages that distroless is made of. The crates come from this machine's
 # cargo cache, filled by `cargo fetch` in whatever way this machine's cargo is set up; the build itself is offline.
-# --fresh makes the stand-ins anew; --quick compiles without optimisations. Needs root, and buildah, debootstrap, iproute2 and curl (installed when missing).
+# --fresh makes the stand-ins anew; --quick compiles without optimisations. Needs root, and buildah, debootstrap, iproute2 and
+# curl (installed when missing).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -79,12 +79,16 @@ pub(crate) fn wake_all(waiters: impl IntoIterator<Item = Waiter>) {
     relays.into_iter().for_each(|relay| relay.task.wake());
 }
 
-/// Wakes the tasks of this thread that others give it, for as long as it is polled. What it holds when it is dropped is woken then.
+/// Wakes the tasks of this thread on behalf of other threads: those of observers, and of calls that wait for a file.
 ///
-/// It belongs to a runtime of one thread. On a runtime of many it may end on another thread than it began on, where it is not
-/// forgotten; who waits is woken still, only not as cheaply. While it runs, whoever waits on its thread must leave that thread to
-/// its runtime: a second executor there that blocks is not woken.
-pub(crate) async fn relay() -> Infallible {
+/// To wake a task of a runtime on another thread takes a system call. A thread that runs this is called once for all of its tasks:
+/// it pays where many observers are on each of a few threads. `sessiond::server` runs one on each worker.
+///
+/// It never ends, and belongs to a runtime of one thread. While it runs, whoever waits on that thread must leave it to that
+/// runtime: a second executor that blocks there is not woken. On a runtime of many threads everybody is woken, only not as cheaply.
+///
+/// Dropping it is safe at any time: those whom it was to wake are woken then, and others from their own threads again.
+pub async fn relay() -> Infallible {
     let running = Running(Arc::new(Relay { task: AtomicWaker::new(), woken: Mutex::new(Some(Vec::new())) }));
     HERE.set(Some(Arc::clone(&running.0)));
     let mut woken = Vec::new();

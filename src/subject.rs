@@ -71,7 +71,7 @@ pub use self::{
     update::{Events, ResetReason, Update},
     waits::{StorageOperation, StorageWaits},
 };
-pub use crate::histogram::Times;
+pub use crate::{histogram::Times, relay::relay};
 
 /// The session subject over a storage.
 ///
@@ -182,8 +182,8 @@ pub(crate) struct Inner {
 }
 
 impl SessionSubject {
-    /// Starts to follow `storage` and to expire its leases, in tasks of the current tokio runtime. `encoder` makes the messages that observers
-    /// share; `()` makes none.
+    /// Starts to follow `storage` and to expire its leases, in tasks of the current tokio runtime. `encoder` makes the messages
+    /// that observers share; `()` makes none.
     ///
     /// # Errors
     ///

@@ -24,7 +24,7 @@ use super::{
     connection::{Connection, Connections},
     lifecycle::{self, Lifecycle},
 };
-use crate::relay::relay;
+use crate::subject::relay;
 
 /// How many connections may wait for a worker.
 const INLET: usize = 64;

@@ -68,8 +68,8 @@ const OUTAGE: Duration = Duration::from_secs(1);
 
 /// The storage in this process' memory.
 ///
-/// A session costs 25 to 30 bytes, from two million on with the default of 4096 buckets: 16 for its key, 4 for its lease once any session of its
-/// bucket has one, 3 for its entry in the bucket's hash table, and the room that these leave for growth.
+/// A session costs 25 to 30 bytes, from two million on with the default of 4096 buckets: 16 for its key, 4 for its lease once any
+/// session of its bucket has one, 3 for its entry in the bucket's hash table, and the room that these leave for growth.
 pub struct MemoryStorage {
     registry_id: RegistryId,
     hash: SessionHasher,

@@ -175,7 +175,8 @@ impl EventLog {
         self.state.lock().waiters.leave(waiter);
     }
 
-    /// Appends a chunk, whose events follow the last ones of its partition. Who waits is told by [`take_waiters`](Self::take_waiters), so that several chunks are told of at once.
+    /// Appends a chunk, whose events follow the last ones of its partition. Who waits is told by
+    /// [`take_waiters`](Self::take_waiters), so that several chunks are told of at once.
     pub(super) fn append(&self, chunk: Arc<Chunk>) {
         let mut state = self.state.lock();
         state.end.clone_from(&chunk.positions);

@@ -18,7 +18,7 @@ const MAY_NAME: [(&str, &[&str]); 12] = [
     ("subject", &["histogram", "relay", "session", "storage"]),
     ("status", &["access", "storage", "subject"]),
     ("service", &["duration", "histogram", "proto", "session", "status", "storage", "subject"]),
-    ("server", &["access", "proto", "relay", "service", "session", "status", "storage", "subject"]),
+    ("server", &["access", "proto", "service", "session", "status", "storage", "subject"]),
     ("client", &["duration", "proto", "session"]),
     // A program beside the library, which names it from the outside.
     ("cli", &["cli"]),

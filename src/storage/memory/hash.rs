@@ -9,9 +9,11 @@ use crate::session::SessionKey;
 /// Ids are chosen by clients, who must not be able to make them collide.
 ///
 /// Which bucket a session is in is told by SipHash-1-3 with a key by chance. It is what `RandomState` is, but for a key that
-/// can be kept: what is on disk by bucket must be of the same bucket after a restart. Its place in the bucket is told by two
-/// multiplications with other numbers by chance, at a fifth of the cost: every session is hashed again when the table of its bucket grows. Were
-/// that one broken, what collides would still be spread over all buckets by the other.
+/// can be kept: what is on disk by bucket must be of the same bucket after a restart.
+///
+/// Its place in the bucket is told by two multiplications with other numbers by chance, at a fifth of the cost: every session is
+/// hashed again when the table of its bucket grows. Were that one broken, what collides would still be spread over all buckets
+/// by the other.
 #[derive(Clone)]
 pub(super) struct SessionHasher {
     across: SipHasher13,
