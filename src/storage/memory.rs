@@ -204,7 +204,8 @@ impl MemoryStorage {
         let change = SessionChange::Destroyed(reason);
         let made: Vec<_> = sessions
             .iter()
-            .map(|session| Made::new(0, bucket_index, SessionEvent { session: *session, change }))
+            .enumerate()
+            .map(|(nth, session)| Made::new(nth, bucket_index, SessionEvent { session: *session, change }))
             .collect();
         self.append(&made, None, |made, lsn| self.note(&mut bucket, made.session(), lsn));
         if !sessions.is_empty() {

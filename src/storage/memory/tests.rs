@@ -19,3 +19,17 @@ async fn a_lease_that_ends_within_a_batch_does_not_destroy_what_is_under_the_nex
     assert!(destroying.await.unwrap().iter().all(|destroyed| !destroyed));
     assert_eq!(storage.has(last).await.unwrap(), [true]);
 }
+
+#[tokio::test]
+async fn a_destroy_of_what_is_not_there_asks_for_no_room() {
+    let storage = MemoryStorage::new(MemoryOptions { buckets: 1, ..MemoryOptions::default() });
+    let sessions: Vec<_> = (0..8).map(|id| SessionKey::new(0, id)).collect();
+    let absent = [SessionKey::new(1, 0), SessionKey::new(1, 1)];
+    let is_full = || storage.buckets[0].lock().need(false).is_some();
+    for sessions in [&[], &sessions[..]] {
+        storage.create(sessions, None).await.unwrap();
+        assert!(is_full());
+        assert_eq!(storage.destroy(&absent, None).await.unwrap(), [false, false]);
+        assert!(is_full(), "the bucket of {} has grown", sessions.len());
+    }
+}
