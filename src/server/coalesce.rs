@@ -18,6 +18,10 @@ use parking_lot::Mutex;
 /// What is held back at the most.
 const LIMIT: usize = 64 << 10;
 
+/// What is copied at once. More than 2112 bytes glibc copies by `rep movsb`, which takes much longer on AMD's Zen 3 and 4 when the
+/// destination is not aligned, as behind the head of a frame: <https://sourceware.org/bugzilla/show_bug.cgi?id=30994>.
+const COPIED_AT_ONCE: usize = 2 << 10;
+
 thread_local! {
     /// Room for what is held back, which the connections of a thread lend each other: it is in the processor's caches, and those
     /// that are idle, most of them, have none. Only one whose peer takes no more keeps its own until it does.
@@ -93,13 +97,17 @@ impl<S: Write + Unpin> Inner<S> {
         }
         Poll::Ready(Ok(LIMIT - self.held.len()))
     }
+
+    fn hold(&mut self, bytes: &[u8]) {
+        bytes.chunks(COPIED_AT_ONCE).for_each(|some| self.held.extend_from_slice(some));
+    }
 }
 
 impl<S: Write + Unpin> Write for Coalesced<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut inner = self.0.lock();
         let len = ready!(inner.poll_room(context))?.min(bytes.len());
-        inner.held.extend_from_slice(&bytes[..len]);
+        inner.hold(&bytes[..len]);
         Poll::Ready(Ok(len))
     }
 
@@ -113,7 +121,7 @@ impl<S: Write + Unpin> Write for Coalesced<S> {
         let mut left = room;
         for slice in slices {
             let len = left.min(slice.len());
-            inner.held.extend_from_slice(&slice[..len]);
+            inner.hold(&slice[..len]);
             left -= len;
         }
         Poll::Ready(Ok(room - left))
