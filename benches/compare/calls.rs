@@ -64,7 +64,8 @@ pub(crate) async fn run(report: &mut Report) {
                 }
                 None => report.note("Redis is not installed."),
             }
-            match peers::etcd() {
+            let folder = tempfile::tempdir().unwrap();
+            match peers::etcd(folder.path()) {
                 Some(etcd) => {
                     for (what, path, body) in ETCD {
                         let body = bytes::Bytes::from_static(body);

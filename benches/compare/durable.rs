@@ -103,7 +103,7 @@ pub(crate) async fn run(report: &mut Report) {
     let memory = peers::sessiond(&[]);
     let durable = peers::sessiond(&["--storage", &file]);
     let redis = peers::redis_on_disk(folder.path());
-    let etcd = peers::etcd();
+    let etcd = peers::etcd(&folder.path().join("etcd"));
 
     let mut costs: [Vec<Cost>; 6] = Default::default();
     for round in 0..ROUNDS {

@@ -44,13 +44,12 @@ pub(crate) fn nats() -> Option<Server> {
     Server::start(command.args(["-a", "127.0.0.1", "-p", &port.to_string()]), port)
 }
 
-/// etcd with its data in a folder of its own, which is left to the system to clean.
-pub(crate) fn etcd() -> Option<Server> {
+/// etcd with its data in a folder.
+pub(crate) fn etcd(folder: &Path) -> Option<Server> {
     let (port, peer_port) = (free_port(), free_port());
     let (url, peer_url) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer_port}"));
-    let data = env::temp_dir().join(format!("sessiond-bench-etcd-{port}"));
     let mut command = Command::new("etcd");
-    command.arg("--data-dir").arg(data).args(["--listen-client-urls", &url, "--advertise-client-urls", &url]);
+    command.arg("--data-dir").arg(folder).args(["--listen-client-urls", &url, "--advertise-client-urls", &url]);
     command.args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url]);
     command.args(["--initial-cluster", &format!("default={peer_url}")]);
     Server::start(&mut command, port)

@@ -1,17 +1,15 @@
 //! A redis-server of a test's own, on a free port, with a folder of its own.
 
 use std::{
-    env, fs,
     io::ErrorKind,
     net::TcpListener,
-    path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use redis::{Client, Cmd, FromRedisValue};
+use tempfile::TempDir;
 
 use crate::installed::is_missing;
 
@@ -32,17 +30,14 @@ pub(crate) fn is_installed() -> bool {
 pub(crate) struct RedisServer {
     child: Option<Child>,
     pub(crate) port: u16,
-    folder: PathBuf,
+    folder: TempDir,
     args: Vec<String>,
 }
 
 impl RedisServer {
     /// One that keeps nothing on disk, with further arguments of redis-server.
     pub(crate) fn start(args: &[&str]) -> Self {
-        static NUMBER: AtomicUsize = AtomicUsize::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let folder = env::temp_dir().join(format!("sessiond-redis-{}-{number}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
+        let folder = tempfile::tempdir().unwrap();
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
         let mut server = Self { child: None, port: 0, folder, args };
         let deadline = Instant::now() + PATIENCE;
@@ -67,7 +62,7 @@ impl RedisServer {
 
     fn try_start(&mut self) {
         let mut command = Command::new("redis-server");
-        command.current_dir(&self.folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.current_dir(self.folder.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
         let mut child = command.args(&self.args).spawn().expect("redis-server is installed");
         let deadline = Instant::now() + PATIENCE;
@@ -114,7 +109,6 @@ impl RedisServer {
 impl Drop for RedisServer {
     fn drop(&mut self) {
         self.kill();
-        let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
