@@ -49,7 +49,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 
-/// What a stream may have waiting to be sent: an observer that is stuck holds on to no more than this.
+/// A stream with so much waiting to be sent is asked for no more: an observer that is stuck holds on to no more than this and two
+/// messages.
 const SEND_BUFFER: usize = 32 << 10;
 
 const MAX_HEADER_LIST: u32 = 16 << 10;

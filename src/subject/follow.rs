@@ -12,7 +12,7 @@ use crate::storage::{LogError, LogExtent, Position, RegistryId, StorageError};
 const CHANGES_A_READ: usize = 4096;
 
 /// So many changes since the last time are a storm, in which those that follow are gathered for a moment: each observer hears of more
-/// of them with each message, and a message costs what hundreds of changes do. More than these are a full message by
+/// of them with each message, and a message costs what hundreds of changes do. More than these are worth a message by
 /// themselves.
 const STORM: Range<usize> = 32..1000;
 const GATHERING: Duration = Duration::from_millis(1);

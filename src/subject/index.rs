@@ -9,14 +9,14 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::{filter::Filter, log::EVENTS_A_CHUNK};
+use super::filter::Filter;
 use crate::{
     relay::Waiter,
     session::{AuthKeyId, SessionEvent, SessionId},
 };
 
-/// The most events that wait in a mailbox: one message. An observer that falls further behind reads the log instead.
-const MAILBOX_EVENTS: usize = EVENTS_A_CHUNK;
+/// The most events that wait in a mailbox, which takes 32 KiB then. An observer that falls further behind reads the log instead.
+const MAILBOX_EVENTS: usize = 1024;
 
 /// The mailboxes of the observers that filter by id, by what they watch.
 ///
@@ -175,13 +175,13 @@ mod tests {
     }
 
     #[test]
-    fn a_mailbox_that_nobody_empties_holds_no_more_than_a_message() {
+    fn a_mailbox_that_nobody_empties_is_bounded() {
         let mut index = FilterIndex::default();
         let mailbox = index.insert(&filter(&[1], &[]));
         let context = Context::from_waker(Waker::noop());
         for chunk in 0..100_000 {
             index.deliver(chunk, &[created(0, 1), created(0, 2)], &mut Vec::new());
-            assert!(mailbox.state.lock().events.capacity() <= 2 * MAILBOX_EVENTS);
+            assert!(mailbox.state.lock().events.capacity() <= MAILBOX_EVENTS);
         }
         assert!(matches!(mailbox.take(u64::MAX, &context), Taken::Overflow));
         assert_eq!(mailbox.state.lock().events.capacity(), 0);

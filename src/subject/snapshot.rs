@@ -19,8 +19,8 @@ use crate::{
     storage::{BucketRun, Position, RegistryId, SessionStorage, StorageError},
 };
 
-/// Read at once: an observer that is stuck in its snapshot holds on to no more than this, or to one bucket.
-const SESSIONS_A_READ: usize = 2 * EVENTS_A_CHUNK;
+/// Read at once: an observer that is stuck in its snapshot holds on to no more than this and one bucket.
+const SESSIONS_A_READ: usize = EVENTS_A_CHUNK;
 
 /// How long to wait before a storage that cannot be read is asked again.
 const RETRY: Duration = Duration::from_millis(500);

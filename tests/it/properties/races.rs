@@ -249,6 +249,23 @@ fn a_mailbox_that_is_full_falls_back_to_the_log_and_loses_nothing() {
 }
 
 #[test]
+fn one_message_that_no_mailbox_holds_is_read_from_the_log() {
+    run(true, async {
+        let (mut replica, mut model) = replica(&SHAPE).await;
+        let all = Filter { auth_key_ids: HashSet::from([session(0).auth_key_id]), ..Filter::default() };
+        let mut watcher = watch(&replica, &model, Start::Now, &all).await;
+        watcher.drain().await;
+        let sessions: Vec<_> = (0..MORE_THAN_A_MAILBOX).map(session).collect();
+        replica.subject.create(&sessions, None).await.unwrap();
+        replica.settle(&mut model).await;
+        assert!(!watcher.rests());
+        watcher.drain().await;
+        assert_eq!(resets(&watcher), []);
+        judge(watcher, &model).await;
+    });
+}
+
+#[test]
 fn a_mailbox_that_is_full_and_a_log_that_has_gone_on_make_one_reset() {
     run(true, async {
         let (mut replica, mut model) = replica(&Shape { retain_events: 64, ..SHAPE }).await;

@@ -21,7 +21,7 @@ use super::{
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The most events of a chunk, and what a chunk costs beside them, generously.
-pub(crate) const EVENTS_A_CHUNK: usize = 1200;
+pub(crate) const EVENTS_A_CHUNK: usize = 2400;
 pub(crate) const CHUNK_OVERHEAD: usize = 512;
 
 pub(crate) struct Replica {
