@@ -108,6 +108,33 @@ async fn leases_have_their_full_ttl_after_a_restart_and_their_ends_go_on() {
 }
 
 #[tokio::test]
+async fn a_bucket_of_many_sessions_is_opened_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("registry");
+    let storage = FileStorage::open(&path, OPTIONS).await.unwrap();
+    let all = (0..).map(|id| SessionKey::new(7, id));
+    let crowd: Vec<_> = all.filter(|session| storage.bucket_of(session) == 0).take(600).collect();
+    let (free, leased) = crowd.split_at(300);
+    let lease = storage.grant_lease(Duration::from_secs(3600), "gateway").await.unwrap();
+    storage.create(free, None).await.unwrap();
+    storage.create(leased, Some(lease)).await.unwrap();
+    // So much that the log has given up the changes above, and the bucket is read from its row.
+    let churn: Vec<_> = (0..1000).map(|id| SessionKey::new(8, id)).collect();
+    for _ in 0..10 {
+        storage.create(&churn, None).await.unwrap();
+        storage.destroy(&churn, None).await.unwrap();
+    }
+    drop(storage);
+
+    let storage = FileStorage::open(&path, OPTIONS).await.unwrap();
+    let held = storage.read_buckets(0, 1).await.unwrap().sessions;
+    assert_eq!(held.iter().collect::<BTreeSet<_>>(), crowd.iter().collect());
+    assert_eq!(storage.has(&crowd).await.unwrap(), vec![true; crowd.len()]);
+    assert_eq!(storage.destroy(&crowd, Some(lease)).await.unwrap(), [vec![false; 300], vec![true; 300]].concat());
+    assert_eq!(storage.session_count().await.unwrap(), 300);
+}
+
+#[tokio::test]
 async fn a_second_process_is_refused_and_a_copy_is_made_all_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let (path, copy) = (folder.path().join("registry"), folder.path().join("copy"));

@@ -3,15 +3,19 @@
 use std::collections::VecDeque;
 
 use hashbrown::HashTable;
+use parking_lot::Mutex;
 
-use super::hash::SessionHasher;
+use super::{
+    column::{Column, Segments},
+    hash::SessionHasher,
+};
 use crate::{session::SessionKey, storage::journal::Lsn};
 
 /// No bucket holds more, because the table's entries are 16-bit places.
 const MAX_SESSIONS: usize = 1 << 16;
 
-/// A bucket of no more room than this keeps it.
-const WORTH_SHRINKING: usize = 32;
+/// The entries of the smallest table: a tenth of the column of sessions beside it.
+const SMALLEST_TABLE: usize = 64;
 
 /// What a bucket keeps of the room that a burst of changes took.
 const ROOM_FOR_RECENT: usize = 16;
@@ -19,191 +23,205 @@ const ROOM_FOR_RECENT: usize = 16;
 /// Names a lease within the process; 0 for none.
 pub(super) type LeaseSlot = u32;
 
-/// The sessions lie side by side in a vector, and the table holds only their 16-bit places in it. A table is between 44%
-/// and 87% full, so its entries must be small. The vectors grow by an eighth; those of few sessions by 64, or twofold, because to
-/// grow interrupts a batch.
+/// The sessions lie side by side in a column, and the table holds only their 16-bit places in it. A table is between 44%
+/// and 87% full, so its entries must be small.
 ///
-/// A bucket never asks for memory by itself: it [needs](Self::need) a [`Room`], which is made while its lock is not held. The
-/// kernel may take milliseconds to hand out memory that was not used before.
+/// But for the list of its segments, a bucket never asks for memory by itself: it [needs](Self::need) a [`Room`], which is made
+/// while its lock is not held. The kernel may take milliseconds to hand out memory that was not used before.
 #[derive(Clone, Default)]
 pub(super) struct Bucket {
-    sessions: Vec<SessionKey>,
+    sessions: Column<SessionKey>,
     /// The lease of each session; empty while none was ever under one.
-    leases: Vec<LeaseSlot>,
+    leases: Column<LeaseSlot>,
     places: HashTable<u16>,
-    /// The last changes, with the records of them: they may not be on disk yet. Empty where nothing is recorded.
-    recent: VecDeque<(SessionKey, Lsn)>,
+    /// The last changes, with the records of them: they may not be on disk yet. None where nothing is recorded.
+    #[expect(clippy::box_collection, reason = "a bucket is small without it")]
+    recent: Option<Box<VecDeque<(SessionKey, Lsn)>>>,
 }
 
-/// What a bucket is to move into, for more or for fewer sessions.
+// With its lock, two lines of the processor's caches.
+const _: () = assert!(size_of::<Mutex<Bucket>>() <= 128);
+
+/// What a bucket is to be given, to have room for so many sessions. What it has far beyond that it gives back.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Need {
+    len: usize,
+    /// Segments of sessions, and of leases.
     sessions: usize,
+    leases: usize,
     /// How many the table is made for, where it is to be another.
     places: Option<usize>,
-    has_leases: bool,
 }
 
-/// Memory that has been touched and is empty.
+/// Memory for so many sessions, touched and empty; or what is not used any more.
 #[must_use = "to be freed when no lock is held"]
 pub(super) struct Room {
-    sessions: Vec<SessionKey>,
-    leases: Vec<LeaseSlot>,
+    len: usize,
+    sessions: Segments<SessionKey>,
+    leases: Segments<LeaseSlot>,
     places: Option<HashTable<u16>>,
 }
 
 impl Need {
     pub(super) fn make(self) -> Room {
         Room {
-            sessions: touched(self.sessions, SessionKey::new(0, 0)),
-            leases: touched(if self.has_leases { self.sessions } else { 0 }, 0),
-            places: self.places.map(HashTable::with_capacity),
+            len: self.len,
+            sessions: Segments::new(self.sessions),
+            leases: Segments::new(self.leases),
+            places: self.places.map(|places| HashTable::with_capacity(places.max(SMALLEST_TABLE / 8 * 7))),
         }
     }
-}
-
-fn touched<T: Clone>(capacity: usize, value: T) -> Vec<T> {
-    let mut vector = Vec::with_capacity(capacity);
-    vector.resize(capacity, value);
-    vector.clear();
-    vector
 }
 
 impl Bucket {
     /// Notes that a session has changed, and forgets changes that `is_durable`.
     pub(super) fn note(&mut self, session: SessionKey, lsn: Lsn, is_durable: impl Fn(Lsn) -> bool) {
-        while self.recent.front().is_some_and(|(_, lsn)| is_durable(*lsn)) {
-            self.recent.pop_front();
+        let recent = self.recent.get_or_insert_default();
+        while recent.front().is_some_and(|(_, lsn)| is_durable(*lsn)) {
+            recent.pop_front();
         }
-        if self.recent.is_empty() && self.recent.capacity() > ROOM_FOR_RECENT {
-            self.recent.shrink_to(ROOM_FOR_RECENT);
+        if recent.is_empty() && recent.capacity() > ROOM_FOR_RECENT {
+            recent.shrink_to(ROOM_FOR_RECENT);
         }
-        self.recent.push_back((session, lsn));
+        recent.push_back((session, lsn));
     }
 
     /// The record that `session` is as it is, where that may not be on disk yet; 0 otherwise.
     pub(super) fn recorded(&self, session: &SessionKey) -> Lsn {
-        self.recent.iter().rev().find(|(changed, _)| changed == session).map_or(Lsn(0), |(_, lsn)| *lsn)
+        self.recent
+            .iter()
+            .flat_map(|recent| recent.iter().rev())
+            .find(|(changed, _)| changed == session)
+            .map_or(Lsn(0), |(_, lsn)| *lsn)
     }
 
     /// Each session with its lease.
     pub(super) fn leased(&self) -> impl Iterator<Item = (SessionKey, LeaseSlot)> {
-        self.sessions.iter().enumerate().map(|(place, session)| (*session, self.lease(place)))
+        let sessions = self.sessions().flatten();
+        sessions.enumerate().map(|(place, session)| (*session, self.lease(place)))
     }
 
-    pub(super) fn sessions(&self) -> &[SessionKey] {
-        &self.sessions
+    /// The sessions, run by run.
+    pub(super) fn sessions(&self) -> impl Iterator<Item = &[SessionKey]> {
+        self.sessions.runs()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.sessions.len()
     }
 
     /// Where a session is, until the bucket changes.
     pub(super) fn find(&self, hash: u64, session: &SessionKey) -> Option<usize> {
-        self.places.find(hash, |&place| self.sessions[place as usize] == *session).map(|&place| place as usize)
+        let is_it = |place: &u16| self.sessions.get((*place).into()) == Some(*session);
+        self.places.find(hash, is_it).map(|&place| place.into())
     }
 
-    /// Where the last session is: it is looked for by a removal, whose place it takes.
-    pub(super) fn find_last(&self, hasher: &SessionHasher) -> Option<usize> {
-        self.sessions.last().and_then(|session| self.find(hasher.within(session), session))
+    /// Where a session of that hash may be.
+    pub(super) fn guess(&self, hash: u64) -> Option<usize> {
+        self.places.find(hash, |_| true).map(|&place| place.into())
+    }
+
+    pub(super) fn session(&self, place: usize) -> Option<SessionKey> {
+        self.sessions.get(place)
+    }
+
+    /// The last session, which takes the place of one that is removed.
+    pub(super) fn last(&self) -> Option<SessionKey> {
+        self.sessions.get(self.len().checked_sub(1)?)
     }
 
     pub(super) fn lease(&self, place: usize) -> LeaseSlot {
-        self.leases.get(place).copied().unwrap_or(0)
+        self.leases.get(place).unwrap_or(0)
     }
 
     /// Puts the session at `place` under a lease. The bucket must have room for leases.
     pub(super) fn set_lease(&mut self, place: usize, lease: LeaseSlot) {
-        // Within the capacity that its room gave it.
-        self.leases.resize(self.sessions.len(), 0);
-        self.leases[place] = lease;
+        while self.leases.len() < self.len() {
+            self.leases.push(0);
+        }
+        self.leases.set(place, lease);
     }
 
     /// The room that it needs so that one more session, under a lease or not, can be inserted, or because it has far more than
     /// it uses. None when it is well as it is, or as large as it may be.
     pub(super) fn need(&self, is_leased: bool) -> Option<Need> {
-        let (len, capacity) = (self.sessions.len(), self.sessions.capacity());
-        let has_leases = is_leased || self.has_leases();
-        let is_full = len == capacity && len < MAX_SESSIONS;
-        let is_wasteful = capacity > WORTH_SHRINKING && len < capacity / 4;
-        let sessions = match (is_full, is_wasteful) {
-            (true, _) => (len + (len / 8).max(len.clamp(8, 64))).min(MAX_SESSIONS),
-            (_, true) => (len * 2).max(WORTH_SHRINKING),
-            _ => capacity,
-        };
-        let is_table_full = self.places.capacity() <= len && len < MAX_SESSIONS;
-        let places = if is_wasteful {
-            Some(sessions)
-        } else if is_table_full {
+        let len = self.len();
+        let entries = self.places.num_buckets();
+        let places = if entries > SMALLEST_TABLE && len < entries / 8 {
+            Some(len * 2)
+        } else if self.places.capacity() <= len && len < MAX_SESSIONS {
             // Of the same size when it is what was removed that fills it, and twice the size else.
-            let most = self.places.num_buckets() / 8 * 7;
+            let most = entries / 8 * 7;
             Some(if len < most / 2 { most } else { most + 1 })
         } else {
             None
         };
-        let lacks_leases = has_leases && self.leases.capacity() < capacity;
-        (is_full || is_wasteful || is_table_full || lacks_leases).then_some(Need { sessions, places, has_leases })
+        let need = self.need_of((len + 1).min(MAX_SESSIONS), is_leased, places);
+        let is_wasteful = self.sessions.is_wasteful(need.len) || self.leases.is_wasteful(need.len);
+        let is_short = need.sessions > 0 || need.leases > 0 || places.is_some();
+        (is_short || is_wasteful).then_some(need)
     }
 
-    /// The room that it needs for so many sessions in all.
-    pub(super) fn need_for(&self, sessions: usize, has_leases: bool) -> Need {
-        Need { sessions, places: Some(sessions), has_leases: has_leases || self.has_leases() }
+    /// The room that it needs for so many sessions more.
+    pub(super) fn need_for(&self, more: usize, is_leased: bool) -> Need {
+        let len = (self.len() + more).min(MAX_SESSIONS);
+        self.need_of(len, is_leased, (self.places.capacity() < len).then_some(len))
     }
 
-    fn has_leases(&self) -> bool {
-        self.leases.capacity() > 0
+    fn need_of(&self, len: usize, is_leased: bool, places: Option<usize>) -> Need {
+        let has_leases = is_leased || self.leases.capacity() > 0;
+        let leases = if has_leases { self.leases.missing(len) } else { 0 };
+        Need { len, sessions: self.sessions.missing(len), leases, places }
     }
 
-    /// Moves into `room` if it is large enough, and gives back what is not used now.
-    pub(super) fn move_into(&mut self, room: Room, hasher: &SessionHasher) -> Room {
-        // It may have grown since it was asked what it needs.
-        if room.sessions.capacity() < self.sessions.len()
-            || room.places.as_ref().is_some_and(|places| places.capacity() < self.sessions.len())
-            || (self.has_leases() && room.leases.capacity() < self.sessions.len())
-        {
-            return room;
-        }
-        let Room { mut sessions, mut leases, places } = room;
-        sessions.extend_from_slice(&self.sessions);
-        leases.extend_from_slice(&self.leases);
-        std::mem::swap(&mut sessions, &mut self.sessions);
-        std::mem::swap(&mut leases, &mut self.leases);
-        let old = places.map(|mut places| {
-            for (place, session) in self.sessions.iter().enumerate() {
-                let hash = |place: &u16| hasher.within(&self.sessions[*place as usize]);
+    /// Moves into `room`, as far as it is of use still, and gives back what is not used now.
+    pub(super) fn move_into(&mut self, mut room: Room, hasher: &SessionHasher) -> Room {
+        // It may hold more by now than what the room was made for.
+        let len = room.len.max(self.len());
+        self.sessions.add(&mut room.sessions);
+        self.leases.add(&mut room.leases);
+        self.sessions.give_back(&mut room.sessions, len);
+        self.leases.give_back(&mut room.leases, len);
+        if let Some(places) = room.places.as_mut().filter(|places| places.capacity() >= self.sessions.len()) {
+            for (place, session) in self.sessions.runs().flatten().enumerate() {
+                let hash = |place: &u16| self.sessions.get((*place).into()).map_or(0, |moved| hasher.within(&moved));
                 places.insert_unique(hasher.within(session), place as u16, hash);
             }
-            std::mem::replace(&mut self.places, places)
-        });
-        Room { sessions, leases, places: old }
+            std::mem::swap(places, &mut self.places);
+        }
+        room
     }
 
     /// Inserts a session that is not there. False when the bucket is full. It must [need](Self::need) nothing.
     pub(super) fn insert(&mut self, hash: u64, session: SessionKey, lease: LeaseSlot, hasher: &SessionHasher) -> bool {
-        let place = self.sessions.len();
+        let place = self.len();
         if place == MAX_SESSIONS {
             return false;
         }
         self.sessions.push(session);
-        if lease != 0 || !self.leases.is_empty() {
+        if lease != 0 || self.leases.len() > 0 {
             self.set_lease(place, lease);
         }
         let Self { sessions, places, .. } = self;
-        places.insert_unique(hash, place as u16, |&place| hasher.within(&sessions[place as usize]));
+        let hash_of = |&place: &u16| sessions.get(place.into()).map_or(0, |session| hasher.within(&session));
+        places.insert_unique(hash, place as u16, hash_of);
         true
     }
 
     /// Removes the session at `place`.
     pub(super) fn remove(&mut self, hash: u64, place: usize, hasher: &SessionHasher) {
         let Self { sessions, leases, places, .. } = self;
-        if let Ok(entry) = places.find_entry(hash, |&other| other as usize == place) {
+        if let Ok(entry) = places.find_entry(hash, |&other| usize::from(other) == place) {
             entry.remove();
         }
         sessions.swap_remove(place);
-        if !leases.is_empty() {
+        if leases.len() > 0 {
             leases.swap_remove(place);
         }
         // The last session has taken the place of the one removed; its entry still says where it was.
         if let Some(moved) = sessions.get(place) {
             let old_place = sessions.len();
-            if let Some(entry) = places.find_mut(hasher.within(moved), |&other| other as usize == old_place) {
+            if let Some(entry) = places.find_mut(hasher.within(&moved), |&other| usize::from(other) == old_place) {
                 *entry = place as u16;
             }
         }
@@ -217,8 +235,9 @@ impl Bucket {
             if taken.len() == limit {
                 break;
             }
-            if self.leases[place] == lease {
-                let session = self.sessions[place];
+            if self.lease(place) == lease
+                && let Some(session) = self.sessions.get(place)
+            {
                 self.remove(hasher.within(&session), place, hasher);
                 taken.push(session);
             }
@@ -229,7 +248,7 @@ impl Bucket {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{collections::HashMap, time::Duration};
 
     use rustix::time::{ClockId, clock_gettime};
 
@@ -275,6 +294,64 @@ mod tests {
     }
 
     #[test]
+    fn room_for_many_is_not_given_back_before_they_come() {
+        let hasher = SessionHasher::random();
+        for more in [1, 128, 129, 1000, MAX_SESSIONS] {
+            let mut bucket = Bucket::default();
+            drop(bucket.move_into(bucket.need_for(more, true).make(), &hasher));
+            let capacity = bucket.sessions.capacity();
+            for n in 0..more {
+                let session = SessionKey::new(1, n as i64);
+                assert!(bucket.insert(hasher.within(&session), session, 1, &hasher));
+            }
+            assert_eq!(bucket.sessions.capacity(), capacity);
+        }
+    }
+
+    /// Room is made while the lock is not held: the bucket may be another when it comes.
+    #[test]
+    fn room_that_comes_late_or_for_nothing_changes_no_session() {
+        let hasher = SessionHasher::random();
+        for seed in 0..20 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut bucket = Bucket::default();
+            let mut model = HashMap::new();
+            let mut late = Vec::new();
+            for step in 0..10_000 {
+                let session = SessionKey::new(1, random.i64(0..1500));
+                let hash = hasher.within(&session);
+                // The first come before any lease. What it holds grows at first, then shrinks, and grows again.
+                let lease = if step < 1000 { 0 } else { random.u32(0..3) };
+                let is_create = random.u32(0..100) < if step / 4000 % 2 == 0 { 80 } else { 10 };
+                let found = bucket.find(hash, &session);
+                assert_eq!(found.map(|place| bucket.lease(place)), model.get(&session).copied());
+                match found {
+                    None if is_create => {
+                        make_room(&mut bucket, lease != 0, &hasher);
+                        assert!(bucket.insert(hash, session, lease, &hasher));
+                        model.insert(session, lease);
+                    }
+                    Some(place) if !is_create => {
+                        bucket.remove(hash, place, &hasher);
+                        model.remove(&session);
+                    }
+                    _ => {}
+                }
+                match random.u32(0..40) {
+                    0 => late.push(bucket.need_for(random.usize(0..600), random.bool())),
+                    1 => late.extend(bucket.need(random.bool())),
+                    2 if !late.is_empty() => {
+                        let need: Need = late.swap_remove(random.usize(..late.len()));
+                        drop(bucket.move_into(need.make(), &hasher));
+                    }
+                    _ => {}
+                }
+            }
+            assert_eq!(bucket.leased().collect::<HashMap<_, _>>(), model);
+        }
+    }
+
+    #[test]
     fn a_bucket_finds_what_it_holds_through_growth_removal_and_shrinking() {
         let hasher = SessionHasher::random();
         let key = |n: i64| SessionKey::new(n % 3, n);
@@ -309,11 +386,12 @@ mod tests {
         taken.sort_unstable();
         assert_eq!(taken, (1000..all).filter(|n| n % 5 == 2).collect::<Vec<_>>());
         left.retain(|n| taken.binary_search(n).is_err());
-        assert_eq!(bucket.sessions().len(), left.len());
+        assert_eq!(bucket.len(), left.len());
         for n in left {
             let place = bucket.find(hash(n), &key(n)).unwrap();
             assert_eq!(bucket.lease(place), if n < 1000 { 0 } else { n as u32 % 5 });
         }
         assert!(bucket.sessions.capacity() < MAX_SESSIONS / 10, "room is given back");
+        assert!(bucket.places.capacity() < MAX_SESSIONS / 10, "of the table, too");
     }
 }

@@ -1,6 +1,6 @@
 //! How sessions are created and destroyed: a group of them at a time, in their buckets first and in the log then.
 
-use std::{hint::black_box, sync::atomic::Ordering};
+use std::sync::atomic::Ordering;
 
 use smallvec::SmallVec;
 
@@ -75,7 +75,10 @@ impl MemoryStorage {
                 results.push(changed);
                 newest = newest.max(lsn);
             };
-            let done = part.chunks(GROUP).try_for_each(|some| self.change_some(some, change, &mut told));
+            let done = match part {
+                [_] => self.change_some::<1>(part, change, &mut told),
+                _ => part.chunks(GROUP).try_for_each(|some| self.change_some::<GROUP>(some, change, &mut told)),
+            };
             self.logs.iter().for_each(Log::settle);
             done?;
         }
@@ -83,32 +86,36 @@ impl MemoryStorage {
         Ok(results)
     }
 
-    /// Makes a change to some sessions, at most [`GROUP`] of them, in order. `told` hears of each whether it was changed.
-    fn change_some(
+    /// Makes a change to some sessions, no more than `N` of them, in order. `told` hears of each whether it was changed.
+    fn change_some<const N: usize>(
         &self,
         sessions: &[SessionKey],
         change: Change<'_>,
         mut told: impl FnMut(bool, Lsn),
     ) -> Result<(), StorageError> {
-        let all: SmallVec<[(SessionKey, Spot); GROUP]> =
+        let all: SmallVec<[(SessionKey, Spot); N]> =
             sessions.iter().map(|session| (*session, self.spot_of(session))).collect();
         if let Change::Create(Some((_, lease))) = change {
             all.iter().for_each(|(_, spot)| lease.enter(spot.bucket));
         }
+        let is_leased = change.lease().is_some();
         let mut rest = &all[..];
         while !rest.is_empty() {
-            let mut held = Held::lock(&self.buckets, rest.iter().map(|(_, spot)| spot.bucket));
+            let mut held = Held::<N>::lock(&self.buckets, rest.iter().map(|(_, spot)| spot.bucket));
             if all.len() > 1 && rest.len() == all.len() {
-                self.fetch(rest, change, &mut held);
+                held.fetch(rest.iter().map(|(_, spot)| spot.hash));
+                if let Change::Destroy(_) = change {
+                    held.fetch_last(&self.hash);
+                }
             }
-            let mut made: SmallVec<[Made; GROUP]> = SmallVec::new();
-            let mut results: SmallVec<[(bool, Lsn); GROUP]> = SmallVec::new();
-            let mut misfit = None;
+            let mut made: SmallVec<[Made; N]> = SmallVec::new();
+            let mut results: SmallVec<[(bool, Lsn); N]> = SmallVec::new();
+            let mut misfits: SmallVec<[u32; N]> = SmallVec::new();
             let mut failed = None;
             for (nth, (session, spot)) in rest.iter().enumerate() {
                 let bucket = held.bucket(nth);
-                if matches!(change, Change::Create(_)) && bucket.need(change.lease().is_some()).is_some() {
-                    misfit = Some(spot.bucket);
+                if matches!(change, Change::Create(_)) && bucket.need(is_leased).is_some() {
+                    misfits.push(spot.bucket);
                     break;
                 }
                 let done = match change {
@@ -119,9 +126,9 @@ impl MemoryStorage {
                     Ok(Done::Changed(change)) => {
                         made.push(Made::new(nth, spot.bucket, SessionEvent { session: *session, change }));
                         results.push((true, Lsn(0)));
-                        if matches!(change, SessionChange::Destroyed(_)) && bucket.need(false).is_some() {
-                            misfit = Some(spot.bucket);
-                            break;
+                        // For the next one, which would have to wait for it with all others of its group.
+                        if bucket.need(is_leased).is_some() {
+                            misfits.push(spot.bucket);
                         }
                     }
                     Ok(Done::Unchanged(lsn)) => results.push((false, lsn)),
@@ -138,26 +145,12 @@ impl MemoryStorage {
             drop(held);
             rest = &rest[results.len()..];
             results.into_iter().for_each(|(changed, lsn)| told(changed, lsn));
+            misfits.iter().for_each(|bucket| self.fit(&mut self.buckets[*bucket as usize].lock(), is_leased));
             if let Some(error) = failed {
                 return Err(error);
             }
-            if let Some(bucket) = misfit {
-                self.fit(&mut self.buckets[bucket as usize].lock(), change.lease().is_some());
-            }
         }
         Ok(())
-    }
-
-    /// Brings into the caches, all at the same time, what the change is about to read. What is found may be another when its turn
-    /// comes.
-    fn fetch(&self, sessions: &[(SessionKey, Spot)], change: Change<'_>, held: &mut Held<'_>) {
-        for (nth, (session, spot)) in sessions.iter().enumerate() {
-            let bucket = held.bucket(nth);
-            black_box(bucket.find(spot.hash, session));
-            if let Change::Destroy(_) = change {
-                black_box(bucket.find_last(&self.hash));
-            }
-        }
     }
 
     /// Creates a session in its bucket, which must need no room.

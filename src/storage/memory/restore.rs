@@ -58,7 +58,7 @@ impl Restore {
     ) {
         let slot = self.enter(bucket_index, lease);
         let bucket = self.storage.buckets[bucket_index as usize].get_mut();
-        let need = bucket.need_for(bucket.sessions().len() + count, slot != 0);
+        let need = bucket.need_for(count, slot != 0);
         drop(bucket.move_into(need.make(), &self.storage.hash));
         let mut count = 0;
         for session in sessions {
@@ -151,7 +151,7 @@ impl MemoryStorage {
         // Under the bucket's lock nothing of it is recorded, and no slot under which it has sessions changes hands.
         let lsn = self.journal.as_ref().map_or(Lsn(0), |journal| journal.newest());
         let leases = self.leases.ids(bucket.leased().map(|(_, slot)| slot));
-        let sessions = leases.into_iter().zip(bucket.sessions().iter().copied()).collect();
+        let sessions = leases.into_iter().zip(bucket.sessions().flatten().copied()).collect();
         (lsn, sessions)
     }
 
