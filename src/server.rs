@@ -167,7 +167,7 @@ impl Server {
         tracing::info!(storage = %config.storage, admin_address = %admin_addr, "opening the storage");
 
         let options = StorageOptions {
-            // The storage keeps them a second time, until the subject has taken them.
+            // The storage keeps them a second time until the subject has taken them.
             retain_events: config.subject.retain_events.min(config.subject.retain_bytes / size_of::<SessionEvent>()),
             max_sessions: config.max_sessions,
             max_leases: config.max_leases,

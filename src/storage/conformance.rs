@@ -66,8 +66,8 @@ pub trait StorageFactory: Send + Sync {
     /// many processes share. The suite uses them by turns, and runs [`expire_leases`](SessionStorage::expire_leases) on
     /// each.
     ///
-    /// Each partition keeps `retain_events` changes at least; `max_sessions` and `max_leases` are exact. Panics when it
-    /// cannot.
+    /// Each partition keeps as many changes as [`StorageOptions::retain_events`] says; `max_sessions` and `max_leases` are
+    /// exact. Panics when it cannot.
     async fn open(&self, options: StorageOptions) -> Vec<Arc<dyn SessionStorage>>;
 
     /// By how much expiry may be later than the second after its ttl that a lease is given, for what else keeps the

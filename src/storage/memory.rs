@@ -90,7 +90,8 @@ pub struct MemoryOptions {
     pub buckets: u32,
     /// Partitions of the log, at least 1. More than the default of 1 has no use but to test what follows a log.
     pub partitions: u32,
-    /// How many changes each partition keeps, at least 1. Rounded up to whole segments of at most 4096.
+    /// How many changes each partition keeps, as [`StorageOptions::retain_events`](super::StorageOptions::retain_events) says. Rounded
+    /// up to whole segments of at most 4096.
     pub retain_events: usize,
     /// How many sessions may exist.
     pub max_sessions: u64,

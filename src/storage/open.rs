@@ -29,7 +29,8 @@ pub enum StorageUrl {
 /// What every storage is opened with.
 #[derive(Clone, Copy, Debug)]
 pub struct StorageOptions {
-    /// How many changes the log keeps for those who follow it, at least 1.
+    /// How many changes each partition of the log keeps for those who follow it, at least 1. Once some follower has read them, a
+    /// storage need keep no more than 65,536 of these.
     pub retain_events: usize,
     /// How many sessions the registry may hold.
     pub max_sessions: u64,

@@ -13,6 +13,10 @@ use crate::{
 /// would hold the lock for milliseconds.
 const SEGMENT: usize = 4096;
 
+/// Of the changes that a follower has read so many stay, for another that is not as far: the subject keeps for its observers what
+/// it has read, and a million changes in two logs take 24 MB more.
+const KEPT_OF_READ: usize = 16 * SEGMENT;
+
 pub(super) struct Log(Mutex<State>);
 
 /// A log that is locked for changes to be appended.
@@ -23,15 +27,19 @@ struct State {
     segments: VecDeque<Vec<SessionEvent>>,
     segment_len: usize,
     max_segments: usize,
+    /// How many of the changes that somebody has read are kept.
+    kept_of_read: u64,
     /// The position before the first change held.
     oldest: u64,
     newest: u64,
     /// Followers are told of changes up to here: what is settled and, where changes must be on disk first, is there.
     visible: u64,
+    /// Somebody has read up to here.
+    read: u64,
     shows_settled: bool,
     /// Those who wait for a change after `visible` as it was at that time.
     followers: Vec<Waker>,
-    /// Memory for the next segment.
+    /// Memory for the next segment, of the last that was given up: a full log allocates nothing.
     spare: Vec<SessionEvent>,
 }
 
@@ -44,9 +52,11 @@ impl Log {
             segment_len,
             // One more: the newest segment is rarely full.
             max_segments: retain.div_ceil(segment_len) + 1,
+            kept_of_read: retain.min(KEPT_OF_READ) as u64,
             oldest: 0,
             newest: 0,
             visible: 0,
+            read: 0,
             shows_settled,
             followers: Vec::new(),
             spare: Vec::new(),
@@ -64,14 +74,16 @@ impl Log {
         let mut state = self.0.lock();
         state.append(event);
         state.visible = state.newest;
+        drop(state.trim());
     }
 
     /// Shows changes up to `position` to followers.
     pub(super) fn show(&self, position: Position) {
         let mut state = self.0.lock();
-        let followers = state.show(position.0);
+        let (followers, unused) = (state.show(position.0), state.trim());
         drop(state);
         followers.into_iter().for_each(Waker::wake);
+        drop(unused);
     }
 
     /// Locks it for changes to be appended. [`settle`](Self::settle) must follow, when no lock is held.
@@ -83,14 +95,15 @@ impl Log {
     /// once, and makes memory ready for more, which the kernel may take milliseconds to hand out.
     pub(super) fn settle(&self) {
         let mut state = self.0.lock();
-        let wants_spare = state.spare.capacity() == 0
-            && state.segments.len() < state.max_segments
-            && state.segments.back().is_none_or(|segment| segment.len() > state.segment_len / 2);
-        let segment_len = state.segment_len;
         let newest = state.newest;
         let followers = if state.shows_settled { state.show(newest) } else { Vec::new() };
+        let unused = state.trim();
+        let wants_spare = state.spare.capacity() == 0
+            && state.segments.back().is_none_or(|segment| segment.len() > state.segment_len / 2);
+        let segment_len = state.segment_len;
         drop(state);
         followers.into_iter().for_each(Waker::wake);
+        drop(unused);
         if wants_spare {
             let unwritten = SessionEvent { session: SessionKey::new(0, 0), change: SessionChange::Created };
             let spare = vec![unwritten; segment_len];
@@ -110,20 +123,11 @@ impl Log {
     pub(super) async fn changes_after(&self, after: Position, limit: usize) -> Result<Vec<SessionEvent>, LogError> {
         poll_fn(|context| {
             let mut state = self.0.lock();
-            if after.0 < state.oldest {
-                return Poll::Ready(Err(LogError::Trimmed));
-            }
-            if after.0 > state.visible {
-                return Poll::Ready(Err(LogError::Restarted));
-            }
-            if after.0 == state.visible {
-                let waiting = &mut state.followers;
-                if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
-                    waiting.push(context.waker().clone());
-                }
-                return Poll::Pending;
-            }
-            Poll::Ready(Ok(state.read((after.0 - state.oldest) as usize, limit.max(1))))
+            let changes = state.changes_after(after, limit.max(1), context.waker());
+            let unused = state.trim();
+            drop(state);
+            drop(unused);
+            changes
         })
         .await
     }
@@ -139,25 +143,28 @@ impl State {
     /// Shows changes up to `visible`, and gives those to wake for it.
     fn show(&mut self, visible: u64) -> Vec<Waker> {
         self.visible = visible;
-        // Those that nobody had seen yet were kept beyond the bound.
-        while self.segments.len() > self.max_segments && self.oldest_is_seen() {
-            self.oldest += self.segment_len as u64;
-            self.segments.pop_front();
-        }
         std::mem::take(&mut self.followers)
+    }
+
+    /// Gives up the oldest changes, as many as need not be kept. What is given back is to be freed when the log is not locked.
+    #[must_use]
+    fn trim(&mut self) -> Vec<Vec<SessionEvent>> {
+        let mut unused = Vec::new();
+        while self.segments.len() > self.most_segments() {
+            self.oldest += self.segment_len as u64;
+            match self.segments.pop_front() {
+                Some(segment) if self.spare.capacity() == 0 => self.spare = segment,
+                segment => unused.extend(segment),
+            }
+        }
+        unused
     }
 
     fn append(&mut self, event: SessionEvent) {
         match self.segments.back_mut() {
             Some(segment) if segment.len() < self.segment_len => segment.push(event),
             _ => {
-                // The oldest segment becomes the newest, so that a full log allocates nothing.
-                let mut segment = if self.segments.len() >= self.max_segments && self.oldest_is_seen() {
-                    self.oldest += self.segment_len as u64;
-                    self.segments.pop_front().unwrap_or_default()
-                } else {
-                    std::mem::take(&mut self.spare)
-                };
+                let mut segment = std::mem::take(&mut self.spare);
                 segment.clear();
                 segment.reserve_exact(self.segment_len);
                 segment.push(event);
@@ -167,9 +174,36 @@ impl State {
         self.newest += 1;
     }
 
-    /// Whether all of the oldest segment is shown. A follower must not lose its place to changes that it is not shown.
-    fn oldest_is_seen(&self) -> bool {
-        self.oldest + self.segment_len as u64 <= self.visible
+    /// How many segments there may be, as long as the oldest is what it is.
+    fn most_segments(&self) -> usize {
+        match self.oldest + self.segment_len as u64 {
+            // A follower must not lose its place to changes that it is not shown.
+            end if end > self.visible => usize::MAX,
+            end if end + self.kept_of_read > self.read => self.max_segments,
+            _ => 0,
+        }
+    }
+
+    fn changes_after(
+        &mut self,
+        after: Position,
+        limit: usize,
+        waker: &Waker,
+    ) -> Poll<Result<Vec<SessionEvent>, LogError>> {
+        if after.0 < self.oldest {
+            return Poll::Ready(Err(LogError::Trimmed));
+        }
+        if after.0 > self.visible {
+            return Poll::Ready(Err(LogError::Restarted));
+        }
+        self.read = self.read.max(after.0);
+        if after.0 == self.visible {
+            if !self.followers.iter().any(|follower| follower.will_wake(waker)) {
+                self.followers.push(waker.clone());
+            }
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(self.read((after.0 - self.oldest) as usize, limit)))
     }
 
     /// Up to `limit` changes, without the first `skip` that are held.
