@@ -10,6 +10,8 @@ use tokio::{
     sync::{mpsc, watch},
 };
 
+use super::wire;
+
 /// The bytes of 1,000 events of sessiond, with the head of a frame.
 pub(crate) const PUBLICATION: usize = 13_040;
 
@@ -43,12 +45,15 @@ where
     });
 }
 
+/// The message `HasSessionResponse { exists: true }`.
+const EXISTS: &[u8] = &[0, 0, 0, 0, 2, 8, 1];
+
 /// HTTP/2 by hand on the h2 crate, a current-thread runtime a core.
 pub(crate) fn serve_h2(listener: TcpListener) {
     accept_on_workers(listener, answer_all);
 }
 
-/// Reads each request to its end and answers it with the bytes of `HasSessionResponse { exists: true }`.
+/// Reads each request to its end and answers it.
 async fn answer_all(stream: TcpStream) {
     let Ok(mut connection) = h2::server::handshake(stream).await else { return };
     while let Some(Ok((request, mut respond))) = connection.accept().await {
@@ -59,11 +64,26 @@ async fn answer_all(stream: TcpStream) {
             }
             let response = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
             let Ok(mut send) = respond.send_response(response, false) else { return };
-            let _ = send.send_data(Bytes::from_static(&[0, 0, 0, 0, 2, 8, 1]), false);
+            let _ = send.send_data(Bytes::from_static(EXISTS), false);
             let mut trailers = http::HeaderMap::new();
             trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
             let _ = send.send_trailers(trailers);
         });
+    }
+}
+
+/// The bytes of answers, without HTTP/2: what it reads is taken for a call, as it is where one is in flight on a connection.
+pub(crate) fn serve_blindly(listener: TcpListener) {
+    accept_on_workers(listener, answer_blindly);
+}
+
+async fn answer_blindly(mut stream: TcpStream) {
+    let mut request = [0; 4096];
+    for call in 0.. {
+        let is_read = matches!(stream.read(&mut request).await, Ok(1..));
+        if !is_read || stream.write_all(&wire::answer(call, EXISTS)).await.is_err() {
+            break;
+        }
     }
 }
 

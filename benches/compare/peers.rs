@@ -65,6 +65,11 @@ pub(crate) fn bare_h2() -> Server {
     own("bare")
 }
 
+/// A server that reads calls and writes answers as bytes that it does not look at: what sockets cost.
+pub(crate) fn bare_calls() -> Server {
+    own("calls")
+}
+
 /// A server that writes to sockets, and does nothing else.
 pub(crate) fn bare_tcp() -> Server {
     own("tcp")
@@ -83,6 +88,7 @@ pub(crate) fn serve(peer: &str, port: u16) {
     match peer {
         "stock" => serve_stock(listener),
         "bare" => floor::serve_h2(listener),
+        "calls" => floor::serve_blindly(listener),
         _ => floor::serve_fan_out(listener),
     }
 }

@@ -176,6 +176,17 @@ fn frame(bytes: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) 
     bytes.extend_from_slice(payload);
 }
 
+/// The frames of an answer, as long as sessiond's, on the stream of call number `call` of a connection.
+pub(crate) fn answer(call: u32, body: &[u8]) -> Vec<u8> {
+    let stream = 2 * call + 1;
+    let mut bytes = Vec::new();
+    // :status 200, and two fields that the client would remember: content-type and grpc-status.
+    frame(&mut bytes, HEADERS, END_HEADERS, stream, &[0x88, 0xbf]);
+    frame(&mut bytes, DATA, 0, stream, body);
+    frame(&mut bytes, HEADERS, END_HEADERS | END_STREAM, stream, &[0xbe]);
+    bytes
+}
+
 /// Makes `total` calls over `connections`, each with `in_flight` at once; the body of call number n is `body(n)`.
 pub(crate) async fn load(
     address: SocketAddr,
