@@ -13,7 +13,7 @@ use super::{
 const BATCH: u64 = 1000;
 const BATCHES: u64 = 1000;
 const SESSIONS: u64 = BATCH * BATCHES;
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 
 pub(crate) async fn run(report: &mut Report) {
     report.part("Batches of 1,000, 10 connections x 1 in flight", &["call", "server CPU, us a session"]);

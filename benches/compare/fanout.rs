@@ -37,7 +37,7 @@ const IN_FLIGHT: u64 = 7;
 
 const CREATE: &str = "/sessiond.v1.SessionService/BatchCreateSessions";
 
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 
 pub(crate) async fn run(report: &mut Report) {
     for (observers, events) in [(100, 500_000), (1000, 100_000)] {
