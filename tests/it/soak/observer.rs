@@ -144,7 +144,8 @@ impl Observer {
             WatchUpdate::Reset(reason) => {
                 let expected = match reason {
                     ResetReason::SnapshotInterrupted => true,
-                    ResetReason::CursorExpired => self.habit == Habit::StaysAway,
+                    // Whose server is killed while it stalls comes back with the cursor of what it had time for.
+                    ResetReason::CursorExpired => matches!(self.habit, Habit::StaysAway | Habit::Stalls),
                     ResetReason::Lagged => self.habit == Habit::Stalls,
                     _ => false,
                 };
