@@ -10,7 +10,7 @@ mod live;
 mod model;
 mod races;
 mod redis;
-mod replica;
+pub(crate) mod replica;
 mod segment;
 mod twisted;
 mod watcher;

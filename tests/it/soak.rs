@@ -45,10 +45,10 @@ const PEERS: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Fewer than are written while an observer stays away, more than while it just leaves.
-const RETAINED: &str = "8000";
+const RETAINED: u64 = 8000;
 
 /// Peers that say nothing are to be gone when the round ends.
-const ARGS: [&str; 6] = ["--workers", "2", "--retain-events", RETAINED, "--handshake-timeout", "2s"];
+const ARGS: [&str; 4] = ["--workers", "2", "--handshake-timeout", "2s"];
 
 struct Plan {
     storage: String,
@@ -89,7 +89,8 @@ fn rounds() -> (u32, Duration) {
 
 async fn soak(plan: Plan) {
     let (rounds, length) = rounds();
-    let args = [&ARGS[..], &["--storage", &plan.storage]].concat();
+    let retained = RETAINED.to_string();
+    let args = [&ARGS[..], &["--retain-events", &retained, "--storage", &plan.storage]].concat();
     let mut operator = Operator::start(&own_address(), &args, plan.kills).await;
     let addr = operator.addr();
     let mut writers: Vec<Writer> = (0..WRITERS).map(Writer::new).collect();

@@ -8,8 +8,8 @@ use sessiond::{
 };
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::Changes;
-use crate::fake::soon;
+use super::{Changes, RETAINED};
+use crate::{fake::soon, properties::replica::EVENTS_A_CHUNK};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Habit {
@@ -53,6 +53,13 @@ impl Habit {
     }
 }
 
+/// How many changes there were before a cursor's place, in all partitions; none where that is before a snapshot.
+fn position(cursor: &str) -> Option<u64> {
+    let parts: Vec<&str> = cursor.split('-').collect();
+    let positions = parts.get(1..parts.len() - 1)?;
+    positions.iter().map(|part| u64::from_str_radix(part, 16).ok()).sum()
+}
+
 pub(crate) struct Observer {
     pub(crate) habit: Habit,
     pub(crate) events: u64,
@@ -60,6 +67,10 @@ pub(crate) struct Observer {
     pub(crate) resumed: u64,
     pub(crate) resets: u64,
     cursor: Option<String>,
+    /// The position of the last cursor it was given.
+    position: u64,
+    /// The one it had when it was told that it was away for too long, until it knows for how long that was.
+    expired: Option<u64>,
     held: HashSet<SessionKey>,
     is_synced: bool,
     /// What it was told of each session, unless a reset came since the last round.
@@ -69,7 +80,18 @@ pub(crate) struct Observer {
 impl Observer {
     pub(crate) fn new(habit: Habit) -> Self {
         let changes = Some(Changes::new());
-        Self { habit, events: 0, resumed: 0, resets: 0, cursor: None, held: HashSet::new(), is_synced: false, changes }
+        Self {
+            habit,
+            events: 0,
+            resumed: 0,
+            resets: 0,
+            cursor: None,
+            position: 0,
+            expired: None,
+            held: HashSet::new(),
+            is_synced: false,
+            changes,
+        }
     }
 
     fn watch(&mut self, way: SocketAddr) -> Watch {
@@ -93,7 +115,8 @@ impl Observer {
         }
         let mut watch = self.watch(way);
         while !self.is_synced {
-            self.take(soon(watch.next()).await.unwrap());
+            let update = soon(watch.next()).await.unwrap();
+            self.take(update, watch.cursor());
         }
         self.changes.get_or_insert_default();
         self.cursor = watch.cursor().map(str::to_owned);
@@ -105,7 +128,7 @@ impl Observer {
         let mut next = self.habit.next();
         while !(self.is_synced && markers.iter().all(|marker| self.held.contains(marker))) {
             tokio::select! {
-                update = watch.next() => self.take(update.unwrap()),
+                update = watch.next() => self.take(update.unwrap(), watch.cursor()),
                 () = sleep_until(next), if next < until => {
                     match self.habit {
                         Habit::Stalls => sleep(self.habit.pause()).await,
@@ -129,7 +152,8 @@ impl Observer {
         self.changes = None;
     }
 
-    fn take(&mut self, update: WatchUpdate) {
+    fn take(&mut self, update: WatchUpdate, cursor: Option<&str>) {
+        self.position = cursor.and_then(position).unwrap_or(self.position);
         match update {
             WatchUpdate::Snapshot(sessions) => {
                 for session in sessions {
@@ -139,6 +163,10 @@ impl Observer {
             WatchUpdate::Synced { session_count } => {
                 assert_eq!(session_count, self.held.len() as u64, "{:?}", self.habit);
                 self.is_synced = true;
+                if let Some(expired) = self.expired.take() {
+                    let missed = self.position - expired;
+                    assert!(missed > RETAINED - EVENTS_A_CHUNK as u64, "{:?}: it missed only {missed}", self.habit);
+                }
             }
             WatchUpdate::Events(events) => events.iter().for_each(|event| self.apply(event)),
             WatchUpdate::Reset(reason) => {
@@ -150,6 +178,9 @@ impl Observer {
                     _ => false,
                 };
                 assert!(expected, "{:?}: {reason:?}", self.habit);
+                if reason == ResetReason::CursorExpired {
+                    self.expired = Some(self.position);
+                }
                 self.resets += 1;
                 self.forget();
             }
