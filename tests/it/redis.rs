@@ -5,6 +5,7 @@ mod conformance;
 mod faults;
 mod fleet;
 mod linear;
+mod replica;
 mod rolling;
 pub(crate) mod server;
 mod slots;

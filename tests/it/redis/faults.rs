@@ -1,24 +1,22 @@
 //! What becomes of calls and streams when Redis fails.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use redis::cmd;
 use sessiond::{
-    session::{SessionChange, SessionKey},
+    session::SessionKey,
     storage::{SessionStorage, StorageError, StorageOptions},
-    subject::{ObserveOptions, Observer, ResetReason, SessionSubject, Start, SubjectOptions, Update},
+    subject::{ResetReason, Start},
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::{
     ROOMY,
     cluster::{MASTERS, RedisCluster},
     open,
+    replica::{Replica, create, eventually, key, keys, left_of},
     server::{RedisServer, is_installed},
 };
-
-/// Far longer than anything takes; it only ends tests that hang.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The longest that a call may take with `timeout_ms` as below: an answer of Redis, the connection to it, and some for a busy
 /// machine.
@@ -27,111 +25,6 @@ const CALL: Duration = Duration::from_secs(5);
 /// Short timeouts, so that outages are noticed soon.
 const PARAMETERS: &str = "timeout_ms=300&buckets=64";
 
-fn key(n: i64) -> SessionKey {
-    SessionKey::new(n % 3, n)
-}
-
-fn keys(numbers: std::ops::Range<i64>) -> Vec<SessionKey> {
-    numbers.map(key).collect()
-}
-
-/// One replica: a handle of its own and the subject over it.
-struct Replica {
-    storage: Arc<dyn SessionStorage>,
-    subject: SessionSubject,
-}
-
-impl Replica {
-    async fn start(url: &str) -> Self {
-        Self::start_with(url, ROOMY).await
-    }
-
-    async fn start_with(url: &str, options: StorageOptions) -> Self {
-        let storage = open(url, options).await;
-        let subject = SessionSubject::start(Arc::clone(&storage), SubjectOptions::default(), ()).await.unwrap();
-        Self { storage, subject }
-    }
-
-    async fn watch(&self, start: Start) -> Held {
-        let observer = eventually(|| async {
-            self.subject.observe(ObserveOptions { start: start.clone(), ..ObserveOptions::default() }).await.ok()
-        });
-        Held { observer: observer.await, sessions: HashSet::new(), resets: Vec::new(), is_synced: false }
-    }
-}
-
-/// An observer that holds what it is told to, and fails where that is not exact.
-struct Held {
-    observer: Observer,
-    sessions: HashSet<SessionKey>,
-    resets: Vec<ResetReason>,
-    is_synced: bool,
-}
-
-impl Held {
-    async fn read(&mut self) {
-        match timeout(PATIENCE, self.observer.next()).await.expect("it is told something").expect("it goes on") {
-            Update::Subscribed | Update::Closed => {}
-            Update::Reset(reason) => {
-                self.resets.push(reason);
-                self.sessions.clear();
-                self.is_synced = false;
-            }
-            Update::Snapshot(sessions) => {
-                for session in sessions {
-                    assert!(self.sessions.insert(session), "{session:?} is in the snapshot, and was held");
-                }
-            }
-            Update::Synced { session_count } => {
-                assert_eq!(self.sessions.len() as u64, session_count);
-                self.is_synced = true;
-            }
-            Update::Events(events) => {
-                for event in events.events() {
-                    let is_exact = match event.change {
-                        SessionChange::Created => self.sessions.insert(event.session),
-                        SessionChange::Destroyed(_) => self.sessions.remove(&event.session),
-                    };
-                    assert!(is_exact, "{event:?} does not fit what is held");
-                }
-            }
-        }
-    }
-
-    /// Reads until just these are held.
-    async fn comes_to_hold(&mut self, sessions: &[SessionKey]) {
-        let expected: HashSet<_> = sessions.iter().copied().collect();
-        while !self.is_synced || self.sessions != expected {
-            self.read().await;
-        }
-    }
-
-    /// Reads until there was a reset for this reason, and the snapshot after it.
-    async fn is_reset(&mut self, reason: ResetReason) {
-        while !self.is_synced || self.resets.last() != Some(&reason) {
-            self.read().await;
-        }
-    }
-}
-
-/// Tries again until it is given something.
-async fn eventually<T, F: Future<Output = Option<T>>>(attempt: impl Fn() -> F) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(done) = attempt().await {
-            return done;
-        }
-        assert!(Instant::now() < deadline, "it does not come true");
-        sleep(Duration::from_millis(20)).await;
-    }
-}
-
-/// Creates these, as a gateway that tries again.
-async fn create(storage: &dyn SessionStorage, sessions: &[SessionKey]) {
-    eventually(|| async { storage.create(sessions, None).await.ok() }).await;
-}
-
-/// Every unary call fails as it should while Redis is away, and in time.
 impl RedisCluster {
     /// Restarts a node and waits until all serve.
     fn restart(&mut self, node: usize) {
@@ -144,14 +37,7 @@ impl RedisCluster {
     }
 }
 
-/// Which of these a replica finds, as soon as it answers.
-async fn left_of(mut sessions: Vec<SessionKey>, replica: &Replica) -> Vec<SessionKey> {
-    let exist = eventually(|| async { replica.storage.has(&sessions).await.ok() }).await;
-    let mut exist = exist.into_iter();
-    sessions.retain(|_| exist.next().unwrap());
-    sessions
-}
-
+/// Every unary call fails as it should while Redis is away, and in time.
 async fn is_unavailable(storage: &dyn SessionStorage) {
     let began = Instant::now();
     let calls = futures_util::future::join_all((0..20).map(|n| async move {
