@@ -1,6 +1,7 @@
 //! The storage in Redis, on real servers.
 
 pub(crate) mod cluster;
+mod cluster_kills;
 mod conformance;
 mod faults;
 mod fleet;

@@ -7,11 +7,14 @@ use std::{
 
 use redis::cmd;
 
-use super::server::RedisServer;
+use super::server::{RedisServer, ServerKind};
 
 const SLOTS: usize = 16_384;
 
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Short, so that a failover takes few seconds.
+pub(crate) const NODE_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Three masters, each with so many replicas.
 pub(crate) struct RedisCluster {
@@ -22,18 +25,26 @@ pub(crate) const MASTERS: usize = 3;
 
 impl RedisCluster {
     pub(crate) fn start(replicas_each: usize) -> Self {
-        // A node that does not answer for this long is replaced.
-        let args = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1500", "--repl-diskless-sync-delay", "0"];
+        Self::start_kind(ServerKind::Redis, replicas_each, NODE_TIMEOUT, &[])
+    }
+
+    /// One of another kind of server, with further arguments for each. A node that does not answer for `node_timeout` is replaced
+    /// by its replica.
+    pub(crate) fn start_kind(kind: ServerKind, replicas_each: usize, node_timeout: Duration, args: &[&str]) -> Self {
+        let node_timeout = node_timeout.as_millis().to_string();
+        let cluster = ["--cluster-enabled", "yes", "--cluster-node-timeout", &node_timeout];
+        let args = [&cluster, ["--repl-diskless-sync-delay", "0"].as_slice(), args].concat();
         let count = MASTERS * (1 + replicas_each);
-        let nodes: Vec<RedisServer> = (0..count).map(|_| RedisServer::start(&args)).collect();
+        let nodes: Vec<RedisServer> = (0..count).map(|_| kind.start(&args)).collect();
         let cluster = Self { nodes };
         for (number, node) in cluster.nodes.iter().enumerate() {
             let () = node.ask(cmd("CLUSTER").arg("SET-CONFIG-EPOCH").arg(number + 1)).unwrap();
             let first = cluster.nodes[0].port;
             let () = node.ask(cmd("CLUSTER").arg("MEET").arg("127.0.0.1").arg(first)).unwrap();
             if number < MASTERS {
-                let (begin, end) = (number * SLOTS / MASTERS, (number + 1) * SLOTS / MASTERS - 1);
-                let () = node.ask(cmd("CLUSTER").arg("ADDSLOTSRANGE").arg(begin).arg(end)).unwrap();
+                // Redis 6.2 knows no ADDSLOTSRANGE.
+                let slots: Vec<usize> = (number * SLOTS / MASTERS..(number + 1) * SLOTS / MASTERS).collect();
+                let () = node.ask(cmd("CLUSTER").arg("ADDSLOTS").arg(slots)).unwrap();
             }
         }
         cluster.wait("every node to know the others", |cluster| {
@@ -44,14 +55,26 @@ impl RedisCluster {
             let master: String = cluster.nodes[number % MASTERS].ask(cmd("CLUSTER").arg("MYID")).unwrap();
             let () = replica.ask(cmd("CLUSTER").arg("REPLICATE").arg(master)).unwrap();
         }
-        cluster.wait("the cluster to serve", |cluster| {
-            let serves = |node: &RedisServer| node.cluster_info().contains("cluster_state:ok");
-            let replicates = |node: &RedisServer| {
-                node.ask::<String>(cmd("INFO").arg("replication")).unwrap().contains("master_link_status:up")
-            };
-            cluster.nodes.iter().all(serves) && cluster.nodes[MASTERS..].iter().all(replicates)
-        });
+        cluster.wait("the cluster to serve", Self::is_whole);
         cluster
+    }
+
+    /// Whether each node says that the cluster serves, and each replica follows its master.
+    pub(crate) fn is_whole(&self) -> bool {
+        let is_up = |node: &RedisServer| {
+            let replication: String = node.ask(cmd("INFO").arg("replication")).unwrap_or_default();
+            replication.contains("role:master") || replication.contains("master_link_status:up")
+        };
+        self.nodes.iter().all(|node| node.serves() && is_up(node)) && self.masters().len() == MASTERS
+    }
+
+    /// Which nodes are masters, as they say themselves.
+    pub(crate) fn masters(&self) -> Vec<usize> {
+        let is_master = |node: &RedisServer| {
+            let role = node.ask::<Vec<redis::Value>>(&cmd("ROLE")).unwrap_or_default();
+            role.first().is_some_and(|role| *role == redis::Value::BulkString(b"master".to_vec()))
+        };
+        (0..self.nodes.len()).filter(|node| is_master(&self.nodes[*node])).collect()
     }
 
     pub(crate) fn wait(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
@@ -70,6 +93,11 @@ impl RedisCluster {
 }
 
 impl RedisServer {
+    /// Whether this node says that the cluster serves.
+    pub(crate) fn serves(&self) -> bool {
+        self.cluster_info().contains("cluster_state:ok")
+    }
+
     pub(crate) fn cluster_info(&self) -> String {
         self.ask(cmd("CLUSTER").arg("INFO")).unwrap_or_default()
     }

@@ -1,8 +1,10 @@
 //! A redis-server of a test's own, on a free port, with a folder of its own.
 
 use std::{
+    env,
     io::ErrorKind,
     net::TcpListener,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -16,18 +18,97 @@ use crate::installed::is_missing;
 /// How long it may take to start, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// A program that tests run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ServerKind {
+    /// The redis-server that is installed.
+    Redis,
+    /// Redis 6.2, the oldest that is supported: the program that `SESSIOND_TEST_REDIS62` names.
+    Redis62,
+    /// Valkey: the program that `SESSIOND_TEST_VALKEY` names.
+    Valkey,
+}
+
+impl ServerKind {
+    fn program(self) -> Option<PathBuf> {
+        match self {
+            Self::Redis => Some("redis-server".into()),
+            Self::Redis62 => env::var_os("SESSIOND_TEST_REDIS62").map(PathBuf::from),
+            Self::Valkey => env::var_os("SESSIOND_TEST_VALKEY").map(PathBuf::from),
+        }
+    }
+
+    /// Whether there is such a program to test with.
+    pub(crate) fn is_installed(self) -> bool {
+        let version = |program: PathBuf| Command::new(program).arg("--version").stdout(Stdio::null()).status();
+        let found = match self.program().map(version) {
+            None => false,
+            Some(Ok(status)) => {
+                assert!(status.success(), "{self:?} --version fails");
+                true
+            }
+            Some(Err(error)) => {
+                assert!(self == Self::Redis && error.kind() == ErrorKind::NotFound, "{self:?} cannot be run: {error}");
+                false
+            }
+        };
+        !is_missing(self.name(), found)
+    }
+
+    /// The name by which `SESSIOND_TEST_REQUIRE` requires it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Redis => "redis",
+            Self::Redis62 => "redis62",
+            Self::Valkey => "valkey",
+        }
+    }
+
+    /// Starts a server that keeps nothing on disk, with further arguments of redis-server.
+    pub(crate) fn start(self, args: &[&str]) -> RedisServer {
+        RedisServer::start_kind(self, args)
+    }
+
+    /// The arguments that allow the DEBUG command.
+    pub(crate) fn with_debug(self) -> &'static [&'static str] {
+        match self {
+            // Always allowed.
+            Self::Redis62 => &[],
+            Self::Redis | Self::Valkey => &["--enable-debug-command", "yes"],
+        }
+    }
+}
+
+/// Makes a test of `async fn name(kind: ServerKind)` for each kind of server: `name::redis`, `name::redis62` and `name::valkey`.
+macro_rules! on_each_server {
+    ($([$($test:tt)*] $name:ident;)+) => {
+        $(mod $name {
+            use crate::redis::server::ServerKind;
+
+            on_each_server!(@one [$($test)*] $name, redis, Redis);
+            on_each_server!(@one [$($test)*] $name, redis62, Redis62);
+            on_each_server!(@one [$($test)*] $name, valkey, Valkey);
+        })+
+    };
+    (@one [$($test:tt)*] $name:ident, $server:ident, $kind:ident) => {
+        $($test)*
+        async fn $server() {
+            if ServerKind::$kind.is_installed() {
+                super::$name(ServerKind::$kind).await;
+            }
+        }
+    };
+}
+pub(crate) use on_each_server;
+
 /// Whether there is a redis-server to test with.
 pub(crate) fn is_installed() -> bool {
-    let found = Command::new("redis-server").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    match &found {
-        Ok(status) => assert!(status.success(), "redis-server --version fails"),
-        Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "redis-server cannot be run"),
-    }
-    !is_missing("redis", found.is_ok())
+    ServerKind::Redis.is_installed()
 }
 
 /// A running redis-server; dropping it kills it and deletes its folder.
 pub(crate) struct RedisServer {
+    kind: ServerKind,
     child: Option<Child>,
     pub(crate) port: u16,
     folder: TempDir,
@@ -35,11 +116,15 @@ pub(crate) struct RedisServer {
 }
 
 impl RedisServer {
-    /// One that keeps nothing on disk, with further arguments of redis-server.
+    /// The installed one; it keeps nothing on disk. Takes further arguments of redis-server.
     pub(crate) fn start(args: &[&str]) -> Self {
+        Self::start_kind(ServerKind::Redis, args)
+    }
+
+    fn start_kind(kind: ServerKind, args: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let mut server = Self { child: None, port: 0, folder, args };
+        let mut server = Self { kind, child: None, port: 0, folder, args };
         let deadline = Instant::now() + PATIENCE;
         // Somebody else may take the port before redis-server does.
         while server.child.is_none() {
@@ -61,16 +146,16 @@ impl RedisServer {
     }
 
     fn try_start(&mut self) {
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(self.kind.program().expect("the program is installed"));
         command.current_dir(self.folder.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-        let mut child = command.args(&self.args).spawn().expect("redis-server is installed");
+        let mut child = command.args(&self.args).spawn().expect("the program is installed");
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             if child.try_wait().unwrap().is_some() {
                 return;
             }
-            if self.ask::<String>(&redis::cmd("PING")).is_ok_and(|answer| answer == "PONG") {
+            if self.is_serving() {
                 self.child = Some(child);
                 return;
             }
@@ -78,6 +163,14 @@ impl RedisServer {
         }
         let _ = child.kill();
         let _ = child.wait();
+    }
+
+    /// Whether it answers, be it with an error that is not about its start.
+    fn is_serving(&self) -> bool {
+        match self.ask::<String>(&redis::cmd("PING")) {
+            Ok(_) => true,
+            Err(error) => matches!(error.code(), Some("NOAUTH" | "MISCONF")),
+        }
     }
 
     pub(crate) fn kill(&mut self) {
@@ -91,6 +184,22 @@ impl RedisServer {
     pub(crate) fn signal(&self, signal: &str) {
         let pid = self.child.as_ref().expect("it runs").id().to_string();
         assert!(Command::new("kill").args(["-s", signal, &pid]).status().expect("kill is installed").success());
+    }
+
+    /// Sets one of its configuration parameters.
+    pub(crate) fn set(&self, parameter: &str, value: &str) {
+        let () = self.ask(redis::cmd("CONFIG").arg("SET").arg(parameter).arg(value)).unwrap();
+    }
+
+    /// The folder with its files.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The value of a field of INFO, such as `used_memory`.
+    pub(crate) fn info(&self, section: &str, field: &str) -> Option<String> {
+        let info: String = self.ask(redis::cmd("INFO").arg(section)).unwrap();
+        info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).map(str::to_owned)
     }
 
     /// The URL of a registry in it.
