@@ -6,6 +6,8 @@ mod conformance;
 mod faults;
 mod fleet;
 mod linear;
+mod name;
+mod name_failover;
 mod replica;
 mod rolling;
 pub(crate) mod server;

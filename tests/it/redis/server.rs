@@ -83,7 +83,7 @@ impl ServerKind {
 macro_rules! on_each_server {
     ($([$($test:tt)*] $name:ident;)+) => {
         $(mod $name {
-            use crate::redis::server::ServerKind;
+            use crate::redis::server::{ServerKind, on_each_server};
 
             on_each_server!(@one [$($test)*] $name, redis, Redis);
             on_each_server!(@one [$($test)*] $name, redis62, Redis62);
