@@ -84,6 +84,8 @@ pub struct ServerConfig {
     pub max_sessions: u64,
     /// How many leases there may be.
     pub max_leases: u64,
+    /// See [`StorageOptions::outage_grace`].
+    pub outage_grace: Duration,
     /// How many connections there may be. More wait to be accepted.
     pub max_connections: usize,
     /// The bounds of each connection.
@@ -171,6 +173,7 @@ impl Server {
             retain_events: config.subject.retain_events.min(config.subject.retain_bytes / size_of::<SessionEvent>()),
             max_sessions: config.max_sessions,
             max_leases: config.max_leases,
+            outage_grace: config.outage_grace,
         };
         let storage = config.storage.open(options).await?;
         let subject = Arc::new(SessionSubject::start(storage, config.subject, WireEncoder).await?);

@@ -5,7 +5,11 @@ use std::{error::Error, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::{access::Refusal, storage::StorageError, subject::ObserveError};
+use crate::{
+    access::Refusal,
+    storage::{StorageError, WriteRefusal},
+    subject::ObserveError,
+};
 
 /// The `domain` of the `google.rpc.ErrorInfo` in every error.
 pub const ERROR_DOMAIN: &str = "sessiond";
@@ -14,7 +18,7 @@ pub const ERROR_DOMAIN: &str = "sessiond";
 pub const MAX_BATCH: usize = 65_536;
 
 /// The reasons in the `google.rpc.ErrorInfo` of errors: all that there are.
-pub(crate) const REASONS: [&str; 28] = [
+pub(crate) const REASONS: [&str; 29] = [
     "BAD_DURATION",
     "BATCH_TOO_LARGE",
     "CALL_TIMEOUT",
@@ -32,6 +36,7 @@ pub(crate) const REASONS: [&str; 28] = [
     "SCOPE_MISSING",
     "SERVER_DRAINING",
     "SESSION_ID_MISSING",
+    "STORAGE_REFUSES_CHANGES",
     "STORAGE_UNAVAILABLE",
     "TOKEN_EXPIRED",
     "TOKEN_UNKNOWN",
@@ -251,6 +256,12 @@ fn storage_row(error: &StorageError) -> Row {
             tracing::debug!(error = source, "a call failed: the storage is out of reach");
             Row { message: "the storage is out of reach: try again".to_owned(), ..unavailable("STORAGE_UNAVAILABLE") }
         }
+        StorageError::Refused(WriteRefusal { cause, .. }) => {
+            // The detail is for the log and the admin port, and not for callers.
+            let message =
+                format!("the storage refuses changes because {cause}: try again later; to fix it, {}", cause.advice());
+            Row { message, ..unavailable("STORAGE_REFUSES_CHANGES") }
+        }
         StorageError::Broken(_) => {
             let source: &dyn Error = error;
             tracing::error!(error = source, "a call failed: the storage is broken");
@@ -282,7 +293,10 @@ fn retry_delay(error: &ServiceError) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::access::{Scope, Scopes};
+    use crate::{
+        access::{Scope, Scopes},
+        storage::RefusalCause,
+    };
 
     #[test]
     fn every_error_has_its_code_its_reason_and_a_message_that_says_what_to_do() {
@@ -392,6 +406,12 @@ mod tests {
                 Code::ResourceExhausted,
                 "TOO_MANY_SESSIONS",
                 "--max-sessions",
+            ),
+            (
+                StorageError::Refused(WriteRefusal::new(RefusalCause::DiskFull, "secret detail")).into(),
+                Code::Unavailable,
+                "STORAGE_REFUSES_CHANGES",
+                "because the disk is full: try again later; to fix it, free some space",
             ),
             (StorageError::Unavailable(io()).into(), Code::Unavailable, "STORAGE_UNAVAILABLE", "try again"),
             (StorageError::Broken(io()).into(), Code::Internal, "INTERNAL", "log"),

@@ -7,6 +7,7 @@ pub mod memory;
 mod open;
 #[cfg(feature = "redis")]
 pub mod redis;
+mod writability;
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -20,6 +21,7 @@ use crate::session::{LeaseId, SessionEvent, SessionKey};
 pub use self::{
     error::{LogError, StorageError},
     open::{OpenError, StorageOptions, StorageUrl},
+    writability::{RefusalCause, Writability, WriteRefusal},
 };
 
 /// A set of sessions, and the ordered log of its changes: what a storage is.
@@ -56,6 +58,15 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
 
     /// The partition that logs the changes of `bucket`: less than [`Layout::partitions`]. Never changes.
     fn partition_of(&self, bucket: u32) -> u32;
+
+    /// Whether the registry can be changed at present, as far as the storage knows.
+    ///
+    /// A storage finds out by itself, within 10 s and in both directions, and does not wait until a call fails. It answers from
+    /// memory, at once. Every storage that can lose the ability to make changes overrides this; by default changes are always
+    /// possible.
+    fn writability(&self) -> Writability {
+        Writability::Writable
+    }
 
     /// Makes sessions exist. Tells for each, in order, whether this call created it.
     ///

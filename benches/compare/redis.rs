@@ -37,7 +37,12 @@ const SCRIPT: &str = concat!(
     include_str!("../../src/storage/redis/scripts/apply.lua")
 );
 
-const OPTIONS: StorageOptions = StorageOptions { retain_events: 1 << 20, max_sessions: 1 << 40, max_leases: 1000 };
+const OPTIONS: StorageOptions = StorageOptions {
+    retain_events: 1 << 20,
+    max_sessions: 1 << 40,
+    max_leases: 1000,
+    outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
+};
 
 pub(crate) async fn run(report: &mut Report) {
     if peers::redis().is_none() {

@@ -95,6 +95,13 @@ pub(crate) struct ServeArgs {
         value_parser = positive())]
     max_leases: u64,
 
+    /// The longest time that an outage of the storage gives to leases with a shorter ttl. After an outage of length T each
+    /// lease lives for its ttl again, and for at least T + 20 s or this, whichever is shorter: gRPC libraries may wait for two
+    /// minutes before they reconnect. Only Redis storages use it; with memory: and file: each lease gets its ttl.
+    #[arg(long, env = "SESSIOND_OUTAGE_GRACE", value_name = "DURATION", default_value = "150s",
+        value_parser = parse_duration)]
+    outage_grace: Duration,
+
     /// How many observers there may be at once.
     #[arg(long, env = "SESSIOND_MAX_OBSERVERS", value_name = "N", default_value = "100000",
         value_parser = positive())]
@@ -197,6 +204,7 @@ impl ServeArgs {
             },
             max_sessions: self.max_sessions,
             max_leases: self.max_leases,
+            outage_grace: self.outage_grace,
             max_connections: bound(self.max_connections),
             connections: ConnectionOptions {
                 max_streams: self.max_streams,

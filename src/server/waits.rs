@@ -23,10 +23,12 @@ impl Collector for WaitCollector {
         for waits in &self.0 {
             encode_times(times.encode_family(&[("operation", waits.operation.name())])?, &waits.times)?;
         }
-        let help = "Operations that failed because the storage was out of reach or broken";
+        let help = "Operations that failed because the storage was out of reach, refused changes or was broken";
         let mut errors = encoder.encode_descriptor("storage_errors", help, None, MetricType::Counter)?;
         for waits in &self.0 {
-            for (error, count) in [("unavailable", waits.unavailable), ("broken", waits.broken)] {
+            for (error, count) in
+                [("unavailable", waits.unavailable), ("refused", waits.refused), ("broken", waits.broken)]
+            {
                 let labels = [("operation", waits.operation.name()), ("error", error)];
                 Count(count).encode(errors.encode_family(&labels)?)?;
             }

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use super::WriteRefusal;
 use crate::session::LeaseId;
 
 /// Why a storage did not do what it was asked.
@@ -11,6 +12,9 @@ pub enum StorageError {
     /// The storage cannot be reached or does not answer; a later retry can help.
     #[error("the storage is out of reach")]
     Unavailable(#[source] Box<dyn Error + Send + Sync>),
+    /// The storage can be read but refuses changes; a later retry can help.
+    #[error("the storage refuses changes")]
+    Refused(#[source] WriteRefusal),
     /// The registry holds as many sessions as it may.
     #[error("the registry holds its limit of {limit} sessions")]
     TooManySessions {

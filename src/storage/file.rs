@@ -78,7 +78,7 @@ impl FileStorage {
     }
 
     fn open_blocking(disk: Arc<dyn Disk>, path: &Path, options: StorageOptions) -> Result<Self, FileError> {
-        let StorageOptions { retain_events, max_sessions, max_leases } = options;
+        let StorageOptions { retain_events, max_sessions, max_leases, .. } = options;
         let options = MemoryOptions { retain_events, max_sessions, max_leases, ..MemoryOptions::default() };
         let store = Store::open(disk, path, options.buckets)?;
         let loaded = load::load(&store, options).map_err(|error| FileError::damaged(path, error))?;

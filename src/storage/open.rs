@@ -1,6 +1,6 @@
 //! From the URL of a storage to the storage.
 
-use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
+use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use super::{
     SessionStorage,
@@ -36,6 +36,15 @@ pub struct StorageOptions {
     pub max_sessions: u64,
     /// How many leases there may be.
     pub max_leases: u64,
+    /// The longest time that an outage of the storage gives to leases with a shorter ttl. After an outage of length T each
+    /// lease lives for its ttl again, and for at least T + 20 s or this, whichever is shorter. Only the Redis storages use
+    /// it; elsewhere each lease gets its ttl.
+    pub outage_grace: Duration,
+}
+
+impl StorageOptions {
+    /// The default of [`outage_grace`](Self::outage_grace): gRPC libraries wait up to 120 s and jitter before they reconnect.
+    pub const DEFAULT_OUTAGE_GRACE: Duration = Duration::from_secs(150);
 }
 
 impl StorageUrl {
@@ -49,7 +58,7 @@ impl StorageUrl {
     ///
     /// Outside of a tokio runtime.
     pub async fn open(&self, options: StorageOptions) -> Result<Arc<dyn SessionStorage>, OpenError> {
-        let StorageOptions { retain_events, max_sessions, max_leases } = options;
+        let StorageOptions { retain_events, max_sessions, max_leases, .. } = options;
         match self {
             Self::Memory => Ok(Arc::new(MemoryStorage::new(MemoryOptions {
                 retain_events,

@@ -75,6 +75,8 @@ pub struct StorageWaits {
     pub times: Times,
     /// How often the storage was out of reach.
     pub unavailable: u64,
+    /// How often it refused changes.
+    pub refused: u64,
     /// How often it was broken.
     pub broken: u64,
 }
@@ -87,6 +89,7 @@ pub(super) struct WaitCounts([Counts; StorageOperation::ALL.len()]);
 struct Counts {
     times: Histogram,
     unavailable: AtomicU64,
+    refused: AtomicU64,
     broken: AtomicU64,
 }
 
@@ -120,6 +123,7 @@ impl WaitCounts {
         // The others are answers, and no failures.
         match &result {
             Err(StorageError::Unavailable(_)) => counts.unavailable.fetch_add(1, Ordering::Relaxed),
+            Err(StorageError::Refused(_)) => counts.refused.fetch_add(1, Ordering::Relaxed),
             Err(StorageError::Broken(_)) => counts.broken.fetch_add(1, Ordering::Relaxed),
             _ => 0,
         };
@@ -133,6 +137,7 @@ impl WaitCounts {
                 operation,
                 times: Times::of([&counts.times].into_iter()),
                 unavailable: counts.unavailable.load(Ordering::Relaxed),
+                refused: counts.refused.load(Ordering::Relaxed),
                 broken: counts.broken.load(Ordering::Relaxed),
             }
         };
@@ -148,11 +153,12 @@ mod tests {
     };
 
     use super::*;
+    use crate::storage::{RefusalCause, WriteRefusal};
 
-    fn waits(counts: &WaitCounts, operation: StorageOperation) -> (u64, u64, u64) {
+    fn waits(counts: &WaitCounts, operation: StorageOperation) -> (u64, u64, u64, u64) {
         let waits = counts.all().swap_remove(operation as usize);
         assert_eq!(waits.operation, operation);
-        (waits.times.count(), waits.unavailable, waits.broken)
+        (waits.times.count(), waits.unavailable, waits.refused, waits.broken)
     }
 
     fn failed(error: fn(Box<dyn std::error::Error + Send + Sync>) -> StorageError) -> Result<(), StorageError> {
@@ -163,7 +169,7 @@ mod tests {
     async fn what_is_waited_for_is_timed_and_what_fails_is_counted() {
         let counts = WaitCounts::default();
         counts.of(StorageOperation::Has, Box::pin(ready(Ok(())))).await.unwrap();
-        assert_eq!(waits(&counts, StorageOperation::Has), (0, 0, 0), "an answer at once is no wait");
+        assert_eq!(waits(&counts, StorageOperation::Has), (0, 0, 0, 0), "an answer at once is no wait");
 
         let late = async {
             tokio::task::yield_now().await;
@@ -171,12 +177,14 @@ mod tests {
         };
         counts.of(StorageOperation::Has, Box::pin(late)).await.unwrap_err();
         counts.of(StorageOperation::Has, Box::pin(ready(failed(StorageError::Broken)))).await.unwrap_err();
+        let refusal: Result<(), _> = Err(StorageError::Refused(WriteRefusal::new(RefusalCause::DiskFull, "")));
+        counts.of(StorageOperation::Has, Box::pin(ready(refusal))).await.unwrap_err();
         let limit: Result<(), _> = Err(StorageError::TooManySessions { limit: 1 });
         counts.of(StorageOperation::Has, Box::pin(ready(limit))).await.unwrap_err();
-        assert_eq!(waits(&counts, StorageOperation::Has), (1, 1, 1));
+        assert_eq!(waits(&counts, StorageOperation::Has), (1, 1, 1, 1));
 
         let stuck = counts.of(StorageOperation::Log, Box::pin(pending::<Result<(), _>>()));
         tokio::time::timeout(Duration::from_secs(1), stuck).await.unwrap_err();
-        assert_eq!(waits(&counts, StorageOperation::Log), (1, 0, 0), "one that is given up was waited for");
+        assert_eq!(waits(&counts, StorageOperation::Log), (1, 0, 0, 0), "one that is given up was waited for");
     }
 }

@@ -19,8 +19,12 @@ use std::{error::Error, sync::Arc};
 use sessiond::storage::{SessionStorage, StorageOptions, StorageUrl};
 
 /// Nothing that a test does reaches these limits, unless that is what it is about.
-pub(crate) const ROOMY: StorageOptions =
-    StorageOptions { retain_events: 1 << 18, max_sessions: 1 << 20, max_leases: 1 << 16 };
+pub(crate) const ROOMY: StorageOptions = StorageOptions {
+    retain_events: 1 << 18,
+    max_sessions: 1 << 20,
+    max_leases: 1 << 16,
+    outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
+};
 
 /// What another replica opens.
 pub(crate) async fn open(url: &str, options: StorageOptions) -> Arc<dyn SessionStorage> {

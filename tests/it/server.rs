@@ -6,7 +6,7 @@ use sessiond::{
     proto::{lease_service_client::LeaseServiceClient, session_service_client::SessionServiceClient},
     server::{ConnectionOptions, Server, ServerConfig, ServerError},
     service::ServiceOptions,
-    storage::StorageUrl,
+    storage::{StorageOptions, StorageUrl},
     subject::{SessionSubject, SubjectOptions},
 };
 use tokio::{runtime, sync::oneshot};
@@ -31,6 +31,7 @@ pub(crate) fn config() -> ServerConfig {
         subject: SubjectOptions::default(),
         max_sessions: 200_000_000,
         max_leases: 1_000_000,
+        outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
         max_connections: 100_000,
         connections: ConnectionOptions::default(),
         calls: ServiceOptions::default(),

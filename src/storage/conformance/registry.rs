@@ -32,8 +32,12 @@ pub(super) const TTL: Duration = Duration::from_secs(1);
 pub(super) const LONG_TTL: Duration = Duration::from_secs(3600);
 
 /// Nothing that a case does reaches these limits, unless that is what it is about.
-pub(super) const ROOMY: StorageOptions =
-    StorageOptions { retain_events: 1 << 18, max_sessions: 1 << 20, max_leases: 1 << 16 };
+pub(super) const ROOMY: StorageOptions = StorageOptions {
+    retain_events: 1 << 18,
+    max_sessions: 1 << 20,
+    max_leases: 1 << 16,
+    outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
+};
 
 /// A fresh registry, through all its handles.
 pub(super) struct Registry {

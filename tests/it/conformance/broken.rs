@@ -175,7 +175,12 @@ impl StorageFactory for BrokenMemory {
         let shape = Memory { buckets: 16, partitions: 2, ..DEFAULT };
         let max_sessions = options.max_sessions;
         if self.0 == IgnoresItsLimits {
-            options = StorageOptions { retain_events: 1 << 20, max_sessions: 1 << 20, max_leases: 1 << 20 };
+            options = StorageOptions {
+                retain_events: 1 << 20,
+                max_sessions: 1 << 20,
+                max_leases: 1 << 20,
+                outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
+            };
         }
         vec![Arc::new(Broken { fault: self.0, max_sessions, memory: shape.storage(options), state: Mutex::default() })]
     }

@@ -20,8 +20,12 @@ impl Fixture for File {
 
     async fn storage(&self, shape: &Shape) -> Arc<dyn SessionStorage> {
         let folder = tempfile::tempdir().unwrap();
-        let options =
-            StorageOptions { retain_events: shape.storage_events, max_sessions: 1 << 20, max_leases: 1 << 16 };
+        let options = StorageOptions {
+            retain_events: shape.storage_events,
+            max_sessions: 1 << 20,
+            max_leases: 1 << 16,
+            outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
+        };
         // The folder goes now, the file when it is closed.
         Arc::new(FileStorage::open(folder.path().join("registry"), options).await.unwrap())
     }

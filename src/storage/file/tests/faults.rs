@@ -19,7 +19,12 @@ use crate::{
 const SOON: Duration = Duration::from_secs(30);
 
 async fn open(disk: &Sim, retain_events: usize) -> Arc<FileStorage> {
-    let options = StorageOptions { retain_events, max_sessions: 1 << 20, max_leases: 1 << 16 };
+    let options = StorageOptions {
+        retain_events,
+        max_sessions: 1 << 20,
+        max_leases: 1 << 16,
+        outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
+    };
     Arc::new(FileStorage::open_on(Arc::new(disk.clone()), PathBuf::from("registry"), options).await.unwrap())
 }
 
@@ -68,7 +73,12 @@ async fn what_was_answered_survives_crashes_of_the_machine() {
     drop(open(&disk, 1000).await);
     for crash in 0..crashes {
         disk.stop_after(random.u64(1..2000));
-        let options = StorageOptions { retain_events: 1000, max_sessions: 1 << 20, max_leases: 1 << 16 };
+        let options = StorageOptions {
+            retain_events: 1000,
+            max_sessions: 1 << 20,
+            max_leases: 1 << 16,
+            outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
+        };
         // It may stop while it is being opened.
         let opened = FileStorage::open_on(Arc::new(disk.clone()), PathBuf::from("registry"), options).await;
         match opened.map(Arc::new) {
