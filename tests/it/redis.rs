@@ -8,6 +8,7 @@ mod fleet;
 mod linear;
 mod name;
 mod name_failover;
+mod refusals;
 mod replica;
 mod rolling;
 pub(crate) mod server;

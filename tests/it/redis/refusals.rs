@@ -1,0 +1,217 @@
+//! A Redis that answers and refuses changes: it is read-only, full, short of replicas, or cannot save.
+
+use std::{fs, time::Duration};
+
+use futures_util::future::join_all;
+use redis::cmd;
+use sessiond::{
+    storage::{RefusalCause, SessionStorage, StorageError, Writability},
+    subject::Start,
+};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{
+    ROOMY,
+    cluster::{MASTERS, NODE_TIMEOUT, RedisCluster},
+    open,
+    replica::{Replica, create, eventually, keys, left_of},
+    server::{RedisServer, ServerKind, free_port, is_installed, on_each_server},
+};
+
+const PARAMETERS: &str = "timeout_ms=300&buckets=64";
+
+/// A storage notices by itself within this time whether it can be changed.
+const NOTICE: Duration = Duration::from_secs(10);
+
+/// Why Redis refuses changes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Trouble {
+    ReadOnly,
+    OutOfMemory,
+    TooFewReplicas,
+    NotPersisting,
+}
+
+impl Trouble {
+    pub(super) const ALL: [Self; 4] = [Self::ReadOnly, Self::OutOfMemory, Self::TooFewReplicas, Self::NotPersisting];
+
+    pub(super) fn cause(self) -> RefusalCause {
+        match self {
+            Self::ReadOnly => RefusalCause::ReadOnly,
+            Self::OutOfMemory => RefusalCause::OutOfMemory,
+            Self::TooFewReplicas => RefusalCause::TooFewReplicas,
+            Self::NotPersisting => RefusalCause::NotPersisting,
+        }
+    }
+
+    pub(super) async fn begin(self, server: &RedisServer) {
+        match self {
+            // Its master is nobody, so it keeps what it has.
+            Self::ReadOnly => server.ask(cmd("REPLICAOF").arg("127.0.0.1").arg(free_port())).unwrap(),
+            Self::OutOfMemory => server.set("maxmemory", "1"),
+            Self::TooFewReplicas => server.set("min-replicas-to-write", "1"),
+            Self::NotPersisting => {
+                server.set("save", "3600 1000000");
+                // A file cannot take the place of a folder, not even for root.
+                fs::create_dir(server.folder().join("dump.rdb")).unwrap();
+                save(server, "err").await;
+            }
+        }
+    }
+
+    pub(super) async fn end(self, server: &RedisServer) {
+        match self {
+            Self::ReadOnly => server.ask(cmd("REPLICAOF").arg("NO").arg("ONE")).unwrap(),
+            Self::OutOfMemory => server.set("maxmemory", "0"),
+            Self::TooFewReplicas => server.set("min-replicas-to-write", "0"),
+            Self::NotPersisting => {
+                fs::remove_dir(server.folder().join("dump.rdb")).unwrap();
+                save(server, "ok").await;
+            }
+        }
+    }
+}
+
+/// Saves in the background until that ends with this status.
+async fn save(server: &RedisServer, status: &str) {
+    let () = server.ask(&cmd("BGSAVE")).unwrap();
+    eventually(|| async {
+        let is_saving = server.info("persistence", "rdb_bgsave_in_progress").as_deref() == Some("1");
+        let last = server.info("persistence", "rdb_last_bgsave_status");
+        (!is_saving && last.as_deref() == Some(status)).then_some(())
+    })
+    .await;
+}
+
+/// Waits until a storage knows, without having been called, that it can be changed or why not.
+pub(super) async fn comes_to(storage: &dyn SessionStorage, cause: Option<RefusalCause>) {
+    let mut last = Writability::Writable;
+    let polling = async {
+        loop {
+            last = storage.writability();
+            if last.refusal().map(|refusal| refusal.cause) == cause {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let is_noticed = timeout(NOTICE, polling).await.is_ok();
+    assert!(is_noticed, "after {NOTICE:?}: {last:?} and not {cause:?}");
+}
+
+/// Asserts that a call was refused, for this cause.
+pub(super) fn is_refused<T: std::fmt::Debug>(outcome: Result<T, StorageError>, cause: RefusalCause) {
+    match outcome {
+        Err(StorageError::Refused(refusal)) if refusal.cause == cause => {
+            assert!(!refusal.detail.is_empty() && !refusal.detail.contains('\n'), "{refusal:?}");
+        }
+        outcome => panic!("{outcome:?} and not {cause:?}"),
+    }
+}
+
+on_each_server! {
+    [#[tokio::test]] changes_are_refused_with_their_cause_and_the_rest_goes_on;
+    [#[tokio::test]] a_replica_that_starts_while_changes_are_refused_can_be_read;
+}
+
+async fn changes_are_refused_with_their_cause_and_the_rest_goes_on(kind: ServerKind) {
+    join_all(Trouble::ALL.map(|trouble| refuses(kind, trouble))).await;
+}
+
+async fn refuses(kind: ServerKind, trouble: Trouble) {
+    let server = kind.start(&[]);
+    let url = server.url(PARAMETERS);
+    let (a, b) = (Replica::start(&url).await, open(&url, ROOMY).await);
+    let lease = b.grant_lease(Duration::from_secs(600), "gateway").await.unwrap();
+    b.create(&keys(50..60), Some(lease)).await.unwrap();
+    create(&*b, &keys(0..50)).await;
+    let mut held = a.watch(Start::Snapshot).await;
+    held.comes_to_hold(&keys(0..60)).await;
+    comes_to(&*a.storage, None).await;
+
+    let cause = trouble.cause();
+    trouble.begin(&server).await;
+    // Also before anything was noticed.
+    is_refused(b.create(&keys(100..110), None).await, cause);
+    is_refused(b.create(&keys(100..110), Some(lease)).await, cause);
+    is_refused(b.grant_lease(Duration::from_secs(60), "").await, cause);
+    comes_to(&*a.storage, Some(cause)).await;
+    is_refused(a.storage.create(&keys(100..110), None).await, cause);
+    match a.storage.keep_lease_alive(lease).await {
+        Ok(_) => {}
+        // Which needs no memory.
+        outcome if trouble != Trouble::OutOfMemory => is_refused(outcome, cause),
+        outcome => panic!("{outcome:?}"),
+    }
+    // Reads and streams go on.
+    assert_eq!(left_of(keys(0..200), &a).await, keys(0..60));
+    a.watch(Start::Snapshot).await.comes_to_hold(&keys(0..60)).await;
+    let cursor = held.observer.cursor().unwrap();
+    assert_eq!(a.watch(Start::After(cursor)).await.resets, []);
+
+    trouble.end(&server).await;
+    comes_to(&*a.storage, None).await;
+    a.storage.create(&keys(100..110), None).await.unwrap();
+    b.create(&keys(110..120), Some(lease)).await.unwrap();
+    held.comes_to_hold(&[keys(0..60), keys(100..120)].concat()).await;
+    assert_eq!(held.resets, [], "nothing was lost");
+}
+
+async fn a_replica_that_starts_while_changes_are_refused_can_be_read(kind: ServerKind) {
+    join_all(Trouble::ALL.map(async |trouble| {
+        let server = kind.start(&[]);
+        let url = server.url(PARAMETERS);
+        create(&*open(&url, ROOMY).await, &keys(0..50)).await;
+        trouble.begin(&server).await;
+        let late = Replica::start(&url).await;
+        assert_eq!(left_of(keys(0..100), &late).await, keys(0..50), "{trouble:?}");
+        let mut held = late.watch(Start::Snapshot).await;
+        held.comes_to_hold(&keys(0..50)).await;
+        comes_to(&*late.storage, Some(trouble.cause())).await;
+        trouble.end(&server).await;
+        comes_to(&*late.storage, None).await;
+        late.storage.create(&keys(50..60), None).await.unwrap();
+        held.comes_to_hold(&keys(0..60)).await;
+        assert_eq!(held.resets, [], "{trouble:?}");
+    }))
+    .await;
+}
+
+#[tokio::test]
+async fn a_redis_that_is_stuck_or_gone_is_unreachable() {
+    if !is_installed() {
+        return;
+    }
+    let mut servers = [RedisServer::start(&[]), RedisServer::start(&[])];
+    let (stuck, gone) =
+        (open(&servers[0].url(PARAMETERS), ROOMY).await, open(&servers[1].url(PARAMETERS), ROOMY).await);
+    servers[0].signal("STOP");
+    servers[1].kill();
+    tokio::join!(comes_to(&*stuck, Some(RefusalCause::Unreachable)), comes_to(&*gone, Some(RefusalCause::Unreachable)));
+    servers[0].signal("CONT");
+    servers[1].restart();
+    tokio::join!(comes_to(&*stuck, None), comes_to(&*gone, None));
+}
+
+/// What one node refuses, the others do not: some changes still fail.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_node_of_a_cluster_that_refuses_changes_is_noticed() {
+    if !is_installed() {
+        return;
+    }
+    let cluster = RedisCluster::start_kind(ServerKind::Redis, 0, NODE_TIMEOUT, &[]);
+    let storage = open(&cluster.url("timeout_ms=500&partitions=6&buckets=48"), ROOMY).await;
+    comes_to(&*storage, None).await;
+    // A node without a partition of the registry is not asked.
+    let has_keys = |node: &&RedisServer| node.ask::<u64>(&cmd("DBSIZE")).unwrap() > 0;
+    let node = cluster.nodes[..MASTERS].iter().filter(has_keys).next_back().unwrap();
+    let began = Instant::now();
+    node.set("min-replicas-to-write", "1");
+    comes_to(&*storage, Some(RefusalCause::TooFewReplicas)).await;
+    is_refused(storage.create(&keys(0..100), None).await, RefusalCause::TooFewReplicas);
+    assert!(storage.has(&keys(0..100)).await.is_ok());
+    node.set("min-replicas-to-write", "0");
+    comes_to(&*storage, None).await;
+    create(&*storage, &keys(0..100)).await;
+    assert!(began.elapsed() < 2 * NOTICE);
+}
