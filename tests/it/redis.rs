@@ -1,18 +1,27 @@
 //! The storage in Redis, on real servers.
 
+mod clock;
 pub(crate) mod cluster;
 mod cluster_kills;
 mod conformance;
+mod ends;
+mod expiry;
 mod faults;
 mod fleet;
+mod full;
+mod gate;
+mod given_up;
+mod lease_end;
 mod linear;
 mod name;
 mod name_failover;
+mod order;
 mod refusals;
 mod replica;
 mod rolling;
 pub(crate) mod server;
 mod slots;
+mod stalls;
 mod tls;
 
 use std::{error::Error, sync::Arc};
