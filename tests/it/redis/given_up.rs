@@ -72,7 +72,10 @@ async fn stays(replicas: &[&Replica], sessions: &[SessionKey], seen: &[bool]) {
         for replica in replicas {
             let now = has(&*replica.storage, sessions).await;
             let changed = now.iter().zip(seen).filter(|(now, seen)| now != seen).count();
-            assert_eq!(changed, 0, "sessions changed after a later call was answered, because of a call that had failed");
+            assert_eq!(
+                changed, 0,
+                "sessions changed after a later call was answered, because of a call that had failed"
+            );
         }
         sleep(WATCHED / 20).await;
     }
@@ -107,17 +110,18 @@ async fn calls_that_failed_while_a_node_of_a_cluster_was_stopped_change_nothing_
     }
     let cluster = RedisCluster::start(0);
     let url = cluster.url(&parameters(6));
-    let [a, b] = [Replica::start(&url).await, Replica::start(&url).await];
-    for node in 0..MASTERS {
-        let all = keys(0..4000);
-        eventually(|| async { a.storage.destroy(&all, None).await.ok() }).await;
+    let [a, b, c] = [Replica::start(&url).await, Replica::start(&url).await, Replica::start(&url).await];
+    for (node, first) in (0..MASTERS).zip((0..).step_by(100_000)) {
+        let all = keys(first..first + 20_000);
         cluster.nodes[node].signal("STOP");
-        let creates = all.chunks(500).map(async |some| a.storage.create(some, None).await);
-        let failed = join_all(creates).await.into_iter().filter(Result::is_err).count();
-        assert!(failed > 0, "a node does not answer");
+        let callers = [&a.storage, &b.storage].into_iter().cycle();
+        // Partitions of other nodes take their part.
+        let creates = all.chunks(3000).zip(callers).map(async |(some, storage)| storage.create(some, None).await);
+        join_all(creates).await.into_iter().for_each(is_unavailable);
         cluster.nodes[node].signal("CONT");
-        let seen = has(&*b.storage, &all).await;
-        stays(&[&b, &a], &all, &seen).await;
+        let seen = has(&*c.storage, &all).await;
+        stays(&[&c, &a, &b], &all, &seen).await;
+        eventually(|| async { c.storage.destroy(&all, None).await.ok() }).await;
     }
 }
 
