@@ -36,9 +36,10 @@ use self::{
     tail::{Tail, position_of},
 };
 use super::{
-    BucketRun, Layout, LogError, LogExtent, Position, RegistryId, SessionStorage, StorageError, StorageOptions,
+    BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage,
+    StorageError, StorageOptions,
 };
-use crate::session::{LeaseId, SessionEvent, SessionKey};
+use crate::session::{LeaseId, SessionKey};
 
 pub use self::url::{RedisUrl, RedisUrlError};
 
@@ -215,20 +216,42 @@ impl SessionStorage for RedisStorage {
 
     async fn log(&self) -> Result<LogExtent, StorageError> {
         let (registry_id, partitions) = self.extents().await?;
-        Ok(LogExtent { registry_id, partitions: partitions.into_iter().map(|(held, _)| held).collect() })
+        let point = |position| LogPoint { position, mark: mark_of(registry_id) };
+        let held = partitions.into_iter().map(|(held, _)| point(held.start)..point(held.end));
+        Ok(LogExtent { registry_id, partitions: held.collect() })
+    }
+
+    async fn marks(&self, positions: &[Position]) -> Result<Vec<Option<Mark>>, StorageError> {
+        let (registry_id, partitions) = self.extents().await?;
+        let mark = |((held, _), position): (&(std::ops::Range<Position>, u64), &Position)| {
+            (*position <= held.end).then_some(mark_of(registry_id))
+        };
+        Ok(partitions.iter().zip(positions).map(mark).collect())
     }
 
     async fn changes_after(
         &self,
         registry_id: RegistryId,
         partition: u32,
-        after: Position,
+        after: LogPoint,
         limit: usize,
-    ) -> Result<Vec<SessionEvent>, LogError> {
-        self.tails[partition as usize].changes_after(&self.registry, registry_id, after, limit).await
+    ) -> Result<Changes, LogError> {
+        let mark = mark_of(registry_id);
+        if after.mark != mark {
+            return Err(LogError::Restarted);
+        }
+        let tail = &self.tails[partition as usize];
+        let events = tail.changes_after(&self.registry, registry_id, after.position, limit).await?;
+        Ok(Changes { events, mark })
     }
 
-    async fn read_buckets(&self, first: u32, limit: usize) -> Result<BucketRun, StorageError> {
+    async fn read_buckets(
+        &self,
+        known_id: RegistryId,
+        known: &[LogPoint],
+        first: u32,
+        limit: usize,
+    ) -> Result<BucketRun, LogError> {
         let registry = &*self.registry;
         let partition = registry.partition_of(first);
         let left = (partition + 1) * registry.buckets_a_partition() - first;
@@ -241,13 +264,21 @@ impl SessionStorage for RedisStorage {
             let read: (u64, i64, Vec<u8>) = registry.link.run(call.arg(&identity.id).arg(limit.max(1))).await?;
             Ok((identity.registry_id, read))
         });
-        let (registry_id, (position, read, bytes)) = read.await?;
+        let (registry_id, (position, read, bytes)) = read.await.map_err(StorageError::from)?;
+        if registry_id != known_id || known[partition as usize].mark != mark_of(registry_id) {
+            return Err(LogError::Restarted);
+        }
         let sessions: Vec<SessionKey> = bytes.chunks_exact(16).filter_map(session_of).collect();
         let read = usize::try_from(read).unwrap_or(left as usize);
         let wanted = limit.saturating_mul(read) / sessions.len().max(1);
         self.read_ahead.store(wanted.clamp(8, BUCKETS_A_READ), Ordering::Relaxed);
-        Ok(BucketRun { registry_id, positions: vec![Position(position); read], sessions })
+        Ok(BucketRun { positions: vec![Position(position); read], sessions })
     }
+}
+
+/// The mark at every position of a log: a registry gets another id when its log has lost changes.
+fn mark_of(registry_id: RegistryId) -> Mark {
+    Mark(registry_id.0)
 }
 
 impl fmt::Debug for RedisStorage {
