@@ -214,11 +214,11 @@ pub struct Position(pub u64);
 ///
 /// The mark at a position is that of the stretch that holds the change at this position; at position 0 it is that of the
 /// log's birth. What a stretch is depends on the storage: all changes of a process, of an opening of a file, or of one step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Mark(pub u64);
 
 /// A position in a partition's log, and the mark there: it names one history up to this position.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LogPoint {
     /// The position.
     pub position: Position,
