@@ -6,6 +6,7 @@ mod cluster_kills;
 mod conformance;
 mod ends;
 mod expiry;
+mod failing;
 mod faults;
 mod fleet;
 mod full;

@@ -65,14 +65,17 @@ async fn a_small_lease_does_not_wait_for_large_ones() {
     }
     ends.come_to((LARGE * sessions + 10 * SMALL) as usize, PATIENCE).await;
     let lateness = slowest(small.iter().map(|small| small.lateness(&ends)));
-    println!("small leases ended up to {lateness:?} late beside {LARGE} leases of {sessions} sessions");
+    let swept = keys(0..LARGE * sessions).iter().map(|session| ends.of(session).expect("it ended").0).max();
+    let swept = swept.expect("there are some") - due;
+    println!(
+        "small leases ended up to {lateness:?} late beside {LARGE} leases of {sessions} sessions, which took {swept:?}"
+    );
     assert!(lateness <= SECOND, "a small lease ended {lateness:?} late");
 }
 
 /// What a lease had in the past does not slow down its end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lease_that_had_many_sessions_ends_as_fast_as_what_is_left() {
-    const LIMIT: Duration = Duration::from_millis(500);
     if !is_installed() {
         return;
     }
@@ -90,7 +93,7 @@ async fn a_lease_that_had_many_sessions_ends_as_fast_as_what_is_left() {
     assert_eq!(replica.storage.revoke_lease(lease).await.unwrap(), 10);
     let took = began.elapsed();
     println!("a lease that had {sessions} sessions and has 10 ended within {took:?}");
-    assert!(took <= LIMIT, "10 sessions took {took:?}");
+    assert!(took <= SECOND, "10 sessions took {took:?}");
 }
 
 /// A fleet that dies at once: thousands of leases are due within a moment, each with a few sessions.

@@ -230,10 +230,15 @@ async fn told_by_an_event(url: &str, rounds: u64) {
 }
 
 async fn all(url: &str, rounds: u64) {
+    let began = Instant::now();
     told_while_swept(url, 3).await;
+    println!("{:?}", began.elapsed());
     told_by_an_event(url, 2).await;
+    println!("{:?}", began.elapsed());
     ender_dies(url, rounds).await;
+    println!("{:?}", began.elapsed());
     race(url, rounds).await;
+    println!("{:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
