@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use sessiond::{
     session::{LeaseId, SessionKey},
     storage::{SessionStorage, StorageError},
@@ -92,13 +93,14 @@ async fn told_while_swept(url: &str, rounds: usize) {
     }
 }
 
-/// The replica that ends a lease dies somewhere on the way.
+/// The replica that ends a lease dies somewhere on the way. Each time, another one comes to sweep the lease; all of them at once.
 async fn ender_dies(url: &str, rounds: u64) {
     let b = Replica::start(url).await;
-    for _ in 0..rounds {
+    let mut left = Vec::new();
+    for round in 0..rounds as i64 {
         let dying = open(url, ROOMY).await;
         let lease = dying.grant_lease(HOUR, "gateway").await.unwrap();
-        let sessions = keys(0..400);
+        let sessions = keys(10_000 + 400 * round..10_400 + 400 * round);
         dying.create(&sessions, Some(lease)).await.unwrap();
         let revoking = tokio::spawn(async move { dying.revoke_lease(lease).await });
         sleep(Duration::from_micros(fastrand::u64(0..6000))).await;
@@ -114,8 +116,9 @@ async fn ender_dies(url: &str, rounds: u64) {
             b.storage.revoke_lease(lease).await.unwrap();
         }
         takes_no_more(&*b.storage, lease).await;
-        vanish(&*b.storage, &sessions).await;
+        left.extend(sessions);
     }
+    vanish(&*b.storage, &left).await;
 }
 
 /// What happened to a lease, in the order of a clock that all callers share.
@@ -163,49 +166,56 @@ async fn create_until_refused(
 }
 
 /// Callers of three replicas create sessions under a lease while it ends: it is revoked, it expires, or who revokes it dies.
-async fn race(url: &str, rounds: u64) {
+/// Gives the sessions that were created.
+async fn race(url: &str, replicas: &[Replica; 3], round: usize) -> Vec<SessionKey> {
+    let expires = round % 3 == 1;
+    let ttl = if expires { Duration::from_millis(fastrand::u64(20..60)) } else { HOUR };
+    let lease = replicas[round % 3].storage.grant_lease(ttl, "gateway").await.unwrap();
+    let story = Arc::new(Story::default());
+    let mut creating = JoinSet::new();
+    for replica in replicas {
+        creating.spawn(create_until_refused(Arc::clone(&replica.storage), Arc::clone(&story), lease));
+    }
+    sleep(Duration::from_micros(fastrand::u64(0..20_000))).await;
+    if !expires {
+        let storage = open(url, ROOMY).await;
+        let teller = Arc::clone(&story);
+        let revoking = tokio::spawn(async move {
+            let revoked = storage.revoke_lease(lease).await;
+            teller.tell();
+            revoked
+        });
+        if round % 3 == 2 {
+            sleep(Duration::from_micros(fastrand::u64(0..4000))).await;
+            revoking.abort();
+        }
+        if !matches!(revoking.await, Ok(Ok(_))) {
+            match replicas[1].storage.revoke_lease(lease).await {
+                Ok(_) | Err(StorageError::UnknownLease(_)) => story.tell(),
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+    let created = creating.join_all().await.concat();
+    let told = story.told.load(Ordering::SeqCst);
+    let late = created.iter().filter(|(begin, _)| *begin > told).count();
+    assert_eq!(late, 0, "creates under a lease succeeded after somebody was told that it is gone");
+    takes_no_more(&*replicas[0].storage, lease).await;
+    created.into_iter().map(|(_, session)| session).collect()
+}
+
+/// Has several leases end at once, again and again.
+async fn races(url: &str, rounds: usize) {
+    const AT_ONCE: usize = 5;
     let replicas = [Replica::start(url).await, Replica::start(url).await, Replica::start(url).await];
     let mut ends = Ends::watch(&replicas[0]).await;
-    let mut ended = 0;
-    for round in 0..rounds {
-        let expires = round % 3 == 1;
-        let ttl = if expires { Duration::from_millis(fastrand::u64(20..60)) } else { HOUR };
-        let lease = replicas[round as usize % 3].storage.grant_lease(ttl, "gateway").await.unwrap();
-        let story = Arc::new(Story::default());
-        let mut creating = JoinSet::new();
-        for replica in &replicas {
-            creating.spawn(create_until_refused(Arc::clone(&replica.storage), Arc::clone(&story), lease));
-        }
-        sleep(Duration::from_micros(fastrand::u64(0..20_000))).await;
-        if !expires {
-            let storage = open(url, ROOMY).await;
-            let teller = Arc::clone(&story);
-            let revoking = tokio::spawn(async move {
-                let revoked = storage.revoke_lease(lease).await;
-                teller.tell();
-                revoked
-            });
-            if round % 3 == 2 {
-                sleep(Duration::from_micros(fastrand::u64(0..4000))).await;
-                revoking.abort();
-            }
-            if !matches!(revoking.await, Ok(Ok(_))) {
-                match replicas[1].storage.revoke_lease(lease).await {
-                    Ok(_) | Err(StorageError::UnknownLease(_)) => story.tell(),
-                    Err(error) => panic!("{error}"),
-                }
-            }
-        }
-        let created = creating.join_all().await.concat();
-        let told = story.told.load(Ordering::SeqCst);
-        let late = created.iter().filter(|(begin, _)| *begin > told).count();
-        assert_eq!(late, 0, "creates under a lease succeeded after somebody was told that it is gone");
-        let sessions: Vec<_> = created.into_iter().map(|(_, session)| session).collect();
-        vanish(&*replicas[2].storage, &sessions).await;
-        ended += sessions.len();
-        ends.come_to(ended, PATIENCE).await;
-        takes_no_more(&*replicas[0].storage, lease).await;
+    let mut created = Vec::new();
+    for first in (0..rounds).step_by(AT_ONCE) {
+        let under_way = (first..first + AT_ONCE).map(|round| race(url, &replicas, round));
+        created.extend(join_all(under_way).await.concat());
     }
+    vanish(&*replicas[2].storage, &created).await;
+    ends.come_to(created.len(), PATIENCE).await;
 }
 
 /// As soon as an observer is told of the first session that ended with its lease, the lease takes no more.
@@ -229,23 +239,18 @@ async fn told_by_an_event(url: &str, rounds: u64) {
     }
 }
 
-async fn all(url: &str, rounds: u64) {
-    let began = Instant::now();
+async fn all(url: &str, rounds: usize) {
     told_while_swept(url, 3).await;
-    println!("{:?}", began.elapsed());
     told_by_an_event(url, 2).await;
-    println!("{:?}", began.elapsed());
-    ender_dies(url, rounds).await;
-    println!("{:?}", began.elapsed());
-    race(url, rounds).await;
-    println!("{:?}", began.elapsed());
+    ender_dies(url, rounds as u64).await;
+    races(url, rounds).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lease_that_is_gone_takes_no_session_in_any_partition() {
     if is_installed() {
         let server = RedisServer::start(&[]);
-        all(&server.url(PARAMETERS), 40).await;
+        all(&server.url(PARAMETERS), 30).await;
     }
 }
 

@@ -125,6 +125,10 @@ impl<'a> World<'a> {
                 None => BTreeSet::new(),
             });
         }
+        if begins.is_some() && trouble.loses() {
+            // Those that were granted in the same moment, too.
+            self.stories.iter_mut().for_each(Story::lose_leases);
+        }
         // What failed has been done by now, or never is.
         let now = self.now().await?;
         for ((story, open), now) in self.stories.iter_mut().zip(&open).zip(now.chunks(super::SESSIONS)) {
