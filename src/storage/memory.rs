@@ -11,6 +11,7 @@ mod hash;
 mod held;
 mod lease;
 mod log;
+mod marks;
 mod restore;
 
 use std::{
@@ -46,6 +47,7 @@ use crate::session::{DestroyReason, LeaseId, SessionChange, SessionEvent, Sessio
 
 pub(super) use self::{
     hash::random_key,
+    marks::{Marks, Stretch},
     restore::{Identity, Restore},
 };
 
@@ -110,18 +112,18 @@ impl MemoryStorage {
     /// An empty registry with an identity of its own.
     #[must_use]
     pub fn new(options: MemoryOptions) -> Self {
-        Self::with_hash(options, RegistryId(fastrand::u64(..)), SessionHasher::random(), None)
+        Self::with_hash(options, RegistryId(fastrand::u64(..)), SessionHasher::random(), &Marks::random(), None)
     }
 
     fn with_hash(
         options: MemoryOptions,
         registry_id: RegistryId,
         hash: SessionHasher,
+        marks: &Marks,
         journal: Option<Arc<Journal>>,
     ) -> Self {
         let buckets = options.buckets.max(1).next_power_of_two();
-        let mark = Mark(fastrand::u64(..));
-        let log = |_| Log::new(options.retain_events, journal.is_none(), mark);
+        let log = |_| Log::new(options.retain_events, journal.is_none(), marks.clone());
         Self {
             registry_id,
             hash,

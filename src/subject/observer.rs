@@ -8,7 +8,8 @@ use std::{
 
 use super::{
     Events, Inner, ResetReason, Update,
-    cursor::{Cursor, CursorPlace, Points, Positions, positions},
+    beginning::Beginning,
+    cursor::{Cursor, Points, later},
     filter::Filter,
     index::{Mailbox, Taken},
     log::{Chunk, Next, Place, sum},
@@ -33,8 +34,8 @@ pub struct Observer {
     place: Place,
     /// The points at `place`.
     at: Points,
-    /// The positions to go on after, while `place` lies before them: changes up to them are skipped.
-    resumed: Option<Positions>,
+    /// The points to go on after, while `place` lies before them: changes up to them are skipped.
+    resumed: Option<Points>,
     watch: Option<Watch>,
     phase: Phase,
 }
@@ -62,22 +63,14 @@ enum Phase {
 pub(super) enum Opening {
     Snapshot,
     Reset(ResetReason),
-    /// Go on after these positions.
-    Follow(Positions),
+    /// Go on after these points.
+    Follow(Points),
 }
 
 impl Observer {
-    /// An observer of `registry_id` at `place`, where the points are `at`; `cursor` is what its first message promises,
-    /// which may be another registry's.
-    pub(super) fn new(
-        inner: Arc<Inner>,
-        registry_id: RegistryId,
-        filter: Filter,
-        (place, at): (Place, Points),
-        opening: Opening,
-        cursor: Cursor,
-    ) -> Self {
+    pub(super) fn new(inner: Arc<Inner>, filter: Filter, beginning: Beginning) -> Self {
         let (waiter, progress) = inner.feed.log.join();
+        let Beginning { registry_id, place, at, opening, cursor } = beginning;
         Self {
             filter: Arc::new(filter),
             waiter,
@@ -106,15 +99,10 @@ impl Observer {
             Phase::Opening { cursor, .. } => Some(cursor.clone()),
             Phase::Resetting(_) | Phase::Reading(_) => None,
             Phase::Closed(cursor) => cursor.clone(),
-            Phase::Following => {
-                let positions = match &self.resumed {
-                    Some(resumed) => {
-                        self.at.iter().zip(resumed).map(|(at, resumed)| at.position.max(*resumed)).collect()
-                    }
-                    None => positions(&self.at),
-                };
-                Some(Cursor { registry_id: self.registry_id, place: CursorPlace::After(positions) })
-            }
+            Phase::Following => Some(match &self.resumed {
+                Some(resumed) => Cursor::after(self.registry_id, &later(&self.at, resumed)),
+                None => Cursor::after(self.registry_id, &self.at),
+            }),
         }
     }
 
@@ -203,9 +191,9 @@ impl Observer {
         match opening {
             Opening::Snapshot => self.start_snapshot(),
             Opening::Reset(reason) => self.reset(reason),
-            Opening::Follow(positions) => {
+            Opening::Follow(points) => {
                 self.phase = Phase::Following;
-                self.resumed = Some(positions);
+                self.resumed = Some(points);
                 self.forget_resumed_if_passed();
             }
         }
@@ -252,14 +240,15 @@ impl Observer {
         if self.resumed.is_none() && self.filter.is_all() {
             return None;
         }
-        let after = self.resumed.as_ref().map_or(0, |resumed| resumed[chunk.partition as usize].0);
+        let after = self.resumed.as_ref().map_or(0, |resumed| resumed[chunk.partition as usize].position.0);
         let numbered = (chunk.first.0..).zip(&*chunk.events);
         let passing = numbered.filter(|(position, event)| *position > after && self.filter.passes(event));
         Some(passing.map(|(_, event)| *event).collect())
     }
 
     fn forget_resumed_if_passed(&mut self) {
-        self.resumed.take_if(|resumed| self.at.iter().zip(&*resumed).all(|(at, resumed)| at.position >= *resumed));
+        self.resumed
+            .take_if(|resumed| self.at.iter().zip(&*resumed).all(|(at, resumed)| at.position >= resumed.position));
     }
 
     /// What the mailbox of an observer that filters by id has. None when the log is to be read instead.
