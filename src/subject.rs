@@ -37,6 +37,7 @@ mod observer;
 mod snapshot;
 mod subscription;
 mod update;
+mod verify;
 mod waiters;
 mod waits;
 mod writability;
@@ -343,6 +344,12 @@ impl SessionSubject {
             }
             writability => writability,
         }
+    }
+
+    /// Whether the store may drop sessions by itself; see [`SessionStorage::evicts_keys`].
+    #[must_use]
+    pub fn evicts_keys(&self) -> Option<bool> {
+        self.inner.storage.evicts_keys()
     }
 
     /// How long the storage was waited for and how often it failed, by operation in the order of

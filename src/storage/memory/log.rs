@@ -121,6 +121,13 @@ impl Log {
         Position(self.state.lock().newest)
     }
 
+    /// The point of the newest change.
+    pub(super) fn newest_point(&self) -> LogPoint {
+        let position = self.newest();
+        // The mark of what is newest is always known.
+        LogPoint { position, mark: self.marks.at(position).unwrap_or_default() }
+    }
+
     /// The points between which changes are held that followers see.
     pub(super) fn extent(&self) -> Range<LogPoint> {
         let (oldest, visible) = {

@@ -1,6 +1,9 @@
 //! The marks of a log: which mark holds at which position.
 
-use crate::storage::{Mark, Position};
+use crate::{
+    random::random_u64,
+    storage::{Mark, Position},
+};
 
 /// Stretches of a log, each with the position from which its mark holds, in order. A stretch ends where the next begins.
 #[derive(Clone, Debug)]
@@ -20,7 +23,7 @@ pub(in crate::storage) struct Stretch {
 impl Marks {
     /// A new random mark for all positions.
     pub(in crate::storage) fn random() -> Self {
-        Self { oldest: Stretch { from: Position(0), mark: Mark(fastrand::u64(..)) }, later: Vec::new() }
+        Self { oldest: Stretch { from: Position(0), mark: Mark(random_u64()) }, later: Vec::new() }
     }
 
     /// The marks of these stretches; none if there are none or they are not in order.

@@ -44,13 +44,12 @@ impl Findings {
     /// Probes for as long as it is polled.
     pub(super) async fn run(self: Arc<Self>, registry: Arc<Registry>) {
         let mut looked: Option<Instant> = None;
+        let mut turn = 0;
         loop {
             *self.writability.lock() = match try_write(&registry).await {
                 Ok(()) => Writability::Writable,
                 Err(Fault::Refused(refusal)) => Writability::Refused(refusal),
-                Err(fault) => {
-                    Writability::Refused(WriteRefusal::new(RefusalCause::Unreachable, &fault.to_string()))
-                }
+                Err(fault) => Writability::Refused(WriteRefusal::new(RefusalCause::Unreachable, &fault.to_string())),
             };
             if looked.is_none_or(|looked| looked.elapsed() >= SETTINGS) {
                 match policy(&registry).await {
@@ -61,6 +60,10 @@ impl Findings {
                     Err(fault) => tracing::debug!(error = &fault as &dyn Error, "Redis' eviction policy is unknown"),
                 }
             }
+            if let Err(fault) = registry.follow_name(turn).await {
+                tracing::debug!(error = &fault as &dyn Error, "Redis' name cannot be followed");
+            }
+            turn = turn.wrapping_add(1);
             sleep(WRITE).await;
         }
     }
@@ -76,6 +79,16 @@ impl Findings {
         } else if !evicts && was == Some(true) {
             tracing::info!(policy, "Redis no longer evicts keys");
         }
+    }
+}
+
+impl Registry {
+    /// Looks where the name of a server leads by now, one partition after the other: old connections stay with the server that they were made to.
+    async fn follow_name(&self, turn: usize) -> Result<(), Fault> {
+        let partition = &self.partitions()[turn % self.partitions().len()];
+        let (_connection, server) = self.servers().connect(&partition.key("meta")).await?;
+        partition.newest.arrived(&server);
+        Ok(())
     }
 }
 
@@ -110,7 +123,9 @@ pub(super) async fn check_rights(partition: &Partition, scripts: &Scripts) -> Re
     let mut missing = match probed.await {
         Ok(missing) => missing,
         Err(Fault::Refused(WriteRefusal { cause: RefusalCause::NotPermitted, detail })) => {
-            return Err(Fault::Setup(format!("the Redis user may not run EVAL and EVALSHA ({detail}): see the ACL in the README")));
+            return Err(Fault::Setup(format!(
+                "the Redis user may not run EVAL and EVALSHA ({detail}): see the ACL in the README"
+            )));
         }
         Err(fault) => return Err(fault),
     };

@@ -147,18 +147,17 @@ impl Registry {
         (offset / self.buckets_a_bit()) as u16
     }
 
-    /// The buckets of a partition that share the bits of a lease's set.
-    pub(super) fn buckets_in(&self, partition: u32, bits: &[u8]) -> Vec<u32> {
+    /// The buckets of a partition that share the bits of leases' sets.
+    pub(super) fn buckets_in(&self, partition: u32, bits: &[u8]) -> impl Iterator<Item = u32> + Send {
         let (all, a_bit) = (self.buckets_of(partition), self.buckets_a_bit());
         let set = (0..).zip(bits).flat_map(|(index, byte)| {
             // Redis counts bits from the highest.
             (0..8).filter(move |bit| byte & (0x80 >> bit) != 0).map(move |bit| index * 8 + bit)
         });
-        set.flat_map(|bit: u32| {
+        set.flat_map(move |bit: u32| {
             let first = all.start + bit * a_bit;
             first.min(all.end)..(first + a_bit).min(all.end)
         })
-        .collect()
     }
 
     fn buckets_a_bit(&self) -> u32 {
@@ -259,15 +258,25 @@ impl Registry {
             "foreign" => {
                 let theirs: Option<String> =
                     partition.ask(redis::cmd("HGET").arg(partition.key("meta")).arg("birth")).await?;
-                tracing::warn!(partition = partition.number, "deleting what a registry that is gone left in a partition");
+                tracing::warn!(
+                    partition = partition.number,
+                    "deleting what a registry that is gone left in a partition"
+                );
                 let disowned = partition.run::<u32>(DURABLE, |_| {
-                    self.scripts.partition_disown.call(1).arg(partition.key("meta")).arg(theirs.as_deref().unwrap_or(""))
+                    self.scripts
+                        .partition_disown
+                        .call(1)
+                        .arg(partition.key("meta"))
+                        .arg(theirs.as_deref().unwrap_or(""))
                 });
                 disowned.await?;
                 return Ok(false);
             }
             _ if had_joined => {
-                tracing::error!(partition = partition.number, "a partition of the registry is gone; observers start again");
+                tracing::error!(
+                    partition = partition.number,
+                    "a partition of the registry is gone; observers start again"
+                );
                 self.abandon(&head.identity, &mark).await?;
                 return Ok(false);
             }
@@ -309,9 +318,8 @@ async fn wipe(partition: &Partition, scripts: &Scripts, buckets: std::ops::Range
     let names = ["log", "attached", "closed", "slots", "held", "leases", "deadlines", "ended", "claims", "quotas"];
     keys.extend(names.map(|name| partition.key(name)));
     for keys in keys.chunks(KEYS_A_STEP) {
-        let wiped = partition.run::<u32>(DURABLE, |_| {
-            scripts.partition_wipe.call(1 + keys.len()).arg(partition.key("meta")).arg(keys)
-        });
+        let wiped = partition
+            .run::<u32>(DURABLE, |_| scripts.partition_wipe.call(1 + keys.len()).arg(partition.key("meta")).arg(keys));
         if wiped.await? == 0 {
             break;
         }

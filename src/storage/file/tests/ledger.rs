@@ -123,7 +123,7 @@ impl Ledger {
         let mut first = 0;
         while first < storage.layout().buckets {
             let run = storage.read_buckets(log.registry_id, &[held.end], first, usize::MAX).await.unwrap();
-            first += run.positions.len() as u32;
+            first += run.points.len() as u32;
             read.extend(run.sessions);
         }
         assert_eq!(read, existing);
