@@ -11,6 +11,7 @@ mod hash;
 mod held;
 mod lease;
 mod log;
+mod marks;
 mod restore;
 
 use std::{
@@ -39,13 +40,17 @@ use self::{
 };
 use super::{
     BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage,
-    StorageError,
+    StorageError, WriteRefusal,
     journal::{Journal, Lsn},
 };
-use crate::session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey};
+use crate::{
+    random::random_u64,
+    session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
+};
 
 pub(super) use self::{
     hash::random_key,
+    marks::{Marks, Stretch},
     restore::{Identity, Restore},
 };
 
@@ -110,18 +115,18 @@ impl MemoryStorage {
     /// An empty registry with an identity of its own.
     #[must_use]
     pub fn new(options: MemoryOptions) -> Self {
-        Self::with_hash(options, RegistryId(fastrand::u64(..)), SessionHasher::random(), None)
+        Self::with_hash(options, RegistryId(random_u64()), SessionHasher::random(), &Marks::random(), None)
     }
 
     fn with_hash(
         options: MemoryOptions,
         registry_id: RegistryId,
         hash: SessionHasher,
+        marks: &Marks,
         journal: Option<Arc<Journal>>,
     ) -> Self {
         let buckets = options.buckets.max(1).next_power_of_two();
-        let mark = Mark(fastrand::u64(..));
-        let log = |_| Log::new(options.retain_events, journal.is_none(), mark);
+        let log = |_| Log::new(options.retain_events, journal.is_none(), marks.clone());
         Self {
             registry_id,
             hash,
@@ -163,7 +168,7 @@ impl MemoryStorage {
     }
 
     /// Waits until what is told to the caller can no longer be undone by a crash.
-    async fn durable(&self, lsn: Lsn) -> Result<(), StorageError> {
+    async fn durable(&self, lsn: Lsn) -> Result<(), WriteRefusal> {
         match &self.journal {
             Some(journal) => journal.durable(lsn).await,
             None => Ok(()),
@@ -171,7 +176,7 @@ impl MemoryStorage {
     }
 
     /// Waits until all that has been recorded is durable.
-    async fn all_durable(&self) -> Result<(), StorageError> {
+    async fn all_durable(&self) -> Result<(), WriteRefusal> {
         match &self.journal {
             Some(journal) => journal.durable(journal.newest()).await,
             None => Ok(()),
@@ -231,6 +236,11 @@ impl MemoryStorage {
             MutexGuard::unlocked(bucket, || drop(unused));
         }
     }
+}
+
+/// What is to be read depends on a change that cannot be put on disk.
+fn unreadable(refusal: WriteRefusal) -> StorageError {
+    StorageError::Unavailable(Box::new(refusal))
 }
 
 /// Where a session lies, or would.
@@ -293,7 +303,7 @@ impl SessionStorage for MemoryStorage {
                 _ => part.chunks(GROUP).for_each(|some| self.has_some::<GROUP>(some, &mut told)),
             }
         }
-        self.durable(newest).await?;
+        self.durable(newest).await.map_err(unreadable)?;
         Ok(exist)
     }
 
@@ -311,7 +321,7 @@ impl SessionStorage for MemoryStorage {
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
         self.admit().await?;
         let lease = self.leases.grant(ttl, owner)?;
-        self.all_durable().await?;
+        self.all_durable().await.map_err(StorageError::Refused)?;
         Ok(lease)
     }
 
@@ -323,7 +333,7 @@ impl SessionStorage for MemoryStorage {
         self.admit().await?;
         let ended = self.leases.revoke(lease)?;
         let destroyed = self.sweep(ended).await?;
-        self.all_durable().await?;
+        self.all_durable().await.map_err(StorageError::Refused)?;
         Ok(destroyed)
     }
 
@@ -408,19 +418,19 @@ impl SessionStorage for MemoryStorage {
         if registry_id != self.registry_id || !self.logs.iter().zip(known).all(knows) {
             return Err(LogError::Restarted);
         }
-        let mut run = BucketRun { positions: Vec::new(), sessions: Vec::new() };
+        let mut run = BucketRun { points: Vec::new(), sessions: Vec::new() };
         let end = first.saturating_add(BUCKETS_A_READ).min(self.buckets.len() as u32);
         for index in first..end {
             let bucket = self.buckets[index as usize].lock();
             bucket.sessions().for_each(|sessions| run.sessions.extend_from_slice(sessions));
             // Read under the bucket's lock: no change of this bucket can come between.
-            run.positions.push(self.log_of(index).newest());
+            run.points.push(self.log_of(index).newest_point());
             if run.sessions.len() >= limit {
                 break;
             }
         }
         // What was read may still be undone by a crash.
-        self.all_durable().await?;
+        self.all_durable().await.map_err(unreadable)?;
         Ok(run)
     }
 }

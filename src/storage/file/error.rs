@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::storage::{RefusalCause, WriteRefusal};
+
 /// Why a registry's file cannot be opened or copied. The message says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -60,6 +62,25 @@ pub enum FileError {
         /// The format that is known here.
         known: u64,
     },
+    /// The file is of an earlier version of sessiond that this one cannot read.
+    #[error(
+        "{} has format {found}, and this version of sessiond reads format {known}: use the version that wrote it, or begin anew without it",
+        .path.display()
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+        /// The format that is known here.
+        known: u64,
+    },
+    /// Another file has taken the place of the one that was open.
+    #[error("another file was put in the place of {} while it was open: restart sessiond to use that one", .path.display())]
+    Replaced {
+        /// The file.
+        path: PathBuf,
+    },
     /// There is no such file.
     #[error("there is no file {}: name the file of a registry", .path.display())]
     Missing {
@@ -106,6 +127,24 @@ impl FileError {
             redb::Error::Io(source) => Self::from_io(&path, source),
             redb::Error::UpgradeRequired(_) => Self::Foreign { path },
             error => Self::damaged(&path, error),
+        }
+    }
+
+    /// What it means for those who want to change the registry.
+    pub(super) fn refusal(&self) -> WriteRefusal {
+        match self {
+            Self::Io { path, source } | Self::Unwritable { path, source } => {
+                let cause = match source.kind() {
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                        RefusalCause::DiskFull
+                    }
+                    io::ErrorKind::ReadOnlyFilesystem => RefusalCause::ReadOnly,
+                    io::ErrorKind::PermissionDenied => RefusalCause::NotPermitted,
+                    _ => RefusalCause::DiskFailed,
+                };
+                WriteRefusal::new(cause, &format!("{}: {source}", path.display()))
+            }
+            error => WriteRefusal::new(RefusalCause::Other, &error.to_string()),
         }
     }
 

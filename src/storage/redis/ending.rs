@@ -175,7 +175,8 @@ impl Registry {
         let found: Vec<(Vec<u8>, u64, Vec<u8>)> =
             redis::from_redis_value(Value::Array(found.await?)).map_err(RedisError::from)?;
         let mut closed = Vec::new();
-        let mut buckets = std::collections::BTreeSet::new();
+        // The sets of all of them, one over the other.
+        let mut all_bits = Vec::new();
         let mut is_all = false;
         for (place, (ending, (slot, held, bits))) in ended.iter().zip(found).enumerate() {
             if slot.is_empty() {
@@ -183,20 +184,21 @@ impl Registry {
             }
             // Its set of buckets was lost.
             is_all |= held > 0 && bits.is_empty();
-            buckets.extend(self.buckets_in(partition.number, &bits));
+            all_bits.resize(all_bits.len().max(bits.len()), 0);
+            all_bits.iter_mut().zip(&bits).for_each(|(all, bits)| *all |= bits);
             closed.push(Closed { ending, place, slot });
         }
         if closed.is_empty() {
             return Ok(destroyed);
         }
         if !is_all {
-            let buckets: Vec<u32> = buckets.into_iter().collect();
-            self.sweep_buckets(partition, identity, &closed, &buckets, &mut destroyed).await?;
+            let buckets = self.buckets_in(partition.number, &all_bits);
+            self.sweep_buckets(partition, identity, &closed, buckets, &mut destroyed).await?;
             is_all = self.forget_swept(partition, identity, &closed, false).await?;
         }
         if is_all {
-            let buckets: Vec<u32> = self.buckets_of(partition.number).collect();
-            self.sweep_buckets(partition, identity, &closed, &buckets, &mut destroyed).await?;
+            let buckets = self.buckets_of(partition.number);
+            self.sweep_buckets(partition, identity, &closed, buckets, &mut destroyed).await?;
             self.forget_swept(partition, identity, &closed, true).await?;
         }
         Ok(destroyed)
@@ -208,18 +210,24 @@ impl Registry {
         partition: &Partition,
         identity: &Identity,
         closed: &[Closed<'_>],
-        mut left: &[u32],
+        buckets: impl Iterator<Item = u32> + Send,
         destroyed: &mut [u64],
     ) -> Result<u64, Fault> {
         let mut all = 0;
         let mut cursor = "0".to_owned();
-        while !left.is_empty() {
-            let some = &left[..left.len().min(BUCKETS_A_STEP)];
+        let mut buckets = buckets;
+        let mut some = Vec::with_capacity(BUCKETS_A_STEP);
+        loop {
+            some.extend(buckets.by_ref().take(BUCKETS_A_STEP - some.len()));
+            if some.is_empty() {
+                return Ok(all);
+            }
+            let some_now = &some;
             let mark = self.new_mark();
             let swept = partition.run::<(usize, String, u64, Vec<u64>)>(DURABLE, |_| {
                 let names = ["log", "closed", "slots", "held"];
-                let call = self.call(&self.scripts.lease_sweep, partition, &names, some.len());
-                let call = some.iter().fold(call, |call, bucket| call.arg(partition.bucket_key(*bucket)));
+                let call = self.call(&self.scripts.lease_sweep, partition, &names, some_now.len());
+                let call = some_now.iter().fold(call, |call, bucket| call.arg(partition.bucket_key(*bucket)));
                 let call = call.arg(&identity.birth).arg(&mark[..]).arg(self.options.retain_events);
                 let call = call.arg(SESSIONS_A_STEP).arg(&cursor);
                 closed.iter().fold(call, |call, Closed { ending, slot, .. }| {
@@ -231,12 +239,11 @@ impl Registry {
             for (Closed { place, .. }, count) in closed.iter().zip(counts) {
                 destroyed[*place] += count;
             }
-            left = left.get(done..).unwrap_or_default();
+            some.drain(..done.min(some.len()));
             cursor = next;
             // Other calls have their turn.
             tokio::task::yield_now().await;
         }
-        Ok(all)
     }
 
     /// Forgets leases that are swept in a partition. Tells whether sessions must still be under one of them.
@@ -258,8 +265,8 @@ impl Registry {
 
     /// Destroys the sessions of a partition under slots that nobody knows.
     pub(super) async fn sweep_unknown(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
-        let buckets: Vec<u32> = self.buckets_of(partition.number).collect();
-        let destroyed = self.sweep_buckets(partition, identity, &[], &buckets, &mut []).await?;
+        let buckets = self.buckets_of(partition.number);
+        let destroyed = self.sweep_buckets(partition, identity, &[], buckets, &mut []).await?;
         if destroyed > 0 {
             tracing::error!(partition = partition.number, destroyed, "destroyed sessions whose lease was lost");
         }

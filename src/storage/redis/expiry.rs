@@ -70,12 +70,19 @@ impl FromRedisValue for Look {
     }
 }
 
-/// The newest look of this process: its number, and when it was sent.
+/// The newest look of this process.
 #[derive(Default)]
-pub(super) struct LastLook(Mutex<Option<(u64, Instant)>>);
+pub(super) struct LastLook(Mutex<Option<OwnLook>>);
+
+#[derive(Clone, Copy)]
+struct OwnLook {
+    number: u64,
+    sent: Instant,
+    answered: Instant,
+}
 
 impl LastLook {
-    fn get(&self) -> Option<(u64, Instant)> {
+    fn get(&self) -> Option<OwnLook> {
         *self.0.lock()
     }
 }
@@ -108,7 +115,7 @@ impl Registry {
     pub(super) async fn move_clock(self: Arc<Self>) {
         loop {
             sleep(LOOK + JITTER.mul_f64(fastrand::f64())).await;
-            let is_due = self.last_look.get().is_none_or(|(_, sent)| sent.elapsed() >= LOOK);
+            let is_due = self.last_look.get().is_none_or(|own| own.sent.elapsed() >= LOOK);
             if is_due && let Err(fault) = self.look(0, 0).await {
                 tracing::debug!(error = &fault as &dyn Error, "the clock of the leases stands still");
             }
@@ -139,12 +146,12 @@ impl Registry {
             match self.look_once(known, most, room).await? {
                 Look::Gap { look, length } => {
                     // By this process' own clock the last look was no longer ago than its own, which came before or was the same.
-                    let at_most =
-                        self.last_look.get().filter(|(own, _)| *own <= look).map_or(length, |(_, sent)| sent.elapsed());
+                    let own = self.last_look.get().filter(|own| own.number <= look);
+                    let at_most = own.map_or(length, |own| own.sent.elapsed());
                     known = Some((look, length.min(at_most)));
                 }
                 Look::Done { look, was_outage, next, marked, endings } => {
-                    *self.last_look.0.lock() = Some((look, sent));
+                    *self.last_look.0.lock() = Some(OwnLook { number: look, sent, answered: Instant::now() });
                     if was_outage {
                         let length = known.map_or(Duration::ZERO, |(_, length)| length);
                         tracing::warn!(?length, "nobody could keep leases alive for a while; they are given more time");
@@ -157,6 +164,10 @@ impl Registry {
 
     async fn look_once(&self, known: Option<(u64, Duration)>, most: usize, room: usize) -> Result<Look, Fault> {
         let ms = |duration: Duration| duration.as_millis() as u64;
+        // Nobody may have looked since: as it is while the number of the last look is this process' own.
+        let own = self.last_look.get();
+        let at_least = own.map_or(Duration::ZERO, |own| own.answered.elapsed());
+        let own = own.map_or(0, |own| own.number);
         let (look, length) = known.map_or((String::new(), 0), |(look, length)| (look.to_string(), ms(length)));
         let looked = self.with_identity(|identity| {
             let look = look.clone();
@@ -164,7 +175,7 @@ impl Registry {
                 let looked = self.first().run::<Look>(DURABLE, |_| {
                     let call = self.ending_call(&self.scripts.lease_look).arg(&identity.birth).arg(most).arg(room);
                     let call = call.arg(ms(CLAIM)).arg(ms(OUTAGE)).arg(ms(self.options.outage_grace));
-                    call.arg(ms(BEYOND_OUTAGE)).arg(&look).arg(length)
+                    call.arg(ms(BEYOND_OUTAGE)).arg(&look).arg(length).arg(own).arg(ms(at_least))
                 });
                 looked.await
             }

@@ -15,16 +15,13 @@ use crate::{random::random_u64, session::LeaseId, storage::StorageError};
 /// How often a lease is attached anew because another one ended in the same moment.
 const ATTACH_TRIES: usize = 32;
 
-/// A number that JavaScript can hold, too.
-const MAX_LEASE: u64 = (1 << 53) - 1;
-
 impl Registry {
     pub(super) async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
         // Rounded up: no lease ends before its ttl.
         let ttl = ttl.as_nanos().div_ceil(1_000_000) as u64;
         loop {
             // Random: a gateway that comes back with an old one must not meet somebody else's.
-            let Some(lease) = LeaseId::from_number(random_u64() & MAX_LEASE) else { continue };
+            let Some(lease) = LeaseId::from_number(random_u64() & LeaseId::MAX) else { continue };
             let granted = self.with_identity(|identity| async move {
                 let first = self.first();
                 let granted = first.run(CHANGE, |until| {
@@ -65,7 +62,7 @@ impl Registry {
 
     pub(super) async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
         // The end may be noted for so long. Until then nobody is told that the call has failed.
-        let patience = 3 * self.first().timeout();
+        let patience = 2 * self.first().timeout();
         let over = Instant::now() + patience;
         let revoked = self.revoke(lease, patience).await;
         if let Err(StorageError::Unavailable(_) | StorageError::Refused(_)) = &revoked {

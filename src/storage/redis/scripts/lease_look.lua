@@ -1,11 +1,17 @@
 -- Moves the leases' clock on, marks leases whose deadline has passed as ending, and hands out those that nobody ends or sweeps.
 -- ARGV: birth, how many leases may be marked, how many others handed out, ms for which the caller has them, ms without a look that make an
 -- outage, the least ms that leases get after an outage of unknown length, ms that leases get beyond the length of an outage, the number of
--- the look after which the caller says how long an outage was, or '', and how many ms it was.
+-- the look after which the caller says how long an outage was, or '', how many ms it was, the number of
+-- the caller's own last look, and the ms that have passed since its answer.
 -- Gives 'gap', the number of the last look and the ms since then when there was a gap and the caller has not said how long it
 -- was in truth, and nothing has changed. Otherwise 'look', the number of this look, '1' when there was an outage, the ms until the
 -- next deadline (-1: there is none), how many leases were marked, and for each lease its id and 'STATE REASON OWNER'.
 local most, claim = tonumber(ARGV[2]), tonumber(ARGV[4])
+-- A clock that was set, or a look that was late: as much as has passed in truth, as far as the caller knows.
+if since_look < 0 or since_look > LONGEST_LOOK then
+    local passed = call('HGET', meta, 'looks') == ARGV[10] and tonumber(ARGV[11]) or 0
+    lease_now = clock[1] + math.min(LONGEST_LOOK, passed)
+end
 local state = call('HMGET', meta, 'looks', 'revived', 'grace')
 local looks, revived, grace = tonumber(state[1]), tonumber(state[2]), tonumber(state[3])
 local outage = nil
