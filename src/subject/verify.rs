@@ -20,12 +20,12 @@ use super::{
     log::Chunk,
     waits::StorageOperation,
 };
-use crate::storage::{LogPoint, Mark, StorageError};
+use crate::storage::{LogPoint, StorageError};
 
 /// How long to wait before a storage that cannot be asked is asked again.
 const RETRY: Duration = Duration::from_millis(500);
 
-type Asked = Pin<Box<dyn Future<Output = Result<Vec<Option<Mark>>, StorageError>> + Send>>;
+type Asked = Pin<Box<dyn Future<Output = Result<bool, StorageError>> + Send>>;
 
 /// Places ahead of an observer, each of another partition, whose history is yet to be seen.
 pub(super) struct Verification {
@@ -73,37 +73,43 @@ impl Verification {
             |(partition, point): &(u32, LogPoint)| *partition == chunk.partition && point.position <= end.position;
         let Some(index) = self.places.iter().position(reached) else { return Poll::Ready(true) };
         let (partition, point) = self.places[index];
-        let is_known = point.position == end.position;
-        let mark = if is_known {
-            Some(end.mark)
+        let is_same = if point.position == end.position {
+            point.mark == end.mark
         } else {
             loop {
-                let asked = self.asked.take().unwrap_or_else(|| ask(inner, partition, point, at, Duration::ZERO));
+                let asked =
+                    self.asked.take().unwrap_or_else(|| ask(inner, partition, [point, end], at, Duration::ZERO));
                 match ready!(self.asked.insert(asked).as_mut().poll(context)) {
-                    Ok(marks) => break marks.get(partition as usize).copied().flatten(),
+                    Ok(is_same) => break is_same,
                     Err(error) => {
                         let error: &dyn std::error::Error = &error;
                         tracing::debug!(error, "an observer waits for the storage");
-                        self.asked = Some(ask(inner, partition, point, at, RETRY));
+                        self.asked = Some(ask(inner, partition, [point, end], at, RETRY));
                     }
                 }
             }
         };
         self.asked = None;
         self.places.remove(index);
-        Poll::Ready(mark == Some(point.mark))
+        Poll::Ready(is_same)
     }
 }
 
-/// Asks for the mark at a place, after a pause.
-fn ask(inner: &Arc<Inner>, partition: u32, point: LogPoint, at: &Points, pause: Duration) -> Asked {
+/// Asks, after a pause, whether the storage's log holds some points of a partition, one after the other.
+fn ask(inner: &Arc<Inner>, partition: u32, points: [LogPoint; 2], at: &Points, pause: Duration) -> Asked {
     let inner = Arc::clone(inner);
     let mut positions: Positions = at.iter().map(|point| point.position).collect();
-    positions[partition as usize] = point.position;
     Box::pin(async move {
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
-        inner.waits.of(StorageOperation::Marks, inner.storage.marks(&positions)).await
+        for point in points {
+            positions[partition as usize] = point.position;
+            let marks = inner.waits.of(StorageOperation::Marks, inner.storage.marks(&positions)).await?;
+            if marks.get(partition as usize) != Some(&Some(point.mark)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     })
 }

@@ -280,8 +280,10 @@ async fn try_apply(
     let call = script(registry, partition, identity, batch, over);
     match partition.change(&link, &call, over).await {
         Ok(answer) => {
-            let (time, answers): (u64, Vec<u8>) = redis::from_redis_value(answer).map_err(RedisError::from)?;
+            let (time, end, answers): (u64, u64, Vec<u8>) =
+                redis::from_redis_value(answer).map_err(RedisError::from)?;
             partition.clock.read_from(time, &link);
+            partition.has_read_up_to(end);
             Ok(answers)
         }
         Err(fault) => {
@@ -326,8 +328,7 @@ fn script(registry: &Registry, partition: &Partition, identity: &Identity, batch
     for bucket in buckets {
         call = call.arg(partition.bucket_key(bucket));
     }
-    let until = partition.clock.until(over.saturating_duration_since(Instant::now()));
-    let call = call.arg(&identity.birth).arg(until).arg(partition.read_up_to());
+    let call = call.arg(&identity.birth).arg(partition.clock.until(over)).arg(partition.read_up_to());
     let call = call.arg(registry.options.retain_events).arg(registry.session_limit()).arg(&registry.new_mark()[..]);
     call.arg(lease_bytes).arg(letters).arg(sessions).arg(places).arg(bits)
 }

@@ -215,8 +215,9 @@ impl Tail {
             }
             let checking = async {
                 // Redis may have come back without its newest leases, here or in the first partition, and with all that it had logged.
-                if looks == 0 || looks == 1 && connected.elapsed() > SECOND_LOOK {
-                    registry.end_orphans(partition, &identity).await?;
+                let second_look = SECOND_LOOK.max(8 * partition.timeout());
+                if looks == 0 || looks == 1 && connected.elapsed() > second_look {
+                    registry.end_orphans_of(partition, &identity).await?;
                     looks += 1;
                 }
                 self.check(registry, partition, &identity, has_gap).await
@@ -264,6 +265,7 @@ impl Tail {
             let state = self.state.borrow();
             (state.registry_id == Some(identity.registry_id), state.end())
         };
+        let known = partition.read_up_to();
         let found = registry.extent(partition, identity, is_known.then_some(end.position)).await?;
         if found.id.is_some_and(|id| id != identity.registry_id) {
             return Err(Fault::Registry);
@@ -283,7 +285,8 @@ impl Tail {
             self.state.send_modify(|state| restart(state, found.held.end));
             return Ok(());
         }
-        if end.position > found.held.end.position || found.at.is_some_and(|mark| mark != end.mark) {
+        if end.position.max(Position(known)) > found.held.end.position || found.at.is_some_and(|mark| mark != end.mark)
+        {
             let (partition, read, newest) = (self.partition, end.position.0, found.held.end.position.0);
             tracing::error!(partition, read, newest, "Redis has lost changes; observers start again");
             registry.abandon(identity, "").await?;
@@ -345,7 +348,7 @@ impl Tail {
         }
         if !ends.is_empty() {
             self.state.send_modify(|state| state.append(events, ends, self.kept));
-            partition.set_read_up_to(end.position.0);
+            partition.has_read_up_to(end.position.0);
         }
         Ok(is_next)
     }

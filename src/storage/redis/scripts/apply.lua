@@ -6,10 +6,10 @@
 -- (16 bytes each), the leases of the steps (a byte each: the number of the lease, or 0), the bits of their buckets in the
 -- leases' sets (2 bytes each).
 -- A step creates ('c', or 'C' under a lease) or destroys ('d', or 'D' only under the lease).
--- Gives the time, and a letter for each step: 0 nothing changed, 1 it did, L the lease is not attached here, F the
+-- Gives the time, the end of the log, and a letter for each step: 0 nothing changed, 1 it did, L the lease is not attached here, F the
 -- partition is full, M there is no memory for it. LATE or BEHIND, and nothing changed, when the script is no longer good, or
 -- this Redis does not have what the caller has read.
-if now > tonumber(ARGV[2]) then
+if now >= tonumber(ARGV[2]) then
     return redis.error_reply('LATE ' .. text(now))
 end
 if last < tonumber(ARGV[3]) then
@@ -158,12 +158,12 @@ if not refused and count + steps <= most and not string.find(letters, '[^c]') th
         return undo_created(problem, steps + 1)
     end
     if n == steps then
-        return {now, string.rep('1', n)}
+        return {now, last + n, string.rep('1', n)}
     end
     for step = 1, steps do
         answers[step] = existed[step] and '0' or '1'
     end
-    return {now, table.concat(answers)}
+    return {now, last + n, table.concat(answers)}
 end
 for step = 1, #letters do
     local letter, session, bucket = byte(letters, step), sub(sessions, from, from + 15), keys[base + step]
@@ -206,4 +206,4 @@ local problem = append(parts, logged, more, ARGV[6], tonumber(ARGV[4]), keys[5])
 if problem then
     return undo(problem)
 end
-return {now, table.concat(answers)}
+return {now, last + logged, table.concat(answers)}
