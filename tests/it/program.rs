@@ -78,16 +78,18 @@ impl Program {
     async fn launch(mut command: Command) -> Self {
         let mut child = command.spawn().expect("the program starts");
         let mut lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
+        let mut earlier = Vec::new();
         let listening = loop {
-            let line = soon(lines.next_line()).await.unwrap().expect("it says that it listens");
-            let line: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
+            let text = soon(lines.next_line()).await.unwrap().expect("it says that it listens");
+            let line: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}"));
             if line["fields"]["message"] == "listening" {
                 break line;
             }
+            earlier.push(text);
         };
         let address = |name: &str| listening["fields"][name].as_str().expect("an address").parse().unwrap();
         let (addr, admin) = (address("address"), address("admin_address"));
-        let log = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::new(Mutex::new(earlier));
         let reads = Arc::clone(&log);
         // Read to the end, so that the program never waits for us.
         let reading = tokio::spawn(async move {
@@ -166,7 +168,7 @@ impl Program {
         crate::server::eventually(something, || self.log().contains(something)).await;
     }
 
-    /// What it has logged since it listens.
+    /// What it has logged, but for the line that it listens.
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().join("\n")
     }
