@@ -3,19 +3,24 @@
 pub(crate) mod cluster;
 mod cluster_kills;
 mod conformance;
+mod evictions;
 mod faults;
 mod fleet;
+mod full_bucket;
 mod gap;
 mod histories;
 mod layouts;
 mod linear;
+mod lost_keys;
 mod name;
 mod name_failover;
 mod refusals;
 mod replica;
+mod rights;
 mod rolling;
 pub(crate) mod server;
 mod slots;
+mod starts;
 mod tls;
 
 use std::{error::Error, sync::Arc};

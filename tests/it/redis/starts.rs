@@ -1,6 +1,9 @@
 //! The program starts before Redis can serve it: it waits for what waiting can cure, and says what it cannot.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use redis::cmd;
 use tonic::Code;
@@ -12,21 +15,28 @@ use crate::{
     sessions::{batch_create, create, has},
 };
 
-/// Waits until the program is ready or is not.
-async fn ready_comes_to(program: &Program, status: u16) {
+/// Longer than several timeouts of a connection.
+const AWAY: Duration = Duration::from_secs(3);
+
+/// Waits until a program is ready or is not.
+async fn ready_comes_to(admin: SocketAddr, status: u16) {
     soon(async {
-        while get(program.admin, "/ready").await.status != status {
+        while get(admin, "/ready").await.status != status {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
     .await;
 }
 
-/// It runs, is not ready, and answers calls with an error that clients retry.
-async fn waits(program: &Program) {
-    assert_eq!(get(program.admin, "/live").await.status, 200);
-    assert_eq!(get(program.admin, "/ready").await.status, 503);
-    assert_eq!(get(program.admin, "/metrics").await.status, 200);
+/// It lives and is not ready.
+async fn is_not_ready(admin: SocketAddr) {
+    for (path, status) in [("/live", 200), ("/ready", 503)] {
+        assert_eq!(get(admin, path).await.status, status, "{path}");
+    }
+}
+
+/// With an error after which clients try again.
+async fn refuses_calls(program: &Program) {
     let request = sessiond::proto::HasSessionRequest { session_id: Some(1), auth_key_id: 0 };
     let status = soon(program.sessions().has_session(request)).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
@@ -45,12 +55,17 @@ async fn a_redis_that_is_away_at_the_start_is_waited_for() {
     let mut redis = RedisServer::start(&[]);
     let url = redis.url("timeout_ms=300&buckets=64");
     redis.kill();
-    let program = Program::start(&["--storage", &url]).await;
-    waits(&program).await;
+    let waiting = Program::start_waiting(&["--storage", &url]).await;
+    let began = Instant::now();
+    while began.elapsed() < AWAY {
+        is_not_ready(waiting.admin).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     redis.restart();
-    ready_comes_to(&program, 200).await;
+    let program = waiting.listens().await;
+    ready_comes_to(program.admin, 200).await;
     batch_create(&program.sessions(), &[1, 2, 3]).await;
-    assert!(has(&program.sessions(), 2).await);
+    assert!(has(&program.sessions(), 0, 2).await);
 }
 
 #[tokio::test]
@@ -61,10 +76,10 @@ async fn a_program_that_waits_for_redis_stops_when_it_is_told_to() {
     let mut redis = RedisServer::start(&[]);
     let url = redis.url("timeout_ms=300");
     redis.kill();
-    let mut program = Program::start(&["--storage", &url]).await;
-    waits(&program).await;
-    program.signal("TERM").await;
-    assert_eq!(program.exit_code().await, Some(0), "{}", program.log());
+    let waiting = Program::start_waiting(&["--storage", &url]).await;
+    is_not_ready(waiting.admin).await;
+    waiting.signal("TERM").await;
+    assert_eq!(waiting.exit_code().await, Some(0));
 }
 
 #[tokio::test]
@@ -82,24 +97,23 @@ async fn a_program_waits_no_longer_than_it_is_told_to() {
 }
 
 async fn a_redis_that_loads_its_dump_is_waited_for(kind: ServerKind) {
-    let mut redis = kind.start(&[]);
+    let mut redis = kind.start(&["--rdbcompression", "no"]);
     let url = redis.url("timeout_ms=300&buckets=64");
     let running = Program::start(&["--storage", &url]).await;
-    create(&running.sessions(), 1).await;
-    let fill = "for n = 1, 1000 do redis.call('SET', 'filler' .. n, n) end";
+    create(&running.sessions(), 0, 1).await;
+    let fill = "for n = 1, 100 do redis.call('SET', 'filler' .. n, string.rep('x', 262144)) end";
     let () = redis.ask(cmd("EVAL").arg(fill).arg(0)).unwrap();
     let () = redis.ask(&cmd("SAVE")).unwrap();
-    // A millisecond or two for each key, between which it answers.
-    redis.restart_loading(&["--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024"]);
-    let started = Program::start(&["--storage", &url]).await;
+    // In microseconds, for each key. Every two megabytes it answers commands, with an error.
+    redis.restart_loading(&["--key-load-delay", "30000"]);
+    let started = Program::start_waiting(&["--storage", &url]).await;
+    is_not_ready(started.admin).await;
+    ready_comes_to(running.admin, 503).await;
+    refuses_calls(&running).await;
     assert!(redis.is_loading(), "the test needs it to be slower");
-    waits(&started).await;
-    ready_comes_to(&running, 503).await;
-    waits(&running).await;
-    assert!(redis.is_loading(), "the test needs it to be slower");
-    for program in [&started, &running] {
-        ready_comes_to(program, 200).await;
-        assert!(has(&program.sessions(), 1).await, "Redis has it in its dump");
+    for program in [&started.listens().await, &running] {
+        ready_comes_to(program.admin, 200).await;
+        assert!(has(&program.sessions(), 0, 1).await, "Redis has it in its dump");
         batch_create(&program.sessions(), &[2, 3]).await;
     }
 }
@@ -165,9 +179,9 @@ async fn a_password_that_is_missing_later_is_logged_as_such() {
     let mut admin = client.get_connection().unwrap();
     let _: i64 =
         cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").arg("SKIPME").arg("yes").query(&mut admin).unwrap();
-    ready_comes_to(&program, 503).await;
+    ready_comes_to(program.admin, 503).await;
     program.logs("password").await;
     let () = cmd("CONFIG").arg("SET").arg("requirepass").arg("").query(&mut admin).unwrap();
-    ready_comes_to(&program, 200).await;
-    assert!(has(&program.sessions(), 1).await);
+    ready_comes_to(program.admin, 200).await;
+    assert!(has(&program.sessions(), 0, 1).await);
 }
