@@ -17,7 +17,7 @@ use rustix::time::{ClockId, clock_gettime};
 use sessiond::{
     session::{DestroyReason, SessionChange, SessionKey},
     storage::{
-        Position, SessionStorage,
+        LogPoint, Position, SessionStorage,
         memory::{MemoryOptions, MemoryStorage},
     },
 };
@@ -90,12 +90,13 @@ async fn one_of_a_million() {
     let polls = timed(expire.as_mut(), asked).await;
     println!("  the longest poll took {:?}, all together {:?}", polls.longest, polls.all);
 
-    let registry_id = storage.log().await.unwrap().registry_id;
+    let log = storage.log().await.unwrap();
     let mut expired = 0;
-    let mut after = Position(SESSIONS as u64 + 1);
+    let mut after = LogPoint { position: Position(SESSIONS as u64 + 1), ..log.partitions[0].end };
     while expired < SESSIONS {
-        let events = storage.changes_after(registry_id, 0, after, 1 << 16).await.unwrap();
-        after = Position(after.0 + events.len() as u64);
+        let changes = storage.changes_after(log.registry_id, 0, after, 1 << 16).await.unwrap();
+        after = after.past(&changes);
+        let events = changes.events;
         let is_expired = |change| change == SessionChange::Destroyed(DestroyReason::LeaseExpired);
         assert!(events.iter().all(|event| is_expired(event.change)));
         expired += events.len() as i64;

@@ -24,6 +24,8 @@ mod duration;
 #[cfg(feature = "subject")]
 mod histogram;
 #[cfg(feature = "subject")]
+mod random;
+#[cfg(feature = "subject")]
 mod relay;
 #[cfg(feature = "server")]
 pub mod server;

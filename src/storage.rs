@@ -42,6 +42,11 @@ pub use self::{
 ///   partition keep the order of the batch.
 /// - **Exact reads**: [`read_buckets`](Self::read_buckets) gives, for each bucket, the sessions in it just after the change
 ///   at the position it names and before the next one.
+/// - **Histories**: each position of a log has a [`Mark`]. Two logs of one registry id that have the same mark at a position
+///   agree on every change up to it. A log that lost changes and continued differently has other marks from there on. The
+///   mark at a position never changes, and every handle tells the same one.
+/// - **One history**: what a handle tells is of one history. A handle that has told of a position, in whatever call, does not
+///   go on with a log that lost it: those who follow the log hear [`LogError::Restarted`] before they pass that position.
 /// - **Leased**: a session under a lease that is gone is gone too, or about to be: once a lease has ended, nothing comes under it,
 ///   and each session that is under it is destroyed, once. A session that has moved to another lease is not.
 /// - **Cancellable**: a future dropped before it is ready leaves each session either changed, with its log entry, or not.
@@ -150,28 +155,46 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
     /// [`StorageError::Unavailable`] when the storage cannot be asked.
     async fn log(&self) -> Result<LogExtent, StorageError>;
 
-    /// The changes of `partition` right after position `after` of the log of `registry_id`: at least one, at most `limit`.
-    /// Waits for the first.
+    /// The changes of `partition` right after `after` in the log of `registry_id`: at least one, at most `limit`. Waits for
+    /// the first.
     ///
     /// # Errors
     ///
     /// [`LogError::Trimmed`] when some change after `after` is no longer held, [`LogError::Restarted`] when the log is another
-    /// registry's or `after` is not of it, [`LogError::Storage`] when the storage cannot be asked.
+    /// registry's or does not contain `after`, also while this waits, [`LogError::Storage`] when the storage cannot be asked.
     async fn changes_after(
         &self,
         registry_id: RegistryId,
         partition: u32,
-        after: Position,
+        after: LogPoint,
         limit: usize,
-    ) -> Result<Vec<SessionEvent>, LogError>;
+    ) -> Result<Changes, LogError>;
 
-    /// The sessions of some buckets from `first` on: of at least one bucket, and of no more once `limit` sessions are
-    /// read.
+    /// For each partition the mark at a position of its log. None beyond the log's end, and before its start where the log no
+    /// longer knows the mark.
     ///
     /// # Errors
     ///
     /// [`StorageError::Unavailable`] when the storage cannot be asked.
-    async fn read_buckets(&self, first: u32, limit: usize) -> Result<BucketRun, StorageError>;
+    async fn marks(&self, positions: &[Position]) -> Result<Vec<Option<Mark>>, StorageError>;
+
+    /// The sessions of some buckets from `first` on: of at least one bucket, and of no more once `limit` sessions are
+    /// read.
+    ///
+    /// `known` is, for each partition, a point of the log of `registry_id` that the caller has read up to: what is read
+    /// belongs to a log that contains it.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Restarted`] when the log is another registry's or does not contain the known point of a partition that is
+    /// read, [`LogError::Storage`] when the storage cannot be asked.
+    async fn read_buckets(
+        &self,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        first: u32,
+        limit: usize,
+    ) -> Result<BucketRun, LogError>;
 }
 
 /// How a storage is divided.
@@ -186,6 +209,30 @@ pub struct Layout {
 /// The number of a change in its partition's log. The first change has 1; 0 is the place before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position(pub u64);
+
+/// A random number that a storage gives to a stretch of its log: it tells two histories of one registry apart.
+///
+/// The mark at a position is that of the stretch that holds the change at this position; at position 0 it is that of the
+/// log's birth. What a stretch is depends on the storage: all changes of a process, of an opening of a file, or of one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Mark(pub u64);
+
+/// A position in a partition's log, and the mark there: it names one history up to this position.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct LogPoint {
+    /// The position.
+    pub position: Position,
+    /// The mark at that position.
+    pub mark: Mark,
+}
+
+impl LogPoint {
+    /// The point at the last of `changes`, which come right after this one.
+    #[must_use]
+    pub fn past(self, changes: &Changes) -> Self {
+        Self { position: Position(self.position.0 + changes.events.len() as u64), mark: changes.mark }
+    }
+}
 
 /// The identity of a registry: made by chance when it begins, and kept for as long as its log goes on.
 ///
@@ -204,15 +251,22 @@ impl fmt::Display for RegistryId {
 pub struct LogExtent {
     /// The registry that the log is of.
     pub registry_id: RegistryId,
-    /// For each partition, the positions between which changes are held: those after `start` up to and with `end`.
-    pub partitions: Vec<Range<Position>>,
+    /// For each partition, the points between which changes are held: those after `start` up to and with `end`.
+    pub partitions: Vec<Range<LogPoint>>,
+}
+
+/// Some changes of one partition that follow each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changes {
+    /// The changes, in order; at least one.
+    pub events: Vec<SessionEvent>,
+    /// The mark at the last of them.
+    pub mark: Mark,
 }
 
 /// What is in some buckets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BucketRun {
-    /// The registry that they are of.
-    pub registry_id: RegistryId,
     /// For each bucket read, in order, the position in its partition's log that its sessions reflect.
     pub positions: Vec<Position>,
     /// The sessions in those buckets, in no particular order.

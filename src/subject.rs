@@ -173,7 +173,7 @@ pub struct SubjectStats {
 
 pub(crate) struct Inner {
     storage: Arc<dyn SessionStorage>,
-    waits: Arc<WaitCounts>,
+    waits: WaitCounts,
     feed: Feed,
     options: SubjectOptions,
     observers: AtomicUsize,
@@ -201,7 +201,7 @@ impl SessionSubject {
         let retention = Retention { events: options.retain_events, bytes: options.retain_bytes };
         let inner = Arc::new(Inner {
             storage,
-            waits: Arc::default(),
+            waits: WaitCounts::default(),
             feed: Feed::new(retention, &extent, Box::new(encoder)),
             options,
             observers: AtomicUsize::new(0),
@@ -304,14 +304,14 @@ impl SessionSubject {
         if head.closed {
             return Err(ObserveError::Closed);
         }
-        let at_head = (head.place, head.positions);
+        let at_head = (head.place, head.points);
         let here = |place| Cursor { registry_id: head.registry_id, place };
         let (place, opening, cursor) = match start {
             Start::Now if newest.registry_id == head.registry_id => {
                 // More may have been published since the storage was asked. The observer does not hear of that, so its cursor
                 // must not lead to before it.
-                let ends = newest.partitions.iter().map(|held| held.end);
-                let positions: Positions = ends.zip(&at_head.1).map(|(end, at)| end.max(*at)).collect();
+                let ends = newest.partitions.iter().map(|held| held.end.position);
+                let positions: Positions = ends.zip(&at_head.1).map(|(end, at)| end.max(at.position)).collect();
                 (at_head, Opening::Follow(positions.clone()), here(CursorPlace::After(positions)))
             }
             // The storage has begun anew and the follower has yet to notice.

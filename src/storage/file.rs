@@ -32,11 +32,12 @@ use self::{
     writer::Writer,
 };
 use super::{
-    BucketRun, Layout, LogError, LogExtent, Position, RegistryId, SessionStorage, StorageError, StorageOptions,
+    BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage,
+    StorageError, StorageOptions,
     journal::Journal,
     memory::{MemoryOptions, MemoryStorage},
 };
-use crate::session::{LeaseId, SessionEvent, SessionKey};
+use crate::session::{LeaseId, SessionKey};
 
 pub use self::{backup::backup, error::FileError};
 
@@ -161,14 +162,24 @@ impl SessionStorage for FileStorage {
         &self,
         registry_id: RegistryId,
         partition: u32,
-        after: Position,
+        after: LogPoint,
         limit: usize,
-    ) -> Result<Vec<SessionEvent>, LogError> {
+    ) -> Result<Changes, LogError> {
         self.memory.changes_after(registry_id, partition, after, limit).await
     }
 
-    async fn read_buckets(&self, first: u32, limit: usize) -> Result<BucketRun, StorageError> {
-        self.memory.read_buckets(first, limit).await
+    async fn marks(&self, positions: &[Position]) -> Result<Vec<Option<Mark>>, StorageError> {
+        self.memory.marks(positions).await
+    }
+
+    async fn read_buckets(
+        &self,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        first: u32,
+        limit: usize,
+    ) -> Result<BucketRun, LogError> {
+        self.memory.read_buckets(registry_id, known, first, limit).await
     }
 }
 

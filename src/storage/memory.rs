@@ -38,7 +38,8 @@ use self::{
     log::Log,
 };
 use super::{
-    BucketRun, Layout, LogError, LogExtent, Position, RegistryId, SessionStorage, StorageError,
+    BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage,
+    StorageError,
     journal::{Journal, Lsn},
 };
 use crate::session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey};
@@ -119,7 +120,8 @@ impl MemoryStorage {
         journal: Option<Arc<Journal>>,
     ) -> Self {
         let buckets = options.buckets.max(1).next_power_of_two();
-        let log = |_| Log::new(options.retain_events, journal.is_none());
+        let mark = Mark(fastrand::u64(..));
+        let log = |_| Log::new(options.retain_events, journal.is_none(), mark);
         Self {
             registry_id,
             hash,
@@ -377,21 +379,36 @@ impl SessionStorage for MemoryStorage {
         Ok(LogExtent { registry_id: self.registry_id, partitions: self.logs.iter().map(Log::extent).collect() })
     }
 
+    async fn marks(&self, positions: &[Position]) -> Result<Vec<Option<Mark>>, StorageError> {
+        Ok(self.logs.iter().zip(positions).map(|(log, position)| log.mark(*position)).collect())
+    }
+
     async fn changes_after(
         &self,
         registry_id: RegistryId,
         partition: u32,
-        after: Position,
+        after: LogPoint,
         limit: usize,
-    ) -> Result<Vec<SessionEvent>, LogError> {
+    ) -> Result<Changes, LogError> {
         if registry_id != self.registry_id {
             return Err(LogError::Restarted);
         }
         self.logs[partition as usize].changes_after(after, limit).await
     }
 
-    async fn read_buckets(&self, first: u32, limit: usize) -> Result<BucketRun, StorageError> {
-        let mut run = BucketRun { registry_id: self.registry_id, positions: Vec::new(), sessions: Vec::new() };
+    async fn read_buckets(
+        &self,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        first: u32,
+        limit: usize,
+    ) -> Result<BucketRun, LogError> {
+        // Of all partitions, as neighbouring buckets are of different ones.
+        let knows = |(log, point): (&Log, &LogPoint)| log.mark(point.position) == Some(point.mark);
+        if registry_id != self.registry_id || !self.logs.iter().zip(known).all(knows) {
+            return Err(LogError::Restarted);
+        }
+        let mut run = BucketRun { positions: Vec::new(), sessions: Vec::new() };
         let end = first.saturating_add(BUCKETS_A_READ).min(self.buckets.len() as u32);
         for index in first..end {
             let bucket = self.buckets[index as usize].lock();

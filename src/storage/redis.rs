@@ -1,17 +1,27 @@
 //! The storage in Redis or Redis Cluster: any number of replicas of sessiond share one registry.
 //!
 //! A partition of the registry is a handful of keys with one hash tag, so that a cluster keeps them on one node and a script can
-//! change them in one step: a hash for each bucket (a session's 16 bytes, and the lease that it is under), a stream that is
-//! the log, and a small hash that holds its end, the count of sessions and the registry's id. Each script asks for that id first: a
+//! change them in one step: a hash for each bucket (a session's 16 bytes, and the slot of the lease that it is under), a stream that is the log,
+//! and a small hash that holds its end, the count of sessions and the registry's birth. Each script asks for that birth first: a
 //! Redis that came back empty, or another, is noticed by the next call.
 
+mod channel;
+mod clock;
+mod ending;
+mod entry;
+mod expiry;
+mod extent;
 mod fault;
 mod lane;
 mod lease;
-mod link;
+mod mend;
+mod partition;
+mod probe;
 mod quota;
+mod reads;
 mod registry;
 mod script;
+mod servers;
 mod tail;
 mod url;
 
@@ -26,19 +36,24 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use tokio::task::JoinSet;
 
 use self::{
+    entry::mark_bytes,
     fault::Fault,
-    lane::{Action, Answer, Lane},
+    lane::{Answer, Change, Lane},
+    partition::ASK,
+    probe::Findings,
+    reads::Reads,
     registry::{Registry, session_of},
-    tail::{Tail, position_of},
+    tail::Tail,
 };
 use super::{
-    BucketRun, Layout, LogError, LogExtent, Position, RegistryId, SessionStorage, StorageError, StorageOptions,
+    BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RefusalCause, RegistryId,
+    SessionStorage, StorageError, StorageOptions, Writability, WriteRefusal,
 };
-use crate::session::{LeaseId, SessionEvent, SessionKey};
+use crate::session::{LeaseId, SessionKey};
 
 pub use self::url::{RedisUrl, RedisUrlError};
 
@@ -55,7 +70,9 @@ const BUCKETS_A_READ: usize = 1024;
 pub struct RedisStorage {
     registry: Arc<Registry>,
     lanes: Vec<Arc<Lane>>,
+    reads: Vec<Arc<Reads>>,
     tails: Vec<Arc<Tail>>,
+    findings: Arc<Findings>,
     /// How many buckets to read at once, by how full those read last were.
     read_ahead: AtomicUsize,
     _tasks: JoinSet<()>,
@@ -66,8 +83,9 @@ impl RedisStorage {
     ///
     /// # Errors
     ///
-    /// [`StorageError::Unavailable`] when Redis cannot be reached or the registry is divided in another way than `url` says,
-    /// [`StorageError::Broken`] when what is there is none of sessiond's.
+    /// [`StorageError::Unavailable`] or [`StorageError::Refused`] when Redis cannot be reached or does not take changes now, and waiting may help.
+    /// [`StorageError::Broken`] when somebody has to do something: the password or the version is wrong, the user lacks a right, the registry is
+    /// divided in another way than `url` says, or what is there is none of this version's.
     ///
     /// # Panics
     ///
@@ -75,24 +93,44 @@ impl RedisStorage {
     pub async fn open(url: &RedisUrl, options: StorageOptions) -> Result<Self, StorageError> {
         let registry = Arc::new(Registry::open(url, options).await?);
         let mut tasks = JoinSet::new();
-        let (mut lanes, mut tails) = (Vec::new(), Vec::new());
-        for partition in 0..registry.layout.partitions {
-            let (lane, tail) = (Arc::new(Lane::default()), Arc::new(Tail::new(partition, options.retain_events)));
-            tasks.spawn(Arc::clone(&lane).run(Arc::clone(&registry), partition));
+        let (mut lanes, mut reads, mut tails) = (Vec::new(), Vec::new(), Vec::new());
+        for partition in registry.partitions() {
+            let number = partition.number;
+            let (lane, read) = (Arc::new(Lane::default()), Arc::new(Reads::default()));
+            let tail = Arc::new(Tail::new(partition, registry.servers(), options.retain_events));
+            tasks.spawn(Arc::clone(&lane).run(Arc::clone(&registry), number));
+            tasks.spawn(Arc::clone(&read).run(Arc::clone(&registry), number));
             tasks.spawn(Arc::clone(&tail).run(Arc::clone(&registry)));
             lanes.push(lane);
+            reads.push(read);
             tails.push(tail);
         }
-        Ok(Self { registry, lanes, tails, read_ahead: AtomicUsize::new(BUCKETS_A_READ), _tasks: tasks })
+        tasks.spawn(Arc::clone(&registry).move_clock());
+        let findings = Arc::<Findings>::default();
+        tasks.spawn(Arc::clone(&findings).run(Arc::clone(&registry)));
+        let read_ahead = AtomicUsize::new(BUCKETS_A_READ);
+        Ok(Self { registry, lanes, reads, tails, findings, read_ahead, _tasks: tasks })
     }
 
-    /// Does something with sessions of any partitions.
-    async fn ask(&self, action: Action, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
+    /// Whether Redis may evict keys of the registry when its memory is full; `None` until Redis has told its policy.
+    ///
+    /// Looked at every 30 s. Sessions that are evicted are gone without an event: set `maxmemory-policy` to `noeviction`.
+    #[must_use]
+    pub fn evicts_keys(&self) -> Option<bool> {
+        self.findings.evicts_keys()
+    }
+
+    /// Does something with sessions of any partitions: `ask` for those of one. Answers once every partition has, so that nothing goes on behind a
+    /// failure.
+    async fn ask<F>(&self, sessions: &[SessionKey], ask: impl Fn(u32, Vec<SessionKey>) -> F) -> Result<Vec<bool>, StorageError>
+    where
+        F: Future<Output = Result<Vec<bool>, StorageError>>,
+    {
         let identity = self.registry.identity();
         let partition_of = |session| self.registry.partition_of(self.registry.bucket_of(&identity, session));
         if self.lanes.len() == 1 || sessions.len() == 1 {
             let partition = sessions.first().map_or(0, partition_of);
-            return self.ask_partition(action, partition, sessions.to_vec()).await;
+            return ask(partition, sessions.to_vec()).await;
         }
         let mut parts = vec![(Vec::new(), Vec::new()); self.lanes.len()];
         for (index, session) in sessions.iter().enumerate() {
@@ -100,66 +138,55 @@ impl RedisStorage {
             indexes.push(index);
             part.push(*session);
         }
-        let asked =
-            (0..).zip(parts).filter(|(_, (_, part))| !part.is_empty()).map(async |(partition, (indexes, part))| {
-                Ok::<_, StorageError>((indexes, self.ask_partition(action, partition, part).await?))
-            });
+        let asked = (0..).zip(parts).filter(|(_, (_, part))| !part.is_empty()).map(|(partition, (indexes, part))| {
+            let asked = ask(partition, part);
+            async move { asked.await.map(|answers| (indexes, answers)) }
+        });
         let mut answers = vec![false; sessions.len()];
-        for (indexes, part) in try_join_all(asked).await? {
+        for outcome in join_all(asked).await {
+            let (indexes, part) = outcome?;
             indexes.into_iter().zip(part).for_each(|(index, answer)| answers[index] = answer);
         }
         Ok(answers)
     }
 
-    async fn ask_partition(
+    async fn change(
         &self,
-        action: Action,
-        partition: u32,
+        change: Change,
+        number: u32,
         mut sessions: Vec<SessionKey>,
     ) -> Result<Vec<bool>, StorageError> {
+        let partition = self.registry.partition(number);
         let mut done = Vec::with_capacity(sessions.len());
         while !sessions.is_empty() {
-            let answers = self.lanes[partition as usize].ask(action, sessions.clone()).await?;
-            let is_done = |answer: &&Answer| matches!(answer, Answer::Yes | Answer::No);
-            done.extend(answers.iter().take_while(is_done).map(|answer| *answer == Answer::Yes));
-            let goes_on = match (answers.last(), action) {
-                (Some(Answer::NoLease), Action::Create(Some(lease))) => self
-                    .registry
-                    .attach_lease(partition, lease)
-                    .await?
-                    .then_some(())
-                    .ok_or(StorageError::UnknownLease(lease)),
-                (Some(Answer::Full), _) => self
-                    .registry
-                    .more_room(partition, sessions.len() as u64)
-                    .await?
-                    .then_some(())
-                    .ok_or(StorageError::TooManySessions { limit: self.registry.options.max_sessions }),
-                _ => Ok(()),
-            };
-            goes_on?;
-            sessions.drain(..answers.iter().filter(|answer| is_done(answer)).count());
+            let answers = self.lanes[number as usize].ask(change, sessions.clone()).await?;
+            let some = answers.iter().take_while(|answer| !answer.is_last());
+            done.extend(some.map(|answer| *answer == Answer::Yes));
+            sessions.drain(..answers.iter().filter(|answer| !answer.is_last()).count());
+            match (answers.last(), change) {
+                (Some(Answer::NoLease), _) => {
+                    let lease = change.lease().ok_or_else(|| Fault::malformed("a lease is missing that none was asked for"))?;
+                    if !self.registry.attach_lease(partition, lease).await? {
+                        // Nothing is under a lease that has ended.
+                        if let Change::Create(_) = change {
+                            return Err(StorageError::UnknownLease(lease));
+                        }
+                        done.extend(sessions.drain(..).map(|_| false));
+                    }
+                }
+                (Some(Answer::Full), _) => {
+                    if !self.registry.more_room(partition, sessions.len() as u64).await? {
+                        return Err(StorageError::TooManySessions { limit: self.registry.options.max_sessions });
+                    }
+                }
+                (Some(Answer::NoMemory), _) => {
+                    let detail = "Redis has used all the memory that it may use (maxmemory)";
+                    return Err(StorageError::Refused(WriteRefusal::new(RefusalCause::OutOfMemory, detail)));
+                }
+                _ => {}
+            }
         }
         Ok(done)
-    }
-
-    /// For each partition how far its log reaches, and how many sessions it has.
-    async fn extents(&self) -> Result<(RegistryId, Vec<(std::ops::Range<Position>, u64)>), Fault> {
-        let registry = &*self.registry;
-        registry
-            .with_identity(|identity| async move {
-                let identity = &identity;
-                let extents = registry.each_partition(async |partition| {
-                    let call =
-                        registry.call(&registry.scripts.extent, partition, 2).arg(registry.key(partition, "log"));
-                    let (end, oldest, count, _): (u64, Vec<u8>, u64, Vec<u8>) =
-                        registry.link.run(call.arg(&identity.id).arg("")).await?;
-                    let start = position_of(&oldest).map_or(end, |oldest| oldest - 1);
-                    Ok((Position(start)..Position(end), count))
-                });
-                Ok((identity.registry_id, extents.await?))
-            })
-            .await
     }
 }
 
@@ -167,6 +194,10 @@ impl RedisStorage {
 impl SessionStorage for RedisStorage {
     fn layout(&self) -> Layout {
         self.registry.layout
+    }
+
+    fn writability(&self) -> Writability {
+        self.findings.writability()
     }
 
     fn bucket_of(&self, session: &SessionKey) -> u32 {
@@ -178,15 +209,15 @@ impl SessionStorage for RedisStorage {
     }
 
     async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
-        self.ask(Action::Create(lease), sessions).await
+        self.ask(sessions, |partition, sessions| self.change(Change::Create(lease), partition, sessions)).await
     }
 
     async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
-        self.ask(Action::Has, sessions).await
+        self.ask(sessions, async |partition, sessions| Ok(self.reads[partition as usize].ask(sessions).await?)).await
     }
 
     async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
-        self.ask(Action::Destroy(lease), sessions).await
+        self.ask(sessions, |partition, sessions| self.change(Change::Destroy(lease), partition, sessions)).await
     }
 
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
@@ -210,43 +241,63 @@ impl SessionStorage for RedisStorage {
     }
 
     async fn session_count(&self) -> Result<u64, StorageError> {
-        Ok(self.extents().await?.1.iter().map(|(_, count)| count).sum())
+        Ok(self.registry.extents().await?.1.iter().map(|extent| extent.session_count).sum())
     }
 
     async fn log(&self) -> Result<LogExtent, StorageError> {
-        let (registry_id, partitions) = self.extents().await?;
-        Ok(LogExtent { registry_id, partitions: partitions.into_iter().map(|(held, _)| held).collect() })
+        let (registry_id, extents) = self.registry.extents().await?;
+        Ok(LogExtent { registry_id, partitions: extents.into_iter().map(|extent| extent.held).collect() })
+    }
+
+    async fn marks(&self, positions: &[Position]) -> Result<Vec<Option<Mark>>, StorageError> {
+        Ok(self.registry.marks(positions).await?)
     }
 
     async fn changes_after(
         &self,
         registry_id: RegistryId,
         partition: u32,
-        after: Position,
+        after: LogPoint,
         limit: usize,
-    ) -> Result<Vec<SessionEvent>, LogError> {
+    ) -> Result<Changes, LogError> {
         self.tails[partition as usize].changes_after(&self.registry, registry_id, after, limit).await
     }
 
-    async fn read_buckets(&self, first: u32, limit: usize) -> Result<BucketRun, StorageError> {
+    async fn read_buckets(
+        &self,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        first: u32,
+        limit: usize,
+    ) -> Result<BucketRun, LogError> {
         let registry = &*self.registry;
-        let partition = registry.partition_of(first);
-        let left = (partition + 1) * registry.buckets_a_partition() - first;
+        let identity = registry.identity();
+        if identity.registry_id != registry_id {
+            return Err(LogError::Restarted);
+        }
+        let partition = registry.partition(registry.partition_of(first));
+        let known = known.get(partition.number as usize).copied().ok_or(LogError::Restarted)?;
+        let left = registry.buckets_of(partition.number).end - first;
         let some = (self.read_ahead.load(Ordering::Relaxed) as u32).min(left);
-        let read = registry.with_identity(|identity| async move {
-            let mut call = registry.call(&registry.scripts.read, partition, 1 + some as usize);
-            for bucket in first..first + some {
-                call = call.arg(registry.bucket_key(bucket));
-            }
-            let read: (u64, i64, Vec<u8>) = registry.link.run(call.arg(&identity.id).arg(limit.max(1))).await?;
-            Ok((identity.registry_id, read))
+        let read = partition.run::<(u64, Vec<u8>, i64, Vec<u8>)>(ASK, |_| {
+            let call = registry.call(&registry.scripts.read, partition, &["log"], some as usize);
+            let call = (first..first + some).fold(call, |call, bucket| call.arg(partition.bucket_key(bucket)));
+            let call = call.arg(&identity.birth).arg(known.position.0).arg(&mark_bytes(known.mark)[..]);
+            call.arg(limit.max(1))
         });
-        let (registry_id, (position, read, bytes)) = read.await?;
+        let (position, _mark, read, bytes) = match read.await {
+            Err(Fault::Script(fault::Answer::Other)) => return Err(LogError::Restarted),
+            Err(Fault::Registry) => {
+                registry.rejoin(Some(&identity)).await.map_err(StorageError::from)?;
+                return Err(LogError::Restarted);
+            }
+            read => read.map_err(StorageError::from)?,
+        };
         let sessions: Vec<SessionKey> = bytes.chunks_exact(16).filter_map(session_of).collect();
         let read = usize::try_from(read).unwrap_or(left as usize);
         let wanted = limit.saturating_mul(read) / sessions.len().max(1);
         self.read_ahead.store(wanted.clamp(8, BUCKETS_A_READ), Ordering::Relaxed);
-        Ok(BucketRun { registry_id, positions: vec![Position(position); read], sessions })
+        Ok(BucketRun { positions: vec![Position(position); read], sessions })
     }
 }
 

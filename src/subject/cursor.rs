@@ -4,10 +4,18 @@ use std::{fmt, str::FromStr};
 
 use smallvec::SmallVec;
 
-use crate::storage::{Position, RegistryId};
+use crate::storage::{LogPoint, Position, RegistryId};
 
 /// A position in each partition of a storage's log.
 pub(crate) type Positions = SmallVec<[Position; 1]>;
+
+/// A point of each partition's log.
+pub(crate) type Points = SmallVec<[LogPoint; 1]>;
+
+/// The positions of some points.
+pub(crate) fn positions(points: &[LogPoint]) -> Positions {
+    points.iter().map(|point| point.position).collect()
+}
 
 /// A place in a registry's changes.
 ///

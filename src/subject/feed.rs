@@ -9,15 +9,15 @@ use parking_lot::Mutex;
 
 use super::{
     ResetReason,
-    cursor::{Cursor, CursorPlace, Positions},
+    cursor::{Cursor, CursorPlace, Points, positions},
     filter::Filter,
     index::{FilterIndex, Mailbox},
-    log::{Chunk, EVENTS_A_CHUNK, EventEncoder, EventLog, Place, Retention},
+    log::{Chunk, EventEncoder, EventLog, Place, Retention},
 };
 use crate::{
-    relay::{Waiter, wake_all},
-    session::{DestroyReason, SessionChange, SessionEvent},
-    storage::{LogExtent, Position, RegistryId},
+    relay::wake_all,
+    session::{DestroyReason, SessionChange},
+    storage::{Changes, LogExtent, LogPoint, Position, RegistryId},
 };
 
 /// The log of events and the index of those who watch but some of them.
@@ -52,48 +52,35 @@ impl Feed {
         std::array::from_fn(|n| self.changes[n].load(Ordering::Relaxed))
     }
 
-    /// Publishes the changes of `partition` right after position `after`.
-    pub(super) fn publish(&self, partition: u32, after: Position, events: &[SessionEvent]) {
+    /// Publishes the changes of `partition` right after `after` as one chunk, and gives the point behind them.
+    pub(super) fn publish(&self, partition: u32, after: LogPoint, changes: Changes) -> LogPoint {
         let mut counts = [0; 4];
-        events.iter().for_each(|event| counts[kind(event.change)] += 1);
+        changes.events.iter().for_each(|event| counts[kind(event.change)] += 1);
         for (count, more) in self.changes.iter().zip(counts) {
             count.fetch_add(more, Ordering::Relaxed);
         }
-        let mut woken = Vec::new();
-        let mut last = after;
-        for events in events.chunks(EVENTS_A_CHUNK) {
-            let first = Position(last.0 + 1);
-            last = Position(last.0 + events.len() as u64);
-            self.append(partition, first, last, events, &mut woken);
-        }
-        self.log.take_waiters(&mut woken);
-        wake_all(woken);
-    }
-
-    fn append(
-        &self,
-        partition: u32,
-        first: Position,
-        last: Position,
-        events: &[SessionEvent],
-        woken: &mut Vec<Waiter>,
-    ) {
+        let first = Position(after.position.0 + 1);
+        let last = after.past(&changes);
+        let Changes { events, .. } = changes;
         // Only the follower changes the head of the log, so it stays what it is here until the append below.
         let head = self.log.head();
-        let mut positions = head.positions;
-        positions[partition as usize] = last;
-        let cursor = Cursor { registry_id: head.registry_id, place: CursorPlace::After(positions) };
-        let wire = self.encoder.encode(events, &cursor);
-        let CursorPlace::After(positions) = cursor.place else { return };
-        let chunk = Chunk { partition, first, events: events.into(), positions, wire };
+        let mut points = head.points;
+        points[partition as usize] = last;
+        let cursor = Cursor { registry_id: head.registry_id, place: CursorPlace::After(positions(&points)) };
+        let wire = self.encoder.encode(&events, &cursor);
+        let mut woken = Vec::new();
         let index = self.index.lock();
-        index.deliver(head.place.chunk(), events, woken);
-        self.log.append(Arc::new(chunk));
+        index.deliver(head.place.chunk(), &events, &mut woken);
+        self.log.append(Arc::new(Chunk { partition, first, events: events.into(), points, wire }));
+        drop(index);
+        self.log.take_waiters(&mut woken);
+        wake_all(woken);
+        last
     }
 
     /// Forgets everything; see [`EventLog::lose`].
-    pub(super) fn lose(&self, lost: ResetReason, registry_id: RegistryId, positions: Positions) {
-        self.log.lose(lost, registry_id, positions);
+    pub(super) fn lose(&self, lost: ResetReason, registry_id: RegistryId, points: Points) {
+        self.log.lose(lost, registry_id, points);
         self.wake_all();
     }
 

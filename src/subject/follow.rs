@@ -5,11 +5,8 @@ use std::{error::Error, ops::Range, sync::Arc, time::Duration};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::Instant;
 
-use super::{Inner, ResetReason, cursor::Positions};
-use crate::storage::{LogError, LogExtent, Position, RegistryId, StorageError};
-
-/// The most changes asked for at once: what has been committed since the last time forms the next messages.
-const CHANGES_A_READ: usize = 4096;
+use super::{Inner, ResetReason, cursor::Points, log::EVENTS_A_CHUNK};
+use crate::storage::{LogError, LogExtent, LogPoint, RegistryId, StorageError};
 
 /// So many changes since the last time are a storm, in which those that follow are gathered for a moment: each observer hears of more
 /// of them with each message, and a message costs what hundreds of changes do. More than these are worth a message by
@@ -26,7 +23,7 @@ const LAST_RETRY: Duration = Duration::from_secs(2);
 /// Follows the log from the start of `extent` on, through outages and losses of the storage. Never returns.
 pub(super) async fn follow(inner: Arc<Inner>, extent: LogExtent) {
     let mut registry_id = extent.registry_id;
-    let mut from: Positions = extent.partitions.iter().map(|held| held.start).collect();
+    let mut from: Points = extent.partitions.iter().map(|held| held.start).collect();
     loop {
         let lost = follow_all(&inner, registry_id, &from).await;
         tracing::warn!(reason = ?lost, "the storage's log was lost; every observer starts again with a snapshot");
@@ -70,21 +67,22 @@ async fn log_extent(inner: &Inner) -> LogExtent {
 }
 
 /// Follows every partition until one of them is lost.
-async fn follow_all(inner: &Inner, registry_id: RegistryId, from: &Positions) -> ResetReason {
+async fn follow_all(inner: &Inner, registry_id: RegistryId, from: &Points) -> ResetReason {
     let mut partitions: FuturesUnordered<_> =
         (0..).zip(from).map(|(partition, after)| follow_one(inner, registry_id, partition, *after)).collect();
     partitions.next().await.unwrap_or(ResetReason::StorageRestarted)
 }
 
-async fn follow_one(inner: &Inner, registry_id: RegistryId, partition: u32, mut after: Position) -> ResetReason {
+async fn follow_one(inner: &Inner, registry_id: RegistryId, partition: u32, mut after: LogPoint) -> ResetReason {
     let mut retry = Retry::new(inner);
     loop {
-        match inner.storage.changes_after(registry_id, partition, after, CHANGES_A_READ).await {
-            Ok(events) => {
+        // What has been committed since the last time forms the next message, at whose end the mark is known.
+        match inner.storage.changes_after(registry_id, partition, after, EVENTS_A_CHUNK).await {
+            Ok(changes) => {
                 retry.succeeded();
-                inner.feed.publish(partition, after, &events);
-                after = Position(after.0 + events.len() as u64);
-                if STORM.contains(&events.len()) && events.len() * RETAINED <= inner.options.retain_events {
+                let count = changes.events.len();
+                after = inner.feed.publish(partition, after, changes);
+                if STORM.contains(&count) && count * RETAINED <= inner.options.retain_events {
                     tokio::time::sleep(GATHERING).await;
                 } else {
                     // A storage that always has more must not keep the thread from everything else.

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::{
     ResetReason,
-    cursor::{Cursor, CursorPlace, Positions},
+    cursor::{Cursor, CursorPlace, Points, Positions},
     waiters::{Progress, Waiters},
 };
 use crate::{
@@ -31,7 +31,7 @@ pub(crate) struct Chunk {
     pub(crate) first: Position,
     pub(crate) events: Box<[SessionEvent]>,
     /// The place after this chunk.
-    pub(crate) positions: Positions,
+    pub(crate) points: Points,
     /// What the encoder made of it.
     pub(crate) wire: Bytes,
 }
@@ -63,8 +63,8 @@ pub(super) struct Retention {
 }
 
 /// All positions in one number, which tells how far apart two places of the same log are.
-pub(super) fn sum(positions: &Positions) -> u64 {
-    positions.iter().map(|position| position.0).sum()
+pub(super) fn sum(points: &Points) -> u64 {
+    points.iter().map(|point| point.position.0).sum()
 }
 
 /// A place in the log: before the chunk of that number, in that epoch.
@@ -78,7 +78,7 @@ pub(super) struct Place {
 #[derive(Clone, Debug)]
 pub(super) struct Head {
     pub(super) place: Place,
-    pub(super) positions: Positions,
+    pub(super) points: Points,
     pub(super) registry_id: RegistryId,
     pub(super) closed: bool,
 }
@@ -96,8 +96,8 @@ pub(super) enum Next {
 
 /// Where a cursor leads.
 pub(super) enum Found {
-    /// The place, the positions there, and those to go on after.
-    Place(Place, Positions, Positions),
+    /// The place, the points there, and the positions to go on after.
+    Place(Place, Points, Positions),
     Lost(ResetReason),
 }
 
@@ -116,8 +116,8 @@ struct State {
     /// The number of the first chunk held. Numbers are never used twice.
     first: u64,
     /// The place before the first chunk, and after the last.
-    start: Positions,
-    end: Positions,
+    start: Points,
+    end: Points,
     events: usize,
     bytes: usize,
     waiters: Waiters,
@@ -136,7 +136,7 @@ pub(super) struct Held {
 
 impl EventLog {
     pub(super) fn new(retention: Retention, extent: &LogExtent) -> Self {
-        let start: Positions = extent.partitions.iter().map(|held| held.start).collect();
+        let start: Points = extent.partitions.iter().map(|held| held.start).collect();
         let state = State {
             epoch: 0,
             lost: ResetReason::StorageRestarted,
@@ -179,7 +179,7 @@ impl EventLog {
     /// [`take_waiters`](Self::take_waiters), so that several chunks are told of at once.
     pub(super) fn append(&self, chunk: Arc<Chunk>) {
         let mut state = self.state.lock();
-        state.end.clone_from(&chunk.positions);
+        state.end.clone_from(&chunk.points);
         state.events += chunk.events.len();
         state.bytes += chunk.bytes();
         state.chunks.push_back(chunk);
@@ -189,7 +189,7 @@ impl EventLog {
             state.first += 1;
             state.events -= oldest.events.len();
             state.bytes -= oldest.bytes();
-            state.start.clone_from(&oldest.positions);
+            state.start.clone_from(&oldest.points);
         }
     }
 
@@ -198,8 +198,8 @@ impl EventLog {
         self.state.lock().waiters.take(woken);
     }
 
-    /// Forgets everything: the changes that follow are those of `registry_id` after `positions`.
-    pub(super) fn lose(&self, lost: ResetReason, registry_id: RegistryId, positions: Positions) {
+    /// Forgets everything: the changes that follow are those of `registry_id` after `points`.
+    pub(super) fn lose(&self, lost: ResetReason, registry_id: RegistryId, points: Points) {
         let mut state = self.state.lock();
         state.epoch += 1;
         state.lost = lost;
@@ -208,8 +208,8 @@ impl EventLog {
         state.chunks.clear();
         state.events = 0;
         state.bytes = 0;
-        state.start.clone_from(&positions);
-        state.end = positions;
+        state.start.clone_from(&points);
+        state.end = points;
     }
 
     pub(super) fn close(&self) {
@@ -229,6 +229,12 @@ impl EventLog {
     pub(super) fn lost_since(&self, place: Place) -> Option<ResetReason> {
         let state = self.state.lock();
         (place.epoch != state.epoch).then_some(state.lost)
+    }
+
+    /// The points up to which the log has been followed, unless it was lost since it had `place`.
+    pub(super) fn known(&self, place: Place) -> Option<Points> {
+        let state = self.state.lock();
+        (place.epoch == state.epoch).then(|| state.end.clone())
     }
 
     /// What comes at `place`. At the end `waiter` is woken by the next publication.
@@ -263,18 +269,18 @@ impl EventLog {
         if newest.registry_id != state.registry_id {
             return Found::Lost(ResetReason::StorageRestarted);
         }
-        if positions.iter().zip(&newest.partitions).any(|(position, held)| *position > held.end) {
+        if positions.iter().zip(&newest.partitions).any(|(position, held)| *position > held.end.position) {
             return Found::Lost(ResetReason::StorageRestarted);
         }
-        if positions.iter().zip(&state.start).any(|(position, start)| position < start) {
+        if positions.iter().zip(&state.start).any(|(position, start)| *position < start.position) {
             return Found::Lost(ResetReason::CursorExpired);
         }
         let offset = (0..positions.len())
-            .map(|p| state.chunks.partition_point(|chunk| chunk.positions[p] <= positions[p]))
+            .map(|p| state.chunks.partition_point(|chunk| chunk.points[p].position <= positions[p]))
             .min()
             .unwrap_or(0);
         let at = match offset.checked_sub(1) {
-            Some(before) => state.chunks[before].positions.clone(),
+            Some(before) => state.chunks[before].points.clone(),
             None => state.start.clone(),
         };
         Found::Place(Place { epoch: state.epoch, chunk: state.first + offset as u64 }, at, positions.clone())
@@ -286,7 +292,7 @@ impl State {
         let chunk = self.first + self.chunks.len() as u64;
         let place = Place { epoch: self.epoch, chunk };
         let Self { registry_id, closed, .. } = *self;
-        Head { place, positions: self.end.clone(), registry_id, closed }
+        Head { place, points: self.end.clone(), registry_id, closed }
     }
 }
 

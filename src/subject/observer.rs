@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Events, Inner, ResetReason, Update,
-    cursor::{Cursor, CursorPlace, Positions},
+    cursor::{Cursor, CursorPlace, Points, Positions, positions},
     filter::Filter,
     index::{Mailbox, Taken},
     log::{Chunk, Next, Place, sum},
@@ -31,8 +31,8 @@ pub struct Observer {
     progress: Progress,
     registry_id: RegistryId,
     place: Place,
-    /// The positions at `place`.
-    at: Positions,
+    /// The points at `place`.
+    at: Points,
     /// The positions to go on after, while `place` lies before them: changes up to them are skipped.
     resumed: Option<Positions>,
     watch: Option<Watch>,
@@ -67,13 +67,13 @@ pub(super) enum Opening {
 }
 
 impl Observer {
-    /// An observer of `registry_id` at `place`, where the positions are `at`; `cursor` is what its first message promises,
+    /// An observer of `registry_id` at `place`, where the points are `at`; `cursor` is what its first message promises,
     /// which may be another registry's.
     pub(super) fn new(
         inner: Arc<Inner>,
         registry_id: RegistryId,
         filter: Filter,
-        (place, at): (Place, Positions),
+        (place, at): (Place, Points),
         opening: Opening,
         cursor: Cursor,
     ) -> Self {
@@ -108,8 +108,10 @@ impl Observer {
             Phase::Closed(cursor) => cursor.clone(),
             Phase::Following => {
                 let positions = match &self.resumed {
-                    Some(resumed) => self.at.iter().zip(resumed).map(|(at, resumed)| *at.max(resumed)).collect(),
-                    None => self.at.clone(),
+                    Some(resumed) => {
+                        self.at.iter().zip(resumed).map(|(at, resumed)| at.position.max(*resumed)).collect()
+                    }
+                    None => positions(&self.at),
                 };
                 Some(Cursor { registry_id: self.registry_id, place: CursorPlace::After(positions) })
             }
@@ -219,13 +221,9 @@ impl Observer {
         let head = self.inner.feed.log.head();
         self.registry_id = head.registry_id;
         self.place = head.place;
-        self.at = head.positions;
+        self.at = head.points;
         self.resumed = None;
-        self.phase = Phase::Reading(Box::new(Snapshot::new(
-            Arc::clone(&self.inner.storage),
-            Arc::clone(&self.inner.waits),
-            head.registry_id,
-        )));
+        self.phase = Phase::Reading(Box::new(Snapshot::new(Arc::clone(&self.inner), head.registry_id, head.place)));
     }
 
     fn close(&mut self) -> Poll<Option<Update>> {
@@ -240,7 +238,7 @@ impl Observer {
             _ => self.choose(chunk),
         };
         self.place = self.place.after();
-        self.at.clone_from(&chunk.positions);
+        self.at.clone_from(&chunk.points);
         self.progress.store(sum(&self.at), Ordering::Relaxed);
         self.forget_resumed_if_passed();
         match chosen {
@@ -261,7 +259,7 @@ impl Observer {
     }
 
     fn forget_resumed_if_passed(&mut self) {
-        self.resumed.take_if(|resumed| self.at.iter().zip(&*resumed).all(|(at, resumed)| at >= resumed));
+        self.resumed.take_if(|resumed| self.at.iter().zip(&*resumed).all(|(at, resumed)| at.position >= *resumed));
     }
 
     /// What the mailbox of an observer that filters by id has. None when the log is to be read instead.
@@ -290,7 +288,7 @@ impl Observer {
             }
             Taken::Events(events) => {
                 self.place = head.place;
-                self.at = head.positions;
+                self.at = head.points;
                 let read = if events.is_empty() { WAITS } else { sum(&self.at) };
                 self.progress.store(read, Ordering::Relaxed);
                 Some(match (events.is_empty(), head.closed) {

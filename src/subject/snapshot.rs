@@ -9,14 +9,15 @@ use std::{
 };
 
 use super::{
-    cursor::Positions,
+    Inner,
+    cursor::Points,
     filter::Filter,
-    log::{Chunk, EVENTS_A_CHUNK},
-    waits::{StorageOperation, WaitCounts},
+    log::{Chunk, EVENTS_A_CHUNK, Place},
+    waits::StorageOperation,
 };
 use crate::{
     session::{SessionChange, SessionEvent, SessionKey},
-    storage::{BucketRun, Position, RegistryId, SessionStorage, StorageError},
+    storage::{BucketRun, LogError, Position, RegistryId},
 };
 
 /// Read at once: an observer that is stuck in its snapshot holds on to no more than this and one bucket.
@@ -25,7 +26,7 @@ const SESSIONS_A_READ: usize = EVENTS_A_CHUNK;
 /// How long to wait before a storage that cannot be read is asked again.
 const RETRY: Duration = Duration::from_millis(500);
 
-type Read = Pin<Box<dyn Future<Output = Result<BucketRun, StorageError>> + Send>>;
+type Read = Pin<Box<dyn Future<Output = Result<BucketRun, LogError>> + Send>>;
 
 /// A snapshot under way.
 ///
@@ -36,9 +37,10 @@ type Read = Pin<Box<dyn Future<Output = Result<BucketRun, StorageError>> + Send>
 /// - of this run: told if it is after the position that its bucket was read at;
 /// - of a later run: not told, since its bucket is yet to be read.
 pub(super) struct Snapshot {
-    storage: Arc<dyn SessionStorage>,
-    waits: Arc<WaitCounts>,
+    inner: Arc<Inner>,
     registry_id: RegistryId,
+    /// Where it began: what is read is of the same log as this place.
+    began: Place,
     /// The buckets from here on are those of `positions`; those before have been passed for good.
     first: u32,
     positions: Vec<Position>,
@@ -49,8 +51,8 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    pub(super) fn new(storage: Arc<dyn SessionStorage>, waits: Arc<WaitCounts>, registry_id: RegistryId) -> Self {
-        Self { storage, waits, registry_id, first: 0, positions: Vec::new(), sessions: Vec::new(), read: None, held: 0 }
+    pub(super) fn new(inner: Arc<Inner>, registry_id: RegistryId, began: Place) -> Self {
+        Self { inner, registry_id, began, first: 0, positions: Vec::new(), sessions: Vec::new(), read: None, held: 0 }
     }
 
     /// How many sessions that pass the filter by id the observer holds.
@@ -72,15 +74,15 @@ impl Snapshot {
     }
 
     /// Whether an observer at `at` has passed the positions of the run.
-    pub(super) fn is_passed(&self, at: &Positions) -> bool {
+    pub(super) fn is_passed(&self, at: &Points) -> bool {
         (self.first..)
             .zip(&self.positions)
-            .all(|(bucket, position)| at[self.storage.partition_of(bucket) as usize] >= *position)
+            .all(|(bucket, position)| at[self.inner.storage.partition_of(bucket) as usize].position >= *position)
     }
 
     /// Whether the run that has been read is the last.
     pub(super) fn is_last(&self) -> bool {
-        self.next_bucket() >= self.storage.layout().buckets
+        self.next_bucket() >= self.inner.storage.layout().buckets
     }
 
     fn next_bucket(&self) -> u32 {
@@ -93,10 +95,6 @@ impl Snapshot {
             let first = self.next_bucket();
             let read = self.read.take().unwrap_or_else(|| self.read_run(first, Duration::ZERO));
             match ready!(self.read.insert(read).as_mut().poll(context)) {
-                // The storage began anew, and whoever follows its log has yet to say so: then this snapshot is over.
-                Ok(run) if run.registry_id != self.registry_id => {
-                    self.read = Some(self.read_run(first, RETRY));
-                }
                 Ok(mut run) => {
                     if filter.is_by_id() {
                         run.sessions.retain(|session| filter.passes_session(session));
@@ -108,6 +106,7 @@ impl Snapshot {
                     self.sessions = run.sessions;
                     return Poll::Ready(());
                 }
+                // With `Restarted`, whoever follows the log has yet to say that it was lost: then this snapshot is over.
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
                     tracing::debug!(error, "a snapshot waits for the storage");
@@ -118,12 +117,14 @@ impl Snapshot {
     }
 
     fn read_run(&self, first: u32, pause: Duration) -> Read {
-        let (storage, waits) = (Arc::clone(&self.storage), Arc::clone(&self.waits));
+        let (inner, registry_id, began) = (Arc::clone(&self.inner), self.registry_id, self.began);
         Box::pin(async move {
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
             }
-            waits.of(StorageOperation::ReadBuckets, storage.read_buckets(first, SESSIONS_A_READ)).await
+            let known = inner.feed.log.known(began).ok_or(LogError::Restarted)?;
+            let read = inner.storage.read_buckets(registry_id, &known, first, SESSIONS_A_READ);
+            inner.waits.of(StorageOperation::ReadBuckets, read).await
         })
     }
 
@@ -134,7 +135,7 @@ impl Snapshot {
             if !filter.passes_session(&event.session) {
                 continue;
             }
-            let bucket = self.storage.bucket_of(&event.session);
+            let bucket = self.inner.storage.bucket_of(&event.session);
             let told = match bucket.checked_sub(self.first) {
                 None => true,
                 Some(offset) => self.positions.get(offset as usize).is_some_and(|read_at| position > read_at.0),

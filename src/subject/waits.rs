@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     histogram::{Histogram, Times},
-    storage::StorageError,
+    storage::{LogError, StorageError},
 };
 
 /// What a storage is asked to do.
@@ -105,13 +105,34 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// What an operation may end with.
+pub(super) trait Failure {
+    /// The error of the storage, if it is one.
+    fn of_storage(&self) -> Option<&StorageError>;
+}
+
+impl Failure for StorageError {
+    fn of_storage(&self) -> Option<&StorageError> {
+        Some(self)
+    }
+}
+
+impl Failure for LogError {
+    fn of_storage(&self) -> Option<&StorageError> {
+        match self {
+            Self::Storage(error) => Some(error),
+            Self::Trimmed | Self::Restarted => None,
+        }
+    }
+}
+
 impl WaitCounts {
     /// Does as `call`, and counts what becomes of it.
-    pub(super) async fn of<T>(
+    pub(super) async fn of<T, E: Failure>(
         &self,
         operation: StorageOperation,
-        mut call: Pin<Box<dyn Future<Output = Result<T, StorageError>> + Send + '_>>,
-    ) -> Result<T, StorageError> {
+        mut call: Pin<Box<dyn Future<Output = Result<T, E>> + Send + '_>>,
+    ) -> Result<T, E> {
         let counts = &self.0[operation as usize];
         let result = match poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await {
             Poll::Ready(result) => result,
@@ -121,10 +142,10 @@ impl WaitCounts {
             }
         };
         // The others are answers, and no failures.
-        match &result {
-            Err(StorageError::Unavailable(_)) => counts.unavailable.fetch_add(1, Ordering::Relaxed),
-            Err(StorageError::Refused(_)) => counts.refused.fetch_add(1, Ordering::Relaxed),
-            Err(StorageError::Broken(_)) => counts.broken.fetch_add(1, Ordering::Relaxed),
+        match result.as_ref().err().and_then(Failure::of_storage) {
+            Some(StorageError::Unavailable(_)) => counts.unavailable.fetch_add(1, Ordering::Relaxed),
+            Some(StorageError::Refused(_)) => counts.refused.fetch_add(1, Ordering::Relaxed),
+            Some(StorageError::Broken(_)) => counts.broken.fetch_add(1, Ordering::Relaxed),
             _ => 0,
         };
         result
@@ -168,7 +189,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_waited_for_is_timed_and_what_fails_is_counted() {
         let counts = WaitCounts::default();
-        counts.of(StorageOperation::Has, Box::pin(ready(Ok(())))).await.unwrap();
+        counts.of(StorageOperation::Has, Box::pin(ready(Ok::<_, StorageError>(())))).await.unwrap();
         assert_eq!(waits(&counts, StorageOperation::Has), (0, 0, 0, 0), "an answer at once is no wait");
 
         let late = async {
@@ -183,7 +204,7 @@ mod tests {
         counts.of(StorageOperation::Has, Box::pin(ready(limit))).await.unwrap_err();
         assert_eq!(waits(&counts, StorageOperation::Has), (1, 1, 1, 1));
 
-        let stuck = counts.of(StorageOperation::Log, Box::pin(pending::<Result<(), _>>()));
+        let stuck = counts.of(StorageOperation::Log, Box::pin(pending::<Result<(), StorageError>>()));
         tokio::time::timeout(Duration::from_secs(1), stuck).await.unwrap_err();
         assert_eq!(waits(&counts, StorageOperation::Log), (1, 0, 0, 0), "one that is given up was waited for");
     }

@@ -19,9 +19,10 @@ use sessiond::{
         lease_service_client::LeaseServiceClient, session_service_client::SessionServiceClient,
     },
     service::{Service, ServiceOptions, WireEncoder},
-    session::{LeaseId, SessionEvent, SessionKey},
+    session::{LeaseId, SessionKey},
     storage::{
-        BucketRun, Layout, LogError, LogExtent, Position, RegistryId, SessionStorage, StorageError,
+        BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage,
+        StorageError,
         memory::{MemoryOptions, MemoryStorage},
     },
     subject::{SessionSubject, SubjectOptions},
@@ -103,13 +104,22 @@ impl SessionStorage for Faulty {
         &self,
         registry_id: RegistryId,
         partition: u32,
-        after: Position,
+        after: LogPoint,
         limit: usize,
-    ) -> Result<Vec<SessionEvent>, LogError> {
+    ) -> Result<Changes, LogError> {
         self.check()?.changes_after(registry_id, partition, after, limit).await
     }
-    async fn read_buckets(&self, first: u32, limit: usize) -> Result<BucketRun, StorageError> {
-        self.check()?.read_buckets(first, limit).await
+    async fn marks(&self, positions: &[Position]) -> Result<Vec<Option<Mark>>, StorageError> {
+        self.check()?.marks(positions).await
+    }
+    async fn read_buckets(
+        &self,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        first: u32,
+        limit: usize,
+    ) -> Result<BucketRun, LogError> {
+        self.check()?.read_buckets(registry_id, known, first, limit).await
     }
 }
 

@@ -42,15 +42,16 @@ pub(super) async fn read_all(registry: &Registry, limit: usize) -> Outcome<Vec<B
 pub(super) async fn read_some(registry: &Registry, first: u32, limit: usize) -> Outcome<Vec<BucketRead>> {
     let buckets = registry.layout().buckets;
     let before = registry.extent().await?;
+    let known: Vec<_> = before.partitions.iter().map(|held| held.end).collect();
+    let run = registry.read_buckets(&known, first, limit).await?;
     let storage = registry.storage();
-    let run = storage.read_buckets(first, limit).await?;
     ensure!(!run.positions.is_empty(), Answers, "read_buckets({first}, {limit}) read no bucket");
     let end = u64::from(first) + run.positions.len() as u64;
     ensure!(end <= u64::from(buckets), Answers, "read_buckets({first}, {limit}) read up to {end} of {buckets} buckets");
     let mut reads: Vec<BucketRead> = (first..)
         .zip(run.positions)
         .map(|(bucket, position)| {
-            let before = before.partitions[storage.partition_of(bucket) as usize].end;
+            let before = known[storage.partition_of(bucket) as usize].position;
             BucketRead { bucket, position, sessions: HashSet::new(), before }
         })
         .collect();
@@ -83,7 +84,7 @@ pub(super) async fn read_log(registry: &Registry) -> Outcome<WholeLog> {
     let mut log = WholeLog::new();
     for (partition, held) in extent.partitions.iter().enumerate() {
         let mut events = Vec::new();
-        read_on(registry, partition, &mut events, held.end).await?;
+        read_on(registry, partition, &mut events, held.end.position).await?;
         log.push(events);
     }
     Ok(log)
@@ -97,13 +98,14 @@ pub(super) async fn read_on(
     end: Position,
 ) -> Outcome {
     const CHANGES_A_READ: usize = 1000;
+    let mut after = registry.point(partition, Position(events.len() as u64)).await?;
     while (events.len() as u64) < end.0 {
-        let after = Position(events.len() as u64);
         let changes = registry.changes_after(partition, after, CHANGES_A_READ);
         let changes = match tokio::time::timeout(PATIENCE, changes).await {
             Ok(Err(LogError::Trimmed)) => broken!(
                 Bounded,
-                "partition {partition} no longer holds the changes after {after:?}, fewer than it was to keep"
+                "partition {partition} no longer holds the changes after {:?}, fewer than it was to keep",
+                after.position
             ),
             Ok(changes) => changes?,
             Err(_) => broken!(
@@ -111,13 +113,14 @@ pub(super) async fn read_on(
                 "partition {partition} says that it reaches {end:?}, but gave nothing after {after:?} in {PATIENCE:?}"
             ),
         };
-        let (count, limit) = (changes.len(), CHANGES_A_READ);
+        after = after.past(&changes);
+        let (count, limit) = (changes.events.len(), CHANGES_A_READ);
         ensure!(
             (1..=limit).contains(&count),
             Answers,
             "changes_after gave {count} changes: not one at least and {limit} at most"
         );
-        events.extend(changes);
+        events.extend(changes.events);
     }
     Ok(())
 }

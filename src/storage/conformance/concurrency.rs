@@ -108,8 +108,9 @@ pub(super) async fn a_change_and_its_log_entry_are_one_step(factory: &dyn Storag
             followers.spawn(async move {
                 let mut left = expected;
                 while left > 0 {
-                    let events = registry.changes_after(partition, after, 10).await?;
-                    after.0 += events.len() as u64;
+                    let changes = registry.changes_after(partition, after, 10).await?;
+                    after = after.past(&changes);
+                    let events = changes.events;
                     left = left.saturating_sub(events.len());
                     let changed: Vec<_> = events.iter().map(|event| event.session).collect();
                     let exist = registry.has(&changed).await?;
@@ -147,7 +148,7 @@ pub(super) async fn a_change_and_its_log_entry_are_one_step(factory: &dyn Storag
                 let Some(position) = positions.get(&session) else {
                     broken!(Atomic, "{session:?} changed, and the log does not have it");
                 };
-                let end = reached.partitions[own(&session)].end;
+                let end = reached.partitions[own(&session)].end.position;
                 ensure!(
                     *position <= end,
                     Atomic,
@@ -191,11 +192,11 @@ pub(super) async fn a_change_is_seen_once_its_call_returns(factory: &dyn Storage
                 let extent = registry.extent().await?;
                 let session = own[0];
                 let partition = registry.partition_of(&session);
-                let held = extent.partitions[partition].clone();
+                let end = extent.partitions[partition].end.position;
                 if round % 10 == 0 {
                     let mut events = Vec::new();
-                    read_on(&registry, partition, &mut events, held.end).await?;
-                    events.truncate(held.end.0 as usize);
+                    read_on(&registry, partition, &mut events, end).await?;
+                    events.truncate(end.0 as usize);
                     let logged = events
                         .iter()
                         .filter(|event| event.session == session && event.change == SessionChange::Created)

@@ -18,23 +18,24 @@ use super::{
 };
 use crate::{
     session::{DestroyReason, SessionEvent, SessionKey},
-    storage::{LogError, Position, StorageOptions},
+    storage::{LogError, LogPoint, Position, StorageOptions},
 };
 
 pub(super) async fn a_new_log_is_empty_and_keeps_its_identity(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     let empty = registry.extent().await?;
     for held in &empty.partitions {
-        ensure_eq!(*held, Position(0)..Position(0), Ordered, "the extent of a new log");
+        let positions = held.start.position..held.end.position;
+        ensure_eq!(positions, Position(0)..Position(0), Ordered, "the extent of a new log");
     }
     registry.create(&keys(0..50), None).await?;
     registry.destroy(&keys(0..50), None).await?;
     let extent = registry.extent().await?;
     ensure_eq!(extent.registry_id, empty.registry_id, Answers, "the registry id after some changes");
-    let logged: u64 = extent.partitions.iter().map(|held| held.end.0).sum();
+    let logged: u64 = extent.partitions.iter().map(|held| held.end.position.0).sum();
     ensure_eq!(logged, 100, Visible, "changes in the extent after 100 changes");
     for held in &extent.partitions {
-        ensure_eq!(held.start, Position(0), Bounded, "the start of a log that had room for all its changes");
+        ensure_eq!(held.start.position, Position(0), Bounded, "the start of a log that had room for all its changes");
     }
     let other = Registry::open(factory).await?.extent().await?;
     ensure!(other.registry_id != empty.registry_id, Answers, "two registries have the id {}", other.registry_id);
@@ -73,7 +74,8 @@ pub(super) async fn changes_are_numbered_from_one_and_alternate(factory: &dyn St
 /// Whether the log reaches as far as it must.
 async fn check_ends(registry: &Registry, expected: &[Vec<SessionEvent>]) -> Outcome {
     for (held, expected) in registry.extent().await?.partitions.iter().zip(expected) {
-        ensure_eq!(held.end, Position(expected.len() as u64), Visible, "the end of the log after that many changes");
+        let expected = Position(expected.len() as u64);
+        ensure_eq!(held.end.position, expected, Visible, "the end of the log after that many changes");
     }
     Ok(())
 }
@@ -121,9 +123,9 @@ pub(super) async fn changes_are_read_in_parts(factory: &dyn StorageFactory) -> O
         for limit in [1, 2, 7, 100, 1000, usize::MAX] {
             let step = if limit == 1 { 13 } else { 1 };
             for after in (0..events.len()).step_by(step * events.len().div_ceil(40).max(1)) {
-                let position = Position(after as u64);
-                let read = registry.changes_after(partition, position, limit);
-                let read = soon("changes that are there", read).await??;
+                let point = registry.point(partition, Position(after as u64)).await?;
+                let read = registry.changes_after(partition, point, limit);
+                let read = soon("changes that are there", read).await??.events;
                 let most = limit.min(events.len() - after);
                 ensure!(
                     (1..=most).contains(&read.len()),
@@ -179,7 +181,7 @@ pub(super) async fn a_follower_waits_idly_and_wakes(factory: &dyn StorageFactory
         let Ok(events) = events else {
             broken!(Answers, "a follower was not woken by a change in {PATIENCE:?}");
         };
-        ensure_eq!(events?, [created(session)], Ordered, "the change that a follower waited for");
+        ensure_eq!(events?.events, [created(session)], Ordered, "the change that a follower waited for");
     }
     Ok(())
 }
@@ -195,20 +197,21 @@ pub(super) async fn many_followers_read_the_same(factory: &dyn StorageFactory) -
         let registry = Arc::clone(&registry);
         followers.spawn(async move {
             let mut events = Vec::new();
+            let mut after = registry.point(partition, Position(0)).await?;
             while events.len() < 2 * ROUNDS as usize {
-                let after = Position(events.len() as u64);
                 let more = registry.changes_after(partition, after, limit);
                 let Ok(more) = tokio::time::timeout(PATIENCE, more).await else {
                     broken!(Concurrent, "one of {FOLLOWERS} followers was given nothing after {after:?}");
                 };
                 let more = more?;
+                after = after.past(&more);
                 ensure!(
-                    (1..=limit).contains(&more.len()),
+                    (1..=limit).contains(&more.events.len()),
                     Answers,
                     "changes_after gave {} changes with limit {limit}",
-                    more.len()
+                    more.events.len()
                 );
-                events.extend(more);
+                events.extend(more.events);
             }
             Ok(events)
         });
@@ -249,13 +252,13 @@ pub(super) async fn a_follower_dropped_while_it_waits_loses_nothing(factory: &dy
             // Nothing is left to read: the next call has to wait.
             read_on(&registry, partition, &mut events, Position(n)).await?;
         }
-        let after = Position(events.len() as u64);
+        let after = registry.point(partition, Position(events.len() as u64)).await?;
         let waiting = registry.changes_after(partition, after, 1 + random.usize(..3));
         // Dropped before the change, after it, or on its way with changes.
         let change = registry.create_one(session, None);
         let (read, changed) = tokio::join!(cut_short(waiting, random.usize(..4)), change);
         changed?;
-        events.extend(read.transpose()?.unwrap_or_default());
+        events.extend(read.transpose()?.into_iter().flat_map(|changes| changes.events));
     }
     read_on(&registry, partition, &mut events, end).await?;
     ensure_eq!(events, expected, Cancellable, "what is read past calls of changes_after that were dropped");
@@ -274,13 +277,13 @@ pub(super) async fn what_is_no_longer_held_is_trimmed(factory: &dyn StorageFacto
     let partition = registry.partition_of(&sessions[0]);
     let own: Vec<SessionKey> =
         sessions.into_iter().filter(|session| registry.partition_of(session) == partition).collect();
-    let changes_after =
-        async |after: Position| match tokio::time::timeout(PATIENCE, registry.changes_after(partition, after, 1000))
-            .await
-        {
+    let changes_after = async |after: Position| {
+        let point = registry.point(partition, after).await?;
+        match tokio::time::timeout(PATIENCE, registry.changes_after(partition, point, 1000)).await {
             Ok(changes) => Ok(changes),
             Err(_) => broken!(Bounded, "changes_after waits at {after:?}, which is not the end of the log"),
-        };
+        }
+    };
     let mut written: u64 = 0;
     let mut trimmed = 0;
     let mut batch = 1;
@@ -292,6 +295,7 @@ pub(super) async fn what_is_no_longer_held_is_trimmed(factory: &dyn StorageFacto
         written += 2 * some.len() as u64;
         batch += 1;
         let held = registry.extent().await?.partitions[partition].clone();
+        let held = held.start.position..held.end.position;
         ensure_eq!(held.end, Position(written), Visible, "the end of the log after that many changes");
         let count = held.end.0 - held.start.0.min(held.end.0);
         ensure!(
@@ -314,12 +318,12 @@ pub(super) async fn what_is_no_longer_held_is_trimmed(factory: &dyn StorageFacto
             }
         }
         match changes_after(held.start).await? {
-            Ok(events) => ensure!(events.len() as u64 <= count, Bounded, "more changes came than are held"),
+            Ok(changes) => ensure!(changes.events.len() as u64 <= count, Bounded, "more changes came than are held"),
             Err(error) => {
                 broken!(Bounded, "changes_after failed at {:?}, after which changes are held: {error}", held.start)
             }
         }
-        let last = changes_after(Position(written - 1)).await??;
+        let last = changes_after(Position(written - 1)).await??.events;
         let session = some[some.len() - 1];
         ensure_eq!(last, [destroyed(session, DestroyReason::Requested)], Ordered, "the last change of a trimmed log");
     }
@@ -330,17 +334,18 @@ pub(super) async fn a_position_ahead_of_the_log_is_refused(factory: &dyn Storage
     let registry = Registry::open(factory).await?;
     for n in 0..3 {
         for (partition, held) in registry.extent().await?.partitions.into_iter().enumerate() {
-            for after in [held.end.0 + 1, held.end.0 + 1000, u64::MAX] {
+            let end = held.end.position;
+            for after in [end.0 + 1, end.0 + 1000, u64::MAX] {
                 let started = Instant::now();
-                let changes = registry.changes_after(partition, Position(after), 1);
+                let point = LogPoint { position: Position(after), ..held.end };
+                let changes = registry.changes_after(partition, point, 1);
                 match tokio::time::timeout(PATIENCE, changes).await {
                     Ok(Err(LogError::Restarted)) => {}
                     Ok(other) => broken!(Bounded, "changes_after({after}) gave {other:?} instead of Restarted"),
                     Err(_) => broken!(
                         Bounded,
-                        "changes_after({after}) waits (for {:?}) instead of Restarted, where the log ends at {:?}",
-                        started.elapsed(),
-                        held.end
+                        "changes_after({after}) waits (for {:?}) instead of Restarted, where the log ends at {end:?}",
+                        started.elapsed()
                     ),
                 }
             }
@@ -355,7 +360,7 @@ pub(super) async fn a_log_of_another_registry_is_refused(factory: &dyn StorageFa
     let others = other.extent().await?.registry_id;
     for round in 0..2 {
         for (partition, held) in (0..).zip(registry.extent().await?.partitions) {
-            for after in [Position(0), held.end] {
+            for after in [held.start, held.end] {
                 let changes = registry.storage().changes_after(others, partition, after, 1);
                 match tokio::time::timeout(PATIENCE, changes).await {
                     Ok(Err(LogError::Restarted)) => {}

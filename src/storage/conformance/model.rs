@@ -156,7 +156,7 @@ async fn compare_log(
     for (partition, held) in partitions.iter().enumerate() {
         let events = &mut log[partition];
         let known = events.len();
-        read_on(registry, partition, events, held.end).await?;
+        read_on(registry, partition, events, held.end.position).await?;
         let mut new = events[known..].to_vec();
         let mut expected: Vec<_> =
             expected.iter().filter(|event| registry.partition_of(&event.session) == partition).copied().collect();

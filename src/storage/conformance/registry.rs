@@ -19,7 +19,10 @@ use super::{
 };
 use crate::{
     session::{LeaseId, SessionChange, SessionEvent, SessionKey},
-    storage::{Layout, LogError, LogExtent, Position, RegistryId, SessionStorage, StorageError, StorageOptions},
+    storage::{
+        BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage,
+        StorageError, StorageOptions,
+    },
 };
 
 /// Long enough for anything that should happen at once, on a busy machine too: it only ends waits that would not.
@@ -101,10 +104,35 @@ impl Registry {
     pub(super) async fn changes_after(
         &self,
         partition: usize,
-        after: Position,
+        after: LogPoint,
         limit: usize,
-    ) -> Result<Vec<SessionEvent>, LogError> {
+    ) -> Result<Changes, LogError> {
         self.storage().changes_after(self.registry_id, partition as u32, after, limit).await
+    }
+
+    /// The point at a position of a partition's log; with some mark or other where the log has none.
+    pub(super) async fn point(&self, partition: usize, position: Position) -> Outcome<LogPoint> {
+        let mut positions = vec![Position(0); self.layout().partitions as usize];
+        positions[partition] = position;
+        let mark = self.marks(&positions).await?[partition].unwrap_or(Mark(0));
+        Ok(LogPoint { position, mark })
+    }
+
+    /// See [`SessionStorage::marks`].
+    pub(super) async fn marks(&self, positions: &[Position]) -> Outcome<Vec<Option<Mark>>> {
+        let marks = self.storage().marks(positions).await?;
+        ensure_eq!(marks.len(), positions.len(), Answers, "marks of {} partitions", positions.len());
+        Ok(marks)
+    }
+
+    /// See [`SessionStorage::read_buckets`].
+    pub(super) async fn read_buckets(
+        &self,
+        known: &[LogPoint],
+        first: u32,
+        limit: usize,
+    ) -> Result<BucketRun, LogError> {
+        self.storage().read_buckets(self.registry_id, known, first, limit).await
     }
 
     pub(super) async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Outcome<Vec<bool>> {

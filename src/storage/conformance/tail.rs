@@ -33,9 +33,9 @@ impl Tail {
                 let mut after = held.end;
                 loop {
                     match registry.changes_after(partition, after, 100).await {
-                        Ok(events) => {
-                            after.0 += events.len() as u64;
-                            events.into_iter().for_each(|event| drop(sender.send(Ok(event))));
+                        Ok(changes) => {
+                            after = after.past(&changes);
+                            changes.events.into_iter().for_each(|event| drop(sender.send(Ok(event))));
                         }
                         Err(error) => return drop(sender.send(Err(error))),
                     }

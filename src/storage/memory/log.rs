@@ -6,7 +6,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     session::{SessionChange, SessionEvent, SessionKey},
-    storage::{LogError, Position},
+    storage::{Changes, LogError, LogPoint, Mark, Position},
 };
 
 /// Changes are kept in segments of this many and given up a segment at a time: growing a single ring of a million changes
@@ -23,6 +23,8 @@ pub(super) struct Log(Mutex<State>);
 pub(super) struct Appending<'a>(MutexGuard<'a, State>);
 
 struct State {
+    /// The mark at every position.
+    mark: Mark,
     /// All but the last are full.
     segments: VecDeque<Vec<SessionEvent>>,
     segment_len: usize,
@@ -45,9 +47,10 @@ struct State {
 
 impl Log {
     /// One whose followers see changes when they are [settled](Self::settle), or when they are [shown](Self::show).
-    pub(super) fn new(retain: usize, shows_settled: bool) -> Self {
+    pub(super) fn new(retain: usize, shows_settled: bool, mark: Mark) -> Self {
         let segment_len = retain.clamp(1, SEGMENT);
         Self(Mutex::new(State {
+            mark,
             segments: VecDeque::new(),
             segment_len,
             // One more: the newest segment is rarely full.
@@ -115,12 +118,20 @@ impl Log {
         Position(self.0.lock().newest)
     }
 
-    pub(super) fn extent(&self) -> Range<Position> {
+    /// The points between which changes are held that followers see.
+    pub(super) fn extent(&self) -> Range<LogPoint> {
         let state = self.0.lock();
-        Position(state.oldest)..Position(state.visible)
+        let point = |position| LogPoint { position: Position(position), mark: state.mark };
+        point(state.oldest)..point(state.visible)
     }
 
-    pub(super) async fn changes_after(&self, after: Position, limit: usize) -> Result<Vec<SessionEvent>, LogError> {
+    /// The mark at a position, unless it is ahead of what followers see.
+    pub(super) fn mark(&self, position: Position) -> Option<Mark> {
+        let state = self.0.lock();
+        (position.0 <= state.visible).then_some(state.mark)
+    }
+
+    pub(super) async fn changes_after(&self, after: LogPoint, limit: usize) -> Result<Changes, LogError> {
         poll_fn(|context| {
             let mut state = self.0.lock();
             let changes = state.changes_after(after, limit.max(1), context.waker());
@@ -186,14 +197,14 @@ impl State {
 
     fn changes_after(
         &mut self,
-        after: Position,
+        LogPoint { position: after, mark }: LogPoint,
         limit: usize,
         waker: &Waker,
-    ) -> Poll<Result<Vec<SessionEvent>, LogError>> {
+    ) -> Poll<Result<Changes, LogError>> {
         if after.0 < self.oldest {
             return Poll::Ready(Err(LogError::Trimmed));
         }
-        if after.0 > self.visible {
+        if after.0 > self.visible || mark != self.mark {
             return Poll::Ready(Err(LogError::Restarted));
         }
         self.read = self.read.max(after.0);
@@ -203,7 +214,8 @@ impl State {
             }
             return Poll::Pending;
         }
-        Poll::Ready(Ok(self.read((after.0 - self.oldest) as usize, limit)))
+        let events = self.read((after.0 - self.oldest) as usize, limit);
+        Poll::Ready(Ok(Changes { events, mark: self.mark }))
     }
 
     /// Up to `limit` changes, without the first `skip` that are held.

@@ -70,21 +70,22 @@ async fn changes_are_given_up_sooner_once_they_are_read() {
         written += count;
         storage.create(&sessions, None).await.unwrap();
         let log = storage.log().await.unwrap();
-        (log.registry_id, log.partitions[0].clone())
+        let held = log.partitions[0].clone();
+        (log.registry_id, held.start.mark, held.start.position..held.end.position)
     };
-    let (registry_id, held) = write(RETAIN).await;
+    let (registry_id, mark, held) = write(RETAIN).await;
     assert_eq!(held, Position(0)..Position(RETAIN), "nobody has read them");
-    let read = |after| storage.changes_after(registry_id, 0, Position(after), 1);
-    assert_eq!(read(0).await.unwrap().len(), 1);
-    let (_, held) = write(1).await;
+    let read = |after| storage.changes_after(registry_id, 0, LogPoint { position: Position(after), mark }, 1);
+    assert_eq!(read(0).await.unwrap().events.len(), 1);
+    let (.., held) = write(1).await;
     assert_eq!(held.start, Position(0), "what a follower was given it may not have got");
-    assert_eq!(read(150_000).await.unwrap().len(), 1);
+    assert_eq!(read(150_000).await.unwrap().events.len(), 1);
     let of_read = (150_000 - KEPT_OF_READ) / SEGMENT * SEGMENT;
-    assert_eq!(storage.log().await.unwrap().partitions[0].start.0, of_read);
+    assert_eq!(storage.log().await.unwrap().partitions[0].start.position.0, of_read);
     // However much comes that it is to read, a follower that is not as far as another keeps its place.
-    let (_, held) = write(50_000).await;
+    let (.., held) = write(50_000).await;
     assert_eq!(held.start.0, of_read);
-    let (_, held) = write(RETAIN).await;
+    let (.., held) = write(RETAIN).await;
     assert!(held.start.0 > 150_000 && held.end.0 - held.start.0 >= RETAIN, "{held:?}");
     assert!(matches!(read(150_000).await, Err(LogError::Trimmed)));
 }

@@ -1,52 +1,151 @@
-//! What can go wrong with Redis.
+//! What can go wrong with Redis, told apart by what may be done next.
 
-use redis::RedisError;
+use redis::{ErrorKind, RedisError};
 
-use crate::storage::StorageError;
+use crate::storage::{RefusalCause, StorageError, WriteRefusal};
 
 /// Why Redis did not do what it was asked. Many callers may share one.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum Fault {
-    /// What is in Redis is another registry than the one asked for, or none.
-    #[error("the registry in Redis is another one by now")]
+    /// Another registry than the one asked for, or none, is in Redis.
+    #[error("another registry, or none, is in Redis")]
     Registry,
     /// A script's own answer that it cannot do it.
-    #[error("Redis answered {0}")]
-    Refused(String),
-    /// Redis cannot be reached, does not answer in time, or cannot serve now.
+    #[error("the script answered {0:?}")]
+    Script(Answer),
+    /// The step was certainly not done: it may be sent again.
     #[error(transparent)]
-    Unavailable(RedisError),
-    /// Fewer of Redis' replicas than asked for have the change, which was made.
+    Undone(RedisError),
+    /// The step may have been done, or may yet be done until its time is over.
+    #[error(transparent)]
+    Unknown(RedisError),
+    /// Redis can be read but refuses changes; this one was not made.
+    #[error("Redis refuses changes: {0}")]
+    Refused(WriteRefusal),
+    /// The change was made, but fewer of Redis' replicas than `wait_replicas` have it.
     #[error("{got} of {asked} replicas of Redis had the change in time (wait_replicas, wait_timeout_ms)")]
     Unreplicated {
         /// How many have it.
         got: u32,
-        /// How many were to have it.
+        /// How many must have it.
         asked: u32,
     },
-    /// The registry in Redis is divided in another way than this replica knows.
+    /// Waiting does not help: somebody has to change a setting.
     #[error("{0}")]
-    Layout(String),
-    /// What is in Redis is not what scripts put there.
+    Setup(String),
+    /// What is in Redis is not what the scripts put there.
     #[error("what is in Redis is not a registry of sessiond: {0}")]
     Broken(RedisError),
 }
 
 /// The codes that scripts answer with.
-const OWN_CODES: [&str; 4] = ["AHEAD", "TRIMMED", "TAKEN", "REGISTRY"];
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// The log ends before that position.
+    Ahead,
+    /// The log no longer holds what follows that position.
+    Trimmed,
+    /// The log has another mark at that position.
+    Other,
+    /// There is a lease of that id.
+    Taken,
+    /// A key of the partition was lost.
+    Unfit,
+}
+
+impl Fault {
+    /// What a timeout leaves: the step may still be done.
+    pub(super) fn too_late() -> Self {
+        Self::Unknown(std::io::Error::new(std::io::ErrorKind::TimedOut, "Redis did not answer in time").into())
+    }
+
+    /// A step that was not sent, and why.
+    pub(super) fn unsent(why: &'static str) -> Self {
+        Self::Undone((ErrorKind::Client, why).into())
+    }
+
+    /// An answer that no script gives.
+    pub(super) fn malformed(what: &'static str) -> Self {
+        Self::Broken((ErrorKind::Parse, what).into())
+    }
+
+    /// Whether the server at the other end is the wrong one, or the connection to it of no more use.
+    pub(super) fn needs_new_connection(&self) -> bool {
+        match self {
+            Self::Undone(_) | Self::Unknown(_) => true,
+            Self::Refused(refusal) => refusal.cause == RefusalCause::ReadOnly,
+            _ => false,
+        }
+    }
+
+    /// What an error says that came up while connecting, before anything was asked.
+    pub(super) fn while_connecting(error: RedisError) -> Self {
+        match Self::from(error) {
+            Self::Unknown(error) => Self::Undone(error),
+            fault => fault,
+        }
+    }
+}
+
+/// The error codes of Redis and of the scripts, and the texts with which Redis 6.2 passes on the error of a command in a script.
+fn code(error: &RedisError) -> String {
+    let text = error.detail().unwrap_or_default();
+    let code = error.code().unwrap_or_default();
+    // "ERR Error running script (call to f_…): @user_script:…: -OOM command not allowed …"
+    let wrapped = text.rsplit_once(": -").map(|(_, inner)| inner);
+    match wrapped {
+        Some(inner) if code == "ERR" => inner.split(' ').next().unwrap_or_default().to_owned(),
+        _ => code.to_owned(),
+    }
+}
 
 impl From<RedisError> for Fault {
     fn from(error: RedisError) -> Self {
-        match error.code() {
-            Some("REGISTRY") => Self::Registry,
-            Some(code) if OWN_CODES.contains(&code) => Self::Refused(code.to_owned()),
-            // Keys of another type, or a script that fails: somebody else writes to these keys.
-            Some("WRONGTYPE") => Self::Broken(error),
-            Some("ERR") if error.to_string().contains("script") => Self::Broken(error),
-            _ if matches!(error.kind(), redis::ErrorKind::UnexpectedReturnType | redis::ErrorKind::Parse) => {
-                Self::Broken(error)
+        let refused = |cause| Self::Refused(WriteRefusal::new(cause, &error.to_string()));
+        let text = error.to_string();
+        match code(&error).as_str() {
+            "REGISTRY" => Self::Registry,
+            "AHEAD" => Self::Script(Answer::Ahead),
+            "TRIMMED" => Self::Script(Answer::Trimmed),
+            "OTHER" => Self::Script(Answer::Other),
+            "TAKEN" => Self::Script(Answer::Taken),
+            "UNFIT" => Self::Script(Answer::Unfit),
+            "READONLY" => refused(RefusalCause::ReadOnly),
+            "OOM" => refused(RefusalCause::OutOfMemory),
+            "NOREPLICAS" => refused(RefusalCause::TooFewReplicas),
+            "MISCONF" => refused(RefusalCause::NotPersisting),
+            "NOPERM" => refused(RefusalCause::NotPermitted),
+            "NOAUTH" | "WRONGPASS" => Self::Setup(format!(
+                "Redis asks for a password, or the one in the URL is wrong ({text}): write redis://USER:PASSWORD@HOST"
+            )),
+            "LATE" | "BEHIND" | "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN" | "LOADING" | "BUSY"
+            | "NOSCRIPT" => Self::Undone(error),
+            "WRONGTYPE" => Self::Broken(error),
+            _ => Self::by_text(error, &text),
+        }
+    }
+}
+
+impl Fault {
+    fn by_text(error: RedisError, text: &str) -> Self {
+        let refused = |cause| Self::Refused(WriteRefusal::new(cause, text));
+        if text.contains("can't run this command") || text.contains("ACL failure") || text.contains("no permissions") {
+            return refused(RefusalCause::NotPermitted);
+        }
+        if text.contains("unauthenticated multibulk") || text.contains("unauthenticated bulk") {
+            return Self::Setup("Redis asks for a password: write redis://USER:PASSWORD@HOST".to_owned());
+        }
+        match error.kind() {
+            ErrorKind::AuthenticationFailed => {
+                Self::Setup(format!("Redis does not accept the user or the password in the URL ({text})"))
             }
-            _ => Self::Unavailable(error),
+            ErrorKind::InvalidClientConfig => Self::Setup(text.to_owned()),
+            ErrorKind::UnexpectedReturnType | ErrorKind::Parse => Self::Broken(error),
+            // A script that fails, or a key of another type: somebody else writes to these keys.
+            ErrorKind::Server(_) if text.contains("script") || text.contains("WRONGTYPE") => Self::Broken(error),
+            // Redis answered with an error of its own before it did anything.
+            ErrorKind::Server(_) => Self::Undone(error),
+            _ => Self::Unknown(error),
         }
     }
 }
@@ -54,7 +153,8 @@ impl From<RedisError> for Fault {
 impl From<Fault> for StorageError {
     fn from(fault: Fault) -> Self {
         match fault {
-            Fault::Broken(_) | Fault::Refused(_) => Self::Broken(Box::new(fault)),
+            Fault::Refused(refusal) => Self::Refused(refusal),
+            Fault::Broken(_) | Fault::Script(_) | Fault::Setup(_) => Self::Broken(Box::new(fault)),
             _ => Self::Unavailable(Box::new(fault)),
         }
     }

@@ -1,29 +1,30 @@
-//! Which registry is in Redis: how it is made, found again, moved to another id, and divided.
+//! Which registry is in Redis: how it is made, found again, and divided.
 //!
-//! A registry's id says that its log goes on. It moves to a new one when the log has lost changes: then no old cursor is
-//! taken for a place in what is left. Its era says that its sessions are its own: a new one begins when the first partition
-//! was found empty, and what other partitions hold of an older era is deleted.
+//! A registry's *birth* is a random number that all its partitions have. Its *id* is what observers know it by. The id moves when a replica notices
+//! that the log has lost changes, so that under one id positions only grow.
 
 use std::{hash::Hasher, sync::Arc};
 
 use futures_util::future::try_join_all;
-use redis::RedisError;
 use siphasher::sip::SipHasher13;
 use tokio::sync::watch;
 
 use super::{
+    expiry::LastLook,
     fault::Fault,
-    link::Link,
+    partition::{ASK, DURABLE, Partition},
     script::{Call, Script, Scripts},
+    servers::Servers,
     url::{DEFAULT_BUCKETS, DEFAULT_CLUSTER_PARTITIONS, RedisUrl},
 };
 use crate::{
+    random::random_u64,
     session::SessionKey,
     storage::{Layout, RegistryId, StorageOptions},
 };
 
 /// How keys and values are laid out. Raised when an older sessiond could not read what a newer one writes.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 
 /// How often a call is made again because the registry was replaced meanwhile.
 const TRIES: usize = 3;
@@ -31,64 +32,58 @@ const TRIES: usize = 3;
 /// The most bits of the set of buckets that a lease has in a partition.
 const LEASE_BITS: u32 = 1 << 14;
 
-/// How many keys are deleted, or leases looked at, in one step.
+/// How many keys are deleted in one step.
 const KEYS_A_STEP: usize = 512;
 
 /// The registry as this replica knows it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
     pub(super) registry_id: RegistryId,
-    /// The same as scripts get it.
-    pub(super) id: String,
-    era: String,
-    /// The key of the hash that puts sessions into buckets, by chance and secret: ids are chosen by clients.
+    pub(super) birth: String,
+    /// The secret key of the hash that puts sessions into buckets: ids are chosen by clients.
     hash_key: (u64, u64),
 }
 
 /// A registry in Redis.
 pub(super) struct Registry {
-    pub(super) link: Link,
     pub(super) scripts: Scripts,
     pub(super) layout: Layout,
     pub(super) options: StorageOptions,
-    /// What the keys of each partition begin with. The part in braces alone decides on which node of a cluster they are.
-    prefixes: Vec<String>,
+    pub(super) last_look: LastLook,
+    servers: Arc<Servers>,
+    partitions: Vec<Arc<Partition>>,
     identity: watch::Sender<Arc<Identity>>,
 }
 
 impl Registry {
     /// Finds the registry that `url` names, or makes it.
     pub(super) async fn open(url: &RedisUrl, options: StorageOptions) -> Result<Self, Fault> {
-        let link = Link::connect(url).await?;
+        let servers = Arc::new(Servers::new(url)?);
         let scripts = Scripts::new();
-        let default_partitions = if url.is_cluster() { DEFAULT_CLUSTER_PARTITIONS } else { 1 };
+        let default_partitions = if servers.is_cluster() { DEFAULT_CLUSTER_PARTITIONS } else { 1 };
         let wanted = Layout {
             buckets: url.buckets.unwrap_or(DEFAULT_BUCKETS),
             partitions: url.partitions.unwrap_or(default_partitions),
         };
-        let new = Identity {
-            registry_id: RegistryId(fastrand::u64(..)),
-            id: String::new(),
-            era: format!("{:016x}", fastrand::u64(..)),
-            hash_key: (fastrand::u64(..), fastrand::u64(..)),
-        };
-        let prefix = |partition| format!("{{{}:{partition}}}:", url.registry);
-        let meta = prefix(0) + "meta";
-        let head = Head::open(&link, &scripts, &meta, &new, wanted).await?;
+        let first = Partition::new(0, url, &servers);
+        super::probe::check_rights(&first, &scripts).await?;
+        let head = Head::open(&first, &scripts, &Head::new(wanted)).await?;
         let is_other = |asked: Option<u32>, found: u32| asked.is_some_and(|asked| asked != found);
         if is_other(url.buckets, head.layout.buckets) || is_other(url.partitions, head.layout.partitions) {
             let Layout { buckets, partitions } = head.layout;
-            return Err(Fault::Layout(format!(
+            return Err(Fault::Setup(format!(
                 "registry {} was made with partitions={partitions}&buckets={buckets}: leave these parameters out or give the same",
                 url.registry
             )));
         }
+        let others = (1..head.layout.partitions).map(|number| Partition::new(number, url, &servers));
         let registry = Self {
-            link,
             scripts,
             layout: head.layout,
             options,
-            prefixes: (0..head.layout.partitions).map(prefix).collect(),
+            last_look: LastLook::default(),
+            servers: Arc::clone(&servers),
+            partitions: std::iter::once(first).chain(others).map(Arc::new).collect(),
             identity: watch::Sender::new(Arc::new(head.identity)),
         };
         registry.rejoin(None).await?;
@@ -99,28 +94,43 @@ impl Registry {
         Arc::clone(&self.identity.borrow())
     }
 
-    /// Is told when the registry gets another id.
+    /// Receives the identity when it changes.
     pub(super) fn identities(&self) -> watch::Receiver<Arc<Identity>> {
         self.identity.subscribe()
     }
 
-    /// A key of a partition.
-    pub(super) fn key(&self, partition: u32, name: &str) -> String {
-        format!("{}{name}", self.prefixes[partition as usize])
+    pub(super) fn servers(&self) -> &Arc<Servers> {
+        &self.servers
     }
 
-    /// The key of a bucket's hash.
-    pub(super) fn bucket_key(&self, bucket: u32) -> String {
-        format!("{}b{bucket}", self.prefixes[self.partition_of(bucket) as usize])
+    pub(super) fn partition(&self, number: u32) -> &Arc<Partition> {
+        &self.partitions[number as usize]
+    }
+
+    /// The partition that keeps the leases.
+    pub(super) fn first(&self) -> &Arc<Partition> {
+        self.partition(0)
+    }
+
+    pub(super) fn partitions(&self) -> &[Arc<Partition>] {
+        &self.partitions
     }
 
     /// Buckets of a partition are neighbours, so that a run of them is read in one step.
     pub(super) fn partition_of(&self, bucket: u32) -> u32 {
-        bucket / self.buckets_a_partition()
+        let Layout { buckets, partitions } = self.layout;
+        (u64::from(bucket) * u64::from(partitions) / u64::from(buckets)) as u32
     }
 
-    pub(super) fn buckets_a_partition(&self) -> u32 {
-        self.layout.buckets / self.layout.partitions
+    /// The first bucket of a partition; of the one after the last, how many buckets there are.
+    pub(super) fn first_bucket(&self, partition: u32) -> u32 {
+        let Layout { buckets, partitions } = self.layout;
+        (u64::from(partition) * u64::from(buckets)).div_ceil(u64::from(partitions)) as u32
+    }
+
+    /// The buckets of a partition.
+    pub(super) fn buckets_of(&self, partition: u32) -> std::ops::Range<u32> {
+        self.first_bucket(partition)..self.first_bucket(partition + 1)
     }
 
     pub(super) fn bucket_of(&self, identity: &Identity, session: &SessionKey) -> u32 {
@@ -131,12 +141,29 @@ impl Registry {
     }
 
     /// Where in a lease's set of buckets a bucket is. Neighbours share a bit where there are many: a set has 2 KiB at most.
-    pub(super) fn lease_bit(&self, bucket: u32) -> u32 {
-        bucket % self.buckets_a_partition() / self.buckets_a_bit()
+    pub(super) fn lease_bit(&self, bucket: u32) -> u16 {
+        let offset = bucket - self.first_bucket(self.partition_of(bucket));
+        // No more than LEASE_BITS.
+        (offset / self.buckets_a_bit()) as u16
     }
 
-    pub(super) fn buckets_a_bit(&self) -> u32 {
-        self.buckets_a_partition().div_ceil(LEASE_BITS)
+    /// The buckets of a partition that share the bits of a lease's set.
+    pub(super) fn buckets_in(&self, partition: u32, bits: &[u8]) -> Vec<u32> {
+        let (all, a_bit) = (self.buckets_of(partition), self.buckets_a_bit());
+        let set = (0..).zip(bits).flat_map(|(index, byte)| {
+            // Redis counts bits from the highest.
+            (0..8).filter(move |bit| byte & (0x80 >> bit) != 0).map(move |bit| index * 8 + bit)
+        });
+        set.flat_map(|bit: u32| {
+            let first = all.start + bit * a_bit;
+            first.min(all.end)..(first + a_bit).min(all.end)
+        })
+        .collect()
+    }
+
+    fn buckets_a_bit(&self) -> u32 {
+        let Layout { buckets, partitions } = self.layout;
+        buckets.div_ceil(partitions).div_ceil(LEASE_BITS)
     }
 
     /// How many sessions a script is told to hold a partition to: -1 for its quota, where it is one of many.
@@ -144,9 +171,15 @@ impl Registry {
         if self.layout.partitions == 1 { i64::try_from(self.options.max_sessions).unwrap_or(i64::MAX) } else { -1 }
     }
 
-    /// A call of a script on a partition: with its meta as the first of so many keys.
-    pub(super) fn call<'a>(&self, script: &'a Script, partition: u32, keys: usize) -> Call<'a> {
-        script.call(keys).arg(self.key(partition, "meta"))
+    /// The mark of a new entry of the log.
+    pub(super) fn new_mark(&self) -> [u8; 8] {
+        random_u64().to_be_bytes()
+    }
+
+    /// A call of a script on some keys of a partition, its meta first.
+    pub(super) fn call(&self, script: &Script, partition: &Partition, names: &[&str], more: usize) -> Call {
+        let call = script.call(1 + names.len() + more).arg(partition.key("meta"));
+        names.iter().fold(call, |call, name| call.arg(partition.key(name)))
     }
 
     /// Makes a call for the registry as it is known, and again when it turns out to have been replaced.
@@ -170,166 +203,120 @@ impl Registry {
     /// Finds out which registry is there now, makes it if there is none, and lets every partition join it. Any number of
     /// replicas may do so at once, and each may be cut off anywhere.
     pub(super) async fn rejoin(&self, known: Option<&Identity>) -> Result<(), Fault> {
-        let mut tries = 0;
-        loop {
+        for _ in 0..=TRIES + self.layout.partitions as usize {
             let current = self.identity();
-            if known.is_some_and(|known| known.id != current.id) {
+            if known.is_some_and(|known| *known != *current) {
                 return Ok(());
             }
-            // Should none be there any more, the new one has the same buckets as before.
-            let new = Identity {
-                registry_id: RegistryId(fastrand::u64(..)),
-                era: format!("{:016x}", fastrand::u64(..)),
-                ..(*current).clone()
-            };
-            let head = Head::open(&self.link, &self.scripts, &self.key(0, "meta"), &new, self.layout).await?;
+            // Should none be there any more, the new one is divided as before.
+            let head = Head::open(self.first(), &self.scripts, &Head::new(self.layout)).await?;
             if head.layout != self.layout {
-                return Err(Fault::Layout(
-                    "the registry was made anew with other partitions or buckets: start again".into(),
+                return Err(Fault::Setup(
+                    "the registry was made anew with other partitions or buckets: restart sessiond".to_owned(),
                 ));
             }
-            let mut is_lost = false;
-            for partition in 1..self.layout.partitions {
-                match self.join(partition, &head).await {
-                    Ok(true) => {}
-                    Ok(false) => is_lost = true,
-                    // Somebody else was faster.
-                    Err(Fault::Registry) => is_lost = true,
-                    Err(fault) => return Err(fault),
-                }
-            }
-            if !is_lost {
-                if head.identity.id != current.id {
-                    tracing::warn!(registry_id = head.identity.id, "the registry in Redis is another one");
+            let others = self.partitions[1..].iter().map(|partition| self.join(partition, &head));
+            let have_joined = try_join_all(others).await?;
+            if have_joined.into_iter().all(|has_joined| has_joined) {
+                if head.identity != *current {
+                    tracing::warn!(registry_id = %head.identity.registry_id, "another registry is in Redis, or this one has lost changes");
                     self.identity.send_replace(Arc::new(head.identity));
                 }
                 return Ok(());
             }
-            tries += 1;
-            if tries > TRIES + self.layout.partitions as usize {
-                return Err(Fault::Registry);
-            }
         }
+        Err(Fault::Registry)
     }
 
     /// Moves the registry to a new id, because its log has lost changes, or a whole partition.
     pub(super) async fn abandon(&self, identity: &Identity, lost: &str) -> Result<(), Fault> {
-        let new = format!("{:016x}", fastrand::u64(..));
-        let call = self.call(&self.scripts.registry_move, 0, 1).arg(&identity.id).arg(new).arg(lost);
-        let _: u32 = self.link.run(call).await?;
-        Ok(())
+        let new = RegistryId(random_u64()).to_string();
+        let moved = self.first().run::<u32>(DURABLE, |_| {
+            let call = self.call(&self.scripts.registry_move, self.first(), &[], 0);
+            call.arg(&identity.birth).arg(identity.registry_id.to_string()).arg(&new).arg(lost)
+        });
+        match moved.await {
+            Ok(_) | Err(Fault::Registry) => Ok(()),
+            Err(fault) => Err(fault),
+        }
     }
 
-    /// Lets a partition join the registry. Tells whether it has; otherwise the registry has got another id.
-    async fn join(&self, partition: u32, head: &Head) -> Result<bool, Fault> {
-        let Identity { id, era, .. } = &head.identity;
-        let mark = format!("p{partition}");
+    /// Lets a partition join the registry. Tells whether it has; otherwise the registry has got another id, or the partition has to be made.
+    async fn join(&self, partition: &Partition, head: &Head) -> Result<bool, Fault> {
+        let Identity { birth, .. } = &head.identity;
+        let mark = format!("p{}", partition.number);
         let had_joined = head.fields.iter().any(|(name, _)| *name == mark);
-        let call = self.call(&self.scripts.partition_join, partition, 1);
-        let call = call.arg(id).arg(era).arg(self.buckets_a_partition()).arg(i32::from(had_joined));
-        let found: String = self.link.run(call).await?;
+        let ask = async |make: bool| {
+            let asked = partition.run::<String>(if make { DURABLE } else { ASK }, |_| {
+                let call = self.scripts.partition_join.call(1).arg(partition.key("meta")).arg(birth);
+                call.arg(i32::from(make)).arg(&Head::partition_fields(birth, &self.new_mark())[..])
+            });
+            asked.await
+        };
+        let found = ask(false).await?;
         match found.as_str() {
-            "same" => {}
-            "fresh" => tracing::debug!(partition, "a partition has joined"),
-            "moved" => self.follow(partition, head).await?,
+            "joined" => {}
             "foreign" => {
-                self.wipe(partition, head).await?;
+                let theirs: Option<String> =
+                    partition.ask(redis::cmd("HGET").arg(partition.key("meta")).arg("birth")).await?;
+                tracing::warn!(partition = partition.number, "deleting what a registry that is gone left in a partition");
+                let disowned = partition.run::<u32>(DURABLE, |_| {
+                    self.scripts.partition_disown.call(1).arg(partition.key("meta")).arg(theirs.as_deref().unwrap_or(""))
+                });
+                disowned.await?;
                 return Ok(false);
             }
-            _ => {
-                tracing::error!(partition, "a partition of the registry is gone; observers start again");
+            _ if had_joined => {
+                tracing::error!(partition = partition.number, "a partition of the registry is gone; observers start again");
                 self.abandon(&head.identity, &mark).await?;
                 return Ok(false);
             }
+            _ => {
+                wipe(partition, &self.scripts, self.buckets_of(partition.number)).await?;
+                if ask(true).await? != "joined" {
+                    return Ok(false);
+                }
+            }
         }
         if !had_joined {
-            let call = self.call(&self.scripts.registry_mark, 0, 1).arg(id).arg(mark);
-            let _: u32 = self.link.run(call).await?;
+            let marked = self.first().run::<u32>(DURABLE, |_| {
+                self.call(&self.scripts.registry_mark, self.first(), &[], 0).arg(birth).arg(&mark)
+            });
+            match marked.await {
+                Ok(_) => {}
+                Err(Fault::Registry) => return Ok(false),
+                Err(fault) => return Err(fault),
+            }
         }
         Ok(true)
     }
 
-    /// Lets a partition follow the registry to its new id.
-    async fn follow(&self, partition: u32, head: &Head) -> Result<(), Fault> {
-        let old: Option<String> =
-            self.link.command(redis::cmd("HGET").arg(self.key(partition, "meta")).arg("id")).await?;
-        self.end_orphans(partition, &head.identity).await?;
-        let call = self.call(&self.scripts.partition_follow, partition, 1);
-        let call = call.arg(old.unwrap_or_default()).arg(&head.identity.id).arg(&head.identity.era);
-        let _: u32 = self.link.run(call).await?;
-        Ok(())
-    }
-
-    /// Ends in every partition the leases that the first does not know, as when it came back with an old dump.
-    pub(super) async fn end_all_orphans(&self, identity: &Identity) -> Result<(), Fault> {
-        for partition in 1..self.layout.partitions {
-            self.end_orphans(partition, identity).await?;
-        }
-        Ok(())
-    }
-
-    async fn end_orphans(&self, partition: u32, identity: &Identity) -> Result<(), Fault> {
-        for leases in self.attached(partition).await?.chunks(KEYS_A_STEP) {
-            let mut call = self.call(&self.scripts.lease_orphans, 0, 4);
-            for name in ["leases", "ended", "claims"] {
-                call = call.arg(self.key(0, name));
-            }
-            let call = call.arg(&identity.id).arg(partition).arg(leases);
-            let _: u32 = self.link.run(call).await?;
-        }
-        Ok(())
-    }
-
-    /// The leases that are attached to a partition, or closed there.
-    async fn attached(&self, partition: u32) -> Result<Vec<Vec<u8>>, Fault> {
-        let mut leases: Vec<Vec<u8>> =
-            self.link.command(redis::cmd("HKEYS").arg(self.key(partition, "attached"))).await?;
-        let closed: Vec<Vec<u8>> = self.link.command(redis::cmd("HKEYS").arg(self.key(partition, "closed"))).await?;
-        leases.extend(closed);
-        Ok(leases)
-    }
-
-    /// Deletes what a partition has of another era.
-    async fn wipe(&self, partition: u32, head: &Head) -> Result<(), Fault> {
-        let meta = self.key(partition, "meta");
-        let (era, buckets): (Option<String>, Option<u32>) =
-            self.link.command(redis::cmd("HMGET").arg(&meta).arg("era").arg("buckets")).await?;
-        let Some(era) = era.filter(|era| *era != head.identity.era) else { return Ok(()) };
-        tracing::warn!(partition, "a partition has sessions of a registry that is gone; they are deleted");
-        let mut keys: Vec<String> =
-            self.attached(partition).await?.iter().map(|lease| self.lease_key(partition, lease)).collect();
-        let first = partition * buckets.unwrap_or(0);
-        keys.extend((first..first + buckets.unwrap_or(0)).map(|bucket| self.key(partition, &format!("b{bucket}"))));
-        keys.extend(["log", "attached", "closed"].map(|name| self.key(partition, name)));
-        // The meta goes last: until then whoever comes along begins again.
-        keys.push(meta);
-        for keys in keys.chunks(KEYS_A_STEP) {
-            let call = self.call(&self.scripts.partition_wipe, partition, 1 + keys.len()).arg(keys).arg(&era);
-            let is_ours: u32 = self.link.run(call).await?;
-            if is_ours == 0 {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// The key of the buckets that sessions under a lease are in.
-    pub(super) fn lease_key(&self, partition: u32, lease: &[u8]) -> String {
-        use std::fmt::Write;
-        let mut name = String::from("l");
-        lease.iter().for_each(|byte| {
-            let _ = write!(name, "{byte:02x}");
-        });
-        self.key(partition, &name)
-    }
-
     /// Does something for every partition at once, and gives the results in order.
-    pub(super) async fn each_partition<T, F>(&self, step: impl Fn(u32) -> F) -> Result<Vec<T>, Fault>
+    pub(super) async fn each_partition<T, F>(&self, step: impl Fn(Arc<Partition>) -> F) -> Result<Vec<T>, Fault>
     where
         F: Future<Output = Result<T, Fault>>,
     {
-        try_join_all((0..self.layout.partitions).map(step)).await
+        try_join_all(self.partitions.iter().map(|partition| step(Arc::clone(partition)))).await
     }
+}
+
+/// Deletes what a registry that is gone has left in a partition, while there is none.
+async fn wipe(partition: &Partition, scripts: &Scripts, buckets: std::ops::Range<u32>) -> Result<(), Fault> {
+    let attached: Vec<Vec<u8>> = partition.ask(redis::cmd("HKEYS").arg(partition.key("attached"))).await?;
+    let closed: Vec<Vec<u8>> = partition.ask(redis::cmd("HKEYS").arg(partition.key("closed"))).await?;
+    let mut keys: Vec<String> = attached.iter().chain(&closed).map(|lease| partition.lease_key(lease)).collect();
+    keys.extend(buckets.map(|bucket| partition.bucket_key(bucket)));
+    let names = ["log", "attached", "closed", "slots", "held", "leases", "deadlines", "ended", "claims", "quotas"];
+    keys.extend(names.map(|name| partition.key(name)));
+    for keys in keys.chunks(KEYS_A_STEP) {
+        let wiped = partition.run::<u32>(DURABLE, |_| {
+            scripts.partition_wipe.call(1 + keys.len()).arg(partition.key("meta")).arg(keys)
+        });
+        if wiped.await? == 0 {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// What the first partition says of the registry.
@@ -339,24 +326,76 @@ struct Head {
     fields: Vec<(String, String)>,
 }
 
+type Fields = Vec<(String, Vec<u8>)>;
+
 impl Head {
-    /// Reads it; what is there already stays.
-    async fn open(link: &Link, scripts: &Scripts, meta: &str, new: &Identity, layout: Layout) -> Result<Self, Fault> {
-        let hash_key = format!("{:016x}{:016x}", new.hash_key.0, new.hash_key.1);
-        let Layout { buckets, partitions } = layout;
-        let call = scripts.registry_open.call(1).arg(meta);
-        let call = call.arg(&[
-            ("format", FORMAT),
-            ("id", &*new.registry_id.to_string()),
-            ("era", &*new.era),
-            ("hash_key", &*hash_key),
-        ]);
-        let call = call.arg(&[("all_buckets", buckets), ("partitions", partitions), ("buckets", buckets / partitions)]);
-        let call = call.arg(&[("end", 0), ("count", 0), ("slots", 0), ("ends", 0)]);
-        let fields: Vec<(String, String)> = link.run(call).await?;
+    /// A new registry.
+    fn new(layout: Layout) -> Self {
+        let identity = Identity {
+            registry_id: RegistryId(random_u64()),
+            birth: format!("{:016x}", random_u64()),
+            hash_key: (random_u64(), random_u64()),
+        };
+        Self { identity, layout, fields: Vec::new() }
+    }
+
+    /// What every partition begins with.
+    fn partition_fields(birth: &str, mark: &[u8; 8]) -> Fields {
+        let mut fields: Fields = vec![("birth".to_owned(), birth.into()), ("mark".to_owned(), mark.to_vec())];
+        for name in ["end", "count", "slots", "leases", "closing", "quota", "quota_number"] {
+            fields.push((name.to_owned(), b"0".to_vec()));
+        }
+        fields
+    }
+
+    fn all_fields(&self) -> Fields {
+        let Self { identity, layout, .. } = self;
+        let mut fields = Self::partition_fields(&identity.birth, &random_u64().to_be_bytes());
+        let hash_key = format!("{:016x}{:016x}", identity.hash_key.0, identity.hash_key.1);
+        for (name, value) in [
+            ("format", FORMAT.to_owned()),
+            ("id", identity.registry_id.to_string()),
+            ("hash_key", hash_key),
+            ("buckets", layout.buckets.to_string()),
+            ("partitions", layout.partitions.to_string()),
+        ] {
+            fields.push((name.to_owned(), value.into_bytes()));
+        }
+        for name in ["live", "lease_time", "looks", "revived", "grace"] {
+            fields.push((name.to_owned(), b"0".to_vec()));
+        }
+        fields
+    }
+
+    /// Reads what is there; makes `new` where there is nothing.
+    async fn open(first: &Partition, scripts: &Scripts, new: &Self) -> Result<Self, Fault> {
+        let ask = async |make: bool| {
+            let asked = first.run::<Vec<(Vec<u8>, Vec<u8>)>>(if make { DURABLE } else { ASK }, |_| {
+                let call = scripts.registry_open.call(1).arg(first.key("meta")).arg(i32::from(make));
+                call.arg(&new.all_fields()[..])
+            });
+            asked.await
+        };
+        let mut fields = ask(false).await?;
+        if fields.is_empty() {
+            let last = u64::from(new.layout.buckets).div_ceil(u64::from(new.layout.partitions)) as u32;
+            wipe(first, scripts, 0..last).await?;
+            fields = ask(true).await?;
+        }
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        let fields: Vec<(String, String)> = fields.into_iter().map(|(name, value)| (text(name), text(value))).collect();
+        let format = fields.iter().find(|(name, _)| name == "format").map(|(_, value)| value.clone());
         Self::parse(fields).ok_or_else(|| {
-            let what = "the registry's format is not one that this version of sessiond knows";
-            Fault::Broken(RedisError::from((redis::ErrorKind::Parse, what)))
+            Fault::Setup(match format {
+                Some(format) => format!(
+                    "the registry in Redis has format {format}, and this version of sessiond reads format {FORMAT}: delete it, or name \
+                     another one with registry="
+                ),
+                None => format!(
+                    "what is in Redis under {} is not a registry of sessiond: delete it, or name another one with registry=",
+                    first.key("meta")
+                ),
+            })
         })
     }
 
@@ -369,16 +408,12 @@ impl Head {
         let key = field("hash_key")?;
         let identity = Identity {
             registry_id: RegistryId(hex(field("id")?)?),
-            id: field("id")?.to_owned(),
-            era: field("era")?.to_owned(),
+            birth: field("birth")?.to_owned(),
             hash_key: (hex(key.get(..16)?)?, hex(key.get(16..)?)?),
         };
         let layout =
-            Layout { buckets: field("all_buckets")?.parse().ok()?, partitions: field("partitions")?.parse().ok()? };
-        if layout.partitions == 0 || !layout.buckets.is_multiple_of(layout.partitions) {
-            return None;
-        }
-        Some(Self { identity, layout, fields })
+            Layout { buckets: field("buckets")?.parse().ok()?, partitions: field("partitions")?.parse().ok()? };
+        (layout.partitions > 0 && layout.buckets >= layout.partitions).then_some(Self { identity, layout, fields })
     }
 }
 

@@ -18,20 +18,20 @@ impl Script {
     }
 
     /// A call with so many keys: they are the first arguments.
-    pub(super) fn call(&self, keys: usize) -> Call<'_> {
+    pub(super) fn call(&self, keys: usize) -> Call {
         let mut by_hash = Cmd::new();
         by_hash.arg("EVALSHA").arg(&self.hash).arg(keys);
-        Call { script: self, by_hash }
+        Call { code: self.code, by_hash }
     }
 }
 
 /// A script with its keys and arguments.
-pub(super) struct Call<'a> {
-    script: &'a Script,
+pub(super) struct Call {
+    code: &'static str,
     by_hash: Cmd,
 }
 
-impl Call<'_> {
+impl Call {
     pub(super) fn arg(mut self, arg: impl ToRedisArgs) -> Self {
         self.by_hash.arg(arg);
         self
@@ -44,21 +44,13 @@ impl Call<'_> {
     /// The same with the script's code, for a Redis that does not know its hash: it does from then on.
     pub(super) fn by_code(&self) -> Cmd {
         let mut by_code = Cmd::new();
-        by_code.arg("EVAL").arg(self.script.code);
+        by_code.arg("EVAL").arg(self.code);
         for arg in self.by_hash.args_iter().skip(2) {
             if let redis::Arg::Simple(arg) = arg {
                 by_code.arg(arg);
             }
         }
         by_code
-    }
-
-    /// The first key, which says where in a cluster the call goes.
-    pub(super) fn key(&self) -> &[u8] {
-        match self.by_hash.args_iter().nth(3) {
-            Some(redis::Arg::Simple(key)) => key,
-            _ => &[],
-        }
     }
 }
 
@@ -79,29 +71,36 @@ macro_rules! scripts {
 
 scripts! {
     registry_open = ["registry_open"];
-    registry_move = ["registry_move"];
-    registry_mark = ["same_registry", "registry_mark"];
+    registry_move = ["head", "begin_release", "registry_move"];
+    registry_mark = ["head", "begin_release", "registry_mark"];
     partition_join = ["partition_join"];
-    partition_follow = ["partition_follow"];
+    partition_disown = ["partition_disown"];
     partition_wipe = ["partition_wipe"];
-    apply = ["same_registry", "change_log", "apply"];
-    read = ["same_registry", "read"];
-    extent = ["same_registry", "extent"];
-    changes = ["same_registry", "changes"];
-    lease_grant = ["same_registry", "lease_grant"];
-    lease_keep = ["same_registry", "lease_keep"];
-    lease_attach = ["same_registry", "lease_attach"];
-    lease_adopt = ["same_registry", "lease_adopt"];
-    lease_revoke = ["same_registry", "lease_end", "lease_revoke"];
-    lease_expire = ["same_registry", "lease_end", "lease_expire"];
-    lease_claim = ["same_registry", "lease_claim"];
-    lease_done = ["same_registry", "lease_done"];
-    lease_close = ["same_registry", "lease_close"];
-    lease_sweep = ["same_registry", "change_log", "lease_sweep"];
-    lease_swept = ["same_registry", "lease_swept"];
-    lease_orphans = ["same_registry", "lease_orphans"];
-    quota_raise = ["same_registry", "quota_raise"];
-    quota_set = ["same_registry", "quota_set"];
-    quota_lower = ["same_registry", "quota_lower"];
-    quota_return = ["same_registry", "quota_return"];
+    partition_mend = ["head", "partition_mend"];
+    apply = ["head", "append", "apply"];
+    read = ["head", "mark_at", "read"];
+    extent = ["head", "mark_at", "extent"];
+    marks = ["head", "mark_at", "marks"];
+    changes = ["head", "mark_at", "changes"];
+    lease_grant = ["head", "lease_clock", "adopt", "lease_grant"];
+    lease_keep = ["head", "lease_clock", "lease_keep"];
+    lease_attach = ["head", "lease_attach"];
+    lease_adopt = ["head", "adopt", "lease_adopt"];
+    lease_revoke = ["head", "lease_end", "lease_revoke"];
+    lease_look = ["head", "lease_clock", "lease_end", "lease_look"];
+    lease_close = ["head", "begin_release", "lease_close"];
+    lease_ended = ["head", "lease_clock", "lease_ended"];
+    lease_claim = ["head", "lease_claim"];
+    lease_find = ["head", "lease_find"];
+    lease_sweep = ["head", "append", "lease_sweep"];
+    lease_swept = ["head", "lease_swept"];
+    lease_done = ["head", "lease_done"];
+    lease_orphans = ["head", "begin_release", "lease_orphans"];
+    lease_mend = ["head", "lease_clock", "lease_mend"];
+    quota_raise = ["head", "quota_raise"];
+    quota_set = ["head", "quota_set"];
+    quota_lower = ["head", "begin_release", "quota_lower"];
+    quota_return = ["head", "begin_release", "quota_return"];
+    probe_write = ["head", "probe_write"];
+    probe_rights = ["probe_rights"];
 }

@@ -1,27 +1,37 @@
 //! The end of one partition's log, read by one connection for all who follow it in this process.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    sync::Arc,
+    time::Duration,
+};
 
-use redis::{Value, aio::MultiplexedConnection};
+use redis::Value;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
-    fault::Fault,
-    registry::{Identity, Registry, session_of},
+    channel::{Channel, Link},
+    entry::{Entry, mark_bytes},
+    fault::{Answer, Fault},
+    partition::{ASK, Partition},
+    registry::{Identity, Registry},
+    servers::Servers,
 };
 use crate::{
-    session::{DestroyReason, SessionChange, SessionEvent},
-    storage::{LogError, Position, RegistryId},
+    session::SessionEvent,
+    storage::{Changes, LogError, LogPoint, Mark, Position, RegistryId, StorageError},
 };
 
 /// The newest changes that are kept here. Who is further behind reads them from Redis by itself.
 const KEPT: usize = 1 << 14;
 
-/// The most changes of one read.
-const CHANGES_A_READ: usize = 4096;
+/// The most changes of one answer, and the most entries of one read.
+const CHANGES_AN_ANSWER: usize = 4096;
+const ENTRIES_A_READ: usize = 512;
 
 /// A quiet connection is tried this often, and what is at its other end.
 const QUIET: Duration = Duration::from_secs(1);
@@ -29,9 +39,14 @@ const QUIET: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 
+/// After a connection was made anew, steps that were sent before may take effect for some time: so what they may have brought back is looked for once
+/// more.
+const SECOND_LOOK: Duration = Duration::from_secs(10);
+
 /// One partition's tail.
 pub(super) struct Tail {
     partition: u32,
+    channel: Channel,
     /// How many changes are kept here: none where Redis keeps so few that it may have given them up already.
     kept: usize,
     state: watch::Sender<State>,
@@ -40,19 +55,17 @@ pub(super) struct Tail {
 struct State {
     /// None until Redis has answered for the first time.
     registry_id: Option<RegistryId>,
-    /// The changes up to and with the one at `end`.
+    /// The changes of the newest entries.
     events: VecDeque<SessionEvent>,
-    end: u64,
-    /// The entry at `end`, as Redis names it: a number by chance is a part of that, so that another entry at the same position
-    /// is told apart.
-    entry: Vec<u8>,
+    /// The ends of these entries, and the place before them.
+    ends: VecDeque<LogPoint>,
     /// Why the log cannot be read at present.
     fault: Option<Fault>,
 }
 
-/// What is known here of the changes after a position.
+/// What is known here of the changes after a place.
 enum Known {
-    Events(Vec<SessionEvent>),
+    Changes(Changes),
     /// There are none yet.
     None,
     /// They are older than what is kept here, or newer than what has been read.
@@ -60,22 +73,27 @@ enum Known {
 }
 
 impl Tail {
-    pub(super) fn new(partition: u32, retain_events: usize) -> Self {
+    pub(super) fn new(partition: &Partition, servers: &Arc<Servers>, retain_events: usize) -> Self {
         let kept = if retain_events >= 2 * KEPT { KEPT } else { 0 };
-        let state = State { registry_id: None, events: VecDeque::new(), end: 0, entry: Vec::new(), fault: None };
-        Self { partition, kept, state: watch::Sender::new(state) }
+        let state = State { registry_id: None, events: VecDeque::new(), ends: VecDeque::new(), fault: None };
+        Self {
+            partition: partition.number,
+            channel: Channel::new(Arc::clone(servers), partition.key("meta")),
+            kept,
+            state: watch::Sender::new(state),
+        }
     }
 
-    /// The changes right after position `after`; waits for the first.
+    /// The changes right after a place; waits for the first.
     pub(super) async fn changes_after(
         &self,
         registry: &Registry,
         registry_id: RegistryId,
-        after: Position,
+        after: LogPoint,
         limit: usize,
-    ) -> Result<Vec<SessionEvent>, LogError> {
+    ) -> Result<Changes, LogError> {
         let mut news = self.state.subscribe();
-        let limit = limit.clamp(1, CHANGES_A_READ);
+        let limit = limit.clamp(1, CHANGES_AN_ANSWER);
         loop {
             let mut identities = registry.identities();
             let identity = Arc::clone(&identities.borrow_and_update());
@@ -84,12 +102,12 @@ impl Tail {
             }
             let known = news.borrow_and_update().after(registry_id, after, limit)?;
             match known {
-                Known::Events(events) => return Ok(events),
+                Known::Changes(changes) => return Ok(changes),
                 Known::None => {}
                 Known::Elsewhere => {
-                    let events = self.read(registry, &identity, after, limit).await?;
-                    if !events.is_empty() {
-                        return Ok(events);
+                    let changes = self.read(registry, &identity, after, limit).await?;
+                    if !changes.events.is_empty() {
+                        return Ok(changes);
                     }
                 }
             }
@@ -100,32 +118,44 @@ impl Tail {
         }
     }
 
+    /// Reads changes from Redis; none where the log ends at that place.
     async fn read(
         &self,
         registry: &Registry,
         identity: &Identity,
-        after: Position,
+        after: LogPoint,
         limit: usize,
-    ) -> Result<Vec<SessionEvent>, LogError> {
+    ) -> Result<Changes, LogError> {
         // A script counts in doubles, and no log is that long.
-        let Some(first) = after.0.checked_add(1).filter(|first| *first < 1 << 53) else {
+        if after.position.0 >= 1 << 53 {
             return Err(LogError::Restarted);
-        };
-        let call = registry.call(&registry.scripts.changes, self.partition, 2).arg(registry.key(self.partition, "log"));
-        let bytes: Vec<u8> = match registry.link.run(call.arg(&identity.id).arg(first).arg(limit)).await {
-            Err(Fault::Refused(code)) if code == "TRIMMED" => return Err(LogError::Trimmed),
-            Err(Fault::Refused(code)) if code == "AHEAD" => return Err(LogError::Restarted),
+        }
+        let partition = registry.partition(self.partition);
+        let read = partition.run::<Vec<Value>>(ASK, |_| {
+            let call = registry.call(&registry.scripts.changes, partition, &["log"], 0).arg(&identity.birth);
+            call.arg(after.position.0).arg(&mark_bytes(after.mark)[..]).arg(limit)
+        });
+        let entries = match read.await {
+            Err(Fault::Script(Answer::Trimmed)) => return Err(LogError::Trimmed),
+            Err(Fault::Script(Answer::Ahead | Answer::Other)) => return Err(LogError::Restarted),
             Err(Fault::Registry) => {
-                registry.rejoin(Some(identity)).await.map_err(|fault| LogError::Storage(fault.into()))?;
+                registry.rejoin(Some(identity)).await.map_err(StorageError::from)?;
                 return Err(LogError::Restarted);
             }
-            answer => answer.map_err(|fault| LogError::Storage(fault.into()))?,
+            entries => entries.map_err(StorageError::from)?,
         };
-        bytes
-            .chunks(EVENT_BYTES)
-            .map(|bytes| event(bytes).ok_or_else(broken))
-            .collect::<Result<_, _>>()
-            .map_err(LogError::Storage)
+        let mut changes = Changes { events: Vec::new(), mark: after.mark };
+        for entry in entries {
+            let entry = Entry::parse(entry).map_err(StorageError::from)?;
+            let skip = (after.position.0 + changes.events.len() as u64).saturating_sub(entry.after.position.0) as usize;
+            changes.events.extend(entry.events.into_iter().skip(skip));
+            changes.mark = entry.end.mark;
+            if changes.events.len() >= limit {
+                changes.events.truncate(limit);
+                break;
+            }
+        }
+        Ok(changes)
     }
 
     /// Reads the log as it grows, for as long as it is polled.
@@ -147,19 +177,34 @@ impl Tail {
     }
 
     /// Reads over one connection until it fails or the registry gets another id.
-    async fn follow(&self, registry: &Registry) -> Result<std::convert::Infallible, Fault> {
-        let log = registry.key(self.partition, "log");
-        let mut connection = registry.link.dedicated(&log, QUIET).await?;
+    async fn follow(&self, registry: &Registry) -> Result<Infallible, Fault> {
+        let partition = registry.partition(self.partition);
+        let link = self.channel.link(&partition.newest).await?;
+        let followed = self.follow_over(registry, partition, &link).await;
+        // An answer that is still to come would be in the way of others on this connection.
+        self.channel.discard(&link);
+        followed
+    }
+
+    async fn follow_over(&self, registry: &Registry, partition: &Partition, link: &Link) -> Result<Infallible, Fault> {
+        let log = partition.key("log");
         let mut identities = registry.identities();
-        let mut is_new = true;
+        let connected = Instant::now();
+        let mut looks = 0;
+        // Whether Redis gave an entry that does not follow what was read last.
+        let mut has_gap = false;
         loop {
             let identity = Arc::clone(&identities.borrow_and_update());
+            if !partition.newest.is(&link.server) {
+                return Err(Fault::unsent("the name of this Redis leads to another server by now"));
+            }
             let checking = async {
-                if is_new && self.partition == 0 {
-                    // Redis may have come back without its newest leases, and with all it had logged.
-                    registry.end_all_orphans(&identity).await?;
+                // Redis may have come back without its newest leases, here or in the first partition, and with all that it had logged.
+                if looks == 0 || looks == 1 && connected.elapsed() > SECOND_LOOK {
+                    registry.end_orphans(partition, &identity).await?;
+                    looks += 1;
                 }
-                self.check(registry, &identity, &mut connection, &log).await
+                self.check(registry, partition, &identity, has_gap).await
             };
             match checking.await {
                 Err(Fault::Registry) => {
@@ -168,159 +213,156 @@ impl Tail {
                 }
                 checked => checked?,
             }
-            is_new = false;
+            has_gap = false;
             let checked = Instant::now();
             while checked.elapsed() < QUIET {
-                let after = format!("{}-{}", self.state.borrow().end, u64::MAX);
+                let end = self.state.borrow().end();
                 let mut read = redis::cmd("XREAD");
-                read.arg("COUNT").arg(CHANGES_A_READ).arg("BLOCK").arg(QUIET.as_millis() as u64);
-                read.arg("STREAMS").arg(&log).arg(after);
+                read.arg("COUNT").arg(ENTRIES_A_READ).arg("BLOCK").arg(QUIET.as_millis() as u64);
+                read.arg("STREAMS").arg(&log).arg(format!("{}-{}", end.position.0, u64::MAX));
                 let answer = tokio::select! {
-                    answer = connection.send_packed_command(&read) => answer?.extract_error()?,
-                    // The answer to come would be in the way of others on this connection.
+                    answer = timeout(QUIET + partition.timeout(), link.send(&read)) => {
+                        answer.map_err(|_| Fault::too_late())?.map_err(Fault::from)?
+                    }
                     _ = identities.changed() => return Err(Fault::Registry),
                 };
-                if !self.append(answer)? {
+                has_gap = !self.append(partition, answer)?;
+                if has_gap {
                     break;
                 }
             }
         }
     }
 
-    /// Sees that Redis still has this registry, and the entry that was read last; goes on from there.
+    /// Sees that Redis still has this registry, and what was read last; goes on from there.
     async fn check(
         &self,
         registry: &Registry,
+        partition: &Partition,
         identity: &Identity,
-        connection: &mut MultiplexedConnection,
-        log: &str,
+        has_gap: bool,
     ) -> Result<(), Fault> {
-        let (known, end) = {
+        let (is_known, end) = {
             let state = self.state.borrow();
-            (state.registry_id == Some(identity.registry_id), state.end)
+            (state.registry_id == Some(identity.registry_id), state.end())
         };
-        let position = if known { end.to_string() } else { String::new() };
-        let call = registry.call(&registry.scripts.extent, self.partition, 2).arg(log).arg(&identity.id).arg(position);
-        let (newest, oldest, _, entry): (u64, Vec<u8>, u64, Vec<u8>) = registry.link.run_on(connection, call).await?;
-        let start = position_of(&oldest).map_or(newest, |oldest| oldest - 1);
-        if !known {
-            let call =
-                registry.call(&registry.scripts.extent, self.partition, 2).arg(log).arg(&identity.id).arg(newest);
-            let (.., entry): (u64, Vec<u8>, u64, Vec<u8>) = registry.link.run_on(connection, call).await?;
-            self.state.send_modify(|state| {
-                *state = State {
-                    registry_id: Some(identity.registry_id),
-                    events: VecDeque::new(),
-                    end: newest,
-                    entry,
-                    fault: None,
-                };
-            });
+        let found = registry.extent(partition, identity, is_known.then_some(end.position)).await?;
+        if found.id.is_some_and(|id| id != identity.registry_id) {
+            return Err(Fault::Registry);
+        }
+        if !found.is_whole {
+            registry.mend(partition, identity).await?;
+        }
+        let restart = |state: &mut State, from: LogPoint| {
+            state.events.clear();
+            state.ends = [from].into();
+            state.registry_id = Some(identity.registry_id);
+            state.fault = None;
+            partition.set_read_up_to(from.position.0);
+        };
+        if !is_known {
+            self.state.send_modify(|state| restart(state, found.held.end));
             return Ok(());
         }
-        let is_other = end > start && end <= newest && entry != self.state.borrow().entry;
-        if end > newest || is_other {
-            tracing::error!(
-                partition = self.partition,
-                read = end,
-                newest,
-                "Redis has lost changes; observers start again"
-            );
+        if end.position > found.held.end.position || found.at.is_some_and(|mark| mark != end.mark) {
+            let (partition, read, newest) = (self.partition, end.position.0, found.held.end.position.0);
+            tracing::error!(partition, read, newest, "Redis has lost changes; observers start again");
             registry.abandon(identity, "").await?;
             return Err(Fault::Registry);
         }
         self.state.send_if_modified(|state| {
-            let was_lost = state.fault.take().is_some();
-            if end < start {
-                // Trimmed past what was read: those who want what is between ask Redis, and hear it.
-                state.events.clear();
-                state.end = start;
-                state.entry = Vec::new();
+            let had_fault = state.fault.take().is_some();
+            let is_gone = has_gap || found.at.is_none();
+            if is_gone {
+                // Trimmed past what was read, or an entry is missing: those who want what is between ask Redis, and hear it.
+                restart(state, found.held.end);
             }
-            was_lost || end < start
+            had_fault || is_gone
         });
         Ok(())
     }
 
-    /// Takes up what was read. Tells whether there was anything that comes right after what is here.
-    fn append(&self, answer: Value) -> Result<bool, Fault> {
-        let Value::Array(mut streams) = answer else { return Ok(false) };
-        let Some(Value::Array(mut stream)) = streams.pop() else { return Ok(false) };
-        let Some(Value::Array(entries)) = stream.pop() else { return Ok(false) };
-        let mut last = Vec::new();
-        let mut position = self.state.borrow().end;
-        let mut events = Vec::with_capacity(entries.len());
+    /// Takes up what was read. Tells whether all of it follows what is here.
+    fn append(&self, partition: &Partition, answer: Value) -> Result<bool, Fault> {
+        let entries = match answer {
+            Value::Nil => return Ok(true),
+            Value::Array(mut streams) => match streams.pop() {
+                Some(Value::Array(mut stream)) => stream.pop(),
+                _ => None,
+            },
+            _ => None,
+        };
+        let Some(Value::Array(entries)) = entries else { return Err(Fault::malformed("XREAD gave no stream")) };
+        let mut end = self.state.borrow().end();
+        let (mut events, mut ends) = (Vec::new(), Vec::new());
+        let mut is_next = true;
         for entry in entries {
-            let Some((id, event)) = parse(entry) else {
-                let what = "an entry of the log is none of sessiond's";
-                return Err(Fault::Broken(redis::RedisError::from((redis::ErrorKind::Parse, what))));
-            };
-            position += 1;
-            if position_of(&id) != Some(position) {
-                return Ok(false);
+            let entry = Entry::parse(entry)?;
+            // Another position or another mark: something is missing before it, or the log is another one by now.
+            is_next = entry.after == end;
+            if !is_next {
+                break;
             }
-            last = id;
-            events.push(event);
+            end = entry.end;
+            ends.push(end);
+            events.extend(entry.events);
         }
-        self.state.send_modify(|state| {
-            state.events.extend(events);
-            let surplus = state.events.len().saturating_sub(self.kept);
-            state.events.drain(..surplus);
-            state.end = position;
-            state.entry = last;
-        });
-        Ok(true)
+        if !ends.is_empty() {
+            self.state.send_modify(|state| state.append(events, ends, self.kept));
+            partition.set_read_up_to(end.position.0);
+        }
+        Ok(is_next)
     }
 }
 
 impl State {
-    fn after(&self, registry_id: RegistryId, after: Position, limit: usize) -> Result<Known, LogError> {
-        let start = self.end - self.events.len() as u64;
-        let is_current = self.registry_id == Some(registry_id);
-        if is_current && after.0 >= start && after.0 < self.end {
-            let skip = (after.0 - start) as usize;
-            return Ok(Known::Events(self.events.range(skip..).take(limit).copied().collect()));
+    /// The place up to which the log has been read.
+    fn end(&self) -> LogPoint {
+        self.ends.back().copied().unwrap_or_default()
+    }
+
+    fn append(&mut self, events: Vec<SessionEvent>, ends: Vec<LogPoint>, kept: usize) {
+        self.events.extend(events);
+        self.ends.extend(ends);
+        // Whole entries are given up.
+        while self.events.len() > kept && self.ends.len() > 1 {
+            let (Some(start), Some(next)) = (self.ends.pop_front(), self.ends.front()) else { break };
+            self.events.drain(..(next.position.0 - start.position.0) as usize);
         }
+    }
+
+    fn after(&self, registry_id: RegistryId, after: LogPoint, limit: usize) -> Result<Known, LogError> {
+        let (Some(start), end) = (self.ends.front(), self.end()) else {
+            return self.elsewhere();
+        };
+        if self.registry_id != Some(registry_id) || after.position < start.position || after.position > end.position {
+            return self.elsewhere();
+        }
+        if self.mark_at(after.position) != Some(after.mark) {
+            return Err(LogError::Restarted);
+        }
+        if after.position == end.position {
+            return match &self.fault {
+                Some(_) => self.elsewhere(),
+                None => Ok(Known::None),
+            };
+        }
+        let skip = (after.position.0 - start.position.0) as usize;
+        let events: Vec<SessionEvent> = self.events.range(skip..).take(limit).copied().collect();
+        let last = Position(after.position.0 + events.len() as u64);
+        Ok(Known::Changes(Changes { events, mark: self.mark_at(last).unwrap_or_default() }))
+    }
+
+    fn elsewhere(&self) -> Result<Known, LogError> {
         match &self.fault {
             Some(fault) => Err(LogError::Storage(fault.clone().into())),
-            None if is_current && after.0 == self.end => Ok(Known::None),
             None => Ok(Known::Elsewhere),
         }
     }
-}
 
-/// The number before the dash of an entry's id.
-pub(super) fn position_of(id: &[u8]) -> Option<u64> {
-    let digits = id.split(|byte| *byte == b'-').next()?;
-    std::str::from_utf8(digits).ok()?.parse().ok()
-}
-
-fn parse(entry: Value) -> Option<(Vec<u8>, SessionEvent)> {
-    let Value::Array(entry) = entry else { return None };
-    let mut parts = entry.into_iter();
-    let (Some(Value::BulkString(id)), Some(Value::Array(fields))) = (parts.next(), parts.next()) else { return None };
-    match fields.as_slice() {
-        [_, Value::BulkString(bytes)] => Some((id, event(bytes)?)),
-        _ => None,
+    /// The mark of the entry that holds the change at a position, or at the place before all entries here.
+    fn mark_at(&self, position: Position) -> Option<Mark> {
+        let entry = self.ends.partition_point(|end| end.position < position);
+        self.ends.get(entry).map(|end| end.mark)
     }
-}
-
-/// A letter for what happened, and the session.
-const EVENT_BYTES: usize = 17;
-
-fn event(bytes: &[u8]) -> Option<SessionEvent> {
-    let (letter, session) = bytes.split_first()?;
-    let change = match letter {
-        b'c' => SessionChange::Created,
-        b'r' => SessionChange::Destroyed(DestroyReason::Requested),
-        b'x' => SessionChange::Destroyed(DestroyReason::LeaseExpired),
-        b'v' => SessionChange::Destroyed(DestroyReason::LeaseRevoked),
-        _ => return None,
-    };
-    Some(SessionEvent { session: session_of(session)?, change })
-}
-
-fn broken() -> crate::storage::StorageError {
-    Fault::Broken(redis::RedisError::from((redis::ErrorKind::Parse, "a change in the log is none of sessiond's")))
-        .into()
 }

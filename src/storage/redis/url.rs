@@ -24,7 +24,7 @@ const PARAMETERS: &str = "registry, partitions, buckets, timeout_ms, wait_replic
 /// |---|---|---|
 /// | `registry` | `sessiond` | the registry's name, for several in one Redis |
 /// | `partitions` | 1, 16 in a cluster | parts of the change log, each on one node |
-/// | `buckets` | 131072 | parts of the set; a multiple of the partitions |
+/// | `buckets` | 131072 | parts of the set; no fewer than the partitions |
 /// | `timeout_ms` | 1000 | how long to wait for a connection, or an answer, of Redis |
 /// | `wait_replicas` | 0 | a change is answered when so many of Redis' replicas have it |
 /// | `wait_timeout_ms` | 500 | how long to wait for them |
@@ -125,7 +125,7 @@ impl FromStr for RedisUrl {
                 "partitions" => url.partitions = Some(number(MAX_PARTITIONS)?),
                 "buckets" => url.buckets = Some(number(MAX_BUCKETS)?),
                 "timeout_ms" => url.timeout = millis()?,
-                "wait_replicas" => wait.replicas = number(16)?,
+                "wait_replicas" => wait.replicas = if value == "0" { 0 } else { number(16)? },
                 "wait_timeout_ms" => wait.timeout = millis()?,
                 _ => return Err(wrong(format!("there is no parameter {name:?}: there are {PARAMETERS}"))),
             }
@@ -137,8 +137,8 @@ impl FromStr for RedisUrl {
             return Err(wrong("registry is not 1 to 64 letters, digits, '-', '_' or '.'".to_owned()));
         }
         let (partitions, buckets) = (url.partitions.unwrap_or(1), url.buckets.unwrap_or(DEFAULT_BUCKETS));
-        if !buckets.is_multiple_of(partitions) {
-            return Err(wrong(format!("{buckets} buckets cannot be divided into {partitions} partitions of one size")));
+        if buckets < partitions {
+            return Err(wrong(format!("{partitions} partitions need {partitions} buckets at least, and there are {buckets}")));
         }
         if hosts.iter().any(|host| host.is_empty() || host.starts_with(':')) {
             return Err(wrong("a host is missing".to_owned()));
@@ -194,6 +194,11 @@ mod tests {
             (plain.registry.as_str(), plain.partitions, plain.buckets, plain.wait),
             ("sessiond", None, None, None)
         );
+        assert_eq!(url("redis://h?wait_replicas=0").wait, None);
+        for partitions in [6, 7, 9, 12] {
+            let divided = url(&format!("redis+cluster://h?partitions={partitions}"));
+            assert_eq!(divided.partitions, Some(partitions));
+        }
         let full = url(
             "rediss://u:p@h:1/3?registry=a.b&partitions=4&buckets=64&wait_replicas=2&wait_timeout_ms=7&timeout_ms=9",
         );
@@ -231,7 +236,8 @@ mod tests {
             ("redis://", "host"),
             ("redis+cluster://a:1,,b:2", "host"),
             ("redis://h?partitions=0", "partitions=0 is not a number from 1 to 256"),
-            ("redis://h?partitions=3", "131072 buckets cannot be divided into 3 partitions"),
+            ("redis://h?partitions=3&buckets=2", "3 partitions need 3 buckets at least, and there are 2"),
+            ("redis://h?wait_replicas=17", "wait_replicas=17 is not a number from 1 to 16"),
             ("redis://h?registry={a}", "registry is not"),
             ("redis://h?regsitry=a", "there are registry, partitions, buckets"),
             ("redis+cluster://h:1/2", "database"),

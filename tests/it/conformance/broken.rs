@@ -10,9 +10,10 @@ use std::{
 };
 
 use sessiond::{
-    session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
+    session::{DestroyReason, LeaseId, SessionChange, SessionKey},
     storage::{
-        BucketRun, Layout, LogError, LogExtent, Position, RegistryId, SessionStorage, StorageError, StorageOptions,
+        BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage,
+        StorageError, StorageOptions,
         conformance::{Obligation, StorageFactory, cases},
         memory::MemoryStorage,
     },
@@ -446,9 +447,9 @@ impl SessionStorage for Broken {
         &self,
         registry_id: RegistryId,
         partition: u32,
-        after: Position,
+        after: LogPoint,
         limit: usize,
-    ) -> Result<Vec<SessionEvent>, LogError> {
+    ) -> Result<Changes, LogError> {
         let registry_id = match self.fault {
             FollowsAnyRegistry => self.memory.log().await?.registry_id,
             _ => registry_id,
@@ -457,23 +458,24 @@ impl SessionStorage for Broken {
         let at_end =
             async || Ok::<_, StorageError>(self.memory.log().await?.partitions[partition as usize].end == after);
         match self.fault {
-            LosesAChange if after.0 < 3 => {
-                let mut events = follow(limit).await?;
-                let lost = 2 - after.0 as usize;
-                if events.len() > lost {
-                    events.remove(lost);
+            LosesAChange if after.position.0 < 3 => {
+                let mut changes = follow(limit).await?;
+                let lost = 2 - after.position.0 as usize;
+                if changes.events.len() > lost {
+                    changes.events.remove(lost);
                 }
-                if events.is_empty() {
-                    self.memory.changes_after(registry_id, partition, Position(3), limit).await
+                if changes.events.is_empty() {
+                    let after = LogPoint { position: Position(3), ..after };
+                    self.memory.changes_after(registry_id, partition, after, limit).await
                 } else {
-                    Ok(events)
+                    Ok(changes)
                 }
             }
-            RepeatsAChange if after == Position(0) => {
-                let mut events = follow(limit).await?;
-                events.insert(0, events[0]);
-                events.truncate(limit);
-                Ok(events)
+            RepeatsAChange if after.position == Position(0) => {
+                let mut changes = follow(limit).await?;
+                changes.events.insert(0, changes.events[0]);
+                changes.events.truncate(limit);
+                Ok(changes)
             }
             IgnoresTheLimit => follow(usize::MAX).await,
             IsBusy => {
@@ -492,13 +494,13 @@ impl SessionStorage for Broken {
             }
             ForgetsWhatADroppedFollowerMissed => {
                 let dropped = WhenDropped(|| self.state().missed += 1);
-                let mut events = follow(limit).await?;
+                let mut changes = follow(limit).await?;
                 forget(dropped);
                 let mut state = self.state();
-                let lost = state.missed.min(events.len() - 1);
+                let lost = state.missed.min(changes.events.len() - 1);
                 state.missed -= lost;
-                events.drain(..lost);
-                Ok(events)
+                changes.events.drain(..lost);
+                Ok(changes)
             }
             CallsTrimmedRestarted => match follow(limit).await {
                 Err(LogError::Trimmed) => Err(LogError::Restarted),
@@ -509,8 +511,8 @@ impl SessionStorage for Broken {
                 answer => answer,
             },
             ConfusesReasons => {
-                let mut events = follow(limit).await?;
-                for event in &mut events {
+                let mut changes = follow(limit).await?;
+                for event in &mut changes.events {
                     event.change = match event.change {
                         SessionChange::Destroyed(DestroyReason::LeaseRevoked) => {
                             SessionChange::Destroyed(DestroyReason::Requested)
@@ -521,15 +523,25 @@ impl SessionStorage for Broken {
                         change => change,
                     };
                 }
-                Ok(events)
+                Ok(changes)
             }
             _ => follow(limit).await,
         }
     }
 
-    async fn read_buckets(&self, first: u32, limit: usize) -> Result<BucketRun, StorageError> {
+    async fn marks(&self, positions: &[Position]) -> Result<Vec<Option<Mark>>, StorageError> {
+        self.memory.marks(positions).await
+    }
+
+    async fn read_buckets(
+        &self,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        first: u32,
+        limit: usize,
+    ) -> Result<BucketRun, LogError> {
         let limit = if self.fault == ReadsPastTheLimit { usize::MAX } else { limit };
-        let mut run = self.memory.read_buckets(first, limit).await?;
+        let mut run = self.memory.read_buckets(registry_id, known, first, limit).await?;
         match self.fault {
             ReadsAtTooLow => run.positions.iter_mut().for_each(|position| position.0 = position.0.saturating_sub(1)),
             ReadsAtTooHigh => run.positions.iter_mut().for_each(|position| position.0 += 1),

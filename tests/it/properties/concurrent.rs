@@ -265,7 +265,7 @@ async fn observe(shared: Arc<Shared>, observer: usize, visits: Vec<Visit>) -> (V
 async fn join(shared: &Shared, replica: usize, from: From, filter: Filter) -> Watcher {
     let ends = async || {
         let extent = shared.truth.log().await.unwrap();
-        extent.partitions.iter().map(|held| held.end.0).collect::<Vec<_>>()
+        extent.partitions.iter().map(|held| held.end.position.0).collect::<Vec<_>>()
     };
     let cursor = match from {
         From::Cursor(back) => {

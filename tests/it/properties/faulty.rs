@@ -1,10 +1,7 @@
 //! What breaks promises on purpose: storages that do not keep their obligations, and streams that lie.
 
 use async_trait::async_trait;
-use sessiond::{
-    session::SessionEvent,
-    storage::{BucketRun, LogError, LogExtent, Position, RegistryId, SessionStorage, StorageError},
-};
+use sessiond::storage::{BucketRun, Changes, LogError, LogExtent, LogPoint, RegistryId, SessionStorage, StorageError};
 
 use super::{checker::Told, twisted::Twist};
 
@@ -71,12 +68,12 @@ impl Twist for SwapsChanges {
         truth: &dyn SessionStorage,
         registry_id: RegistryId,
         partition: u32,
-        after: Position,
+        after: LogPoint,
         limit: usize,
-    ) -> Result<Vec<SessionEvent>, LogError> {
+    ) -> Result<Changes, LogError> {
         let mut changes = truth.changes_after(registry_id, partition, after, limit).await?;
-        if changes.len() > 1 {
-            changes.swap(0, 1);
+        if changes.events.len() > 1 {
+            changes.events.swap(0, 1);
         }
         Ok(changes)
     }
@@ -91,10 +88,12 @@ impl Twist for ReadsUnderOldPositions {
     async fn read_buckets(
         &self,
         truth: &dyn SessionStorage,
+        registry_id: RegistryId,
+        known: &[LogPoint],
         first: u32,
         limit: usize,
-    ) -> Result<BucketRun, StorageError> {
-        let mut run = truth.read_buckets(first, limit).await?;
+    ) -> Result<BucketRun, LogError> {
+        let mut run = truth.read_buckets(registry_id, known, first, limit).await?;
         run.positions.iter_mut().for_each(|position| position.0 = 0);
         Ok(run)
     }
@@ -108,7 +107,7 @@ pub(crate) struct LogsAhead;
 impl Twist for LogsAhead {
     async fn log(&self, truth: &dyn SessionStorage) -> Result<LogExtent, StorageError> {
         let mut extent = truth.log().await?;
-        extent.partitions.iter_mut().for_each(|held| held.end.0 += 1);
+        extent.partitions.iter_mut().for_each(|held| held.end.position.0 += 1);
         Ok(extent)
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use sessiond::{
     session::{SessionChange, SessionEvent, SessionKey},
-    storage::{Position, SessionStorage},
+    storage::{LogPoint, SessionStorage},
     subject::Filter,
 };
 
@@ -18,6 +18,8 @@ pub(crate) struct Model {
     registry: String,
     /// By partition; the change at position `n` is at `n - 1`.
     changes: Vec<Vec<SessionEvent>>,
+    /// The point up to which each partition has been read.
+    ends: Vec<LogPoint>,
     alive: BTreeSet<SessionKey>,
 }
 
@@ -34,7 +36,9 @@ impl Model {
     pub(crate) async fn new(storage: Arc<dyn SessionStorage>) -> Self {
         let extent = storage.log().await.unwrap();
         let changes = extent.partitions.iter().map(|_| Vec::new()).collect();
-        let mut model = Self { storage, registry: extent.registry_id.to_string(), changes, alive: BTreeSet::new() };
+        let ends = extent.partitions.iter().map(|held| held.start).collect();
+        let registry = extent.registry_id.to_string();
+        let mut model = Self { storage, registry, changes, ends, alive: BTreeSet::new() };
         model.catch_up().await;
         model
     }
@@ -49,13 +53,14 @@ impl Model {
         for (partition, held) in (0..).zip(extent.partitions) {
             loop {
                 let changes = &mut self.changes[partition as usize];
-                let after = Position(changes.len() as u64);
-                if after >= held.end {
+                let after = &mut self.ends[partition as usize];
+                if after.position >= held.end.position {
                     break;
                 }
-                let read = self.storage.changes_after(registry_id, partition, after, 4096).await.unwrap();
-                changes.extend(&read);
-                news.extend(read);
+                let read = self.storage.changes_after(registry_id, partition, *after, 4096).await.unwrap();
+                *after = after.past(&read);
+                changes.extend(&read.events);
+                news.extend(read.events);
             }
         }
         for event in &news {

@@ -6,9 +6,10 @@ use async_trait::async_trait;
 use sessiond::{
     proto::{SubscribeRequest, subscribe_request},
     service::WireEncoder,
-    session::{SessionEvent, SessionId, SessionKey},
+    session::{SessionId, SessionKey},
     storage::{
-        BucketRun, LogError, LogExtent, Position, RegistryId, SessionStorage, StorageError, memory::MemoryStorage,
+        BucketRun, Changes, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage, StorageError,
+        memory::MemoryStorage,
     },
     subject::{Cursor, Filter, ObserveOptions, ResetReason, SessionSubject, Start},
 };
@@ -370,9 +371,9 @@ impl Twist for Restarts {
         truth: &dyn SessionStorage,
         registry_id: RegistryId,
         partition: u32,
-        after: Position,
+        after: LogPoint,
         limit: usize,
-    ) -> Result<Vec<SessionEvent>, LogError> {
+    ) -> Result<Changes, LogError> {
         if self.has() {
             return self.next.changes_after(registry_id, partition, after, limit).await;
         }
@@ -383,16 +384,26 @@ impl Twist for Restarts {
         }
     }
 
+    async fn marks(
+        &self,
+        truth: &dyn SessionStorage,
+        positions: &[Position],
+    ) -> Result<Vec<Option<Mark>>, StorageError> {
+        if self.has() { self.next.marks(positions).await } else { truth.marks(positions).await }
+    }
+
     async fn read_buckets(
         &self,
         truth: &dyn SessionStorage,
+        registry_id: RegistryId,
+        known: &[LogPoint],
         first: u32,
         limit: usize,
-    ) -> Result<BucketRun, StorageError> {
+    ) -> Result<BucketRun, LogError> {
         if self.has() {
-            return self.next.read_buckets(first, limit).await;
+            return self.next.read_buckets(registry_id, known, first, limit).await;
         }
-        truth.read_buckets(first, limit).await
+        truth.read_buckets(registry_id, known, first, limit).await
     }
 }
 

@@ -38,7 +38,7 @@ pub(crate) struct Replica {
 impl Replica {
     pub(crate) async fn start(storage: Arc<dyn SessionStorage>, options: SubjectOptions, expires_leases: bool) -> Self {
         let storage = Twisted::new(storage, Paced::new(expires_leases));
-        let start = storage.log().await.unwrap().partitions.iter().map(|held| held.start.0).sum();
+        let start = storage.log().await.unwrap().partitions.iter().map(|held| held.start.position.0).sum();
         let subject = SessionSubject::start(storage.clone(), options, ()).await.unwrap();
         let options = ObserveOptions { start: Start::Snapshot, filter: Filter::default() };
         let observer = subject.observe(options).await.unwrap();

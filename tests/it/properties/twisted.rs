@@ -4,8 +4,11 @@ use std::{convert::Infallible, fmt, future::pending, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sessiond::{
-    session::{LeaseId, SessionEvent, SessionKey},
-    storage::{BucketRun, Layout, LogError, LogExtent, Position, RegistryId, SessionStorage, StorageError},
+    session::{LeaseId, SessionKey},
+    storage::{
+        BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage,
+        StorageError,
+    },
 };
 use tokio::sync::watch;
 
@@ -27,19 +30,29 @@ pub(crate) trait Twist: fmt::Debug + Send + Sync + 'static {
         truth: &dyn SessionStorage,
         registry_id: RegistryId,
         partition: u32,
-        after: Position,
+        after: LogPoint,
         limit: usize,
-    ) -> Result<Vec<SessionEvent>, LogError> {
+    ) -> Result<Changes, LogError> {
         truth.changes_after(registry_id, partition, after, limit).await
+    }
+
+    async fn marks(
+        &self,
+        truth: &dyn SessionStorage,
+        positions: &[Position],
+    ) -> Result<Vec<Option<Mark>>, StorageError> {
+        truth.marks(positions).await
     }
 
     async fn read_buckets(
         &self,
         truth: &dyn SessionStorage,
+        registry_id: RegistryId,
+        known: &[LogPoint],
         first: u32,
         limit: usize,
-    ) -> Result<BucketRun, StorageError> {
-        truth.read_buckets(first, limit).await
+    ) -> Result<BucketRun, LogError> {
+        truth.read_buckets(registry_id, known, first, limit).await
     }
 }
 
@@ -114,14 +127,24 @@ impl<T: Twist> SessionStorage for Twisted<T> {
         &self,
         registry_id: RegistryId,
         partition: u32,
-        after: Position,
+        after: LogPoint,
         limit: usize,
-    ) -> Result<Vec<SessionEvent>, LogError> {
+    ) -> Result<Changes, LogError> {
         self.twist.changes_after(&*self.truth, registry_id, partition, after, limit).await
     }
 
-    async fn read_buckets(&self, first: u32, limit: usize) -> Result<BucketRun, StorageError> {
-        self.twist.read_buckets(&*self.truth, first, limit).await
+    async fn marks(&self, positions: &[Position]) -> Result<Vec<Option<Mark>>, StorageError> {
+        self.twist.marks(&*self.truth, positions).await
+    }
+
+    async fn read_buckets(
+        &self,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        first: u32,
+        limit: usize,
+    ) -> Result<BucketRun, LogError> {
+        self.twist.read_buckets(&*self.truth, registry_id, known, first, limit).await
     }
 }
 
@@ -169,9 +192,9 @@ impl Twist for Paced {
         truth: &dyn SessionStorage,
         registry_id: RegistryId,
         partition: u32,
-        after: Position,
+        after: LogPoint,
         limit: usize,
-    ) -> Result<Vec<SessionEvent>, LogError> {
+    ) -> Result<Changes, LogError> {
         loop {
             open(&self.follows, true).await;
             tokio::select! {
@@ -183,8 +206,15 @@ impl Twist for Paced {
     }
 
     /// Reads as little at once as a storage may, so that snapshots of few sessions take long.
-    async fn read_buckets(&self, truth: &dyn SessionStorage, first: u32, _: usize) -> Result<BucketRun, StorageError> {
+    async fn read_buckets(
+        &self,
+        truth: &dyn SessionStorage,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        first: u32,
+        _: usize,
+    ) -> Result<BucketRun, LogError> {
         open(&self.reads, true).await;
-        truth.read_buckets(first, 1).await
+        truth.read_buckets(registry_id, known, first, 1).await
     }
 }

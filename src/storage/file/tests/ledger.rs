@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use crate::{
     session::{LeaseId, SessionChange, SessionEvent, SessionKey},
-    storage::{Position, SessionStorage, StorageError, file::FileStorage},
+    storage::{LogPoint, Position, SessionStorage, StorageError, file::FileStorage},
 };
 
 /// Books of what happened to some sessions, each of which is changed by one caller at a time.
@@ -53,10 +53,12 @@ impl Ledger {
     /// Follows the log until it cannot.
     pub(super) async fn follow(&self, storage: &FileStorage) {
         let registry_id = storage.log().await.unwrap().registry_id;
+        let told = self.0.lock().told.len();
+        let mut after = point(storage, told).await;
         loop {
-            let after = Position(self.0.lock().told.len() as u64);
-            let events = storage.changes_after(registry_id, 0, after, 100).await.unwrap();
-            self.0.lock().told.extend(events);
+            let changes = storage.changes_after(registry_id, 0, after, 100).await.unwrap();
+            after = after.past(&changes);
+            self.0.lock().told.extend(changes.events);
         }
     }
 
@@ -66,15 +68,18 @@ impl Ledger {
         let found = storage.has(&sessions).await.unwrap();
         let log = storage.log().await.unwrap();
         let held = log.partitions[0].clone();
-        assert!(held.start <= held.end);
+        let (start, end) = (held.start.position, held.end.position);
+        assert!(start <= end);
 
         let mut books = self.0.lock().take();
-        assert!(books.told.len() as u64 <= held.end.0, "followers were told of more than there is");
-        let start = held.start.0 as usize;
+        assert!(books.told.len() as u64 <= end.0, "followers were told of more than there is");
+        let start = start.0 as usize;
         let mut events = Vec::new();
-        while ((start + events.len()) as u64) < held.end.0 {
-            let after = Position((start + events.len()) as u64);
-            events.extend(storage.changes_after(log.registry_id, 0, after, 1000).await.unwrap());
+        let mut after = held.start;
+        while after.position < end {
+            let changes = storage.changes_after(log.registry_id, 0, after, 1000).await.unwrap();
+            after = after.past(&changes);
+            events.extend(changes.events);
         }
         let both = books.told.len().saturating_sub(start);
         assert!(events.starts_with(&books.told[books.told.len() - both..]), "the log is not as it was");
@@ -100,11 +105,10 @@ impl Ledger {
             }
             existing.extend(found.then_some(session));
         }
-        let run = storage.read_buckets(0, usize::MAX).await.unwrap();
-        let mut read = BTreeSet::from_iter(run.sessions);
-        let mut first = run.positions.len() as u32;
+        let mut read = BTreeSet::new();
+        let mut first = 0;
         while first < storage.layout().buckets {
-            let run = storage.read_buckets(first, usize::MAX).await.unwrap();
+            let run = storage.read_buckets(log.registry_id, &[held.end], first, usize::MAX).await.unwrap();
             first += run.positions.len() as u32;
             read.extend(run.sessions);
         }
@@ -112,6 +116,13 @@ impl Ledger {
         assert_eq!(storage.session_count().await.unwrap(), existing.len() as u64);
         *self.0.lock() = books;
     }
+}
+
+/// The point at a position of the log.
+async fn point(storage: &FileStorage, position: usize) -> LogPoint {
+    let position = Position(position as u64);
+    let mark = storage.marks(&[position]).await.unwrap()[0].expect("the log reaches as far");
+    LogPoint { position, mark }
 }
 
 impl Books {

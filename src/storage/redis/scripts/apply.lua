@@ -1,67 +1,167 @@
--- Creates, destroys and looks for sessions: a step each, in order.
--- KEYS: meta, log, leases, for each lease its set of buckets, for each step its bucket.
--- ARGV: registry id, number by chance, retained changes, most sessions (-1: the partition's quota), number of leases, the
--- leases, the steps. A step is a letter and the session's 16 bytes; under a lease (C, D) also the lease's place as one byte
--- and the bit of the bucket in its set.
--- Gives a letter for each step: 0 nothing changed or is there, 1 it did or is, L no such lease, F full.
-local leases = tonumber(ARGV[5])
-local slots = {}
-for i = 1, leases do
-    slots[i] = redis.call('HGET', KEYS[3], ARGV[5 + i])
+-- Creates and destroys sessions: a step each, in order.
+-- KEYS: meta, log, leases attached here, slots, sessions held by slot, for each lease its set of buckets, for each step its
+-- bucket.
+-- ARGV: birth, until when the script is good, the position that the caller has read up to, retained changes, most sessions
+-- (-1: the partition's quota), a random mark, the leases (8 bytes each), a letter for each step, the sessions of the steps
+-- (16 bytes each), the leases of the steps (a byte each: the number of the lease, or 0), the bits of their buckets in the
+-- leases' sets (2 bytes each).
+-- A step creates ('c', or 'C' under a lease) or destroys ('d', or 'D' only under the lease).
+-- Gives the time, and a letter for each step: 0 nothing changed, 1 it did, L the lease is not attached here, F the
+-- partition is full, M there is no memory for it. LATE or BEHIND, and nothing changed, when the script is no longer good, or
+-- this Redis does not have what the caller has read.
+if now > tonumber(ARGV[2]) then
+    return redis.error_reply('LATE ' .. text(now))
 end
-local most = tonumber(ARGV[4])
+if last < tonumber(ARGV[3]) then
+    return redis.error_reply('BEHIND the log ends at ' .. text(last))
+end
+local most, leases, letters, sessions, places, bits = tonumber(ARGV[5]), ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
+local sub, byte, keys = string.sub, string.byte, KEYS
+local lease_count = #leases / 8
+local slot_of = {}
+for i = 1, lease_count do
+    slot_of[i] = call('HGET', keys[3], sub(leases, i * 8 - 7, i * 8))
+end
 if most < 0 then
-    most = tonumber(redis.call('HGET', KEYS[1], 'quota')) or 0
+    most = tonumber(call('HGET', meta, 'quota')) or 0
 end
--- Once a session had no room, none has: a batch must not go on past it.
-local is_full = false
-local answers = {}
-for i = 1, #ARGV - 5 - leases do
-    local step, bucket = ARGV[5 + leases + i], KEYS[3 + leases + i]
-    local letter, session = string.sub(step, 1, 1), string.sub(step, 2, 17)
-    local answer = '0'
-    if letter == 'h' then
-        answer = redis.call('HEXISTS', bucket, session) == 1 and '1' or '0'
-    elseif letter == 'c' then
-        if is_full or count >= most then
-            if redis.call('HEXISTS', bucket, session) == 0 then
-                answer, is_full = 'F', true
-            end
-        elseif redis.call('HSETNX', bucket, session, '') == 1 then
-            answer, count = '1', count + 1
-            append('c', session)
-        end
-    elseif letter == 'd' then
-        if redis.call('HDEL', bucket, session) == 1 then
-            answer, count = '1', count - 1
-            append('r', session)
-        end
-    else
-        local lease = string.byte(step, 18)
-        local slot = slots[lease]
-        if letter == 'D' then
-            if slot and redis.call('HGET', bucket, session) == slot then
-                redis.call('HDEL', bucket, session)
-                answer, count = '1', count - 1
-                append('r', session)
-            end
-        elseif not slot then
-            answer = 'L'
+
+-- Creates are refused without memory, and destroys are not.
+local refused = type(pcall('HSET', meta, 'time', text(now), 'wall', text(wall))) == 'table'
+-- An undo needs the right to do this. Redis that refuses all changes ends the script here.
+call('HDEL', meta, '')
+if refused then
+    call('HSET', meta, 'time', text(now), 'wall', text(wall))
+end
+
+local answers, changes, more = {}, {}, 0
+-- The steps that changed something, and what they found.
+local changed, found, n = {}, {}, 0
+local function undo(problem)
+    for i = n, 1, -1 do
+        local step = changed[i]
+        local bucket, session = keys[5 + lease_count + step], sub(sessions, step * 16 - 15, step * 16)
+        if found[i] then
+            call('HSET', bucket, session, found[i])
         else
-            local held = redis.call('HGET', bucket, session)
-            if not held and (is_full or count >= most) then
-                answer, is_full = 'F', true
-            elseif held ~= slot then
-                redis.call('HSET', bucket, session, slot)
-                redis.call('SETBIT', KEYS[3 + lease], string.sub(step, 19), 1)
-                if not held then
-                    answer, count = '1', count + 1
-                    append('c', session)
-                end
-            end
+            call('HDEL', bucket, session)
         end
     end
-    answers[i] = answer
+    return problem
 end
-commit()
-return table.concat(answers)
+
+-- Once a session had no room, none has: a batch must not go on past it.
+local full = false
+
+-- Creates a session under the lease of the step, or moves it there. Gives the answer, or an error.
+local function create_leased(step, bucket, session)
+    local place = byte(places, step)
+    local slot = slot_of[place]
+    if not slot then
+        return 'L'
+    end
+    local held = pcall('HGET', bucket, session)
+    if type(held) == 'table' or held == slot then
+        return held == slot and '0' or held
+    elseif refused then
+        return 'M'
+    elseif not held and (full or count + more >= most) then
+        full = true
+        return 'F'
+    end
+    local high, low = byte(bits, step * 2 - 1, step * 2)
+    local done = pcall('SETBIT', keys[5 + place], high * 256 + low, 1)
+    if type(done) ~= 'table' then
+        done = pcall('HSET', bucket, session, slot)
+    end
+    if type(done) == 'table' then
+        return done
+    end
+    n = n + 1
+    changed[n], found[n] = step, held
+    hold(slot, 1)
+    if held then
+        if held ~= '' then
+            hold(held, -1)
+        end
+        return '0'
+    end
+    more = more + 1
+    changes[#changes + 1] = 'C' .. session .. sub(leases, place * 8 - 7, place * 8)
+    return '1'
+end
+
+-- The lease of a slot that a session leaves.
+local lease_of = {}
+local function lease_at(slot)
+    lease_of[slot] = lease_of[slot] or call('HGET', keys[4], slot) or string.rep('\0', 8)
+    return lease_of[slot]
+end
+
+-- Destroys a session, if it is under the lease of a step that names one. Gives the answer, or an error.
+local function destroy(step, bucket, session, slot)
+    local held = pcall('HGET', bucket, session)
+    if type(held) == 'table' then
+        return held
+    elseif not held or slot and held ~= slot then
+        return '0'
+    end
+    local done = pcall('HDEL', bucket, session)
+    if type(done) == 'table' then
+        return done
+    end
+    n = n + 1
+    changed[n], found[n] = step, held
+    more = more - 1
+    if held == '' then
+        changes[#changes + 1] = 'r' .. session
+    else
+        hold(held, -1)
+        changes[#changes + 1] = (slot and 'L' or 'R') .. session .. lease_at(held)
+    end
+    return '1'
+end
+
+local from = 1
+for step = 1, #letters do
+    local letter, session, bucket = byte(letters, step), sub(sessions, from, from + 15), keys[5 + lease_count + step]
+    from = from + 16
+    local answer
+    if letter == 99 then
+        if refused or full or count + more >= most then
+            answer = pcall('HEXISTS', bucket, session)
+            if answer == 1 then
+                answer = '0'
+            elseif answer == 0 then
+                answer, full = refused and 'M' or 'F', full or not refused
+            end
+        else
+            answer = pcall('HSETNX', bucket, session, '')
+            if answer == 1 then
+                n = n + 1
+                changed[n], found[n] = step, false
+                more = more + 1
+                changes[#changes + 1] = 'c' .. session
+                answer = '1'
+            elseif answer == 0 then
+                answer = '0'
+            end
+        end
+    elseif letter == 67 then
+        answer = create_leased(step, bucket, session)
+    elseif letter == 100 then
+        answer = destroy(step, bucket, session)
+    else
+        local slot = slot_of[byte(places, step)]
+        answer = slot and destroy(step, bucket, session, slot) or 'L'
+    end
+    if type(answer) == 'table' then
+        return undo(answer)
+    end
+    answers[step] = answer
+end
+local problem = append(changes, more, ARGV[6], tonumber(ARGV[4]), keys[5])
+if problem then
+    return undo(problem)
+end
+return {now, table.concat(answers)}

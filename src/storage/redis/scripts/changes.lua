@@ -1,17 +1,28 @@
--- Reads changes from the log.
--- KEYS: meta, log. ARGV: registry id, the first position wanted, how many at most.
--- Gives the bytes of the changes, one after the other; AHEAD when the log does not reach the place before them, TRIMMED when
--- they are no longer held.
-local first, reaches = tonumber(ARGV[2]), tonumber(redis.call('HGET', KEYS[1], 'end'))
-if first > reaches + 1 then
-    return redis.error_reply('AHEAD the log does not reach that position')
+-- Reads entries of the log that hold the changes after a place.
+-- KEYS: meta, log. ARGV: birth, the place's position and mark, how many changes are enough.
+-- Gives entries as XRANGE does, the first with the change after the place. AHEAD, TRIMMED or OTHER when the log does not reach the place, no
+-- longer holds what follows it, or has another mark there.
+local position, known = tonumber(ARGV[2]), mark_at(tonumber(ARGV[2]))
+if position > last then
+    return redis.error_reply('AHEAD the log ends at ' .. text(last))
+elseif not known then
+    return redis.error_reply('TRIMMED the log no longer holds what follows that position')
+elseif known ~= ARGV[3] then
+    return redis.error_reply('OTHER the log has another history')
 end
-local entries = redis.call('XRANGE', KEYS[2], ARGV[2], '+', 'COUNT', ARGV[3])
-if first <= reaches and (not entries[1] or tonumber(string.match(entries[1][1], '^%d+')) ~= first) then
-    return redis.error_reply('TRIMMED changes after that position are no longer held')
+local entries, found, from = {}, 0, text(position + 1)
+while found < tonumber(ARGV[4]) do
+    local some = call('XRANGE', KEYS[2], from, '+', 'COUNT', 32)
+    for _, entry in ipairs(some) do
+        local final, changes = string.match(entry[1], '^(%d+)-(%d+)$')
+        if #entries > 0 and found + tonumber(changes) > 16384 then
+            return entries
+        end
+        entries[#entries + 1] = entry
+        found, from = found + changes, text(final + 1)
+    end
+    if #some < 32 then
+        break
+    end
 end
-local changes = {}
-for i, entry in ipairs(entries) do
-    changes[i] = entry[2][2]
-end
-return table.concat(changes)
+return entries

@@ -1,8 +1,26 @@
--- Tells how far the log reaches.
--- KEYS: meta, log. ARGV: registry id, a position or nothing.
--- Gives the end of the log, the id of the first entry that is held, the count of sessions, and the id of the entry at the
--- position, '' for an entry that is not there.
-local head = redis.call('HMGET', KEYS[1], 'end', 'count')
-local oldest = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
-local at = ARGV[2] ~= '' and redis.call('XRANGE', KEYS[2], ARGV[2], ARGV[2], 'COUNT', 1)[1]
-return {head[1], oldest and oldest[1] or '', head[2], at and at[1] or ''}
+-- Tells how far the log reaches, and whether the partition's keys fit each other.
+-- KEYS: meta, log, attached leases, closed leases, slots, sessions held by slot; of the first partition also leases and deadlines.
+-- ARGV: birth, a position or ''.
+-- Gives the time, the registry's id (of the first partition), the end of the log and its mark, the same of its start, the count of
+-- sessions, the mark at the position ('' where the log does not hold it), and 0 when a key was lost.
+
+-- The clock goes on from here even if it is set back, and nobody changes anything.
+if type(pcall('HDEL', meta, '')) ~= 'table' then
+    pcall('HSET', meta, 'time', text(now), 'wall', text(wall))
+end
+local start, start_mark = last, mark
+local oldest = call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
+if oldest then
+    local final, changes = string.match(oldest[1], '^(%d+)-(%d+)$')
+    start, start_mark = final - changes, string.sub(oldest[2][2], 1, 8)
+end
+local known = call('HMGET', meta, 'id', 'leases', 'live')
+local slots = call('HLEN', KEYS[5])
+local fits = slots == tonumber(known[2]) and slots == call('HLEN', KEYS[6])
+    and slots == call('HLEN', KEYS[3]) + call('HLEN', KEYS[4])
+if KEYS[7] and fits then
+    local live = tonumber(known[3])
+    fits = live == call('HLEN', KEYS[7]) and live == call('ZCARD', KEYS[8])
+end
+local at = ARGV[2] ~= '' and mark_at(tonumber(ARGV[2]))
+return {now, known[1] or '', last, mark, start, start_mark, count, at or '', fits and 1 or 0}

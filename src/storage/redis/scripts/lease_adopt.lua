@@ -1,11 +1,29 @@
--- Attaches a lease that the first partition has said to live. KEYS: meta, attached leases. ARGV: registry id, lease, how often
--- leases had ended here before the first partition was asked.
--- Gives 0, and does nothing, when one has ended since: it may have been this one.
-if redis.call('HEXISTS', KEYS[2], ARGV[2]) == 1 then
+-- Attaches a lease that the first partition has said to live. KEYS: meta, attached leases, slots, sessions held by slot, closed leases.
+-- ARGV: birth, until when the script is good, lease, the number of the newest closing here before the first partition was asked.
+-- Gives 0, and does nothing, when leases were closed since: this one may have been among them. UNFIT when a key was lost: the lease may
+-- have had a slot.
+if now > tonumber(ARGV[2]) then
+    return redis.error_reply('LATE ' .. text(now))
+end
+local lease = ARGV[3]
+if call('HEXISTS', KEYS[2], lease) == 1 then
     return 1
 end
-if redis.call('HGET', KEYS[1], 'ends') ~= ARGV[3] then
+if call('HGET', meta, 'closing') ~= ARGV[4] then
     return 0
 end
-redis.call('HSET', KEYS[2], ARGV[2], redis.call('HINCRBY', KEYS[1], 'slots', 1))
+local slots = call('HLEN', KEYS[3])
+if slots ~= tonumber(call('HGET', meta, 'leases')) or slots ~= call('HLEN', KEYS[4])
+    or slots ~= call('HLEN', KEYS[2]) + call('HLEN', KEYS[5]) then
+    return redis.error_reply('UNFIT a key of the partition was lost')
+end
+call('HSET', meta, 'time', text(now), 'wall', text(wall))
+local slot = call('HGET', KEYS[5], lease)
+if slot then
+    -- Its end was taken back.
+    call('HDEL', KEYS[5], lease)
+    call('HSET', KEYS[2], lease, slot)
+else
+    adopt(lease, KEYS[2], KEYS[3], KEYS[4])
+end
 return 1

@@ -1,11 +1,7 @@
--- Notes that sessions of another partition may come under a lease. KEYS: meta, leases. ARGV: registry id, lease, partition.
--- Gives 0 when the lease is gone.
-local lease = redis.call('HGET', KEYS[2], ARGV[2])
-if not lease then
-    return 0
+-- Asks whether sessions may come under a lease. KEYS: meta, leases, ended leases. ARGV: birth, lease.
+-- Gives 1 when they may, 0 when the lease is ending, -1 when it is gone.
+if call('HEXISTS', KEYS[2], ARGV[2]) == 1 then
+    return 1
 end
-local ttl, partitions, owner = string.match(lease, '^(%d+) ([%d,]+) (.*)$')
-if not string.find(',' .. partitions .. ',', ',' .. ARGV[3] .. ',', 1, true) then
-    redis.call('HSET', KEYS[2], ARGV[2], ttl .. ' ' .. partitions .. ',' .. ARGV[3] .. ' ' .. owner)
-end
-return 1
+local ended = call('HGET', KEYS[3], ARGV[2])
+return ended and string.sub(ended, 1, 1) == 'm' and 0 or -1

@@ -1,3 +1,6 @@
--- Goes on sweeping an ended lease: nobody else does for so long. KEYS: meta, claims. ARGV: registry id, lease, ms.
-local time = redis.call('TIME')
-return redis.call('ZADD', KEYS[2], 'XX', time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[3], ARGV[2])
+-- Goes on having leases that have ended: nobody else sweeps them for so long. KEYS: meta, claims. ARGV: birth, ms, the leases.
+call('HDEL', meta, '')
+for i = 3, #ARGV do
+    call('ZADD', KEYS[2], 'XX', text(now + ARGV[2]), ARGV[i])
+end
+return 1

@@ -1,15 +1,17 @@
--- Lets no session of this partition come under an ended lease any more. KEYS: meta, attached leases, closed leases, the lease's
--- set of buckets. ARGV: registry id, lease.
--- Gives its slot and its set of buckets, or nil when no session is under it here.
-local slot = redis.call('HGET', KEYS[3], ARGV[2])
-if not slot then
-    -- Also when it is not known: it must not be attached late.
-    redis.call('HINCRBY', KEYS[1], 'ends', 1)
-    slot = redis.call('HGET', KEYS[2], ARGV[2])
+-- Lets no session of this partition come under leases that are ending. KEYS: meta, attached leases, closed leases, sessions held by slot.
+-- ARGV: birth, a random number, the leases.
+-- Gives for each lease how many sessions are under it here.
+call('HSET', meta, 'closing', ARGV[2])
+local held = {}
+for i = 3, #ARGV do
+    local slot = call('HGET', KEYS[3], ARGV[i])
     if not slot then
-        return false
+        slot = call('HGET', KEYS[2], ARGV[i])
+        if slot then
+            call('HSET', KEYS[3], ARGV[i], slot)
+            call('HDEL', KEYS[2], ARGV[i])
+        end
     end
-    redis.call('HDEL', KEYS[2], ARGV[2])
-    redis.call('HSET', KEYS[3], ARGV[2], slot)
+    held[i - 2] = slot and tonumber(call('HGET', KEYS[4], slot) or 1) or 0
 end
-return {slot, redis.call('GET', KEYS[4]) or ''}
+return held

@@ -1,8 +1,10 @@
--- Forgets an ended lease that was swept. KEYS: meta, ended leases, claims. ARGV: registry id, lease, what was known of it.
--- When it is known to be in more partitions by now, it is left to be swept again.
-local known = redis.call('HGET', KEYS[2], ARGV[2])
-if not known or known == ARGV[3] then
-    redis.call('ZREM', KEYS[3], ARGV[2])
-    return redis.call('HDEL', KEYS[2], ARGV[2])
+-- Forgets leases that have ended and are swept in every partition. KEYS: meta, ended leases, claims. ARGV: birth, the leases.
+-- One that is to be closed once more is left to be handed out again.
+for i = 2, #ARGV do
+    local known = call('HGET', KEYS[2], ARGV[i])
+    if not known or string.sub(known, 1, 1) == 'c' then
+        call('ZREM', KEYS[3], ARGV[i])
+        call('HDEL', KEYS[2], ARGV[i])
+    end
 end
-return redis.call('ZADD', KEYS[3], 'XX', 0, ARGV[2])
+return 1

@@ -1,17 +1,20 @@
--- Used by scripts whose KEYS are meta, deadlines, leases, ended leases, claims: leases as they end.
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- Marks leases as ending. KEYS: meta, leases, deadlines, ended leases, claims.
+-- From then on a lease is not attached. It has ended once it is closed in every partition: only then is anybody told.
 
--- Ends a lease, for the caller to sweep. `reason` is the letter of the events. Gives what is known of it, or nil.
-local function end_lease(lease, reason, claim)
-    local known = redis.call('HGET', KEYS[3], lease)
-    redis.call('ZREM', KEYS[2], lease)
+-- `reason` is the letter of its sessions' events. The caller has the lease for `claim` ms, to close and sweep it. `good` is until when
+-- the lease may be noted as ended, for a call whose failure must not take effect later; 0 for an end that nobody can take back.
+-- Gives what is known of it, 'm' and the reason, `good`, its ttl and its owner, or nil.
+local function end_lease(lease, reason, claim, good)
+    local known = call('HGET', KEYS[2], lease)
     if not known then
+        call('ZREM', KEYS[3], lease)
         return nil
     end
-    redis.call('HDEL', KEYS[3], lease)
-    known = reason .. string.sub(known, string.find(known, ' ', 1, true), -1)
-    redis.call('HSET', KEYS[4], lease, known)
-    redis.call('ZADD', KEYS[5], now + claim, lease)
+    known = 'm' .. reason .. ' ' .. good .. ' ' .. known
+    call('HSET', KEYS[4], lease, known)
+    call('ZADD', KEYS[5], text(now + claim), lease)
+    call('HDEL', KEYS[2], lease)
+    call('ZREM', KEYS[3], lease)
+    call('HINCRBY', meta, 'live', -1)
     return known
 end

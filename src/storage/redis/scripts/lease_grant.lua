@@ -1,15 +1,22 @@
 -- Grants a lease. All leases are kept in the first partition, which they are attached to from the start.
--- KEYS: meta, attached leases, deadlines, leases, ended leases. ARGV: registry id, lease, ttl in ms, owner, most leases.
+-- KEYS: meta, leases, deadlines, ended leases, attached leases, slots, sessions held by slot.
+-- ARGV: birth, until when the script is good, lease, ttl in ms, owner, most leases.
 -- Gives 1, or 0 when there are as many as there may be; TAKEN when there is one of that id.
-if redis.call('HLEN', KEYS[4]) + redis.call('HLEN', KEYS[5]) >= tonumber(ARGV[5]) then
+if now > tonumber(ARGV[2]) then
+    return redis.error_reply('LATE ' .. text(now))
+end
+if call('HLEN', KEYS[2]) + call('HLEN', KEYS[4]) >= tonumber(ARGV[6]) then
     return 0
 end
-if redis.call('HEXISTS', KEYS[4], ARGV[2]) == 1 or redis.call('HEXISTS', KEYS[5], ARGV[2]) == 1 then
+if call('HEXISTS', KEYS[2], ARGV[3]) + call('HEXISTS', KEYS[4], ARGV[3]) + call('HEXISTS', KEYS[5], ARGV[3]) > 0 then
     return redis.error_reply('TAKEN there is a lease of that id')
 end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('HSET', KEYS[4], ARGV[2], ARGV[3] .. ' 0 ' .. ARGV[4])
-redis.call('ZADD', KEYS[3], now + ARGV[3], ARGV[2])
-redis.call('HSET', KEYS[2], ARGV[2], redis.call('HINCRBY', KEYS[1], 'slots', 1))
+-- Asked before anything is written: their types.
+call('HLEN', KEYS[6])
+call('HLEN', KEYS[7])
+call('HSET', meta, 'time', text(now), 'wall', text(wall))
+call('ZADD', KEYS[3], text(lease_now + 1 + ARGV[4]), ARGV[3])
+call('HSET', KEYS[2], ARGV[3], ARGV[4] .. ' ' .. ARGV[5])
+adopt(ARGV[3], KEYS[5], KEYS[6], KEYS[7])
+call('HINCRBY', meta, 'live', 1)
 return 1

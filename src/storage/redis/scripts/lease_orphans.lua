@@ -1,17 +1,16 @@
--- Ends in a partition what the first partition does not know. KEYS: meta, leases, ended leases, claims. ARGV: registry id,
--- partition, the leases attached there.
+-- Ends in a partition what the first partition does not know. KEYS: meta, leases, ended leases, claims. ARGV: birth, how many of the leases are attached
+-- there, the leases: those that are attached and then those that are closed.
+local attached = tonumber(ARGV[2])
 for i = 3, #ARGV do
     local lease = ARGV[i]
-    local live, ended = redis.call('HGET', KEYS[2], lease), redis.call('HGET', KEYS[3], lease)
-    local known = live or ended or 'x 0 '
-    local first, partitions, owner = string.match(known, '^(%w+) ([%d,]+) (.*)$')
-    if not string.find(',' .. partitions .. ',', ',' .. ARGV[2] .. ',', 1, true) then
-        partitions = partitions .. ',' .. ARGV[2]
-    end
-    redis.call('HSET', live and KEYS[2] or KEYS[3], lease, first .. ' ' .. partitions .. ' ' .. owner)
-    if not live then
-        -- Whoever sweeps it goes on, and finds what is new when it is done.
-        redis.call('ZADD', KEYS[4], 'NX', 0, lease)
+    if call('HEXISTS', KEYS[2], lease) == 0 then
+        local ended = call('HGET', KEYS[3], lease)
+        local is_open = i - 2 <= attached and ended and string.sub(ended, 1, 1) == 'c'
+        if not ended or is_open then
+            -- It is closed everywhere, and swept.
+            call('HSET', KEYS[3], lease, ended and string.gsub(ended, '^c(.) %d+', 'm%1 0', 1) or 'mx 0 0 ')
+            call('ZADD', KEYS[4], 0, lease)
+        end
     end
 end
 return 1

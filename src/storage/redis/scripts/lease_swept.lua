@@ -1,3 +1,19 @@
--- Forgets a closed lease in its partition. KEYS: meta, closed leases, its set of buckets. ARGV: registry id, lease.
-redis.call('UNLINK', KEYS[3])
-return redis.call('HDEL', KEYS[2], ARGV[2])
+-- Forgets closed leases in their partition. KEYS: meta, closed leases, slots, sessions held by slot, for each lease its set of buckets.
+-- ARGV: birth, '1' when every bucket was looked at, the leases.
+-- Gives for each lease how many sessions are still counted under it; it is forgotten when there are none, or every bucket was
+-- looked at.
+local left = {}
+for i = 3, #ARGV do
+    local slot = call('HGET', KEYS[2], ARGV[i])
+    local held = slot and tonumber(call('HGET', KEYS[4], slot) or 0) or 0
+    if slot and (held == 0 or ARGV[2] == '1') then
+        call('UNLINK', KEYS[2 + i])
+        call('HDEL', KEYS[2], ARGV[i])
+        call('HDEL', KEYS[3], slot)
+        call('HDEL', KEYS[4], slot)
+        call('HINCRBY', meta, 'leases', -1)
+        held = 0
+    end
+    left[i - 2] = held
+end
+return left

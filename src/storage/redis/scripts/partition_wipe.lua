@@ -1,10 +1,8 @@
--- Deletes some keys of a partition that is of an era that is over. KEYS: meta, the keys. ARGV: that era.
--- Gives 0, and does nothing, when the partition is of another era by now.
-if redis.call('HGET', KEYS[1], 'era') ~= ARGV[1] then
+-- Deletes keys that a registry which is gone has left in a partition. KEYS: meta, the keys.
+-- Gives 0, and does nothing, when there is a registry here by now.
+if redis.call('HEXISTS', KEYS[1], 'birth') == 1 then
     return 0
 end
--- From now on no script takes it for a registry.
-redis.call('HDEL', KEYS[1], 'id')
 for i = 2, #KEYS do
     redis.call('UNLINK', KEYS[i])
 end

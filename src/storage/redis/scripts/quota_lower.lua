@@ -1,8 +1,8 @@
--- Gives up what a partition may hold and does not. KEYS: meta. ARGV: registry id. Gives its quota and the number of that.
-local head = redis.call('HMGET', KEYS[1], 'quota', 'quota_number', 'count')
-local quota, number = tonumber(head[1] or 0), tonumber(head[2] or 0)
-if quota > tonumber(head[3]) then
-    quota, number = tonumber(head[3]), number + 1
-    redis.call('HSET', KEYS[1], 'quota', string.format('%.0f', quota), 'quota_number', string.format('%.0f', number))
+-- Gives up what a partition may hold and does not. KEYS: meta. ARGV: birth. Gives its quota and the number of that.
+local state = call('HMGET', meta, 'quota', 'quota_number')
+local quota, number = tonumber(state[1] or 0), tonumber(state[2] or 0)
+if quota > count then
+    quota, number = count, number + 1
+    call('HSET', meta, 'quota', text(quota), 'quota_number', text(number))
 end
-return {string.format('%.0f', quota), string.format('%.0f', number)}
+return {text(quota), text(number)}

@@ -1,15 +1,15 @@
 -- Takes room for more sessions of a partition from what all of them may hold.
--- KEYS: meta of the first partition, quotas. ARGV: registry id, partition, its quota, the number of that quota, how much more
+-- KEYS: meta of the first partition, quotas. ARGV: birth, partition, its quota, the number of that quota, how much more
 -- is wanted, how much all may hold, how many partitions there are.
 -- Gives the partition's quota and its number, or nil when all is taken.
 local field = ARGV[2]
-local granted, number = string.match(redis.call('HGET', KEYS[2], field) or '0 0', '^(%d+) (%d+)$')
+local granted, number = string.match(call('HGET', KEYS[2], field) or '0 0', '^(%d+) (%d+)$')
 if tonumber(ARGV[4]) < tonumber(number) then
     return {granted, number}
 end
-redis.call('HSET', KEYS[2], field, ARGV[3] .. ' ' .. ARGV[4])
+call('HSET', KEYS[2], field, ARGV[3] .. ' ' .. ARGV[4])
 local sum = 0
-for _, value in ipairs(redis.call('HVALS', KEYS[2])) do
+for _, value in ipairs(call('HVALS', KEYS[2])) do
     sum = sum + string.match(value, '^%d+')
 end
 -- A share of what is left, so that this is rare, and all of it only when little is.
@@ -18,6 +18,6 @@ local more = math.min(math.max(tonumber(ARGV[5]), math.floor(left / ARGV[7] / 2)
 if more <= 0 then
     return false
 end
-granted, number = string.format('%.0f', ARGV[3] + more), string.format('%.0f', ARGV[4] + 1)
-redis.call('HSET', KEYS[2], field, granted .. ' ' .. number)
+granted, number = text(ARGV[3] + more), text(ARGV[4] + 1)
+call('HSET', KEYS[2], field, granted .. ' ' .. number)
 return {granted, number}

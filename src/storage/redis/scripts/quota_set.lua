@@ -1,6 +1,6 @@
--- Lets a partition hold what quota_raise gave. KEYS: meta. ARGV: registry id, quota, its number.
-local number = tonumber(redis.call('HGET', KEYS[1], 'quota_number') or 0)
+-- Lets a partition hold what quota_raise gave. KEYS: meta. ARGV: birth, quota, its number.
+local number = tonumber(call('HGET', KEYS[1], 'quota_number') or 0)
 if tonumber(ARGV[3]) > number then
-    redis.call('HSET', KEYS[1], 'quota', ARGV[2], 'quota_number', ARGV[3])
+    call('HSET', KEYS[1], 'quota', ARGV[2], 'quota_number', ARGV[3])
 end
 return 1

@@ -1,17 +1,21 @@
--- Reads buckets at once with the end of the log that they reflect.
--- KEYS: meta, the buckets. ARGV: registry id, how many sessions are enough.
--- Gives the end of the log, how many buckets were read (-1: the whole partition is empty), and their sessions' bytes.
-local head = redis.call('HMGET', KEYS[1], 'end', 'count')
-if tonumber(head[2]) == 0 then
-    return {head[1], -1, ''}
+-- Reads buckets at once with the place in the log that they reflect.
+-- KEYS: meta, log, the buckets. ARGV: birth, the position and the mark of a place that the caller has read, how many sessions are
+-- enough.
+-- Gives the end of the log and its mark, how many buckets were read (-1: the whole partition is empty), and their
+-- sessions' bytes. OTHER when that place is not in this log.
+if mark_at(tonumber(ARGV[2])) ~= ARGV[3] then
+    return redis.error_reply('OTHER the log has another history')
+end
+if count == 0 then
+    return {last, mark, -1, ''}
 end
 local read, found, parts = 0, 0, {}
-for i = 2, #KEYS do
-    local sessions = redis.call('HKEYS', KEYS[i])
+for i = 3, #KEYS do
+    local sessions = call('HKEYS', KEYS[i])
     read, found = read + 1, found + #sessions
     parts[read] = table.concat(sessions)
-    if found >= tonumber(ARGV[2]) then
+    if found >= tonumber(ARGV[4]) then
         break
     end
 end
-return {head[1], read, table.concat(parts)}
+return {last, mark, read, table.concat(parts)}

@@ -1,6 +1,9 @@
--- Makes the registry in its first partition, unless there is one. KEYS: meta. ARGV: the fields and values of a new one.
--- Gives all fields and values of the one that is there.
-if redis.call('HEXISTS', KEYS[1], 'id') == 0 then
-    redis.call('HSET', KEYS[1], unpack(ARGV))
+-- Makes the registry in its first partition, unless there is one. KEYS: meta. ARGV: '1' to make it, the fields and values of a new one.
+-- Gives all fields and values of the one that is there; none when there is none.
+if redis.call('HEXISTS', KEYS[1], 'birth') == 0 and ARGV[1] == '1' then
+    local time = redis.call('TIME')
+    local wall = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+    redis.call('HSET', KEYS[1], 'time', wall, 'wall', wall, 'looked', wall)
+    redis.call('HSET', KEYS[1], unpack(ARGV, 2))
 end
 return redis.call('HGETALL', KEYS[1])

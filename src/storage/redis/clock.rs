@@ -1,0 +1,60 @@
+//! What time it is by a partition's own clock, as far as this process knows.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use redis::RedisError;
+use tokio::time::Instant;
+
+use super::channel::Link;
+
+/// A reading of a partition's clock, which counts ms.
+///
+/// A reading is taken when its answer arrives, so it is never ahead of the clock, unless that was set back since.
+#[derive(Debug, Default)]
+pub(super) struct Clock(Mutex<Option<Reading>>);
+
+#[derive(Debug)]
+struct Reading {
+    time: u64,
+    taken: Instant,
+    /// The server that it is of.
+    server: std::sync::Arc<str>,
+}
+
+impl Clock {
+    /// Whether the newest reading is of the server at the other end of `link`.
+    pub(super) fn is_of(&self, link: &Link) -> bool {
+        self.0.lock().as_ref().is_some_and(|reading| reading.server == link.server)
+    }
+
+    /// Takes a reading that has just arrived.
+    pub(super) fn read_from(&self, time: u64, link: &Link) {
+        *self.0.lock() = Some(Reading { time, taken: Instant::now(), server: link.server.clone() });
+    }
+
+    /// Takes a reading by whatever connection, of the server that was read last.
+    pub(super) fn advance(&self, time: u64) {
+        if let Some(reading) = self.0.lock().as_mut() {
+            (reading.time, reading.taken) = (time, Instant::now());
+        }
+    }
+
+    /// Takes the reading in a script's answer that it came too late.
+    pub(super) fn read_from_late(&self, error: &RedisError, link: &Link) {
+        if error.code() == Some("LATE")
+            && let Some(time) = error.detail().and_then(|detail| detail.split(' ').next()?.parse().ok())
+        {
+            self.read_from(time, link);
+        }
+    }
+
+    /// The time by the partition's clock at which a step that is sent now, and has so long, is over.
+    pub(super) fn until(&self, patience: Duration) -> u64 {
+        match &*self.0.lock() {
+            Some(reading) => reading.time + (reading.taken.elapsed() + patience).as_millis() as u64,
+            // Nothing is sent before the first reading.
+            None => 0,
+        }
+    }
+}

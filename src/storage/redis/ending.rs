@@ -1,0 +1,268 @@
+//! The end of leases.
+//!
+//! A lease is first marked in the first partition, then closed in every partition at once, and then noted as ended in the first. Only then may
+//! anybody be told, and its sessions be destroyed: from then on no session can come under it anywhere, whatever crashes. Each step may be done by any
+//! replica, any number of times, and several leases go through it together.
+
+use redis::{RedisError, Value};
+use tokio::time::interval;
+
+use super::{
+    expiry::CLAIM,
+    fault::Fault,
+    lease::{lease_bytes, lease_number},
+    partition::{ASK, DURABLE, Partition},
+    registry::{Identity, Registry},
+    script::{Call, Script},
+};
+use crate::session::LeaseId;
+
+/// How many buckets are looked at in one step, and how many sessions are destroyed in it.
+const BUCKETS_A_STEP: usize = 1024;
+const SESSIONS_A_STEP: usize = 512;
+
+/// A lease that is ending, or has ended and is to be swept.
+#[derive(Clone, Debug)]
+pub(super) struct Ending {
+    pub(super) lease: Vec<u8>,
+    /// The letter of its sessions' events.
+    pub(super) reason: u8,
+    pub(super) owner: String,
+    /// How many sessions are under it, as far as is known.
+    pub(super) sessions: u64,
+    /// Whether it has ended already.
+    pub(super) has_ended: bool,
+}
+
+impl Ending {
+    /// Reads what `lease_end.lua` notes of a lease: state and reason, until when it may end, its ttl and its owner.
+    pub(super) fn parse(lease: Vec<u8>, known: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(known);
+        let state = text.as_bytes();
+        let owner = text.splitn(4, ' ').nth(3).unwrap_or_default().to_owned();
+        Self {
+            lease,
+            reason: state.get(1).copied().unwrap_or(0),
+            owner,
+            sessions: 0,
+            has_ended: state.first() == Some(&b'c'),
+        }
+    }
+}
+
+/// What is known of a closed lease in a partition.
+struct Closed<'a> {
+    ending: &'a Ending,
+    /// Its place among those that are swept together.
+    place: usize,
+    slot: Vec<u8>,
+}
+
+impl Registry {
+    /// A call of a script that ends leases.
+    pub(super) fn ending_call(&self, script: &Script) -> Call {
+        self.call(script, self.first(), &["leases", "deadlines", "ended", "claims"], 0)
+    }
+
+    /// Ends a lease that somebody has marked, unless it turns out to live. It is swept by those who look for leases to sweep.
+    pub(super) async fn finish_ending(&self, lease: LeaseId) -> Result<(), Fault> {
+        self.end(vec![Ending::parse(lease_bytes(lease).to_vec(), b"m")]).await.map(drop)
+    }
+
+    /// Ends a lease that was just marked, and destroys its sessions. Gives how many.
+    pub(super) async fn end_and_sweep(&self, lease: LeaseId, known: &[u8]) -> Result<u64, Fault> {
+        let ending = Ending::parse(lease_bytes(lease).to_vec(), known);
+        let ended = self.end(vec![ending]).await?;
+        if ended.is_empty() {
+            return Err(Fault::unsent("Redis was too slow for the lease to end; it lives on"));
+        }
+        Ok(self.sweep(&ended).await?.into_iter().sum())
+    }
+
+    /// Closes leases that are marked in every partition, and notes that they have ended. Gives those that have.
+    pub(super) async fn end(&self, mut endings: Vec<Ending>) -> Result<Vec<Ending>, Fault> {
+        let leases: Vec<&[u8]> = endings.iter().map(|ending| &ending.lease[..]).collect();
+        let leases = &leases[..];
+        let (held, ended) = self
+            .with_identity(|identity| async move {
+                let birth = &identity.birth;
+                let closed = self.each_partition(|partition| async move {
+                    let number = crate::random::random_u64();
+                    let closed = partition.run::<Vec<u64>>(DURABLE, |_| {
+                        let call = self.call(&self.scripts.lease_close, &partition, &["attached", "closed", "held"], 0);
+                        call.arg(birth).arg(number).arg(leases)
+                    });
+                    closed.await
+                });
+                let held = closed.await?;
+                let ended = self.first().run::<Vec<u64>>(DURABLE, |_| {
+                    self.ending_call(&self.scripts.lease_ended).arg(birth).arg(leases)
+                });
+                Ok((held, ended.await?))
+            })
+            .await?;
+        for (place, ending) in endings.iter_mut().enumerate() {
+            ending.sessions = held.iter().filter_map(|partition| partition.get(place)).sum();
+        }
+        let mut ended = ended.into_iter();
+        endings.retain(|_| ended.next() == Some(1));
+        for Ending { lease, owner, reason, has_ended, .. } in &mut endings {
+            if *reason == b'x' && !*has_ended {
+                tracing::info!(lease_id = lease_number(lease), owner, "lease expired");
+            }
+            *has_ended = true;
+        }
+        Ok(endings)
+    }
+
+    /// Destroys the sessions under leases that have ended, and gives for each how many those were. When it is cut off, some replica's
+    /// [`expire_leases`](Self::expire_leases) goes on.
+    pub(super) async fn sweep(&self, ended: &[Ending]) -> Result<Vec<u64>, Fault> {
+        let sweeping = async {
+            let mut destroyed = vec![0; ended.len()];
+            for partition in self.partitions() {
+                let some = self.with_identity(|identity| async move {
+                    self.sweep_partition(partition, &identity, ended).await
+                });
+                destroyed.iter_mut().zip(some.await?).for_each(|(sum, some)| *sum += some);
+            }
+            self.call_for(&self.scripts.lease_done, &["ended", "claims"], ended, None).await?;
+            Ok(destroyed)
+        };
+        tokio::select! {
+            swept = sweeping => swept,
+            fault = self.keep_claim(ended) => Err(fault),
+        }
+    }
+
+    /// Says again and again that leases are being swept.
+    async fn keep_claim(&self, ended: &[Ending]) -> Fault {
+        let mut again = interval(CLAIM / 4);
+        again.tick().await;
+        loop {
+            again.tick().await;
+            let ms = CLAIM.as_millis() as u64;
+            if let Err(fault) = self.call_for(&self.scripts.lease_claim, &["claims"], ended, Some(ms)).await {
+                return fault;
+            }
+        }
+    }
+
+    /// Calls a script of the first partition for some leases.
+    async fn call_for(&self, script: &Script, names: &[&str], ended: &[Ending], ms: Option<u64>) -> Result<(), Fault> {
+        let called = self.with_identity(|identity| async move {
+            let called = self.first().run::<u32>(DURABLE, |_| {
+                let call = self.call(script, self.first(), names, 0).arg(&identity.birth);
+                let call = ms.into_iter().fold(call, |call, ms| call.arg(ms));
+                ended.iter().fold(call, |call, ending| call.arg(&ending.lease[..]))
+            });
+            called.await
+        });
+        called.await.map(drop)
+    }
+
+    async fn sweep_partition(
+        &self,
+        partition: &Partition,
+        identity: &Identity,
+        ended: &[Ending],
+    ) -> Result<Vec<u64>, Fault> {
+        let mut destroyed = vec![0; ended.len()];
+        let found = partition.run::<Vec<Value>>(ASK, |_| {
+            let call = self.call(&self.scripts.lease_find, partition, &["closed", "held"], ended.len());
+            let call = ended.iter().fold(call, |call, ending| call.arg(partition.lease_key(&ending.lease)));
+            ended.iter().fold(call.arg(&identity.birth), |call, ending| call.arg(&ending.lease[..]))
+        });
+        let found: Vec<(Vec<u8>, u64, Vec<u8>)> = redis::from_redis_value(Value::Array(found.await?)).map_err(RedisError::from)?;
+        let mut closed = Vec::new();
+        let mut buckets = std::collections::BTreeSet::new();
+        let mut is_all = false;
+        for (place, (ending, (slot, held, bits))) in ended.iter().zip(found).enumerate() {
+            if slot.is_empty() {
+                continue;
+            }
+            // Its set of buckets was lost.
+            is_all |= held > 0 && bits.is_empty();
+            buckets.extend(self.buckets_in(partition.number, &bits));
+            closed.push(Closed { ending, place, slot });
+        }
+        if closed.is_empty() {
+            return Ok(destroyed);
+        }
+        if !is_all {
+            let buckets: Vec<u32> = buckets.into_iter().collect();
+            self.sweep_buckets(partition, identity, &closed, &buckets, &mut destroyed).await?;
+            is_all = self.forget_swept(partition, identity, &closed, false).await?;
+        }
+        if is_all {
+            let buckets: Vec<u32> = self.buckets_of(partition.number).collect();
+            self.sweep_buckets(partition, identity, &closed, &buckets, &mut destroyed).await?;
+            self.forget_swept(partition, identity, &closed, true).await?;
+        }
+        Ok(destroyed)
+    }
+
+    /// Destroys the sessions in some buckets that are under closed leases, or, where none is named, under slots that nobody knows.
+    async fn sweep_buckets(
+        &self,
+        partition: &Partition,
+        identity: &Identity,
+        closed: &[Closed<'_>],
+        mut left: &[u32],
+        destroyed: &mut [u64],
+    ) -> Result<u64, Fault> {
+        let mut all = 0;
+        let mut cursor = "0".to_owned();
+        while !left.is_empty() {
+            let some = &left[..left.len().min(BUCKETS_A_STEP)];
+            let mark = self.new_mark();
+            let swept = partition.run::<(usize, String, u64, Vec<u64>)>(DURABLE, |_| {
+                let names = ["log", "closed", "slots", "held"];
+                let call = self.call(&self.scripts.lease_sweep, partition, &names, some.len());
+                let call = some.iter().fold(call, |call, bucket| call.arg(partition.bucket_key(*bucket)));
+                let call = call.arg(&identity.birth).arg(&mark[..]).arg(self.options.retain_events);
+                let call = call.arg(SESSIONS_A_STEP).arg(&cursor);
+                closed.iter().fold(call, |call, Closed { ending, slot, .. }| {
+                    call.arg(&ending.lease[..]).arg(&slot[..]).arg(&[ending.reason][..])
+                })
+            });
+            let (done, next, count, counts) = swept.await?;
+            all += count;
+            for (Closed { place, .. }, count) in closed.iter().zip(counts) {
+                destroyed[*place] += count;
+            }
+            left = left.get(done..).unwrap_or_default();
+            cursor = next;
+            // Other calls have their turn.
+            tokio::task::yield_now().await;
+        }
+        Ok(all)
+    }
+
+    /// Forgets leases that are swept in a partition. Tells whether sessions must still be under one of them.
+    async fn forget_swept(
+        &self,
+        partition: &Partition,
+        identity: &Identity,
+        closed: &[Closed<'_>],
+        is_all: bool,
+    ) -> Result<bool, Fault> {
+        let forgotten = partition.run::<Vec<i64>>(DURABLE, |_| {
+            let call = self.call(&self.scripts.lease_swept, partition, &["closed", "slots", "held"], closed.len());
+            let call = closed.iter().fold(call, |call, closed| call.arg(partition.lease_key(&closed.ending.lease)));
+            let call = call.arg(&identity.birth).arg(i32::from(is_all));
+            closed.iter().fold(call, |call, closed| call.arg(&closed.ending.lease[..]))
+        });
+        Ok(forgotten.await?.into_iter().any(|left| left != 0))
+    }
+
+    /// Destroys the sessions of a partition under slots that nobody knows.
+    pub(super) async fn sweep_unknown(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
+        let buckets: Vec<u32> = self.buckets_of(partition.number).collect();
+        let destroyed = self.sweep_buckets(partition, identity, &[], &buckets, &mut []).await?;
+        if destroyed > 0 {
+            tracing::error!(partition = partition.number, destroyed, "destroyed sessions whose lease was lost");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,82 @@
+//! Entries of a partition's log: the changes of one script.
+//!
+//! An entry's id is the position of its last change and how many changes it holds. Its field has the mark of the entry before it, its own mark, and
+//! the changes: a letter, the session, and for a session under a lease the lease. See `scripts/append.lua`.
+
+use redis::Value;
+
+use super::{fault::Fault, registry::session_of};
+use crate::{
+    session::{DestroyReason, SessionChange, SessionEvent},
+    storage::{LogPoint, Mark, Position},
+};
+
+const SESSION_BYTES: usize = 16;
+const LEASE_BYTES: usize = 8;
+
+/// An entry, read.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// The place before it.
+    pub(super) after: LogPoint,
+    /// The place of its last change.
+    pub(super) end: LogPoint,
+    pub(super) events: Vec<SessionEvent>,
+}
+
+impl Entry {
+    /// Reads an entry as XRANGE and XREAD give it.
+    pub(super) fn parse(entry: Value) -> Result<Self, Fault> {
+        parse(entry).ok_or_else(|| Fault::malformed("an entry of the log is none of sessiond's"))
+    }
+}
+
+fn parse(entry: Value) -> Option<Entry> {
+    let Value::Array(entry) = entry else { return None };
+    let mut parts = entry.into_iter();
+    let (Some(Value::BulkString(id)), Some(Value::Array(fields))) = (parts.next(), parts.next()) else { return None };
+    let [_, Value::BulkString(bytes)] = fields.as_slice() else { return None };
+    let (end, count) = std::str::from_utf8(&id).ok()?.split_once('-')?;
+    let (end, count): (u64, u64) = (end.parse().ok()?, count.parse().ok()?);
+    let (before, rest) = bytes.split_first_chunk::<8>()?;
+    let (own, changes) = rest.split_first_chunk::<8>()?;
+    let events = events(changes)?;
+    if events.len() as u64 != count {
+        return None;
+    }
+    let point = |position, mark: &[u8; 8]| LogPoint { position: Position(position), mark: mark_of(mark) };
+    Some(Entry { after: point(end.checked_sub(count)?, before), end: point(end, own), events })
+}
+
+fn events(mut bytes: &[u8]) -> Option<Vec<SessionEvent>> {
+    let mut events = Vec::with_capacity(bytes.len() / (1 + SESSION_BYTES));
+    while let Some((letter, rest)) = bytes.split_first() {
+        let change = match letter.to_ascii_lowercase() {
+            b'c' => SessionChange::Created,
+            // Under its own lease ('l'), that is by its own gateway, or by any other call.
+            b'r' | b'l' => SessionChange::Destroyed(DestroyReason::Requested),
+            b'x' => SessionChange::Destroyed(DestroyReason::LeaseExpired),
+            b'v' => SessionChange::Destroyed(DestroyReason::LeaseRevoked),
+            _ => return None,
+        };
+        let (session, rest) = rest.split_at_checked(SESSION_BYTES)?;
+        events.push(SessionEvent { session: session_of(session)?, change });
+        bytes = if letter.is_ascii_uppercase() { rest.get(LEASE_BYTES..)? } else { rest };
+    }
+    Some(events)
+}
+
+/// A mark of 8 bytes.
+pub(super) fn mark_of(bytes: &[u8; 8]) -> Mark {
+    Mark(u64::from_be_bytes(*bytes))
+}
+
+/// The bytes of a mark, as scripts take it.
+pub(super) fn mark_bytes(mark: Mark) -> [u8; 8] {
+    mark.0.to_be_bytes()
+}
+
+/// A mark that a script gives: none where it gives nothing.
+pub(super) fn mark_in(bytes: &[u8]) -> Option<Mark> {
+    bytes.try_into().ok().map(mark_of)
+}

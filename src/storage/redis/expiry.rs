@@ -1,0 +1,164 @@
+//! Looking after leases: every replica looks several times a second which have expired, and which nobody ends or sweeps.
+//!
+//! Leases that end together are closed and swept together. One with many sessions has a sweep of its own, so that small ones need not wait for it.
+
+use std::{convert::Infallible, error::Error, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use parking_lot::Mutex;
+use redis::{FromRedisValue, ParsingError, Value};
+use tokio::time::{Instant, sleep};
+
+use super::{ending::Ending, fault::Fault, partition::DURABLE, registry::Registry};
+
+/// Who ends or sweeps a lease has it for so long, and says again that it does; then another replica takes over.
+pub(super) const CLAIM: Duration = Duration::from_secs(2);
+
+/// The deadlines are looked at this often at least, by every replica.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// When no replica looked for so long, gateways could not keep their leases alive either.
+const OUTAGE: Duration = Duration::from_secs(1);
+
+/// What gateways need after an outage, beyond its length, to connect again: gRPC's backoff grows with it.
+const BEYOND_OUTAGE: Duration = Duration::from_secs(20);
+
+/// Replicas do not all look at the same moment.
+const JITTER: Duration = Duration::from_millis(20);
+
+/// How many leases are marked in one look.
+const LEASES_A_LOOK: usize = 256;
+
+/// A lease with more sessions than this is swept by itself.
+const LARGE: u64 = 1000;
+
+/// How many batches of small leases, and how many large ones, are swept at once.
+const BATCHES_AT_ONCE: usize = 4;
+const LARGE_AT_ONCE: usize = 4;
+
+/// What `lease_look.lua` gives.
+enum Look {
+    /// Nobody has looked for a while.
+    Gap { look: u64, length: Duration },
+    Done { look: u64, was_outage: bool, next: Option<Duration>, marked: usize, endings: Vec<Ending> },
+}
+
+impl FromRedisValue for Look {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        let mut parts = redis::from_redis_value::<Vec<Value>>(value)?.into_iter();
+        let mut next = || parts.next().unwrap_or(Value::Nil);
+        let kind: String = redis::from_redis_value(next())?;
+        let look = redis::from_redis_value(next())?;
+        if kind == "gap" {
+            return Ok(Self::Gap { look, length: Duration::from_millis(redis::from_redis_value(next())?) });
+        }
+        let was_outage = redis::from_redis_value::<u8>(next())? == 1;
+        let wait: i64 = redis::from_redis_value(next())?;
+        let marked = redis::from_redis_value(next())?;
+        let given = redis::from_redis_value::<Vec<Vec<u8>>>(Value::Array(parts.collect()))?;
+        let endings = given.chunks_exact(2).map(|pair| Ending::parse(pair[0].clone(), &pair[1])).collect();
+        Ok(Self::Done { look, was_outage, next: u64::try_from(wait).ok().map(Duration::from_millis), marked, endings })
+    }
+}
+
+/// The newest look of this process: its number, and when it was sent.
+#[derive(Default)]
+pub(super) struct LastLook(Mutex<Option<(u64, Instant)>>);
+
+impl LastLook {
+    fn get(&self) -> Option<(u64, Instant)> {
+        *self.0.lock()
+    }
+}
+
+impl Registry {
+    /// Ends leases as they expire, and sweeps them and those that others left behind. Returns with an error only.
+    pub(super) async fn expire_leases(&self) -> Result<Infallible, Fault> {
+        let (mut batches, mut large) = (FuturesUnordered::new(), FuturesUnordered::new());
+        loop {
+            let most = if batches.len() < BATCHES_AT_ONCE { LEASES_A_LOOK } else { 0 };
+            let room = if most > 0 { LARGE_AT_ONCE.saturating_sub(large.len()) } else { 0 };
+            let (endings, marked, next) = self.look(most, room).await?;
+            if !endings.is_empty() {
+                batches.push(self.end_batch(endings));
+            }
+            let pause = if most > 0 && marked == most { Duration::ZERO } else { next.min(LOOK) };
+            tokio::select! {
+                Some(left) = batches.next() => {
+                    for ending in left? {
+                        large.push(self.sweep_alone(ending));
+                    }
+                }
+                Some(swept) = large.next() => swept?,
+                () = sleep(pause + JITTER.mul_f64(fastrand::f64())) => {}
+            }
+        }
+    }
+
+    /// Moves the leases' clock on for as long as it is polled, also while nobody expires leases: it stands still only while nobody can keep one alive.
+    pub(super) async fn move_clock(self: Arc<Self>) {
+        loop {
+            sleep(LOOK + JITTER.mul_f64(fastrand::f64())).await;
+            let is_due = self.last_look.get().is_none_or(|(_, sent)| sent.elapsed() >= LOOK);
+            if is_due && let Err(fault) = self.look(0, 0).await {
+                tracing::debug!(error = &fault as &dyn Error, "the clock of the leases stands still");
+            }
+        }
+    }
+
+    /// Ends leases, and sweeps those with few sessions. Gives the others.
+    async fn end_batch(&self, endings: Vec<Ending>) -> Result<Vec<Ending>, Fault> {
+        let ended = self.end(endings).await?;
+        let (large, small): (Vec<_>, Vec<_>) = ended.into_iter().partition(|ending| ending.sessions > LARGE);
+        if !small.is_empty() {
+            self.sweep(&small).await?;
+        }
+        Ok(large)
+    }
+
+    async fn sweep_alone(&self, ending: Ending) -> Result<(), Fault> {
+        self.sweep(&[ending]).await.map(drop)
+    }
+
+    /// Marks up to `most` leases that are due, and gives them and up to `room` others to end or sweep, how many were due, and how long it is to the next
+    /// look.
+    async fn look(&self, most: usize, room: usize) -> Result<(Vec<Ending>, usize, Duration), Fault> {
+        // What this process knows of a gap: after which look, and how long it was at most.
+        let mut known: Option<(u64, Duration)> = None;
+        loop {
+            let sent = Instant::now();
+            match self.look_once(known, most, room).await? {
+                Look::Gap { look, length } => {
+                    // By this process' own clock the last look was no longer ago than its own, which came before or was the same.
+                    let at_most = self.last_look.get().filter(|(own, _)| *own <= look).map_or(length, |(_, sent)| sent.elapsed());
+                    known = Some((look, length.min(at_most)));
+                }
+                Look::Done { look, was_outage, next, marked, endings } => {
+                    *self.last_look.0.lock() = Some((look, sent));
+                    if was_outage {
+                        let length = known.map_or(Duration::ZERO, |(_, length)| length);
+                        tracing::warn!(?length, "nobody could keep leases alive for a while; they are given more time");
+                    }
+                    return Ok((endings, marked, next.unwrap_or(LOOK)));
+                }
+            }
+        }
+    }
+
+    async fn look_once(&self, known: Option<(u64, Duration)>, most: usize, room: usize) -> Result<Look, Fault> {
+        let ms = |duration: Duration| duration.as_millis() as u64;
+        let (look, length) = known.map_or((String::new(), 0), |(look, length)| (look.to_string(), ms(length)));
+        let looked = self.with_identity(|identity| {
+            let look = look.clone();
+            async move {
+                let looked = self.first().run::<Look>(DURABLE, |_| {
+                    let call = self.ending_call(&self.scripts.lease_look).arg(&identity.birth).arg(most).arg(room);
+                    let call = call.arg(ms(CLAIM)).arg(ms(OUTAGE)).arg(ms(self.options.outage_grace));
+                    call.arg(ms(BEYOND_OUTAGE)).arg(&look).arg(length)
+                });
+                looked.await
+            }
+        });
+        looked.await
+    }
+}

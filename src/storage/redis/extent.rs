@@ -1,0 +1,92 @@
+//! How far the logs of the partitions reach.
+
+use std::ops::Range;
+
+use super::{
+    entry::mark_in,
+    fault::Fault,
+    partition::{ASK, Partition},
+    registry::{Identity, Registry},
+};
+use crate::storage::{LogPoint, Mark, Position, RegistryId};
+
+/// How far a partition's log reaches.
+pub(super) struct Extent {
+    /// The registry's id, which the first partition knows.
+    pub(super) id: Option<RegistryId>,
+    pub(super) held: Range<LogPoint>,
+    pub(super) session_count: u64,
+    /// The mark at the position that was asked for; none where the log does not hold it.
+    pub(super) at: Option<Mark>,
+    /// Whether the partition's keys fit each other: they do not once one was lost.
+    pub(super) is_whole: bool,
+}
+
+/// As `extent.lua` gives it.
+type Answer = (u64, String, u64, Vec<u8>, u64, Vec<u8>, u64, Vec<u8>, u8);
+
+impl Registry {
+    /// Asks one partition, and for the mark at a position.
+    pub(super) async fn extent(
+        &self,
+        partition: &Partition,
+        identity: &Identity,
+        at: Option<Position>,
+    ) -> Result<Extent, Fault> {
+        let names = ["log", "attached", "closed", "slots", "held", "leases", "deadlines"];
+        let names = if partition.number == 0 { &names[..] } else { &names[..5] };
+        let position = at.map(|position| position.0.to_string()).unwrap_or_default();
+        let asked = partition.run::<Answer>(ASK, |_| {
+            self.call(&self.scripts.extent, partition, names, 0).arg(&identity.birth).arg(&position)
+        });
+        let (time, id, end, end_mark, start, start_mark, session_count, at, is_whole) = asked.await?;
+        partition.clock.advance(time);
+        let point = |position, mark: &[u8]| {
+            let mark = mark_in(mark).ok_or_else(|| Fault::malformed("the mark of the log is missing"))?;
+            Ok::<_, Fault>(LogPoint { position: Position(position), mark })
+        };
+        Ok(Extent {
+            id: u64::from_str_radix(&id, 16).ok().map(RegistryId),
+            held: point(start, &start_mark)?..point(end, &end_mark)?,
+            session_count,
+            at: mark_in(&at),
+            is_whole: is_whole == 1,
+        })
+    }
+
+    /// Asks every partition, and which registry it is now.
+    pub(super) async fn extents(&self) -> Result<(RegistryId, Vec<Extent>), Fault> {
+        self.with_identity(|identity| async move {
+            let identity = &*identity;
+            let extents = self.each_partition(|partition| async move { self.extent(&partition, identity, None).await });
+            let extents = extents.await?;
+            match extents[0].id {
+                Some(id) if id == identity.registry_id => Ok((id, extents)),
+                _ => Err(Fault::Registry),
+            }
+        })
+        .await
+    }
+
+    /// Asks every partition for the mark at a position.
+    pub(super) async fn marks(&self, positions: &[Position]) -> Result<Vec<Option<Mark>>, Fault> {
+        self.with_identity(|identity| async move {
+            let birth = &identity.birth;
+            let marks = self.each_partition(|partition| async move {
+                let position = positions.get(partition.number as usize).copied().unwrap_or_default();
+                // A script counts in doubles, and no log is that long.
+                if position.0 >= 1 << 53 {
+                    return Ok(None);
+                }
+                let asked = partition.run::<Vec<u8>>(ASK, |_| {
+                    self.call(&self.scripts.marks, &partition, &["log"], 0).arg(birth).arg(position.0)
+                });
+                Ok(mark_in(&asked.await?))
+            });
+            marks.await
+        })
+        .await
+    }
+}
+
+

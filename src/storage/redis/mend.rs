@@ -1,0 +1,96 @@
+//! Making a registry whole again that lost one of its keys.
+//!
+//! Each second every replica sees whether the keys of a partition fit each other (`extent.lua`). Where they do not, somebody deleted one, or
+//! Redis evicted it. What the other keys know is put back; leases of which too little is known end, and so do their sessions.
+
+use super::{
+    fault::Fault,
+    partition::{DURABLE, Partition},
+    registry::{Identity, Registry},
+};
+
+/// How many leases are told of in one step.
+const LEASES_A_STEP: usize = 512;
+
+impl Registry {
+    /// Makes the keys of a partition fit each other.
+    pub(super) async fn mend(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
+        tracing::error!(
+            partition = partition.number,
+            "a key of the registry was deleted in Redis, or evicted; putting back what can be known"
+        );
+        let names = ["attached", "closed", "slots", "held"];
+        for part in ["attached", "closed", "slots", "counts"] {
+            let mut cursor = "0".to_owned();
+            loop {
+                let mended = partition.run::<String>(DURABLE, |_| {
+                    let call = self.call(&self.scripts.partition_mend, partition, &names, 0);
+                    call.arg(&identity.birth).arg(part).arg(&cursor)
+                });
+                cursor = mended.await?;
+                if cursor == "0" {
+                    break;
+                }
+            }
+        }
+        if partition.number == 0 {
+            self.mend_leases(identity).await?;
+        }
+        self.end_orphans(partition, identity).await?;
+        self.sweep_unknown(partition, identity).await
+    }
+
+    async fn mend_leases(&self, identity: &Identity) -> Result<(), Fault> {
+        let first = self.first();
+        for part in ["leases", "deadlines", "counts"] {
+            let mut cursor = "0".to_owned();
+            loop {
+                let mended = first.run::<String>(DURABLE, |_| {
+                    let names = ["leases", "deadlines", "ended", "claims"];
+                    self.call(&self.scripts.lease_mend, first, &names, 0).arg(&identity.birth).arg(part).arg(&cursor)
+                });
+                cursor = mended.await?;
+                if cursor == "0" {
+                    break;
+                }
+            }
+        }
+        // The first partition may have forgotten leases that others have.
+        for partition in &self.partitions()[1..] {
+            self.end_orphans(partition, identity).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the leases of a partition that the first partition does not know, or knows to have ended. So it is when one of the two came back with an
+    /// old dump.
+    pub(super) async fn end_orphans(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
+        let attached = self.leases_in(partition, "attached").await?;
+        let closed = self.leases_in(partition, "closed").await?;
+        let told = attached.chunks(LEASES_A_STEP).map(|leases| (leases, leases.len()));
+        for (leases, attached) in told.chain(closed.chunks(LEASES_A_STEP).map(|leases| (leases, 0))) {
+            let ended = self.first().run::<u32>(DURABLE, |_| {
+                let call = self.call(&self.scripts.lease_orphans, self.first(), &["leases", "ended", "claims"], 0);
+                call.arg(&identity.birth).arg(attached).arg(leases)
+            });
+            ended.await?;
+        }
+        Ok(())
+    }
+
+    /// The leases that a key of a partition names.
+    async fn leases_in(&self, partition: &Partition, name: &str) -> Result<Vec<Vec<u8>>, Fault> {
+        let mut leases = Vec::new();
+        let mut cursor = 0u64;
+        loop {
+            let mut scan = redis::cmd("HSCAN");
+            scan.arg(partition.key(name)).arg(cursor).arg("COUNT").arg(LEASES_A_STEP);
+            let (next, found): (u64, Vec<Vec<u8>>) = partition.ask(&scan).await?;
+            leases.extend(found.into_iter().step_by(2));
+            cursor = next;
+            if cursor == 0 {
+                return Ok(leases);
+            }
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What an operator wants to be told of the Redis beneath: whether it takes changes, evicts keys, and lets sessiond do what it must.
+
+use std::{error::Error, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    fault::Fault,
+    partition::{ASK, Partition},
+    registry::Registry,
+    script::Scripts,
+};
+use crate::storage::{RefusalCause, Writability, WriteRefusal};
+
+/// How often Redis is asked to write something.
+const WRITE: Duration = Duration::from_secs(3);
+
+/// How often its settings are looked at.
+const SETTINGS: Duration = Duration::from_secs(30);
+
+/// What was found last.
+pub(super) struct Findings {
+    writability: Mutex<Writability>,
+    evicts_keys: Mutex<Option<bool>>,
+}
+
+impl Default for Findings {
+    fn default() -> Self {
+        Self { writability: Mutex::new(Writability::Writable), evicts_keys: Mutex::default() }
+    }
+}
+
+impl Findings {
+    pub(super) fn writability(&self) -> Writability {
+        self.writability.lock().clone()
+    }
+
+    /// Whether Redis may evict keys of the registry when its memory is full.
+    pub(super) fn evicts_keys(&self) -> Option<bool> {
+        *self.evicts_keys.lock()
+    }
+
+    /// Probes for as long as it is polled.
+    pub(super) async fn run(self: Arc<Self>, registry: Arc<Registry>) {
+        let mut looked: Option<Instant> = None;
+        loop {
+            *self.writability.lock() = match try_write(&registry).await {
+                Ok(()) => Writability::Writable,
+                Err(Fault::Refused(refusal)) => Writability::Refused(refusal),
+                Err(fault) => {
+                    Writability::Refused(WriteRefusal::new(RefusalCause::Unreachable, &fault.to_string()))
+                }
+            };
+            if looked.is_none_or(|looked| looked.elapsed() >= SETTINGS) {
+                match policy(&registry).await {
+                    Ok(policy) => {
+                        self.note_policy(&policy);
+                        looked = Some(Instant::now());
+                    }
+                    Err(fault) => tracing::debug!(error = &fault as &dyn Error, "Redis' eviction policy is unknown"),
+                }
+            }
+            sleep(WRITE).await;
+        }
+    }
+
+    fn note_policy(&self, policy: &str) {
+        let evicts = policy != "noeviction";
+        let was = self.evicts_keys.lock().replace(evicts);
+        if evicts && was != Some(true) {
+            tracing::warn!(
+                policy,
+                "Redis may evict the registry's keys when its memory is full, and sessions with them: set maxmemory-policy to noeviction"
+            );
+        } else if !evicts && was == Some(true) {
+            tracing::info!(policy, "Redis no longer evicts keys");
+        }
+    }
+}
+
+/// Writes something in every partition that Redis refuses when it refuses growth.
+async fn try_write(registry: &Registry) -> Result<(), Fault> {
+    let written = registry.with_identity(|identity| async move {
+        let birth = &identity.birth;
+        let written = registry.each_partition(|partition| async move {
+            let call = |_| registry.call(&registry.scripts.probe_write, &partition, &[], 0).arg(birth);
+            partition.run::<u64>(ASK, call).await
+        });
+        written.await
+    });
+    written.await.map(drop)
+}
+
+/// The first policy of a server of the registry that evicts keys, or `noeviction`.
+async fn policy(registry: &Registry) -> Result<String, Fault> {
+    let policies = registry.each_partition(|partition| async move {
+        let info: String = partition.ask(redis::cmd("INFO").arg("memory")).await?;
+        let policy = info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:"));
+        Ok(policy.unwrap_or("noeviction").to_owned())
+    });
+    let policies = policies.await?;
+    Ok(policies.into_iter().find(|policy| policy != "noeviction").unwrap_or_else(|| "noeviction".to_owned()))
+}
+
+/// Tries every command that sessiond uses, before anything depends on it.
+pub(super) async fn check_rights(partition: &Partition, scripts: &Scripts) -> Result<(), Fault> {
+    let key = partition.key("probe");
+    let probed = partition.run::<Vec<String>>(ASK, |_| scripts.probe_rights.call(1).arg(&key));
+    let mut missing = match probed.await {
+        Ok(missing) => missing,
+        Err(Fault::Refused(WriteRefusal { cause: RefusalCause::NotPermitted, detail })) => {
+            return Err(Fault::Setup(format!("the Redis user may not run EVAL and EVALSHA ({detail}): see the ACL in the README")));
+        }
+        Err(fault) => return Err(fault),
+    };
+    // Commands that are not sent by scripts alone.
+    let mut xread = redis::cmd("XREAD");
+    let mut wait = redis::cmd("WAIT");
+    let mut info = redis::cmd("INFO");
+    for (name, command) in [
+        ("XREAD", xread.arg("COUNT").arg(1).arg("STREAMS").arg(&key).arg("0")),
+        ("WAIT", wait.arg(0).arg(1)),
+        ("INFO", info.arg("memory")),
+    ] {
+        if let Err(Fault::Refused(WriteRefusal { cause: RefusalCause::NotPermitted, .. })) =
+            partition.ask::<redis::Value>(command).await
+        {
+            missing.push(name.to_owned());
+        }
+    }
+    missing.sort();
+    missing.dedup();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Fault::Setup(format!(
+        "the Redis user may not run {}: grant it +{} (see the ACL in the README)",
+        missing.join(", "),
+        missing.join(" +").to_lowercase()
+    )))
+}

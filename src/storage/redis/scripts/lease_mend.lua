@@ -1,0 +1,28 @@
+-- Makes the leases and their deadlines fit each other again after one of the keys was lost. KEYS: meta, leases, deadlines, ended leases, claims.
+-- ARGV: birth, which key to go through ('leases', 'deadlines', or 'counts' at the end), the cursor in it.
+-- Gives the next cursor. A lease without a deadline has its whole ttl from now on; one of which nothing but the deadline is known ends.
+call('HDEL', meta, '')
+if ARGV[2] == 'leases' then
+    local found = call('HSCAN', KEYS[2], ARGV[3], 'COUNT', 512)
+    for i = 1, #found[2], 2 do
+        if not call('ZSCORE', KEYS[3], found[2][i]) then
+            local ttl = tonumber(string.match(found[2][i + 1], '^%d+')) or 0
+            call('ZADD', KEYS[3], text(lease_now + 1 + ttl), found[2][i])
+        end
+    end
+    return found[1]
+elseif ARGV[2] == 'deadlines' then
+    local found = call('ZSCAN', KEYS[3], ARGV[3], 'COUNT', 512)
+    for i = 1, #found[2], 2 do
+        local lease = found[2][i]
+        if call('HEXISTS', KEYS[2], lease) == 0 then
+            if call('HSETNX', KEYS[4], lease, 'mx 0 0 ') == 1 then
+                call('ZADD', KEYS[5], 0, lease)
+            end
+            call('ZREM', KEYS[3], lease)
+        end
+    end
+    return found[1]
+end
+call('HSET', meta, 'live', text(call('HLEN', KEYS[2])))
+return '0'

@@ -1,0 +1,22 @@
+-- Makes the keys of a partition's leases fit each other again after one was lost. KEYS: meta, attached leases, closed leases, slots, sessions held
+-- by slot. ARGV: birth, which key to go through ('attached', 'closed', 'slots', or 'counts' at the end), the cursor in it.
+-- Gives the next cursor.
+call('HDEL', meta, '')
+if ARGV[2] == 'counts' then
+    call('HSET', meta, 'leases', text(call('HLEN', KEYS[4])))
+    return '0'
+end
+local from = ({attached = KEYS[2], closed = KEYS[3], slots = KEYS[4]})[ARGV[2]]
+local found = call('HSCAN', from, ARGV[3], 'COUNT', 512)
+for i = 1, #found[2], 2 do
+    local name, value = found[2][i], found[2][i + 1]
+    if ARGV[2] == 'slots' then
+        if call('HEXISTS', KEYS[2], value) + call('HEXISTS', KEYS[3], value) == 0 then
+            call('HSET', KEYS[2], value, name)
+        end
+        call('HSETNX', KEYS[5], name, 0)
+    else
+        call('HSET', KEYS[4], value, name)
+    end
+end
+return found[1]
