@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use redis::cmd;
-use sessiond::{session::SessionKey, storage::SessionStorage};
+use sessiond::session::SessionKey;
 
 use super::{
     ROOMY, open,

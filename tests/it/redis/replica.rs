@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt as _, future::join_all};
+use futures_util::{FutureExt as _, StreamExt as _, stream};
 use sessiond::{
     session::{SessionChange, SessionKey},
     storage::{SessionStorage, StorageOptions},
@@ -166,12 +166,14 @@ pub(super) async fn left_of(mut sessions: Vec<SessionKey>, replica: &Replica) ->
     sessions
 }
 
-/// Runs cases at once, each to its end, and then fails if one of them did.
+/// Runs cases, some at once and each to its end, and then fails if one of them did.
 pub(super) async fn run_all<F: Future<Output = ()>>(cases: impl IntoIterator<Item = (String, F)>) {
+    const AT_ONCE: usize = 8;
     let running = cases.into_iter().map(async |(name, case)| {
         let outcome = AssertUnwindSafe(case).catch_unwind().await;
         outcome.is_err().then_some(name)
     });
-    let failed: Vec<String> = join_all(running).await.into_iter().flatten().collect();
+    let outcomes: Vec<Option<String>> = stream::iter(running).buffer_unordered(AT_ONCE).collect().await;
+    let failed: Vec<String> = outcomes.into_iter().flatten().collect();
     assert!(failed.is_empty(), "what failed is {failed:#?}");
 }

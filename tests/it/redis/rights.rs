@@ -16,7 +16,7 @@ use super::{
     server::{RedisServer, ServerKind, on_each_server},
 };
 
-const PARAMETERS: &str = "timeout_ms=300&buckets=64&partitions=2";
+const PARAMETERS: &str = "buckets=64&partitions=2";
 
 /// The commands that scripts call, read from the scripts.
 fn commands_of_scripts() -> BTreeSet<String> {
