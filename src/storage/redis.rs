@@ -122,7 +122,11 @@ impl RedisStorage {
 
     /// Does something with sessions of any partitions: `ask` for those of one. Answers once every partition has, so that nothing goes on behind a
     /// failure.
-    async fn ask<F>(&self, sessions: &[SessionKey], ask: impl Fn(u32, Vec<SessionKey>) -> F) -> Result<Vec<bool>, StorageError>
+    async fn ask<F>(
+        &self,
+        sessions: &[SessionKey],
+        ask: impl Fn(u32, Vec<SessionKey>) -> F,
+    ) -> Result<Vec<bool>, StorageError>
     where
         F: Future<Output = Result<Vec<bool>, StorageError>>,
     {
@@ -165,7 +169,8 @@ impl RedisStorage {
             sessions.drain(..answers.iter().filter(|answer| !answer.is_last()).count());
             match (answers.last(), change) {
                 (Some(Answer::NoLease), _) => {
-                    let lease = change.lease().ok_or_else(|| Fault::malformed("a lease is missing that none was asked for"))?;
+                    let lease =
+                        change.lease().ok_or_else(|| Fault::malformed("a lease is missing that none was asked for"))?;
                     if !self.registry.attach_lease(partition, lease).await? {
                         // Nothing is under a lease that has ended.
                         if let Change::Create(_) = change {

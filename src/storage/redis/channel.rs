@@ -1,9 +1,6 @@
 //! One connection to the server that owns a partition, made anew whenever it is of no more use.
 
-use std::{
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use redis::{Cmd, Pipeline, RedisError, Value, aio::MultiplexedConnection};

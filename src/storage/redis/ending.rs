@@ -95,9 +95,9 @@ impl Registry {
                     closed.await
                 });
                 let held = closed.await?;
-                let ended = self.first().run::<Vec<u64>>(DURABLE, |_| {
-                    self.ending_call(&self.scripts.lease_ended).arg(birth).arg(leases)
-                });
+                let ended = self
+                    .first()
+                    .run::<Vec<u64>>(DURABLE, |_| self.ending_call(&self.scripts.lease_ended).arg(birth).arg(leases));
                 Ok((held, ended.await?))
             })
             .await?;
@@ -121,9 +121,8 @@ impl Registry {
         let sweeping = async {
             let mut destroyed = vec![0; ended.len()];
             for partition in self.partitions() {
-                let some = self.with_identity(|identity| async move {
-                    self.sweep_partition(partition, &identity, ended).await
-                });
+                let some = self
+                    .with_identity(|identity| async move { self.sweep_partition(partition, &identity, ended).await });
                 destroyed.iter_mut().zip(some.await?).for_each(|(sum, some)| *sum += some);
             }
             self.call_for(&self.scripts.lease_done, &["ended", "claims"], ended, None).await?;
@@ -173,7 +172,8 @@ impl Registry {
             let call = ended.iter().fold(call, |call, ending| call.arg(partition.lease_key(&ending.lease)));
             ended.iter().fold(call.arg(&identity.birth), |call, ending| call.arg(&ending.lease[..]))
         });
-        let found: Vec<(Vec<u8>, u64, Vec<u8>)> = redis::from_redis_value(Value::Array(found.await?)).map_err(RedisError::from)?;
+        let found: Vec<(Vec<u8>, u64, Vec<u8>)> =
+            redis::from_redis_value(Value::Array(found.await?)).map_err(RedisError::from)?;
         let mut closed = Vec::new();
         let mut buckets = std::collections::BTreeSet::new();
         let mut is_all = false;

@@ -39,8 +39,17 @@ const LARGE_AT_ONCE: usize = 4;
 /// What `lease_look.lua` gives.
 enum Look {
     /// Nobody has looked for a while.
-    Gap { look: u64, length: Duration },
-    Done { look: u64, was_outage: bool, next: Option<Duration>, marked: usize, endings: Vec<Ending> },
+    Gap {
+        look: u64,
+        length: Duration,
+    },
+    Done {
+        look: u64,
+        was_outage: bool,
+        next: Option<Duration>,
+        marked: usize,
+        endings: Vec<Ending>,
+    },
 }
 
 impl FromRedisValue for Look {
@@ -130,7 +139,8 @@ impl Registry {
             match self.look_once(known, most, room).await? {
                 Look::Gap { look, length } => {
                     // By this process' own clock the last look was no longer ago than its own, which came before or was the same.
-                    let at_most = self.last_look.get().filter(|(own, _)| *own <= look).map_or(length, |(_, sent)| sent.elapsed());
+                    let at_most =
+                        self.last_look.get().filter(|(own, _)| *own <= look).map_or(length, |(_, sent)| sent.elapsed());
                     known = Some((look, length.min(at_most)));
                 }
                 Look::Done { look, was_outage, next, marked, endings } => {

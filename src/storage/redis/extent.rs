@@ -88,5 +88,3 @@ impl Registry {
         .await
     }
 }
-
-

@@ -265,6 +265,8 @@ impl Partition {
     /// Gives up the connections for asking, since the server at their other end lacks what has been read.
     pub(super) fn is_behind(&self) -> Fault {
         self.newest.forget();
-        Fault::Undone((ErrorKind::Client, "this Redis lacks changes that have been read here: it is not the right server").into())
+        Fault::Undone(
+            (ErrorKind::Client, "this Redis lacks changes that have been read here: it is not the right server").into(),
+        )
     }
 }

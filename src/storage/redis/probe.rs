@@ -48,9 +48,7 @@ impl Findings {
             *self.writability.lock() = match try_write(&registry).await {
                 Ok(()) => Writability::Writable,
                 Err(Fault::Refused(refusal)) => Writability::Refused(refusal),
-                Err(fault) => {
-                    Writability::Refused(WriteRefusal::new(RefusalCause::Unreachable, &fault.to_string()))
-                }
+                Err(fault) => Writability::Refused(WriteRefusal::new(RefusalCause::Unreachable, &fault.to_string())),
             };
             if looked.is_none_or(|looked| looked.elapsed() >= SETTINGS) {
                 match policy(&registry).await {
@@ -110,7 +108,9 @@ pub(super) async fn check_rights(partition: &Partition, scripts: &Scripts) -> Re
     let mut missing = match probed.await {
         Ok(missing) => missing,
         Err(Fault::Refused(WriteRefusal { cause: RefusalCause::NotPermitted, detail })) => {
-            return Err(Fault::Setup(format!("the Redis user may not run EVAL and EVALSHA ({detail}): see the ACL in the README")));
+            return Err(Fault::Setup(format!(
+                "the Redis user may not run EVAL and EVALSHA ({detail}): see the ACL in the README"
+            )));
         }
         Err(fault) => return Err(fault),
     };

@@ -30,9 +30,8 @@ impl Registry {
     }
 
     async fn raise_quota(&self, partition: &Partition, wanted: u64) -> Result<bool, Fault> {
-        let (quota, number): (Option<u64>, Option<u64>) = partition
-            .ask(redis::cmd("HMGET").arg(partition.key("meta")).arg("quota").arg("quota_number"))
-            .await?;
+        let (quota, number): (Option<u64>, Option<u64>) =
+            partition.ask(redis::cmd("HMGET").arg(partition.key("meta")).arg("quota").arg("quota_number")).await?;
         let raised = self.quota_call::<Option<Quota>>(&self.scripts.quota_raise, self.first(), &["quotas"], |call| {
             let call = call.arg(partition.number).arg(quota.unwrap_or(0)).arg(number.unwrap_or(0)).arg(wanted);
             call.arg(self.options.max_sessions).arg(self.layout.partitions)
@@ -44,8 +43,7 @@ impl Registry {
     }
 
     async fn set_quota(&self, partition: &Partition, (quota, number): Quota) -> Result<(), Fault> {
-        let set = self
-            .quota_call::<u32>(&self.scripts.quota_set, partition, &[], |call| call.arg(quota).arg(number));
+        let set = self.quota_call::<u32>(&self.scripts.quota_set, partition, &[], |call| call.arg(quota).arg(number));
         set.await.map(drop)
     }
 
@@ -75,8 +73,7 @@ impl Registry {
     ) -> Result<T, Fault> {
         let args = &args;
         self.with_identity(|identity| async move {
-            let called = partition
-                .run(DURABLE, |_| args(self.call(script, partition, names, 0).arg(&identity.birth)));
+            let called = partition.run(DURABLE, |_| args(self.call(script, partition, names, 0).arg(&identity.birth)));
             called.await
         })
         .await

@@ -259,15 +259,25 @@ impl Registry {
             "foreign" => {
                 let theirs: Option<String> =
                     partition.ask(redis::cmd("HGET").arg(partition.key("meta")).arg("birth")).await?;
-                tracing::warn!(partition = partition.number, "deleting what a registry that is gone left in a partition");
+                tracing::warn!(
+                    partition = partition.number,
+                    "deleting what a registry that is gone left in a partition"
+                );
                 let disowned = partition.run::<u32>(DURABLE, |_| {
-                    self.scripts.partition_disown.call(1).arg(partition.key("meta")).arg(theirs.as_deref().unwrap_or(""))
+                    self.scripts
+                        .partition_disown
+                        .call(1)
+                        .arg(partition.key("meta"))
+                        .arg(theirs.as_deref().unwrap_or(""))
                 });
                 disowned.await?;
                 return Ok(false);
             }
             _ if had_joined => {
-                tracing::error!(partition = partition.number, "a partition of the registry is gone; observers start again");
+                tracing::error!(
+                    partition = partition.number,
+                    "a partition of the registry is gone; observers start again"
+                );
                 self.abandon(&head.identity, &mark).await?;
                 return Ok(false);
             }
@@ -309,9 +319,8 @@ async fn wipe(partition: &Partition, scripts: &Scripts, buckets: std::ops::Range
     let names = ["log", "attached", "closed", "slots", "held", "leases", "deadlines", "ended", "claims", "quotas"];
     keys.extend(names.map(|name| partition.key(name)));
     for keys in keys.chunks(KEYS_A_STEP) {
-        let wiped = partition.run::<u32>(DURABLE, |_| {
-            scripts.partition_wipe.call(1 + keys.len()).arg(partition.key("meta")).arg(keys)
-        });
+        let wiped = partition
+            .run::<u32>(DURABLE, |_| scripts.partition_wipe.call(1 + keys.len()).arg(partition.key("meta")).arg(keys));
         if wiped.await? == 0 {
             break;
         }

@@ -109,7 +109,8 @@ impl Servers {
             }
         };
         let mut ask = redis::cmd("CLUSTER");
-        let ranges: Vec<Vec<Value>> = ask.arg("SLOTS").query_async(&mut connection).await.map_err(Fault::while_connecting)?;
+        let ranges: Vec<Vec<Value>> =
+            ask.arg("SLOTS").query_async(&mut connection).await.map_err(Fault::while_connecting)?;
         let owner = ranges.into_iter().find_map(|range| owner_in(range, slot).transpose());
         match owner {
             Some(owner) => {
@@ -144,7 +145,8 @@ fn owner_in(range: Vec<Value>, slot: u16) -> Result<Option<(String, u16)>, Redis
 async fn identify(connection: &MultiplexedConnection) -> Result<Arc<str>, Fault> {
     let info: String =
         redis::cmd("INFO").arg("server").query_async(&mut connection.clone()).await.map_err(Fault::while_connecting)?;
-    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default();
+    let field =
+        |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default();
     let version = field("redis_version");
     let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
     let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));

@@ -1,11 +1,6 @@
 //! The end of one partition's log, read by one connection for all who follow it in this process.
 
-use std::{
-    collections::VecDeque,
-    convert::Infallible,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 
 use redis::Value;
 use tokio::{

@@ -138,7 +138,9 @@ impl FromStr for RedisUrl {
         }
         let (partitions, buckets) = (url.partitions.unwrap_or(1), url.buckets.unwrap_or(DEFAULT_BUCKETS));
         if buckets < partitions {
-            return Err(wrong(format!("{partitions} partitions need {partitions} buckets at least, and there are {buckets}")));
+            return Err(wrong(format!(
+                "{partitions} partitions need {partitions} buckets at least, and there are {buckets}"
+            )));
         }
         if hosts.iter().any(|host| host.is_empty() || host.starts_with(':')) {
             return Err(wrong("a host is missing".to_owned()));
