@@ -35,6 +35,7 @@ mod raw;
 mod redis;
 mod resume;
 mod retry;
+mod secrets;
 mod server;
 mod sessions;
 mod soak;

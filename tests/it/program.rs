@@ -8,9 +8,9 @@ use std::{
 
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines},
     net::TcpStream,
-    process::{Child, Command},
+    process::{Child, ChildStderr, Command},
     task::JoinHandle,
 };
 use tonic::transport::Endpoint;
@@ -75,27 +75,14 @@ impl Program {
         Self::launch(command).await
     }
 
-    async fn launch(mut command: Command) -> Self {
-        let mut child = command.spawn().expect("the program starts");
-        let mut lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
-        let listening = loop {
-            let line = soon(lines.next_line()).await.unwrap().expect("it says that it listens");
-            let line: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
-            if line["fields"]["message"] == "listening" {
-                break line;
-            }
-        };
-        let address = |name: &str| listening["fields"][name].as_str().expect("an address").parse().unwrap();
-        let (addr, admin) = (address("address"), address("admin_address"));
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let reads = Arc::clone(&log);
-        // Read to the end, so that the program never waits for us.
-        let reading = tokio::spawn(async move {
-            while let Ok(Some(line)) = lines.next_line().await {
-                reads.lock().unwrap().push(line);
-            }
-        });
-        Self { child, addr, admin, log, reading: Some(reading) }
+    /// One that may have to wait for its storage before it listens.
+    pub(crate) async fn start_waiting(args: &[&str]) -> Waiting {
+        let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-format", "json"];
+        Waiting::launch(serve(&[&ports, args].concat())).await
+    }
+
+    async fn launch(command: Command) -> Self {
+        Waiting::launch(command).await.listens().await
     }
 
     /// A client with a connection of its own, made when it is first used.
@@ -113,9 +100,7 @@ impl Program {
     }
 
     pub(crate) async fn signal(&self, signal: &str) {
-        let pid = self.pid().to_string();
-        let killed = soon(Command::new("kill").args(["-s", signal, &pid]).status()).await.expect("kill is installed");
-        assert!(killed.success());
+        send_signal(self.pid(), signal).await;
     }
 
     /// Waits until it has ended.
@@ -166,10 +151,74 @@ impl Program {
         crate::server::eventually(something, || self.log().contains(something)).await;
     }
 
-    /// What it has logged since it listens.
+    /// What it has logged.
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().join("\n")
     }
+}
+
+/// A server process that answers at its admin port, and may not listen yet; dropping it kills it.
+pub(crate) struct Waiting {
+    child: Child,
+    pub(crate) admin: SocketAddr,
+    /// What it has logged.
+    log: Vec<String>,
+    lines: Lines<BufReader<ChildStderr>>,
+}
+
+impl Waiting {
+    async fn launch(mut command: Command) -> Self {
+        let mut child = command.spawn().expect("the program starts");
+        let lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut waiting = Self { child, admin: nowhere, log: Vec::new(), lines };
+        waiting.admin = waiting.address("admin_address", |_| true).await;
+        waiting
+    }
+
+    /// The address in a field of the first line that has one and is meant.
+    async fn address(&mut self, name: &str, is_meant: impl Fn(&Value) -> bool) -> SocketAddr {
+        loop {
+            for text in &self.log {
+                let line: Value = serde_json::from_str(text).unwrap_or_else(|_| panic!("{text}"));
+                if let Some(address) = line["fields"][name].as_str()
+                    && is_meant(&line["fields"])
+                {
+                    return address.parse().unwrap();
+                }
+            }
+            self.log.push(soon(self.lines.next_line()).await.unwrap().expect("it says that it listens"));
+        }
+    }
+
+    /// Waits until it listens.
+    pub(crate) async fn listens(mut self) -> Program {
+        let addr = self.address("address", |fields| fields["message"] == "listening").await;
+        let Self { child, admin, log, mut lines } = self;
+        let log = Arc::new(Mutex::new(log));
+        let reads = Arc::clone(&log);
+        // Read to the end, so that the program never waits for us.
+        let reading = tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                reads.lock().unwrap().push(line);
+            }
+        });
+        Program { child, addr, admin, log, reading: Some(reading) }
+    }
+
+    pub(crate) async fn signal(&self, signal: &str) {
+        send_signal(self.child.id().expect("it runs"), signal).await;
+    }
+
+    /// Waits until it has ended.
+    pub(crate) async fn exit_code(mut self) -> Option<i32> {
+        soon(self.child.wait()).await.unwrap().code()
+    }
+}
+
+async fn send_signal(pid: u32, signal: &str) {
+    let killed = soon(Command::new("kill").args(["-s", signal, &pid.to_string()]).status()).await;
+    assert!(killed.expect("kill is installed").success());
 }
 
 /// What the admin port answered.

@@ -1,4 +1,4 @@
-//! The suite for storages, on Redis and on a Redis Cluster.
+//! The suite for storages, on Redis, on the oldest Redis that is supported, on Valkey, and on a Redis Cluster.
 
 use std::{
     sync::{
@@ -17,24 +17,25 @@ use sessiond::storage::{
 use super::{
     cluster::RedisCluster,
     open,
-    server::{RedisServer, is_installed},
+    server::{RedisServer, ServerKind, is_installed},
 };
 
-/// Registries in one redis-server, each with two replicas.
+/// Registries in one server, each with two replicas.
 struct Single {
+    kind: ServerKind,
     server: OnceLock<RedisServer>,
     parameters: &'static str,
     count: AtomicUsize,
 }
 
-const fn single(parameters: &'static str) -> Single {
-    Single { server: OnceLock::new(), parameters, count: AtomicUsize::new(0) }
+const fn single(kind: ServerKind, parameters: &'static str) -> Single {
+    Single { kind, server: OnceLock::new(), parameters, count: AtomicUsize::new(0) }
 }
 
 #[async_trait::async_trait]
 impl StorageFactory for Single {
     async fn open(&self, options: StorageOptions) -> Vec<Arc<dyn SessionStorage>> {
-        let server = self.server.get_or_init(|| RedisServer::start(&[]));
+        let server = self.server.get_or_init(|| self.kind.start(&[]));
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         let url = server.url(&format!("registry=r{number}&{}", self.parameters));
         vec![open(&url, options).await, open(&url, options).await]
@@ -48,12 +49,13 @@ impl StorageFactory for Single {
 }
 
 mod with_one_partition {
-    sessiond::storage_conformance_tests!([#[tokio::test]] super::single("buckets=64"));
+    sessiond::storage_conformance_tests!([#[tokio::test]] super::single(super::ServerKind::Redis, "timeout_ms=10000&buckets=64"));
 }
 
 mod with_three_partitions {
     sessiond::storage_conformance_tests!(
-        [#[tokio::test(flavor = "multi_thread", worker_threads = 2)]] super::single("buckets=48&partitions=3")
+        [#[tokio::test(flavor = "multi_thread", worker_threads = 2)]]
+        super::single(super::ServerKind::Redis, "timeout_ms=10000&buckets=48&partitions=3")
     );
 }
 
@@ -67,7 +69,7 @@ struct Cluster {
 impl StorageFactory for Cluster {
     async fn open(&self, options: StorageOptions) -> Vec<Arc<dyn SessionStorage>> {
         let number = self.count.fetch_add(1, Ordering::Relaxed);
-        let url = self.cluster.url(&format!("registry=r{number}&partitions=5&buckets=40"));
+        let url = self.cluster.url(&format!("registry=r{number}&timeout_ms=10000&partitions=5&buckets=40"));
         vec![open(&url, options).await, open(&url, options).await, open(&url, options).await]
     }
 
@@ -76,14 +78,31 @@ impl StorageFactory for Cluster {
     }
 }
 
-/// All cases in one test, for a cluster takes seconds to form; several at once, for most wait for leases to expire.
+/// All cases in one test; several at once, for most wait for leases to expire.
+async fn all_cases(factory: &dyn StorageFactory) {
+    const AT_ONCE: usize = 6;
+    let outcomes = stream::iter(cases()).map(|case| case.run(factory)).buffer_unordered(AT_ONCE);
+    outcomes.for_each(|outcome| async { outcome.unwrap_or_else(|violation| panic!("{violation}")) }).await;
+}
+
+/// A cluster takes seconds to form.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_cluster() {
-    const AT_ONCE: usize = 6;
-    if !is_installed() {
-        return;
+    if is_installed() {
+        all_cases(&Cluster { cluster: RedisCluster::start(0), count: AtomicUsize::new(0) }).await;
     }
-    let factory = Cluster { cluster: RedisCluster::start(0), count: AtomicUsize::new(0) };
-    let outcomes = stream::iter(cases()).map(|case| case.run(&factory)).buffer_unordered(AT_ONCE);
-    outcomes.for_each(|outcome| async { outcome.unwrap_or_else(|violation| panic!("{violation}")) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_redis_6_2() {
+    if ServerKind::Redis62.is_installed() {
+        all_cases(&single(ServerKind::Redis62, "timeout_ms=10000&buckets=48&partitions=3")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_valkey() {
+    if ServerKind::Valkey.is_installed() {
+        all_cases(&single(ServerKind::Valkey, "timeout_ms=10000&buckets=48&partitions=3")).await;
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::{fs, time::Duration};
 
-use futures_util::future::join_all;
 use redis::cmd;
 use sessiond::{
     storage::{RefusalCause, SessionStorage, StorageError, Writability},
@@ -14,7 +13,7 @@ use super::{
     ROOMY,
     cluster::{MASTERS, NODE_TIMEOUT, RedisCluster},
     open,
-    replica::{Replica, create, eventually, keys, left_of},
+    replica::{Replica, create, eventually, keys, left_of, run_all},
     server::{RedisServer, ServerKind, free_port, is_installed, on_each_server},
 };
 
@@ -115,7 +114,7 @@ on_each_server! {
 }
 
 async fn changes_are_refused_with_their_cause_and_the_rest_goes_on(kind: ServerKind) {
-    join_all(Trouble::ALL.map(|trouble| refuses(kind, trouble))).await;
+    run_all(Trouble::ALL.map(|trouble| (format!("{trouble:?}"), refuses(kind, trouble)))).await;
 }
 
 async fn refuses(kind: ServerKind, trouble: Trouble) {
@@ -158,23 +157,24 @@ async fn refuses(kind: ServerKind, trouble: Trouble) {
 }
 
 async fn a_replica_that_starts_while_changes_are_refused_can_be_read(kind: ServerKind) {
-    join_all(Trouble::ALL.map(async |trouble| {
-        let server = kind.start(&[]);
-        let url = server.url(PARAMETERS);
-        create(&*open(&url, ROOMY).await, &keys(0..50)).await;
-        trouble.begin(&server).await;
-        let late = Replica::start(&url).await;
-        assert_eq!(left_of(keys(0..100), &late).await, keys(0..50), "{trouble:?}");
-        let mut held = late.watch(Start::Snapshot).await;
-        held.comes_to_hold(&keys(0..50)).await;
-        comes_to(&*late.storage, Some(trouble.cause())).await;
-        trouble.end(&server).await;
-        comes_to(&*late.storage, None).await;
-        late.storage.create(&keys(50..60), None).await.unwrap();
-        held.comes_to_hold(&keys(0..60)).await;
-        assert_eq!(held.resets, [], "{trouble:?}");
-    }))
-    .await;
+    run_all(Trouble::ALL.map(|trouble| (format!("{trouble:?}"), starts_while_refused(kind, trouble)))).await;
+}
+
+async fn starts_while_refused(kind: ServerKind, trouble: Trouble) {
+    let server = kind.start(&[]);
+    let url = server.url(PARAMETERS);
+    create(&*open(&url, ROOMY).await, &keys(0..50)).await;
+    trouble.begin(&server).await;
+    let late = Replica::start(&url).await;
+    assert_eq!(left_of(keys(0..100), &late).await, keys(0..50), "{trouble:?}");
+    let mut held = late.watch(Start::Snapshot).await;
+    held.comes_to_hold(&keys(0..50)).await;
+    comes_to(&*late.storage, Some(trouble.cause())).await;
+    trouble.end(&server).await;
+    comes_to(&*late.storage, None).await;
+    late.storage.create(&keys(50..60), None).await.unwrap();
+    held.comes_to_hold(&keys(0..60)).await;
+    assert_eq!(held.resets, [], "{trouble:?}");
 }
 
 #[tokio::test]

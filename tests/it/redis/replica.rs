@@ -1,11 +1,12 @@
 //! A replica of sessiond in a test, and an observer that checks what it is told.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures_util::{FutureExt as _, StreamExt as _, stream};
 use sessiond::{
     session::{SessionChange, SessionKey},
     storage::{SessionStorage, StorageOptions},
-    subject::{ObserveOptions, Observer, ResetReason, SessionSubject, Start, SubjectOptions, Update},
+    subject::{Cursor, ObserveOptions, Observer, ResetReason, SessionSubject, Start, SubjectOptions, Update},
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -13,6 +14,9 @@ use super::{ROOMY, open};
 
 /// Far longer than anything takes; it only ends tests that hang.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An observer is told within this time what has happened, even where Redis had to be connected to anew.
+const SOON: Duration = Duration::from_secs(30);
 
 pub(super) fn key(n: i64) -> SessionKey {
     SessionKey::new(n % 3, n)
@@ -37,6 +41,14 @@ impl Replica {
         let storage = open(url, options).await;
         let subject = SessionSubject::start(Arc::clone(&storage), SubjectOptions::default(), ()).await.unwrap();
         Self { storage, subject }
+    }
+
+    /// An observer that held these sessions when it got this cursor, and goes on with it.
+    pub(super) async fn resume(&self, cursor: Cursor, sessions: &[SessionKey]) -> Held {
+        let mut held = self.watch(Start::After(cursor)).await;
+        held.sessions = sessions.iter().copied().collect();
+        held.is_synced = true;
+        held
     }
 
     pub(super) async fn watch(&self, start: Start) -> Held {
@@ -88,9 +100,37 @@ impl Held {
     /// Reads until just these are held.
     pub(super) async fn comes_to_hold(&mut self, sessions: &[SessionKey]) {
         let expected: HashSet<_> = sessions.iter().copied().collect();
-        while !self.is_synced || self.sessions != expected {
-            self.read().await;
+        let reading = async {
+            while !self.is_synced || self.sessions != expected {
+                self.read().await;
+            }
+        };
+        if timeout(SOON, reading).await.is_err() {
+            let (missing, surplus) = (expected.difference(&self.sessions), self.sessions.difference(&expected));
+            let (missing, surplus) = (missing.collect::<Vec<_>>(), surplus.collect::<Vec<_>>());
+            panic!(
+                "of {} sessions {} are missing, as {:?}, and {} are held that should not be, as {:?}; is_synced: {}, resets: {:?}",
+                expected.len(),
+                missing.len(),
+                missing.first(),
+                surplus.len(),
+                surplus.first(),
+                self.is_synced,
+                self.resets
+            );
         }
+    }
+
+    /// Reads until there was a reset, for whatever reason, and just these are held. There must have been no other reset before.
+    pub(super) async fn starts_again_with(&mut self, sessions: &[SessionKey]) {
+        let reading = async {
+            while self.resets.is_empty() {
+                self.read().await;
+            }
+        };
+        timeout(SOON, reading).await.expect("there is a reset");
+        self.comes_to_hold(sessions).await;
+        assert_eq!(self.resets.len(), 1, "{:?}", self.resets);
     }
 
     /// Reads until there was a reset for this reason, and the snapshot after it.
@@ -124,4 +164,16 @@ pub(super) async fn left_of(mut sessions: Vec<SessionKey>, replica: &Replica) ->
     let mut exist = exist.into_iter();
     sessions.retain(|_| exist.next().unwrap());
     sessions
+}
+
+/// Runs cases, some at once and each to its end, and then fails if one of them did.
+pub(super) async fn run_all<F: Future<Output = ()>>(cases: impl IntoIterator<Item = (String, F)>) {
+    const AT_ONCE: usize = 8;
+    let running = cases.into_iter().map(async |(name, case)| {
+        let outcome = AssertUnwindSafe(case).catch_unwind().await;
+        outcome.is_err().then_some(name)
+    });
+    let outcomes: Vec<Option<String>> = stream::iter(running).buffer_unordered(AT_ONCE).collect().await;
+    let failed: Vec<String> = outcomes.into_iter().flatten().collect();
+    assert!(failed.is_empty(), "what failed is {failed:#?}");
 }

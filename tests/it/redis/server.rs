@@ -151,12 +151,32 @@ impl RedisServer {
         }
     }
 
-    fn try_start(&mut self) {
+    /// Starts it again with further arguments, and waits only until it answers that it loads its dump.
+    pub(crate) fn restart_loading(&mut self, args: &[&str]) {
+        self.kill();
+        self.child = Some(self.command().args(args).spawn().expect("the program is installed"));
+        let deadline = Instant::now() + PATIENCE;
+        while !self.is_loading() {
+            assert!(Instant::now() < deadline, "redis-server does not load its dump");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub(crate) fn is_loading(&self) -> bool {
+        self.ask::<String>(&redis::cmd("PING")).is_err_and(|error| error.code() == Some("LOADING"))
+    }
+
+    fn command(&self) -> Command {
         let mut command = Command::new(self.kind.program().expect("the program is installed"));
         command.current_dir(self.folder.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        let mut child = command.args(&self.args).spawn().expect("the program is installed");
+        command.args(&self.args);
+        command
+    }
+
+    fn try_start(&mut self) {
+        let mut child = self.command().spawn().expect("the program is installed");
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             if child.try_wait().unwrap().is_some() {

@@ -1,0 +1,211 @@
+//! A Redis that goes back to an old state and on from there, differently: no cursor of the history that was lost is taken for a place in
+//! the new one.
+
+use redis::cmd;
+use sessiond::{session::SessionKey, subject::Start};
+
+use super::{
+    replica::{Replica, create, eventually, keys},
+    server::{RedisServer, ServerKind, on_each_server},
+};
+
+const PARAMETERS: &str = "timeout_ms=300&buckets=64";
+
+impl RedisServer {
+    /// Puts all that there is into the dump.
+    fn save(&self) {
+        let () = self.ask(&cmd("SAVE")).unwrap();
+    }
+
+    /// Goes back to the dump, with all connections open.
+    fn reload_dump(&self) {
+        let () = self.ask(cmd("DEBUG").arg("RELOAD").arg("NOSAVE")).unwrap();
+    }
+}
+
+/// A server whose dump holds `keys(0..50)`, and which holds `keys(0..80)`.
+async fn with_old_dump(kind: ServerKind) -> (RedisServer, Replica, String) {
+    let server = kind.start(kind.with_debug());
+    let url = server.url(PARAMETERS);
+    let a = Replica::start(&url).await;
+    create(&*a.storage, &keys(0..50)).await;
+    server.save();
+    create(&*a.storage, &keys(50..80)).await;
+    (server, a, url)
+}
+
+fn dump_and(further: std::ops::Range<i64>) -> Vec<SessionKey> {
+    [keys(0..50), keys(further)].concat()
+}
+
+on_each_server! {
+    [#[tokio::test]] a_dump_that_is_loaded_twice_honours_no_cursor_of_the_time_before;
+    [#[tokio::test]] changes_that_were_lost_with_every_replica_reset_their_cursors;
+    [#[tokio::test]] data_replaced_under_open_connections_resets_every_stream_once;
+    [#[tokio::test]] a_snapshot_that_spans_a_replacement_is_exact;
+    [#[tokio::test]] a_reload_of_the_same_data_resets_nobody;
+    [#[tokio::test]] a_failover_that_nobody_saw_resets_the_cursors_of_lost_changes;
+}
+
+async fn a_dump_that_is_loaded_twice_honours_no_cursor_of_the_time_before(kind: ServerKind) {
+    let (mut server, a, url) = with_old_dump(kind).await;
+    let mut held = a.watch(Start::Snapshot).await;
+    held.comes_to_hold(&keys(0..80)).await;
+    let first = held.observer.cursor().unwrap();
+
+    server.restart();
+    create(&*a.storage, &keys(200..220)).await;
+    held.starts_again_with(&dump_and(200..220)).await;
+    let second = held.observer.cursor().unwrap();
+
+    server.restart();
+    // The log grows past every place that a cursor stands for.
+    create(&*a.storage, &keys(300..360)).await;
+    held.resets.clear();
+    held.starts_again_with(&dump_and(300..360)).await;
+    let b = Replica::start(&url).await;
+    for replica in [&a, &b] {
+        let before = [(first.clone(), keys(0..80)), (second.clone(), dump_and(200..220))];
+        for (cursor, sessions) in before {
+            replica.resume(cursor, &sessions).await.starts_again_with(&dump_and(300..360)).await;
+        }
+        let third = held.observer.cursor().unwrap();
+        let mut on = replica.resume(third, &dump_and(300..360)).await;
+        create(&*a.storage, &[SessionKey::new(0, 999)]).await;
+        on.comes_to_hold(&[dump_and(300..360), vec![SessionKey::new(0, 999)]].concat()).await;
+        assert_eq!(on.resets, [], "a cursor of this history goes on");
+        a.storage.destroy(&[SessionKey::new(0, 999)], None).await.unwrap();
+        held.comes_to_hold(&dump_and(300..360)).await;
+    }
+}
+
+/// No replica runs that had read what Redis lost.
+async fn changes_that_were_lost_with_every_replica_reset_their_cursors(kind: ServerKind) {
+    let (mut server, a, url) = with_old_dump(kind).await;
+    let mut held = a.watch(Start::Snapshot).await;
+    held.comes_to_hold(&keys(0..80)).await;
+    let lost = held.observer.cursor().unwrap();
+    drop((held, a));
+    server.restart();
+    let b = Replica::start(&url).await;
+    // At first the log is shorter than the cursor, then as long, then longer.
+    let mut now = keys(0..50);
+    for some in [keys(200..210), keys(210..230), keys(230..300)] {
+        create(&*b.storage, &some).await;
+        now.extend(some);
+        b.resume(lost.clone(), &keys(0..80)).await.starts_again_with(&now).await;
+    }
+}
+
+async fn data_replaced_under_open_connections_resets_every_stream_once(kind: ServerKind) {
+    let (server, a, url) = with_old_dump(kind).await;
+    let b = Replica::start(&url).await;
+    for round in 1..=3 {
+        let first = 1000 * round;
+        create(&*a.storage, &keys(first..first + 40)).await;
+        let before = if round == 1 { keys(0..80) } else { keys(0..50) };
+        let before = [before, keys(first..first + 40)].concat();
+        let mut held = [a.watch(Start::Snapshot).await, b.watch(Start::Snapshot).await];
+        for held in &mut held {
+            held.comes_to_hold(&before).await;
+        }
+        let lost = held[0].observer.cursor().unwrap();
+        server.reload_dump();
+        // The log is at once longer again than what was read of it. What writes has not read the log that was lost.
+        let writer = Replica::start(&url).await;
+        create(&*writer.storage, &keys(first + 100..first + 200)).await;
+        let now = dump_and(first + 100..first + 200);
+        for held in &mut held {
+            held.starts_again_with(&now).await;
+        }
+        for replica in [&a, &b, &writer] {
+            replica.resume(lost.clone(), &before).await.starts_again_with(&now).await;
+            replica.watch(Start::Snapshot).await.comes_to_hold(&now).await;
+        }
+        create(&*a.storage, &keys(first + 200..first + 210)).await;
+        for held in &mut held {
+            held.comes_to_hold(&dump_and(first + 100..first + 210)).await;
+        }
+        // The next round begins as the dump has it.
+        server.reload_dump();
+        for held in &mut held {
+            held.resets.clear();
+            held.starts_again_with(&keys(0..50)).await;
+        }
+    }
+}
+
+/// An observer reads a snapshot step by step. In the midst of it Redis goes back to its dump.
+async fn a_snapshot_that_spans_a_replacement_is_exact(kind: ServerKind) {
+    let server = kind.start(kind.with_debug());
+    let url = server.url("timeout_ms=1000&buckets=512");
+    let a = Replica::start(&url).await;
+    for some in keys(0..20_000).chunks(4000) {
+        create(&*a.storage, some).await;
+    }
+    server.save();
+    create(&*a.storage, &keys(20_000..22_000)).await;
+    let mut whole = a.watch(Start::Snapshot).await;
+    whole.comes_to_hold(&keys(0..22_000)).await;
+    for chunks in 1..4 {
+        let mut held = a.watch(Start::Snapshot).await;
+        for _ in 0..=chunks {
+            held.read().await;
+        }
+        assert!(!held.is_synced && held.sessions.len() < 20_000, "a snapshot of several chunks");
+        server.reload_dump();
+        let writer = Replica::start(&url).await;
+        // Other sessions at the same positions, and some of those that were lost.
+        create(&*writer.storage, &[keys(21_000..22_500), keys(30_000..31_000)].concat()).await;
+        let now = [keys(0..20_000), keys(21_000..22_500), keys(30_000..31_000)].concat();
+        held.comes_to_hold(&now).await;
+        assert!(held.resets.len() <= 1, "{:?}", held.resets);
+        whole.resets.clear();
+        whole.starts_again_with(&now).await;
+    }
+}
+
+async fn a_reload_of_the_same_data_resets_nobody(kind: ServerKind) {
+    let (server, a, url) = with_old_dump(kind).await;
+    let mut held = a.watch(Start::Snapshot).await;
+    held.comes_to_hold(&keys(0..80)).await;
+    let cursor = held.observer.cursor().unwrap();
+    let () = server.ask(cmd("DEBUG").arg("RELOAD")).unwrap();
+    create(&*a.storage, &keys(80..90)).await;
+    held.comes_to_hold(&keys(0..90)).await;
+    assert_eq!(held.resets, []);
+    let b = Replica::start(&url).await;
+    for replica in [&a, &b] {
+        let mut on = replica.resume(cursor.clone(), &keys(0..80)).await;
+        on.comes_to_hold(&keys(0..90)).await;
+        assert_eq!(on.resets, []);
+    }
+}
+
+/// A replica of Redis takes its master's place and lacks the newest changes. Every replica of sessiond starts only after that.
+async fn a_failover_that_nobody_saw_resets_the_cursors_of_lost_changes(kind: ServerKind) {
+    let old = kind.start(&["--repl-diskless-sync-delay", "0"]);
+    let a = Replica::start(&old.url(PARAMETERS)).await;
+    create(&*a.storage, &keys(0..50)).await;
+    let mut held = a.watch(Start::Snapshot).await;
+    held.comes_to_hold(&keys(0..50)).await;
+    let kept = held.observer.cursor().unwrap();
+    let new = kind.start(&["--replicaof", "127.0.0.1", &old.port.to_string(), "--repl-diskless-sync-delay", "0"]);
+    eventually(|| async {
+        let is_linked = new.info("replication", "master_link_status").as_deref() == Some("up");
+        let has_all = old.info("replication", "master_repl_offset") == new.info("replication", "slave_repl_offset");
+        (is_linked && has_all).then_some(())
+    })
+    .await;
+    let () = new.ask(cmd("REPLICAOF").arg("NO").arg("ONE")).unwrap();
+    create(&*a.storage, &keys(50..80)).await;
+    held.comes_to_hold(&keys(0..80)).await;
+    let lost = held.observer.cursor().unwrap();
+    drop((held, a));
+    let b = Replica::start(&new.url(PARAMETERS)).await;
+    create(&*b.storage, &keys(200..260)).await;
+    b.resume(lost, &keys(0..80)).await.starts_again_with(&dump_and(200..260)).await;
+    let mut on = b.resume(kept, &keys(0..50)).await;
+    on.comes_to_hold(&dump_and(200..260)).await;
+    assert_eq!(on.resets, [], "the new master has all up to that cursor");
+}

@@ -1,0 +1,187 @@
+//! The program starts before Redis can serve it: it waits for what waiting can cure, and says what it cannot.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use redis::cmd;
+use tonic::Code;
+
+use super::server::{RedisServer, ServerKind, is_installed, on_each_server};
+use crate::{
+    fake::soon,
+    program::{Program, get, serve},
+    sessions::{batch_create, create, has},
+};
+
+/// Longer than several timeouts of a connection.
+const AWAY: Duration = Duration::from_secs(3);
+
+/// Waits until a program is ready or is not.
+async fn ready_comes_to(admin: SocketAddr, status: u16) {
+    soon(async {
+        while get(admin, "/ready").await.status != status {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+/// It lives and is not ready.
+async fn is_not_ready(admin: SocketAddr) {
+    for (path, status) in [("/live", 200), ("/ready", 503)] {
+        assert_eq!(get(admin, path).await.status, status, "{path}");
+    }
+}
+
+/// With an error after which clients try again.
+async fn refuses_calls(program: &Program) {
+    let request = sessiond::proto::HasSessionRequest { session_id: Some(1), auth_key_id: 0 };
+    let status = soon(program.sessions().has_session(request)).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+}
+
+on_each_server! {
+    [#[tokio::test]] a_redis_that_loads_its_dump_is_waited_for;
+    [#[tokio::test]] a_password_that_is_missing_or_wrong_ends_the_start;
+}
+
+#[tokio::test]
+async fn a_redis_that_is_away_at_the_start_is_waited_for() {
+    if !is_installed() {
+        return;
+    }
+    let mut redis = RedisServer::start(&[]);
+    let url = redis.url("timeout_ms=300&buckets=64");
+    redis.kill();
+    let waiting = Program::start_waiting(&["--storage", &url]).await;
+    let began = Instant::now();
+    while began.elapsed() < AWAY {
+        is_not_ready(waiting.admin).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    redis.restart();
+    let program = waiting.listens().await;
+    ready_comes_to(program.admin, 200).await;
+    batch_create(&program.sessions(), &[1, 2, 3]).await;
+    assert!(has(&program.sessions(), 0, 2).await);
+}
+
+#[tokio::test]
+async fn a_program_that_waits_for_redis_stops_when_it_is_told_to() {
+    if !is_installed() {
+        return;
+    }
+    let mut redis = RedisServer::start(&[]);
+    let url = redis.url("timeout_ms=300");
+    redis.kill();
+    let waiting = Program::start_waiting(&["--storage", &url]).await;
+    is_not_ready(waiting.admin).await;
+    waiting.signal("TERM").await;
+    assert_eq!(waiting.exit_code().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_program_waits_no_longer_than_it_is_told_to() {
+    if !is_installed() {
+        return;
+    }
+    let mut redis = RedisServer::start(&[]);
+    let url = redis.url("timeout_ms=300");
+    redis.kill();
+    let began = Instant::now();
+    let (code, stderr) = fails(&["--storage", &url, "--storage-wait", "1s"]).await;
+    assert_eq!(code, Some(5), "{stderr}");
+    assert!(began.elapsed() >= Duration::from_secs(1), "it gave up after {:?}", began.elapsed());
+}
+
+async fn a_redis_that_loads_its_dump_is_waited_for(kind: ServerKind) {
+    let mut redis = kind.start(&["--rdbcompression", "no"]);
+    let url = redis.url("timeout_ms=300&buckets=64");
+    let running = Program::start(&["--storage", &url]).await;
+    create(&running.sessions(), 0, 1).await;
+    let fill = "for n = 1, 100 do redis.call('SET', 'filler' .. n, string.rep('x', 262144)) end";
+    let () = redis.ask(cmd("EVAL").arg(fill).arg(0)).unwrap();
+    let () = redis.ask(&cmd("SAVE")).unwrap();
+    // In microseconds, for each key. Every two megabytes it answers commands, with an error.
+    redis.restart_loading(&["--key-load-delay", "30000"]);
+    let started = Program::start_waiting(&["--storage", &url]).await;
+    is_not_ready(started.admin).await;
+    ready_comes_to(running.admin, 503).await;
+    refuses_calls(&running).await;
+    assert!(redis.is_loading(), "the test needs it to be slower");
+    for program in [&started.listens().await, &running] {
+        ready_comes_to(program.admin, 200).await;
+        assert!(has(&program.sessions(), 0, 1).await, "Redis has it in its dump");
+        batch_create(&program.sessions(), &[2, 3]).await;
+    }
+}
+
+/// The exit code, and standard error.
+async fn fails(args: &[&str]) -> (Option<i32>, String) {
+    let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+    let output = soon(serve(&[&ports, args].concat()).output()).await.unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+async fn a_password_that_is_missing_or_wrong_ends_the_start(kind: ServerKind) {
+    let redis = kind.start(&[]);
+    redis.set("requirepass", "pa55");
+    let place = format!("127.0.0.1:{}/?timeout_ms=300", redis.port);
+    for (login, says) in [("", "password"), (":wr0ng@", "password"), ("nobody:wr0ng@", "password")] {
+        let (code, stderr) = fails(&["--storage", &format!("redis://{login}{place}")]).await;
+        assert_eq!(code, Some(5), "{login}: {stderr}");
+        let last = stderr.lines().last().unwrap();
+        assert!(last.starts_with("sessiond: ") && last.contains(says), "{login}: {stderr}");
+        assert!(!stderr.contains("wr0ng") && !stderr.contains("multibulk"), "{login}: {stderr}");
+    }
+    let program = Program::start(&["--storage", &format!("redis://:pa55@{place}")]).await;
+    batch_create(&program.sessions(), &[1]).await;
+}
+
+/// Waiting cures none of these.
+#[tokio::test]
+async fn data_of_somebody_else_ends_the_start() {
+    if !is_installed() {
+        return;
+    }
+    let redis = RedisServer::start(&[]);
+    let key = |registry: &str| format!("{{{registry}:0}}:meta");
+    let () = redis.ask(cmd("SET").arg(key("text")).arg("x")).unwrap();
+    let () = redis.ask(cmd("HSET").arg(key("hash")).arg("some").arg("thing")).unwrap();
+    // As version 0.1 wrote it.
+    let mut old = cmd("HSET");
+    old.arg(key("old")).arg("format").arg("1").arg("id").arg("00000000000000aa").arg("era").arg("00000000000000bb");
+    old.arg("hash_key").arg("0".repeat(32)).arg("all_buckets").arg(64).arg("partitions").arg(1).arg("buckets").arg(64);
+    old.arg("end").arg(0).arg("count").arg(0).arg("slots").arg(0).arg("ends").arg(0);
+    let () = redis.ask(&old).unwrap();
+    for (registry, says) in [("text", "not a registry"), ("hash", "not a registry"), ("old", "format")] {
+        let (code, stderr) = fails(&["--storage", &redis.url(&format!("registry={registry}"))]).await;
+        assert_eq!(code, Some(5), "{registry}: {stderr}");
+        assert!(stderr.lines().last().unwrap().contains(says), "{registry}: {stderr}");
+    }
+    let kept: String = redis.ask(cmd("GET").arg(key("text"))).unwrap();
+    assert_eq!(kept, "x");
+}
+
+/// A password is set while the program runs, and its connections end.
+#[tokio::test]
+async fn a_password_that_is_missing_later_is_logged_as_such() {
+    if !is_installed() {
+        return;
+    }
+    let redis = RedisServer::start(&[]);
+    let program = Program::start(&["--storage", &redis.url("timeout_ms=300&buckets=64")]).await;
+    batch_create(&program.sessions(), &[1]).await;
+    redis.set("requirepass", "pa55");
+    let client = redis::Client::open(format!("redis://:pa55@127.0.0.1:{}", redis.port)).unwrap();
+    let mut admin = client.get_connection().unwrap();
+    let _: i64 =
+        cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").arg("SKIPME").arg("yes").query(&mut admin).unwrap();
+    ready_comes_to(program.admin, 503).await;
+    program.logs("password").await;
+    let () = cmd("CONFIG").arg("SET").arg("requirepass").arg("").query(&mut admin).unwrap();
+    ready_comes_to(program.admin, 200).await;
+    assert!(has(&program.sessions(), 0, 1).await);
+}
