@@ -79,7 +79,7 @@ for i = 6, #KEYS do
 end
 call('HDEL', meta, '')
 call('HSET', meta, 'time', text(now), 'wall', text(wall))
-local problem = append(changes, -#changes, ARGV[2], tonumber(ARGV[3]), KEYS[5])
+local problem = append(changes, #changes, -#changes, ARGV[2], tonumber(ARGV[3]), KEYS[5])
 if problem then
     return problem
 end
