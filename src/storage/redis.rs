@@ -265,7 +265,9 @@ impl SessionStorage for RedisStorage {
             Ok((identity.registry_id, read))
         });
         let (registry_id, (position, read, bytes)) = read.await.map_err(StorageError::from)?;
-        if registry_id != known_id || known[partition as usize].mark != mark_of(registry_id) {
+        let known = known[partition as usize];
+        let knows = known.mark == mark_of(registry_id) && known.position.0 <= position;
+        if registry_id != known_id || !knows {
             return Err(LogError::Restarted);
         }
         let sessions: Vec<SessionKey> = bytes.chunks_exact(16).filter_map(session_of).collect();
