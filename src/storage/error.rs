@@ -42,7 +42,7 @@ pub enum LogError {
     /// Some of them are no longer held.
     #[error("changes after that position are no longer held")]
     Trimmed,
-    /// The position is not of this log: the storage lost changes, or began anew under another registry id.
+    /// The log does not contain the point: the storage lost changes, or began anew under another registry id.
     #[error("the storage lost changes or began anew")]
     Restarted,
     /// The storage could not be asked.
