@@ -35,6 +35,14 @@ pub enum StorageError {
     Broken(#[source] Box<dyn Error + Send + Sync>),
 }
 
+impl StorageError {
+    /// Whether the same call may succeed later although nobody has changed it or raised a limit.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Refused(_))
+    }
+}
+
 /// Why the changes after a position cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
