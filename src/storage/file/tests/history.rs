@@ -144,8 +144,8 @@ async fn a_copy_that_is_put_back_while_the_disk_fails_is_not_written() {
     let refused = async {
         loop {
             match storage.create(&session, None).await.unwrap_err() {
-                StorageError::Unavailable(cause) if cause.to_string().contains("another file") => break,
-                StorageError::Unavailable(_) | StorageError::Refused(_) => sleep(Duration::from_millis(5)).await,
+                StorageError::Refused(refusal) if refusal.detail.contains("another file") => break,
+                StorageError::Refused(_) => sleep(Duration::from_millis(5)).await,
                 error => panic!("{error}"),
             }
         }
