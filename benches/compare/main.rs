@@ -8,6 +8,7 @@
 
 mod batches;
 mod calls;
+mod cost;
 mod durable;
 mod fanout;
 mod filters;
@@ -40,6 +41,11 @@ fn main() {
         return peers::serve(peer, port.parse().unwrap());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    if let [mode, binaries @ ..] = &args[..]
+        && mode == "redis-cost"
+    {
+        return runtime.block_on(cost::run(binaries));
+    }
     let report = runtime.block_on(run(&args));
     if args.is_empty() {
         report.write("docs/benchmarks.md");

@@ -25,22 +25,11 @@ impl WallClock {
         Some(clock)
     }
 
-    /// A clock that is slower than the true one by this factor.
-    pub(crate) fn slow(factor: u32) -> Option<Self> {
-        let clock = Self::new()?;
-        clock.write(&format!("+0 x{}\n", 1.0 / f64::from(factor)));
-        Some(clock)
-    }
-
     /// Sets it to so many seconds after the true time.
     pub(crate) fn set(&self, seconds: i64) {
-        self.write(&format!("{seconds:+}\n"));
-    }
-
-    /// Replaces the whole file at once, because the process may read it at any time.
-    fn write(&self, offset: &str) {
+        // The whole file at once, because the process may read it at any time.
         let new = self.folder.path().join("new");
-        fs::write(&new, offset).unwrap();
+        fs::write(&new, format!("{seconds:+}\n")).unwrap();
         fs::rename(new, self.folder.path().join("clock")).unwrap();
     }
 

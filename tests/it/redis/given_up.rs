@@ -112,7 +112,7 @@ async fn calls_that_failed_while_a_node_of_a_cluster_was_stopped_change_nothing_
     let url = cluster.url(&parameters(6));
     let [a, b, c] = [Replica::start(&url).await, Replica::start(&url).await, Replica::start(&url).await];
     for (node, first) in (0..MASTERS).zip((0..).step_by(100_000)) {
-        let all = keys(first..first + 20_000);
+        let all = keys(first..first + 9000);
         cluster.nodes[node].signal("STOP");
         let callers = [&a.storage, &b.storage].into_iter().cycle();
         // Partitions of other nodes take their part.
