@@ -8,6 +8,7 @@ mod connection;
 mod files;
 mod gate;
 mod handshake;
+mod health;
 mod inline;
 mod lifecycle;
 mod metrics;
@@ -35,7 +36,6 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::rustls;
-use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     access::{AccessList, AccessListError},
@@ -51,6 +51,7 @@ use self::{
     connection::Connections,
     files::{NamedFile, Reloaded},
     gate::Gate,
+    health::Health,
     lifecycle::Lifecycle,
     rate::RateLimiter,
     standard::Standard,
@@ -65,7 +66,7 @@ pub use self::{connection::ConnectionOptions, files::FileError, rate::RateLimit,
 pub struct ServerConfig {
     /// Where gRPC is served. Port 0 takes a free one.
     pub listen: SocketAddr,
-    /// Where `/metrics`, `/live` and `/ready` are served over plain HTTP.
+    /// Where `/metrics`, `/live`, `/ready` and `/writable` are served over plain HTTP.
     pub admin_listen: SocketAddr,
     /// The files that make the server speak TLS; without them it does not.
     pub tls: Option<TlsFiles>,
@@ -216,12 +217,11 @@ impl Server {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
         let Self { config, tls, access, listener, subject, stats, lifecycle, mut tasks, .. } = self;
         warn_of_exposure(&config);
-        let health = HealthReporter::new();
-        set_health(&health, ServingStatus::Serving).await;
+        let health = Health::new(Arc::clone(&subject)).await;
         let rate = config.rate_limit.map(RateLimiter::new);
         let connections = Connections {
             service: Service::new(Arc::clone(&subject), config.calls),
-            standard: Arc::new(Standard::new(&health)),
+            standard: Arc::new(Standard::new(health.reporter())),
             gate: Gate::new(access.as_ref().map(Reloaded::subscribe), rate).map(Arc::new),
             tracer: config.tracer,
             options: config.connections,
@@ -239,7 +239,7 @@ impl Server {
         let acceptor = tokio::spawn(acceptor.run(lifecycle.subscribe()));
         tasks.0.push(acceptor.abort_handle());
 
-        let following = tokio::spawn(follow_storage(Arc::clone(&subject), health.clone()));
+        let following = tokio::spawn(health.clone().follow());
         tasks.0.push(following.abort_handle());
 
         shutdown.await;
@@ -248,13 +248,8 @@ impl Server {
         let _ = following.await;
         tracing::info!(timeout = ?config.drain_timeout, "draining");
         lifecycle.send_replace(Lifecycle::Draining);
-        set_health(&health, ServingStatus::NotServing).await;
+        health.close().await;
         subject.close();
-        // Streams that watch the health of a service end when it has none; who asks after that is told as before.
-        for service in HEALTH_SERVICES {
-            health.clone().clear_service_status(service).await;
-        }
-        set_health(&health, ServingStatus::NotServing).await;
         // It ends with the lifecycle, and its listener with it: no new connections.
         let _ = acceptor.await;
         match timeout(config.drain_timeout, workers.ended()).await {
@@ -296,32 +291,8 @@ fn warn_of_exposure(config: &ServerConfig) {
     }
 }
 
-const HEALTH_SERVICES: [&str; 3] = ["", "sessiond.v1.SessionService", "sessiond.v1.LeaseService"];
-
-async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for service in HEALTH_SERVICES {
-        health.set_service_status(service, status).await;
-    }
-}
-
 /// Connections that wait to be accepted: as many as `TcpListener::bind` asks for.
 const BACKLOG: u32 = 1024;
-
-/// How often it is asked whether the storage is within reach.
-const STORAGE_CHECK: Duration = Duration::from_millis(250);
-
-/// Has gRPC's health tell whether the storage is within reach, as `/ready` does. Never returns.
-async fn follow_storage(subject: Arc<SessionSubject>, health: HealthReporter) {
-    let mut serves = true;
-    loop {
-        tokio::time::sleep(STORAGE_CHECK).await;
-        if subject.is_following() != serves {
-            serves = !serves;
-            let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
-            set_health(&health, status).await;
-        }
-    }
-}
 
 /// Tasks that end when their owner does, however it ends.
 #[derive(Debug)]

@@ -38,6 +38,7 @@ mod subscription;
 mod update;
 mod waiters;
 mod waits;
+mod writability;
 
 use std::{
     fmt,
@@ -59,7 +60,7 @@ use self::{
 };
 use crate::{
     session::{LeaseId, SessionKey},
-    storage::{SessionStorage, StorageError},
+    storage::{RefusalCause, SessionStorage, StorageError, Writability, WriteRefusal},
 };
 
 pub use self::{
@@ -76,11 +77,12 @@ pub use crate::{histogram::Times, relay::relay};
 /// The session subject over a storage.
 ///
 /// Calls may be made from any number of tasks and threads at once. Observers may be on any runtime. The tasks that follow
-/// the storage and expire its leases end with the subject; observers that are left hear no more.
+/// and watch the storage and expire its leases end with the subject; observers that are left hear no more.
 pub struct SessionSubject {
     inner: Arc<Inner>,
     follower: JoinHandle<()>,
     expirer: JoinHandle<()>,
+    watcher: JoinHandle<()>,
 }
 
 /// The bounds of a subject.
@@ -210,7 +212,8 @@ impl SessionSubject {
         });
         let follower = tokio::spawn(follow::follow(Arc::clone(&inner), extent));
         let expirer = tokio::spawn(follow::expire(Arc::clone(&inner)));
-        Ok(Self { inner, follower, expirer })
+        let watcher = tokio::spawn(writability::watch(Arc::clone(&inner)));
+        Ok(Self { inner, follower, expirer, watcher })
     }
 
     /// Makes sessions exist; see [`SessionStorage::create`].
@@ -364,6 +367,18 @@ impl SessionSubject {
         self.inner.is_following.load(Ordering::Relaxed)
     }
 
+    /// Whether the registry can be changed at present: see [`SessionStorage::writability`]. Not while the storage's log cannot
+    /// be read.
+    #[must_use]
+    pub fn writability(&self) -> Writability {
+        match self.inner.storage.writability() {
+            Writability::Writable if !self.is_following() => {
+                Writability::Refused(WriteRefusal::new(RefusalCause::Unreachable, "the change log cannot be read"))
+            }
+            writability => writability,
+        }
+    }
+
     /// How long the storage was waited for and how often it failed, by operation in the order of
     /// [`StorageOperation::ALL`].
     #[must_use]
@@ -411,6 +426,7 @@ impl Drop for SessionSubject {
     fn drop(&mut self) {
         self.follower.abort();
         self.expirer.abort();
+        self.watcher.abort();
     }
 }
 

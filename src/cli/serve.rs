@@ -32,7 +32,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "SESSIOND_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:50051")]
     listen: SocketAddr,
 
-    /// The address on which /metrics, /live and /ready are served, in plain HTTP.
+    /// The address on which /metrics, /live, /ready and /writable are served, in plain HTTP.
     #[arg(long, env = "SESSIOND_ADMIN_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9090")]
     admin_listen: SocketAddr,
 

@@ -1,4 +1,4 @@
-//! The admin port: `/metrics`, `/live` and `/ready` over plain HTTP.
+//! The admin port: `/metrics`, `/live`, `/ready` and `/writable` over plain HTTP.
 
 use std::{
     convert::Infallible,
@@ -87,20 +87,40 @@ impl Admin {
                 None => text(StatusCode::SERVICE_UNAVAILABLE, OPENING),
             },
             "/live" => text(StatusCode::OK, "live\n"),
-            "/ready" => match self.not_ready() {
-                None => text(StatusCode::OK, "ready\n"),
-                Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
+            "/ready" => match self.ready() {
+                Ok(()) => text(StatusCode::OK, "ready\n"),
+                Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
             },
-            _ => text(StatusCode::NOT_FOUND, "there are /metrics, /live and /ready\n"),
+            "/writable" => match self.writable() {
+                Ok(()) => text(StatusCode::OK, "writable\n"),
+                Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
+            },
+            _ => text(StatusCode::NOT_FOUND, "there are /metrics, /live, /ready and /writable\n"),
         })
     }
 
-    fn not_ready(&self) -> Option<&'static str> {
+    /// The subject, or why it is not served.
+    fn serving(&self) -> Result<&Arc<SessionSubject>, &'static str> {
         if *self.lifecycle.borrow() != Lifecycle::Serving {
-            return Some("draining\n");
+            return Err("draining\n");
         }
-        let Some(subject) = self.subject.get() else { return Some(OPENING) };
-        (!subject.is_following()).then_some("the storage is out of reach\n")
+        self.subject.get().ok_or(OPENING)
+    }
+
+    /// Whether reads, streams and keep-alives work, and why not.
+    fn ready(&self) -> Result<(), &'static str> {
+        if self.serving()?.is_following() { Ok(()) } else { Err("the storage is out of reach\n") }
+    }
+
+    /// Whether the registry can be changed, and why not.
+    fn writable(&self) -> Result<(), String> {
+        match self.serving()?.writability().refusal() {
+            None => Ok(()),
+            Some(refusal) => {
+                let cause = refusal.cause;
+                Err(format!("{}: {refusal}; to fix it, {}\n", cause.name(), cause.advice()))
+            }
+        }
     }
 }
 
@@ -126,9 +146,12 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (_lifecycle, receiver) = watch::channel(Lifecycle::Serving);
         let _serves = JoinSet::from_iter([Admin::new(Opening::default(), ServerStats::new(0), receiver).run(listener)]);
-        for (path, status, body) in
-            [("/live", "200", "live\n"), ("/ready", "503", OPENING), ("/metrics", "503", OPENING)]
-        {
+        for (path, status, body) in [
+            ("/live", "200", "live\n"),
+            ("/ready", "503", OPENING),
+            ("/writable", "503", OPENING),
+            ("/metrics", "503", OPENING),
+        ] {
             let mut socket = TcpStream::connect(address).await.unwrap();
             let request = format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
             socket.write_all(request.as_bytes()).await.unwrap();

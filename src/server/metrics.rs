@@ -5,14 +5,17 @@ use prometheus_client::{
     metrics::{
         counter::{ConstCounter, Counter},
         family::Family,
-        gauge::ConstGauge,
+        gauge::{ConstGauge, Gauge},
         info::Info,
     },
     registry::{Registry, Unit},
 };
 
 use super::{calls::CallCollector, process::Process, stats::ServerStats, waits::WaitCollector};
-use crate::subject::{ResetReason, SessionSubject};
+use crate::{
+    storage::RefusalCause,
+    subject::{ResetReason, SessionSubject},
+};
 
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -89,6 +92,12 @@ async fn register(registry: &mut Registry, subject: &SessionSubject) {
         gauge(stats.retained_bytes),
     );
     registry.register("storage_up", "Whether the storage's log can be read", gauge(u8::from(stats.is_following)));
+    let writable = Family::<[(&str, &str); 1], Gauge>::default();
+    let refusal = subject.writability().refusal().map(|refusal| refusal.cause);
+    for cause in RefusalCause::ALL {
+        writable.get_or_create(&[("cause", cause.name())]).set(i64::from(refusal != Some(cause)));
+    }
+    registry.register("storage_writable", "0 for the cause for which the storage refuses changes, else 1", writable);
     let resets = Family::<[(&str, &str); 1], Counter>::default();
     for (reason, count) in ResetReason::ALL.into_iter().zip(stats.resets) {
         resets.get_or_create(&[("reason", name(reason))]).inc_by(count);

@@ -12,6 +12,7 @@ mod checkpoint;
 mod disk;
 mod error;
 mod load;
+mod probe;
 mod rounds;
 mod store;
 mod writer;
@@ -28,12 +29,13 @@ use async_trait::async_trait;
 
 use self::{
     disk::{Disk, Files},
+    probe::{DiskStatus, Probe},
     store::Store,
     writer::Writer,
 };
 use super::{
     BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage,
-    StorageError, StorageOptions,
+    StorageError, StorageOptions, Writability,
     journal::Journal,
     memory::{MemoryOptions, MemoryStorage},
 };
@@ -46,12 +48,14 @@ pub use self::{backup::backup, error::FileError};
 /// A change costs a few dozen bytes of the log, and as much again when its bucket's turn comes. The file holds about 20 bytes
 /// for each session and 30 for each retained change; it grows to a few times that, and no further.
 ///
-/// While the disk cannot be written, changes are refused with [`StorageError::Unavailable`], and reads of what is on disk are
-/// answered. The storage tries until it can.
+/// While the disk cannot be written, changes are refused with [`StorageError::Refused`], and reads of what is on disk are
+/// answered. The storage tries until it can. When nothing is to be written for some seconds, it writes a page to a nameless
+/// file beside the registry's, to learn whether the disk still has room and answers.
 #[derive(Debug)]
 pub struct FileStorage {
     memory: Arc<MemoryStorage>,
     journal: Arc<Journal>,
+    disk: Arc<DiskStatus>,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -81,15 +85,17 @@ impl FileStorage {
     fn open_blocking(disk: Arc<dyn Disk>, path: &Path, options: StorageOptions) -> Result<Self, FileError> {
         let StorageOptions { retain_events, max_sessions, max_leases, .. } = options;
         let options = MemoryOptions { retain_events, max_sessions, max_leases, ..MemoryOptions::default() };
+        let probe = Probe::new(Arc::clone(&disk), path);
         let store = Store::open(disk, path, options.buckets)?;
         let loaded = load::load(&store, options).map_err(|error| FileError::damaged(path, error))?;
-        let (memory, journal) = (Arc::new(loaded.memory), loaded.journal);
-        let writer = Writer::new(store, Arc::clone(&memory), Arc::clone(&journal), loaded.rounds);
+        let (memory, journal) = (Arc::clone(&loaded.memory), Arc::clone(&loaded.journal));
+        let disk = Arc::new(DiskStatus::default());
+        let writer = Writer::new(store, loaded, probe, Arc::clone(&disk));
         let writer = thread::Builder::new()
             .name("sessiond-file".to_owned())
             .spawn(move || writer.run())
             .map_err(|source| FileError::Io { path: path.to_owned(), source })?;
-        Ok(Self { memory, journal, writer: Some(writer) })
+        Ok(Self { memory, journal, disk, writer: Some(writer) })
     }
 }
 
@@ -116,6 +122,15 @@ impl SessionStorage for FileStorage {
 
     fn partition_of(&self, bucket: u32) -> u32 {
         self.memory.partition_of(bucket)
+    }
+
+    /// A disk without room for one more page counts as full. Some changes may still succeed then, in room that the file has
+    /// within, but nobody knows how many.
+    fn writability(&self) -> Writability {
+        match self.journal.outage().or_else(|| self.disk.refusal()) {
+            Some(refusal) => Writability::Refused(refusal),
+            None => Writability::Writable,
+        }
     }
 
     async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {

@@ -8,20 +8,16 @@ mod record;
 mod waiting;
 
 use std::{
-    error::Error,
     fmt, mem,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Condvar, Mutex};
 use tokio::time::timeout;
 
 use self::waiting::Waiters;
-use super::StorageError;
+use super::{RefusalCause, StorageError, WriteRefusal};
 
 pub(super) use self::record::{LeaseRow, Malformed, ReadRecord, Reader, Record, Records, session_bytes};
 
@@ -72,27 +68,16 @@ impl Batch {
     }
 }
 
-/// Why nothing gets to the disk at present.
-#[derive(Clone, Debug)]
-struct Outage(Arc<dyn Error + Send + Sync>);
-
-impl fmt::Display for Outage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
+/// Why the writer wakes up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wake {
+    /// Something is pending.
+    Records,
+    /// Nothing has come for as long as it wanted to wait.
+    Idle,
+    /// Nothing is pending and nothing more will be.
+    Closed,
 }
-
-impl Error for Outage {}
-
-impl From<Outage> for StorageError {
-    fn from(outage: Outage) -> Self {
-        Self::Unavailable(Box::new(outage))
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("the disk has not answered for {PATIENCE:?}")]
-struct Stalled;
 
 impl Journal {
     /// One that goes on after `newest`, which is on disk.
@@ -133,11 +118,16 @@ impl Journal {
         self.waiters.durable() >= lsn
     }
 
-    /// Asks before a change is made: refuses while the disk is out of reach, and waits while too much is pending.
+    /// Why nothing gets to the disk at present; none while something does.
+    pub(super) fn outage(&self) -> Option<WriteRefusal> {
+        self.waiters.outage()
+    }
+
+    /// Asks before a change is made: refuses while nothing gets to the disk, and waits while too much is pending.
     pub(super) async fn admit(&self) -> Result<(), StorageError> {
         loop {
-            if let Some(outage) = self.waiters.outage() {
-                return Err(outage.into());
+            if let Some(outage) = self.outage() {
+                return Err(StorageError::Refused(outage));
             }
             let newest = {
                 let pending = self.pending.lock();
@@ -146,31 +136,43 @@ impl Journal {
                 }
                 pending.batch.last()
             };
-            self.durable(newest).await?;
+            self.durable(newest).await.map_err(StorageError::Refused)?;
         }
     }
 
     /// Waits until the record `lsn`, and all before it, are on disk.
     ///
     /// Fails when they cannot be put there now. They may get there later all the same.
-    pub(super) async fn durable(&self, lsn: Lsn) -> Result<(), StorageError> {
+    pub(super) async fn durable(&self, lsn: Lsn) -> Result<(), WriteRefusal> {
         if self.is_durable(lsn) {
             return Ok(());
         }
-        match timeout(PATIENCE, self.waiters.wait(lsn)).await {
-            Ok(outcome) => Ok(outcome?),
-            Err(_) => Err(self.fail(Stalled)),
+        if let Ok(outcome) = timeout(PATIENCE, self.waiters.wait(lsn)).await {
+            return outcome;
         }
+        let stalled = format!("a write has not completed for {PATIENCE:?}");
+        let stalled = WriteRefusal::new(RefusalCause::DiskStalled, &stalled);
+        // It may have got there in the meantime, and then there is no outage.
+        if self.waiters.fail_unless_durable(lsn, stalled.clone()) { Err(stalled) } else { Ok(()) }
     }
 
-    /// Waits until something is pending; false when nothing is and nothing more will be.
-    pub(super) fn wait_for_records(&self) -> bool {
+    /// Waits until something is pending, and for no longer than `limit`.
+    pub(super) fn wait_for_records(&self, limit: Duration) -> Wake {
+        let deadline = Instant::now() + limit;
         let mut pending = self.pending.lock();
-        while pending.batch.records == 0 && !pending.is_closed {
+        loop {
+            if pending.batch.records > 0 {
+                return Wake::Records;
+            }
+            if pending.is_closed {
+                return Wake::Closed;
+            }
             pending.writer_sleeps = true;
-            self.filled.wait(&mut pending);
+            if self.filled.wait_until(&mut pending, deadline).timed_out() {
+                pending.writer_sleeps = false;
+                return if pending.batch.records > 0 { Wake::Records } else { Wake::Idle };
+            }
         }
-        pending.batch.records > 0
     }
 
     /// Takes all that is pending.
@@ -182,16 +184,12 @@ impl Journal {
 
     /// Says that the records up to `lsn` are on disk.
     pub(super) fn publish(&self, lsn: Lsn) {
-        if self.waiters.publish(lsn) {
-            tracing::info!("the disk takes changes again");
-        }
+        self.waiters.publish(lsn);
     }
 
-    /// Says that nothing gets to the disk, until something does. Gives what those who wait are told.
-    pub(super) fn fail(&self, error: impl Error + Send + Sync + 'static) -> StorageError {
-        let outage = Outage(Arc::new(error));
-        self.waiters.fail(outage.clone());
-        outage.into()
+    /// Says that nothing gets to the disk, until something does. Tells whether that is news.
+    pub(super) fn fail(&self, outage: WriteRefusal) -> bool {
+        self.waiters.fail(outage)
     }
 
     /// Whether an outage has ended since this was last asked.

@@ -39,7 +39,7 @@ use self::{
 };
 use super::{
     BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage,
-    StorageError,
+    StorageError, WriteRefusal,
     journal::{Journal, Lsn},
 };
 use crate::session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey};
@@ -163,7 +163,7 @@ impl MemoryStorage {
     }
 
     /// Waits until what is told to the caller can no longer be undone by a crash.
-    async fn durable(&self, lsn: Lsn) -> Result<(), StorageError> {
+    async fn durable(&self, lsn: Lsn) -> Result<(), WriteRefusal> {
         match &self.journal {
             Some(journal) => journal.durable(lsn).await,
             None => Ok(()),
@@ -171,7 +171,7 @@ impl MemoryStorage {
     }
 
     /// Waits until all that has been recorded is durable.
-    async fn all_durable(&self) -> Result<(), StorageError> {
+    async fn all_durable(&self) -> Result<(), WriteRefusal> {
         match &self.journal {
             Some(journal) => journal.durable(journal.newest()).await,
             None => Ok(()),
@@ -231,6 +231,11 @@ impl MemoryStorage {
             MutexGuard::unlocked(bucket, || drop(unused));
         }
     }
+}
+
+/// What is to be read depends on a change that cannot be put on disk.
+fn unreadable(refusal: WriteRefusal) -> StorageError {
+    StorageError::Unavailable(Box::new(refusal))
 }
 
 /// Where a session lies, or would.
@@ -293,7 +298,7 @@ impl SessionStorage for MemoryStorage {
                 _ => part.chunks(GROUP).for_each(|some| self.has_some::<GROUP>(some, &mut told)),
             }
         }
-        self.durable(newest).await?;
+        self.durable(newest).await.map_err(unreadable)?;
         Ok(exist)
     }
 
@@ -311,7 +316,7 @@ impl SessionStorage for MemoryStorage {
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
         self.admit().await?;
         let lease = self.leases.grant(ttl, owner)?;
-        self.all_durable().await?;
+        self.all_durable().await.map_err(StorageError::Refused)?;
         Ok(lease)
     }
 
@@ -323,7 +328,7 @@ impl SessionStorage for MemoryStorage {
         self.admit().await?;
         let ended = self.leases.revoke(lease)?;
         let destroyed = self.sweep(ended).await?;
-        self.all_durable().await?;
+        self.all_durable().await.map_err(StorageError::Refused)?;
         Ok(destroyed)
     }
 
@@ -420,7 +425,7 @@ impl SessionStorage for MemoryStorage {
             }
         }
         // What was read may still be undone by a crash.
-        self.all_durable().await?;
+        self.all_durable().await.map_err(unreadable)?;
         Ok(run)
     }
 }

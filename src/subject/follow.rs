@@ -41,13 +41,20 @@ pub(super) async fn follow(inner: Arc<Inner>, extent: LogExtent) {
 /// Expires leases, through outages of the storage. Never returns.
 pub(super) async fn expire(inner: Arc<Inner>) {
     let mut pause = FIRST_RETRY;
+    let mut is_failing = false;
     loop {
         let began = Instant::now();
         let Err(error) = inner.storage.expire_leases().await;
-        tracing::warn!(error = &error as &dyn Error, "leases cannot be expired; retrying until they can");
         if began.elapsed() > LAST_RETRY {
             pause = FIRST_RETRY;
+            is_failing = false;
         }
+        if is_failing {
+            tracing::debug!(error = &error as &dyn Error, "leases still cannot be expired");
+        } else {
+            tracing::warn!(error = &error as &dyn Error, "leases cannot be expired; retrying until they can");
+        }
+        is_failing = true;
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LAST_RETRY);
     }

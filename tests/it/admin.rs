@@ -17,7 +17,7 @@ use crate::{
 #[tokio::test]
 async fn it_tells_that_the_server_lives_and_is_ready() {
     let server = Running::start().await;
-    for (path, body) in [("/live", "live\n"), ("/ready", "ready\n")] {
+    for (path, body) in [("/live", "live\n"), ("/ready", "ready\n"), ("/writable", "writable\n")] {
         let page = get(server.admin, path).await;
         assert_eq!((page.status, page.body.as_str()), (200, body));
         let head = request(server.admin, "HEAD", path).await;
@@ -82,7 +82,13 @@ async fn metrics_are_the_figures_of_the_moment() {
     batch_create(&client, &[1, 2, 3]).await;
     grant(&leases, Duration::from_secs(60)).await;
     program.metric_comes_to("sessiond_log_retained_events", 3).await;
-    for (name, value) in [("sessions", 3), ("leases", 1), ("observers", 1), ("storage_up", 1)] {
+    for (name, value) in [
+        ("sessions", 3),
+        ("leases", 1),
+        ("observers", 1),
+        ("storage_up", 1),
+        ("storage_writable{cause=\"disk_full\"}", 1),
+    ] {
         assert_eq!(program.metric(&format!("sessiond_{name}")).await, value, "{name}");
     }
     assert!(program.metric("sessiond_log_retained_bytes").await > 0);

@@ -11,13 +11,15 @@ use std::{
 };
 
 use sessiond::proto::BatchCreateSessionsRequest;
-use tonic::{Code, Status};
+use tokio::time::Instant;
+use tonic::{Code, Status, transport::Endpoint};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tonic_types::StatusExt as _;
 
 use crate::{
     fake::soon,
     observed::{Key, Observed, apply},
-    program::Program,
+    program::{Program, get},
     server::Sessions,
     sessions::has,
 };
@@ -84,6 +86,8 @@ async fn create_until_refused(client: &Sessions, mut next: i64) -> i64 {
             Err(status) => {
                 assert_eq!(status.code(), Code::Unavailable, "{status:?}");
                 assert!(status.get_details_retry_info().is_some(), "{status:?}");
+                assert_eq!(status.get_details_error_info().unwrap().reason, "STORAGE_REFUSES_CHANGES");
+                assert!(status.message().contains("because the disk is full"), "{status:?}");
                 return next;
             }
         }
@@ -140,4 +144,58 @@ async fn a_full_disk_refuses_changes_loses_none_and_goes_on_when_there_is_room()
     fs::copy(small.path("registry"), &copy).unwrap();
     let program = Program::start(&["--storage", &format!("file:{}", copy.display())]).await;
     check(&program.sessions(), answered).await;
+}
+
+/// By this time a storage must have noticed that it cannot be changed, or that it can be again.
+const NOTICED: Duration = Duration::from_secs(10);
+
+#[tokio::test]
+async fn a_full_disk_is_reported_although_nobody_changes_anything() {
+    if !may_mount() {
+        println!("SKIPPED: this user may not mount a file system (unshare --map-root-user --mount)");
+        return;
+    }
+    let small = SmallDisk::start().await;
+    let program = &small.program;
+    let health = Endpoint::from_shared(format!("http://{}", program.addr)).unwrap().connect_lazy();
+    let mut health = HealthClient::new(health);
+    let service = |name: &str| HealthCheckRequest { service: name.to_owned() };
+    let mut watch = soon(health.watch(service("sessiond.v1.SessionService/write"))).await.unwrap().into_inner();
+    let full = "sessiond_storage_writable{cause=\"disk_full\"}";
+    for is_full in [false, true, false] {
+        let changed = Instant::now();
+        if is_full {
+            small.fill();
+        } else if program.log().contains("refuses") {
+            small.make_room();
+        }
+        let expected = if is_full { ServingStatus::NotServing } else { ServingStatus::Serving };
+        assert_eq!(soon(watch.message()).await.unwrap().unwrap().status(), expected);
+        assert!(changed.elapsed() < NOTICED, "{:?}", changed.elapsed());
+
+        let page = get(program.admin, "/writable").await;
+        if is_full {
+            assert_eq!(page.status, 503);
+            assert!(page.body.starts_with("disk_full: the disk is full ("), "{}", page.body);
+            assert!(page.body.contains("free some space"), "{}", page.body);
+        } else {
+            assert_eq!((page.status, &*page.body), (200, "writable\n"));
+        }
+        assert_eq!(program.metric(full).await, u64::from(!is_full));
+        assert_eq!(program.metric("sessiond_storage_writable{cause=\"disk_failed\"}").await, 1);
+        // What reads and listens goes on, so the server stays in the load balancer.
+        assert_eq!(get(program.admin, "/ready").await.status, 200);
+        assert_eq!(program.metric("sessiond_storage_up").await, 1);
+        let answer = soon(health.check(service("sessiond.v1.SessionService"))).await.unwrap().into_inner();
+        assert_eq!(answer.status(), ServingStatus::Serving);
+        if is_full {
+            program.logs("the storage refuses changes").await;
+            create_until_refused(&program.sessions(), 0).await;
+        }
+    }
+    program.logs("the storage accepts changes again").await;
+    let log = program.log();
+    let lines = |what: &str| log.lines().filter(|line| line.contains(what)).count();
+    assert_eq!((lines("refuses changes"), lines("accepts changes again")), (1, 1), "{log}");
+    assert!(log.contains("\"cause\":\"disk_full\""), "{log}");
 }

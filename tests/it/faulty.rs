@@ -21,8 +21,8 @@ use sessiond::{
     service::{Service, ServiceOptions, WireEncoder},
     session::{LeaseId, SessionKey},
     storage::{
-        BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage,
-        StorageError,
+        BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RefusalCause, RegistryId,
+        SessionStorage, StorageError, Writability, WriteRefusal,
         memory::{MemoryOptions, MemoryStorage},
     },
     subject::{SessionSubject, SubjectOptions},
@@ -34,12 +34,13 @@ use crate::{
     errors::refusal,
     fake::duration,
     observed::{Observed, created_ids},
-    sessions::create,
+    sessions::{create, has},
 };
 
 const WELL: u8 = 0;
 const AWAY: u8 = 1;
 const BROKEN: u8 = 2;
+const REFUSES: u8 = 3;
 
 /// A storage that fails when it is told to.
 #[derive(Debug)]
@@ -57,6 +58,17 @@ impl Faulty {
             _ => Ok(&self.storage),
         }
     }
+
+    fn refusal() -> WriteRefusal {
+        WriteRefusal::new(RefusalCause::TooFewReplicas, "secret detail")
+    }
+
+    fn check_change(&self) -> Result<&MemoryStorage, StorageError> {
+        match self.state.load(Ordering::SeqCst) {
+            REFUSES => Err(StorageError::Refused(Self::refusal())),
+            _ => self.check(),
+        }
+    }
 }
 
 #[async_trait]
@@ -70,17 +82,23 @@ impl SessionStorage for Faulty {
     fn partition_of(&self, bucket: u32) -> u32 {
         self.storage.partition_of(bucket)
     }
+    fn writability(&self) -> Writability {
+        match self.state.load(Ordering::SeqCst) {
+            REFUSES => Writability::Refused(Self::refusal()),
+            _ => Writability::Writable,
+        }
+    }
     async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
-        self.check()?.create(sessions, lease).await
+        self.check_change()?.create(sessions, lease).await
     }
     async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
         self.check()?.has(sessions).await
     }
     async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
-        self.check()?.destroy(sessions, lease).await
+        self.check_change()?.destroy(sessions, lease).await
     }
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
-        self.check()?.grant_lease(ttl, owner).await
+        self.check_change()?.grant_lease(ttl, owner).await
     }
     async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, StorageError> {
         self.check()?.keep_lease_alive(lease).await
@@ -187,4 +205,54 @@ async fn a_registry_where_nothing_happens_is_ready_again_when_its_storage_is() {
         };
         tokio::time::timeout(Duration::from_secs(60), reached).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_storage_that_refuses_changes_is_read_as_before_and_callers_are_told_the_cause() {
+    let storage = MemoryStorage::new(MemoryOptions::default());
+    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL) });
+    let storage: Arc<dyn SessionStorage> = faulty.clone();
+    let subject = SessionSubject::start(storage, SubjectOptions::default(), WireEncoder).await.unwrap();
+    let subject = Arc::new(subject);
+    let addr = serve(Arc::clone(&subject)).await;
+    let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();
+    let mut client = SessionServiceClient::new(channel.clone());
+    let mut leases = LeaseServiceClient::new(channel);
+    let mut observed = Observed::now(&client).await;
+    assert!(create(&client, 0, 1).await);
+    assert_eq!(subject.writability(), Writability::Writable);
+
+    faulty.state.store(REFUSES, Ordering::SeqCst);
+    let refusal = refusal(
+        Code::Unavailable,
+        "STORAGE_REFUSES_CHANGES",
+        None,
+        "because the store has too few replicas: try again later; to fix it, bring",
+    );
+    let ttl = Some(duration(Duration::from_secs(9)));
+    refusal.of(client.create_session(CreateSessionRequest { session_id: Some(2), ..Default::default() })).await;
+    refusal.of(client.destroy_session(DestroySessionRequest { session_id: Some(1), ..Default::default() })).await;
+    refusal.of(leases.grant_lease(GrantLeaseRequest { ttl, owner: String::new() })).await;
+    assert!(has(&client, 0, 1).await && !has(&client, 0, 2).await);
+    assert_eq!(Observed::snapshot(&client).await.synced().await.len(), 1);
+    assert_eq!(subject.writability(), Writability::Refused(Faulty::refusal()));
+    assert!(subject.is_following());
+
+    faulty.state.store(WELL, Ordering::SeqCst);
+    assert!(create(&client, 0, 2).await);
+    assert_eq!(created_ids(&observed.events(2).await), [1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registry_whose_storage_is_out_of_reach_cannot_be_changed() {
+    let storage = MemoryStorage::new(MemoryOptions::default());
+    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL) });
+    let storage: Arc<dyn SessionStorage> = faulty.clone();
+    let subject = SessionSubject::start(storage, SubjectOptions::default(), ()).await.unwrap();
+    faulty.state.store(AWAY, Ordering::SeqCst);
+    // The task that follows the storage has yet to run.
+    while subject.is_following() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(subject.writability().refusal().unwrap().cause, RefusalCause::Unreachable);
 }

@@ -8,6 +8,10 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 
 use crate::{fake::soon, server::Running};
 
+/// The last one tells whether the registry can be changed.
+const NAMES: [&str; 4] =
+    ["", "sessiond.v1.SessionService", "sessiond.v1.LeaseService", "sessiond.v1.SessionService/write"];
+
 fn service(name: &str) -> HealthCheckRequest {
     HealthCheckRequest { service: name.to_owned() }
 }
@@ -16,7 +20,7 @@ fn service(name: &str) -> HealthCheckRequest {
 async fn health_is_told_of_the_server_and_each_service() {
     let server = Running::start().await;
     let mut client = HealthClient::new(server.channel());
-    for name in ["", "sessiond.v1.SessionService", "sessiond.v1.LeaseService"] {
+    for name in NAMES {
         let answer = soon(client.check(service(name))).await.unwrap().into_inner();
         assert_eq!(answer.status(), ServingStatus::Serving, "{name}");
     }
@@ -27,7 +31,7 @@ async fn health_is_told_of_the_server_and_each_service() {
 async fn who_watches_health_hears_of_the_drain_and_does_not_hold_it_up() {
     let server = Running::start().await;
     let mut streams = Vec::new();
-    for name in ["", "sessiond.v1.SessionService", "sessiond.v1.LeaseService"] {
+    for name in NAMES {
         let mut client = HealthClient::new(server.channel());
         let mut stream = soon(client.watch(service(name))).await.unwrap().into_inner();
         assert_eq!(soon(stream.message()).await.unwrap().unwrap().status(), ServingStatus::Serving);

@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::storage::{RefusalCause, WriteRefusal};
+
 /// Why a registry's file cannot be opened or copied. The message says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -106,6 +108,24 @@ impl FileError {
             redb::Error::Io(source) => Self::from_io(&path, source),
             redb::Error::UpgradeRequired(_) => Self::Foreign { path },
             error => Self::damaged(&path, error),
+        }
+    }
+
+    /// What it means for those who want to change the registry.
+    pub(super) fn refusal(&self) -> WriteRefusal {
+        match self {
+            Self::Io { path, source } | Self::Unwritable { path, source } => {
+                let cause = match source.kind() {
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                        RefusalCause::DiskFull
+                    }
+                    io::ErrorKind::ReadOnlyFilesystem => RefusalCause::ReadOnly,
+                    io::ErrorKind::PermissionDenied => RefusalCause::NotPermitted,
+                    _ => RefusalCause::DiskFailed,
+                };
+                WriteRefusal::new(cause, &format!("{}: {source}", path.display()))
+            }
+            error => WriteRefusal::new(RefusalCause::Other, &error.to_string()),
         }
     }
 

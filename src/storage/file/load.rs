@@ -24,7 +24,7 @@ use crate::{
 
 /// A registry as it was.
 pub(super) struct Loaded {
-    pub(super) memory: MemoryStorage,
+    pub(super) memory: Arc<MemoryStorage>,
     pub(super) journal: Arc<Journal>,
     pub(super) rounds: Rounds,
 }
@@ -77,7 +77,7 @@ pub(super) fn load(store: &Store, options: MemoryOptions) -> Result<Loaded, Box<
     }
     let memory = restore.finish();
     progress.done(&memory);
-    Ok(Loaded { memory, journal, rounds: Rounds::new(reflected, options.retain_events) })
+    Ok(Loaded { memory: Arc::new(memory), journal, rounds: Rounds::new(reflected, options.retain_events) })
 }
 
 /// Why a lease ended, as it is in its row. 0 is a live one.

@@ -8,10 +8,13 @@ use std::{
     task::{Context, Poll},
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
-use super::{Lsn, Outage};
-use crate::relay::{Waiter, wake_all};
+use super::Lsn;
+use crate::{
+    relay::{Waiter, wake_all},
+    storage::WriteRefusal,
+};
 
 /// How far the disk has come, and who waits for it.
 pub(super) struct Waiters {
@@ -24,7 +27,7 @@ struct State {
     /// By the record that is waited for, and a number of one's own.
     waiting: BTreeMap<(Lsn, u64), Waiter>,
     next: u64,
-    outage: Option<Outage>,
+    outage: Option<WriteRefusal>,
     /// An outage has ended since it was last asked.
     has_recovered: bool,
 }
@@ -38,7 +41,7 @@ impl Waiters {
         Lsn(self.durable.load(Ordering::Acquire))
     }
 
-    pub(super) fn outage(&self) -> Option<Outage> {
+    pub(super) fn outage(&self) -> Option<WriteRefusal> {
         self.state.lock().outage.clone()
     }
 
@@ -48,13 +51,13 @@ impl Waiters {
     }
 
     /// Waits until the record `lsn` is on disk, or nothing gets there.
-    pub(super) async fn wait(&self, lsn: Lsn) -> Result<(), Outage> {
+    pub(super) async fn wait(&self, lsn: Lsn) -> Result<(), WriteRefusal> {
         let mut turn = Turn { waiters: self, lsn, number: None };
         poll_fn(|context| turn.poll(context)).await
     }
 
-    /// The records up to `lsn` are on disk. Tells whether an outage has ended with that.
-    pub(super) fn publish(&self, lsn: Lsn) -> bool {
+    /// The records up to `lsn` are on disk, which ends an outage.
+    pub(super) fn publish(&self, lsn: Lsn) {
         let mut state = self.state.lock();
         self.durable.store(lsn.0, Ordering::Release);
         let had_outage = state.outage.take().is_some();
@@ -64,17 +67,32 @@ impl Waiters {
         let woken = mem::replace(&mut state.waiting, later);
         drop(state);
         wake_all(woken.into_values());
-        had_outage
     }
 
-    /// Nothing gets to the disk: all who wait are told.
-    pub(super) fn fail(&self, outage: Outage) {
-        let mut state = self.state.lock();
-        state.outage = Some(outage);
-        let woken = mem::take(&mut state.waiting);
-        drop(state);
-        wake_all(woken.into_values());
+    /// Nothing gets to the disk: all who wait are told. Tells whether that is news.
+    pub(super) fn fail(&self, outage: WriteRefusal) -> bool {
+        fail(self.state.lock(), outage)
     }
+
+    /// The same if the record `lsn` is not on disk, and nothing otherwise. Tells whether it is not.
+    pub(super) fn fail_unless_durable(&self, lsn: Lsn, outage: WriteRefusal) -> bool {
+        let state = self.state.lock();
+        // Asked under the lock, under which an outage is ended.
+        if self.durable() >= lsn {
+            return false;
+        }
+        fail(state, outage);
+        true
+    }
+}
+
+/// Notes an outage and wakes all who wait. Tells whether there was none before.
+fn fail(mut state: MutexGuard<'_, State>, outage: WriteRefusal) -> bool {
+    let is_news = state.outage.replace(outage).is_none();
+    let woken = mem::take(&mut state.waiting);
+    drop(state);
+    wake_all(woken.into_values());
+    is_news
 }
 
 /// One who waits.
@@ -86,7 +104,7 @@ struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    fn poll(&mut self, context: &Context<'_>) -> Poll<Result<(), Outage>> {
+    fn poll(&mut self, context: &Context<'_>) -> Poll<Result<(), WriteRefusal>> {
         let mut state = self.waiters.state.lock();
         // Asked under the lock, under which those who wait are taken to be woken.
         if self.waiters.durable() >= self.lsn {
@@ -120,12 +138,13 @@ impl Drop for Turn<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::{io, sync::Arc, time::Duration};
+    use std::{sync::Arc, time::Duration};
 
     use futures_util::FutureExt;
     use tokio::{task::JoinSet, time::timeout};
 
     use super::*;
+    use crate::storage::RefusalCause;
 
     #[tokio::test]
     async fn those_who_wait_are_woken_though_some_give_up() {
@@ -146,7 +165,8 @@ mod tests {
         assert!((&mut moved).now_or_never().is_none());
         others.spawn(moved);
         tokio::task::yield_now().await;
-        assert!(!waiters.publish(Lsn(2)));
+        waiters.publish(Lsn(2));
+        assert!(!waiters.has_recovered(), "there was no outage");
         drop(first);
         let mut woken = Vec::new();
         for _ in 0..4 {
@@ -155,10 +175,15 @@ mod tests {
         woken.sort_unstable();
         assert_eq!(woken, [Ok(1), Ok(1), Ok(1), Ok(2)]);
         assert!(others.join_next().now_or_never().is_none());
-        waiters.fail(Outage(Arc::new(io::Error::other("gone"))));
+        let outage = || WriteRefusal::new(RefusalCause::DiskFailed, "gone");
+        assert!(!waiters.fail_unless_durable(Lsn(2), outage()), "that record is on disk");
+        assert!(waiters.outage().is_none());
+        assert!(waiters.fail(outage()), "an outage has begun");
+        assert!(!waiters.fail(outage()), "it is the same outage");
         assert_eq!(others.join_next().await.unwrap().unwrap(), Err(3));
         assert!(waiters.wait(Lsn(3)).now_or_never().unwrap().is_err());
-        assert!(waiters.publish(Lsn(3)), "an outage has ended");
+        waiters.publish(Lsn(3));
+        assert!(waiters.has_recovered(), "an outage has ended");
         assert!(waiters.wait(Lsn(3)).now_or_never().unwrap().is_ok());
     }
 }

@@ -82,7 +82,7 @@ impl MemoryStorage {
             self.logs.iter().for_each(Log::settle);
             done?;
         }
-        self.durable(newest).await?;
+        self.durable(newest).await.map_err(StorageError::Refused)?;
         Ok(results)
     }
 

@@ -1,6 +1,6 @@
 //! What callers are told while the disk fails, and what is there afterwards.
 
-use std::{error::Error, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     task::JoinSet,
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     session::{LeaseId, SessionKey},
-    storage::{SessionStorage, StorageError, StorageOptions, file::FileStorage},
+    storage::{RefusalCause, SessionStorage, StorageError, StorageOptions, file::FileStorage},
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -28,7 +28,7 @@ async fn open(disk: &Sim, retain_events: usize) -> Arc<FileStorage> {
     Arc::new(FileStorage::open_on(Arc::new(disk.clone()), PathBuf::from("registry"), options).await.unwrap())
 }
 
-/// Many who change sessions of their own, until they are told that the storage is out of reach or have made enough changes.
+/// Many who change sessions of their own, until changes are refused or they have made enough changes.
 async fn write(storage: &Arc<FileStorage>, ledger: &Ledger, changes: usize, seed: u64) {
     let mut following = JoinSet::new();
     following.spawn({
@@ -53,7 +53,7 @@ async fn write(storage: &Arc<FileStorage>, ledger: &Ledger, changes: usize, seed
                 };
                 match outcome {
                     Ok(()) => {}
-                    Err(StorageError::Unavailable(_)) => return,
+                    Err(StorageError::Refused(_)) => return,
                     Err(error) => panic!("{error}"),
                 }
             }
@@ -122,7 +122,7 @@ async fn outage(fault: Fault) {
     storage.keep_lease_alive(lease).await.unwrap();
     for _ in 0..3 {
         let refused = ledger.create(&storage, SessionKey::new(-1, 1), None).await.unwrap_err();
-        assert!(matches!(refused, StorageError::Unavailable(_)), "{refused}");
+        assert!(matches!(refused, StorageError::Refused(_)), "{refused}");
         sleep(Duration::from_millis(20)).await;
     }
 
@@ -164,8 +164,8 @@ async fn a_disk_that_does_not_answer_is_given_ten_seconds() {
     for patience in [Duration::from_secs(10), Duration::ZERO] {
         let began = Instant::now();
         let refused = ledger.create(&storage, SessionKey::new(-1, 1), None).await.unwrap_err();
-        assert!(matches!(refused, StorageError::Unavailable(_)), "{refused}");
-        assert_eq!(refused.source().unwrap().to_string(), "the disk has not answered for 10s");
+        let StorageError::Refused(refusal) = refused else { panic!("{refused}") };
+        assert_eq!(refusal.to_string(), "the disk does not complete writes (a write has not completed for 10s)");
         let waited = began.elapsed();
         assert!(patience <= waited && waited <= patience + Duration::from_millis(10), "{waited:?}");
     }
@@ -251,4 +251,59 @@ async fn endless_churn_takes_a_bounded_disk() {
     }
     assert!(sizes.iter().all(|size| *size <= BOUND), "{sizes:?}");
     ledger.check(&storage).await;
+}
+
+/// Waits until the storage reports `cause`, or that it can be changed. Nobody calls it meanwhile.
+async fn reports(storage: &FileStorage, cause: Option<RefusalCause>) {
+    let began = Instant::now();
+    loop {
+        let writability = storage.writability();
+        if writability.refusal().map(|refusal| refusal.cause) == cause {
+            return;
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "{writability:?}, not {cause:?}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_idle_storage_notices_that_its_disk_fails_and_recovers() {
+    let mut cases = JoinSet::new();
+    for (fault, cause) in [
+        (Fault::Full, RefusalCause::DiskFull),
+        (Fault::TornWrites, RefusalCause::DiskFailed),
+        (Fault::Syncs, RefusalCause::DiskFailed),
+        (Fault::Stalled, RefusalCause::DiskStalled),
+    ] {
+        cases.spawn(async move {
+            let disk = Sim::default();
+            let storage = open(&disk, 1000).await;
+            reports(&storage, None).await;
+            let size = disk.len();
+            disk.set_fault(Some(fault));
+            reports(&storage, Some(cause)).await;
+            disk.set_fault(None);
+            reports(&storage, None).await;
+            assert_eq!(disk.len(), size, "{fault:?}: a probe has left something");
+            storage.create(&[SessionKey::new(0, 1)], None).await.unwrap();
+        });
+    }
+    cases.join_all().await;
+}
+
+#[tokio::test]
+async fn a_refused_change_is_reported_at_once_with_its_cause() {
+    let disk = Sim::default();
+    let storage = open(&disk, 1000).await;
+    disk.set_fault(Some(Fault::Full));
+    let refused = storage.create(&[SessionKey::new(0, 1)], None).await.unwrap_err();
+    let StorageError::Refused(refusal) = refused else { panic!("{refused}") };
+    assert_eq!(refusal.cause, RefusalCause::DiskFull);
+    assert_eq!(storage.writability().refusal(), Some(&refusal));
+    // The change is still to be put on disk: nobody can be told whether it was made.
+    let unknown = storage.has(&[SessionKey::new(0, 1)]).await.unwrap_err();
+    assert!(matches!(unknown, StorageError::Unavailable(_)), "{unknown}");
+    disk.set_fault(None);
+    reports(&storage, None).await;
+    assert_eq!(storage.has(&[SessionKey::new(0, 1)]).await.unwrap(), [true]);
 }
