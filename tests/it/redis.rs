@@ -22,6 +22,7 @@ pub(crate) mod server;
 mod slots;
 mod starts;
 mod tls;
+mod writable;
 
 use std::{error::Error, sync::Arc};
 
