@@ -40,6 +40,9 @@ impl SessionKey {
 pub struct LeaseId(pub NonZeroU64);
 
 impl LeaseId {
+    /// The largest number that a registry gives to a lease: JavaScript's numbers hold all up to it.
+    pub(crate) const MAX: u64 = (1 << 53) - 1;
+
     /// The lease of that number; none for 0, as the protocol has it.
     #[must_use]
     pub fn from_number(number: u64) -> Option<Self> {

@@ -73,6 +73,12 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
         Writability::Writable
     }
 
+    /// Whether the store beneath may drop sessions by itself when its memory is full, without an event. `None` where the question does not arise,
+    /// or is yet to be answered.
+    fn evicts_keys(&self) -> Option<bool> {
+        None
+    }
+
     /// Makes sessions exist. Tells for each, in order, whether this call created it.
     ///
     /// Under a lease, all of them come under it, those that existed too; without one, those that existed keep theirs.
@@ -267,8 +273,8 @@ pub struct Changes {
 /// What is in some buckets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BucketRun {
-    /// For each bucket read, in order, the position in its partition's log that its sessions reflect.
-    pub positions: Vec<Position>,
+    /// For each bucket read, in order, the point of its partition's log that its sessions reflect. All are of one history.
+    pub points: Vec<LogPoint>,
     /// The sessions in those buckets, in no particular order.
     pub sessions: Vec<SessionKey>,
 }

@@ -26,6 +26,7 @@
 //! # }
 //! ```
 
+mod beginning;
 mod cursor;
 mod feed;
 mod filter;
@@ -36,6 +37,7 @@ mod observer;
 mod snapshot;
 mod subscription;
 mod update;
+mod verify;
 mod waiters;
 mod waits;
 mod writability;
@@ -51,13 +53,7 @@ use std::{
 
 use tokio::task::JoinHandle;
 
-use self::{
-    cursor::{CursorPlace, Positions},
-    feed::Feed,
-    log::{Found, Retention},
-    observer::Opening,
-    waits::WaitCounts,
-};
+use self::{beginning::Beginning, feed::Feed, log::Retention, waits::WaitCounts};
 use crate::{
     session::{LeaseId, SessionKey},
     storage::{RefusalCause, SessionStorage, StorageError, Writability, WriteRefusal},
@@ -301,42 +297,13 @@ impl SessionSubject {
         if count > limit {
             return Err(ObserveError::TooManyFilterIds { count, limit });
         }
-        let newest = self.inner.waits.of(StorageOperation::Log, self.inner.storage.log()).await?;
-        let log = &self.inner.feed.log;
-        let head = log.head();
-        if head.closed {
-            return Err(ObserveError::Closed);
-        }
-        let at_head = (head.place, head.points);
-        let here = |place| Cursor { registry_id: head.registry_id, place };
-        let (place, opening, cursor) = match start {
-            Start::Now if newest.registry_id == head.registry_id => {
-                // More may have been published since the storage was asked. The observer does not hear of that, so its cursor
-                // must not lead to before it.
-                let ends = newest.partitions.iter().map(|held| held.end.position);
-                let positions: Positions = ends.zip(&at_head.1).map(|(end, at)| end.max(at.position)).collect();
-                (at_head, Opening::Follow(positions.clone()), here(CursorPlace::After(positions)))
-            }
-            // The storage has begun anew and the follower has yet to notice.
-            Start::Now => (at_head, Opening::Reset(ResetReason::StorageRestarted), here(CursorPlace::SnapshotStart)),
-            Start::Snapshot => (at_head, Opening::Snapshot, here(CursorPlace::SnapshotStart)),
-            Start::After(cursor) if cursor == here(CursorPlace::SnapshotStart) => (at_head, Opening::Snapshot, cursor),
-            Start::After(cursor) => match log.find(&cursor, &newest) {
-                Found::Place(place, at, positions) => ((place, at), Opening::Follow(positions), cursor),
-                Found::Lost(reason) => (at_head, Opening::Reset(reason), cursor),
-            },
-        };
+        let beginning = Beginning::find(&self.inner, &start).await?;
         let limit = self.inner.options.max_observers;
         if self.inner.observers.fetch_add(1, Ordering::Relaxed) >= limit {
             self.inner.observers.fetch_sub(1, Ordering::Relaxed);
             return Err(ObserveError::TooManyObservers { limit });
         }
-        // Where it follows, that is the log its cursor is of: the log may have begun anew since its head was read.
-        let registry_id = match &opening {
-            Opening::Follow(_) => cursor.registry_id,
-            Opening::Snapshot | Opening::Reset(_) => head.registry_id,
-        };
-        Ok(Observer::new(Arc::clone(&self.inner), registry_id, filter, place, opening, cursor))
+        Ok(Observer::new(Arc::clone(&self.inner), filter, beginning))
     }
 
     /// Tells `observer` in a task of the current tokio runtime, until it is unsubscribed.
@@ -377,6 +344,12 @@ impl SessionSubject {
             }
             writability => writability,
         }
+    }
+
+    /// Whether the store may drop sessions by itself; see [`SessionStorage::evicts_keys`].
+    #[must_use]
+    pub fn evicts_keys(&self) -> Option<bool> {
+        self.inner.storage.evicts_keys()
     }
 
     /// How long the storage was waited for and how often it failed, by operation in the order of

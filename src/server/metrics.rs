@@ -98,6 +98,13 @@ async fn register(registry: &mut Registry, subject: &SessionSubject) {
         writable.get_or_create(&[("cause", cause.name())]).set(i64::from(refusal != Some(cause)));
     }
     registry.register("storage_writable", "0 for the cause for which the storage refuses changes, else 1", writable);
+    if let Some(evicts) = subject.evicts_keys() {
+        registry.register(
+            "storage_evicts_keys",
+            "Whether the store may drop sessions by itself when its memory is full",
+            gauge(u8::from(evicts)),
+        );
+    }
     let resets = Family::<[(&str, &str); 1], Counter>::default();
     for (reason, count) in ResetReason::ALL.into_iter().zip(stats.resets) {
         resets.get_or_create(&[("reason", name(reason))]).inc_by(count);

@@ -117,7 +117,7 @@ mod tests {
             .collect();
         // Some checksum is the right one.
         let cursor: Cursor =
-            (0..=u16::MAX).find_map(|sum| format!("0000000000000007-1f-{sum:04x}").parse().ok()).unwrap();
+            (0..=u16::MAX).find_map(|sum| format!("0000000000000007-1f-{:016x}-{sum:04x}", 9).parse().ok()).unwrap();
         for count in [0, 1, 2, 7, events.len()] {
             for cursor in [None, Some(&cursor)] {
                 let events = &events[..count];

@@ -6,12 +6,16 @@
 //! The file is a redb database. It holds the end of the log, a row for each batch of records, and for each bucket a
 //! checkpoint: its sessions, and the last record they reflect. Checkpoints are written anew by turns, as changes come, so
 //! that the log before them can be given up. Opening reads the checkpoints and repeats the log.
+//!
+//! Each opening gives a new mark to the log from its end on (`file/openings.rs`): what follows in a copy of the file has other
+//! marks than what followed in the original.
 
 mod backup;
 mod checkpoint;
 mod disk;
 mod error;
 mod load;
+mod openings;
 mod probe;
 mod rounds;
 mod store;

@@ -11,6 +11,7 @@ mod hash;
 mod held;
 mod lease;
 mod log;
+mod marks;
 mod restore;
 
 use std::{
@@ -42,10 +43,14 @@ use super::{
     StorageError, WriteRefusal,
     journal::{Journal, Lsn},
 };
-use crate::session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey};
+use crate::{
+    random::random_u64,
+    session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
+};
 
 pub(super) use self::{
     hash::random_key,
+    marks::{Marks, Stretch},
     restore::{Identity, Restore},
 };
 
@@ -110,18 +115,18 @@ impl MemoryStorage {
     /// An empty registry with an identity of its own.
     #[must_use]
     pub fn new(options: MemoryOptions) -> Self {
-        Self::with_hash(options, RegistryId(fastrand::u64(..)), SessionHasher::random(), None)
+        Self::with_hash(options, RegistryId(random_u64()), SessionHasher::random(), &Marks::random(), None)
     }
 
     fn with_hash(
         options: MemoryOptions,
         registry_id: RegistryId,
         hash: SessionHasher,
+        marks: &Marks,
         journal: Option<Arc<Journal>>,
     ) -> Self {
         let buckets = options.buckets.max(1).next_power_of_two();
-        let mark = Mark(fastrand::u64(..));
-        let log = |_| Log::new(options.retain_events, journal.is_none(), mark);
+        let log = |_| Log::new(options.retain_events, journal.is_none(), marks.clone());
         Self {
             registry_id,
             hash,
@@ -413,13 +418,13 @@ impl SessionStorage for MemoryStorage {
         if registry_id != self.registry_id || !self.logs.iter().zip(known).all(knows) {
             return Err(LogError::Restarted);
         }
-        let mut run = BucketRun { positions: Vec::new(), sessions: Vec::new() };
+        let mut run = BucketRun { points: Vec::new(), sessions: Vec::new() };
         let end = first.saturating_add(BUCKETS_A_READ).min(self.buckets.len() as u32);
         for index in first..end {
             let bucket = self.buckets[index as usize].lock();
             bucket.sessions().for_each(|sessions| run.sessions.extend_from_slice(sessions));
             // Read under the bucket's lock: no change of this bucket can come between.
-            run.positions.push(self.log_of(index).newest());
+            run.points.push(self.log_of(index).newest_point());
             if run.sessions.len() >= limit {
                 break;
             }

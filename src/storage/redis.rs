@@ -40,7 +40,7 @@ use futures_util::future::join_all;
 use tokio::task::JoinSet;
 
 use self::{
-    entry::mark_bytes,
+    entry::{mark_bytes, mark_in},
     fault::Fault,
     lane::{Answer, Change, Lane},
     partition::ASK,
@@ -91,7 +91,12 @@ impl RedisStorage {
     ///
     /// Outside of a tokio runtime.
     pub async fn open(url: &RedisUrl, options: StorageOptions) -> Result<Self, StorageError> {
-        let registry = Arc::new(Registry::open(url, options).await?);
+        let registry = Registry::open(url, options).await.map_err(|fault| match fault {
+            // Once it is open, the same may pass: a password is changed in one place after the other.
+            Fault::Setup(_) => StorageError::Broken(Box::new(fault)),
+            fault => fault.into(),
+        });
+        let registry = Arc::new(registry?);
         let mut tasks = JoinSet::new();
         let (mut lanes, mut reads, mut tails) = (Vec::new(), Vec::new(), Vec::new());
         for partition in registry.partitions() {
@@ -110,14 +115,6 @@ impl RedisStorage {
         tasks.spawn(Arc::clone(&findings).run(Arc::clone(&registry)));
         let read_ahead = AtomicUsize::new(BUCKETS_A_READ);
         Ok(Self { registry, lanes, reads, tails, findings, read_ahead, _tasks: tasks })
-    }
-
-    /// Whether Redis may evict keys of the registry when its memory is full; `None` until Redis has told its policy.
-    ///
-    /// Looked at every 30 s. Sessions that are evicted are gone without an event: set `maxmemory-policy` to `noeviction`.
-    #[must_use]
-    pub fn evicts_keys(&self) -> Option<bool> {
-        self.findings.evicts_keys()
     }
 
     /// Does something with sessions of any partitions: `ask` for those of one. Answers once every partition has, so that nothing goes on behind a
@@ -205,6 +202,10 @@ impl SessionStorage for RedisStorage {
         self.findings.writability()
     }
 
+    fn evicts_keys(&self) -> Option<bool> {
+        self.findings.evicts_keys()
+    }
+
     fn bucket_of(&self, session: &SessionKey) -> u32 {
         self.registry.bucket_of(&self.registry.identity(), session)
     }
@@ -290,7 +291,7 @@ impl SessionStorage for RedisStorage {
             let call = call.arg(&identity.birth).arg(known.position.0).arg(&mark_bytes(known.mark)[..]);
             call.arg(limit.max(1))
         });
-        let (position, _mark, read, bytes) = match read.await {
+        let (position, mark, read, bytes) = match read.await {
             Err(Fault::Script(fault::Answer::Other)) => return Err(LogError::Restarted),
             Err(Fault::Registry) => {
                 registry.rejoin(Some(&identity)).await.map_err(StorageError::from)?;
@@ -302,7 +303,9 @@ impl SessionStorage for RedisStorage {
         let read = usize::try_from(read).unwrap_or(left as usize);
         let wanted = limit.saturating_mul(read) / sessions.len().max(1);
         self.read_ahead.store(wanted.clamp(8, BUCKETS_A_READ), Ordering::Relaxed);
-        Ok(BucketRun { positions: vec![Position(position); read], sessions })
+        let mark =
+            mark_in(&mark).ok_or_else(|| StorageError::from(Fault::malformed("the mark of the log is missing")))?;
+        Ok(BucketRun { points: vec![LogPoint { position: Position(position), mark }; read], sessions })
     }
 }
 

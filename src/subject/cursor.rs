@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use smallvec::SmallVec;
 
-use crate::storage::{LogPoint, Position, RegistryId};
+use crate::storage::{LogPoint, Mark, Position, RegistryId};
 
 /// A position in each partition of a storage's log.
 pub(crate) type Positions = SmallVec<[Position; 1]>;
@@ -12,15 +12,17 @@ pub(crate) type Positions = SmallVec<[Position; 1]>;
 /// A point of each partition's log.
 pub(crate) type Points = SmallVec<[LogPoint; 1]>;
 
-/// The positions of some points.
-pub(crate) fn positions(points: &[LogPoint]) -> Positions {
-    points.iter().map(|point| point.position).collect()
+/// For each partition the later of two points.
+pub(crate) fn later(points: &Points, others: &Points) -> Points {
+    let later = |(point, other): (&LogPoint, &LogPoint)| if point.position < other.position { *other } else { *point };
+    points.iter().zip(others).map(later).collect()
 }
 
 /// A place in a registry's changes.
 ///
-/// Its text is opaque to those who keep it: the registry's id, a hexadecimal position for each partition of its log (or `s`
-/// for the place before a snapshot), and a checksum, so that a text cut short or mistyped is not taken for another place.
+/// Its text is opaque to those who keep it: the registry's id, a hexadecimal position for each partition of its log and a hash
+/// of the marks there (or `s` for the place before a snapshot), and a checksum, so that a text cut short or mistyped is not
+/// taken for another place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
     pub(crate) registry_id: RegistryId,
@@ -31,8 +33,19 @@ pub struct Cursor {
 pub(crate) enum CursorPlace {
     /// Right before a whole snapshot.
     SnapshotStart,
-    /// Right after the change at each partition's position.
-    After(Positions),
+    /// Right after the change at each partition's position, in this history.
+    After(Positions, History),
+}
+
+/// A hash of the marks at a cursor's positions, which tells its history from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct History(u64);
+
+impl History {
+    /// The history with these marks, one for each partition.
+    pub(crate) fn of(marks: impl IntoIterator<Item = Mark>) -> Self {
+        Self(fnv(marks.into_iter().map(|mark| mark.0)))
+    }
 }
 
 /// A text that is no cursor.
@@ -48,10 +61,11 @@ impl fmt::Display for Cursor {
         write!(f, "{}", self.registry_id)?;
         match &self.place {
             CursorPlace::SnapshotStart => f.write_str("-s")?,
-            CursorPlace::After(positions) => {
+            CursorPlace::After(positions, history) => {
                 for position in positions {
                     write!(f, "-{:x}", position.0)?;
                 }
+                write!(f, "-{:016x}", history.0)?;
             }
         }
         write!(f, "-{:04x}", self.checksum())
@@ -64,15 +78,16 @@ impl FromStr for Cursor {
     fn from_str(text: &str) -> Result<Self, ParseCursorError> {
         let mut parts = text.split('-');
         let registry_id = parts.next().and_then(hex).map(RegistryId).ok_or(ParseCursorError)?;
-        let mut parts: SmallVec<[&str; 3]> = parts.take(MAX_PARTITIONS + 2).collect();
+        let mut parts: SmallVec<[&str; 4]> = parts.take(MAX_PARTITIONS + 3).collect();
         parts.pop();
         let place = match parts.as_slice() {
-            [] => return Err(ParseCursorError),
             ["s"] => CursorPlace::SnapshotStart,
-            positions => {
+            [positions @ .., history] if !positions.is_empty() => {
                 let positions: Option<Positions> = positions.iter().map(|part| hex(part).map(Position)).collect();
-                CursorPlace::After(positions.ok_or(ParseCursorError)?)
+                let history = hex(history).map(History).ok_or(ParseCursorError)?;
+                CursorPlace::After(positions.ok_or(ParseCursorError)?, history)
             }
+            _ => return Err(ParseCursorError),
         };
         let cursor = Self { registry_id, place };
         // One place has one text: this refuses a wrong checksum, upper case, leading zeros and whatever else differs.
@@ -81,22 +96,31 @@ impl FromStr for Cursor {
 }
 
 impl Cursor {
-    /// FNV-1a (as of draft-eastlake-fnv) over all numbers, folded to 16 bits: against accidents, not against forgers, who
-    /// could gain nothing but another place in the same log.
+    /// The place right after these points.
+    pub(crate) fn after(registry_id: RegistryId, points: &[LogPoint]) -> Self {
+        let positions = points.iter().map(|point| point.position).collect();
+        let history = History::of(points.iter().map(|point| point.mark));
+        Self { registry_id, place: CursorPlace::After(positions, history) }
+    }
+
+    /// A hash over all numbers, folded to 16 bits: against accidents, not against forgers, who could gain nothing but another
+    /// place in the same log.
     fn checksum(&self) -> u16 {
-        let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-        let mut add = |number: u64| {
-            for byte in number.to_le_bytes() {
-                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        let place: SmallVec<[u64; 2]> = match &self.place {
+            CursorPlace::SnapshotStart => SmallVec::from_slice(&[u64::MAX]),
+            CursorPlace::After(positions, history) => {
+                positions.iter().map(|position| position.0).chain([history.0]).collect()
             }
         };
-        add(self.registry_id.0);
-        match &self.place {
-            CursorPlace::SnapshotStart => add(u64::MAX),
-            CursorPlace::After(positions) => positions.iter().for_each(|position| add(position.0)),
-        }
+        let hash = fnv([self.registry_id.0].into_iter().chain(place));
         (hash ^ (hash >> 16) ^ (hash >> 32) ^ (hash >> 48)) as u16
     }
+}
+
+/// FNV-1a, as of draft-eastlake-fnv.
+fn fnv(numbers: impl IntoIterator<Item = u64>) -> u64 {
+    let bytes = numbers.into_iter().flat_map(u64::to_le_bytes);
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 fn hex(text: &str) -> Option<u64> {
@@ -107,9 +131,12 @@ fn hex(text: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn cursor(positions: &[u64]) -> Cursor {
-        let positions = positions.iter().copied().map(Position).collect();
-        Cursor { registry_id: RegistryId(0xdead_beef), place: CursorPlace::After(positions) }
+    fn points(numbers: &[u64]) -> Points {
+        numbers.iter().map(|number| LogPoint { position: Position(*number), mark: Mark(!number) }).collect()
+    }
+
+    fn cursor(numbers: &[u64]) -> Cursor {
+        Cursor::after(RegistryId(0xdead_beef), &points(numbers))
     }
 
     #[test]
@@ -121,16 +148,42 @@ mod tests {
     }
 
     #[test]
+    fn the_form_of_the_text_is_kept() {
+        let text = "144b0767d0c03804-0-1-ffffffffffffffff-0000000000000000-bc17";
+        let positions = [0, 1, u64::MAX].into_iter().map(Position).collect();
+        let place = CursorPlace::After(positions, History(0));
+        assert_eq!(text.parse(), Ok(Cursor { registry_id: RegistryId(0x144b_0767_d0c0_3804), place }));
+        let text = "144b0767d0c03804-2f-9e3779b97f4a7c15-6b54";
+        assert_eq!(text.parse::<Cursor>().unwrap().to_string(), text);
+    }
+
+    #[test]
     fn any_other_text_is_refused() {
         let text = cursor(&[0x1234, 7]).to_string();
         for end in 0..text.len() {
             assert_eq!(text[..end].parse::<Cursor>(), Err(ParseCursorError), "{}", &text[..end]);
         }
-        for bad in ["-", "s", "-s-", "00000000deadbeef--0000", "+0000000deadbeef-1-0000", "\u{0}", "é-é-é"] {
+        let bad = ["-", "s", "-s-", "00000000deadbeef--0000", "00000000deadbeef-1-0000", "\u{0}", "é-é-é-é"];
+        for bad in bad.into_iter().chain(["+0000000deadbeef-1-0000000000000000-0000"]) {
             assert_eq!(bad.parse::<Cursor>(), Err(ParseCursorError), "{bad}");
         }
         assert_eq!(text.to_uppercase().parse::<Cursor>(), Err(ParseCursorError));
         assert_eq!(text.replace("1234", "1235").parse::<Cursor>(), Err(ParseCursorError));
         assert_eq!("-".repeat(1 << 20).parse::<Cursor>(), Err(ParseCursorError));
+    }
+
+    #[test]
+    fn a_cursor_tells_histories_apart_whichever_partition_differs() {
+        let all = cursor(&[1, 2, 3]);
+        for differs in 0..3 {
+            let mut points = points(&[1, 2, 3]);
+            points[differs].mark.0 ^= 1;
+            assert_ne!(Cursor::after(all.registry_id, &points), all);
+        }
+        let mut swapped = points(&[1, 1, 3]);
+        (swapped[0].mark, swapped[1].mark) = (Mark(1), Mark(2));
+        let straight = Cursor::after(all.registry_id, &swapped);
+        (swapped[0].mark, swapped[1].mark) = (Mark(2), Mark(1));
+        assert_ne!(Cursor::after(all.registry_id, &swapped), straight);
     }
 }

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::{
     ResetReason,
-    cursor::{Cursor, CursorPlace, Points, positions},
+    cursor::{Cursor, Points},
     filter::Filter,
     index::{FilterIndex, Mailbox},
     log::{Chunk, EventEncoder, EventLog, Place, Retention},
@@ -66,8 +66,7 @@ impl Feed {
         let head = self.log.head();
         let mut points = head.points;
         points[partition as usize] = last;
-        let cursor = Cursor { registry_id: head.registry_id, place: CursorPlace::After(positions(&points)) };
-        let wire = self.encoder.encode(&events, &cursor);
+        let wire = self.encoder.encode(&events, &Cursor::after(head.registry_id, &points));
         let mut woken = Vec::new();
         let index = self.index.lock();
         index.deliver(head.place.chunk(), &events, &mut woken);

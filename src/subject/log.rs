@@ -4,16 +4,17 @@ use std::{collections::VecDeque, sync::Arc, task::Context};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use super::{
     ResetReason,
-    cursor::{Cursor, CursorPlace, Points, Positions},
+    cursor::{Cursor, CursorPlace, History, Points, Positions},
     waiters::{Progress, Waiters},
 };
 use crate::{
     relay::Waiter,
     session::SessionEvent,
-    storage::{LogExtent, Position, RegistryId},
+    storage::{LogExtent, LogPoint, Mark, Position, RegistryId},
 };
 
 /// The most events of a chunk. Its message takes up to 36 KB, and 58 KB with auth keys, which still fits the window of a stream that
@@ -96,10 +97,15 @@ pub(super) enum Next {
 
 /// Where a cursor leads.
 pub(super) enum Found {
-    /// The place, the points there, and the positions to go on after.
-    Place(Place, Points, Positions),
+    /// The place, the points there, and those to go on after.
+    Place(Place, Points, Points),
     Lost(ResetReason),
+    /// The log was lost since the storage was asked.
+    AskAgain,
 }
+
+/// The marks at a cursor's positions, as far as they are known.
+pub(super) type Marks = SmallVec<[Option<Mark>; 1]>;
 
 pub(super) struct EventLog {
     state: Mutex<State>,
@@ -256,38 +262,69 @@ impl EventLog {
         }
     }
 
-    /// The place of a cursor's positions; one before a snapshot of this registry has none, and is not asked for. Some positions
-    /// may lie ahead of this log, when another replica has seen more.
-    pub(super) fn find(&self, cursor: &Cursor, newest: &LogExtent) -> Found {
+    /// The marks at some positions, as far as this log knows them: those where one of its chunks ends.
+    pub(super) fn marks(&self, positions: &Positions) -> Marks {
         let state = self.state.lock();
-        let CursorPlace::After(positions) = &cursor.place else {
+        let mark = |(partition, position): (usize, &Position)| {
+            let before = state.points_before(state.first_after(partition, *position))[partition];
+            (before.position == *position).then_some(before.mark)
+        };
+        positions.iter().enumerate().map(mark).collect()
+    }
+
+    /// Where a cursor leads that is not from before a snapshot of this registry. `marks` are those at its positions, and
+    /// `newest` is how far the storage's log reaches: both as the storage told when this log was in the epoch of `asked`. Some
+    /// positions may lie ahead of this log, when another replica has seen more.
+    pub(super) fn find(&self, cursor: &Cursor, marks: &Marks, newest: &LogExtent, asked: Place) -> Found {
+        let state = self.state.lock();
+        let CursorPlace::After(positions, history) = &cursor.place else {
             return Found::Lost(ResetReason::CursorForeign);
         };
+        if asked.epoch != state.epoch {
+            return Found::AskAgain;
+        }
         if cursor.registry_id != state.registry_id || positions.len() != state.end.len() {
             return Found::Lost(ResetReason::CursorForeign);
         }
-        if newest.registry_id != state.registry_id {
+        let is_ahead = positions.iter().zip(&newest.partitions).any(|(position, held)| *position > held.end.position);
+        if newest.registry_id != state.registry_id || is_ahead {
             return Found::Lost(ResetReason::StorageRestarted);
         }
-        if positions.iter().zip(&newest.partitions).any(|(position, held)| *position > held.end.position) {
-            return Found::Lost(ResetReason::StorageRestarted);
-        }
-        if positions.iter().zip(&state.start).any(|(position, start)| *position < start.position) {
+        let is_before = |(position, start): (&Position, &LogPoint)| *position < start.position;
+        if positions.iter().zip(&state.start).any(is_before) {
             return Found::Lost(ResetReason::CursorExpired);
         }
-        let offset = (0..positions.len())
-            .map(|p| state.chunks.partition_point(|chunk| chunk.points[p].position <= positions[p]))
-            .min()
-            .unwrap_or(0);
-        let at = match offset.checked_sub(1) {
-            Some(before) => state.chunks[before].points.clone(),
-            None => state.start.clone(),
-        };
-        Found::Place(Place { epoch: state.epoch, chunk: state.first + offset as u64 }, at, positions.clone())
+        let mut points = Points::new();
+        for ((position, mark), held) in positions.iter().zip(marks).zip(&newest.partitions) {
+            match mark {
+                Some(mark) => points.push(LogPoint { position: *position, mark: *mark }),
+                // Too old for the storage to say of which history it is.
+                None if is_before((position, &held.start)) => return Found::Lost(ResetReason::CursorExpired),
+                // It was ahead of the storage's log, which has grown since.
+                None => return Found::Lost(ResetReason::StorageRestarted),
+            }
+        }
+        if History::of(points.iter().map(|point| point.mark)) != *history {
+            return Found::Lost(ResetReason::StorageRestarted);
+        }
+        let offset = (0..).zip(positions).map(|(partition, position)| state.first_after(partition, *position));
+        let offset = offset.min().unwrap_or(0);
+        let place = Place { epoch: state.epoch, chunk: state.first + offset as u64 };
+        Found::Place(place, state.points_before(offset).clone(), points)
     }
 }
 
 impl State {
+    /// Which of the chunks held is the first that ends after a position of a partition.
+    fn first_after(&self, partition: usize, position: Position) -> usize {
+        self.chunks.partition_point(|chunk| chunk.points[partition].position <= position)
+    }
+
+    /// The points before the nth of the chunks held.
+    fn points_before(&self, nth: usize) -> &Points {
+        nth.checked_sub(1).map_or(&self.start, |before| &self.chunks[before].points)
+    }
+
     fn head(&self) -> Head {
         let chunk = self.first + self.chunks.len() as u64;
         let place = Place { epoch: self.epoch, chunk };

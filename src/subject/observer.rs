@@ -8,11 +8,13 @@ use std::{
 
 use super::{
     Events, Inner, ResetReason, Update,
-    cursor::{Cursor, CursorPlace, Points, Positions, positions},
+    beginning::Beginning,
+    cursor::{Cursor, Points, later},
     filter::Filter,
     index::{Mailbox, Taken},
     log::{Chunk, Next, Place, sum},
     snapshot::Snapshot,
+    verify::Verification,
     waiters::{Progress, WAITS},
 };
 use crate::{session::SessionEvent, storage::RegistryId};
@@ -33,8 +35,10 @@ pub struct Observer {
     place: Place,
     /// The points at `place`.
     at: Points,
-    /// The positions to go on after, while `place` lies before them: changes up to them are skipped.
-    resumed: Option<Positions>,
+    /// The points to go on after, while `place` lies before them: changes up to them are skipped.
+    resumed: Option<Points>,
+    /// What is yet to be seen of the history that it follows.
+    verification: Option<Box<Verification>>,
     watch: Option<Watch>,
     phase: Phase,
 }
@@ -62,22 +66,14 @@ enum Phase {
 pub(super) enum Opening {
     Snapshot,
     Reset(ResetReason),
-    /// Go on after these positions.
-    Follow(Positions),
+    /// Go on after these points.
+    Follow(Points),
 }
 
 impl Observer {
-    /// An observer of `registry_id` at `place`, where the points are `at`; `cursor` is what its first message promises,
-    /// which may be another registry's.
-    pub(super) fn new(
-        inner: Arc<Inner>,
-        registry_id: RegistryId,
-        filter: Filter,
-        (place, at): (Place, Points),
-        opening: Opening,
-        cursor: Cursor,
-    ) -> Self {
+    pub(super) fn new(inner: Arc<Inner>, filter: Filter, beginning: Beginning) -> Self {
         let (waiter, progress) = inner.feed.log.join();
+        let Beginning { registry_id, place, at, opening, cursor } = beginning;
         Self {
             filter: Arc::new(filter),
             waiter,
@@ -86,6 +82,7 @@ impl Observer {
             place,
             at,
             resumed: None,
+            verification: None,
             watch: None,
             phase: Phase::Opening { opening, cursor, is_told: false },
             inner,
@@ -106,15 +103,10 @@ impl Observer {
             Phase::Opening { cursor, .. } => Some(cursor.clone()),
             Phase::Resetting(_) | Phase::Reading(_) => None,
             Phase::Closed(cursor) => cursor.clone(),
-            Phase::Following => {
-                let positions = match &self.resumed {
-                    Some(resumed) => {
-                        self.at.iter().zip(resumed).map(|(at, resumed)| at.position.max(*resumed)).collect()
-                    }
-                    None => positions(&self.at),
-                };
-                Some(Cursor { registry_id: self.registry_id, place: CursorPlace::After(positions) })
-            }
+            Phase::Following => Some(match &self.resumed {
+                Some(resumed) => Cursor::after(self.registry_id, &later(&self.at, resumed)),
+                None => Cursor::after(self.registry_id, &self.at),
+            }),
         }
     }
 
@@ -164,6 +156,13 @@ impl Observer {
                             return self.close();
                         }
                         ready!(snapshot.poll_read(&self.filter, context));
+                        match Verification::of(snapshot.points(), &self.at) {
+                            Ok(verification) => self.verification = verification,
+                            Err(_) => {
+                                self.reset(ResetReason::StorageRestarted);
+                                continue;
+                            }
+                        }
                         if snapshot.has_sessions() {
                             continue;
                         }
@@ -189,6 +188,19 @@ impl Observer {
                     continue;
                 }
             };
+            if let Some(verification) = &mut self.verification {
+                let is_same = ready!(verification.poll(&self.inner, &chunk, &self.at, context));
+                // What the storage told may be of the log after this one was lost.
+                if let Some(reason) = self.inner.feed.log.lost_since(self.place) {
+                    self.reset(reason);
+                    continue;
+                }
+                if !is_same {
+                    self.reset(ResetReason::StorageRestarted);
+                    continue;
+                }
+                self.verification.take_if(|verification| verification.is_done());
+            }
             if let Some(events) = self.read(&chunk) {
                 return Poll::Ready(Some(Update::Events(events)));
             }
@@ -203,9 +215,17 @@ impl Observer {
         match opening {
             Opening::Snapshot => self.start_snapshot(),
             Opening::Reset(reason) => self.reset(reason),
-            Opening::Follow(positions) => {
+            Opening::Follow(points) => {
                 self.phase = Phase::Following;
-                self.resumed = Some(positions);
+                let head = self.inner.feed.log.head();
+                let ahead = (0..)
+                    .zip(points.iter().copied())
+                    .filter(|(partition, point): &(u32, _)| point.position > head.points[*partition as usize].position);
+                match Verification::of(ahead, &self.at) {
+                    Ok(verification) => self.verification = verification,
+                    Err(_) => return self.reset(ResetReason::StorageRestarted),
+                }
+                self.resumed = Some(points);
                 self.forget_resumed_if_passed();
             }
         }
@@ -214,6 +234,7 @@ impl Observer {
     fn reset(&mut self, reason: ResetReason) {
         self.inner.count_reset(reason);
         self.unwatch();
+        self.verification = None;
         self.phase = Phase::Resetting(reason);
     }
 
@@ -252,14 +273,15 @@ impl Observer {
         if self.resumed.is_none() && self.filter.is_all() {
             return None;
         }
-        let after = self.resumed.as_ref().map_or(0, |resumed| resumed[chunk.partition as usize].0);
+        let after = self.resumed.as_ref().map_or(0, |resumed| resumed[chunk.partition as usize].position.0);
         let numbered = (chunk.first.0..).zip(&*chunk.events);
         let passing = numbered.filter(|(position, event)| *position > after && self.filter.passes(event));
         Some(passing.map(|(_, event)| *event).collect())
     }
 
     fn forget_resumed_if_passed(&mut self) {
-        self.resumed.take_if(|resumed| self.at.iter().zip(&*resumed).all(|(at, resumed)| at.position >= *resumed));
+        self.resumed
+            .take_if(|resumed| self.at.iter().zip(&*resumed).all(|(at, resumed)| at.position >= resumed.position));
     }
 
     /// What the mailbox of an observer that filters by id has. None when the log is to be read instead.

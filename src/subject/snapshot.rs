@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     session::{SessionChange, SessionEvent, SessionKey},
-    storage::{BucketRun, LogError, Position, RegistryId},
+    storage::{BucketRun, LogError, LogPoint, RegistryId},
 };
 
 /// Read at once: an observer that is stuck in its snapshot holds on to no more than this and one bucket.
@@ -41,9 +41,9 @@ pub(super) struct Snapshot {
     registry_id: RegistryId,
     /// Where it began: what is read is of the same log as this place.
     began: Place,
-    /// The buckets from here on are those of `positions`; those before have been passed for good.
+    /// The buckets from here on are those of `points`; those before have been passed for good.
     first: u32,
-    positions: Vec<Position>,
+    points: Vec<LogPoint>,
     /// Read and not yet told of.
     sessions: Vec<SessionKey>,
     read: Option<Read>,
@@ -52,7 +52,7 @@ pub(super) struct Snapshot {
 
 impl Snapshot {
     pub(super) fn new(inner: Arc<Inner>, registry_id: RegistryId, began: Place) -> Self {
-        Self { inner, registry_id, began, first: 0, positions: Vec::new(), sessions: Vec::new(), read: None, held: 0 }
+        Self { inner, registry_id, began, first: 0, points: Vec::new(), sessions: Vec::new(), read: None, held: 0 }
     }
 
     /// How many sessions that pass the filter by id the observer holds.
@@ -73,11 +73,16 @@ impl Snapshot {
         (!part.is_empty()).then_some(part)
     }
 
+    /// The points that the run reflects, with their partitions.
+    pub(super) fn points(&self) -> impl Iterator<Item = (u32, LogPoint)> {
+        (self.first..).zip(&self.points).map(|(bucket, point)| (self.inner.storage.partition_of(bucket), *point))
+    }
+
     /// Whether an observer at `at` has passed the positions of the run.
     pub(super) fn is_passed(&self, at: &Points) -> bool {
         (self.first..)
-            .zip(&self.positions)
-            .all(|(bucket, position)| at[self.inner.storage.partition_of(bucket) as usize].position >= *position)
+            .zip(&self.points)
+            .all(|(bucket, point)| at[self.inner.storage.partition_of(bucket) as usize].position >= point.position)
     }
 
     /// Whether the run that has been read is the last.
@@ -86,7 +91,7 @@ impl Snapshot {
     }
 
     fn next_bucket(&self) -> u32 {
-        self.first + self.positions.len() as u32
+        self.first + self.points.len() as u32
     }
 
     /// Reads the next run, again and again while the storage cannot be read.
@@ -102,7 +107,7 @@ impl Snapshot {
                     }
                     self.read = None;
                     self.first = first;
-                    self.positions = run.positions;
+                    self.points = run.points;
                     self.sessions = run.sessions;
                     return Poll::Ready(());
                 }
@@ -138,7 +143,7 @@ impl Snapshot {
             let bucket = self.inner.storage.bucket_of(&event.session);
             let told = match bucket.checked_sub(self.first) {
                 None => true,
-                Some(offset) => self.positions.get(offset as usize).is_some_and(|read_at| position > read_at.0),
+                Some(offset) => self.points.get(offset as usize).is_some_and(|read_at| position > read_at.position.0),
             };
             if !told {
                 continue;

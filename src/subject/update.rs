@@ -36,7 +36,7 @@ pub enum ResetReason {
     CursorForeign,
     /// The observer fell behind the changes that are retained.
     Lagged,
-    /// The storage lost changes or began anew.
+    /// The storage lost changes or began anew, perhaps since the cursor was given.
     StorageRestarted,
 }
 

@@ -33,11 +33,13 @@ pub enum StorageOperation {
     Log,
     /// To read a part of a snapshot.
     ReadBuckets,
+    /// To tell of which history a cursor is.
+    Marks,
 }
 
 impl StorageOperation {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Create,
         Self::Has,
         Self::Destroy,
@@ -46,6 +48,7 @@ impl StorageOperation {
         Self::RevokeLease,
         Self::Log,
         Self::ReadBuckets,
+        Self::Marks,
     ];
 
     /// Its name, as metrics have it.
@@ -60,6 +63,7 @@ impl StorageOperation {
             Self::RevokeLease => "revoke_lease",
             Self::Log => "log",
             Self::ReadBuckets => "read_buckets",
+            Self::Marks => "marks",
         }
     }
 }

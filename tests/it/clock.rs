@@ -1,8 +1,7 @@
 //! The wall clock is set while the server runs, by libfaketime between the two.
 
 use std::{
-    env, fs,
-    path::Path,
+    fs,
     time::{Duration, SystemTime},
 };
 
@@ -13,7 +12,7 @@ use sessiond::{
 };
 use tonic::Code;
 
-use crate::{certificates::text, fake::soon, installed::is_missing, program::Program};
+use crate::{certificates::text, fake::soon, program::Program, wall_clock::WallClock};
 
 const DAY: i64 = 24 * 3600;
 const HELD: SessionKey = SessionKey::new(0, 0);
@@ -39,27 +38,16 @@ async fn expires(watch: &mut Watch, session: SessionKey) {
 
 #[tokio::test]
 async fn a_wall_clock_that_is_set_ends_tokens_and_nothing_else() {
-    // Where Debian has it, for programs with threads.
-    let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", env::consts::ARCH);
-    if is_missing("faketime", Path::new(&library).exists()) {
-        return;
-    }
+    let Some(clock) = WallClock::new() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let (clock, list) = (folder.path().join("clock"), folder.path().join("access"));
-    let set = |seconds: i64| fs::write(&clock, format!("{seconds:+}\n")).unwrap();
-    set(0);
+    let list = folder.path().join("access");
     let (lasting, brief) = (NewToken::generate("lasting").unwrap(), NewToken::generate("brief").unwrap());
     let until = humantime::format_rfc3339_seconds(SystemTime::now() + Duration::from_secs(DAY as u64));
     let lines =
         [lasting.line("admin".parse().unwrap()), format!("{} until={until}", brief.line("read".parse().unwrap()))];
     fs::write(&list, lines.join("\n")).unwrap();
-    let environment = [
-        ("LD_PRELOAD", library.as_str()),
-        ("FAKETIME_TIMESTAMP_FILE", text(&clock)),
-        ("FAKETIME_NO_CACHE", "1"),
-        // The monotonic clock is one that nobody can set.
-        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-    ];
+    let environment = clock.environment();
+    let environment = environment.each_ref().map(|(name, value)| (name.as_str(), value.as_str()));
     let program = Program::start_in(&environment, &["--access-file", text(&list)]).await;
     let client = |token: &NewToken| {
         let builder = Client::builder(&format!("http://{}", program.addr)).unwrap();
@@ -76,7 +64,7 @@ async fn a_wall_clock_that_is_set_ends_tokens_and_nothing_else() {
         let abandoned = SessionKey::new(0, id);
         let its_lease = gateway.grant_lease(Duration::from_secs(1), "").await.unwrap();
         assert!(gateway.create_under(abandoned, its_lease.id).await.unwrap());
-        set(jump);
+        clock.set(jump);
         // Tokens go by it, so the server sees it;
         let code = soon(brief.has(HELD)).await.err().and_then(|error| error.status().map(tonic::Status::code));
         assert_eq!(code, (jump > 0).then_some(Code::Unauthenticated));

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, path::Path, process::Stdio, time::Duration}
 
 use redb::TableDefinition;
 use sessiond::{
-    proto::{SessionEventType, subscribe_response::Body},
+    proto::{ResetReason, SessionEventType, subscribe_response::Body},
     session::SessionKey,
     storage::{
         SessionStorage, StorageOptions, StorageUrl,
@@ -79,6 +79,54 @@ async fn a_cursor_that_the_log_no_longer_reaches_gives_a_reset() {
     let mut resumed = Observed::after(&program.sessions(), &observed.cursor).await;
     assert!(matches!(resumed.next().await, Body::Reset(_)));
     assert_eq!(resumed.synced().await.len(), ids.len());
+}
+
+#[tokio::test]
+async fn a_cursor_from_a_history_that_was_rolled_back_gives_a_reset() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, copy) = (folder.path().join("registry"), folder.path().join("copy"));
+    let args = ["--storage", &url(&path)];
+    let stop = async |mut program: Program| {
+        program.signal("TERM").await;
+        assert_eq!(program.exit_code().await, Some(0));
+    };
+    let program = Program::start(&args).await;
+    let client = program.sessions();
+    let mut observed = Observed::now(&client).await;
+    batch_create(&client, &[1, 2, 3]).await;
+    observed.events(3).await;
+    let shared = observed.cursor.clone();
+    drop(observed);
+    stop(program).await;
+    fs::copy(&path, &copy).unwrap();
+
+    // What follows is lost when the copy is put back.
+    let program = Program::start(&args).await;
+    let client = program.sessions();
+    let mut observed = Observed::after(&client, &shared).await;
+    let lost: Vec<i64> = (100..200).collect();
+    batch_create(&client, &lost).await;
+    assert_eq!(created_ids(&observed.events(lost.len()).await), lost);
+    let cursor = observed.cursor.clone();
+    drop(observed);
+    stop(program).await;
+    fs::copy(&copy, &path).unwrap();
+
+    // Its history goes on past the place that the cursor names, also after another restart.
+    let program = Program::start(&args).await;
+    let new: Vec<i64> = (200..400).collect();
+    batch_create(&program.sessions(), &new).await;
+    stop(program).await;
+    let program = Program::start(&args).await;
+    let client = program.sessions();
+    let mut observed = Observed::after(&client, &cursor).await;
+    let Body::Reset(reset) = observed.next().await else { panic!("the cursor is of another history") };
+    assert_eq!(reset.reason(), ResetReason::StorageRestarted);
+    let held: BTreeSet<_> = [1, 2, 3].iter().chain(&new).map(|id| (0, *id)).collect();
+    assert_eq!(observed.synced().await, held);
+    // Both histories agree up to this place.
+    let mut observed = Observed::after(&client, &shared).await;
+    assert_eq!(created_ids(&observed.events(new.len()).await), new);
 }
 
 #[tokio::test]
@@ -224,9 +272,12 @@ async fn what_is_no_registry_is_left_alone() {
     drop(FileStorage::open(&path, OPTIONS).await.unwrap());
     write(table, "format", 9);
     let told = why_not(&path).await;
-    let newer =
-        format!("{} has format 9, and this version of sessiond reads format 1: use the version", path.display());
-    assert!(told.starts_with(&newer), "{told}");
+    let of_format =
+        |format| format!("{} has format {format}, and this version of sessiond reads format 2", path.display());
+    assert!(told.starts_with(&of_format(9)), "{told}");
+    write(table, "format", 1);
+    let told = why_not(&path).await;
+    assert!(told.starts_with(&of_format(1)), "{told}");
 }
 
 #[tokio::test]

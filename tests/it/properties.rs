@@ -11,6 +11,7 @@ mod model;
 mod races;
 mod redis;
 pub(crate) mod replica;
+mod rollback;
 mod segment;
 mod twisted;
 mod watcher;

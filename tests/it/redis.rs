@@ -1,25 +1,35 @@
 //! The storage in Redis, on real servers.
 
+mod clock;
 pub(crate) mod cluster;
 mod cluster_kills;
 mod conformance;
+mod ends;
 mod evictions;
+mod expiry;
+mod failing;
 mod faults;
 mod fleet;
+mod full;
 mod full_bucket;
 mod gap;
+mod gate;
+mod given_up;
 mod histories;
 mod layouts;
+mod lease_end;
 mod linear;
 mod lost_keys;
 mod name;
 mod name_failover;
+mod order;
 mod refusals;
 mod replica;
 mod rights;
 mod rolling;
 pub(crate) mod server;
 mod slots;
+mod stalls;
 mod starts;
 mod tls;
 mod writable;

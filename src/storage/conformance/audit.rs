@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     session::{DestroyReason, SessionChange, SessionEvent, SessionKey},
-    storage::{LogError, Position},
+    storage::{LogError, LogPoint, Position},
 };
 
 /// One bucket as it was read.
@@ -45,12 +45,12 @@ pub(super) async fn read_some(registry: &Registry, first: u32, limit: usize) -> 
     let known: Vec<_> = before.partitions.iter().map(|held| held.end).collect();
     let run = registry.read_buckets(&known, first, limit).await?;
     let storage = registry.storage();
-    ensure!(!run.positions.is_empty(), Answers, "read_buckets({first}, {limit}) read no bucket");
-    let end = u64::from(first) + run.positions.len() as u64;
+    ensure!(!run.points.is_empty(), Answers, "read_buckets({first}, {limit}) read no bucket");
+    let end = u64::from(first) + run.points.len() as u64;
     ensure!(end <= u64::from(buckets), Answers, "read_buckets({first}, {limit}) read up to {end} of {buckets} buckets");
     let mut reads: Vec<BucketRead> = (first..)
-        .zip(run.positions)
-        .map(|(bucket, position)| {
+        .zip(run.points)
+        .map(|(bucket, LogPoint { position, .. })| {
             let before = known[storage.partition_of(bucket) as usize].position;
             BucketRead { bucket, position, sessions: HashSet::new(), before }
         })

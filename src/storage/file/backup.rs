@@ -7,6 +7,7 @@ use redb::{Database, Key, ReadTransaction, ReadableDatabase, ReadableTable, Tabl
 use super::{
     FileError,
     disk::{Disk, Files},
+    openings::OPENINGS,
     store::{self, CHECKPOINTS, LEASES, LOG, META, Store},
 };
 use crate::storage::memory::MemoryOptions;
@@ -63,6 +64,7 @@ pub(super) fn copy(from: &ReadTransaction, to: &Database) -> Result<(), redb::Er
     copy_table(from, to, LOG)?;
     copy_table(from, to, CHECKPOINTS)?;
     copy_table(from, to, LEASES)?;
+    copy_table(from, to, OPENINGS)?;
     copy_table(from, to, META)
 }
 

@@ -62,6 +62,25 @@ pub enum FileError {
         /// The format that is known here.
         known: u64,
     },
+    /// The file is of an earlier version of sessiond that this one cannot read.
+    #[error(
+        "{} has format {found}, and this version of sessiond reads format {known}: use the version that wrote it, or begin anew without it",
+        .path.display()
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+        /// The format that is known here.
+        known: u64,
+    },
+    /// Another file has taken the place of the one that was open.
+    #[error("another file was put in the place of {} while it was open: restart sessiond to use that one", .path.display())]
+    Replaced {
+        /// The file.
+        path: PathBuf,
+    },
     /// There is no such file.
     #[error("there is no file {}: name the file of a registry", .path.display())]
     Missing {

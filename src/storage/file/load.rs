@@ -9,7 +9,7 @@ use std::{
 use redb::{ReadableTable, ReadableTableMetadata};
 
 use super::{
-    checkpoint,
+    checkpoint, openings,
     rounds::Rounds,
     store::{CHECKPOINTS, LEASES, LOG, LOG_HEADER, Store},
 };
@@ -44,8 +44,14 @@ pub(super) fn load(store: &Store, options: MemoryOptions) -> Result<Loaded, Box<
         }
         None => Lsn(0),
     };
+    let start = match log.first()? {
+        Some((_, row)) => Position(u64::from_le_bytes(*row.value().first_chunk().ok_or(Malformed)?)),
+        None => Position(0),
+    };
+    let marks = openings::marks(&transaction, start)?;
     let journal = Arc::new(Journal::new(newest));
-    let mut restore = Restore::new(identity, options, Arc::clone(&journal));
+    let mut restore = Restore::new(identity, options, &marks, Arc::clone(&journal));
+    restore.log_from(start);
 
     let leases = transaction.open_table(LEASES)?;
     for row in leases.iter()? {
@@ -62,14 +68,9 @@ pub(super) fn load(store: &Store, options: MemoryOptions) -> Result<Loaded, Box<
         *place = checkpoint::restore(&mut restore, bucket.value(), row.value())?;
         progress.step();
     }
-    let mut is_first = true;
     for row in log.iter()? {
         let (first, row) = row?;
-        let (header, records) = row.value().split_first_chunk::<LOG_HEADER>().ok_or(Malformed)?;
-        if is_first {
-            restore.log_from(Position(u64::from_le_bytes(*header)));
-            is_first = false;
-        }
+        let records = row.value().get(LOG_HEADER..).ok_or(Malformed)?;
         for (lsn, record) in (first.value()..).zip(Records::new(records)) {
             restore.record(Lsn(lsn), record?);
         }

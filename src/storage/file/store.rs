@@ -17,9 +17,10 @@ use super::{
     FileError,
     checkpoint::Checkpoint,
     disk::{Disk, Watched},
+    openings::{self, OPENINGS},
 };
 use crate::storage::{
-    Position, RegistryId,
+    Mark, Position, RegistryId,
     journal::{Batch, LeaseRow, Lsn},
     memory::{Identity, random_key},
 };
@@ -38,11 +39,9 @@ const META_FORMAT: &str = "format";
 const META_REGISTRY_ID: &str = "registry_id";
 const META_HASH_KEY: [&str; 2] = ["hash_key_0", "hash_key_1"];
 const META_BUCKETS: &str = "buckets";
-/// How often the file was opened.
-const META_OPENED: &str = "opened";
 
 /// Goes up with each change of what is in the tables.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// What a redb database begins with.
 const MAGIC: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
@@ -80,6 +79,8 @@ pub(super) struct Store {
     /// None after an error, until it is opened again.
     database: Option<Database>,
     identity: Identity,
+    /// The mark of this opening.
+    mark: Mark,
     sync_failed: Arc<AtomicBool>,
 }
 
@@ -94,16 +95,14 @@ impl Store {
         }
         let sync_failed = Arc::new(AtomicBool::new(false));
         let database = open_database(&*disk, path, &sync_failed)?;
-        let identity = match read_identity(&database, path)? {
-            Some(identity) => {
-                settle(&database).map_err(|error| FileError::from_database(path, error))?;
-                identity
-            }
-            None => begin(&database, buckets).map_err(|error| FileError::from_database(path, error))?,
-        };
+        let (identity, mark) = match read_identity(&database, path)? {
+            Some(identity) => settle(&database).map(|mark| (identity, mark)),
+            None => begin(&database, buckets),
+        }
+        .map_err(|error| FileError::from_database(path, error))?;
         // What a copy that was cut short has left.
         disk.remove(&beside(path)).map_err(|error| FileError::from_io(path, error))?;
-        Ok(Self { disk, path: path.to_owned(), database: Some(database), identity, sync_failed })
+        Ok(Self { disk, path: path.to_owned(), database: Some(database), identity, mark, sync_failed })
     }
 
     pub(super) fn identity(&self) -> Identity {
@@ -150,10 +149,9 @@ impl Store {
             drop(database);
         }
         let database = open_database(&*self.disk, &self.path, &self.sync_failed)?;
-        match read_identity(&database, &self.path)? {
-            Some(identity) if identity == self.identity => Ok(database),
-            _ => Err(FileError::Foreign { path: self.path.clone() }),
-        }
+        let is_ours = read_identity(&database, &self.path)? == Some(self.identity)
+            && read_mark(&database).map_err(|error| FileError::from_database(&self.path, error))? == Some(self.mark);
+        if is_ours { Ok(database) } else { Err(FileError::Replaced { path: self.path.clone() }) }
     }
 }
 
@@ -227,13 +225,21 @@ pub(super) fn read_identity(database: &impl ReadableDatabase, path: &Path) -> Re
         (false, Some((found, _))) if found > FORMAT => {
             Err(FileError::Newer { path: path.to_owned(), found, known: FORMAT })
         }
+        (false, Some((found, Some(_)))) if found < FORMAT => {
+            Err(FileError::Older { path: path.to_owned(), found, known: FORMAT })
+        }
         (false, Some((FORMAT, Some(identity)))) if identity.buckets.is_power_of_two() => Ok(Some(identity)),
         (false, _) => Err(FileError::Foreign { path: path.to_owned() }),
     }
 }
 
+/// The mark of the opening that the file was written by last.
+fn read_mark(database: &Database) -> Result<Option<Mark>, redb::Error> {
+    openings::newest(&database.begin_read()?)
+}
+
 /// Begins a registry in an empty database.
-fn begin(database: &Database, buckets: u32) -> Result<Identity, redb::Error> {
+fn begin(database: &Database, buckets: u32) -> Result<(Identity, Mark), redb::Error> {
     let [registry_id, _] = random_key();
     let identity = Identity { registry_id: RegistryId(registry_id), hash_key: random_key(), buckets };
     let transaction = database.begin_write()?;
@@ -241,24 +247,21 @@ fn begin(database: &Database, buckets: u32) -> Result<Identity, redb::Error> {
     transaction.open_table(LOG)?;
     transaction.open_table(CHECKPOINTS)?;
     transaction.open_table(LEASES)?;
+    let mark = openings::begin(&transaction)?;
     transaction.commit()?;
-    Ok(identity)
+    Ok((identity, mark))
 }
 
-/// Puts on disk what was found in the file, before anybody is told of it.
+/// Puts on disk what was found in the file, before anybody is told of it, and the mark of what will follow.
 ///
 /// The last commit of a process that died need not have got there: the kernel may still hold it, or the disk hold it in
 /// parts, of which a database that recovers takes the last that is whole. A later crash may find another. After a commit on
 /// top of it none can.
-fn settle(database: &Database) -> Result<(), redb::Error> {
+fn settle(database: &Database) -> Result<Mark, redb::Error> {
     let transaction = database.begin_write()?;
-    {
-        let mut meta = transaction.open_table(META)?;
-        let opened = meta.get(META_OPENED)?.map_or(0, |opened| opened.value());
-        meta.insert(META_OPENED, opened + 1)?;
-    }
+    let mark = openings::add(&transaction)?;
     transaction.commit()?;
-    Ok(())
+    Ok(mark)
 }
 
 /// Makes a copy a registry of its own.
@@ -290,8 +293,10 @@ fn write(database: &Database, commit: &Commit) -> Result<(), redb::Error> {
         header.copy_from_slice(&position.0.to_le_bytes());
         records.copy_from_slice(&batch.bytes);
         drop(row);
-        if let Some(trim) = trim {
-            trim_log(&mut log, *trim)?;
+        if let Some(trim) = trim
+            && let Some(start) = trim_log(&mut log, *trim)?
+        {
+            openings::trim(&mut transaction.open_table(OPENINGS)?, start)?;
         }
     }
     if !batch.leases.is_empty() {
@@ -318,10 +323,12 @@ fn write(database: &Database, commit: &Commit) -> Result<(), redb::Error> {
     Ok(())
 }
 
-/// Gives up the first rows of the log. A row ends where the next one begins, so the last one always stays.
-fn trim_log(log: &mut redb::Table<'_, u64, &[u8]>, trim: Trim) -> Result<(), redb::Error> {
+/// Gives up the first rows of the log. A row ends where the next one begins, so the last one always stays. Gives the position
+/// at which the log begins now, if that has changed.
+fn trim_log(log: &mut redb::Table<'_, u64, &[u8]>, trim: Trim) -> Result<Option<Position>, redb::Error> {
     let mut given_up = Vec::new();
     let mut last = None;
+    let mut start = Position(0);
     for row in log.iter()?.take(trim.rows + 1) {
         let (first, bytes) = row?;
         let position = bytes.value().first_chunk().map_or(0, |position| u64::from_le_bytes(*position));
@@ -329,9 +336,10 @@ fn trim_log(log: &mut redb::Table<'_, u64, &[u8]>, trim: Trim) -> Result<(), red
             break;
         }
         given_up.extend(last.replace(first.value()));
+        start = Position(position);
     }
-    for first in given_up {
-        log.remove(first)?;
+    for first in &given_up {
+        log.remove(*first)?;
     }
-    Ok(())
+    Ok((!given_up.is_empty()).then_some(start))
 }

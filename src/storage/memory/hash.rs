@@ -1,10 +1,10 @@
 //! The hash that puts a session into its bucket, and into its place there.
 
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{Hash, Hasher};
 
 use siphasher::sip::SipHasher13;
 
-use crate::session::SessionKey;
+use crate::{random::random_u64, session::SessionKey};
 
 /// Ids are chosen by clients, who must not be able to make them collide.
 ///
@@ -51,10 +51,9 @@ fn fold(a: u64, b: u64) -> u64 {
     product as u64 ^ (product >> 64) as u64
 }
 
-/// A key that nobody can guess. The standard library has no other source of such numbers.
+/// A key that nobody can guess.
 pub(in crate::storage) fn random_key() -> [u64; 2] {
-    let random = RandomState::new();
-    [random.hash_one(0), random.hash_one(1)]
+    [random_u64(), random_u64()]
 }
 
 #[cfg(test)]

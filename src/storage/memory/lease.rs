@@ -14,6 +14,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::bucket::LeaseSlot;
 use crate::{
+    random::random_u64,
     session::{DestroyReason, LeaseId},
     storage::{
         StorageError,
@@ -102,7 +103,7 @@ impl Leases {
         }
         // By chance: a gateway that comes back with an old one must not meet somebody else's.
         let id = loop {
-            if let Some(id) = LeaseId::from_number(fastrand::u64(..))
+            if let Some(id) = LeaseId::from_number(random_u64() & LeaseId::MAX)
                 && !table.live.contains_key(&id)
             {
                 break id;

@@ -4,6 +4,7 @@ use std::{collections::VecDeque, future::poll_fn, ops::Range, task::Poll, task::
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::marks::Marks;
 use crate::{
     session::{SessionChange, SessionEvent, SessionKey},
     storage::{Changes, LogError, LogPoint, Mark, Position},
@@ -17,14 +18,16 @@ const SEGMENT: usize = 4096;
 /// it has read, and a million changes in two logs take 24 MB more.
 const KEPT_OF_READ: usize = 16 * SEGMENT;
 
-pub(super) struct Log(Mutex<State>);
+pub(super) struct Log {
+    state: Mutex<State>,
+    /// They reach back to the first change held.
+    marks: Marks,
+}
 
 /// A log that is locked for changes to be appended.
 pub(super) struct Appending<'a>(MutexGuard<'a, State>);
 
 struct State {
-    /// The mark at every position.
-    mark: Mark,
     /// All but the last are full.
     segments: VecDeque<Vec<SessionEvent>>,
     segment_len: usize,
@@ -47,10 +50,9 @@ struct State {
 
 impl Log {
     /// One whose followers see changes when they are [settled](Self::settle), or when they are [shown](Self::show).
-    pub(super) fn new(retain: usize, shows_settled: bool, mark: Mark) -> Self {
+    pub(super) fn new(retain: usize, shows_settled: bool, marks: Marks) -> Self {
         let segment_len = retain.clamp(1, SEGMENT);
-        Self(Mutex::new(State {
-            mark,
+        let state = State {
             segments: VecDeque::new(),
             segment_len,
             // One more: the newest segment is rarely full.
@@ -63,18 +65,19 @@ impl Log {
             shows_settled,
             followers: Vec::new(),
             spare: Vec::new(),
-        }))
+        };
+        Self { state: Mutex::new(state), marks }
     }
 
     /// Lets the log begin after `position`: what follows is [restored](Self::restore).
     pub(super) fn restore_from(&self, position: Position) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         (state.oldest, state.newest, state.visible) = (position.0, position.0, position.0);
     }
 
     /// Appends a change that was made in an earlier life of the registry.
     pub(super) fn restore(&self, event: SessionEvent) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         state.append(event);
         state.visible = state.newest;
         drop(state.trim());
@@ -82,7 +85,7 @@ impl Log {
 
     /// Shows changes up to `position` to followers.
     pub(super) fn show(&self, position: Position) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let (followers, unused) = (state.show(position.0), state.trim());
         drop(state);
         followers.into_iter().for_each(Waker::wake);
@@ -91,13 +94,13 @@ impl Log {
 
     /// Locks it for changes to be appended. [`settle`](Self::settle) must follow, when no lock is held.
     pub(super) fn appending(&self) -> Appending<'_> {
-        Appending(self.0.lock())
+        Appending(self.state.lock())
     }
 
     /// Does what follows on some appended changes and takes no lock to be done: shows them to those who wait for changes, all at
     /// once, and makes memory ready for more, which the kernel may take milliseconds to hand out.
     pub(super) fn settle(&self) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let newest = state.newest;
         let followers = if state.shows_settled { state.show(newest) } else { Vec::new() };
         let unused = state.trim();
@@ -110,31 +113,41 @@ impl Log {
         if wants_spare {
             let unwritten = SessionEvent { session: SessionKey::new(0, 0), change: SessionChange::Created };
             let spare = vec![unwritten; segment_len];
-            self.0.lock().spare = spare;
+            self.state.lock().spare = spare;
         }
     }
 
     pub(super) fn newest(&self) -> Position {
-        Position(self.0.lock().newest)
+        Position(self.state.lock().newest)
+    }
+
+    /// The point of the newest change.
+    pub(super) fn newest_point(&self) -> LogPoint {
+        let position = self.newest();
+        // The mark of what is newest is always known.
+        LogPoint { position, mark: self.marks.at(position).unwrap_or_default() }
     }
 
     /// The points between which changes are held that followers see.
     pub(super) fn extent(&self) -> Range<LogPoint> {
-        let state = self.0.lock();
-        let point = |position| LogPoint { position: Position(position), mark: state.mark };
-        point(state.oldest)..point(state.visible)
+        let (oldest, visible) = {
+            let state = self.state.lock();
+            (Position(state.oldest), Position(state.visible))
+        };
+        let point = |position| LogPoint { position, mark: self.marks.since_oldest(position) };
+        point(oldest)..point(visible)
     }
 
-    /// The mark at a position, unless it is ahead of what followers see.
+    /// The mark at a position, unless it is ahead of what followers see or has been forgotten.
     pub(super) fn mark(&self, position: Position) -> Option<Mark> {
-        let state = self.0.lock();
-        (position.0 <= state.visible).then_some(state.mark)
+        let is_shown = position.0 <= self.state.lock().visible;
+        is_shown.then(|| self.marks.at(position)).flatten()
     }
 
     pub(super) async fn changes_after(&self, after: LogPoint, limit: usize) -> Result<Changes, LogError> {
         poll_fn(|context| {
-            let mut state = self.0.lock();
-            let changes = state.changes_after(after, limit.max(1), context.waker());
+            let mut state = self.state.lock();
+            let changes = state.changes_after(after, &self.marks, limit.max(1), context.waker());
             let unused = state.trim();
             drop(state);
             drop(unused);
@@ -197,14 +210,16 @@ impl State {
 
     fn changes_after(
         &mut self,
-        LogPoint { position: after, mark }: LogPoint,
+        point: LogPoint,
+        marks: &Marks,
         limit: usize,
         waker: &Waker,
     ) -> Poll<Result<Changes, LogError>> {
+        let after = point.position;
         if after.0 < self.oldest {
             return Poll::Ready(Err(LogError::Trimmed));
         }
-        if after.0 > self.visible || mark != self.mark {
+        if after.0 > self.visible || marks.since_oldest(after) != point.mark {
             return Poll::Ready(Err(LogError::Restarted));
         }
         self.read = self.read.max(after.0);
@@ -215,7 +230,8 @@ impl State {
             return Poll::Pending;
         }
         let events = self.read((after.0 - self.oldest) as usize, limit);
-        Poll::Ready(Ok(Changes { events, mark: self.mark }))
+        let mark = marks.since_oldest(Position(after.0 + events.len() as u64));
+        Poll::Ready(Ok(Changes { events, mark }))
     }
 
     /// Up to `limit` changes, without the first `skip` that are held.

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use super::{Lease, MemoryOptions, MemoryStorage, SessionHasher, Spot};
+use super::{Lease, Marks, MemoryOptions, MemoryStorage, SessionHasher, Spot};
 use crate::{
     session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
     storage::{
@@ -36,10 +36,15 @@ pub(in crate::storage) struct Restore {
 
 impl Restore {
     /// Begins with nothing. What happens after is recorded in `journal`.
-    pub(in crate::storage) fn new(identity: Identity, options: MemoryOptions, journal: Arc<Journal>) -> Self {
+    pub(in crate::storage) fn new(
+        identity: Identity,
+        options: MemoryOptions,
+        marks: &Marks,
+        journal: Arc<Journal>,
+    ) -> Self {
         let options = MemoryOptions { buckets: identity.buckets, partitions: 1, ..options };
         let hash = SessionHasher::new(identity.hash_key);
-        let storage = MemoryStorage::with_hash(options, identity.registry_id, hash, Some(journal));
+        let storage = MemoryStorage::with_hash(options, identity.registry_id, hash, marks, Some(journal));
         let reflected = vec![Lsn(0); storage.buckets.len()];
         Self { storage, reflected, leases: HashMap::new(), gone: Vec::new() }
     }

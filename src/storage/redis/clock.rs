@@ -1,7 +1,5 @@
 //! What time it is by a partition's own clock, as far as this process knows.
 
-use std::time::Duration;
-
 use parking_lot::Mutex;
 use redis::RedisError;
 use tokio::time::Instant;
@@ -49,10 +47,10 @@ impl Clock {
         }
     }
 
-    /// The time by the partition's clock at which a step that is sent now, and has so long, is over.
-    pub(super) fn until(&self, patience: Duration) -> u64 {
+    /// The partition's time, at the latest, when this process' clock shows `over`.
+    pub(super) fn until(&self, over: Instant) -> u64 {
         match &*self.0.lock() {
-            Some(reading) => reading.time + (reading.taken.elapsed() + patience).as_millis() as u64,
+            Some(reading) => reading.time + over.saturating_duration_since(reading.taken).as_millis() as u64,
             // Nothing is sent before the first reading.
             None => 0,
         }

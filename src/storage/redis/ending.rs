@@ -15,7 +15,7 @@ use super::{
     registry::{Identity, Registry},
     script::{Call, Script},
 };
-use crate::session::LeaseId;
+use crate::{random::random_u64, session::LeaseId};
 
 /// How many buckets are looked at in one step, and how many sessions are destroyed in it.
 const BUCKETS_A_STEP: usize = 1024;
@@ -31,21 +31,24 @@ pub(super) struct Ending {
     /// How many sessions are under it, as far as is known.
     pub(super) sessions: u64,
     /// Whether it has ended already.
-    pub(super) has_ended: bool,
+    has_ended: bool,
+    /// The number of its mark.
+    number: String,
 }
 
 impl Ending {
-    /// Reads what `lease_end.lua` notes of a lease: state and reason, until when it may end, its ttl and its owner.
+    /// Reads what `lease_end.lua` notes of a lease: state and reason, the number of its mark, until when it may end, its ttl and its owner.
     pub(super) fn parse(lease: Vec<u8>, known: &[u8]) -> Self {
         let text = String::from_utf8_lossy(known);
         let state = text.as_bytes();
-        let owner = text.splitn(4, ' ').nth(3).unwrap_or_default().to_owned();
+        let part = |n: usize| text.splitn(5, ' ').nth(n).unwrap_or_default().to_owned();
         Self {
             lease,
             reason: state.get(1).copied().unwrap_or(0),
-            owner,
+            owner: part(4),
             sessions: 0,
             has_ended: state.first() == Some(&b'c'),
+            number: part(1),
         }
     }
 }
@@ -58,6 +61,11 @@ struct Closed<'a> {
     slot: Vec<u8>,
 }
 
+/// Tells one mark, or one closing, from all others. Scripts take it as digits.
+pub(super) fn random_number() -> u64 {
+    random_u64()
+}
+
 impl Registry {
     /// A call of a script that ends leases.
     pub(super) fn ending_call(&self, script: &Script) -> Call {
@@ -65,8 +73,8 @@ impl Registry {
     }
 
     /// Ends a lease that somebody has marked, unless it turns out to live. It is swept by those who look for leases to sweep.
-    pub(super) async fn finish_ending(&self, lease: LeaseId) -> Result<(), Fault> {
-        self.end(vec![Ending::parse(lease_bytes(lease).to_vec(), b"m")]).await.map(drop)
+    pub(super) async fn finish_ending(&self, lease: LeaseId, known: &[u8]) -> Result<(), Fault> {
+        self.end(vec![Ending::parse(lease_bytes(lease).to_vec(), known)]).await.map(drop)
     }
 
     /// Ends a lease that was just marked, and destroys its sessions. Gives how many.
@@ -83,11 +91,13 @@ impl Registry {
     pub(super) async fn end(&self, mut endings: Vec<Ending>) -> Result<Vec<Ending>, Fault> {
         let leases: Vec<&[u8]> = endings.iter().map(|ending| &ending.lease[..]).collect();
         let leases = &leases[..];
+        let marks: Vec<_> = endings.iter().map(|ending| (&ending.lease[..], ending.number.as_str())).collect();
+        let marks = &marks[..];
         let (held, ended) = self
             .with_identity(|identity| async move {
                 let birth = &identity.birth;
                 let closed = self.each_partition(|partition| async move {
-                    let number = crate::random::random_u64();
+                    let number = random_number();
                     let closed = partition.run::<Vec<u64>>(DURABLE, |_| {
                         let call = self.call(&self.scripts.lease_close, &partition, &["attached", "closed", "held"], 0);
                         call.arg(birth).arg(number).arg(leases)
@@ -95,9 +105,10 @@ impl Registry {
                     closed.await
                 });
                 let held = closed.await?;
-                let ended = self
-                    .first()
-                    .run::<Vec<u64>>(DURABLE, |_| self.ending_call(&self.scripts.lease_ended).arg(birth).arg(leases));
+                let ended = self.first().run::<Vec<u64>>(DURABLE, |_| {
+                    let call = self.ending_call(&self.scripts.lease_ended).arg(birth);
+                    marks.iter().fold(call, |call, (lease, number)| call.arg(*lease).arg(*number))
+                });
                 Ok((held, ended.await?))
             })
             .await?;
@@ -125,7 +136,7 @@ impl Registry {
                     .with_identity(|identity| async move { self.sweep_partition(partition, &identity, ended).await });
                 destroyed.iter_mut().zip(some.await?).for_each(|(sum, some)| *sum += some);
             }
-            self.call_for(&self.scripts.lease_done, &["ended", "claims"], ended, None).await?;
+            self.forget_ended(ended).await?;
             Ok(destroyed)
         };
         tokio::select! {
@@ -140,24 +151,31 @@ impl Registry {
         again.tick().await;
         loop {
             again.tick().await;
-            let ms = CLAIM.as_millis() as u64;
-            if let Err(fault) = self.call_for(&self.scripts.lease_claim, &["claims"], ended, Some(ms)).await {
+            let claimed = self.with_identity(|identity| async move {
+                let claimed = self.first().run::<u32>(DURABLE, |_| {
+                    let call = self.call(&self.scripts.lease_claim, self.first(), &["claims"], 0);
+                    let call = call.arg(&identity.birth).arg(CLAIM.as_millis() as u64);
+                    ended.iter().fold(call, |call, ending| call.arg(&ending.lease[..]))
+                });
+                claimed.await
+            });
+            if let Err(fault) = claimed.await {
                 return fault;
             }
         }
     }
 
-    /// Calls a script of the first partition for some leases.
-    async fn call_for(&self, script: &Script, names: &[&str], ended: &[Ending], ms: Option<u64>) -> Result<(), Fault> {
-        let called = self.with_identity(|identity| async move {
-            let called = self.first().run::<u32>(DURABLE, |_| {
-                let call = self.call(script, self.first(), names, 0).arg(&identity.birth);
-                let call = ms.into_iter().fold(call, |call, ms| call.arg(ms));
-                ended.iter().fold(call, |call, ending| call.arg(&ending.lease[..]))
+    /// Forgets leases that are swept everywhere.
+    async fn forget_ended(&self, ended: &[Ending]) -> Result<(), Fault> {
+        let done = self.with_identity(|identity| async move {
+            let done = self.first().run::<u32>(DURABLE, |_| {
+                let call = self.call(&self.scripts.lease_done, self.first(), &["ended", "claims"], 0);
+                let call = call.arg(&identity.birth);
+                ended.iter().fold(call, |call, ending| call.arg(&ending.lease[..]).arg(&ending.number))
             });
-            called.await
+            done.await
         });
-        called.await.map(drop)
+        done.await.map(drop)
     }
 
     async fn sweep_partition(
@@ -175,7 +193,8 @@ impl Registry {
         let found: Vec<(Vec<u8>, u64, Vec<u8>)> =
             redis::from_redis_value(Value::Array(found.await?)).map_err(RedisError::from)?;
         let mut closed = Vec::new();
-        let mut buckets = std::collections::BTreeSet::new();
+        // The sets of all of them, one over the other.
+        let mut all_bits = Vec::new();
         let mut is_all = false;
         for (place, (ending, (slot, held, bits))) in ended.iter().zip(found).enumerate() {
             if slot.is_empty() {
@@ -183,20 +202,21 @@ impl Registry {
             }
             // Its set of buckets was lost.
             is_all |= held > 0 && bits.is_empty();
-            buckets.extend(self.buckets_in(partition.number, &bits));
+            all_bits.resize(all_bits.len().max(bits.len()), 0);
+            all_bits.iter_mut().zip(&bits).for_each(|(all, bits)| *all |= bits);
             closed.push(Closed { ending, place, slot });
         }
         if closed.is_empty() {
             return Ok(destroyed);
         }
         if !is_all {
-            let buckets: Vec<u32> = buckets.into_iter().collect();
-            self.sweep_buckets(partition, identity, &closed, &buckets, &mut destroyed).await?;
+            let buckets = self.buckets_in(partition.number, &all_bits);
+            self.sweep_buckets(partition, identity, &closed, buckets, &mut destroyed).await?;
             is_all = self.forget_swept(partition, identity, &closed, false).await?;
         }
         if is_all {
-            let buckets: Vec<u32> = self.buckets_of(partition.number).collect();
-            self.sweep_buckets(partition, identity, &closed, &buckets, &mut destroyed).await?;
+            let buckets = self.buckets_of(partition.number);
+            self.sweep_buckets(partition, identity, &closed, buckets, &mut destroyed).await?;
             self.forget_swept(partition, identity, &closed, true).await?;
         }
         Ok(destroyed)
@@ -208,18 +228,24 @@ impl Registry {
         partition: &Partition,
         identity: &Identity,
         closed: &[Closed<'_>],
-        mut left: &[u32],
+        buckets: impl Iterator<Item = u32> + Send,
         destroyed: &mut [u64],
     ) -> Result<u64, Fault> {
         let mut all = 0;
         let mut cursor = "0".to_owned();
-        while !left.is_empty() {
-            let some = &left[..left.len().min(BUCKETS_A_STEP)];
+        let mut buckets = buckets;
+        let mut some = Vec::with_capacity(BUCKETS_A_STEP);
+        loop {
+            some.extend(buckets.by_ref().take(BUCKETS_A_STEP - some.len()));
+            if some.is_empty() {
+                return Ok(all);
+            }
+            let some_now = &some;
             let mark = self.new_mark();
             let swept = partition.run::<(usize, String, u64, Vec<u64>)>(DURABLE, |_| {
                 let names = ["log", "closed", "slots", "held"];
-                let call = self.call(&self.scripts.lease_sweep, partition, &names, some.len());
-                let call = some.iter().fold(call, |call, bucket| call.arg(partition.bucket_key(*bucket)));
+                let call = self.call(&self.scripts.lease_sweep, partition, &names, some_now.len());
+                let call = some_now.iter().fold(call, |call, bucket| call.arg(partition.bucket_key(*bucket)));
                 let call = call.arg(&identity.birth).arg(&mark[..]).arg(self.options.retain_events);
                 let call = call.arg(SESSIONS_A_STEP).arg(&cursor);
                 closed.iter().fold(call, |call, Closed { ending, slot, .. }| {
@@ -231,12 +257,11 @@ impl Registry {
             for (Closed { place, .. }, count) in closed.iter().zip(counts) {
                 destroyed[*place] += count;
             }
-            left = left.get(done..).unwrap_or_default();
+            some.drain(..done.min(some.len()));
             cursor = next;
             // Other calls have their turn.
             tokio::task::yield_now().await;
         }
-        Ok(all)
     }
 
     /// Forgets leases that are swept in a partition. Tells whether sessions must still be under one of them.
@@ -258,8 +283,8 @@ impl Registry {
 
     /// Destroys the sessions of a partition under slots that nobody knows.
     pub(super) async fn sweep_unknown(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
-        let buckets: Vec<u32> = self.buckets_of(partition.number).collect();
-        let destroyed = self.sweep_buckets(partition, identity, &[], &buckets, &mut []).await?;
+        let buckets = self.buckets_of(partition.number);
+        let destroyed = self.sweep_buckets(partition, identity, &[], buckets, &mut []).await?;
         if destroyed > 0 {
             tracing::error!(partition = partition.number, destroyed, "destroyed sessions whose lease was lost");
         }

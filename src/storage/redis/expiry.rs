@@ -9,7 +9,12 @@ use parking_lot::Mutex;
 use redis::{FromRedisValue, ParsingError, Value};
 use tokio::time::{Instant, sleep};
 
-use super::{ending::Ending, fault::Fault, partition::DURABLE, registry::Registry};
+use super::{
+    ending::{Ending, random_number},
+    fault::Fault,
+    partition::DURABLE,
+    registry::Registry,
+};
 
 /// Who ends or sweeps a lease has it for so long, and says again that it does; then another replica takes over.
 pub(super) const CLAIM: Duration = Duration::from_secs(2);
@@ -37,45 +42,55 @@ const BATCHES_AT_ONCE: usize = 4;
 const LARGE_AT_ONCE: usize = 4;
 
 /// What `lease_look.lua` gives.
-enum Look {
-    /// Nobody has looked for a while.
-    Gap {
-        look: u64,
-        length: Duration,
-    },
-    Done {
-        look: u64,
-        was_outage: bool,
-        next: Option<Duration>,
-        marked: usize,
-        endings: Vec<Ending>,
-    },
+struct Look {
+    number: u64,
+    outage: Option<Outage>,
+    /// How long it is to the next deadline.
+    next: Option<Duration>,
+    /// How many leases were due.
+    due: usize,
+    endings: Vec<Ending>,
+}
+
+/// For how long nobody looked.
+enum Outage {
+    Known(Duration),
+    Unknown,
 }
 
 impl FromRedisValue for Look {
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
         let mut parts = redis::from_redis_value::<Vec<Value>>(value)?.into_iter();
-        let mut next = || parts.next().unwrap_or(Value::Nil);
-        let kind: String = redis::from_redis_value(next())?;
-        let look = redis::from_redis_value(next())?;
-        if kind == "gap" {
-            return Ok(Self::Gap { look, length: Duration::from_millis(redis::from_redis_value(next())?) });
-        }
-        let was_outage = redis::from_redis_value::<u8>(next())? == 1;
-        let wait: i64 = redis::from_redis_value(next())?;
-        let marked = redis::from_redis_value(next())?;
+        let mut next = || redis::from_redis_value::<i64>(parts.next().unwrap_or(Value::Nil));
+        let (number, outage, wait, due) = (next()?, next()?, next()?, next()?);
+        let ms = |ms: i64| u64::try_from(ms).ok().map(Duration::from_millis);
         let given = redis::from_redis_value::<Vec<Vec<u8>>>(Value::Array(parts.collect()))?;
-        let endings = given.chunks_exact(2).map(|pair| Ending::parse(pair[0].clone(), &pair[1])).collect();
-        Ok(Self::Done { look, was_outage, next: u64::try_from(wait).ok().map(Duration::from_millis), marked, endings })
+        Ok(Self {
+            number: number.unsigned_abs(),
+            outage: match outage {
+                -1 => None,
+                length => Some(ms(length).map_or(Outage::Unknown, Outage::Known)),
+            },
+            next: ms(wait),
+            due: due.unsigned_abs() as usize,
+            endings: given.chunks_exact(2).map(|pair| Ending::parse(pair[0].clone(), &pair[1])).collect(),
+        })
     }
 }
 
-/// The newest look of this process: its number, and when it was sent.
+/// The newest look of this process.
 #[derive(Default)]
-pub(super) struct LastLook(Mutex<Option<(u64, Instant)>>);
+pub(super) struct LastLook(Mutex<Option<OwnLook>>);
+
+#[derive(Clone, Copy)]
+struct OwnLook {
+    number: u64,
+    sent: Instant,
+    answered: Instant,
+}
 
 impl LastLook {
-    fn get(&self) -> Option<(u64, Instant)> {
+    fn get(&self) -> Option<OwnLook> {
         *self.0.lock()
     }
 }
@@ -108,7 +123,7 @@ impl Registry {
     pub(super) async fn move_clock(self: Arc<Self>) {
         loop {
             sleep(LOOK + JITTER.mul_f64(fastrand::f64())).await;
-            let is_due = self.last_look.get().is_none_or(|(_, sent)| sent.elapsed() >= LOOK);
+            let is_due = self.last_look.get().is_none_or(|own| own.sent.elapsed() >= LOOK);
             if is_due && let Err(fault) = self.look(0, 0).await {
                 tracing::debug!(error = &fault as &dyn Error, "the clock of the leases stands still");
             }
@@ -132,43 +147,31 @@ impl Registry {
     /// Marks up to `most` leases that are due, and gives them and up to `room` others to end or sweep, how many were due, and how long it is to the next
     /// look.
     async fn look(&self, most: usize, room: usize) -> Result<(Vec<Ending>, usize, Duration), Fault> {
-        // What this process knows of a gap: after which look, and how long it was at most.
-        let mut known: Option<(u64, Duration)> = None;
-        loop {
-            let sent = Instant::now();
-            match self.look_once(known, most, room).await? {
-                Look::Gap { look, length } => {
-                    // By this process' own clock the last look was no longer ago than its own, which came before or was the same.
-                    let at_most =
-                        self.last_look.get().filter(|(own, _)| *own <= look).map_or(length, |(_, sent)| sent.elapsed());
-                    known = Some((look, length.min(at_most)));
-                }
-                Look::Done { look, was_outage, next, marked, endings } => {
-                    *self.last_look.0.lock() = Some((look, sent));
-                    if was_outage {
-                        let length = known.map_or(Duration::ZERO, |(_, length)| length);
-                        tracing::warn!(?length, "nobody could keep leases alive for a while; they are given more time");
-                    }
-                    return Ok((endings, marked, next.unwrap_or(LOOK)));
-                }
-            }
-        }
-    }
-
-    async fn look_once(&self, known: Option<(u64, Duration)>, most: usize, room: usize) -> Result<Look, Fault> {
-        let ms = |duration: Duration| duration.as_millis() as u64;
-        let (look, length) = known.map_or((String::new(), 0), |(look, length)| (look.to_string(), ms(length)));
-        let looked = self.with_identity(|identity| {
-            let look = look.clone();
-            async move {
-                let looked = self.first().run::<Look>(DURABLE, |_| {
-                    let call = self.ending_call(&self.scripts.lease_look).arg(&identity.birth).arg(most).arg(room);
-                    let call = call.arg(ms(CLAIM)).arg(ms(OUTAGE)).arg(ms(self.options.outage_grace));
-                    call.arg(ms(BEYOND_OUTAGE)).arg(&look).arg(length)
-                });
-                looked.await
-            }
+        let sent = Instant::now();
+        let looked = self.with_identity(|identity| async move {
+            let looked = self.first().run::<Look>(DURABLE, |_| {
+                let ms = |duration: Duration| duration.as_millis() as u64;
+                let own = self.last_look.get();
+                let number = own.map(|own| own.number.to_string()).unwrap_or_default();
+                let call = self.ending_call(&self.scripts.lease_look).arg(&identity.birth).arg(most).arg(room);
+                let call = call.arg(ms(CLAIM)).arg(ms(OUTAGE)).arg(ms(self.options.outage_grace));
+                let call = call.arg(ms(BEYOND_OUTAGE)).arg(random_number()).arg(number);
+                call.arg(own.map_or(0, |own| ms(own.answered.elapsed())))
+                    .arg(own.map_or(0, |own| ms(own.sent.elapsed()) + 1))
+            });
+            looked.await
         });
-        looked.await
+        let Look { number, outage, next, due, endings } = looked.await?;
+        *self.last_look.0.lock() = Some(OwnLook { number, sent, answered: Instant::now() });
+        match outage {
+            Some(Outage::Known(length)) => {
+                tracing::warn!(?length, "nobody could keep leases alive for a while; they are given more time");
+            }
+            Some(Outage::Unknown) => {
+                tracing::warn!("nobody could keep leases alive for an unknown time; they are given more time");
+            }
+            None => {}
+        }
+        Ok((endings, due, next.unwrap_or(LOOK)))
     }
 }

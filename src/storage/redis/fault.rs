@@ -154,7 +154,7 @@ impl From<Fault> for StorageError {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::Refused(refusal) => Self::Refused(refusal),
-            Fault::Broken(_) | Fault::Script(_) | Fault::Setup(_) => Self::Broken(Box::new(fault)),
+            Fault::Broken(_) | Fault::Script(_) => Self::Broken(Box::new(fault)),
             _ => Self::Unavailable(Box::new(fault)),
         }
     }

@@ -254,7 +254,7 @@ async fn apply(registry: &Registry, partition: &Partition, batch: &[Part]) -> Re
     let last_try = Instant::now() + partition.timeout();
     loop {
         let identity = registry.identity();
-        let fault = match try_apply(registry, partition, &identity, batch).await {
+        let fault = match try_apply(registry, partition, &identity, batch, last_try).await {
             Ok(answers) => return Ok(answers),
             Err(Fault::Registry) => match registry.rejoin(Some(&identity)).await {
                 Ok(()) => Fault::Registry,
@@ -274,14 +274,16 @@ async fn try_apply(
     partition: &Partition,
     identity: &Identity,
     batch: &[Part],
+    over: Instant,
 ) -> Result<Vec<u8>, Fault> {
-    let link = partition.changing_link(Instant::now() + partition.timeout()).await?;
-    let over = Instant::now() + partition.timeout();
-    let call = script(registry, partition, identity, batch);
+    let link = partition.changing_link(over).await?;
+    let call = script(registry, partition, identity, batch, over);
     match partition.change(&link, &call, over).await {
         Ok(answer) => {
-            let (time, answers): (u64, Vec<u8>) = redis::from_redis_value(answer).map_err(RedisError::from)?;
+            let (time, end, answers): (u64, u64, Vec<u8>) =
+                redis::from_redis_value(answer).map_err(RedisError::from)?;
             partition.clock.read_from(time, &link);
+            partition.has_read_up_to(end);
             Ok(answers)
         }
         Err(fault) => {
@@ -293,7 +295,7 @@ async fn try_apply(
     }
 }
 
-fn script(registry: &Registry, partition: &Partition, identity: &Identity, batch: &[Part]) -> Call {
+fn script(registry: &Registry, partition: &Partition, identity: &Identity, batch: &[Part], over: Instant) -> Call {
     let mut leases = Vec::<LeaseId>::new();
     let (mut letters, mut sessions, mut places, mut bits, mut buckets) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -326,7 +328,7 @@ fn script(registry: &Registry, partition: &Partition, identity: &Identity, batch
     for bucket in buckets {
         call = call.arg(partition.bucket_key(bucket));
     }
-    let call = call.arg(&identity.birth).arg(partition.clock.until(partition.timeout())).arg(partition.read_up_to());
+    let call = call.arg(&identity.birth).arg(partition.clock.until(over)).arg(partition.read_up_to());
     let call = call.arg(registry.options.retain_events).arg(registry.session_limit()).arg(&registry.new_mark()[..]);
     call.arg(lease_bytes).arg(letters).arg(sessions).arg(places).arg(bits)
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
+    ending::random_number,
     expiry::CLAIM,
     fault::{Answer, Fault},
     partition::{ASK, CHANGE, FENCED, Partition},
@@ -15,16 +16,13 @@ use crate::{random::random_u64, session::LeaseId, storage::StorageError};
 /// How often a lease is attached anew because another one ended in the same moment.
 const ATTACH_TRIES: usize = 32;
 
-/// A number that JavaScript can hold, too.
-const MAX_LEASE: u64 = (1 << 53) - 1;
-
 impl Registry {
     pub(super) async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
         // Rounded up: no lease ends before its ttl.
         let ttl = ttl.as_nanos().div_ceil(1_000_000) as u64;
         loop {
             // Random: a gateway that comes back with an old one must not meet somebody else's.
-            let Some(lease) = LeaseId::from_number(random_u64() & MAX_LEASE) else { continue };
+            let Some(lease) = LeaseId::from_number(random_u64() & LeaseId::MAX) else { continue };
             let granted = self.with_identity(|identity| async move {
                 let first = self.first();
                 let granted = first.run(CHANGE, |until| {
@@ -47,7 +45,7 @@ impl Registry {
         loop {
             let kept = self.with_identity(|identity| async move {
                 let first = self.first();
-                let kept = first.run::<i64>(FENCED, |until| {
+                let kept = first.run::<(i64, Vec<u8>)>(FENCED, |until| {
                     let names = ["leases", "deadlines", "ended"];
                     let call = self.call(&self.scripts.lease_keep, first, &names, 0).arg(&identity.birth);
                     call.arg(until).arg(&lease_bytes(lease)[..])
@@ -56,39 +54,39 @@ impl Registry {
             });
             match kept.await? {
                 // It may turn out to live.
-                0 => self.finish_ending(lease).await?,
-                -1 => return Err(StorageError::UnknownLease(lease)),
-                ttl => return Ok(Duration::from_millis(ttl.unsigned_abs())),
+                (0, known) => self.finish_ending(lease, &known).await?,
+                (-1, _) => return Err(StorageError::UnknownLease(lease)),
+                (ttl, _) => return Ok(Duration::from_millis(ttl.unsigned_abs())),
             }
         }
     }
 
     pub(super) async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
-        // The end may be noted for so long. Until then nobody is told that the call has failed.
-        let patience = 3 * self.first().timeout();
-        let over = Instant::now() + patience;
-        let revoked = self.revoke(lease, patience).await;
+        // The end may be noted until then. Before that nobody is told that the call has failed.
+        let over = Instant::now() + 2 * self.first().timeout();
+        let revoked = self.revoke(lease, over).await;
         if let Err(StorageError::Unavailable(_) | StorageError::Refused(_)) = &revoked {
             sleep_until(over).await;
         }
         revoked
     }
 
-    async fn revoke(&self, lease: LeaseId, patience: Duration) -> Result<u64, StorageError> {
+    async fn revoke(&self, lease: LeaseId, over: Instant) -> Result<u64, StorageError> {
         loop {
             let revoked = self.with_identity(|identity| async move {
                 let first = self.first();
-                let good = first.clock.until(patience);
-                let revoked = first.run::<Vec<u8>>(CHANGE, |until| {
-                    let call = self.ending_call(&self.scripts.lease_revoke).arg(&identity.birth).arg(until);
-                    call.arg(&lease_bytes(lease)[..]).arg(CLAIM.as_millis() as u64).arg(good)
+                let revoked = first.run::<(i64, Vec<u8>)>(CHANGE, |until| {
+                    let good = first.clock.until(over);
+                    let call = self.ending_call(&self.scripts.lease_revoke).arg(&identity.birth).arg(until.min(good));
+                    let call = call.arg(&lease_bytes(lease)[..]).arg(CLAIM.as_millis() as u64);
+                    call.arg(random_number()).arg(good)
                 });
                 revoked.await
             });
-            match revoked.await?.as_slice() {
-                b"" => return Err(StorageError::UnknownLease(lease)),
-                b"m" => self.finish_ending(lease).await?,
-                known => return Ok(self.end_and_sweep(lease, known).await?),
+            match revoked.await? {
+                (1, known) => return Ok(self.end_and_sweep(lease, &known).await?),
+                (0, known) => self.finish_ending(lease, &known).await?,
+                _ => return Err(StorageError::UnknownLease(lease)),
             }
         }
     }
@@ -104,19 +102,19 @@ impl Registry {
                 partition.ask(redis::cmd("HGET").arg(partition.key("meta")).arg("closing")).await?;
             let asked = self.with_identity(|identity| async move {
                 let first = self.first();
-                let asked = first.run::<i64>(ASK, |_| {
+                let asked = first.run::<(i64, Vec<u8>)>(ASK, |_| {
                     let call = self.call(&self.scripts.lease_attach, first, &["leases", "ended"], 0);
                     call.arg(&identity.birth).arg(&lease_bytes(lease)[..])
                 });
                 asked.await
             });
             match asked.await? {
-                0 => {
-                    self.finish_ending(lease).await?;
+                (1, _) => {}
+                (0, known) => {
+                    self.finish_ending(lease, &known).await?;
                     continue;
                 }
-                -1 => return Ok(false),
-                _ => {}
+                _ => return Ok(false),
             }
             let closing = closing.as_deref().unwrap_or("0");
             let adopted = self.with_identity(|identity| async move {

@@ -4,6 +4,7 @@
 //! Redis evicted it. What the other keys know is put back; leases of which too little is known end, and so do their sessions.
 
 use super::{
+    ending::random_number,
     fault::Fault,
     partition::{DURABLE, Partition},
     registry::{Identity, Registry},
@@ -62,6 +63,17 @@ impl Registry {
         Ok(())
     }
 
+    /// After a connection to a partition was made: ends what it has and the first partition does not know. Where it is the first partition, that is asked of all.
+    pub(super) async fn end_orphans_of(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
+        if partition.number > 0 {
+            return self.end_orphans(partition, identity).await;
+        }
+        for partition in self.partitions() {
+            self.end_orphans(partition, identity).await?;
+        }
+        Ok(())
+    }
+
     /// Ends the leases of a partition that the first partition does not know, or knows to have ended. So it is when one of the two came back with an
     /// old dump.
     pub(super) async fn end_orphans(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
@@ -71,7 +83,7 @@ impl Registry {
         for (leases, attached) in told.chain(closed.chunks(LEASES_A_STEP).map(|leases| (leases, 0))) {
             let ended = self.first().run::<u32>(DURABLE, |_| {
                 let call = self.call(&self.scripts.lease_orphans, self.first(), &["leases", "ended", "claims"], 0);
-                call.arg(&identity.birth).arg(attached).arg(leases)
+                call.arg(&identity.birth).arg(random_number()).arg(attached).arg(leases)
             });
             ended.await?;
         }

@@ -34,7 +34,7 @@ pub(super) struct Partition {
     asking: Channel,
     pub(super) newest: Newest,
     pub(super) clock: Clock,
-    /// The position up to which the log has been read here: a server whose log ends before it is not the right one.
+    /// The position up to which the log has been read here, or was told of by an answer: a server whose log ends before it is not the right one.
     read_up_to: AtomicU64,
     timeout: Duration,
     wait: Option<Wait>,
@@ -104,7 +104,12 @@ impl Partition {
         self.read_up_to.load(Ordering::Relaxed)
     }
 
-    /// Notes up to where the log has been read; the log may have been lost since, and begin anew.
+    /// Notes that the log reaches up to here.
+    pub(super) fn has_read_up_to(&self, position: u64) {
+        self.read_up_to.fetch_max(position, Ordering::Relaxed);
+    }
+
+    /// Notes up to where the log reaches, which has been lost, or begun anew.
     pub(super) fn set_read_up_to(&self, position: u64) {
         self.read_up_to.store(position, Ordering::Relaxed);
     }
@@ -130,7 +135,7 @@ impl Partition {
         let channel = if wait.is_some() { &self.changing } else { &self.asking };
         let link = self.link(channel, deadline).await?;
         let over = Instant::now() + self.timeout;
-        let call = call(self.clock.until(self.timeout));
+        let call = call(self.clock.until(over));
         let outcome = self.send(channel, &link, &call, wait, over).await;
         if mode.is_fenced && matches!(outcome, Err(Fault::Unknown(_))) {
             sleep_until(over).await;

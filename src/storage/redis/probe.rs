@@ -44,6 +44,7 @@ impl Findings {
     /// Probes for as long as it is polled.
     pub(super) async fn run(self: Arc<Self>, registry: Arc<Registry>) {
         let mut looked: Option<Instant> = None;
+        let mut turn = 0;
         loop {
             *self.writability.lock() = match try_write(&registry).await {
                 Ok(()) => Writability::Writable,
@@ -59,6 +60,10 @@ impl Findings {
                     Err(fault) => tracing::debug!(error = &fault as &dyn Error, "Redis' eviction policy is unknown"),
                 }
             }
+            if let Err(fault) = registry.follow_name(turn).await {
+                tracing::debug!(error = &fault as &dyn Error, "Redis' name cannot be followed");
+            }
+            turn = turn.wrapping_add(1);
             sleep(WRITE).await;
         }
     }
@@ -74,6 +79,16 @@ impl Findings {
         } else if !evicts && was == Some(true) {
             tracing::info!(policy, "Redis no longer evicts keys");
         }
+    }
+}
+
+impl Registry {
+    /// Looks where the name of a server leads by now, one partition after the other: old connections stay with the server that they were made to.
+    async fn follow_name(&self, turn: usize) -> Result<(), Fault> {
+        let partition = &self.partitions()[turn % self.partitions().len()];
+        let (_connection, server) = self.servers().connect(&partition.key("meta")).await?;
+        partition.newest.arrived(&server);
+        Ok(())
     }
 }
 

@@ -148,7 +148,7 @@ async fn look(registry: &Registry, partition: &Partition, batch: &[Part]) -> Res
             let bucket = registry.bucket_of(&identity, session);
             all.cmd("HEXISTS").arg(partition.bucket_key(bucket)).arg(&session_bytes(session)[..]);
         }
-        let fault = match partition.read(&all, Instant::now() + partition.timeout()).await {
+        let fault = match partition.read(&all, last_try).await {
             Ok(answers) => match parse(answers, &identity.birth, partition) {
                 Err(Fault::Registry) => match registry.rejoin(Some(&identity)).await {
                     Ok(()) => Fault::Registry,

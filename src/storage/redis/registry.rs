@@ -147,18 +147,17 @@ impl Registry {
         (offset / self.buckets_a_bit()) as u16
     }
 
-    /// The buckets of a partition that share the bits of a lease's set.
-    pub(super) fn buckets_in(&self, partition: u32, bits: &[u8]) -> Vec<u32> {
+    /// The buckets of a partition that share the bits of leases' sets.
+    pub(super) fn buckets_in(&self, partition: u32, bits: &[u8]) -> impl Iterator<Item = u32> + Send {
         let (all, a_bit) = (self.buckets_of(partition), self.buckets_a_bit());
         let set = (0..).zip(bits).flat_map(|(index, byte)| {
             // Redis counts bits from the highest.
             (0..8).filter(move |bit| byte & (0x80 >> bit) != 0).map(move |bit| index * 8 + bit)
         });
-        set.flat_map(|bit: u32| {
+        set.flat_map(move |bit: u32| {
             let first = all.start + bit * a_bit;
             first.min(all.end)..(first + a_bit).min(all.end)
         })
-        .collect()
     }
 
     fn buckets_a_bit(&self) -> u32 {

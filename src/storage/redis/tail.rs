@@ -54,6 +54,8 @@ struct State {
     events: VecDeque<SessionEvent>,
     /// The ends of these entries, and the place before them.
     ends: VecDeque<LogPoint>,
+    /// Where the log ended when it was last asked.
+    log_end: Position,
     /// Why the log cannot be read at present.
     fault: Option<Fault>,
 }
@@ -70,7 +72,13 @@ enum Known {
 impl Tail {
     pub(super) fn new(partition: &Partition, servers: &Arc<Servers>, retain_events: usize) -> Self {
         let kept = if retain_events >= 2 * KEPT { KEPT } else { 0 };
-        let state = State { registry_id: None, events: VecDeque::new(), ends: VecDeque::new(), fault: None };
+        let state = State {
+            registry_id: None,
+            events: VecDeque::new(),
+            ends: VecDeque::new(),
+            log_end: Position(0),
+            fault: None,
+        };
         Self {
             partition: partition.number,
             channel: Channel::new(Arc::clone(servers), partition.key("meta")),
@@ -139,18 +147,30 @@ impl Tail {
             }
             entries => entries.map_err(StorageError::from)?,
         };
+        let has_entries = !entries.is_empty();
         let mut changes = Changes { events: Vec::new(), mark: after.mark };
+        let mut end: Option<LogPoint> = None;
         for entry in entries {
             let entry = Entry::parse(entry).map_err(StorageError::from)?;
-            let skip = (after.position.0 + changes.events.len() as u64).saturating_sub(entry.after.position.0) as usize;
+            // Of the first entry only the end may be wanted.
+            let follows = match end {
+                Some(end) => entry.after == end,
+                None => entry.after.position <= after.position,
+            };
+            if !follows {
+                break;
+            }
+            let skip = after.position.0.saturating_sub(entry.after.position.0) as usize;
             changes.events.extend(entry.events.into_iter().skip(skip));
             changes.mark = entry.end.mark;
+            end = Some(entry.end);
             if changes.events.len() >= limit {
                 changes.events.truncate(limit);
                 break;
             }
         }
-        Ok(changes)
+        // Somebody deleted the entry that comes next.
+        if has_entries && end.is_none() { Err(LogError::Trimmed) } else { Ok(changes) }
     }
 
     /// Reads the log as it grows, for as long as it is polled.
@@ -195,8 +215,9 @@ impl Tail {
             }
             let checking = async {
                 // Redis may have come back without its newest leases, here or in the first partition, and with all that it had logged.
-                if looks == 0 || looks == 1 && connected.elapsed() > SECOND_LOOK {
-                    registry.end_orphans(partition, &identity).await?;
+                let second_look = SECOND_LOOK.max(8 * partition.timeout());
+                if looks == 0 || looks == 1 && connected.elapsed() > second_look {
+                    registry.end_orphans_of(partition, &identity).await?;
                     looks += 1;
                 }
                 self.check(registry, partition, &identity, has_gap).await
@@ -208,7 +229,10 @@ impl Tail {
                 }
                 checked => checked?,
             }
-            has_gap = false;
+            has_gap = self.misses_the_end(partition, link, &log).await?;
+            if has_gap {
+                continue;
+            }
             let checked = Instant::now();
             while checked.elapsed() < QUIET {
                 let end = self.state.borrow().end();
@@ -241,6 +265,7 @@ impl Tail {
             let state = self.state.borrow();
             (state.registry_id == Some(identity.registry_id), state.end())
         };
+        let known = partition.read_up_to();
         let found = registry.extent(partition, identity, is_known.then_some(end.position)).await?;
         if found.id.is_some_and(|id| id != identity.registry_id) {
             return Err(Fault::Registry);
@@ -252,6 +277,7 @@ impl Tail {
             state.events.clear();
             state.ends = [from].into();
             state.registry_id = Some(identity.registry_id);
+            state.log_end = from.position;
             state.fault = None;
             partition.set_read_up_to(from.position.0);
         };
@@ -259,7 +285,8 @@ impl Tail {
             self.state.send_modify(|state| restart(state, found.held.end));
             return Ok(());
         }
-        if end.position > found.held.end.position || found.at.is_some_and(|mark| mark != end.mark) {
+        if end.position.max(Position(known)) > found.held.end.position || found.at.is_some_and(|mark| mark != end.mark)
+        {
             let (partition, read, newest) = (self.partition, end.position.0, found.held.end.position.0);
             tracing::error!(partition, read, newest, "Redis has lost changes; observers start again");
             registry.abandon(identity, "").await?;
@@ -267,6 +294,7 @@ impl Tail {
         }
         self.state.send_if_modified(|state| {
             let had_fault = state.fault.take().is_some();
+            state.log_end = found.held.end.position;
             let is_gone = has_gap || found.at.is_none();
             if is_gone {
                 // Trimmed past what was read, or an entry is missing: those who want what is between ask Redis, and hear it.
@@ -275,6 +303,22 @@ impl Tail {
             had_fault || is_gone
         });
         Ok(())
+    }
+
+    /// Whether the log ends behind what was read, and Redis has nothing to give there: somebody deleted the newest entry.
+    async fn misses_the_end(&self, partition: &Partition, link: &Link, log: &str) -> Result<bool, Fault> {
+        let (end, log_end) = {
+            let state = self.state.borrow();
+            (state.end(), state.log_end)
+        };
+        if log_end <= end.position {
+            return Ok(false);
+        }
+        let mut read = redis::cmd("XREAD");
+        read.arg("COUNT").arg(ENTRIES_A_READ).arg("STREAMS").arg(log);
+        read.arg(format!("{}-{}", end.position.0, u64::MAX));
+        let answer = timeout(partition.timeout(), link.send(&read)).await.map_err(|_| Fault::too_late())??;
+        Ok(answer == Value::Nil || !self.append(partition, answer)?)
     }
 
     /// Takes up what was read. Tells whether all of it follows what is here.
@@ -304,7 +348,7 @@ impl Tail {
         }
         if !ends.is_empty() {
             self.state.send_modify(|state| state.append(events, ends, self.kept));
-            partition.set_read_up_to(end.position.0);
+            partition.has_read_up_to(end.position.0);
         }
         Ok(is_next)
     }

@@ -543,8 +543,10 @@ impl SessionStorage for Broken {
         let limit = if self.fault == ReadsPastTheLimit { usize::MAX } else { limit };
         let mut run = self.memory.read_buckets(registry_id, known, first, limit).await?;
         match self.fault {
-            ReadsAtTooLow => run.positions.iter_mut().for_each(|position| position.0 = position.0.saturating_sub(1)),
-            ReadsAtTooHigh => run.positions.iter_mut().for_each(|position| position.0 += 1),
+            ReadsAtTooLow => {
+                run.points.iter_mut().for_each(|point| point.position.0 = point.position.0.saturating_sub(1))
+            }
+            ReadsAtTooHigh => run.points.iter_mut().for_each(|point| point.position.0 += 1),
             ReadsOneLess => drop(run.sessions.pop()),
             LeavesOutWhatWasDropped => {
                 let state = self.state();

@@ -94,6 +94,17 @@ impl Trace {
         Self { started, filter, told: Vec::new(), drained: false }
     }
 
+    /// What followed the first reset, as a stream of its own that starts with a snapshot of `registry`.
+    pub(crate) fn after_reset(&self, reason: ResetReason, registry: &str) -> Self {
+        let reset = self.told.iter().position(|(told, _)| matches!(told, Told::Reset(_)));
+        let reset = reset.unwrap_or_else(|| panic!("no reset: {:?}", self.told));
+        assert_eq!(self.told[reset], (Told::Reset(reason), None), "{:?}", self.told);
+        let mut after = Self::new(Started::Snapshot, self.filter.clone());
+        after.told.push((Told::Subscribed, Some(format!("{registry}-s-"))));
+        after.told.extend_from_slice(&self.told[reset + 1..]);
+        after
+    }
+
     /// The promises that this stream did not keep, in a registry that did what the model says.
     pub(crate) fn judge(&self, model: &Model) -> Vec<Broken> {
         let mut checker = Checker { model, trace: self, state: State::Unopened, broken: Vec::new() };

@@ -94,7 +94,7 @@ impl Twist for ReadsUnderOldPositions {
         limit: usize,
     ) -> Result<BucketRun, LogError> {
         let mut run = truth.read_buckets(registry_id, known, first, limit).await?;
-        run.positions.iter_mut().for_each(|position| position.0 = 0);
+        run.points.iter_mut().for_each(|point| point.position.0 = 0);
         Ok(run)
     }
 }

@@ -101,7 +101,7 @@ impl Model {
         match parts.as_slice() {
             [registry, ..] if *registry != self.registry => Place::Foreign,
             [_, "s"] => Place::SnapshotStart,
-            [_, places @ ..] if places.len() == self.changes.len() => {
+            [_, places @ .., _history] if places.len() == self.changes.len() => {
                 Place::After(places.iter().map(|place| u64::from_str_radix(place, 16).unwrap()).collect())
             }
             _ => panic!("{cursor:?} has another number of partitions"),

@@ -56,7 +56,7 @@ async fn replica(shape: &Shape) -> (Replica, Model) {
     (Replica::start(storage, shape.subject_options(), true).await, model)
 }
 
-async fn watch(replica: &Replica, model: &Model, start: Start, filter: &Filter) -> Watcher {
+pub(super) async fn watch(replica: &Replica, model: &Model, start: Start, filter: &Filter) -> Watcher {
     let observer =
         replica.subject.observe(ObserveOptions { start: start.clone(), filter: filter.clone() }).await.unwrap();
     let started = match start {
@@ -67,7 +67,7 @@ async fn watch(replica: &Replica, model: &Model, start: Start, filter: &Filter) 
     Watcher::new(observer, Trace::new(started, filter.clone()))
 }
 
-fn resets(watcher: &Watcher) -> Vec<ResetReason> {
+pub(super) fn resets(watcher: &Watcher) -> Vec<ResetReason> {
     let reset = |(told, _): &(Told, Option<String>)| match told {
         Told::Reset(reason) => Some(*reason),
         _ => None,
@@ -448,15 +448,9 @@ fn a_storage_that_begins_anew_resets_each_stream_wherever_it_is() {
         for mut watcher in watchers {
             watcher.drain().await;
             // What follows the reset is a stream of the registry that began.
-            let told = &watcher.trace.told;
-            let reset = told.iter().position(|(told, _)| matches!(told, Told::Reset(_)));
-            let reset = reset.unwrap_or_else(|| panic!("no reset: {told:?}"));
-            let mut after = Trace::new(Started::Snapshot, watcher.trace.filter.clone());
-            assert_eq!(told[reset], (Told::Reset(ResetReason::StorageRestarted), None), "{told:?}");
-            after.told.push((Told::Subscribed, Some(format!("{}-s-", next_model.registry()))));
-            after.told.extend_from_slice(&told[reset + 1..]);
+            let mut after = watcher.trace.after_reset(ResetReason::StorageRestarted, next_model.registry());
             after.drained = true;
-            assert_eq!(after.judge(&next_model), [], "{told:?}");
+            assert_eq!(after.judge(&next_model), [], "{:?}", watcher.trace);
         }
     });
 }

@@ -1,130 +1,174 @@
 //! Calls on one session through several replicas at once take effect one after the other, each between its begin and its end.
+//!
+//! `SESSIOND_TEST_HISTORIES` says how many histories each test with faults looks at.
+
+mod order;
 
 use std::{
-    collections::HashSet,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use redis::cmd;
 use sessiond::{
-    session::SessionKey,
+    session::{LeaseId, SessionKey},
     storage::{SessionStorage, StorageError},
 };
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{select, task::JoinSet, time::sleep};
 
+use self::order::{Action, Call, Lease, is_linearizable};
 use super::{
     ROOMY,
-    cluster::RedisCluster,
+    cluster::{MASTERS, RedisCluster},
+    gate::Gate,
     open,
+    replica::keys,
     server::{RedisServer, is_installed},
 };
+use crate::long::number;
 
-#[derive(Clone, Copy, Debug)]
-enum Action {
-    Create,
-    Has,
-    Destroy,
+/// How many callers a session has.
+const CALLERS: usize = 6;
+
+/// How many histories go on at once: calls on several sessions share scripts.
+const AT_ONCE: i64 = 8;
+
+/// The replicas of a registry, and the leases that sessions come under.
+struct Registry {
+    replicas: Vec<Arc<dyn SessionStorage>>,
+    leases: [LeaseId; 2],
 }
 
-/// A call, with its begin and its end by a clock that all share. One without an answer may have taken effect at any time
-/// after its begin, or never.
-#[derive(Clone, Debug)]
-struct Call {
-    action: Action,
-    begin: u64,
-    end: u64,
-    answer: Option<bool>,
-}
-
-impl Action {
-    /// What it answers where the session exists or not, and whether it exists then.
-    fn apply(self, exists: bool) -> (bool, bool) {
-        match self {
-            Self::Create => (!exists, true),
-            Self::Has => (exists, exists),
-            Self::Destroy => (exists, false),
-        }
+impl Registry {
+    async fn open(urls: [&str; 3]) -> Arc<Self> {
+        let [a, b, c] = urls.map(|url| open(url, ROOMY));
+        let replicas = vec![a.await, b.await, c.await];
+        let hour = Duration::from_secs(3600);
+        let leases =
+            [replicas[0].grant_lease(hour, "").await.unwrap(), replicas[1].grant_lease(hour, "").await.unwrap()];
+        Arc::new(Self { replicas, leases })
     }
-}
 
-/// Whether some order of the calls explains all answers: the search of Wing and Gong, which forgets no state twice (Lowe).
-fn is_linearizable(history: &[Call]) -> bool {
-    assert!(history.len() <= 128, "a bit for each call");
-    let answered = (0..history.len()).filter(|n| history[*n].answer.is_some()).fold(0u128, |set, n| set | 1 << n);
-    let mut seen = HashSet::new();
-    let mut open = vec![(0u128, false)];
-    while let Some((done, exists)) = open.pop() {
-        if done & answered == answered {
-            return true;
+    fn lease(&self, lease: Lease) -> Option<LeaseId> {
+        lease.checked_sub(1).map(|place| self.leases[usize::from(place)])
+    }
+
+    /// Several callers at once through all replicas, and what they saw.
+    async fn history(self: Arc<Self>, session: SessionKey, calls: usize) -> Vec<Call> {
+        let clock = Arc::new(AtomicU64::new(0));
+        let mut callers = JoinSet::new();
+        for caller in 0..CALLERS {
+            let (registry, clock) = (Arc::clone(&self), Arc::clone(&clock));
+            callers.spawn(async move {
+                let mut made = Vec::new();
+                for _ in 0..calls / CALLERS {
+                    let lease = fastrand::u8(..3);
+                    let action = [Action::Create(lease), Action::Has, Action::Destroy(lease)][fastrand::usize(..3)];
+                    made.push(registry.call(caller, session, action, &clock).await);
+                }
+                made
+            });
         }
-        if !seen.insert((done, exists)) {
-            continue;
-        }
-        let left = || history.iter().enumerate().filter(|(n, _)| done >> n & 1 == 0);
-        // Nothing that began after another call ended comes before that call.
-        let first_end = left().filter(|(_, call)| call.answer.is_some()).map(|(_, call)| call.end).min();
-        for (n, call) in left().filter(|(_, call)| first_end.is_none_or(|end| call.begin < end)) {
-            let (answer, then) = call.action.apply(exists);
-            if call.answer.is_none_or(|given| given == answer) {
-                open.push((done | 1 << n, then));
+        callers.join_all().await.concat()
+    }
+
+    async fn call(&self, caller: usize, session: SessionKey, action: Action, clock: &AtomicU64) -> Call {
+        let storage = &self.replicas[caller % self.replicas.len()];
+        let one = [session];
+        let begin = clock.fetch_add(1, Ordering::SeqCst);
+        let answer = match action {
+            Action::Create(lease) => storage.create(&one, self.lease(lease)).await,
+            Action::Has => storage.has(&one).await,
+            Action::Destroy(lease) => storage.destroy(&one, self.lease(lease)).await,
+        };
+        let end = clock.fetch_add(1, Ordering::SeqCst);
+        let answer = match answer {
+            Ok(answers) => Some(answers[0]),
+            Err(StorageError::Unavailable(_)) => None,
+            Err(error) => panic!("{error:?}"),
+        };
+        Call { action, begin, end, answer }
+    }
+
+    /// Looks at so many histories, a few at a time. Gives how many calls were made and how many failed.
+    async fn check(self: &Arc<Self>, histories: u32, calls: usize) -> (usize, usize) {
+        let (mut made, mut failed) = (0, 0);
+        for first in (0..i64::from(histories)).step_by(AT_ONCE as usize) {
+            let mut under_way = JoinSet::new();
+            for n in first..first + AT_ONCE {
+                under_way.spawn(Arc::clone(self).history(SessionKey::new(0, n), calls));
+            }
+            for history in under_way.join_all().await {
+                made += history.len();
+                failed += history.iter().filter(|call| call.answer.is_none()).count();
+                assert!(is_linearizable(&history), "{history:#?}");
             }
         }
+        (made, failed)
     }
-    false
-}
 
-/// Several callers at once through all replicas, and what they saw.
-async fn history(replicas: &[Arc<dyn SessionStorage>], session: SessionKey, calls: usize) -> Vec<Call> {
-    const CALLERS: usize = 6;
-    let clock = Arc::new(AtomicU64::new(0));
-    let mut callers = JoinSet::new();
-    for caller in 0..CALLERS {
-        let (storage, clock) = (Arc::clone(&replicas[caller % replicas.len()]), Arc::clone(&clock));
-        callers.spawn(async move {
-            let mut made = Vec::new();
-            for _ in 0..calls / CALLERS {
-                let action = [Action::Create, Action::Has, Action::Destroy][fastrand::usize(..3)];
-                let begin = clock.fetch_add(1, Ordering::SeqCst);
-                let one = [session];
-                let answer = match action {
-                    Action::Create => storage.create(&one, None).await,
-                    Action::Has => storage.has(&one).await,
-                    Action::Destroy => storage.destroy(&one, None).await,
-                };
-                let end = clock.fetch_add(1, Ordering::SeqCst);
-                let answer = match answer {
-                    Ok(answers) => Some(answers[0]),
-                    Err(StorageError::Unavailable(_)) => None,
-                    Err(error) => panic!("{error}"),
-                };
-                made.push(Call { action, begin, end, answer });
-            }
-            made
-        });
-    }
-    callers.join_all().await.concat()
-}
-
-async fn replicas(url: &str) -> Vec<Arc<dyn SessionStorage>> {
-    vec![open(url, ROOMY).await, open(url, ROOMY).await, open(url, ROOMY).await]
-}
-
-async fn check(replicas: &[Arc<dyn SessionStorage>], rounds: i64) {
-    for round in 0..rounds {
-        let history = history(replicas, SessionKey::new(0, round), 120).await;
-        assert!(is_linearizable(&history), "{history:#?}");
+    /// The same, with batches of other sessions in the way.
+    async fn check_under_load(self: &Arc<Self>, histories: u32, calls: usize) -> (usize, usize) {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let mut loading = JoinSet::new();
+        for n in 0..2 * self.replicas.len() {
+            let (registry, is_over) = (Arc::clone(self), Arc::clone(&is_over));
+            loading.spawn(async move {
+                let first = 10_000 * (1 + n as i64);
+                let storage = &registry.replicas[n % registry.replicas.len()];
+                while !is_over.load(Ordering::Relaxed) {
+                    let some = keys(first..first + fastrand::i64(500..2000));
+                    // They may fail.
+                    drop(storage.create(&some, registry.lease(n as u8 % 3)).await);
+                    drop(storage.destroy(&some, None).await);
+                }
+            });
+        }
+        let checked = self.check(histories, calls).await;
+        is_over.store(true, Ordering::Relaxed);
+        while loading.join_next().await.is_some() {}
+        checked
     }
 }
+
+/// Looks at histories in which calls fail while `fault` goes on.
+async fn check_with_faults(registry: Arc<Registry>, fault: impl Future<Output = ()>) {
+    let histories = number("SESSIOND_TEST_HISTORIES", 16);
+    let (made, failed) = select! {
+        checked = registry.check_under_load(histories, 90) => checked,
+        () = fault => unreachable!("faults go on"),
+    };
+    println!("{histories} histories are linearizable: {made} calls, {failed} of which failed");
+    assert!(failed > 0, "no call failed");
+}
+
+/// Some time: often shorter than a call may take, and often longer.
+async fn some_time() {
+    sleep(Duration::from_millis(fastrand::u64(10..450))).await;
+}
+
+async fn short_time() {
+    sleep(Duration::from_millis(fastrand::u64(5..80))).await;
+}
+
+const PARAMETERS: &str = "buckets=16&timeout_ms=100";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_through_several_replicas_are_linearizable() {
     if is_installed() {
         let server = RedisServer::start(&[]);
-        check(&replicas(&server.url("buckets=16")).await, 200).await;
+        Registry::open([&server.url("buckets=16"); 3]).await.check(200, 120).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_to_a_cluster_are_linearizable() {
+    if is_installed() {
+        let cluster = RedisCluster::start(0);
+        Registry::open([&cluster.url("partitions=4&buckets=16"); 3]).await.check(56, 120).await;
     }
 }
 
@@ -134,41 +178,82 @@ async fn calls_over_connections_that_are_cut_are_linearizable() {
         return;
     }
     let server = RedisServer::start(&[]);
-    let replicas = replicas(&server.url("buckets=16&timeout_ms=300")).await;
+    let registry = Registry::open([&server.url("buckets=16&timeout_ms=300"); 3]).await;
     let cutting = async {
         loop {
             sleep(Duration::from_millis(fastrand::u64(1..15))).await;
-            let mut kill = redis::cmd("CLIENT");
-            let _: i64 = server.ask(kill.arg("KILL").arg("TYPE").arg("normal").arg("SKIPME").arg("yes")).unwrap();
+            let _: i64 =
+                server.ask(cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").arg("SKIPME").arg("yes")).unwrap();
         }
     };
-    tokio::select! {
-        () = check(&replicas, 20) => {}
+    select! {
+        _ = registry.check(24, 120) => {}
         () = cutting => {}
     }
     assert_eq!(server.ask::<String>(&cmd("PING")).unwrap(), "PONG");
 }
 
+/// Redis is stopped again and again, for times that end before and after the calls have failed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_to_a_cluster_are_linearizable() {
-    if is_installed() {
-        let cluster = RedisCluster::start(0);
-        check(&replicas(&cluster.url("partitions=4&buckets=16")).await, 50).await;
+async fn calls_are_linearizable_while_redis_stops_and_goes_on() {
+    if !is_installed() {
+        return;
     }
+    let server = RedisServer::start(&[]);
+    let registry = Registry::open([&server.url(PARAMETERS); 3]).await;
+    check_with_faults(registry, async {
+        loop {
+            short_time().await;
+            server.signal("STOP");
+            some_time().await;
+            server.signal("CONT");
+        }
+    })
+    .await;
 }
 
-#[test]
-fn histories_that_no_order_explains_are_found() {
-    let call = |action, begin, end, answer| Call { action, begin, end, answer };
-    let (yes, no) = (Some(true), Some(false));
-    // Two creates of one session, both of which say that they did it.
-    assert!(!is_linearizable(&[call(Action::Create, 0, 2, yes), call(Action::Create, 1, 3, yes)]));
-    assert!(is_linearizable(&[call(Action::Create, 0, 2, yes), call(Action::Create, 1, 3, no)]));
-    // Seen, and then not, with nobody who destroys it.
-    let stale = [call(Action::Create, 0, 9, yes), call(Action::Has, 1, 2, yes), call(Action::Has, 3, 4, no)];
-    assert!(!is_linearizable(&stale));
-    // A call without an answer explains it, as long as it began before.
-    let lost = |begin| call(Action::Destroy, begin, begin + 1, None);
-    assert!(is_linearizable(&[&stale[..], &[lost(0)]].concat()));
-    assert!(!is_linearizable(&[&stale[..], &[lost(5)]].concat()));
+/// The connections of one replica are stuck again and again. The others are answered meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_are_linearizable_while_connections_of_a_replica_are_stuck() {
+    if !is_installed() {
+        return;
+    }
+    let server = RedisServer::start(&[]);
+    let gates = [Gate::before(&server).await, Gate::before(&server).await];
+    let urls = [gates[0].url(PARAMETERS), gates[1].url(PARAMETERS), server.url(PARAMETERS)];
+    let registry = Registry::open(urls.each_ref().map(String::as_str)).await;
+    let fault = async |gate: &Gate| {
+        loop {
+            short_time().await;
+            gate.shut();
+            some_time().await;
+            gate.open();
+        }
+    };
+    check_with_faults(registry, async {
+        tokio::join!(fault(&gates[0]), fault(&gates[1]));
+    })
+    .await;
+}
+
+/// Nodes of a cluster are stopped in turn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_are_linearizable_while_nodes_of_a_cluster_stop_and_go_on() {
+    if !is_installed() {
+        return;
+    }
+    let cluster = RedisCluster::start(0);
+    let url = cluster.url("partitions=6&buckets=48&timeout_ms=100");
+    let registry = Registry::open([&url; 3]).await;
+    check_with_faults(registry, async {
+        loop {
+            for node in (0..MASTERS).cycle() {
+                short_time().await;
+                cluster.nodes[node].signal("STOP");
+                some_time().await;
+                cluster.nodes[node].signal("CONT");
+            }
+        }
+    })
+    .await;
 }

@@ -113,6 +113,7 @@ pub(crate) struct RedisServer {
     pub(crate) port: u16,
     folder: TempDir,
     args: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 impl RedisServer {
@@ -122,9 +123,14 @@ impl RedisServer {
     }
 
     fn start_kind(kind: ServerKind, args: &[&str]) -> Self {
+        Self::start_in(kind, &[], args)
+    }
+
+    /// One with these variables in its environment.
+    pub(crate) fn start_in(kind: ServerKind, environment: &[(String, String)], args: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let mut server = Self { kind, child: None, port: 0, folder, args };
+        let mut server = Self { kind, child: None, port: 0, folder, args, environment: environment.to_vec() };
         let deadline = Instant::now() + PATIENCE;
         // Somebody else may take the port before redis-server does.
         while server.child.is_none() {
@@ -164,6 +170,7 @@ impl RedisServer {
         let mut command = Command::new(self.kind.program().expect("the program is installed"));
         command.current_dir(self.folder.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.args(&self.args);
         command
     }

@@ -9,6 +9,7 @@ use tokio::{
 
 use super::{
     ledger::Ledger,
+    open,
     sim::{Fault, Sim},
 };
 use crate::{
@@ -17,16 +18,6 @@ use crate::{
 };
 
 const SOON: Duration = Duration::from_secs(30);
-
-async fn open(disk: &Sim, retain_events: usize) -> Arc<FileStorage> {
-    let options = StorageOptions {
-        retain_events,
-        max_sessions: 1 << 20,
-        max_leases: 1 << 16,
-        outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
-    };
-    Arc::new(FileStorage::open_on(Arc::new(disk.clone()), PathBuf::from("registry"), options).await.unwrap())
-}
 
 /// Many who change sessions of their own, until changes are refused or they have made enough changes.
 async fn write(storage: &Arc<FileStorage>, ledger: &Ledger, changes: usize, seed: u64) {

@@ -1,6 +1,10 @@
 //! What callers were told, and whether a registry still holds it.
 
-use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::Arc,
+};
 
 use parking_lot::Mutex;
 
@@ -19,6 +23,8 @@ struct Books {
     exists: BTreeMap<SessionKey, Option<bool>>,
     /// What a follower was told, from the first change on.
     told: Vec<SessionEvent>,
+    /// The points that a follower came to.
+    points: Vec<LogPoint>,
 }
 
 impl Ledger {
@@ -58,7 +64,9 @@ impl Ledger {
         loop {
             let changes = storage.changes_after(registry_id, 0, after, 100).await.unwrap();
             after = after.past(&changes);
-            self.0.lock().told.extend(changes.events);
+            let mut books = self.0.lock();
+            books.points.push(after);
+            books.told.extend(changes.events);
         }
     }
 
@@ -71,6 +79,12 @@ impl Ledger {
         let (start, end) = (held.start.position, held.end.position);
         assert!(start <= end);
 
+        let points = mem::take(&mut self.0.lock().points);
+        for point in points {
+            let mark = storage.marks(&[point.position]).await.unwrap()[0];
+            let is_held = point.position >= held.start.position;
+            assert!(mark == Some(point.mark) || (mark.is_none() && !is_held), "{point:?} has the mark {mark:?} now");
+        }
         let mut books = self.0.lock().take();
         assert!(books.told.len() as u64 <= end.0, "followers were told of more than there is");
         let start = start.0 as usize;
@@ -109,11 +123,12 @@ impl Ledger {
         let mut first = 0;
         while first < storage.layout().buckets {
             let run = storage.read_buckets(log.registry_id, &[held.end], first, usize::MAX).await.unwrap();
-            first += run.positions.len() as u32;
+            first += run.points.len() as u32;
             read.extend(run.sessions);
         }
         assert_eq!(read, existing);
         assert_eq!(storage.session_count().await.unwrap(), existing.len() as u64);
+        books.points = vec![held.start, held.end];
         *self.0.lock() = books;
     }
 }
@@ -127,6 +142,6 @@ async fn point(storage: &FileStorage, position: usize) -> LogPoint {
 
 impl Books {
     fn take(&mut self) -> Self {
-        std::mem::take(self)
+        mem::take(self)
     }
 }

@@ -110,6 +110,22 @@ impl Sim {
         Self(Arc::new(Mutex::new(State { files, ..State::default() })))
     }
 
+    /// A disk with copies of the files as they are read now.
+    pub(super) fn copy(&self) -> Self {
+        let state = self.0.lock();
+        let files = state.files.iter().map(|(path, file)| {
+            let content = file.lock().content.clone();
+            let file = File { synced: content.clone(), content, unsynced: Vec::new() };
+            (path.clone(), Arc::new(Mutex::new(file)))
+        });
+        Self(Arc::new(Mutex::new(State { files: files.collect(), ..State::default() })))
+    }
+
+    /// Puts the files of another disk in the place of those here. Those who have one open keep it.
+    pub(super) fn put_back(&self, copy: &Self) {
+        self.0.lock().files = std::mem::take(&mut copy.copy().0.lock().files);
+    }
+
     /// How many bytes the files have.
     pub(super) fn len(&self) -> usize {
         self.0.lock().files.values().map(|file| file.lock().content.len()).sum()

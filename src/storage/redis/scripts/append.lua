@@ -9,7 +9,7 @@ local function hold(slot, more)
 end
 
 -- `more` is by how many sessions the partition has more. Gives nil, or the error for which nothing was appended or counted.
-local function append(changes, more, own_mark, retain, held_key)
+local function append(parts, changes, more, own_mark, retain, held_key)
     local counted = {}
     local function undo(problem)
         for slot, by in pairs(counted) do
@@ -24,11 +24,11 @@ local function append(changes, more, own_mark, retain, held_key)
         end
         counted[slot] = by
     end
-    if #changes == 0 then
+    if changes == 0 then
         return nil
     end
-    local final = last + #changes
-    local added = pcall('XADD', KEYS[2], text(final) .. '-' .. #changes, 'e', mark .. own_mark .. table.concat(changes))
+    local final = last + changes
+    local added = pcall('XADD', KEYS[2], text(final) .. '-' .. changes, 'e', mark .. own_mark .. table.concat(parts))
     if type(added) == 'table' and added.err then
         return undo(added)
     end

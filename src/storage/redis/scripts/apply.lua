@@ -6,10 +6,10 @@
 -- (16 bytes each), the leases of the steps (a byte each: the number of the lease, or 0), the bits of their buckets in the
 -- leases' sets (2 bytes each).
 -- A step creates ('c', or 'C' under a lease) or destroys ('d', or 'D' only under the lease).
--- Gives the time, and a letter for each step: 0 nothing changed, 1 it did, L the lease is not attached here, F the
+-- Gives the time, the end of the log, and a letter for each step: 0 nothing changed, 1 it did, L the lease is not attached here, F the
 -- partition is full, M there is no memory for it. LATE or BEHIND, and nothing changed, when the script is no longer good, or
 -- this Redis does not have what the caller has read.
-if now > tonumber(ARGV[2]) then
+if now >= tonumber(ARGV[2]) then
     return redis.error_reply('LATE ' .. text(now))
 end
 if last < tonumber(ARGV[3]) then
@@ -34,7 +34,13 @@ if refused then
     call('HSET', meta, 'time', text(now), 'wall', text(wall))
 end
 
-local answers, changes, more = {}, {}, 0
+local answers, more = {}, 0
+-- The changes for the log, in parts.
+local parts, part_count, logged = {}, 0, 0
+local function log(letter, session, lease)
+    parts[part_count + 1], parts[part_count + 2], parts[part_count + 3] = letter, session, lease
+    part_count, logged = part_count + 3, logged + 1
+end
 -- The steps that changed something, and what they found.
 local changed, found, n = {}, {}, 0
 local function undo(problem)
@@ -87,7 +93,7 @@ local function create_leased(step, bucket, session)
         return '0'
     end
     more = more + 1
-    changes[#changes + 1] = 'C' .. session .. sub(leases, place * 8 - 7, place * 8)
+    log('C', session, sub(leases, place * 8 - 7, place * 8))
     return '1'
 end
 
@@ -114,17 +120,53 @@ local function destroy(step, bucket, session, slot)
     changed[n], found[n] = step, held
     more = more - 1
     if held == '' then
-        changes[#changes + 1] = 'r' .. session
+        log('r', session, '')
     else
         hold(held, -1)
-        changes[#changes + 1] = (slot and 'L' or 'R') .. session .. lease_at(held)
+        log(slot and 'L' or 'R', session, lease_at(held))
     end
     return '1'
 end
 
-local from = 1
+local steps, base, from = #letters, 5 + lease_count, 1
+if not refused and count + steps <= most and not string.find(letters, '[^c]') then
+    -- Nothing but creates without a lease, and room for all of them: the most common script, and the one to be fast.
+    local created, existed = {}, {}
+    local function undo_created(problem, before)
+        for step = 1, before - 1 do
+            if not existed[step] then
+                call('HDEL', keys[base + step], sub(sessions, step * 16 - 15, step * 16))
+            end
+        end
+        return problem
+    end
+    for step = 1, steps do
+        local session = sub(sessions, from, from + 15)
+        from = from + 16
+        local answer = pcall('HSETNX', keys[base + step], session, '')
+        if answer == 1 then
+            n = n + 1
+            created[n] = session
+        elseif answer == 0 then
+            existed[step] = true
+        else
+            return undo_created(answer, step)
+        end
+    end
+    local problem = n > 0 and append({'c', table.concat(created, 'c')}, n, n, ARGV[6], tonumber(ARGV[4]), keys[5])
+    if problem then
+        return undo_created(problem, steps + 1)
+    end
+    if n == steps then
+        return {now, last + n, string.rep('1', n)}
+    end
+    for step = 1, steps do
+        answers[step] = existed[step] and '0' or '1'
+    end
+    return {now, last + n, table.concat(answers)}
+end
 for step = 1, #letters do
-    local letter, session, bucket = byte(letters, step), sub(sessions, from, from + 15), keys[5 + lease_count + step]
+    local letter, session, bucket = byte(letters, step), sub(sessions, from, from + 15), keys[base + step]
     from = from + 16
     local answer
     if letter == 99 then
@@ -141,7 +183,7 @@ for step = 1, #letters do
                 n = n + 1
                 changed[n], found[n] = step, false
                 more = more + 1
-                changes[#changes + 1] = 'c' .. session
+                log('c', session, '')
                 answer = '1'
             elseif answer == 0 then
                 answer = '0'
@@ -160,8 +202,8 @@ for step = 1, #letters do
     end
     answers[step] = answer
 end
-local problem = append(changes, more, ARGV[6], tonumber(ARGV[4]), keys[5])
+local problem = append(parts, logged, more, ARGV[6], tonumber(ARGV[4]), keys[5])
 if problem then
     return undo(problem)
 end
-return {now, table.concat(answers)}
+return {now, last + logged, table.concat(answers)}

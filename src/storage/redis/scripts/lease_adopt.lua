@@ -2,7 +2,7 @@
 -- ARGV: birth, until when the script is good, lease, the number of the newest closing here before the first partition was asked.
 -- Gives 0, and does nothing, when leases were closed since: this one may have been among them. UNFIT when a key was lost: the lease may
 -- have had a slot.
-if now > tonumber(ARGV[2]) then
+if now >= tonumber(ARGV[2]) then
     return redis.error_reply('LATE ' .. text(now))
 end
 local lease = ARGV[3]

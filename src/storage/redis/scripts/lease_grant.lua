@@ -2,7 +2,7 @@
 -- KEYS: meta, leases, deadlines, ended leases, attached leases, slots, sessions held by slot.
 -- ARGV: birth, until when the script is good, lease, ttl in ms, owner, most leases.
 -- Gives 1, or 0 when there are as many as there may be; TAKEN when there is one of that id.
-if now > tonumber(ARGV[2]) then
+if now >= tonumber(ARGV[2]) then
     return redis.error_reply('LATE ' .. text(now))
 end
 if call('HLEN', KEYS[2]) + call('HLEN', KEYS[4]) >= tonumber(ARGV[6]) then

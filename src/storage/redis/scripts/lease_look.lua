@@ -1,22 +1,28 @@
 -- Moves the leases' clock on, marks leases whose deadline has passed as ending, and hands out those that nobody ends or sweeps.
+-- KEYS: meta, leases, deadlines, ended leases, claims.
 -- ARGV: birth, how many leases may be marked, how many others handed out, ms for which the caller has them, ms without a look that make an
--- outage, the least ms that leases get after an outage of unknown length, ms that leases get beyond the length of an outage, the number of
--- the look after which the caller says how long an outage was, or '', and how many ms it was.
--- Gives 'gap', the number of the last look and the ms since then when there was a gap and the caller has not said how long it
--- was in truth, and nothing has changed. Otherwise 'look', the number of this look, '1' when there was an outage, the ms until the
--- next deadline (-1: there is none), how many leases were marked, and for each lease its id and 'STATE REASON OWNER'.
+-- outage, the least ms that leases get after an outage of unknown length, ms that leases get beyond the length of an outage, a random number,
+-- the number of the caller's own last look ('' when it has none), and by its own clock the ms since that was answered and since it was sent.
+-- Gives the number of this look, the ms that an outage lasted (-1: there was none, -2: nobody knows), the ms until the next deadline (-1: there is
+-- none), how many leases were due, and for each lease its id and what is known of it.
 local most, claim = tonumber(ARGV[2]), tonumber(ARGV[4])
-local state = call('HMGET', meta, 'looks', 'revived', 'grace')
+local state = call('HMGET', meta, 'looks', 'revived', 'grace', 'look_wall')
 local looks, revived, grace = tonumber(state[1]), tonumber(state[2]), tonumber(state[3])
-local outage = nil
-if since_look > tonumber(ARGV[5]) then
-    if ARGV[8] ~= state[1] then
-        return {'gap', looks, since_look}
-    end
-    if tonumber(ARGV[9]) > tonumber(ARGV[5]) then
-        outage = tonumber(ARGV[9])
+-- How much has passed since the last look: at least, and at most. Redis' clock may have been set, so where the last look was the caller's own, its
+-- clock tells. Where it was another replica's, Redis' clock is believed as far as it agrees with the caller's.
+local passed, length = 0, -2
+if ARGV[9] == state[1] then
+    passed, length = tonumber(ARGV[10]), tonumber(ARGV[11])
+else
+    local by_wall, at_most = wall - state[4], tonumber(ARGV[11])
+    if by_wall >= 0 and (ARGV[9] == '' or by_wall <= at_most) then
+        passed, length = by_wall, by_wall
+    elseif ARGV[9] ~= '' then
+        length = at_most
     end
 end
+local lease_now = lease_time + math.min(LONGEST_LOOK, passed)
+local outage = length == -2 or length > tonumber(ARGV[5])
 -- Asked before anything is written: their types.
 call('HLEN', KEYS[2])
 call('ZCARD', KEYS[3])
@@ -26,26 +32,29 @@ call('HDEL', meta, '')
 looks = looks + 1
 if outage then
     -- Nobody could keep a lease alive meanwhile: those that were kept before this have so long from now on.
-    revived, grace = lease_now, math.min(outage + ARGV[7], tonumber(ARGV[6]))
+    revived, grace = lease_now, tonumber(ARGV[6])
+    if length >= 0 then
+        grace = math.min(grace, length + ARGV[7])
+    end
 end
-call('HSET', meta, 'time', text(now), 'wall', text(wall), 'lease_time', text(lease_now), 'looked', text(now),
+call('HSET', meta, 'time', text(now), 'wall', text(wall), 'look_wall', text(wall), 'lease_time', text(lease_now),
     'looks', text(looks), 'revived', text(revived), 'grace', text(grace))
 
 local given, marked = {}, 0
 for _, lease in ipairs(call('ZRANGEBYSCORE', KEYS[5], '-inf', text(now), 'LIMIT', 0, ARGV[3])) do
     call('ZADD', KEYS[5], text(now + claim), lease)
     given[#given + 1] = lease
-    given[#given + 1] = call('HGET', KEYS[4], lease) or 'mx 0 0 '
+    given[#given + 1] = call('HGET', KEYS[4], lease) or 'mx 0 0 0 '
 end
 local due = call('ZRANGEBYSCORE', KEYS[3], '-inf', text(lease_now), 'WITHSCORES', 'LIMIT', 0, most)
 for i = 1, #due, 2 do
     local lease, deadline = due[i], tonumber(due[i + 1])
     local ttl = tonumber(string.match(call('HGET', KEYS[2], lease) or '', '^%d+')) or 0
     local extended = revived + 1 + math.max(ttl, grace)
-    if deadline - 1 - ttl < revived and extended > lease_now then
+    if deadline - 1 - LONGEST_LOOK - ttl < revived and extended > lease_now then
         call('ZADD', KEYS[3], text(extended), lease)
     else
-        local known = end_lease(lease, 'x', claim, '0')
+        local known = end_lease(lease, 'x', claim, ARGV[8], '0')
         if known then
             given[#given + 1] = lease
             given[#given + 1] = known
@@ -55,4 +64,4 @@ for i = 1, #due, 2 do
 end
 local next = call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2]
 local wait = next and math.max(0, next - lease_now) or -1
-return {'look', looks, outage and 1 or 0, wait, marked, unpack(given)}
+return {looks, outage and length or -1, wait, marked, unpack(given)}

@@ -16,7 +16,7 @@ elseif ARGV[2] == 'deadlines' then
     for i = 1, #found[2], 2 do
         local lease = found[2][i]
         if call('HEXISTS', KEYS[2], lease) == 0 then
-            if call('HSETNX', KEYS[4], lease, 'mx 0 0 ') == 1 then
+            if call('HSETNX', KEYS[4], lease, 'mx 0 0 0 ') == 1 then
                 call('ZADD', KEYS[5], 0, lease)
             end
             call('ZREM', KEYS[3], lease)

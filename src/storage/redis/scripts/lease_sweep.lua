@@ -11,7 +11,7 @@ for i = 6, #ARGV, 3 do
         lease_of[ARGV[i + 1]], letter_of[ARGV[i + 1]] = ARGV[i], string.upper(ARGV[i + 2])
     end
 end
-local is_known = {['']= true}
+local is_known, looked_at = {[''] = true}, 0
 local function tail_of(slot)
     if #ARGV > 5 then
         return lease_of[slot]
@@ -22,11 +22,39 @@ local function tail_of(slot)
     return not is_known[slot] and ''
 end
 
+-- How many sessions are left to find, where that is known: once there are none, the other buckets need not be looked at.
+local left = 0
+if #ARGV == 5 or call('HGET', meta, 'uncounted') then
+    left = math.huge
+end
+for slot in pairs(lease_of) do
+    left = left + (tonumber(call('HGET', KEYS[5], slot)) or math.huge)
+end
+
+-- The fields and values of a bucket among which there may be such sessions, and the cursor behind them.
+local function look(bucket)
+    local size = cursor == '0' and call('HLEN', bucket) or math.huge
+    if size > enough then
+        return unpack(call('HSCAN', bucket, cursor, 'COUNT', enough))
+    elseif size > 0 then
+        for _, slot in ipairs(call('HVALS', bucket)) do
+            if tail_of(slot) then
+                return '0', call('HGETALL', bucket)
+            end
+        end
+    end
+    looked_at = looked_at + size / 2 + 1
+    return '0', {}
+end
+
 -- Everything is read before anything is written.
-local changes, gone, looked_at, done = {}, {}, 0, 0
+local changes, gone, done = {}, {}, 0
 for i = 6, #KEYS do
-    local found = call('HSCAN', KEYS[i], cursor, 'COUNT', enough)
-    local held = found[2]
+    if left <= 0 then
+        done = #KEYS - 5
+        break
+    end
+    local next, held = look(KEYS[i])
     for n = 1, #held, 2 do
         local slot = held[n + 1]
         local lease = tail_of(slot)
@@ -34,12 +62,13 @@ for i = 6, #KEYS do
             changes[#changes + 1] = (letter_of[slot] or 'x') .. held[n] .. lease
             gone[#gone + 1] = {KEYS[i], held[n], slot}
             destroyed[slot] = (destroyed[slot] or 0) + 1
+            left = left - 1
             if lease ~= '' then
                 hold(slot, -1)
             end
         end
     end
-    looked_at, cursor = looked_at + #held / 2, found[1]
+    looked_at, cursor = looked_at + #held / 2, next
     if cursor ~= '0' then
         break
     end
@@ -50,7 +79,7 @@ for i = 6, #KEYS do
 end
 call('HDEL', meta, '')
 call('HSET', meta, 'time', text(now), 'wall', text(wall))
-local problem = append(changes, -#changes, ARGV[2], tonumber(ARGV[3]), KEYS[5])
+local problem = append(changes, #changes, -#changes, ARGV[2], tonumber(ARGV[3]), KEYS[5])
 if problem then
     return problem
 end

@@ -14,7 +14,10 @@ for i = 1, #found[2], 2 do
         if call('HEXISTS', KEYS[2], value) + call('HEXISTS', KEYS[3], value) == 0 then
             call('HSET', KEYS[2], value, name)
         end
-        call('HSETNX', KEYS[5], name, 0)
+        -- The sessions are not counted again.
+        if call('HSETNX', KEYS[5], name, 0) == 1 then
+            call('HSET', meta, 'uncounted', 1)
+        end
     else
         call('HSET', KEYS[4], value, name)
     end

@@ -1,0 +1,105 @@
+//! When sessions end, as an observer is told.
+
+use std::{collections::HashMap, time::Duration};
+
+use sessiond::{
+    session::{DestroyReason, LeaseId, SessionChange, SessionKey},
+    subject::{Start, Update},
+};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+
+use super::replica::Replica;
+
+/// The sessions that ended since this began to watch.
+pub(super) struct Ends {
+    told: watch::Receiver<HashMap<SessionKey, (Instant, DestroyReason)>>,
+    watching: JoinHandle<()>,
+}
+
+impl Ends {
+    /// Watches through `replica` from now on.
+    pub(super) async fn watch(replica: &Replica) -> Self {
+        let mut held = replica.watch(Start::Now).await;
+        let (telling, told) = watch::channel(HashMap::new());
+        let watching = tokio::spawn(async move {
+            loop {
+                let update = held.observer.next().await.expect("the stream goes on");
+                let now = Instant::now();
+                match update {
+                    Update::Events(events) => telling.send_modify(|told| {
+                        for event in events.events() {
+                            if let SessionChange::Destroyed(reason) = event.change {
+                                told.insert(event.session, (now, reason));
+                            }
+                        }
+                    }),
+                    Update::Subscribed => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        });
+        Self { told, watching }
+    }
+
+    /// The time and the reason of the end of `session`, if it has ended.
+    pub(super) fn of(&self, session: &SessionKey) -> Option<(Instant, DestroyReason)> {
+        self.told.borrow().get(session).copied()
+    }
+
+    /// Waits until so many sessions have ended, but no longer than `limit`.
+    pub(super) async fn come_to(&mut self, count: usize, limit: Duration) {
+        let enough = timeout(limit, self.told.wait_for(|told| told.len() >= count)).await;
+        let ended = enough.map(|told| told.expect("the observer goes on").len());
+        assert!(ended.is_ok(), "{} of {count} sessions ended within {limit:?}", self.told.borrow().len());
+    }
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.watching.abort();
+    }
+}
+
+/// A lease with sessions that nobody keeps alive any more.
+pub(super) struct Abandoned {
+    pub(super) lease: LeaseId,
+    pub(super) sessions: Vec<SessionKey>,
+    /// Its ttl ends between these two times.
+    pub(super) due: [Instant; 2],
+}
+
+impl Abandoned {
+    /// Grants a lease and creates sessions under it.
+    pub(super) async fn leave(replica: &Replica, ttl: Duration, sessions: Vec<SessionKey>) -> Self {
+        let before = Instant::now();
+        let lease = replica.storage.grant_lease(ttl, "abandoned").await.unwrap();
+        let due = [before + ttl, Instant::now() + ttl];
+        if !sessions.is_empty() {
+            assert_eq!(replica.storage.create(&sessions, Some(lease)).await.unwrap(), vec![true; sessions.len()]);
+        }
+        Self { lease, sessions, due }
+    }
+
+    /// Keeps it alive a last time.
+    pub(super) async fn keep(&mut self, replica: &Replica) {
+        let before = Instant::now();
+        let ttl = replica.storage.keep_lease_alive(self.lease).await.unwrap();
+        self.due = [before + ttl, Instant::now() + ttl];
+    }
+
+    /// How long after the end of its ttl the last of its sessions ended. It fails if one ended early, or has not ended.
+    pub(super) fn lateness(&self, ends: &Ends) -> Duration {
+        let mut last = Duration::ZERO;
+        for session in &self.sessions {
+            let (end, reason) = ends.of(session).unwrap_or_else(|| panic!("{session:?} has not ended"));
+            assert_eq!(reason, DestroyReason::LeaseExpired);
+            assert!(end >= self.due[0], "{session:?} ended {:?} early", self.due[0] - end);
+            last = last.max(end.saturating_duration_since(self.due[1]));
+        }
+        last
+    }
+}

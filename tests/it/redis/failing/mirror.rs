@@ -1,0 +1,92 @@
+//! An observer on a task of its own, which holds what it is told.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use parking_lot::Mutex;
+use sessiond::{
+    session::{SessionChange, SessionKey},
+    subject::{Observer, ResetReason, Update},
+};
+use tokio::task::JoinHandle;
+
+#[derive(Default)]
+struct State {
+    held: BTreeSet<SessionKey>,
+    is_synced: bool,
+    resets: Vec<ResetReason>,
+    broken: Option<String>,
+}
+
+/// The sessions that an observer holds who began with a snapshot.
+pub(super) struct Mirror {
+    state: Arc<Mutex<State>>,
+    watching: JoinHandle<()>,
+}
+
+impl Mirror {
+    pub(super) fn of(mut observer: Observer) -> Self {
+        let state = Arc::new(Mutex::new(State::default()));
+        let told = Arc::clone(&state);
+        let watching = tokio::spawn(async move {
+            while let Some(update) = observer.next().await {
+                told.lock().apply(&update);
+            }
+            told.lock().broken = Some("the stream has ended".to_owned());
+        });
+        Self { state, watching }
+    }
+
+    /// What it holds; None while a snapshot is not complete. An error when what it was told does not fit what it held.
+    pub(super) fn held(&self) -> Result<Option<BTreeSet<SessionKey>>, String> {
+        let state = self.state.lock();
+        match &state.broken {
+            Some(broken) => Err(broken.clone()),
+            None => Ok(state.is_synced.then(|| state.held.clone())),
+        }
+    }
+
+    pub(super) fn resets(&self) -> Vec<ResetReason> {
+        self.state.lock().resets.clone()
+    }
+}
+
+impl State {
+    fn apply(&mut self, update: &Update) {
+        let broken = match update {
+            Update::Subscribed => None,
+            Update::Closed => Some("the stream was closed".to_owned()),
+            Update::Reset(reason) => {
+                self.resets.push(*reason);
+                self.held.clear();
+                self.is_synced = false;
+                None
+            }
+            Update::Snapshot(sessions) => {
+                let held = sessions.iter().find(|session| !self.held.insert(**session));
+                held.map(|session| format!("{session:?} is in the snapshot, and was held"))
+            }
+            Update::Synced { session_count } => {
+                self.is_synced = true;
+                let count = self.held.len();
+                (count as u64 != *session_count)
+                    .then(|| format!("synced with {session_count} sessions, and holds {count}"))
+            }
+            Update::Events(events) => {
+                let unfit = events.events().iter().find(|event| match event.change {
+                    SessionChange::Created => !self.held.insert(event.session),
+                    SessionChange::Destroyed(_) => !self.held.remove(&event.session),
+                });
+                unfit.map(|event| format!("{event:?} does not fit what is held"))
+            }
+        };
+        if self.broken.is_none() {
+            self.broken = broken;
+        }
+    }
+}
+
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        self.watching.abort();
+    }
+}

@@ -1,0 +1,185 @@
+//! A call that failed because Redis did not answer in time: what it asked for does not happen after a later call was answered.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+use sessiond::{
+    session::{LeaseId, SessionKey},
+    storage::{SessionStorage, StorageError},
+    subject::Start,
+};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    cluster::{MASTERS, RedisCluster},
+    gate::Gate,
+    replica::{Replica, eventually, keys},
+    server::{RedisServer, is_installed},
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// How long a late change is waited for. None comes where Redis works off in milliseconds what it was sent.
+const WATCHED: Duration = Duration::from_secs(1);
+
+fn parameters(partitions: u32) -> String {
+    format!("timeout_ms=200&partitions={partitions}&buckets=48")
+}
+
+/// Sessions that exist, and others that do not.
+struct Sessions {
+    there: Vec<SessionKey>,
+    missing: Vec<SessionKey>,
+}
+
+impl Sessions {
+    async fn create(storage: &dyn SessionStorage) -> Self {
+        let sessions = Self { there: keys(0..6000), missing: keys(10_000..16_000) };
+        storage.create(&sessions.there, None).await.unwrap();
+        sessions
+    }
+
+    fn all(&self) -> Vec<SessionKey> {
+        [&self.there[..], &self.missing].concat()
+    }
+}
+
+fn is_unavailable<T: std::fmt::Debug>(outcome: Result<T, StorageError>) {
+    assert!(matches!(outcome, Err(StorageError::Unavailable(_))), "{outcome:?}");
+}
+
+/// Destroys what is there and creates what is missing, in batches that fill several scripts, while Redis does not answer.
+async fn give_up(storages: &[&Arc<dyn SessionStorage>], sessions: &Sessions) {
+    let callers = storages.iter().cycle();
+    let creates = sessions.missing.chunks(700).zip(callers.clone()).map(async |(some, storage)| {
+        is_unavailable(storage.create(some, None).await);
+    });
+    let destroys = sessions.there.chunks(1300).zip(callers).map(async |(some, storage)| {
+        is_unavailable(storage.destroy(some, None).await);
+    });
+    tokio::join!(join_all(creates), join_all(destroys));
+}
+
+async fn has(storage: &dyn SessionStorage, sessions: &[SessionKey]) -> Vec<bool> {
+    eventually(|| async { storage.has(sessions).await.ok() }).await
+}
+
+/// Fails if what a call has seen does not stay as it is.
+async fn stays(replicas: &[&Replica], sessions: &[SessionKey], seen: &[bool]) {
+    let mut held = replicas[0].watch(Start::Snapshot).await;
+    let until = Instant::now() + WATCHED;
+    while Instant::now() < until {
+        for replica in replicas {
+            let now = has(&*replica.storage, sessions).await;
+            let changed = now.iter().zip(seen).filter(|(now, seen)| now != seen).count();
+            assert_eq!(
+                changed, 0,
+                "sessions changed after a later call was answered, because of a call that had failed"
+            );
+        }
+        sleep(WATCHED / 20).await;
+    }
+    let exist: Vec<_> = sessions.iter().zip(seen).filter(|(_, exists)| **exists).map(|(session, _)| *session).collect();
+    held.comes_to_hold(&exist).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_failed_while_redis_was_stopped_change_nothing_later() {
+    const ROUNDS: usize = 3;
+    if !is_installed() {
+        return;
+    }
+    for round in 0..ROUNDS {
+        let server = RedisServer::start(&[]);
+        let url = server.url(&parameters([1, 3][round % 2]));
+        let replicas = [Replica::start(&url).await, Replica::start(&url).await, Replica::start(&url).await];
+        let [a, b, c] = &replicas;
+        let sessions = Sessions::create(&*a.storage).await;
+        server.signal("STOP");
+        give_up(&[&a.storage, &b.storage], &sessions).await;
+        server.signal("CONT");
+        let seen = has(&*c.storage, &sessions.all()).await;
+        stays(&[c, a, b], &sessions.all(), &seen).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_failed_while_a_node_of_a_cluster_was_stopped_change_nothing_later() {
+    if !is_installed() {
+        return;
+    }
+    let cluster = RedisCluster::start(0);
+    let url = cluster.url(&parameters(6));
+    let [a, b, c] = [Replica::start(&url).await, Replica::start(&url).await, Replica::start(&url).await];
+    for (node, first) in (0..MASTERS).zip((0..).step_by(100_000)) {
+        let all = keys(first..first + 20_000);
+        cluster.nodes[node].signal("STOP");
+        let callers = [&a.storage, &b.storage].into_iter().cycle();
+        // Partitions of other nodes take their part.
+        let creates = all.chunks(3000).zip(callers).map(async |(some, storage)| storage.create(some, None).await);
+        join_all(creates).await.into_iter().for_each(is_unavailable);
+        cluster.nodes[node].signal("CONT");
+        let seen = has(&*c.storage, &all).await;
+        stays(&[&c, &a, &b], &all, &seen).await;
+        eventually(|| async { c.storage.destroy(&all, None).await.ok() }).await;
+    }
+}
+
+/// The other replica is answered all the time: Redis is well, and a connection to it is stuck.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_failed_over_a_stuck_connection_change_nothing_later() {
+    if !is_installed() {
+        return;
+    }
+    let server = RedisServer::start(&[]);
+    let gate = Gate::before(&server).await;
+    for (round, partitions) in [1, 3].into_iter().enumerate() {
+        let parameters = format!("{}&registry=r{round}", parameters(partitions));
+        let [a, b] = [Replica::start(&gate.url(&parameters)).await, Replica::start(&server.url(&parameters)).await];
+        let sessions = Sessions::create(&*b.storage).await;
+        gate.shut();
+        give_up(&[&a.storage], &sessions).await;
+        // These have been told that the sessions are there, the newest of them just now.
+        let again = &sessions.there[..500];
+        assert_eq!(b.storage.destroy(again, None).await.unwrap(), [true; 500]);
+        assert_eq!(b.storage.create(again, None).await.unwrap(), [true; 500]);
+        let seen = has(&*b.storage, &sessions.all()).await;
+        gate.open();
+        stays(&[&b, &a], &sessions.all(), &seen).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_about_leases_that_failed_over_a_stuck_connection_change_nothing_later() {
+    if !is_installed() {
+        return;
+    }
+    let server = RedisServer::start(&[]);
+    let gate = Gate::before(&server).await;
+    let parameters = parameters(3);
+    let [a, b] = [Replica::start(&gate.url(&parameters)).await, Replica::start(&server.url(&parameters)).await];
+    let [lives, moved_from] =
+        [b.storage.grant_lease(HOUR, "").await.unwrap(), b.storage.grant_lease(HOUR, "").await.unwrap()];
+    let (held, moved, late) = (keys(0..500), keys(500..1000), keys(1000..1500));
+    b.storage.create(&held, Some(lives)).await.unwrap();
+    b.storage.create(&moved, Some(moved_from)).await.unwrap();
+    gate.shut();
+    tokio::join!(
+        async { is_unavailable(a.storage.revoke_lease(lives).await) },
+        async { is_unavailable(a.storage.grant_lease(HOUR, "").await) },
+        async { is_unavailable(a.storage.create(&moved, Some(lives)).await) },
+        async { is_unavailable(a.storage.create(&late, Some(moved_from)).await) },
+        async { is_unavailable(a.storage.destroy(&held, Some(lives)).await) },
+    );
+    b.storage.keep_lease_alive(lives).await.expect("a revocation that failed has not happened");
+    let leases = b.storage.lease_count().await.unwrap();
+    assert_eq!(leases, 2);
+    let all = [held.clone(), moved.clone(), late].concat();
+    let seen = has(&*b.storage, &all).await;
+    gate.open();
+    stays(&[&b, &a], &all, &seen).await;
+    assert_eq!(b.storage.lease_count().await.unwrap(), leases);
+    // Nothing moved either: each lease ends with what it had.
+    let revoke = async |lease: LeaseId| b.storage.revoke_lease(lease).await.unwrap();
+    assert_eq!([revoke(lives).await, revoke(moved_from).await], [500, 500]);
+}

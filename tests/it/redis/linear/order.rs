@@ -1,0 +1,160 @@
+//! Whether some order of calls on one session explains what each of them was told.
+
+use std::collections::HashSet;
+
+/// The place of a lease among those of a history. 0 stands for no lease.
+pub(super) type Lease = u8;
+
+/// What a call asks for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Action {
+    Create(Lease),
+    Has,
+    Destroy(Lease),
+}
+
+/// A session that exists is under a lease, or under none (0).
+type State = Option<Lease>;
+
+/// A call, with its begin and its end by a clock that all callers share. A call that failed has no answer: if it takes effect
+/// at all, it does so before any call that begins after its end.
+#[derive(Clone, Debug)]
+pub(super) struct Call {
+    pub(super) action: Action,
+    pub(super) begin: u64,
+    pub(super) end: u64,
+    pub(super) answer: Option<bool>,
+}
+
+impl Action {
+    /// What a session in this state answers, and the state that follows.
+    fn apply(self, state: State) -> (bool, State) {
+        match (self, state) {
+            (Self::Has, _) => (state.is_some(), state),
+            (Self::Create(lease), None) => (true, Some(lease)),
+            // Without a lease, a session keeps the one that it has.
+            (Self::Create(0), Some(_)) => (false, state),
+            (Self::Create(lease), Some(_)) => (false, Some(lease)),
+            (Self::Destroy(_), None) => (false, None),
+            (Self::Destroy(lease), Some(held)) if lease == 0 || lease == held => (true, None),
+            (Self::Destroy(_), Some(_)) => (false, state),
+        }
+    }
+}
+
+/// Whether some order of the calls explains all answers: the search of Wing and Gong, which looks at no state twice (Lowe).
+pub(super) fn is_linearizable(history: &[Call]) -> bool {
+    assert!(history.len() <= 128, "a bit for each call");
+    let set_of = |is_in: &dyn Fn(&Call) -> bool| {
+        let some = history.iter().enumerate().filter(|(_, call)| is_in(call));
+        some.fold(0u128, |set, (n, _)| set | 1 << n)
+    };
+    let answered = set_of(&|call| call.answer.is_some());
+    // The calls that failed before each call began. Once it has taken effect, they can no longer.
+    let failed_before: Vec<u128> =
+        history.iter().map(|call| set_of(&|other| other.answer.is_none() && other.end < call.begin)).collect();
+    let mut seen = HashSet::new();
+    let mut open = vec![(0u128, None)];
+    while let Some((done, state)) = open.pop() {
+        if done & answered == answered {
+            return true;
+        }
+        if !seen.insert((done, state)) {
+            continue;
+        }
+        let left = || history.iter().enumerate().filter(|(n, _)| done >> n & 1 == 0);
+        // Nothing that began after another call was answered comes before that call.
+        let first_end = left().filter(|(_, call)| call.answer.is_some()).map(|(_, call)| call.end).min();
+        for (n, call) in left().filter(|(_, call)| first_end.is_none_or(|end| call.begin < end)) {
+            let (answer, then) = call.action.apply(state);
+            if call.answer.is_none_or(|given| given == answer) {
+                open.push((done | 1 << n | failed_before[n], then));
+            }
+        }
+    }
+    false
+}
+
+fn call(action: Action, begin: u64, end: u64, answer: Option<bool>) -> Call {
+    Call { action, begin, end, answer }
+}
+
+const YES: Option<bool> = Some(true);
+const NO: Option<bool> = Some(false);
+
+#[test]
+fn two_creates_of_one_session_cannot_both_have_created_it() {
+    let create = Action::Create(0);
+    assert!(!is_linearizable(&[call(create, 0, 2, YES), call(create, 1, 3, YES)]));
+    assert!(is_linearizable(&[call(create, 0, 2, YES), call(create, 1, 3, NO)]));
+}
+
+#[test]
+fn a_session_vanishes_only_when_somebody_destroys_it() {
+    let stale = [call(Action::Create(0), 0, 9, YES), call(Action::Has, 1, 2, YES), call(Action::Has, 3, 4, NO)];
+    assert!(!is_linearizable(&stale));
+    // A call that failed explains it, if it began before.
+    let failed = |begin| call(Action::Destroy(0), begin, begin + 1, None);
+    assert!(is_linearizable(&[&stale[..], &[failed(2)]].concat()));
+    assert!(!is_linearizable(&[&stale[..], &[failed(5)]].concat()));
+}
+
+#[test]
+fn a_failed_call_takes_effect_before_the_calls_after_it_or_never() {
+    let failed = |end| call(Action::Destroy(0), 2, end, None);
+    let history = |end, first, second| {
+        [
+            call(Action::Create(0), 0, 1, YES),
+            failed(end),
+            call(Action::Has, 4, 5, first),
+            call(Action::Has, 6, 7, second),
+        ]
+    };
+    for (first, second) in [(YES, YES), (NO, NO)] {
+        assert!(is_linearizable(&history(3, first, second)), "{first:?}, {second:?}");
+    }
+    assert!(!is_linearizable(&history(3, YES, NO)), "it took effect late");
+    assert!(is_linearizable(&history(5, YES, NO)), "it had not failed yet");
+    // Nor does it take effect before it began.
+    let early = [call(Action::Create(0), 0, 1, YES), call(Action::Has, 2, 3, NO), call(Action::Destroy(0), 4, 5, None)];
+    assert!(!is_linearizable(&early));
+    // A create, too, which nothing but a later destroy could hide.
+    let late = [call(Action::Create(0), 0, 1, None), call(Action::Has, 2, 3, NO), call(Action::Create(0), 4, 5, NO)];
+    assert!(!is_linearizable(&late));
+}
+
+#[test]
+fn a_failed_call_may_be_the_reason_for_an_answer_and_for_no_two() {
+    let destroyed = |begin| call(Action::Destroy(0), begin, begin + 1, YES);
+    let create = call(Action::Create(0), 0, 1, None);
+    assert!(is_linearizable(&[create.clone(), destroyed(2)]));
+    assert!(!is_linearizable(&[create, destroyed(2), destroyed(4)]));
+}
+
+#[test]
+fn a_session_is_destroyed_only_under_the_lease_that_it_is_under() {
+    let history = |moved_to, by, answer| {
+        [
+            call(Action::Create(1), 0, 1, YES),
+            call(Action::Create(moved_to), 2, 3, NO),
+            call(Action::Destroy(by), 4, 5, answer),
+        ]
+    };
+    for (moved_to, by, answer) in [(2, 2, YES), (2, 1, NO), (0, 1, YES), (0, 2, NO), (2, 0, YES)] {
+        assert!(is_linearizable(&history(moved_to, by, answer)), "{moved_to}, {by}");
+        assert!(!is_linearizable(&history(moved_to, by, answer.map(|answer| !answer))), "{moved_to}, {by}");
+    }
+    // A move that failed may have happened or not, and stays so.
+    let failed = |answers: [Option<bool>; 2]| {
+        [
+            call(Action::Create(1), 0, 1, YES),
+            call(Action::Create(2), 2, 3, None),
+            call(Action::Destroy(1), 4, 5, answers[0]),
+            call(Action::Destroy(2), 6, 7, answers[1]),
+        ]
+    };
+    assert!(is_linearizable(&failed([YES, NO])));
+    assert!(is_linearizable(&failed([NO, YES])));
+    assert!(!is_linearizable(&failed([NO, NO])));
+    assert!(!is_linearizable(&failed([YES, YES])));
+}
