@@ -184,10 +184,7 @@ async fn a_redis_that_is_stuck_fails_calls_in_time_and_recovers(kind: ServerKind
 
 async fn connections_that_are_cut_lose_and_repeat_nothing(kind: ServerKind) {
     const ROUNDS: i64 = 30;
-    if !is_installed() {
-        return;
-    }
-    let server = RedisServer::start(&[]);
+    let server = kind.start(&[]);
     let url = server.url(PARAMETERS);
     let (a, b) = (Replica::start(&url).await, Replica::start(&url).await);
     let mut held = b.watch(Start::Snapshot).await;
