@@ -12,6 +12,7 @@ mod health;
 mod inline;
 mod lifecycle;
 mod metrics;
+mod opening;
 mod process;
 mod rate;
 mod standard;
@@ -20,14 +21,7 @@ mod tls;
 mod waits;
 mod worker;
 
-use std::{
-    io,
-    net::SocketAddr,
-    num::NonZeroUsize,
-    path::PathBuf,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -39,9 +33,8 @@ use tokio_rustls::rustls;
 
 use crate::{
     access::{AccessList, AccessListError},
-    service::{CallTracer, Service, ServiceOptions, WireEncoder},
-    session::SessionEvent,
-    storage::{OpenError, StorageError, StorageOptions, StorageUrl},
+    service::{CallTracer, Service, ServiceOptions},
+    storage::{OpenError, StorageError, StorageUrl},
     subject::{SessionSubject, SubjectOptions},
 };
 
@@ -53,13 +46,14 @@ use self::{
     gate::Gate,
     health::Health,
     lifecycle::Lifecycle,
+    opening::Opening,
     rate::RateLimiter,
     standard::Standard,
     stats::ServerStats,
     worker::Workers,
 };
 
-pub use self::{connection::ConnectionOptions, files::FileError, rate::RateLimit, tls::TlsFiles};
+pub use self::{connection::ConnectionOptions, files::FileError, opening::StorageWait, rate::RateLimit, tls::TlsFiles};
 
 /// How a server runs.
 #[derive(Clone, Debug)]
@@ -77,6 +71,8 @@ pub struct ServerConfig {
     pub rate_limit: Option<RateLimit>,
     /// Where the sessions are.
     pub storage: StorageUrl,
+    /// How long to wait for the storage at the start, while it cannot be opened.
+    pub storage_wait: StorageWait,
     /// How many threads serve connections, each with a runtime of its own.
     pub workers: NonZeroUsize,
     /// The bounds of the subject.
@@ -85,7 +81,7 @@ pub struct ServerConfig {
     pub max_sessions: u64,
     /// How many leases there may be.
     pub max_leases: u64,
-    /// See [`StorageOptions::outage_grace`].
+    /// See [`StorageOptions::outage_grace`](crate::storage::StorageOptions::outage_grace).
     pub outage_grace: Duration,
     /// How many connections there may be. More wait to be accepted.
     pub max_connections: usize,
@@ -127,6 +123,17 @@ pub enum ServerError {
     Worker(#[source] io::Error),
 }
 
+impl ServerError {
+    /// Whether the server may start if it tries again later, although nobody has changed anything about it.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Open(error) => error.may_pass(),
+            Self::Storage(error) => error.may_pass(),
+            _ => false,
+        }
+    }
+}
+
 fn source_text(error: &StorageError) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
@@ -146,8 +153,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens the ports and the storage. The admin port is served from the beginning, and tells that the server is not
-    /// ready; the port of gRPC is taken, and refuses connections until the storage is open.
+    /// Opens the ports and the storage. Waits for a storage that cannot be opened yet, as long as
+    /// [`storage_wait`](ServerConfig::storage_wait) says.
+    ///
+    /// The admin port is served from the beginning, and says that the server is not ready and why. The port of gRPC is
+    /// taken, and refuses connections until the storage is open. When the future is dropped, both are free again.
     ///
     /// Must be called in the runtime that calls [`run`](Self::run).
     ///
@@ -162,23 +172,13 @@ impl Server {
         let admin_listener = TcpListener::bind(config.admin_listen).await.map_err(of_admin())?;
         let admin_addr = admin_listener.local_addr().map_err(of_admin())?;
         let (lifecycle, _) = watch::channel(Lifecycle::Serving);
-        let opening = Arc::new(OnceLock::new());
+        let opening = Arc::<Opening>::default();
         let stats = ServerStats::new(config.max_sessions);
         let admin = Admin::new(Arc::clone(&opening), Arc::clone(&stats), lifecycle.subscribe());
         let admin = tokio::spawn(admin.run(admin_listener));
         let tasks = OwnedTasks(vec![admin.abort_handle()]);
         tracing::info!(storage = %config.storage, admin_address = %admin_addr, "opening the storage");
-
-        let options = StorageOptions {
-            // The storage keeps them a second time until the subject has taken them.
-            retain_events: config.subject.retain_events.min(config.subject.retain_bytes / size_of::<SessionEvent>()),
-            max_sessions: config.max_sessions,
-            max_leases: config.max_leases,
-            outage_grace: config.outage_grace,
-        };
-        let storage = config.storage.open(options).await?;
-        let subject = Arc::new(SessionSubject::start(storage, config.subject, WireEncoder).await?);
-        let subject = Arc::clone(opening.get_or_init(|| subject));
+        let subject = opening.run(&config).await?;
         let listener = socket.listen(BACKLOG).map_err(listen_error(config.listen, "listen"))?;
         Ok(Self { config, tls, access, listener, admin_addr, subject, stats, lifecycle, tasks })
     }

@@ -31,7 +31,8 @@ pub use self::{
 ///
 /// # Obligations
 ///
-/// [`conformance`](crate::storage#modules) is a suite (feature `conformance`) that checks all of these.
+/// [`conformance`](crate::storage#modules) is a suite (feature `conformance`) that checks all of these, except for what shows
+/// only when a storage loses changes.
 ///
 /// - **Atomic**: a change of the set and its entry in the log are one step, for each session by itself. There is no
 ///   moment at which a caller could see one without the other.
@@ -45,8 +46,9 @@ pub use self::{
 /// - **Histories**: each position of a log has a [`Mark`]. Two logs of one registry id that have the same mark at a position
 ///   agree on every change up to it. A log that lost changes and continued differently has other marks from there on. The
 ///   mark at a position never changes, and every handle tells the same one.
-/// - **One history**: what a handle tells is of one history. A handle that has told of a position, in whatever call, does not
-///   go on with a log that lost it: those who follow the log hear [`LogError::Restarted`] before they pass that position.
+/// - **One history**: a handle never mixes two histories. If the log loses a position that the handle has named in any answer,
+///   the handle's followers get [`LogError::Restarted`] before they pass that position, or the registry gets another id. A
+///   snapshot and an observer that resumes rely on this where they are ahead of the follower.
 /// - **Leased**: a session under a lease that is gone is gone too, or about to be: once a lease has ended, nothing comes under it,
 ///   and each session that is under it is destroyed, once. A session that has moved to another lease is not.
 /// - **Cancellable**: a future dropped before it is ready leaves each session either changed, with its log entry, or not.
@@ -176,8 +178,8 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
         limit: usize,
     ) -> Result<Changes, LogError>;
 
-    /// For each partition the mark at a position of its log. None beyond the log's end, and before its start where the log no
-    /// longer knows the mark.
+    /// Gives for each partition the mark at a position of its log. None beyond the log's end, and before its start if the
+    /// storage no longer knows the mark.
     ///
     /// # Errors
     ///
@@ -187,13 +189,13 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
     /// The sessions of some buckets from `first` on: of at least one bucket, and of no more once `limit` sessions are
     /// read.
     ///
-    /// `known` is, for each partition, a point of the log of `registry_id` that the caller has read up to: what is read
-    /// belongs to a log that contains it.
+    /// `known` is for each partition the point up to which the caller has read the log of `registry_id`. The sessions are read
+    /// from a registry whose log contains the points of their partitions.
     ///
     /// # Errors
     ///
-    /// [`LogError::Restarted`] when the log is another registry's or does not contain the known point of a partition that is
-    /// read, [`LogError::Storage`] when the storage cannot be asked.
+    /// [`LogError::Restarted`] when the log is another registry's, or when it does not contain the known point of a partition
+    /// that is read or no longer knows the mark there, [`LogError::Storage`] when the storage cannot be asked.
     async fn read_buckets(
         &self,
         registry_id: RegistryId,
@@ -216,14 +218,14 @@ pub struct Layout {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position(pub u64);
 
-/// A random number that a storage gives to a stretch of its log: it tells two histories of one registry apart.
+/// A random number that a storage gives to a stretch of its log. Marks tell two histories of one registry apart.
 ///
-/// The mark at a position is that of the stretch that holds the change at this position; at position 0 it is that of the
-/// log's birth. What a stretch is depends on the storage: all changes of a process, of an opening of a file, or of one step.
+/// The mark at a position is that of the stretch with the change at this position. At position 0 it is that of the log's
+/// birth. What a stretch is depends on the storage: all changes of a process, of an opening of a file, or of one step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Mark(pub u64);
 
-/// A position in a partition's log, and the mark there: it names one history up to this position.
+/// A position in a partition's log, and the mark there. It names one history up to this position.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LogPoint {
     /// The position.
@@ -233,7 +235,7 @@ pub struct LogPoint {
 }
 
 impl LogPoint {
-    /// The point at the last of `changes`, which come right after this one.
+    /// Returns the point at the last of `changes`, which come right after this point.
     #[must_use]
     pub fn past(self, changes: &Changes) -> Self {
         Self { position: Position(self.position.0 + changes.events.len() as u64), mark: changes.mark }

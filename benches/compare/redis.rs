@@ -32,8 +32,8 @@ const WARMUP: usize = 200;
 
 /// What a create of one session runs, as sessiond puts it together.
 const SCRIPT: &str = concat!(
-    include_str!("../../src/storage/redis/scripts/same_registry.lua"),
-    include_str!("../../src/storage/redis/scripts/change_log.lua"),
+    include_str!("../../src/storage/redis/scripts/head.lua"),
+    include_str!("../../src/storage/redis/scripts/append.lua"),
     include_str!("../../src/storage/redis/scripts/apply.lua")
 );
 
@@ -105,11 +105,13 @@ async fn creates(report: &mut Report) {
 async fn benchmark(redis: &Server) -> Vec<String> {
     drop(open(&url(redis, "registry=b")).await);
     let mut connection = Client::open(url(redis, "")).unwrap().get_multiplexed_async_connection().await.unwrap();
-    let id: String = cmd("HGET").arg("{b:0}:meta").arg("id").query_async(&mut connection).await.unwrap();
+    let birth: String = cmd("HGET").arg("{b:0}:meta").arg("birth").query_async(&mut connection).await.unwrap();
     let hash: String = cmd("SCRIPT").arg("LOAD").arg(SCRIPT).query_async(&mut connection).await.unwrap();
-    let keys = ["{b:0}:meta", "{b:0}:log", "{b:0}:attached", "{b:0}:b0"];
-    let args = [&id, "1", "1048576", "1000000000", "0", "c0000__rand_int__"];
-    let command = ["EVALSHA", &hash, "4"].into_iter().chain(keys).chain(args);
+    let keys = ["{b:0}:meta", "{b:0}:log", "{b:0}:attached", "{b:0}:slots", "{b:0}:held", "{b:0}:b0"];
+    // Good for ever, and no lease.
+    let args =
+        [&birth, "9000000000000000", "0", "1048576", "1000000000", "one mark", "", "c", "0000__rand_int__", "0", "00"];
+    let command = ["EVALSHA", &hash, "6"].into_iter().chain(keys).chain(args);
     command.map(str::to_owned).collect()
 }
 

@@ -34,8 +34,10 @@ def check_pod(name, spec, flags):
     needed = int(drain.removesuffix("s")) + pause
     granted = spec["terminationGracePeriodSeconds"]
     assert granted >= needed + 5, f"{name}: a pod that takes {needed} s to end is killed after {granted} s"
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+    for probe in ("readinessProbe", "livenessProbe"):
         check_probe(f"{name}: {probe}", container[probe], container["ports"])
+    assert container["livenessProbe"]["httpGet"]["path"] == "/live", f"{name}: is restarted because of its storage"
+    assert "startupProbe" not in container, f"{name}: is restarted while it waits for its storage"
     hardened = container["securityContext"] | spec["securityContext"]
     assert hardened["runAsNonRoot"] and hardened["readOnlyRootFilesystem"], f"{name}: is not hardened"
     assert hardened["allowPrivilegeEscalation"] is False, f"{name}: may gain privileges"

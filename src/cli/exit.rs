@@ -29,7 +29,7 @@ const MEANINGS: [(Exit, &str); 6] = [
     (Exit::Usage, "the command line or the configuration is wrong"),
     (Exit::Server, "the server cannot be reached, or refused the call"),
     (Exit::Listen, "a port cannot be listened on"),
-    (Exit::Storage, "the storage cannot be opened"),
+    (Exit::Storage, "the storage cannot be opened, and waiting cannot cure that or took too long"),
 ];
 
 /// The exit codes, for `--help`.

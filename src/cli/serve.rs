@@ -11,7 +11,7 @@ use std::{
 
 use clap::{Args, value_parser};
 use sessiond::{
-    server::{ConnectionOptions, RateLimit, Server, ServerConfig, ServerError, TlsFiles},
+    server::{ConnectionOptions, RateLimit, Server, ServerConfig, ServerError, StorageWait, TlsFiles},
     service::ServiceOptions,
     storage::StorageUrl,
     subject::SubjectOptions,
@@ -70,6 +70,12 @@ pub(crate) struct ServeArgs {
     /// [parameters: registry, partitions, buckets, timeout_ms, wait_replicas, wait_timeout_ms].
     #[arg(long, env = "SESSIOND_STORAGE", value_name = "URL", default_value = "memory:")]
     storage: StorageUrl,
+
+    /// How long to wait at the start for a storage that cannot be opened yet, because it is away or loads its data: a
+    /// duration, forever, or 0 for not at all [default: forever for Redis storages, 0 for the others]. Meanwhile the admin
+    /// port says that the server is not ready. What waiting cannot cure, such as a wrong password, ends the server at once.
+    #[arg(long, env = "SESSIOND_STORAGE_WAIT", value_name = "DURATION", value_parser = parse_wait)]
+    storage_wait: Option<StorageWait>,
 
     /// How many threads serve connections [default: the cores that this process may use].
     #[arg(long, env = "SESSIOND_WORKERS", value_name = "N")]
@@ -184,6 +190,15 @@ fn positive() -> clap::builder::RangedU64ValueParser<u64> {
     value_parser!(u64).range(1..)
 }
 
+/// Reads how long to wait for the storage.
+fn parse_wait(text: &str) -> Result<StorageWait, String> {
+    match text {
+        "forever" => Ok(StorageWait::Forever),
+        "0" | "0s" => Ok(StorageWait::AtMost(Duration::ZERO)),
+        _ => parse_duration(text).map(StorageWait::AtMost).map_err(|error| format!("{error}, forever or 0")),
+    }
+}
+
 impl ServeArgs {
     fn config(&self) -> ServerConfig {
         // More than the machine can address is as good as no bound.
@@ -195,6 +210,7 @@ impl ServeArgs {
             access_file: self.access_file.clone(),
             rate_limit: self.rate_limit(),
             storage: self.storage.clone(),
+            storage_wait: self.storage_wait.unwrap_or_else(|| StorageWait::default_for(&self.storage)),
             workers: self.workers.or(thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN),
             subject: SubjectOptions {
                 retain_events: bound(self.retain_events),
@@ -246,7 +262,13 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
     let (workers, drain_timeout) = (config.workers, config.drain_timeout);
     let otlp = Otlp::start(&args.otlp)?;
     let config = ServerConfig { tracer: otlp.as_ref().map(Otlp::tracer), ..config };
-    let server = Server::bind(config).await.map_err(start_error)?;
+    let server = tokio::select! {
+        bound = Server::bind(config) => bound.map_err(start_error)?,
+        () = signals.next() => {
+            tracing::info!("stopping before the storage is open");
+            return Ok(Exit::Done);
+        }
+    };
     tracing::info!(
         address = server.local_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string()),
         admin_address = %server.admin_addr(),

@@ -1,10 +1,6 @@
 //! The admin port: `/metrics`, `/live`, `/ready` and `/writable` over plain HTTP.
 
-use std::{
-    convert::Infallible,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
@@ -18,7 +14,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{lifecycle::Lifecycle, metrics, stats::ServerStats};
+use super::{lifecycle::Lifecycle, metrics, opening::Opening, stats::ServerStats};
 use crate::subject::SessionSubject;
 
 /// Probes and scrapers are few; more connections than this wait.
@@ -29,21 +25,16 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 const PAUSE_WHEN_EXHAUSTED: Duration = Duration::from_millis(100);
 
-/// A subject that is there once its storage is open.
-pub(super) type Opening = Arc<OnceLock<Arc<SessionSubject>>>;
-
-const OPENING: &str = "the storage is being opened\n";
-
 #[derive(Clone)]
 pub(super) struct Admin {
-    subject: Opening,
+    opening: Arc<Opening>,
     stats: Arc<ServerStats>,
     lifecycle: watch::Receiver<Lifecycle>,
 }
 
 impl Admin {
-    pub(super) fn new(subject: Opening, stats: Arc<ServerStats>, lifecycle: watch::Receiver<Lifecycle>) -> Self {
-        Self { subject, stats, lifecycle }
+    pub(super) fn new(opening: Arc<Opening>, stats: Arc<ServerStats>, lifecycle: watch::Receiver<Lifecycle>) -> Self {
+        Self { opening, stats, lifecycle }
     }
 
     /// Serves for ever; ends when it is dropped, and its connections with it.
@@ -78,14 +69,12 @@ impl Admin {
             return Ok(text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n"));
         }
         Ok(match request.uri().path() {
-            "/metrics" => match self.subject.get() {
-                Some(subject) => {
-                    let mut response = text(StatusCode::OK, metrics::encode(subject, &self.stats).await);
-                    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
-                    response
-                }
-                None => text(StatusCode::SERVICE_UNAVAILABLE, OPENING),
-            },
+            "/metrics" => {
+                let subject = self.opening.subject().ok().map(|subject| &**subject);
+                let mut response = text(StatusCode::OK, metrics::encode(subject, &self.stats).await);
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
+                response
+            }
             "/live" => text(StatusCode::OK, "live\n"),
             "/ready" => match self.ready() {
                 Ok(()) => text(StatusCode::OK, "ready\n"),
@@ -100,16 +89,16 @@ impl Admin {
     }
 
     /// The subject, or why it is not served.
-    fn serving(&self) -> Result<&Arc<SessionSubject>, &'static str> {
+    fn serving(&self) -> Result<&Arc<SessionSubject>, String> {
         if *self.lifecycle.borrow() != Lifecycle::Serving {
-            return Err("draining\n");
+            return Err("draining\n".to_owned());
         }
-        self.subject.get().ok_or(OPENING)
+        self.opening.subject()
     }
 
     /// Whether reads, streams and keep-alives work, and why not.
-    fn ready(&self) -> Result<(), &'static str> {
-        if self.serving()?.is_following() { Ok(()) } else { Err("the storage is out of reach\n") }
+    fn ready(&self) -> Result<(), String> {
+        if self.serving()?.is_following() { Ok(()) } else { Err("the storage is out of reach\n".to_owned()) }
     }
 
     /// Whether the registry can be changed, and why not.
@@ -145,12 +134,12 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (_lifecycle, receiver) = watch::channel(Lifecycle::Serving);
-        let _serves = JoinSet::from_iter([Admin::new(Opening::default(), ServerStats::new(0), receiver).run(listener)]);
+        let _serves = JoinSet::from_iter([Admin::new(Arc::default(), ServerStats::new(0), receiver).run(listener)]);
         for (path, status, body) in [
             ("/live", "200", "live\n"),
-            ("/ready", "503", OPENING),
-            ("/writable", "503", OPENING),
-            ("/metrics", "503", OPENING),
+            ("/ready", "503", "the storage is being opened\n"),
+            ("/writable", "503", "the storage is being opened\n"),
+            ("/metrics", "200", "# EOF\n"),
         ] {
             let mut socket = TcpStream::connect(address).await.unwrap();
             let request = format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");

@@ -20,7 +20,9 @@ use crate::{
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// All figures. They are kept where they arise; a registry is made anew for each scrape, of a fixed number of series.
-pub(super) async fn encode(subject: &SessionSubject, stats: &ServerStats) -> String {
+///
+/// Without a subject, because the storage is still being opened or waited for, there are those of the process and of that.
+pub(super) async fn encode(subject: Option<&SessionSubject>, stats: &ServerStats) -> String {
     let mut registry = Registry::default();
     // It lists a folder with an entry for each connection, which is no work for a thread that serves them.
     let process = tokio::task::spawn_blocking(Process::read).await.unwrap_or_default();
@@ -40,7 +42,12 @@ pub(super) async fn encode(subject: &SessionSubject, stats: &ServerStats) -> Str
     registry.register_collector(Box::new(CallCollector(stats.calls.methods())));
 
     let registry_of_ours = registry.sub_registry_with_prefix("sessiond");
-    register(registry_of_ours, subject).await;
+    let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+    registry_of_ours.register("build", "The version of this server", build);
+    register_storage(registry_of_ours, subject);
+    if let Some(subject) = subject {
+        register(registry_of_ours, subject).await;
+    }
     registry_of_ours.register("connections", "Connections of clients", gauge(stats.connections()));
     let refused = Family::<[(&str, &str); 1], Counter>::default();
     for (reason, count) in stats.calls.refused() {
@@ -48,7 +55,6 @@ pub(super) async fn encode(subject: &SessionSubject, stats: &ServerStats) -> Str
     }
     registry_of_ours.register("refused", "Calls that were answered with an error, by its reason", refused);
     registry_of_ours.register("sessions_limit", "How many sessions there may be", gauge(stats.max_sessions));
-    registry_of_ours.register_collector(Box::new(WaitCollector(subject.storage_waits())));
 
     let mut out = String::new();
     if let Err(error) = text::encode(&mut out, &registry) {
@@ -57,9 +63,23 @@ pub(super) async fn encode(subject: &SessionSubject, stats: &ServerStats) -> Str
     out
 }
 
+/// Whether the storage can be read and changed, or is not even open.
+fn register_storage(registry: &mut Registry, subject: Option<&SessionSubject>) {
+    let is_up = subject.is_some_and(SessionSubject::is_following);
+    registry.register("storage_up", "Whether the storage's log can be read", gauge(u8::from(is_up)));
+    let refusal = match subject {
+        Some(subject) => subject.writability().refusal().map(|refusal| refusal.cause),
+        None => Some(RefusalCause::Unreachable),
+    };
+    let writable = Family::<[(&str, &str); 1], Gauge>::default();
+    for cause in RefusalCause::ALL {
+        writable.get_or_create(&[("cause", cause.name())]).set(i64::from(refusal != Some(cause)));
+    }
+    registry.register("storage_writable", "0 for the cause for which the storage refuses changes, else 1", writable);
+}
+
 async fn register(registry: &mut Registry, subject: &SessionSubject) {
-    let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-    registry.register("build", "The version of this server", build);
+    registry.register_collector(Box::new(WaitCollector(subject.storage_waits())));
     // A storage that is out of reach has no figure, and says so by its absence.
     if let Ok(count) = subject.session_count().await {
         registry.register("sessions", "Sessions that exist", gauge(count));
@@ -91,13 +111,6 @@ async fn register(registry: &mut Registry, subject: &SessionSubject) {
         Unit::Bytes,
         gauge(stats.retained_bytes),
     );
-    registry.register("storage_up", "Whether the storage's log can be read", gauge(u8::from(stats.is_following)));
-    let writable = Family::<[(&str, &str); 1], Gauge>::default();
-    let refusal = subject.writability().refusal().map(|refusal| refusal.cause);
-    for cause in RefusalCause::ALL {
-        writable.get_or_create(&[("cause", cause.name())]).set(i64::from(refusal != Some(cause)));
-    }
-    registry.register("storage_writable", "0 for the cause for which the storage refuses changes, else 1", writable);
     if let Some(evicts) = subject.evicts_keys() {
         registry.register(
             "storage_evicts_keys",

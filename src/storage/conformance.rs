@@ -35,6 +35,7 @@ mod buckets;
 mod cases;
 mod concurrency;
 mod expiry;
+mod history;
 mod leases;
 mod log;
 mod model;

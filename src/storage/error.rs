@@ -35,6 +35,14 @@ pub enum StorageError {
     Broken(#[source] Box<dyn Error + Send + Sync>),
 }
 
+impl StorageError {
+    /// Whether the same call may succeed later although nobody has changed it or raised a limit.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Refused(_))
+    }
+}
+
 /// Why the changes after a position cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -42,7 +50,7 @@ pub enum LogError {
     /// Some of them are no longer held.
     #[error("changes after that position are no longer held")]
     Trimmed,
-    /// The position is not of this log: the storage lost changes, or began anew under another registry id.
+    /// The log does not contain the point: the storage lost changes, or began anew under another registry id.
     #[error("the storage lost changes or began anew")]
     Restarted,
     /// The storage could not be asked.

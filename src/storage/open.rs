@@ -137,6 +137,20 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// Whether the storage may open later although nobody has changed anything about the server: it is away for now, or
+    /// another process still uses it. A wrong password, a wrong version or foreign data stays wrong.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::File(error) => matches!(error, FileError::InUse { .. } | FileError::Io { .. }),
+            #[cfg(feature = "redis")]
+            Self::Redis { source, .. } => source.may_pass(),
+            _ => false,
+        }
+    }
+}
+
 #[cfg(feature = "redis")]
 fn cause(error: &StorageError) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
@@ -159,5 +173,26 @@ mod tests {
             assert_eq!(url.to_string().parse::<StorageUrl>().unwrap(), url, "{text}");
         }
         assert_eq!("memory:".parse::<StorageUrl>().unwrap().to_string(), "memory:");
+    }
+
+    #[cfg(feature = "redis")]
+    #[test]
+    fn what_somebody_has_to_mend_does_not_pass() {
+        use crate::storage::{RefusalCause, WriteRefusal};
+
+        let cause = || std::io::Error::other("a cause").into();
+        let redis = |source| OpenError::Redis { url: "redis://h".to_owned(), source };
+        let path = PathBuf::from("registry");
+        for (error, may_pass) in [
+            (redis(StorageError::Unavailable(cause())), true),
+            (redis(StorageError::Refused(WriteRefusal::new(RefusalCause::ReadOnly, ""))), true),
+            (redis(StorageError::Broken(cause())), false),
+            (redis(StorageError::TooManyLeases { limit: 1 }), false),
+            (FileError::InUse { path: path.clone() }.into(), true),
+            (FileError::Foreign { path }.into(), false),
+            (OpenError::NoPath, false),
+        ] {
+            assert_eq!(error.may_pass(), may_pass, "{error}");
+        }
     }
 }

@@ -177,9 +177,9 @@ impl RedisStorage {
                     }
                 }
                 (Some(Answer::Full), _) => {
-                    if !self.registry.more_room(partition, sessions.len() as u64).await? {
-                        return Err(StorageError::TooManySessions { limit: self.registry.options.max_sessions });
-                    }
+                    let has_room = self.registry.more_room(partition, sessions.len() as u64).await?;
+                    let limit = self.registry.options.max_sessions;
+                    has_room.then_some(()).ok_or(StorageError::TooManySessions { limit })?;
                 }
                 (Some(Answer::NoMemory), _) => {
                     let detail = "Redis has used all the memory that it may use (maxmemory)";

@@ -1,4 +1,4 @@
-//! Where an observer begins: what it asked for, by what the storage and the log have.
+//! Finds out where an observer begins.
 
 use super::{
     Inner, ObserveError, ResetReason, Start,
@@ -22,6 +22,7 @@ pub(super) struct Beginning {
 }
 
 impl Beginning {
+    /// Decides by what the storage and the log hold.
     pub(super) async fn find(inner: &Inner, start: &Start) -> Result<Self, ObserveError> {
         let log = &inner.feed.log;
         loop {
@@ -30,21 +31,21 @@ impl Beginning {
                 Start::After(cursor) => marks_at(inner, cursor, &asked).await?,
                 Start::Now | Start::Snapshot => Marks::new(),
             };
-            // After the marks: a storage that began anew since is noticed.
+            // Asked after the marks: a registry that was replaced in between shows here by its id.
             let newest = inner.waits.of(StorageOperation::Log, inner.storage.log()).await?;
             let head = log.head();
             if head.closed {
                 return Err(ObserveError::Closed);
             }
             if !head.place.is_of_epoch(asked.place) {
-                // What the storage told was of the log that was lost, or of the new one: nobody knows.
+                // The storage's answers may be about the log that was lost, and must not be applied to the new one.
                 continue;
             }
             let snapshot = Cursor { registry_id: head.registry_id, place: CursorPlace::SnapshotStart };
             return Ok(match start {
                 Start::Now if newest.registry_id == head.registry_id => {
                     // More may have been published since the storage was asked. The observer does not hear of that, so its
-                    // cursor must not lead to before it.
+                    // cursor must not lead to a place before it.
                     let ends: Points = newest.partitions.iter().map(|held| held.end).collect();
                     let points = later(&ends, &head.points);
                     let cursor = Cursor::after(head.registry_id, &points);
@@ -71,7 +72,7 @@ impl Beginning {
     }
 }
 
-/// The marks at the positions of a cursor, if it is one of the registry that is followed.
+/// Finds the marks at a cursor's positions, if the cursor is of the registry that is followed.
 async fn marks_at(inner: &Inner, cursor: &Cursor, head: &Head) -> Result<Marks, StorageError> {
     let CursorPlace::After(positions, _) = &cursor.place else { return Ok(Marks::new()) };
     if cursor.registry_id != head.registry_id || positions.len() != head.points.len() {

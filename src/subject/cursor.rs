@@ -12,7 +12,7 @@ pub(crate) type Positions = SmallVec<[Position; 1]>;
 /// A point of each partition's log.
 pub(crate) type Points = SmallVec<[LogPoint; 1]>;
 
-/// For each partition the later of two points.
+/// Takes for each partition the later of two points.
 pub(crate) fn later(points: &Points, others: &Points) -> Points {
     let later = |(point, other): (&LogPoint, &LogPoint)| if point.position < other.position { *other } else { *point };
     points.iter().zip(others).map(later).collect()
@@ -37,12 +37,12 @@ pub(crate) enum CursorPlace {
     After(Positions, History),
 }
 
-/// A hash of the marks at a cursor's positions, which tells its history from others.
+/// A hash of the marks at a cursor's positions. It tells the cursor's history from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct History(u64);
 
 impl History {
-    /// The history with these marks, one for each partition.
+    /// Hashes the marks of all partitions, in order.
     pub(crate) fn of(marks: impl IntoIterator<Item = Mark>) -> Self {
         Self(fnv(marks.into_iter().map(|mark| mark.0)))
     }
@@ -96,15 +96,15 @@ impl FromStr for Cursor {
 }
 
 impl Cursor {
-    /// The place right after these points.
+    /// Makes the cursor of the place right after these points.
     pub(crate) fn after(registry_id: RegistryId, points: &[LogPoint]) -> Self {
         let positions = points.iter().map(|point| point.position).collect();
         let history = History::of(points.iter().map(|point| point.mark));
         Self { registry_id, place: CursorPlace::After(positions, history) }
     }
 
-    /// A hash over all numbers, folded to 16 bits: against accidents, not against forgers, who could gain nothing but another
-    /// place in the same log.
+    /// Hashes all numbers to 16 bits. This is against accidents, not against forgers, who could gain nothing but another place
+    /// in the same log.
     fn checksum(&self) -> u16 {
         let place: SmallVec<[u64; 2]> = match &self.place {
             CursorPlace::SnapshotStart => SmallVec::from_slice(&[u64::MAX]),
@@ -117,7 +117,7 @@ impl Cursor {
     }
 }
 
-/// FNV-1a, as of draft-eastlake-fnv.
+/// Hashes numbers with FNV-1a, as of draft-eastlake-fnv.
 fn fnv(numbers: impl IntoIterator<Item = u64>) -> u64 {
     let bytes = numbers.into_iter().flat_map(u64::to_le_bytes);
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))

@@ -52,7 +52,7 @@ impl Feed {
         std::array::from_fn(|n| self.changes[n].load(Ordering::Relaxed))
     }
 
-    /// Publishes the changes of `partition` right after `after` as one chunk, and gives the point behind them.
+    /// Publishes the changes of `partition` right after `after` as one chunk. Returns the point at the last of them.
     pub(super) fn publish(&self, partition: u32, after: LogPoint, changes: Changes) -> LogPoint {
         let mut counts = [0; 4];
         changes.events.iter().for_each(|event| counts[kind(event.change)] += 1);

@@ -83,7 +83,8 @@ async fn follow_all(inner: &Inner, registry_id: RegistryId, from: &Points) -> Re
 async fn follow_one(inner: &Inner, registry_id: RegistryId, partition: u32, mut after: LogPoint) -> ResetReason {
     let mut retry = Retry::new(inner);
     loop {
-        // What has been committed since the last time forms the next message, at whose end the mark is known.
+        // What was committed since the last read forms the next message. Its cursor needs the mark at its end, which is known
+        // only where a read ends: so no read is larger than a message.
         match inner.storage.changes_after(registry_id, partition, after, EVENTS_A_CHUNK).await {
             Ok(changes) => {
                 retry.succeeded();

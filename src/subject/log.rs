@@ -100,7 +100,7 @@ pub(super) enum Found {
     /// The place, the points there, and those to go on after.
     Place(Place, Points, Points),
     Lost(ResetReason),
-    /// The log was lost since the storage was asked.
+    /// The log was lost after the storage was asked.
     AskAgain,
 }
 
@@ -237,7 +237,7 @@ impl EventLog {
         (place.epoch != state.epoch).then_some(state.lost)
     }
 
-    /// The points up to which the log has been followed, unless it was lost since it had `place`.
+    /// Returns the points up to which the log has been followed. None if the log was lost since it had `place`.
     pub(super) fn known(&self, place: Place) -> Option<Points> {
         let state = self.state.lock();
         (place.epoch == state.epoch).then(|| state.end.clone())
@@ -262,7 +262,7 @@ impl EventLog {
         }
     }
 
-    /// The marks at some positions, as far as this log knows them: those where one of its chunks ends.
+    /// Returns the marks at some positions, as far as this log knows them: where one of its chunks ends.
     pub(super) fn marks(&self, positions: &Positions) -> Marks {
         let state = self.state.lock();
         let mark = |(partition, position): (usize, &Position)| {
@@ -272,9 +272,10 @@ impl EventLog {
         positions.iter().enumerate().map(mark).collect()
     }
 
-    /// Where a cursor leads that is not from before a snapshot of this registry. `marks` are those at its positions, and
-    /// `newest` is how far the storage's log reaches: both as the storage told when this log was in the epoch of `asked`. Some
-    /// positions may lie ahead of this log, when another replica has seen more.
+    /// Finds where a cursor leads. A cursor from right before a snapshot of this registry is not asked for.
+    ///
+    /// `marks` are the marks at its positions, and `newest` is how far the storage's log reaches. The storage told both while
+    /// this log was in the epoch of `asked`. Positions may be ahead of this log, when another replica has seen more.
     pub(super) fn find(&self, cursor: &Cursor, marks: &Marks, newest: &LogExtent, asked: Place) -> Found {
         let state = self.state.lock();
         let CursorPlace::After(positions, history) = &cursor.place else {
@@ -298,9 +299,9 @@ impl EventLog {
         for ((position, mark), held) in positions.iter().zip(marks).zip(&newest.partitions) {
             match mark {
                 Some(mark) => points.push(LogPoint { position: *position, mark: *mark }),
-                // Too old for the storage to say of which history it is.
+                // The storage no longer knows of which history it is.
                 None if is_before((position, &held.start)) => return Found::Lost(ResetReason::CursorExpired),
-                // It was ahead of the storage's log, which has grown since.
+                // The position was ahead of the storage's log, which has grown since.
                 None => return Found::Lost(ResetReason::StorageRestarted),
             }
         }
@@ -315,12 +316,12 @@ impl EventLog {
 }
 
 impl State {
-    /// Which of the chunks held is the first that ends after a position of a partition.
+    /// Finds the first of the chunks held that ends after a position of a partition.
     fn first_after(&self, partition: usize, position: Position) -> usize {
         self.chunks.partition_point(|chunk| chunk.points[partition].position <= position)
     }
 
-    /// The points before the nth of the chunks held.
+    /// Returns the points before the nth of the chunks held.
     fn points_before(&self, nth: usize) -> &Points {
         nth.checked_sub(1).map_or(&self.start, |before| &self.chunks[before].points)
     }

@@ -39,7 +39,7 @@ type Read = Pin<Box<dyn Future<Output = Result<BucketRun, LogError>> + Send>>;
 pub(super) struct Snapshot {
     inner: Arc<Inner>,
     registry_id: RegistryId,
-    /// Where it began: what is read is of the same log as this place.
+    /// Where it began. Buckets are read from a registry whose log contains what was followed since.
     began: Place,
     /// The buckets from here on are those of `points`; those before have been passed for good.
     first: u32,
@@ -111,7 +111,8 @@ impl Snapshot {
                     self.sessions = run.sessions;
                     return Poll::Ready(());
                 }
-                // With `Restarted`, whoever follows the log has yet to say that it was lost: then this snapshot is over.
+                // After `Restarted` the follower will find out too that the log was lost, and end this snapshot. Until then
+                // nothing is read.
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
                     tracing::debug!(error, "a snapshot waits for the storage");

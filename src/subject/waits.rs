@@ -33,7 +33,7 @@ pub enum StorageOperation {
     Log,
     /// To read a part of a snapshot.
     ReadBuckets,
-    /// To tell of which history a cursor is.
+    /// To tell the marks of its log, as for an observer that resumes.
     Marks,
 }
 
@@ -109,9 +109,9 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// What an operation may end with.
+/// An error with which an operation may end.
 pub(super) trait Failure {
-    /// The error of the storage, if it is one.
+    /// Returns the storage's error, unless this is an answer.
     fn of_storage(&self) -> Option<&StorageError>;
 }
 

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, num::NonZeroUsize, sync::Arc, thread, time::Duration}
 
 use sessiond::{
     proto::{lease_service_client::LeaseServiceClient, session_service_client::SessionServiceClient},
-    server::{ConnectionOptions, Server, ServerConfig, ServerError},
+    server::{ConnectionOptions, Server, ServerConfig, ServerError, StorageWait},
     service::ServiceOptions,
     storage::{StorageOptions, StorageUrl},
     subject::{SessionSubject, SubjectOptions},
@@ -27,6 +27,7 @@ pub(crate) fn config() -> ServerConfig {
         access_file: None,
         rate_limit: None,
         storage: StorageUrl::Memory,
+        storage_wait: StorageWait::AtMost(Duration::ZERO),
         workers: NonZeroUsize::new(2).unwrap(),
         subject: SubjectOptions::default(),
         max_sessions: 200_000_000,

@@ -1,10 +1,23 @@
 //! What keeps the server from starting, and how it says so.
 
-use std::process::Stdio;
+use std::{
+    net::SocketAddr,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
-use tokio::{net::TcpListener, process::Command};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader, Lines},
+    net::{TcpListener, TcpStream},
+    process::{Child, ChildStderr, Command},
+};
 
-use crate::{fake::soon, program::serve};
+use crate::{
+    fake::{nowhere, soon},
+    program::{Program, get, serve},
+    redis::server::{RedisServer, is_installed},
+};
 
 /// The exit code, and standard error.
 async fn fails(mut command: Command) -> (Option<i32>, String) {
@@ -36,11 +49,13 @@ async fn an_address_that_is_not_this_machine_s_is_a_port_that_cannot_be_listened
 
 #[tokio::test]
 async fn a_wrong_command_line_or_environment_says_what_would_be_right() {
-    let table: [(&[&str], &str); 13] = [
+    let table: [(&[&str], &str); 15] = [
         (&["--nonsense"], "--nonsense"),
         (&["--listen", "localhost"], "--listen <ADDR>"),
         (&["--storage", "mysql://h"], "\"mysql://h\" is no storage: write memory:"),
         (&["--storage", ""], "--storage"),
+        (&["--storage-wait", "soon"], "--storage-wait <DURATION>"),
+        (&["--outage-grace", "0s"], "--outage-grace <DURATION>"),
         (&["--workers", "0"], "--workers <N>"),
         (&["--max-observers", "0"], "--max-observers <N>"),
         (&["--max-message-bytes", "1"], "1024..="),
@@ -63,4 +78,144 @@ async fn a_wrong_command_line_or_environment_says_what_would_be_right() {
     let (code, stderr) = fails(command).await;
     assert_eq!(code, Some(2), "{stderr}");
     assert!(stderr.contains("\"disk\" is no storage: write memory:"), "{stderr}");
+}
+
+/// A server that may still be waiting for its storage.
+struct Starting {
+    child: Child,
+    lines: Lines<BufReader<ChildStderr>>,
+    admin: SocketAddr,
+}
+
+impl Starting {
+    async fn with(args: &[&str]) -> Self {
+        let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-format", "json"];
+        let mut child = serve(&[&ports, args].concat()).spawn().expect("the program starts");
+        let lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
+        let mut starting = Self { child, lines, admin: SocketAddr::from(([0; 4], 0)) };
+        let opening = starting.logs("opening the storage").await;
+        starting.admin = opening["admin_address"].as_str().expect("an address").parse().unwrap();
+        starting
+    }
+
+    /// Reads its log up to a message, and gives the message's fields.
+    async fn logs(&mut self, message: &str) -> Value {
+        let reading = async {
+            loop {
+                let line = self.lines.next_line().await.unwrap();
+                let line = line.unwrap_or_else(|| panic!("it has ended without logging {message:?}"));
+                let line: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
+                assert_ne!(line["level"], "ERROR", "{line}");
+                if line["fields"]["message"] == message {
+                    return line["fields"].clone();
+                }
+            }
+        };
+        soon(reading).await
+    }
+
+    /// Ends it while it waits.
+    async fn terminates(mut self) {
+        let pid = self.child.id().expect("it runs").to_string();
+        assert!(soon(Command::new("kill").arg(&pid).status()).await.expect("kill is installed").success());
+        let began = Instant::now();
+        assert_eq!(soon(self.child.wait()).await.unwrap().code(), Some(0));
+        assert!(began.elapsed() < Duration::from_secs(2), "it takes {:?} to end", began.elapsed());
+    }
+}
+
+const WAITS: &str = "the storage cannot be opened yet; waiting for it";
+
+/// The URL of a Redis that is not there.
+async fn no_redis() -> String {
+    format!("{}/?timeout_ms=200", nowhere().await.replace("http://", "redis://:s3cret@"))
+}
+
+#[tokio::test]
+async fn a_server_without_its_redis_waits_and_says_for_what() {
+    let mut starting = Starting::with(&["--storage", &no_redis().await]).await;
+    let waits = starting.logs(WAITS).await;
+    assert!(waits["error"].as_str().unwrap().contains("cannot be opened"), "{waits}");
+    assert_eq!(get(starting.admin, "/live").await.status, 200);
+    for path in ["/ready", "/writable"] {
+        let page = get(starting.admin, path).await;
+        assert_eq!(page.status, 503);
+        assert!(page.body.starts_with("waiting for the storage: redis://"), "{}", page.body);
+        assert!(!page.body.contains("s3cret"), "{}", page.body);
+    }
+    let page = get(starting.admin, "/metrics").await;
+    assert_eq!(page.status, 200);
+    for line in ["sessiond_storage_up 0", "sessiond_storage_writable{cause=\"unreachable\"} 0"] {
+        assert!(page.body.lines().any(|told| told == line), "{line}:\n{}", page.body);
+    }
+    assert!(page.body.contains("process_open_fds"), "{}", page.body);
+    starting.terminates().await;
+}
+
+#[tokio::test]
+async fn a_server_serves_as_soon_as_its_redis_is_there() {
+    if !is_installed() {
+        return;
+    }
+    let mut redis = RedisServer::start(&[]);
+    redis.kill();
+    let storage = redis.url("timeout_ms=200");
+    let mut starting = Starting::with(&["--storage", &storage, "--log", "info,sessiond::server=debug"]).await;
+    starting.logs(WAITS).await;
+    for _ in 0..2 {
+        starting.logs("the storage still cannot be opened").await;
+    }
+    redis.restart();
+    // The log says once that it waits, however often it tried.
+    let mut messages = Vec::new();
+    let listening = loop {
+        let line = soon(starting.lines.next_line()).await.unwrap().expect("it listens at last");
+        let line: Value = serde_json::from_str(&line).unwrap();
+        messages.push(line["fields"]["message"].as_str().unwrap().to_owned());
+        if messages.last().unwrap() == "listening" {
+            break line;
+        }
+    };
+    assert!(!messages.iter().any(|message| message == WAITS), "{messages:?}");
+    assert!(messages.iter().any(|message| message == "the storage is open"), "{messages:?}");
+    let address: SocketAddr = listening["fields"]["address"].as_str().unwrap().parse().unwrap();
+    soon(TcpStream::connect(address)).await.unwrap();
+    assert_eq!(get(starting.admin, "/ready").await.status, 200);
+    starting.terminates().await;
+}
+
+#[tokio::test]
+async fn a_server_waits_for_its_storage_no_longer_than_it_may() {
+    let storage = no_redis().await;
+    for (wait, least) in [("0", Duration::ZERO), ("700ms", Duration::from_millis(700))] {
+        let began = Instant::now();
+        let (code, stderr) = fails(serve(&["--storage", &storage, "--storage-wait", wait])).await;
+        assert_eq!(code, Some(5), "{stderr}");
+        assert!(began.elapsed() >= least, "{:?}", began.elapsed());
+        let last = stderr.lines().last().unwrap();
+        assert!(last.starts_with("sessiond: redis://") && last.contains("cannot be opened"), "{stderr}");
+    }
+}
+
+#[tokio::test]
+async fn what_waiting_cannot_cure_is_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let foreign = folder.path().join("letter");
+    std::fs::write(&foreign, "Dear operator").unwrap();
+    let storage = format!("file:{}", foreign.display());
+    let (code, stderr) = fails(serve(&["--storage", &storage, "--storage-wait", "forever"])).await;
+    assert_eq!(code, Some(5), "{stderr}");
+    assert!(stderr.contains("is no registry of sessiond"), "{stderr}");
+}
+
+#[tokio::test]
+async fn a_file_that_another_server_uses_is_waited_for_when_that_is_wanted() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = format!("file:{}", folder.path().join("registry").display());
+    let first = Program::start(&["--storage", &storage]).await;
+    let mut second = Starting::with(&["--storage", &storage, "--storage-wait", "1m"]).await;
+    second.logs(WAITS).await;
+    first.crash().await;
+    second.logs("listening").await;
+    second.terminates().await;
 }

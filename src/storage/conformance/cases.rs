@@ -50,6 +50,14 @@ macro_rules! storage_conformance_tests {
                 a_position_ahead_of_the_log_is_refused
                 a_log_of_another_registry_is_refused
             }
+            history {
+                marks_are_known_where_changes_are_held
+                marks_of_a_trimmed_log_are_known_from_its_start_on
+                a_mark_never_changes
+                changes_come_with_the_mark_at_their_end
+                a_follower_from_another_history_is_refused
+                a_read_for_another_history_is_refused
+            }
             buckets {
                 buckets_and_partitions_never_change
                 reading_all_buckets_gives_each_session_once

@@ -125,6 +125,20 @@ impl Registry {
         Ok(marks)
     }
 
+    /// The marks at some positions, which every handle must tell alike.
+    pub(super) async fn marks_of_all(&self, positions: &[Position]) -> Outcome<Vec<Option<Mark>>> {
+        let marks = self.marks(positions).await?;
+        for _ in 1..self.handles.len() {
+            ensure_eq!(
+                self.marks(positions).await?,
+                marks,
+                Histories,
+                "marks at {positions:?}, through another handle"
+            );
+        }
+        Ok(marks)
+    }
+
     /// See [`SessionStorage::read_buckets`].
     pub(super) async fn read_buckets(
         &self,

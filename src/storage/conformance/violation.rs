@@ -22,6 +22,8 @@ pub enum Obligation {
     Ordered,
     /// A bucket's read is of the position it names.
     ExactReads,
+    /// The mark at a position never changes, and who comes from another history is refused.
+    Histories,
     /// Sessions end with their lease, once; those that moved do not.
     Leased,
     /// A dropped call leaves nothing half done.
@@ -42,6 +44,7 @@ impl fmt::Display for Obligation {
             Self::Visible => "a change is seen by every call after the one that made it",
             Self::Ordered => "positions grow in the order of the changes",
             Self::ExactReads => "a bucket's read is of the position it names",
+            Self::Histories => "the mark at a position never changes, and who comes from another history is refused",
             Self::Leased => "sessions end with their lease, once; those that moved do not",
             Self::Cancellable => "a dropped call leaves nothing half done",
             Self::Concurrent => "any number of calls and followers at once",

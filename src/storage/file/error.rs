@@ -62,7 +62,7 @@ pub enum FileError {
         /// The format that is known here.
         known: u64,
     },
-    /// The file is of an earlier version of sessiond that this one cannot read.
+    /// The file was written by an earlier version of sessiond, in a format that this one does not read.
     #[error(
         "{} has format {found}, and this version of sessiond reads format {known}: use the version that wrote it, or begin anew without it",
         .path.display()
@@ -75,7 +75,7 @@ pub enum FileError {
         /// The format that is known here.
         known: u64,
     },
-    /// Another file has taken the place of the one that was open.
+    /// Another file was put in the place of the one that was open.
     #[error("another file was put in the place of {} while it was open: restart sessiond to use that one", .path.display())]
     Replaced {
         /// The file.

@@ -1,7 +1,7 @@
 //! The marks of the file's log: one for each opening.
 //!
-//! When a copy of the file is put back, or a disk forgot what it had synced, the log goes on under another mark than the
-//! history that is lost. So whoever has read that history notices.
+//! When a copy of the file is put back, or a disk lost what it had synced, the log goes on under a new mark. Whoever has read
+//! the lost history knows another mark, and finds out.
 
 use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, WriteTransaction};
 
@@ -12,22 +12,22 @@ use crate::storage::{
     memory::{Marks, Stretch, random_key},
 };
 
-/// The first position at which the mark of an opening holds, and that mark. It holds up to where the next one begins.
+/// A row for each opening: the first position at which its mark holds, and the mark. It holds until the next opening's begins.
 pub(super) const OPENINGS: TableDefinition<'_, u64, u64> = TableDefinition::new("openings");
 
-/// Marks the birth of a log.
+/// Adds the opening in which the registry was made.
 pub(super) fn begin(transaction: &WriteTransaction) -> Result<Mark, redb::Error> {
     insert(transaction, Position(0))
 }
 
-/// Gives a new mark to whatever follows the end of the log.
+/// Adds an opening, whose mark holds from the end of the log on.
 pub(super) fn add(transaction: &WriteTransaction) -> Result<Mark, redb::Error> {
     let log = transaction.open_table(LOG)?;
     let end = match log.last()? {
         Some((_, row)) => end_of_row(row.value()).ok_or_else(|| redb::Error::Corrupted(Malformed.to_string()))?,
         None => Position(0),
     };
-    // An opening after which nothing changed has the same key: this one takes its place.
+    // If nothing has changed since the last opening, its row has the same key and is replaced.
     insert(transaction, Position(end.0 + 1))
 }
 
@@ -37,7 +37,7 @@ fn insert(transaction: &WriteTransaction, from: Position) -> Result<Mark, redb::
     Ok(Mark(mark))
 }
 
-/// The position of the last change in a row of the log.
+/// Returns the position of the last change in a row of the log.
 fn end_of_row(row: &[u8]) -> Option<Position> {
     let (before, records) = row.split_first_chunk::<LOG_HEADER>()?;
     let mut end = u64::from_le_bytes(*before);
@@ -47,13 +47,13 @@ fn end_of_row(row: &[u8]) -> Option<Position> {
     Some(Position(end))
 }
 
-/// The mark of the last opening.
+/// Returns the mark of the last opening.
 pub(super) fn newest(transaction: &ReadTransaction) -> Result<Option<Mark>, redb::Error> {
     let openings = transaction.open_table(OPENINGS)?;
     Ok(openings.last()?.map(|(_, mark)| Mark(mark.value())))
 }
 
-/// The marks of a log that begins after `start`.
+/// Reads the marks of a log that begins after `start`.
 pub(super) fn marks(
     transaction: &ReadTransaction,
     start: Position,
@@ -67,7 +67,7 @@ pub(super) fn marks(
     Ok(marks.ok_or(Malformed)?)
 }
 
-/// Forgets the openings that no position from `start` on belongs to.
+/// Removes the openings whose marks hold at no position from `start` on.
 pub(super) fn trim(openings: &mut Table<'_, u64, u64>, start: Position) -> Result<(), redb::Error> {
     let needed = openings.range(..=start.0)?.next_back().transpose()?.map(|(from, _)| from.value());
     if let Some(needed) = needed {

@@ -233,7 +233,7 @@ pub(super) fn read_identity(database: &impl ReadableDatabase, path: &Path) -> Re
     }
 }
 
-/// The mark of the opening that the file was written by last.
+/// Reads the mark of the opening that wrote the file last.
 fn read_mark(database: &Database) -> Result<Option<Mark>, redb::Error> {
     openings::newest(&database.begin_read()?)
 }
@@ -252,7 +252,7 @@ fn begin(database: &Database, buckets: u32) -> Result<(Identity, Mark), redb::Er
     Ok((identity, mark))
 }
 
-/// Puts on disk what was found in the file, before anybody is told of it, and the mark of what will follow.
+/// Adds this opening, and so puts on disk what was found in the file before anybody is told of it. Returns the opening's mark.
 ///
 /// The last commit of a process that died need not have got there: the kernel may still hold it, or the disk hold it in
 /// parts, of which a database that recovers takes the last that is whole. A later crash may find another. After a commit on
@@ -323,8 +323,8 @@ fn write(database: &Database, commit: &Commit) -> Result<(), redb::Error> {
     Ok(())
 }
 
-/// Gives up the first rows of the log. A row ends where the next one begins, so the last one always stays. Gives the position
-/// at which the log begins now, if that has changed.
+/// Gives up the first rows of the log. A row ends where the next one begins, so the last one always stays. Returns the position
+/// after which the log begins now, if that has changed.
 fn trim_log(log: &mut redb::Table<'_, u64, &[u8]>, trim: Trim) -> Result<Option<Position>, redb::Error> {
     let mut given_up = Vec::new();
     let mut last = None;

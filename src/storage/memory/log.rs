@@ -20,7 +20,7 @@ const KEPT_OF_READ: usize = 16 * SEGMENT;
 
 pub(super) struct Log {
     state: Mutex<State>,
-    /// They reach back to the first change held.
+    /// They are known from the oldest change held on.
     marks: Marks,
 }
 
@@ -128,7 +128,7 @@ impl Log {
         LogPoint { position, mark: self.marks.at(position).unwrap_or_default() }
     }
 
-    /// The points between which changes are held that followers see.
+    /// Returns the points between which changes are held and shown to followers.
     pub(super) fn extent(&self) -> Range<LogPoint> {
         let (oldest, visible) = {
             let state = self.state.lock();
@@ -138,7 +138,7 @@ impl Log {
         point(oldest)..point(visible)
     }
 
-    /// The mark at a position, unless it is ahead of what followers see or has been forgotten.
+    /// Returns the mark at a position. None ahead of what followers are shown, and where the mark was forgotten.
     pub(super) fn mark(&self, position: Position) -> Option<Mark> {
         let is_shown = position.0 <= self.state.lock().visible;
         is_shown.then(|| self.marks.at(position)).flatten()

@@ -1,11 +1,11 @@
-//! The marks of a log: which mark holds at which position.
+//! Which mark holds at which position of a log.
 
 use crate::{
     random::random_u64,
     storage::{Mark, Position},
 };
 
-/// Stretches of a log, each with the position from which its mark holds, in order. A stretch ends where the next begins.
+/// The stretches of a log, in order. A stretch ends where the next one begins.
 #[derive(Clone, Debug)]
 pub(in crate::storage) struct Marks {
     oldest: Stretch,
@@ -21,12 +21,12 @@ pub(in crate::storage) struct Stretch {
 }
 
 impl Marks {
-    /// A new random mark for all positions.
+    /// Makes a random mark that holds at all positions.
     pub(in crate::storage) fn random() -> Self {
         Self { oldest: Stretch { from: Position(0), mark: Mark(random_u64()) }, later: Vec::new() }
     }
 
-    /// The marks of these stretches; none if there are none or they are not in order.
+    /// Takes over these stretches. None if there are none or they are not in order.
     pub(in crate::storage) fn new(stretches: impl IntoIterator<Item = Stretch>) -> Option<Self> {
         let mut stretches = stretches.into_iter();
         let marks = Self { oldest: stretches.next()?, later: stretches.collect() };
@@ -35,12 +35,12 @@ impl Marks {
         is_ordered.then_some(marks)
     }
 
-    /// The mark at a position; none if it has been forgotten.
+    /// Returns the mark at a position. None before the oldest stretch.
     pub(in crate::storage) fn at(&self, position: Position) -> Option<Mark> {
         (position >= self.oldest.from).then(|| self.since_oldest(position))
     }
 
-    /// The mark at a position that is not before the oldest stretch.
+    /// Returns the mark at a position that is not before the oldest stretch.
     pub(in crate::storage) fn since_oldest(&self, position: Position) -> Mark {
         let before = self.later.partition_point(|later| later.from <= position);
         before.checked_sub(1).map_or(self.oldest.mark, |last| self.later[last].mark)

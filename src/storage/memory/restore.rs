@@ -35,7 +35,7 @@ pub(in crate::storage) struct Restore {
 }
 
 impl Restore {
-    /// Begins with nothing. What happens after is recorded in `journal`.
+    /// Begins with nothing. What happens after is recorded in `journal`. The log has these marks.
     pub(in crate::storage) fn new(
         identity: Identity,
         options: MemoryOptions,

@@ -21,6 +21,9 @@ use crate::{random::random_u64, session::LeaseId};
 const BUCKETS_A_STEP: usize = 1024;
 const SESSIONS_A_STEP: usize = 512;
 
+/// How often a lease is closed anew because another replica marked it anew meanwhile.
+const END_TRIES: usize = 8;
+
 /// A lease that is ending, or has ended and is to be swept.
 #[derive(Clone, Debug)]
 pub(super) struct Ending {
@@ -53,6 +56,15 @@ impl Ending {
     }
 }
 
+/// What the first partition says of a lease.
+pub(super) enum State {
+    Lives,
+    /// Marked, with what is known of it.
+    Ending(Vec<u8>),
+    /// It has ended, or never was.
+    Gone,
+}
+
 /// What is known of a closed lease in a partition.
 struct Closed<'a> {
     ending: &'a Ending,
@@ -78,13 +90,38 @@ impl Registry {
     }
 
     /// Ends a lease that was just marked, and destroys its sessions. Gives how many.
-    pub(super) async fn end_and_sweep(&self, lease: LeaseId, known: &[u8]) -> Result<u64, Fault> {
-        let ending = Ending::parse(lease_bytes(lease).to_vec(), known);
-        let ended = self.end(vec![ending]).await?;
-        if ended.is_empty() {
-            return Err(Fault::unsent("Redis was too slow for the lease to end; it lives on"));
+    pub(super) async fn end_and_sweep(&self, lease: LeaseId, mut known: Vec<u8>) -> Result<u64, Fault> {
+        for _ in 0..END_TRIES {
+            let ended = self.end(vec![Ending::parse(lease_bytes(lease).to_vec(), &known)]).await?;
+            if !ended.is_empty() {
+                return Ok(self.sweep(&ended).await?.into_iter().sum());
+            }
+            match self.state_of(lease).await? {
+                // A replica found it attached once more, and marked it anew.
+                State::Ending(again) => known = again,
+                State::Lives => return Err(Fault::unsent("Redis was too slow for the lease to end; it lives on")),
+                // Another replica has ended it, and sweeps it.
+                State::Gone => return Ok(0),
+            }
         }
-        Ok(self.sweep(&ended).await?.into_iter().sum())
+        Err(Fault::unsent("the lease is marked again and again; it ends soon"))
+    }
+
+    /// Asks the first partition what becomes of a lease.
+    pub(super) async fn state_of(&self, lease: LeaseId) -> Result<State, Fault> {
+        let asked = self.with_identity(|identity| async move {
+            let first = self.first();
+            let asked = first.run::<(i64, Vec<u8>)>(ASK, |_| {
+                let call = self.call(&self.scripts.lease_attach, first, &["leases", "ended"], 0);
+                call.arg(&identity.birth).arg(&lease_bytes(lease)[..])
+            });
+            asked.await
+        });
+        Ok(match asked.await? {
+            (1, _) => State::Lives,
+            (0, known) => State::Ending(known),
+            _ => State::Gone,
+        })
     }
 
     /// Closes leases that are marked in every partition, and notes that they have ended. Gives those that have.

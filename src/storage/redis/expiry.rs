@@ -32,7 +32,7 @@ const BEYOND_OUTAGE: Duration = Duration::from_secs(20);
 const JITTER: Duration = Duration::from_millis(20);
 
 /// How many leases are marked in one look.
-const LEASES_A_LOOK: usize = 256;
+const LEASES_A_LOOK: usize = 512;
 
 /// A lease with more sessions than this is swept by itself.
 const LARGE: u64 = 1000;

@@ -5,10 +5,10 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    ending::random_number,
+    ending::{State, random_number},
     expiry::CLAIM,
     fault::{Answer, Fault},
-    partition::{ASK, CHANGE, FENCED, Partition},
+    partition::{CHANGE, FENCED, Partition},
     registry::Registry,
 };
 use crate::{random::random_u64, session::LeaseId, storage::StorageError};
@@ -84,7 +84,7 @@ impl Registry {
                 revoked.await
             });
             match revoked.await? {
-                (1, known) => return Ok(self.end_and_sweep(lease, &known).await?),
+                (1, known) => return Ok(self.end_and_sweep(lease, known).await?),
                 (0, known) => self.finish_ending(lease, &known).await?,
                 _ => return Err(StorageError::UnknownLease(lease)),
             }
@@ -100,21 +100,13 @@ impl Registry {
         for _ in 0..ATTACH_TRIES {
             let closing: Option<String> =
                 partition.ask(redis::cmd("HGET").arg(partition.key("meta")).arg("closing")).await?;
-            let asked = self.with_identity(|identity| async move {
-                let first = self.first();
-                let asked = first.run::<(i64, Vec<u8>)>(ASK, |_| {
-                    let call = self.call(&self.scripts.lease_attach, first, &["leases", "ended"], 0);
-                    call.arg(&identity.birth).arg(&lease_bytes(lease)[..])
-                });
-                asked.await
-            });
-            match asked.await? {
-                (1, _) => {}
-                (0, known) => {
+            match self.state_of(lease).await? {
+                State::Lives => {}
+                State::Ending(known) => {
                     self.finish_ending(lease, &known).await?;
                     continue;
                 }
-                _ => return Ok(false),
+                State::Gone => return Ok(false),
             }
             let closing = closing.as_deref().unwrap_or("0");
             let adopted = self.with_identity(|identity| async move {

@@ -77,13 +77,18 @@ impl Registry {
     /// Ends the leases of a partition that the first partition does not know, or knows to have ended. So it is when one of the two came back with an
     /// old dump.
     pub(super) async fn end_orphans(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
-        let attached = self.leases_in(partition, "attached").await?;
-        let closed = self.leases_in(partition, "closed").await?;
-        let told = attached.chunks(LEASES_A_STEP).map(|leases| (leases, leases.len()));
-        for (leases, attached) in told.chain(closed.chunks(LEASES_A_STEP).map(|leases| (leases, 0))) {
+        // A lease that somebody has asked for before is not attached any more: it might have ended, and not be among those that follow.
+        let closed = partition.run::<Vec<u64>>(DURABLE, |_| {
+            let call = self.call(&self.scripts.lease_close, partition, &["attached", "closed", "held"], 0);
+            call.arg(&identity.birth).arg(random_number())
+        });
+        closed.await?;
+        let mut leases = self.leases_in(partition, "attached").await?;
+        leases.extend(self.leases_in(partition, "closed").await?);
+        for leases in leases.chunks(LEASES_A_STEP) {
             let ended = self.first().run::<u32>(DURABLE, |_| {
                 let call = self.call(&self.scripts.lease_orphans, self.first(), &["leases", "ended", "claims"], 0);
-                call.arg(&identity.birth).arg(random_number()).arg(attached).arg(leases)
+                call.arg(&identity.birth).arg(random_number()).arg(leases)
             });
             ended.await?;
         }

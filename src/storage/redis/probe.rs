@@ -17,7 +17,7 @@ use crate::storage::{RefusalCause, Writability, WriteRefusal};
 const WRITE: Duration = Duration::from_secs(3);
 
 /// How often its settings are looked at.
-const SETTINGS: Duration = Duration::from_secs(30);
+const SETTINGS: Duration = Duration::from_secs(5);
 
 /// What was found last.
 pub(super) struct Findings {

@@ -148,8 +148,10 @@ async fn look(registry: &Registry, partition: &Partition, batch: &[Part]) -> Res
             let bucket = registry.bucket_of(&identity, session);
             all.cmd("HEXISTS").arg(partition.bucket_key(bucket)).arg(&session_bytes(session)[..]);
         }
+        // Taken now: what is read meanwhile may be newer than the answer.
+        let read_up_to = partition.read_up_to();
         let fault = match partition.read(&all, last_try).await {
-            Ok(answers) => match parse(answers, &identity.birth, partition) {
+            Ok(answers) => match parse(answers, &identity.birth, partition, read_up_to) {
                 Err(Fault::Registry) => match registry.rejoin(Some(&identity)).await {
                     Ok(()) => Fault::Registry,
                     Err(fault) => return Err(fault),
@@ -166,14 +168,14 @@ async fn look(registry: &Registry, partition: &Partition, batch: &[Part]) -> Res
     }
 }
 
-fn parse(answers: Vec<Value>, birth: &str, partition: &Partition) -> Result<Vec<bool>, Fault> {
+fn parse(answers: Vec<Value>, birth: &str, partition: &Partition, read_up_to: u64) -> Result<Vec<bool>, Fault> {
     let mut answers = answers.into_iter();
     let head = answers.next().ok_or_else(|| Fault::malformed("an answer is missing"))?;
     let (found, end): (Option<String>, Option<u64>) = redis::from_redis_value(head).map_err(RedisError::from)?;
     if found.as_deref() != Some(birth) {
         return Err(Fault::Registry);
     }
-    if end.unwrap_or(0) < partition.read_up_to() {
+    if end.unwrap_or(0) < read_up_to {
         return Err(partition.is_behind());
     }
     answers.map(|answer| Ok(redis::from_redis_value(answer).map_err(RedisError::from)?)).collect()

@@ -207,6 +207,11 @@ impl Registry {
             if known.is_some_and(|known| *known != *current) {
                 return Ok(());
             }
+            // What a partition had before the registry was looked for is no newer than the registry.
+            let births = self.each_partition(|partition| async move {
+                partition.ask::<Option<String>>(redis::cmd("HGET").arg(partition.key("meta")).arg("birth")).await
+            });
+            let births = births.await?;
             // Should none be there any more, the new one is divided as before.
             let head = Head::open(self.first(), &self.scripts, &Head::new(self.layout)).await?;
             if head.layout != self.layout {
@@ -214,7 +219,8 @@ impl Registry {
                     "the registry was made anew with other partitions or buckets: restart sessiond".to_owned(),
                 ));
             }
-            let others = self.partitions[1..].iter().map(|partition| self.join(partition, &head));
+            let others = self.partitions.iter().zip(&births).skip(1);
+            let others = others.map(|(partition, birth)| self.join(partition, &head, birth.as_deref()));
             let have_joined = try_join_all(others).await?;
             if have_joined.into_iter().all(|has_joined| has_joined) {
                 if head.identity != *current {
@@ -241,7 +247,7 @@ impl Registry {
     }
 
     /// Lets a partition join the registry. Tells whether it has; otherwise the registry has got another id, or the partition has to be made.
-    async fn join(&self, partition: &Partition, head: &Head) -> Result<bool, Fault> {
+    async fn join(&self, partition: &Partition, head: &Head, had: Option<&str>) -> Result<bool, Fault> {
         let Identity { birth, .. } = &head.identity;
         let mark = format!("p{}", partition.number);
         let had_joined = head.fields.iter().any(|(name, _)| *name == mark);
@@ -256,18 +262,13 @@ impl Registry {
         match found.as_str() {
             "joined" => {}
             "foreign" => {
-                let theirs: Option<String> =
-                    partition.ask(redis::cmd("HGET").arg(partition.key("meta")).arg("birth")).await?;
+                let Some(theirs) = had.filter(|had| had != birth) else { return Ok(false) };
                 tracing::warn!(
                     partition = partition.number,
                     "deleting what a registry that is gone left in a partition"
                 );
                 let disowned = partition.run::<u32>(DURABLE, |_| {
-                    self.scripts
-                        .partition_disown
-                        .call(1)
-                        .arg(partition.key("meta"))
-                        .arg(theirs.as_deref().unwrap_or(""))
+                    self.scripts.partition_disown.call(1).arg(partition.key("meta")).arg(theirs)
                 });
                 disowned.await?;
                 return Ok(false);
@@ -281,8 +282,8 @@ impl Registry {
                 return Ok(false);
             }
             _ => {
-                wipe(partition, &self.scripts, self.buckets_of(partition.number)).await?;
-                if ask(true).await? != "joined" {
+                let is_wiped = wipe(partition, &self.scripts, self.buckets_of(partition.number)).await?;
+                if !is_wiped || ask(true).await? != "joined" {
                     return Ok(false);
                 }
             }
@@ -309,8 +310,8 @@ impl Registry {
     }
 }
 
-/// Deletes what a registry that is gone has left in a partition, while there is none.
-async fn wipe(partition: &Partition, scripts: &Scripts, buckets: std::ops::Range<u32>) -> Result<(), Fault> {
+/// Deletes what a registry that is gone has left in a partition, while there is none. Tells whether it has deleted all.
+async fn wipe(partition: &Partition, scripts: &Scripts, buckets: std::ops::Range<u32>) -> Result<bool, Fault> {
     let attached: Vec<Vec<u8>> = partition.ask(redis::cmd("HKEYS").arg(partition.key("attached"))).await?;
     let closed: Vec<Vec<u8>> = partition.ask(redis::cmd("HKEYS").arg(partition.key("closed"))).await?;
     let mut keys: Vec<String> = attached.iter().chain(&closed).map(|lease| partition.lease_key(lease)).collect();
@@ -321,10 +322,10 @@ async fn wipe(partition: &Partition, scripts: &Scripts, buckets: std::ops::Range
         let wiped = partition
             .run::<u32>(DURABLE, |_| scripts.partition_wipe.call(1 + keys.len()).arg(partition.key("meta")).arg(keys));
         if wiped.await? == 0 {
-            break;
+            return Ok(false);
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// What the first partition says of the registry.

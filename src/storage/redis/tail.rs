@@ -34,10 +34,6 @@ const QUIET: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 
-/// After a connection was made anew, steps that were sent before may take effect for some time: so what they may have brought back is looked for once
-/// more.
-const SECOND_LOOK: Duration = Duration::from_secs(10);
-
 /// One partition's tail.
 pub(super) struct Tail {
     partition: u32,
@@ -204,21 +200,24 @@ impl Tail {
     async fn follow_over(&self, registry: &Registry, partition: &Partition, link: &Link) -> Result<Infallible, Fault> {
         let log = partition.key("log");
         let mut identities = registry.identities();
-        let connected = Instant::now();
-        let mut looks = 0;
+        let mut is_new = true;
         // Whether Redis gave an entry that does not follow what was read last.
         let mut has_gap = false;
         loop {
             let identity = Arc::clone(&identities.borrow_and_update());
             if !partition.newest.is(&link.server) {
-                return Err(Fault::unsent("the name of this Redis leads to another server by now"));
+                // The name of this Redis leads to another server by now.
+                return Err(Fault::Registry);
             }
             let checking = async {
                 // Redis may have come back without its newest leases, here or in the first partition, and with all that it had logged.
-                let second_look = SECOND_LOOK.max(8 * partition.timeout());
-                if looks == 0 || looks == 1 && connected.elapsed() > second_look {
-                    registry.end_orphans_of(partition, &identity).await?;
-                    looks += 1;
+                if is_new {
+                    match registry.end_orphans_of(partition, &identity).await {
+                        Ok(()) => is_new = false,
+                        // The log can be read all the same.
+                        Err(Fault::Refused(_)) => {}
+                        Err(fault) => return Err(fault),
+                    }
                 }
                 self.check(registry, partition, &identity, has_gap).await
             };
@@ -271,7 +270,10 @@ impl Tail {
             return Err(Fault::Registry);
         }
         if !found.is_whole {
-            registry.mend(partition, identity).await?;
+            match registry.mend(partition, identity).await {
+                Err(Fault::Refused(_)) | Ok(()) => {}
+                Err(fault) => return Err(fault),
+            }
         }
         let restart = |state: &mut State, from: LogPoint| {
             state.events.clear();

@@ -69,6 +69,17 @@ enum Fault {
     LeasesTheFirstOnly,
     ShowsChangesLate,
     FollowsAnyRegistry,
+    ForgetsMarks,
+    ForgetsTheMarkAtTheStart,
+    KnowsMarksAhead,
+    MarksByTheEnd,
+    MismarksItsExtent,
+    MismarksChanges,
+    FollowsAnyHistory,
+    WaitsInAnotherHistory,
+    ReadsAnyHistory,
+    ReadsAhead,
+    ReadsAnyRegistry,
 }
 
 use Fault::*;
@@ -138,6 +149,17 @@ const FOUND: &[(Fault, &str, Obligation)] = &[
     (SharesItsIdentity, "a_new_log_is_empty_and_keeps_its_identity", Obligation::Answers),
     (LeasesTheFirstOnly, "a_batch_under_a_lease_counts_duplicates_once", Obligation::Leased),
     (ShowsChangesLate, "a_change_is_seen_once_its_call_returns", Obligation::Visible),
+    (ForgetsMarks, "marks_are_known_where_changes_are_held", Obligation::Histories),
+    (KnowsMarksAhead, "marks_are_known_where_changes_are_held", Obligation::Histories),
+    (MismarksItsExtent, "marks_are_known_where_changes_are_held", Obligation::Histories),
+    (ForgetsTheMarkAtTheStart, "marks_of_a_trimmed_log_are_known_from_its_start_on", Obligation::Histories),
+    (MarksByTheEnd, "a_mark_never_changes", Obligation::Histories),
+    (MismarksChanges, "changes_come_with_the_mark_at_their_end", Obligation::Histories),
+    (FollowsAnyHistory, "a_follower_from_another_history_is_refused", Obligation::Histories),
+    (WaitsInAnotherHistory, "a_follower_from_another_history_is_refused", Obligation::Histories),
+    (ReadsAnyHistory, "a_read_for_another_history_is_refused", Obligation::Histories),
+    (ReadsAhead, "a_read_for_another_history_is_refused", Obligation::Histories),
+    (ReadsAnyRegistry, "a_read_for_another_history_is_refused", Obligation::Histories),
 ];
 
 #[test]
@@ -434,6 +456,13 @@ impl SessionStorage for Broken {
         let mut extent = self.memory.log().await?;
         match self.fault {
             SharesItsIdentity => extent.registry_id = RegistryId(1),
+            MismarksItsExtent => extent.partitions.iter_mut().for_each(|held| held.end.mark.0 += 1),
+            MarksByTheEnd => {
+                for held in &mut extent.partitions {
+                    held.start.mark.0 ^= held.end.position.0;
+                    held.end.mark.0 ^= held.end.position.0;
+                }
+            }
             ShowsTheLogLate => {
                 let before = self.state().extent.replace(extent.clone());
                 extent = before.unwrap_or(extent);
@@ -453,6 +482,10 @@ impl SessionStorage for Broken {
         let registry_id = match self.fault {
             FollowsAnyRegistry => self.memory.log().await?.registry_id,
             _ => registry_id,
+        };
+        let after = match self.fault {
+            FollowsAnyHistory => LogPoint { mark: self.memory.log().await?.partitions[0].end.mark, ..after },
+            _ => after,
         };
         let follow = |limit: usize| self.memory.changes_after(registry_id, partition, after, limit);
         let at_end =
@@ -506,6 +539,12 @@ impl SessionStorage for Broken {
                 Err(LogError::Trimmed) => Err(LogError::Restarted),
                 answer => answer,
             },
+            MismarksChanges => {
+                let mut changes = follow(limit).await?;
+                changes.mark.0 += 1;
+                Ok(changes)
+            }
+            WaitsInAnotherHistory if self.memory.log().await?.partitions[0].end.mark != after.mark => pending().await,
             WaitsAhead => match follow(limit).await {
                 Err(LogError::Restarted) => pending().await,
                 answer => answer,
@@ -530,7 +569,20 @@ impl SessionStorage for Broken {
     }
 
     async fn marks(&self, positions: &[Position]) -> Result<Vec<Option<Mark>>, StorageError> {
-        self.memory.marks(positions).await
+        let mut marks = self.memory.marks(positions).await?;
+        let extent = self.memory.log().await?;
+        for ((mark, position), held) in marks.iter_mut().zip(positions).zip(&extent.partitions) {
+            match self.fault {
+                ForgetsMarks if *position < held.end.position => *mark = None,
+                ForgetsTheMarkAtTheStart if held.start.position > Position(0) && *position <= held.start.position => {
+                    *mark = None;
+                }
+                KnowsMarksAhead => *mark = Some(held.end.mark),
+                MarksByTheEnd => *mark = mark.map(|mark| Mark(mark.0 ^ held.end.position.0)),
+                _ => {}
+            }
+        }
+        Ok(marks)
     }
 
     async fn read_buckets(
@@ -541,7 +593,17 @@ impl SessionStorage for Broken {
         limit: usize,
     ) -> Result<BucketRun, LogError> {
         let limit = if self.fault == ReadsPastTheLimit { usize::MAX } else { limit };
-        let mut run = self.memory.read_buckets(registry_id, known, first, limit).await?;
+        let extent = self.memory.log().await?;
+        let mut known = known.to_vec();
+        for (point, held) in known.iter_mut().zip(&extent.partitions) {
+            match self.fault {
+                ReadsAnyHistory => point.mark = held.end.mark,
+                ReadsAhead => point.position = point.position.min(held.end.position),
+                _ => {}
+            }
+        }
+        let registry_id = if self.fault == ReadsAnyRegistry { extent.registry_id } else { registry_id };
+        let mut run = self.memory.read_buckets(registry_id, &known, first, limit).await?;
         match self.fault {
             ReadsAtTooLow => {
                 run.points.iter_mut().for_each(|point| point.position.0 = point.position.0.saturating_sub(1))

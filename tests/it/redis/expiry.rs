@@ -104,7 +104,7 @@ async fn many_small_leases_end_in_their_time() {
     if !is_installed() {
         return;
     }
-    let leases = i64::from(number("SESSIOND_TEST_LEASES", 2500));
+    let leases = i64::from(number("SESSIOND_TEST_LEASES", 1000));
     let server = RedisServer::start(&[]);
     let replica = Replica::start(&server.url("")).await;
     let mut ends = Ends::watch(&replica).await;

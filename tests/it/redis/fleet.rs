@@ -91,7 +91,8 @@ async fn a_redis_that_goes_away_is_counted_in_the_metrics() {
 async fn a_redis_that_is_not_there_has_an_exit_code_and_shows_no_password() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("redis://user:s3cret@{nobody}/?timeout_ms=200");
-    let mut command = serve(&["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--storage", &url]);
+    let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+    let mut command = serve(&[&ports[..], &["--storage", &url, "--storage-wait", "0"]].concat());
     let output = soon(command.output()).await.unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(5), "{stderr}");

@@ -204,7 +204,7 @@ async fn one_node_of_a_cluster_that_refuses_changes_is_noticed() {
     comes_to(&*storage, None).await;
     // A node without a partition of the registry is not asked.
     let has_keys = |node: &&RedisServer| node.ask::<u64>(&cmd("DBSIZE")).unwrap() > 0;
-    let node = cluster.nodes[..MASTERS].iter().filter(has_keys).next_back().unwrap();
+    let node = cluster.nodes[..MASTERS].iter().rfind(has_keys).unwrap();
     let began = Instant::now();
     node.set("min-replicas-to-write", "1");
     comes_to(&*storage, Some(RefusalCause::TooFewReplicas)).await;

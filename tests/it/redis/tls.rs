@@ -14,7 +14,8 @@ use crate::{
 
 /// `sessiond serve` that trusts whom this file names does not start; gives why.
 async fn why_not(trusted: &str, storage: &str) -> String {
-    let mut command = serve(&["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--storage", storage]);
+    let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+    let mut command = serve(&[&ports[..], &["--storage", storage, "--storage-wait", "0"]].concat());
     let output = soon(command.env("SSL_CERT_FILE", trusted).output()).await.unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(5), "{stderr}");

@@ -1,0 +1,118 @@
+//! Opens the storage when the server starts, and waits for one that is away.
+
+use std::{
+    error::Error,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep};
+
+use super::{ServerConfig, ServerError};
+use crate::{
+    service::WireEncoder,
+    session::SessionEvent,
+    storage::{StorageOptions, StorageUrl},
+    subject::SessionSubject,
+};
+
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(2);
+
+/// While the server waits, the log says so this often.
+const REMINDER: Duration = Duration::from_secs(60);
+
+/// How long a server that starts waits for a storage that cannot be opened yet.
+///
+/// It waits only for what can pass by itself, such as a Redis that is away or loads its data; see
+/// [`OpenError::may_pass`](crate::storage::OpenError::may_pass).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StorageWait {
+    /// Until the storage is there.
+    Forever,
+    /// No longer than this; not at all if zero.
+    AtMost(Duration),
+}
+
+impl StorageWait {
+    /// The default for a storage: forever for one on another machine, which may come later than the server, and not at all for the
+    /// others.
+    #[must_use]
+    pub fn default_for(storage: &StorageUrl) -> Self {
+        match storage {
+            #[cfg(feature = "redis")]
+            StorageUrl::Redis(_) => Self::Forever,
+            _ => Self::AtMost(Duration::ZERO),
+        }
+    }
+
+    fn is_over(self, waited: Duration) -> bool {
+        match self {
+            Self::Forever => false,
+            Self::AtMost(limit) => waited >= limit,
+        }
+    }
+}
+
+/// The subject once its storage is open, and until then why it is not.
+#[derive(Debug, Default)]
+pub(super) struct Opening {
+    subject: OnceLock<Arc<SessionSubject>>,
+    /// Why the last try to open the storage failed; none during the first.
+    failure: Mutex<Option<String>>,
+}
+
+impl Opening {
+    /// The subject, or why there is none yet.
+    pub(super) fn subject(&self) -> Result<&Arc<SessionSubject>, String> {
+        self.subject.get().ok_or_else(|| match &*self.failure.lock() {
+            Some(failure) => format!("waiting for the storage: {failure}\n"),
+            None => "the storage is being opened\n".to_owned(),
+        })
+    }
+
+    /// Opens the storage and starts the subject on it. Tries again for as long as `config` says.
+    pub(super) async fn run(&self, config: &ServerConfig) -> Result<Arc<SessionSubject>, ServerError> {
+        let began = Instant::now();
+        let mut reminded = None;
+        let mut pause = FIRST_RETRY;
+        let subject = loop {
+            let error = match open(config).await {
+                Ok(subject) => break subject,
+                Err(error) => error,
+            };
+            let waited = began.elapsed();
+            if !error.may_pass() || config.storage_wait.is_over(waited) {
+                return Err(error);
+            }
+            *self.failure.lock() = Some(error.to_string());
+            let is_due = reminded.is_none_or(|reminded: Instant| reminded.elapsed() >= REMINDER);
+            if is_due {
+                reminded = Some(Instant::now());
+                let (error, waited_seconds) = (&error as &dyn Error, waited.as_secs());
+                tracing::warn!(error, waited_seconds, "the storage cannot be opened yet; waiting for it");
+            } else {
+                tracing::debug!(error = &error as &dyn Error, "the storage still cannot be opened");
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LAST_RETRY);
+        };
+        if reminded.is_some() {
+            tracing::info!(waited_seconds = began.elapsed().as_secs(), "the storage is open");
+        }
+        Ok(Arc::clone(self.subject.get_or_init(|| subject)))
+    }
+}
+
+async fn open(config: &ServerConfig) -> Result<Arc<SessionSubject>, ServerError> {
+    let options = StorageOptions {
+        // The storage keeps them a second time until the subject has taken them.
+        retain_events: config.subject.retain_events.min(config.subject.retain_bytes / size_of::<SessionEvent>()),
+        max_sessions: config.max_sessions,
+        max_leases: config.max_leases,
+        outage_grace: config.outage_grace,
+    };
+    let storage = config.storage.open(options).await?;
+    Ok(Arc::new(SessionSubject::start(storage, config.subject, WireEncoder).await?))
+}
