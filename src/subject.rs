@@ -37,7 +37,6 @@ mod observer;
 mod snapshot;
 mod subscription;
 mod update;
-mod verify;
 mod waiters;
 mod waits;
 mod writability;

@@ -2,7 +2,7 @@
 
 use super::{
     Inner, ObserveError, ResetReason, Start,
-    cursor::{Cursor, CursorPlace, Points, Positions, later},
+    cursor::{Cursor, CursorPlace, Points, later},
     log::{Found, Head, Marks, Place},
     observer::Opening,
     waits::StorageOperation,
@@ -82,13 +82,6 @@ async fn marks_at(inner: &Inner, cursor: &Cursor, head: &Head) -> Result<Marks, 
     if marks.iter().any(Option::is_none) {
         let told = inner.waits.of(StorageOperation::Marks, inner.storage.marks(positions)).await?;
         marks.iter_mut().zip(told).for_each(|(mark, told)| *mark = mark.or(told));
-        // They are of the log that is followed if that log's newest points are still in the storage's.
-        let newest: Positions = head.points.iter().map(|point| point.position).collect();
-        let told = inner.waits.of(StorageOperation::Marks, inner.storage.marks(&newest)).await?;
-        let is_same = told.iter().zip(&head.points).all(|(mark, point)| *mark == Some(point.mark));
-        if !is_same {
-            marks.iter_mut().for_each(|mark| *mark = None);
-        }
     }
     Ok(marks)
 }

@@ -14,7 +14,6 @@ use super::{
     index::{Mailbox, Taken},
     log::{Chunk, Next, Place, sum},
     snapshot::Snapshot,
-    verify::Verification,
     waiters::{Progress, WAITS},
 };
 use crate::{session::SessionEvent, storage::RegistryId};
@@ -37,8 +36,6 @@ pub struct Observer {
     at: Points,
     /// The points to go on after, while `place` lies before them: changes up to them are skipped.
     resumed: Option<Points>,
-    /// What is yet to be seen of the history that it follows.
-    verification: Option<Box<Verification>>,
     watch: Option<Watch>,
     phase: Phase,
 }
@@ -82,7 +79,6 @@ impl Observer {
             place,
             at,
             resumed: None,
-            verification: None,
             watch: None,
             phase: Phase::Opening { opening, cursor, is_told: false },
             inner,
@@ -156,13 +152,6 @@ impl Observer {
                             return self.close();
                         }
                         ready!(snapshot.poll_read(&self.filter, context));
-                        match Verification::of(snapshot.points(), &self.at) {
-                            Ok(verification) => self.verification = verification,
-                            Err(_) => {
-                                self.reset(ResetReason::StorageRestarted);
-                                continue;
-                            }
-                        }
                         if snapshot.has_sessions() {
                             continue;
                         }
@@ -188,19 +177,6 @@ impl Observer {
                     continue;
                 }
             };
-            if let Some(verification) = &mut self.verification {
-                let is_same = ready!(verification.poll(&self.inner, &chunk, &self.at, context));
-                // What the storage told may be of the log after this one was lost.
-                if let Some(reason) = self.inner.feed.log.lost_since(self.place) {
-                    self.reset(reason);
-                    continue;
-                }
-                if !is_same {
-                    self.reset(ResetReason::StorageRestarted);
-                    continue;
-                }
-                self.verification.take_if(|verification| verification.is_done());
-            }
             if let Some(events) = self.read(&chunk) {
                 return Poll::Ready(Some(Update::Events(events)));
             }
@@ -217,14 +193,6 @@ impl Observer {
             Opening::Reset(reason) => self.reset(reason),
             Opening::Follow(points) => {
                 self.phase = Phase::Following;
-                let head = self.inner.feed.log.head();
-                let ahead = (0..)
-                    .zip(points.iter().copied())
-                    .filter(|(partition, point): &(u32, _)| point.position > head.points[*partition as usize].position);
-                match Verification::of(ahead, &self.at) {
-                    Ok(verification) => self.verification = verification,
-                    Err(_) => return self.reset(ResetReason::StorageRestarted),
-                }
                 self.resumed = Some(points);
                 self.forget_resumed_if_passed();
             }
@@ -234,7 +202,6 @@ impl Observer {
     fn reset(&mut self, reason: ResetReason) {
         self.inner.count_reset(reason);
         self.unwatch();
-        self.verification = None;
         self.phase = Phase::Resetting(reason);
     }
 

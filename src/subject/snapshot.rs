@@ -73,11 +73,6 @@ impl Snapshot {
         (!part.is_empty()).then_some(part)
     }
 
-    /// The points that the run reflects, with their partitions.
-    pub(super) fn points(&self) -> impl Iterator<Item = (u32, LogPoint)> {
-        (self.first..).zip(&self.points).map(|(bucket, point)| (self.inner.storage.partition_of(bucket), *point))
-    }
-
     /// Whether an observer at `at` has passed the positions of the run.
     pub(super) fn is_passed(&self, at: &Points) -> bool {
         (self.first..)

@@ -7,14 +7,15 @@ use std::{
 };
 
 /// Each module of the crate, and the modules of the crate that it may name.
-const MAY_NAME: [(&str, &[&str]); 12] = [
+const MAY_NAME: [(&str, &[&str]); 13] = [
     // Protobuf's durations, as both ends read them.
     ("duration", &[]),
     ("histogram", &[]),
+    ("random", &[]),
     ("relay", &[]),
     ("access", &[]),
     ("session", &[]),
-    ("storage", &["relay", "session"]),
+    ("storage", &["random", "relay", "session"]),
     ("subject", &["histogram", "relay", "session", "storage"]),
     ("status", &["access", "storage", "subject"]),
     ("service", &["duration", "histogram", "proto", "session", "status", "storage", "subject"]),

@@ -145,7 +145,7 @@ async fn a_copy_that_is_put_back_while_the_disk_fails_is_not_written() {
         loop {
             match storage.create(&session, None).await.unwrap_err() {
                 StorageError::Unavailable(cause) if cause.to_string().contains("another file") => break,
-                StorageError::Unavailable(_) => sleep(Duration::from_millis(5)).await,
+                StorageError::Unavailable(_) | StorageError::Refused(_) => sleep(Duration::from_millis(5)).await,
                 error => panic!("{error}"),
             }
         }
