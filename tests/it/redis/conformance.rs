@@ -79,7 +79,7 @@ impl StorageFactory for Cluster {
 }
 
 /// All cases in one test; several at once, for most wait for leases to expire.
-async fn all_cases(factory: &dyn StorageFactory) {
+pub(super) async fn all_cases(factory: &dyn StorageFactory) {
     const AT_ONCE: usize = 6;
     let outcomes = stream::iter(cases()).map(|case| case.run(factory)).buffer_unordered(AT_ONCE);
     outcomes.for_each(|outcome| async { outcome.unwrap_or_else(|violation| panic!("{violation}")) }).await;
