@@ -310,8 +310,8 @@ async fn another_layout_is_refused() {
 
 async fn a_change_that_too_few_replicas_of_redis_have_is_told_as_a_failure(kind: ServerKind) {
     let server = kind.start(&[]);
-    let plain = open(&server.url(PARAMETERS), ROOMY).await;
-    let strict = open(&server.url(&format!("{PARAMETERS}&wait_replicas=1&wait_timeout_ms=100")), ROOMY).await;
+    let plain = open(&server.url("buckets=64"), ROOMY).await;
+    let strict = open(&server.url("buckets=64&wait_replicas=1&wait_timeout_ms=100"), ROOMY).await;
     let outcome = strict.create(&keys(0..1), None).await;
     assert!(matches!(outcome, Err(StorageError::Unavailable(_))), "{outcome:?}");
     assert_eq!(plain.has(&keys(0..1)).await.unwrap(), [true], "it was made all the same, and a retry is safe");

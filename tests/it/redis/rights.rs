@@ -13,7 +13,7 @@ use std::{
 
 use redis::cmd;
 use sessiond::{
-    session::SessionKey,
+    session::LeaseId,
     storage::{SessionStorage, StorageError, StorageOptions, StorageUrl, conformance::StorageFactory},
     subject::Start,
 };
@@ -24,7 +24,7 @@ use super::{
     cluster::RedisCluster,
     conformance::all_cases,
     open,
-    replica::{Replica, create, eventually, keys, left_of, run_all},
+    replica::{Held, Replica, create, eventually, keys, run_all},
     server::{RedisServer, ServerKind, is_installed, on_each_server},
 };
 
@@ -183,25 +183,18 @@ async fn loses_a_right(server: Arc<RedisServer>, number: usize, lost: Vec<String
         assert!(is_expected, "{lost:?}: {call}: {outcome:?} ({:?})", outcome.as_ref().unwrap_err().source());
     }
     // What is there is what there are events of.
-    let now = left_of(keys(0..200), &b).await;
-    held.comes_to_hold(&now).await;
-    b.watch(Start::Snapshot).await.comes_to_hold(&now).await;
+    held.comes_to_agree(&keys(0..200), &b).await;
+    b.watch(Start::Snapshot).await.comes_to_agree(&keys(0..200), &b).await;
 
     server.set_user(&user, &smallest_user());
-    works_again(&a, &b, &mut held, now, [one, other, third]).await;
+    works_again(&a, &b, &mut held, [one, other, third]).await;
     assert_eq!(held.resets, [], "{lost:?}");
 }
 
-async fn works_again(
-    a: &Arc<dyn SessionStorage>,
-    b: &Replica,
-    held: &mut super::replica::Held,
-    mut now: Vec<SessionKey>,
-    leases: [sessiond::session::LeaseId; 3],
-) {
+async fn works_again(a: &Arc<dyn SessionStorage>, b: &Replica, held: &mut Held, leases: [LeaseId; 3]) {
     create(&**a, &keys(200..220)).await;
-    now.extend(keys(200..220));
-    held.comes_to_hold(&left_of(now, b).await).await;
+    let there = held.comes_to_agree(&keys(0..220), b).await;
+    assert!(there.ends_with(&keys(200..220)));
     // The leases end with all that is under them.
     for lease in leases {
         let ended = eventually(async || match a.revoke_lease(lease).await {
@@ -213,7 +206,6 @@ async fn works_again(
     // The first ten may live on, where they were never moved under a lease.
     let leased = [keys(20..60), keys(80..120)].concat();
     eventually(async || b.storage.has(&leased).await.unwrap().iter().all(|exists| !exists).then_some(())).await;
-    let left = left_of(keys(0..220), b).await;
-    held.comes_to_hold(&left).await;
+    let left = held.comes_to_agree(&keys(0..220), b).await;
     assert_eq!(b.storage.session_count().await.unwrap(), left.len() as u64);
 }
