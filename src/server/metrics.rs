@@ -111,13 +111,11 @@ async fn register(registry: &mut Registry, subject: &SessionSubject) {
         Unit::Bytes,
         gauge(stats.retained_bytes),
     );
-    if let Some(evicts) = subject.evicts_keys() {
-        registry.register(
-            "storage_evicts_keys",
-            "Whether the store may drop sessions by itself when its memory is full",
-            gauge(u8::from(evicts)),
-        );
-    }
+    registry.register(
+        "storage_evicts_keys",
+        "Whether the store may drop sessions by itself when its memory is full",
+        gauge(u8::from(subject.evicts_keys() == Some(true))),
+    );
     let resets = Family::<[(&str, &str); 1], Counter>::default();
     for (reason, count) in ResetReason::ALL.into_iter().zip(stats.resets) {
         resets.get_or_create(&[("reason", name(reason))]).inc_by(count);
