@@ -1,20 +1,11 @@
 //! A Redis user that lacks a right.
 
-use std::{
-    error::Error,
-    fs,
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{error::Error, fs, path::Path, sync::Arc, time::Duration};
 
 use redis::cmd;
 use sessiond::{
     session::LeaseId,
-    storage::{SessionStorage, StorageError, StorageOptions, StorageUrl, conformance::StorageFactory},
+    storage::{SessionStorage, StorageError, StorageUrl},
     subject::Start,
 };
 use tokio::time::timeout;
@@ -22,7 +13,6 @@ use tokio::time::timeout;
 use super::{
     ROOMY,
     cluster::RedisCluster,
-    conformance::all_cases,
     open,
     replica::{Held, Replica, create, eventually, keys, run_all},
     server::{RedisServer, ServerKind, is_installed, on_each_server},
@@ -30,8 +20,8 @@ use super::{
 
 const PARAMETERS: &str = "buckets=64&partitions=2";
 
-/// The rules of the smallest user that the README gives, for a user whose password is `secret`.
-fn smallest_user() -> Vec<String> {
+/// The rules of the smallest user that the README gives, for a user whose password is `secret`. The suite for storages runs as it.
+pub(super) fn smallest_user() -> Vec<String> {
     let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
     let (_, rest) = readme.split_once("ACL SETUSER sessiond ").expect("the README gives a user");
     let (rules, _) = rest.split_once("```").unwrap();
@@ -57,12 +47,12 @@ fn without(command: &str) -> Vec<String> {
 
 impl RedisServer {
     /// Changes a user by rules of ACL SETUSER.
-    fn set_user(&self, user: &str, rules: &[String]) {
+    pub(super) fn set_user(&self, user: &str, rules: &[String]) {
         let () = self.ask(cmd("ACL").arg("SETUSER").arg(user).arg(rules)).unwrap();
     }
 
     /// The URL of a registry, for a user whose password is `secret`.
-    fn url_for(&self, user: &str, parameters: &str) -> String {
+    pub(super) fn url_for(&self, user: &str, parameters: &str) -> String {
         format!("redis://{user}:secret@127.0.0.1:{}/?{parameters}", self.port)
     }
 }
@@ -86,31 +76,6 @@ async fn is_named(server: Arc<RedisServer>, command: String) {
     let error = error.to_string();
     assert!(error.to_lowercase().contains(&command) && !error.contains("secret"), "-{command}: {error}");
     assert_eq!(error.lines().count(), 1, "{error}");
-}
-
-/// Registries in one server, each with two replicas of the smallest user.
-struct Smallest {
-    server: RedisServer,
-    count: AtomicUsize,
-}
-
-#[async_trait::async_trait]
-impl StorageFactory for Smallest {
-    async fn open(&self, options: StorageOptions) -> Vec<Arc<dyn SessionStorage>> {
-        let number = self.count.fetch_add(1, Ordering::Relaxed);
-        let parameters = format!("registry=r{number}&timeout_ms=10000&buckets=48&partitions=3");
-        let url = self.server.url_for("smallest", &parameters);
-        vec![open(&url, options).await, open(&url, options).await]
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_smallest_user_has_all_that_a_storage_needs() {
-    if is_installed() {
-        let server = RedisServer::start(&[]);
-        server.set_user("smallest", &smallest_user());
-        all_cases(&Smallest { server, count: AtomicUsize::new(0) }).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
