@@ -100,7 +100,9 @@ impl Program {
     }
 
     pub(crate) async fn signal(&self, signal: &str) {
-        send_signal(self.pid(), signal).await;
+        let pid = self.pid().to_string();
+        let killed = soon(Command::new("kill").args(["-s", signal, &pid]).status()).await.expect("kill is installed");
+        assert!(killed.success());
     }
 
     /// Waits until it has ended.
@@ -205,20 +207,6 @@ impl Waiting {
         });
         Program { child, addr, admin, log, reading: Some(reading) }
     }
-
-    pub(crate) async fn signal(&self, signal: &str) {
-        send_signal(self.child.id().expect("it runs"), signal).await;
-    }
-
-    /// Waits until it has ended.
-    pub(crate) async fn exit_code(mut self) -> Option<i32> {
-        soon(self.child.wait()).await.unwrap().code()
-    }
-}
-
-async fn send_signal(pid: u32, signal: &str) {
-    let killed = soon(Command::new("kill").args(["-s", signal, &pid.to_string()]).status()).await;
-    assert!(killed.expect("kill is installed").success());
 }
 
 /// What the admin port answered.

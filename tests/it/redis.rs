@@ -32,6 +32,7 @@ mod slots;
 mod stalls;
 mod starts;
 mod tls;
+mod writable;
 
 use std::{error::Error, sync::Arc};
 

@@ -17,10 +17,11 @@ use sessiond::storage::{
 use super::{
     cluster::RedisCluster,
     open,
+    rights::smallest_user,
     server::{RedisServer, ServerKind, is_installed},
 };
 
-/// Registries in one server, each with two replicas.
+/// Registries in one server, each with two replicas of the smallest user that the README gives.
 struct Single {
     kind: ServerKind,
     server: OnceLock<RedisServer>,
@@ -35,9 +36,13 @@ const fn single(kind: ServerKind, parameters: &'static str) -> Single {
 #[async_trait::async_trait]
 impl StorageFactory for Single {
     async fn open(&self, options: StorageOptions) -> Vec<Arc<dyn SessionStorage>> {
-        let server = self.server.get_or_init(|| self.kind.start(&[]));
+        let server = self.server.get_or_init(|| {
+            let server = self.kind.start(&[]);
+            server.set_user("smallest", &smallest_user());
+            server
+        });
         let number = self.count.fetch_add(1, Ordering::Relaxed);
-        let url = server.url(&format!("registry=r{number}&{}", self.parameters));
+        let url = server.url_for("smallest", &format!("registry=r{number}&{}", self.parameters));
         vec![open(&url, options).await, open(&url, options).await]
     }
 
@@ -80,7 +85,7 @@ impl StorageFactory for Cluster {
 
 /// All cases in one test; several at once, for most wait for leases to expire.
 async fn all_cases(factory: &dyn StorageFactory) {
-    const AT_ONCE: usize = 6;
+    const AT_ONCE: usize = 12;
     let outcomes = stream::iter(cases()).map(|case| case.run(factory)).buffer_unordered(AT_ONCE);
     outcomes.for_each(|outcome| async { outcome.unwrap_or_else(|violation| panic!("{violation}")) }).await;
 }

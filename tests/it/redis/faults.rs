@@ -12,10 +12,10 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     ROOMY,
-    cluster::{MASTERS, RedisCluster},
+    cluster::{MASTERS, NODE_TIMEOUT, RedisCluster},
     open,
     replica::{Replica, create, eventually, key, keys, left_of},
-    server::{RedisServer, is_installed},
+    server::{RedisServer, ServerKind, is_installed, on_each_server},
 };
 
 /// The longest that a call may take with `timeout_ms` as below: an answer of Redis, the connection to it, and some for a busy
@@ -57,12 +57,20 @@ async fn is_unavailable(storage: &dyn SessionStorage) {
     assert!(began.elapsed() < CALL, "calls took {:?} to fail", began.elapsed());
 }
 
-#[tokio::test]
-async fn an_event_crosses_replicas_and_a_cursor_goes_on_at_another() {
-    if !is_installed() {
-        return;
-    }
-    let server = RedisServer::start(&[]);
+on_each_server! {
+    [#[tokio::test]] an_event_crosses_replicas_and_a_cursor_goes_on_at_another;
+    [#[tokio::test]] a_stopped_redis_fails_calls_in_time_and_a_reset_follows_an_empty_one;
+    [#[tokio::test]] what_was_flushed_under_a_live_connection_is_noticed;
+    [#[tokio::test]] an_old_dump_makes_every_old_cursor_foreign;
+    [#[tokio::test]] a_durable_redis_that_restarts_loses_no_cursor;
+    [#[tokio::test]] a_redis_that_is_stuck_fails_calls_in_time_and_recovers;
+    [#[tokio::test]] connections_that_are_cut_lose_and_repeat_nothing;
+    [#[tokio::test]] a_change_that_too_few_replicas_of_redis_have_is_told_as_a_failure;
+    [#[tokio::test(flavor = "multi_thread", worker_threads = 2)]] a_failover_of_a_cluster_under_load_is_survived;
+}
+
+async fn an_event_crosses_replicas_and_a_cursor_goes_on_at_another(kind: ServerKind) {
+    let server = kind.start(&[]);
     let url = server.url(PARAMETERS);
     let (a, b) = (Replica::start(&url).await, Replica::start(&url).await);
     let mut held = a.watch(Start::Snapshot).await;
@@ -83,12 +91,8 @@ async fn an_event_crosses_replicas_and_a_cursor_goes_on_at_another() {
     }
 }
 
-#[tokio::test]
-async fn a_stopped_redis_fails_calls_in_time_and_a_reset_follows_an_empty_one() {
-    if !is_installed() {
-        return;
-    }
-    let mut server = RedisServer::start(&[]);
+async fn a_stopped_redis_fails_calls_in_time_and_a_reset_follows_an_empty_one(kind: ServerKind) {
+    let mut server = kind.start(&[]);
     let url = server.url(PARAMETERS);
     let (a, b) = (Replica::start(&url).await, Replica::start(&url).await);
     create(&*a.storage, &keys(0..50)).await;
@@ -115,12 +119,8 @@ async fn a_stopped_redis_fails_calls_in_time_and_a_reset_follows_an_empty_one() 
     }
 }
 
-#[tokio::test]
-async fn what_was_flushed_under_a_live_connection_is_noticed() {
-    if !is_installed() {
-        return;
-    }
-    let server = RedisServer::start(&[]);
+async fn what_was_flushed_under_a_live_connection_is_noticed(kind: ServerKind) {
+    let server = kind.start(&[]);
     let a = Replica::start(&server.url(PARAMETERS)).await;
     create(&*a.storage, &keys(0..50)).await;
     let mut held = a.watch(Start::Snapshot).await;
@@ -130,12 +130,8 @@ async fn what_was_flushed_under_a_live_connection_is_noticed() {
     held.comes_to_hold(&[]).await;
 }
 
-#[tokio::test]
-async fn an_old_dump_makes_every_old_cursor_foreign() {
-    if !is_installed() {
-        return;
-    }
-    let mut server = RedisServer::start(&[]);
+async fn an_old_dump_makes_every_old_cursor_foreign(kind: ServerKind) {
+    let mut server = kind.start(&[]);
     let url = server.url(PARAMETERS);
     let a = Replica::start(&url).await;
     create(&*a.storage, &keys(0..50)).await;
@@ -157,12 +153,8 @@ async fn an_old_dump_makes_every_old_cursor_foreign() {
     late.comes_to_hold(&now).await;
 }
 
-#[tokio::test]
-async fn a_durable_redis_that_restarts_loses_no_cursor() {
-    if !is_installed() {
-        return;
-    }
-    let mut server = RedisServer::start(&["--appendonly", "yes", "--appendfsync", "always"]);
+async fn a_durable_redis_that_restarts_loses_no_cursor(kind: ServerKind) {
+    let mut server = kind.start(&["--appendonly", "yes", "--appendfsync", "always"]);
     let url = server.url(PARAMETERS);
     let a = Replica::start(&url).await;
     create(&*a.storage, &keys(0..50)).await;
@@ -174,12 +166,8 @@ async fn a_durable_redis_that_restarts_loses_no_cursor() {
     assert_eq!(held.resets, [], "nothing was lost");
 }
 
-#[tokio::test]
-async fn a_redis_that_is_stuck_fails_calls_in_time_and_recovers() {
-    if !is_installed() {
-        return;
-    }
-    let server = RedisServer::start(&[]);
+async fn a_redis_that_is_stuck_fails_calls_in_time_and_recovers(kind: ServerKind) {
+    let server = kind.start(&[]);
     let a = Replica::start(&server.url(PARAMETERS)).await;
     create(&*a.storage, &keys(0..50)).await;
     let mut held = a.watch(Start::Snapshot).await;
@@ -194,13 +182,9 @@ async fn a_redis_that_is_stuck_fails_calls_in_time_and_recovers() {
     assert_eq!(held.resets, [], "nothing was lost");
 }
 
-#[tokio::test]
-async fn connections_that_are_cut_lose_and_repeat_nothing() {
+async fn connections_that_are_cut_lose_and_repeat_nothing(kind: ServerKind) {
     const ROUNDS: i64 = 30;
-    if !is_installed() {
-        return;
-    }
-    let server = RedisServer::start(&[]);
+    let server = kind.start(&[]);
     let url = server.url(PARAMETERS);
     let (a, b) = (Replica::start(&url).await, Replica::start(&url).await);
     let mut held = b.watch(Start::Snapshot).await;
@@ -324,31 +308,23 @@ async fn another_layout_is_refused() {
     assert!(one.log().await.unwrap().registry_id != a.log().await.unwrap().registry_id, "registries are kept apart");
 }
 
-#[tokio::test]
-async fn a_change_that_too_few_replicas_of_redis_have_is_told_as_a_failure() {
-    if !is_installed() {
-        return;
-    }
-    let server = RedisServer::start(&[]);
-    let plain = open(&server.url(PARAMETERS), ROOMY).await;
-    let strict = open(&server.url(&format!("{PARAMETERS}&wait_replicas=1&wait_timeout_ms=100")), ROOMY).await;
+async fn a_change_that_too_few_replicas_of_redis_have_is_told_as_a_failure(kind: ServerKind) {
+    let server = kind.start(&[]);
+    let plain = open(&server.url("buckets=64"), ROOMY).await;
+    let strict = open(&server.url("buckets=64&wait_replicas=1&wait_timeout_ms=100"), ROOMY).await;
     let outcome = strict.create(&keys(0..1), None).await;
     assert!(matches!(outcome, Err(StorageError::Unavailable(_))), "{outcome:?}");
     assert_eq!(plain.has(&keys(0..1)).await.unwrap(), [true], "it was made all the same, and a retry is safe");
     let master = server.port.to_string();
-    let follower = RedisServer::start(&["--replicaof", "127.0.0.1", &master, "--repl-diskless-sync-delay", "0"]);
+    let follower = kind.start(&["--replicaof", "127.0.0.1", &master, "--repl-diskless-sync-delay", "0"]);
     let created = eventually(|| async { strict.create(&keys(0..2), None).await.ok() }).await;
     assert!(!created[0]);
     let _: i64 = follower.ask(&cmd("DBSIZE")).unwrap();
 }
 
 /// One master of three dies for good, under load; its replica takes its place.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failover_of_a_cluster_under_load_is_survived() {
-    if !is_installed() {
-        return;
-    }
-    let mut cluster = RedisCluster::start(1);
+async fn a_failover_of_a_cluster_under_load_is_survived(kind: ServerKind) {
+    let mut cluster = RedisCluster::start_kind(kind, 1, NODE_TIMEOUT, &[]);
     let url = cluster.url("timeout_ms=500&partitions=6&buckets=48");
     let (a, b) = (Replica::start(&url).await, Replica::start(&url).await);
     let mut held = b.watch(Start::Snapshot).await;
@@ -463,9 +439,6 @@ async fn a_node_of_a_cluster_with_an_old_dump_leaves_no_ghost() {
 /// The first partition loses the newest leases and not one change: nothing starts again, and the sessions under them go.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leases_that_redis_forgot_leave_no_ghost() {
-    if !is_installed() {
-        return;
-    }
     let mut cluster = RedisCluster::start(0);
     let a = Replica::start(&cluster.url("timeout_ms=500&partitions=6&buckets=48")).await;
     let node_of = |partition: u32| {

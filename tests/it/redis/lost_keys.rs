@@ -1,6 +1,6 @@
 //! Keys of a registry that somebody deleted.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use redis::cmd;
 use sessiond::{
@@ -57,18 +57,62 @@ async fn a_registry_that_lost_keys_heals_with_one_reset_and_without_ghosts() {
         return;
     }
     let server = Arc::new(RedisServer::start(&[]));
-    let first = OF_EACH_PARTITION.into_iter().chain(OF_THE_FIRST).map(|keys| (0, keys));
-    let second = OF_EACH_PARTITION.into_iter().map(|keys| (1, keys));
-    let cases = (0..).zip(first.chain(second));
-    run_all(cases.map(|(number, (partition, keys))| {
-        let case = format!("{keys} of partition {partition}");
-        (case.clone(), heals(Arc::clone(&server), number, partition, keys, case))
-    }))
-    .await;
+    run_all(losses(&server).map(|loss| (loss.to_string(), heals(loss)))).await;
 }
 
-async fn heals(server: Arc<RedisServer>, number: usize, partition: u32, lost: &'static str, case: String) {
-    let url = server.url(&format!("registry=r{number}&buckets=48&partitions=3"));
+#[tokio::test]
+async fn a_registry_that_lost_keys_while_nobody_ran_serves_again() {
+    if !is_installed() {
+        return;
+    }
+    let server = Arc::new(RedisServer::start(&[]));
+    run_all(losses(&server).map(|loss| (loss.to_string(), heals_at_the_start(loss)))).await;
+}
+
+/// Which keys a registry of its own loses.
+struct Loss {
+    server: Arc<RedisServer>,
+    registry: String,
+    partition: u32,
+    keys: &'static str,
+}
+
+fn losses(server: &Arc<RedisServer>) -> impl Iterator<Item = Loss> {
+    let first = OF_EACH_PARTITION.into_iter().chain(OF_THE_FIRST).map(|keys| (0, keys));
+    let second = OF_EACH_PARTITION.into_iter().map(|keys| (1, keys));
+    (0..).zip(first.chain(second)).map(|(number, (partition, keys))| {
+        let (server, registry) = (Arc::clone(server), format!("r{number}"));
+        Loss { server, registry, partition, keys }
+    })
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of partition {}", self.keys, self.partition)
+    }
+}
+
+impl Loss {
+    fn url(&self) -> String {
+        self.server.url(&format!("registry={}&buckets=48&partitions=3", self.registry))
+    }
+
+    /// Deletes the keys; tells whether there were any.
+    fn happens(&self) -> bool {
+        let pattern = format!("{{{}:{}}}:{}", self.registry, self.partition, self.keys);
+        let found: Vec<String> = self.server.ask(cmd("KEYS").arg(&pattern)).unwrap();
+        assert!(!found.is_empty() || !MUST_BE_THERE.contains(&self.keys), "no key is like {pattern}");
+        !found.is_empty() && self.server.ask::<u32>(cmd("DEL").arg(found)).unwrap() > 0
+    }
+
+    /// Nobody can tell that a bucket is gone, so those who held its sessions hold them still.
+    fn is_told(&self) -> bool {
+        self.keys != "b*"
+    }
+}
+
+async fn heals(loss: Loss) {
+    let (case, url) = (loss.to_string(), loss.url());
     let (a, b) = (Replica::start_with(&url, options()).await, Replica::start_with(&url, options()).await);
     let kept = a.storage.grant_lease(Duration::from_secs(600), "kept").await.unwrap();
     a.storage.create(&keys(0..90), None).await.unwrap();
@@ -80,16 +124,10 @@ async fn heals(server: Arc<RedisServer>, number: usize, partition: u32, lost: &'
         held.comes_to_hold(&keys(0..210)).await;
     }
 
-    let pattern = format!("{{r{number}:{partition}}}:{lost}");
-    let found: Vec<String> = server.ask(cmd("KEYS").arg(&pattern)).unwrap();
-    if found.is_empty() {
-        assert!(!MUST_BE_THERE.contains(&lost), "no key is like {pattern}");
+    if !loss.happens() {
         return;
     }
-    let _: u32 = server.ask(cmd("DEL").arg(found)).unwrap();
-    // Nobody can tell that a bucket is gone, so those who held its sessions hold them still.
-    let is_told = lost != "b*";
-    if !is_told {
+    if !loss.is_told() {
         held = [a.watch(Start::Snapshot).await, b.watch(Start::Snapshot).await];
     }
 
@@ -102,7 +140,7 @@ async fn heals(server: Arc<RedisServer>, number: usize, partition: u32, lost: &'
 
     // Where a partition is lost as a whole, what was created before anybody noticed may be lost with it. By now it is noticed.
     create(&*a.storage, &keys(360..390)).await;
-    let left = left_of(keys(0..390), &a).await;
+    let left = held[0].comes_to_agree(&keys(0..390), &a).await;
     assert!(left.ends_with(&keys(360..390)), "{case}: what was created afterwards is there");
     assert_eq!(left_of(keys(0..390), &b).await, left, "{case}");
     for held in &mut held {
@@ -113,9 +151,36 @@ async fn heals(server: Arc<RedisServer>, number: usize, partition: u32, lost: &'
     serves(&case, &late, &left).await;
     for replica in [&a, &b] {
         replica.watch(Start::Snapshot).await.comes_to_hold(&left).await;
-        if is_told {
+        if loss.is_told() {
             assert_eq!(replica.storage.session_count().await.unwrap(), left.len() as u64, "{case}");
         }
+    }
+}
+
+async fn heals_at_the_start(loss: Loss) {
+    let (case, url) = (loss.to_string(), loss.url());
+    let a = Replica::start_with(&url, options()).await;
+    let lease = a.storage.grant_lease(TTL, "left alone").await.unwrap();
+    a.storage.create(&keys(0..90), None).await.unwrap();
+    a.storage.create(&keys(90..150), Some(lease)).await.unwrap();
+    let mut held = a.watch(Start::Snapshot).await;
+    held.comes_to_hold(&keys(0..150)).await;
+    let cursor = held.observer.cursor().unwrap();
+    drop((held, a));
+    if !loss.happens() {
+        return;
+    }
+
+    let b = Replica::start_with(&url, options()).await;
+    works_by(&case, HEALS, async || b.storage.create(&keys(200..230), None).await.map(drop)).await;
+    is_gone(&case, &*b.storage, &keys(90..150), TTL + SLACK).await;
+    let mut fresh = b.watch(Start::Snapshot).await;
+    let left = fresh.comes_to_agree(&keys(0..230), &b).await;
+    assert!(left.ends_with(&keys(200..230)), "{case}: what was created afterwards is there");
+    serves(&case, &b.storage, &left).await;
+    if loss.is_told() {
+        b.resume(cursor, &keys(0..150)).await.comes_to_hold(&left).await;
+        assert_eq!(b.storage.session_count().await.unwrap(), left.len() as u64, "{case}");
     }
 }
 

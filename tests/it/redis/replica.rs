@@ -121,6 +121,25 @@ impl Held {
         }
     }
 
+    /// Reads until just those of some sessions are held that a replica finds, though they may still change. Gives them.
+    pub(super) async fn comes_to_agree(&mut self, sessions: &[SessionKey], replica: &Replica) -> Vec<SessionKey> {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let left = left_of(sessions.to_vec(), replica).await;
+            let expected: HashSet<_> = left.iter().copied().collect();
+            let reading = async {
+                while !self.is_synced || self.sessions != expected {
+                    self.read().await;
+                }
+            };
+            if timeout(Duration::from_millis(500), reading).await.is_ok() {
+                return left;
+            }
+            let (held, resets) = (self.sessions.len(), &self.resets);
+            assert!(Instant::now() < deadline, "{held} are held and {} are there; resets: {resets:?}", left.len());
+        }
+    }
+
     /// Reads until there was a reset, for whatever reason, and just these are held. There must have been no other reset before.
     pub(super) async fn starts_again_with(&mut self, sessions: &[SessionKey]) {
         let reading = async {

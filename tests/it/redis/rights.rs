@@ -1,53 +1,61 @@
 //! A Redis user that lacks a right.
 
-use std::{collections::BTreeSet, error::Error, fs, path::Path, sync::Arc, time::Duration};
+use std::{error::Error, fs, path::Path, sync::Arc, time::Duration};
 
 use redis::cmd;
 use sessiond::{
-    session::SessionKey,
+    session::LeaseId,
     storage::{SessionStorage, StorageError, StorageUrl},
     subject::Start,
 };
 use tokio::time::timeout;
 
 use super::{
-    ROOMY, open,
-    replica::{Replica, create, eventually, keys, left_of, run_all},
-    server::{RedisServer, ServerKind, on_each_server},
+    ROOMY,
+    cluster::RedisCluster,
+    open,
+    replica::{Held, Replica, create, eventually, keys, run_all},
+    server::{RedisServer, ServerKind, is_installed, on_each_server},
 };
 
 const PARAMETERS: &str = "buckets=64&partitions=2";
 
-/// The commands that scripts call, read from the scripts.
-fn commands_of_scripts() -> BTreeSet<String> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/storage/redis/scripts");
-    let mut commands = BTreeSet::new();
-    for file in fs::read_dir(folder).unwrap() {
-        let code = fs::read_to_string(file.unwrap().path()).unwrap();
-        for call in ["call('", "call(\"", "call, '"] {
-            for rest in code.split(call).skip(1) {
-                let name = rest.split(['\'', '"']).next().unwrap();
-                commands.insert(name.to_lowercase());
-            }
-        }
-    }
-    assert!(commands.contains("xadd") && commands.contains("hset"), "{commands:?}");
-    commands
+/// The rules of the smallest user that the README gives, for a user whose password is `secret`. The suite for storages runs as it.
+pub(super) fn smallest_user() -> Vec<String> {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let (_, rest) = readme.split_once("ACL SETUSER sessiond ").expect("the README gives a user");
+    let (rules, _) = rest.split_once("```").unwrap();
+    // Registries of tests have other names than the default one.
+    rules.split_whitespace().map(|rule| rule.replace("PASSWORD", "secret").replace("{sessiond:", "{r*:")).collect()
+}
+
+/// Commands that a user always has, or that only a cluster is sent.
+const NOT_MISSED: [&str; 5] = ["auth", "hello", "ping", "cluster|slots", "cluster|keyslot"];
+
+/// The commands that the smallest user has, without those.
+fn commands() -> Vec<String> {
+    let rules = smallest_user();
+    let commands =
+        rules.iter().filter_map(|rule| rule.strip_prefix('+')).filter(|command| !NOT_MISSED.contains(command));
+    commands.map(str::to_owned).collect()
+}
+
+/// The rules of the smallest user without one of its commands.
+fn without(command: &str) -> Vec<String> {
+    smallest_user().into_iter().filter(|rule| rule.strip_prefix('+') != Some(command)).collect()
 }
 
 impl RedisServer {
     /// Changes a user by rules of ACL SETUSER.
-    fn set_user(&self, user: &str, rules: &[&str]) {
+    pub(super) fn set_user(&self, user: &str, rules: &[String]) {
         let () = self.ask(cmd("ACL").arg("SETUSER").arg(user).arg(rules)).unwrap();
     }
 
     /// The URL of a registry, for a user whose password is `secret`.
-    fn url_for(&self, user: &str, parameters: &str) -> String {
+    pub(super) fn url_for(&self, user: &str, parameters: &str) -> String {
         format!("redis://{user}:secret@127.0.0.1:{}/?{parameters}", self.port)
     }
 }
-
-const EVERYTHING: [&str; 5] = ["on", ">secret", "~*", "&*", "+@all"];
 
 on_each_server! {
     [#[tokio::test]] a_right_that_is_missing_at_the_start_is_named;
@@ -56,35 +64,57 @@ on_each_server! {
 
 async fn a_right_that_is_missing_at_the_start_is_named(kind: ServerKind) {
     let server = Arc::new(kind.start(&[]));
-    run_all(commands_of_scripts().into_iter().map(|command| (command.clone(), is_named(Arc::clone(&server), command))))
-        .await;
+    run_all(commands().into_iter().map(|command| (command.clone(), is_named(Arc::clone(&server), command)))).await;
 }
 
 async fn is_named(server: Arc<RedisServer>, command: String) {
-    server.set_user(&command, &EVERYTHING);
-    server.set_user(&command, &[&format!("-{command}")]);
-    let url: StorageUrl = server.url_for(&command, &format!("registry={command}&{PARAMETERS}")).parse().unwrap();
+    server.set_user(&command, &without(&command));
+    let url: StorageUrl = server.url_for(&command, &format!("registry=r-{command}&{PARAMETERS}")).parse().unwrap();
     let outcome = timeout(Duration::from_secs(20), url.open(ROOMY)).await.expect("it does not wait for rights");
-    let error = outcome.map(drop).expect_err(&command).to_string();
+    let error = outcome.map(drop).expect_err(&command);
+    assert!(!error.may_pass(), "{error:?}");
+    let error = error.to_string();
     assert!(error.to_lowercase().contains(&command) && !error.contains("secret"), "-{command}: {error}");
     assert_eq!(error.lines().count(), 1, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_serves_the_smallest_user() {
+    if !is_installed() {
+        return;
+    }
+    let cluster = RedisCluster::start(0);
+    for node in &cluster.nodes {
+        node.set_user("smallest", &smallest_user());
+        node.set_user("smaller", &without("cluster|slots"));
+    }
+    let url =
+        |user: &str| cluster.url("registry=r&partitions=6&buckets=48").replace("//", &format!("//{user}:secret@"));
+    let storage = open(&url("smallest"), ROOMY).await;
+    let lease = storage.grant_lease(Duration::from_secs(600), "").await.unwrap();
+    storage.create(&keys(0..100), Some(lease)).await.unwrap();
+    assert_eq!(storage.revoke_lease(lease).await.unwrap(), 100);
+    let smaller: StorageUrl = url("smaller").parse().unwrap();
+    let error = smaller.open(ROOMY).await.map(drop).unwrap_err();
+    assert!(error.to_string().to_lowercase().contains("cluster|slots") && !error.may_pass(), "{error:?}");
 }
 
 /// Either a session is as it was before the call or its event is in the log: what an observer was told is what there is.
 async fn a_right_that_is_taken_away_leaves_no_change_half_done(kind: ServerKind) {
     let server = Arc::new(kind.start(&[]));
-    let mut lost: Vec<Vec<String>> =
-        commands_of_scripts().into_iter().map(|command| vec![format!("-{command}")]).collect();
-    // All keys but the log, and all but the buckets.
-    lost.push(["resetkeys", "~*}:[^l]*", "~*}:l[^o]*"].map(str::to_owned).to_vec());
-    lost.push(["resetkeys", "~*}:[^b]*"].map(str::to_owned).to_vec());
-    run_all((0..).zip(lost).map(|(number, lost)| (lost.join(" "), loses_a_right(Arc::clone(&server), number, lost))))
-        .await;
+    let command = |command: String| (vec![format!("-{command}")], command);
+    let mut lost: Vec<(Vec<String>, String)> = commands().into_iter().map(command).collect();
+    let all_keys_but =
+        |patterns: &[&str]| ["resetkeys"].iter().chain(patterns).map(|rule| (*rule).to_owned()).collect();
+    lost.push((all_keys_but(&["~*}:[^l]*", "~*}:l[^o]*"]), "keys of logs".to_owned()));
+    lost.push((all_keys_but(&["~*}:[^b]*"]), "keys of buckets".to_owned()));
+    let cases = (0..).zip(lost);
+    run_all(cases.map(|(number, (rules, lost))| (lost, loses_a_right(Arc::clone(&server), number, rules)))).await;
 }
 
 async fn loses_a_right(server: Arc<RedisServer>, number: usize, lost: Vec<String>) {
     let (user, parameters) = (format!("user{number}"), format!("registry=r{number}&{PARAMETERS}"));
-    server.set_user(&user, &EVERYTHING);
+    server.set_user(&user, &smallest_user());
     let a = open(&server.url_for(&user, &parameters), ROOMY).await;
     let b = Replica::start(&server.url(&parameters)).await;
     let mut held = b.watch(Start::Snapshot).await;
@@ -96,7 +126,7 @@ async fn loses_a_right(server: Arc<RedisServer>, number: usize, lost: Vec<String
     a.create(&keys(40..60), Some(other)).await.unwrap();
     held.comes_to_hold(&keys(0..60)).await;
 
-    server.set_user(&user, &lost.iter().map(String::as_str).collect::<Vec<_>>());
+    server.set_user(&user, &lost);
     let calls = [
         ("create", a.create(&keys(60..80), None).await.map(drop)),
         ("create under a lease", a.create(&keys(80..100), Some(one)).await.map(drop)),
@@ -118,25 +148,18 @@ async fn loses_a_right(server: Arc<RedisServer>, number: usize, lost: Vec<String
         assert!(is_expected, "{lost:?}: {call}: {outcome:?} ({:?})", outcome.as_ref().unwrap_err().source());
     }
     // What is there is what there are events of.
-    let now = left_of(keys(0..200), &b).await;
-    held.comes_to_hold(&now).await;
-    b.watch(Start::Snapshot).await.comes_to_hold(&now).await;
+    held.comes_to_agree(&keys(0..200), &b).await;
+    b.watch(Start::Snapshot).await.comes_to_agree(&keys(0..200), &b).await;
 
-    server.set_user(&user, &EVERYTHING);
-    works_again(&a, &b, &mut held, now, [one, other, third]).await;
+    server.set_user(&user, &smallest_user());
+    works_again(&a, &b, &mut held, [one, other, third]).await;
     assert_eq!(held.resets, [], "{lost:?}");
 }
 
-async fn works_again(
-    a: &Arc<dyn SessionStorage>,
-    b: &Replica,
-    held: &mut super::replica::Held,
-    mut now: Vec<SessionKey>,
-    leases: [sessiond::session::LeaseId; 3],
-) {
+async fn works_again(a: &Arc<dyn SessionStorage>, b: &Replica, held: &mut Held, leases: [LeaseId; 3]) {
     create(&**a, &keys(200..220)).await;
-    now.extend(keys(200..220));
-    held.comes_to_hold(&left_of(now, b).await).await;
+    let there = held.comes_to_agree(&keys(0..220), b).await;
+    assert!(there.ends_with(&keys(200..220)));
     // The leases end with all that is under them.
     for lease in leases {
         let ended = eventually(async || match a.revoke_lease(lease).await {
@@ -148,7 +171,6 @@ async fn works_again(
     // The first ten may live on, where they were never moved under a lease.
     let leased = [keys(20..60), keys(80..120)].concat();
     eventually(async || b.storage.has(&leased).await.unwrap().iter().all(|exists| !exists).then_some(())).await;
-    let left = left_of(keys(0..220), b).await;
-    held.comes_to_hold(&left).await;
+    let left = held.comes_to_agree(&keys(0..220), b).await;
     assert_eq!(b.storage.session_count().await.unwrap(), left.len() as u64);
 }

@@ -1,9 +1,6 @@
 //! The program starts before Redis can serve it: it waits for what waiting can cure, and says what it cannot.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, time::Duration};
 
 use redis::cmd;
 use tonic::Code;
@@ -14,9 +11,6 @@ use crate::{
     program::{Program, get, serve},
     sessions::{batch_create, create, has},
 };
-
-/// Longer than several timeouts of a connection.
-const AWAY: Duration = Duration::from_secs(3);
 
 /// Waits until a program is ready or is not.
 async fn ready_comes_to(admin: SocketAddr, status: u16) {
@@ -30,7 +24,7 @@ async fn ready_comes_to(admin: SocketAddr, status: u16) {
 
 /// It lives and is not ready.
 async fn is_not_ready(admin: SocketAddr) {
-    for (path, status) in [("/live", 200), ("/ready", 503)] {
+    for (path, status) in [("/live", 200), ("/ready", 503), ("/metrics", 200)] {
         assert_eq!(get(admin, path).await.status, status, "{path}");
     }
 }
@@ -45,55 +39,6 @@ async fn refuses_calls(program: &Program) {
 on_each_server! {
     [#[tokio::test]] a_redis_that_loads_its_dump_is_waited_for;
     [#[tokio::test]] a_password_that_is_missing_or_wrong_ends_the_start;
-}
-
-#[tokio::test]
-async fn a_redis_that_is_away_at_the_start_is_waited_for() {
-    if !is_installed() {
-        return;
-    }
-    let mut redis = RedisServer::start(&[]);
-    let url = redis.url("timeout_ms=300&buckets=64");
-    redis.kill();
-    let waiting = Program::start_waiting(&["--storage", &url]).await;
-    let began = Instant::now();
-    while began.elapsed() < AWAY {
-        is_not_ready(waiting.admin).await;
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    redis.restart();
-    let program = waiting.listens().await;
-    ready_comes_to(program.admin, 200).await;
-    batch_create(&program.sessions(), &[1, 2, 3]).await;
-    assert!(has(&program.sessions(), 0, 2).await);
-}
-
-#[tokio::test]
-async fn a_program_that_waits_for_redis_stops_when_it_is_told_to() {
-    if !is_installed() {
-        return;
-    }
-    let mut redis = RedisServer::start(&[]);
-    let url = redis.url("timeout_ms=300");
-    redis.kill();
-    let waiting = Program::start_waiting(&["--storage", &url]).await;
-    is_not_ready(waiting.admin).await;
-    waiting.signal("TERM").await;
-    assert_eq!(waiting.exit_code().await, Some(0));
-}
-
-#[tokio::test]
-async fn a_program_waits_no_longer_than_it_is_told_to() {
-    if !is_installed() {
-        return;
-    }
-    let mut redis = RedisServer::start(&[]);
-    let url = redis.url("timeout_ms=300");
-    redis.kill();
-    let began = Instant::now();
-    let (code, stderr) = fails(&["--storage", &url, "--storage-wait", "1s"]).await;
-    assert_eq!(code, Some(5), "{stderr}");
-    assert!(began.elapsed() >= Duration::from_secs(1), "it gave up after {:?}", began.elapsed());
 }
 
 async fn a_redis_that_loads_its_dump_is_waited_for(kind: ServerKind) {
