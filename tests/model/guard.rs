@@ -1,0 +1,48 @@
+//! The conditions that the protocol relies on.
+
+/// A condition in a script or in a replica. A test of its model leaves it out and names the promise that breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Guard {
+    // Steps.
+    /// `apply`: a step whose time is over is refused (LATE) and changes nothing.
+    Until,
+    /// Replica: a caller is told of a failure only when the step's time is over.
+    FailureWaits,
+    /// Replica: a lane sends nothing more until its last step was answered, or its time is over.
+    LaneWaits,
+    /// Replica: only a step that was certainly not executed is sent again.
+    NoHiddenRetry,
+    /// Replica: a batch over several partitions answers when every part was answered or has failed.
+    BatchWaits,
+    /// All scripts: the logical clock does not follow the wall clock backwards.
+    ClockNeverGoesBack,
+    /// All scripts: a wall clock that went back counts as a second, the longest time since the last store.
+    SetBackCounts,
+    /// `extent`: stores the clock once a second, even when nothing changes.
+    ClockIsStored,
+    /// All scripts: a time is stored before a replica is told of it.
+    ToldIsStored,
+    /// Replica: a time that Redis told is counted from when the answer came, not from when the step was sent.
+    EstimateIsLower,
+}
+
+/// The guards that a model has: all, or all but one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Guards {
+    without: Option<Guard>,
+}
+
+impl Guards {
+    /// The protocol as it is.
+    pub(crate) const ALL: Self = Self { without: None };
+
+    /// A mutant of the protocol.
+    pub(crate) const fn without(guard: Guard) -> Self {
+        Self { without: Some(guard) }
+    }
+
+    /// Returns whether the guard is in place.
+    pub(crate) fn have(self, guard: Guard) -> bool {
+        self.without != Some(guard)
+    }
+}
