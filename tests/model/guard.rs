@@ -24,6 +24,34 @@ pub(crate) enum Guard {
     ToldIsStored,
     /// Replica: a time that Redis told is counted from when the answer came, not from when the step was sent.
     EstimateIsLower,
+
+    // History.
+    /// Tail: an entry names the mark of the entry before it, which must be the one that was read last.
+    PredecessorMark,
+    /// Tail: a quiet log is compared with what was read, once a second.
+    QuietCheck,
+    /// `extent`: that comparison is of marks, not of positions alone.
+    CheckComparesMarks,
+    /// `read`: refuses unless the log contains the point that the observer has come to.
+    KnownMark,
+    /// Observer: when it passes the point at which a bucket was read, the marks there must be equal.
+    RunMark,
+    /// `marks`: a cursor's marks are compared, not its registry id and positions alone.
+    CursorMarks,
+    /// `marks`: refuses unless the log contains the point that the tail has come to.
+    KnownMarkOfCursor,
+    /// Replica: the marks are compared only once the tail has come as far as the cursor.
+    CursorAfterTail,
+    /// Replica: the marks are compared again if all observers were reset meanwhile.
+    EpochAroundCheck,
+    /// `registry_move`: moves the id only if it is the one under which the loss was noticed.
+    CompareAndSetMove,
+    /// Replica: moves the registry to a new id when it notices a loss.
+    RegistryIdMoves,
+    /// All scripts: refused (BEHIND) if the log ends before a place that this replica knows.
+    Behind,
+    /// Replica: it knows the places in its own answers, not only what its tail has read.
+    BehindCountsAnswers,
 }
 
 /// The guards that a model has: all, or all but one.

@@ -8,6 +8,7 @@
 //! | model | what it is about | scripts |
 //! |---|---|---|
 //! | [`steps`] | time limits of steps, lanes, batches | `apply`, `extent` |
+//! | [`history`] | marks of the log, tails, snapshots, cursors, ids, BEHIND | `extent`, `marks`, `read`, `registry_move` |
 //!
 //! Each condition that the protocol relies on is a [`Guard`](guard::Guard). For each guard, one test leaves it out and
 //! asserts that the checker finds a broken promise. To read how, run that test with `--nocapture`.
@@ -59,4 +60,5 @@
 mod check;
 mod clock;
 mod guard;
+mod history;
 mod steps;
