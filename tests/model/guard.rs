@@ -52,6 +52,39 @@ pub(crate) enum Guard {
     Behind,
     /// Replica: it knows the places in its own answers, not only what its tail has read.
     BehindCountsAnswers,
+
+    // Leases.
+    /// `lease_adopt`: refuses if anything was closed in the partition since before the first partition was asked.
+    Closings,
+    /// `lease_close`: what tells closings apart is a random number. A count would come back after a loss.
+    ClosingsAreRandom,
+    /// Replica: a lease is closed in every partition before its end is recorded.
+    CloseEverywhere,
+    /// `apply`: a closed lease may still live. The first partition is asked before anything depends on it.
+    ClosedAsks,
+    /// `lease_keep`: refuses a lease that is marked.
+    MarkStopsKeeping,
+    /// `lease_attach`: refuses a lease that is marked.
+    MarkStopsAttaching,
+    /// `lease_ended`: names the mark that the lease was closed for.
+    MarkNumber,
+    /// `lease_ended`: takes back the mark of a call whose time is over.
+    DecideInTime,
+    /// `lease_sweep`: does nothing unless the lease is closed in the partition.
+    SweepsClosed,
+    /// `lease_sweep`: destroys only sessions under the slot of the lease.
+    SweepComparesSlot,
+    /// `lease_done`: names the mark that the lease was swept for.
+    DoneNamesMark,
+    /// Replica: whoever connects anew compares the leases of the partition with the first partition's.
+    Reconcile,
+    /// Replica: whoever connects to the first partition anew does so for every partition.
+    ReconcileAll,
+    /// `lease_orphans`: gives a lease that is ending, or has ended, a new mark.
+    OrphanRenewsMark,
+    /// Replica: reconciling a partition counts as a close there, or is repeated once all earlier commands are past
+    /// their time.
+    ReconcileCloses,
 }
 
 /// The guards that a model has: all, or all but one.

@@ -9,6 +9,7 @@
 //! |---|---|---|
 //! | [`steps`] | time limits of steps, lanes, batches | `apply`, `extent` |
 //! | [`history`] | marks of the log, tails, snapshots, cursors, ids, BEHIND | `extent`, `marks`, `read`, `registry_move` |
+//! | [`leases`] | the end of a lease in every partition, linger, takeover, losses | `lease_*` |
 //!
 //! Each condition that the protocol relies on is a [`Guard`](guard::Guard). For each guard, one test leaves it out and
 //! asserts that the checker finds a broken promise. To read how, run that test with `--nocapture`.
@@ -53,6 +54,8 @@
 //!   bounds how long two servers can do so.
 //! - **A replica that dies.** Its callers learn that at once, from their connections, and its last step may still be
 //!   executed until its time is over.
+//! - **A sweep during a loss.** A sweep that is under way while Redis loses the end of its lease may destroy sessions
+//!   of that lease, which lives again.
 
 // clippy.toml allows these in tests, but not in helpers of tests.
 #![allow(clippy::print_stderr, clippy::unwrap_used, clippy::expect_used)]
@@ -61,4 +64,5 @@ mod check;
 mod clock;
 mod guard;
 mod history;
+mod leases;
 mod steps;
