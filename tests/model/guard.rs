@@ -85,6 +85,19 @@ pub(crate) enum Guard {
     /// Replica: reconciling a partition counts as a close there, or is repeated once all earlier commands are past
     /// their time.
     ReconcileCloses,
+
+    // The clock of leases.
+    /// `lease_look`: moves the clock by 500 ms at most.
+    LookIsCapped,
+    /// `lease_look`: a replica whose own look was the newest counts the time since by its own clock.
+    OwnLook,
+    /// `lease_look`: a time since the newest look that is negative, or longer than since the replica's own look, is not
+    /// believed.
+    SetIsNoticed,
+    /// `lease_keep`, `lease_grant`: count the ttl from the latest time that the next look can move the clock to.
+    KeepRoundsUp,
+    /// `lease_look`: after an outage, every lease gets its ttl and its grace from the outage's end.
+    OutageRevives,
 }
 
 /// The guards that a model has: all, or all but one.

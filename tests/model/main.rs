@@ -10,6 +10,7 @@
 //! | [`steps`] | time limits of steps, lanes, batches | `apply`, `extent` |
 //! | [`history`] | marks of the log, tails, snapshots, cursors, ids, BEHIND | `extent`, `marks`, `read`, `registry_move` |
 //! | [`leases`] | the end of a lease in every partition, linger, takeover, losses | `lease_*` |
+//! | [`lease_clock`] | the clock that leases go by | `lease_look`, `lease_keep`, `lease_grant` |
 //!
 //! Each condition that the protocol relies on is a [`Guard`](guard::Guard). For each guard, one test leaves it out and
 //! asserts that the checker finds a broken promise. To read how, run that test with `--nocapture`.
@@ -50,6 +51,10 @@
 //!   6. Redis executes the create: by the partition's clock there is time left.
 //! - **A clock that is set back by less than a second.** It still reads more than when it was stored, so nobody notices.
 //!   A step is good for up to that much longer (`…::a_clock_set_back_by_less_than_a_second_is_not_excluded`).
+//! - **A small step forward of Redis' clock, with several replicas.** A replica notices that the clock was set when the
+//!   time since the newest look is longer than the time since its own. A smaller step ends a lease early, by less than
+//!   the time between two looks of a replica (`lease_clock::tests::a_small_step_forward_is_not_excluded`): one replica
+//!   looks, the clock is set forward by a quarter of a second, and the other replica looks and counts that, too.
 //! - **Two servers that both take changes for the same partition.** The model has one Redis. `min-replicas-to-write`
 //!   bounds how long two servers can do so.
 //! - **A replica that dies.** Its callers learn that at once, from their connections, and its last step may still be
@@ -64,5 +69,6 @@ mod check;
 mod clock;
 mod guard;
 mod history;
+mod lease_clock;
 mod leases;
 mod steps;
