@@ -98,6 +98,16 @@ pub(crate) enum Guard {
     KeepRoundsUp,
     /// `lease_look`: after an outage, every lease gets its ttl and its grace from the outage's end.
     OutageRevives,
+
+    // Quotas.
+    /// `quota_raise`: does not believe a quota of an older number than the register's.
+    RaiseNumber,
+    /// `quota_set`: sets only a quota of a newer number.
+    SetNumber,
+    /// `quota_return`: does not note a quota of an older number than the register's.
+    ReturnNumber,
+    /// Replica: room that was given to a partition and never reached it is brought there before it is given up.
+    LowersAgain,
 }
 
 /// The guards that a model has: all, or all but one.

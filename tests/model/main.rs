@@ -11,6 +11,7 @@
 //! | [`history`] | marks of the log, tails, snapshots, cursors, ids, BEHIND | `extent`, `marks`, `read`, `registry_move` |
 //! | [`leases`] | the end of a lease in every partition, linger, takeover, losses | `lease_*` |
 //! | [`lease_clock`] | the clock that leases go by | `lease_look`, `lease_keep`, `lease_grant` |
+//! | [`quota`] | the limit of sessions over several partitions | `quota_*` |
 //!
 //! Each condition that the protocol relies on is a [`Guard`](guard::Guard). For each guard, one test leaves it out and
 //! asserts that the checker finds a broken promise. To read how, run that test with `--nocapture`.
@@ -61,6 +62,7 @@
 //!   executed until its time is over.
 //! - **A sweep during a loss.** A sweep that is under way while Redis loses the end of its lease may destroy sessions
 //!   of that lease, which lives again.
+//! - **Quotas and losses.** When Redis loses a quota, the partitions may hold more than the limit together.
 
 // clippy.toml allows these in tests, but not in helpers of tests.
 #![allow(clippy::print_stderr, clippy::unwrap_used, clippy::expect_used)]
@@ -71,4 +73,5 @@ mod guard;
 mod history;
 mod lease_clock;
 mod leases;
+mod quota;
 mod steps;
