@@ -108,6 +108,22 @@ pub(crate) enum Guard {
     ReturnNumber,
     /// Replica: room that was given to a partition and never reached it is brought there before it is given up.
     LowersAgain,
+
+    // The registry.
+    /// All scripts: nothing is done for a registry of another birth.
+    Birth,
+    /// `partition_disown`: names the birth that it deletes.
+    DisownNamesBirth,
+    /// Replica: reads a partition's birth before it reads which registry there is, and disowns no other.
+    BirthBeforeHead,
+    /// Replica: deletes what an older registry has left in a partition before it makes the partition.
+    WipesFirst,
+    /// `partition_wipe`: deletes nothing unless the partition is still claimed by the same replica.
+    WipeNamesClaim,
+    /// `partition_join`: makes a partition only if it is still claimed by the same replica.
+    MakeNamesClaim,
+    /// `registry_mark`: notes that a partition has joined, so that its loss is noticed.
+    JoinIsNoted,
 }
 
 /// The guards that a model has: all, or all but one.

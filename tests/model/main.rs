@@ -12,6 +12,7 @@
 //! | [`leases`] | the end of a lease in every partition, linger, takeover, losses | `lease_*` |
 //! | [`lease_clock`] | the clock that leases go by | `lease_look`, `lease_keep`, `lease_grant` |
 //! | [`quota`] | the limit of sessions over several partitions | `quota_*` |
+//! | [`registry`] | how a registry is made, joined and replaced | `registry_*`, `partition_*` |
 //!
 //! Each condition that the protocol relies on is a [`Guard`](guard::Guard). For each guard, one test leaves it out and
 //! asserts that the checker finds a broken promise. To read how, run that test with `--nocapture`.
@@ -74,4 +75,5 @@ mod history;
 mod lease_clock;
 mod leases;
 mod quota;
+mod registry;
 mod steps;
