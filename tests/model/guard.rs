@@ -62,6 +62,8 @@ pub(crate) enum Guard {
     CloseEverywhere,
     /// `apply`: a closed lease may still live. The first partition is asked before anything depends on it.
     ClosedAsks,
+    /// `apply`: leaves a session under a live lease, unless that is the lease to take it from.
+    OnlyFrom,
     /// `lease_keep`: refuses a lease that is marked.
     MarkStopsKeeping,
     /// `lease_attach`: refuses a lease that is marked.

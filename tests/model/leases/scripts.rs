@@ -124,11 +124,12 @@ impl Leases {
         let Some(lease) = here.session.filter(|lease| *lease != OTHER) else {
             return Ok(Reply::Done);
         };
-        if here.entries[lease as usize] == Entry::Attached {
+        let is_attached = here.entries[lease as usize] == Entry::Attached;
+        if is_attached && self.have(Guard::OnlyFrom) {
             // It is protected.
             return Ok(Reply::Done);
         }
-        if over != Some(lease) && self.have(Guard::ClosedAsks) {
+        if !is_attached && over != Some(lease) && self.have(Guard::ClosedAsks) {
             return Ok(Reply::Meets { lease, closing: here.closing });
         }
         here.session = Some(OTHER);

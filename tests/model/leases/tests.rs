@@ -79,6 +79,11 @@ fn a_closed_lease_that_lives_protects_its_sessions() {
 }
 
 #[test]
+fn a_takeover_takes_sessions_of_a_live_lease() {
+    mutant(Guard::OnlyFrom, EXPIRY, PROTECTED);
+}
+
+#[test]
 fn a_marked_lease_that_is_kept_ends_all_the_same() {
     mutant(Guard::MarkStopsKeeping, EXPIRY, KEPT);
 }
