@@ -83,7 +83,7 @@ pub(super) async fn refused_changes_leave_everything_as_it_was(factory: &dyn Sto
     let (leased, free, other_free) = (keys(0..10), keys(10..20), keys(30..40));
     registry.create(&leased, Some(lease)).await?;
     registry.create(&[&free[..], &other_free].concat(), None).await?;
-    let mut tail = Tail::new(&registry).await?;
+    let mut tail = Tail::through_outages(&registry).await?;
     reports(&registry, None).await?;
 
     switch.refuse().await;
@@ -172,7 +172,7 @@ async fn leases_go_on(factory: &dyn StorageFactory) -> Outcome<Option<()>> {
     registry.create(&staying, Some(stays)).await?;
     let ends = registry.grant(LONG_TTL).await?;
     registry.create(&revoked, Some(ends)).await?;
-    let mut tail = Tail::new(&registry).await?;
+    let mut tail = Tail::through_outages(&registry).await?;
     let dies = registry.grant(TTL).await?;
     if unless_gone(registry.storage().create(&dying, Some(dies)).await, dies)?.is_none() {
         return Ok(None);
