@@ -53,6 +53,8 @@ pub use self::{
 ///   and each session that is under it is destroyed, once. A session that has moved to another lease is not.
 /// - **Cancellable**: a future dropped before it is ready leaves each session either changed, with its log entry, or not.
 /// - **Concurrent**: all methods may be called at once from any number of tasks, and any number may follow the log.
+/// - **Writable**: [`writability`](Self::writability) says within 10 s whether changes are accepted. While they are refused, sessions,
+///   leases and the log stay as they are. Only a change that was in progress when the refusal began may still be made later.
 /// - **Bounded**: the log keeps a bounded number of changes and says when a position is no longer held. It need not
 ///   outlive the process.
 #[async_trait]

@@ -40,10 +40,12 @@ mod leases;
 mod log;
 mod model;
 mod races;
+mod refusal;
 mod registry;
 mod sessions;
 mod tail;
 mod violation;
+mod writability;
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -54,6 +56,7 @@ use super::{SessionStorage, StorageOptions};
 
 pub use self::{
     cases::cases,
+    refusal::{Refusable, RefusalSwitch},
     violation::{Obligation, Violation},
 };
 
@@ -70,6 +73,12 @@ pub trait StorageFactory: Send + Sync {
     /// Each partition keeps as many changes as [`StorageOptions::retain_events`] says; `max_sessions` and `max_leases` are
     /// exact. Panics when it cannot.
     async fn open(&self, options: StorageOptions) -> Vec<Arc<dyn SessionStorage>>;
+
+    /// Makes a registry as [`open`](Self::open) does, which can be made to refuse changes while it can be read. `None` if this
+    /// factory makes no such registries; the cases that need one then pass without being run.
+    async fn open_refusable(&self, _options: StorageOptions) -> Option<Refusable> {
+        None
+    }
 
     /// By how much expiry may be later than the second after its ttl that a lease is given, for what else keeps the
     /// machine busy. None is needed where the clock is paused.

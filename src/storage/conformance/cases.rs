@@ -91,6 +91,11 @@ macro_rules! storage_conformance_tests {
                 a_session_that_moved_in_time_survives
                 expiry_goes_on_after_it_was_dropped
             }
+            writability {
+                a_storage_that_accepts_changes_says_so
+                refused_changes_leave_everything_as_it_was
+                leases_go_on_while_there_is_no_room
+            }
             races {
                 a_revoke_that_meets_expiry_destroys_once
                 creates_that_meet_the_end_of_a_lease_leave_no_ghost

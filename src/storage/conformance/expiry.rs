@@ -17,14 +17,14 @@ use super::{
 use crate::session::{DestroyReason, LeaseId, SessionKey};
 
 /// By how much the clocks of a storage and of the suite may differ over a ttl.
-const CLOCK_GRAIN: Duration = Duration::from_millis(5);
+pub(super) const CLOCK_GRAIN: Duration = Duration::from_millis(5);
 
 /// How late expiry may be, when few sessions expire.
 pub(super) const SOON: Duration = Duration::from_secs(1);
 
 /// A case with a lease of a second has to do things before that second is over. On a machine that stood still meanwhile
 /// the lease has rightly expired, and the case begins again with a fresh registry.
-const ATTEMPTS: usize = 20;
+pub(super) const ATTEMPTS: usize = 20;
 
 /// Runs `attempt` until it was in time.
 macro_rules! in_time {
@@ -37,6 +37,8 @@ macro_rules! in_time {
         broken!(Answers, "in none of {ATTEMPTS} attempts was the storage fast enough for a lease of {TTL:?}")
     }};
 }
+
+pub(super) use in_time;
 
 /// A lease of [`TTL`] with sessions under it, and when it was asked for: no earlier than [`TTL`] after that it may expire. None
 /// when that was over before they were created.

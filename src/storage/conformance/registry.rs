@@ -14,7 +14,7 @@ use std::{
 use tokio::{task::JoinSet, time::sleep};
 
 use super::{
-    StorageFactory,
+    Refusable, RefusalSwitch, StorageFactory,
     violation::{Broken, Outcome, broken, ensure_eq},
 };
 use crate::{
@@ -58,7 +58,18 @@ impl Registry {
     }
 
     pub(super) async fn open_with(factory: &dyn StorageFactory, options: StorageOptions) -> Outcome<Arc<Self>> {
-        let handles = factory.open(options).await;
+        Self::of(factory, factory.open(options).await).await
+    }
+
+    /// One that can be made to refuse changes, if the factory has such.
+    pub(super) async fn open_refusable(
+        factory: &dyn StorageFactory,
+    ) -> Outcome<Option<(Arc<Self>, Box<dyn RefusalSwitch>)>> {
+        let Some(Refusable { handles, switch }) = factory.open_refusable(ROOMY).await else { return Ok(None) };
+        Ok(Some((Self::of(factory, handles).await?, switch)))
+    }
+
+    async fn of(factory: &dyn StorageFactory, handles: Vec<Arc<dyn SessionStorage>>) -> Outcome<Arc<Self>> {
         if handles.is_empty() {
             broken!(Answers, "the factory gave no handle to a registry");
         }
@@ -69,6 +80,10 @@ impl Registry {
     /// The next handle, so that what is changed through one is looked at through another.
     pub(super) fn storage(&self) -> &dyn SessionStorage {
         &*self.handles[self.next.fetch_add(1, Ordering::Relaxed) % self.handles.len()]
+    }
+
+    pub(super) fn handles(&self) -> &[Arc<dyn SessionStorage>] {
+        &self.handles
     }
 
     /// Expires leases, as all who hold the storage do, until the answer is dropped.

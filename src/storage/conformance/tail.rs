@@ -1,11 +1,11 @@
 //! What a case sees of the log while it grows.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
     task::JoinSet,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 
 use super::{
@@ -17,6 +17,8 @@ use crate::{
     storage::LogError,
 };
 
+const RETRY: Duration = Duration::from_millis(50);
+
 /// Follows all partitions from where they reach now, until it is dropped.
 pub(super) struct Tail {
     changes: mpsc::UnboundedReceiver<Result<SessionEvent, LogError>>,
@@ -25,6 +27,15 @@ pub(super) struct Tail {
 
 impl Tail {
     pub(super) async fn new(registry: &Arc<Registry>) -> Outcome<Self> {
+        Self::start(registry, false).await
+    }
+
+    /// One that goes on after a read failed because the storage could not be asked, as every follower does.
+    pub(super) async fn through_outages(registry: &Arc<Registry>) -> Outcome<Self> {
+        Self::start(registry, true).await
+    }
+
+    async fn start(registry: &Arc<Registry>, goes_on: bool) -> Outcome<Self> {
         let (sender, changes) = mpsc::unbounded_channel();
         let mut following = JoinSet::new();
         for (partition, held) in registry.extent().await?.partitions.into_iter().enumerate() {
@@ -37,6 +48,7 @@ impl Tail {
                             after = after.past(&changes);
                             changes.events.into_iter().for_each(|event| drop(sender.send(Ok(event))));
                         }
+                        Err(LogError::Storage(error)) if goes_on && error.may_pass() => sleep(RETRY).await,
                         Err(error) => return drop(sender.send(Err(error))),
                     }
                 }

@@ -32,6 +32,8 @@ pub enum Obligation {
     Concurrent,
     /// The log holds what it says, and says what it does not hold.
     Bounded,
+    /// It says in time whether changes are accepted, and stays as it is while they are not.
+    Writable,
 }
 
 impl fmt::Display for Obligation {
@@ -49,6 +51,7 @@ impl fmt::Display for Obligation {
             Self::Cancellable => "a dropped call leaves nothing half done",
             Self::Concurrent => "any number of calls and followers at once",
             Self::Bounded => "the log holds what it says, and says what it does not hold",
+            Self::Writable => "it says in time whether changes are accepted, and stays as it is while they are not",
         };
         write!(f, "{self:?} ({meaning})")
     }

@@ -76,8 +76,11 @@ impl Probe {
             Some(file) => file,
             None => match self.open() {
                 Ok(file) => self.file.insert(file),
-                // The registry's file may lie in a folder that this user may not write in. Then only a change can tell.
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+                // The registry's file may lie in a folder that this user may not write in, or that is gone. Then only a change
+                // can tell.
+                Err(error) if [io::ErrorKind::PermissionDenied, io::ErrorKind::NotFound].contains(&error.kind()) => {
+                    return Ok(());
+                }
                 Err(error) => return Err(error),
             },
         };

@@ -1,5 +1,7 @@
 //! Faults of the disk, injected behind the database's own interface.
 
+#[cfg(feature = "conformance")]
+mod conformance;
 mod faults;
 mod history;
 mod ledger;

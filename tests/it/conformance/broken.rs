@@ -5,16 +5,19 @@ use std::{
     convert::Infallible,
     future::pending,
     mem::{forget, replace},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use sessiond::{
     session::{DestroyReason, LeaseId, SessionChange, SessionKey},
     storage::{
-        BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage,
-        StorageError, StorageOptions,
-        conformance::{Obligation, StorageFactory, cases},
+        BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RefusalCause, RegistryId,
+        SessionStorage, StorageError, StorageOptions, Writability, WriteRefusal,
+        conformance::{Obligation, Refusable, RefusalSwitch, StorageFactory, cases},
         memory::MemoryStorage,
     },
 };
@@ -80,6 +83,12 @@ enum Fault {
     ReadsAnyHistory,
     ReadsAhead,
     ReadsAnyRegistry,
+    IsNeverWritable,
+    HidesRefusals,
+    NamesAnotherCause,
+    AppliesWhatItRefuses,
+    RevokesNothingWithoutRoom,
+    ExpiresNothingWithoutRoom,
 }
 
 use Fault::*;
@@ -160,6 +169,12 @@ const FOUND: &[(Fault, &str, Obligation)] = &[
     (ReadsAnyHistory, "a_read_for_another_history_is_refused", Obligation::Histories),
     (ReadsAhead, "a_read_for_another_history_is_refused", Obligation::Histories),
     (ReadsAnyRegistry, "a_read_for_another_history_is_refused", Obligation::Histories),
+    (IsNeverWritable, "a_storage_that_accepts_changes_says_so", Obligation::Writable),
+    (HidesRefusals, "refused_changes_leave_everything_as_it_was", Obligation::Writable),
+    (NamesAnotherCause, "refused_changes_leave_everything_as_it_was", Obligation::Writable),
+    (AppliesWhatItRefuses, "refused_changes_leave_everything_as_it_was", Obligation::Writable),
+    (RevokesNothingWithoutRoom, "leases_go_on_while_there_is_no_room", Obligation::Leased),
+    (ExpiresNothingWithoutRoom, "leases_go_on_while_there_is_no_room", Obligation::Leased),
 ];
 
 #[test]
@@ -194,7 +209,22 @@ struct BrokenMemory(Fault);
 
 #[async_trait::async_trait]
 impl StorageFactory for BrokenMemory {
-    async fn open(&self, mut options: StorageOptions) -> Vec<Arc<dyn SessionStorage>> {
+    async fn open(&self, options: StorageOptions) -> Vec<Arc<dyn SessionStorage>> {
+        vec![self.broken(options)]
+    }
+
+    async fn open_refusable(&self, options: StorageOptions) -> Option<Refusable> {
+        let storage = self.broken(options);
+        Some(Refusable { handles: vec![storage.clone()], switch: Box::new(Switch(storage)) })
+    }
+
+    fn slack(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+impl BrokenMemory {
+    fn broken(&self, mut options: StorageOptions) -> Arc<Broken> {
         let shape = Memory { buckets: 16, partitions: 2, ..DEFAULT };
         let max_sessions = options.max_sessions;
         if self.0 == IgnoresItsLimits {
@@ -205,11 +235,31 @@ impl StorageFactory for BrokenMemory {
                 outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
             };
         }
-        vec![Arc::new(Broken { fault: self.0, max_sessions, memory: shape.storage(options), state: Mutex::default() })]
+        let memory = shape.storage(options);
+        let refuses = AtomicBool::new(false);
+        Arc::new(Broken { fault: self.0, max_sessions, memory, state: Mutex::default(), refuses })
+    }
+}
+
+/// Has it refuse changes as a store does that has no room to grow.
+struct Switch(Arc<Broken>);
+
+#[async_trait::async_trait]
+impl RefusalSwitch for Switch {
+    fn cause(&self) -> RefusalCause {
+        RefusalCause::OutOfMemory
     }
 
-    fn slack(&self) -> Duration {
-        Duration::ZERO
+    fn leases_go_on(&self) -> bool {
+        true
+    }
+
+    async fn refuse(&self) {
+        self.0.refuses.store(true, Ordering::Relaxed);
+    }
+
+    async fn accept(&self) {
+        self.0.refuses.store(false, Ordering::Relaxed);
     }
 }
 
@@ -220,6 +270,8 @@ struct Broken {
     memory: MemoryStorage,
     max_sessions: u64,
     state: Mutex<State>,
+    /// Whether changes are refused.
+    refuses: AtomicBool,
 }
 
 /// What some of the faults remember.
@@ -239,6 +291,19 @@ struct State {
 impl Broken {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
+    }
+
+    fn refuses(&self) -> bool {
+        self.refuses.load(Ordering::Relaxed)
+    }
+
+    fn refusal() -> WriteRefusal {
+        WriteRefusal::new(RefusalCause::OutOfMemory, "no room")
+    }
+
+    /// Asks before a change that needs room.
+    fn admit(&self) -> Result<(), StorageError> {
+        if self.refuses() { Err(StorageError::Refused(Self::refusal())) } else { Ok(()) }
     }
 
     /// A lease that nobody knows of and that does not end.
@@ -301,7 +366,21 @@ impl SessionStorage for Broken {
         self.memory.partition_of(bucket)
     }
 
+    fn writability(&self) -> Writability {
+        match self.fault {
+            IsNeverWritable => Writability::Refused(Self::refusal()),
+            HidesRefusals => Writability::Writable,
+            NamesAnotherCause if self.refuses() => Writability::Refused(WriteRefusal::new(RefusalCause::Other, "")),
+            _ if self.refuses() => Writability::Refused(Self::refusal()),
+            _ => Writability::Writable,
+        }
+    }
+
     async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
+        if self.fault == AppliesWhatItRefuses && self.refuses() {
+            self.memory.create(sessions, lease).await?;
+        }
+        self.admit()?;
         let all = |lease: Option<LeaseId>| sessions.iter().map(move |session| (*session, lease));
         match (self.fault, lease) {
             (CreatesTwice, _) => self.memory.create(sessions, lease).await.map(|answers| vec![true; answers.len()]),
@@ -394,6 +473,7 @@ impl SessionStorage for Broken {
     }
 
     async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
+        self.admit()?;
         match self.fault {
             DestroysTwice => self.memory.destroy(sessions, lease).await.map(|answers| vec![true; answers.len()]),
             ForgetsAuthKeys => self.memory.destroy(&without_auth_keys(sessions), lease).await,
@@ -403,6 +483,7 @@ impl SessionStorage for Broken {
     }
 
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
+        self.admit()?;
         let ttl = match self.fault {
             ExpiresEarly => ttl - SHORT_OF,
             ExpiresLate => ttl + Duration::from_millis(1100),
@@ -422,6 +503,7 @@ impl SessionStorage for Broken {
 
     async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
         match self.fault {
+            RevokesNothingWithoutRoom if self.refuses() => Err(StorageError::Refused(Self::refusal())),
             MiscountsARevoke => self.memory.revoke_lease(lease).await.map(|count| count + 1),
             ForgetsADroppedRevoke => {
                 if !self.state().revoked.insert(lease) {
@@ -436,6 +518,17 @@ impl SessionStorage for Broken {
 
     async fn expire_leases(&self) -> Result<Infallible, StorageError> {
         let _dropped = WhenDropped(|| self.state().expiry_dropped = true);
+        if self.fault == ExpiresNothingWithoutRoom {
+            let refused = async {
+                while !self.refuses() {
+                    sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::select! {
+                ended = self.memory.expire_leases() => return ended,
+                () = refused => return Err(StorageError::Refused(Self::refusal())),
+            }
+        }
         let dropped = self.state().expiry_dropped;
         if self.fault == ForgetsADroppedExpiry && dropped {
             pending::<()>().await;

@@ -10,13 +10,14 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use sessiond::storage::{
-    SessionStorage, StorageOptions,
-    conformance::{StorageFactory, cases},
+    RefusalCause, SessionStorage, StorageOptions,
+    conformance::{Refusable, RefusalSwitch, StorageFactory, cases},
 };
 
 use super::{
     cluster::RedisCluster,
     open,
+    refusals::Trouble,
     rights::smallest_user,
     server::{RedisServer, ServerKind, is_installed},
 };
@@ -109,5 +110,65 @@ async fn on_redis_6_2() {
 async fn on_valkey() {
     if ServerKind::Valkey.is_installed() {
         all_cases(&single(ServerKind::Valkey, "timeout_ms=10000&buckets=48&partitions=3")).await;
+    }
+}
+
+/// Registries in servers of their own, with two replicas each, which can be made to refuse changes.
+#[derive(Clone, Copy)]
+struct Refusing(Trouble);
+
+async fn open_two(server: &RedisServer, options: StorageOptions) -> Vec<Arc<dyn SessionStorage>> {
+    let url = server.url("timeout_ms=2000&buckets=48&partitions=3");
+    vec![open(&url, options).await, open(&url, options).await]
+}
+
+#[async_trait::async_trait]
+impl StorageFactory for Refusing {
+    async fn open(&self, _: StorageOptions) -> Vec<Arc<dyn SessionStorage>> {
+        unreachable!("only cases about refusals are run")
+    }
+
+    async fn open_refusable(&self, options: StorageOptions) -> Option<Refusable> {
+        let server = RedisServer::start(&[]);
+        let handles = open_two(&server, options).await;
+        Some(Refusable { handles, switch: Box::new(Switch { server, trouble: self.0 }) })
+    }
+}
+
+struct Switch {
+    server: RedisServer,
+    trouble: Trouble,
+}
+
+#[async_trait::async_trait]
+impl RefusalSwitch for Switch {
+    fn cause(&self) -> RefusalCause {
+        self.trouble.cause()
+    }
+
+    fn leases_go_on(&self) -> bool {
+        self.trouble == Trouble::OutOfMemory
+    }
+
+    async fn refuse(&self) {
+        self.trouble.begin(&self.server).await;
+    }
+
+    async fn accept(&self) {
+        self.trouble.end(&self.server).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_redis_refuses_changes() {
+    if !is_installed() {
+        return;
+    }
+    for name in ["refused_changes_leave_everything_as_it_was", "leases_go_on_while_there_is_no_room"] {
+        let case = cases().iter().find(|case| case.name() == name).expect("a case of the suite");
+        for trouble in Trouble::ALL {
+            let outcome = case.run(&Refusing(trouble)).await;
+            outcome.unwrap_or_else(|violation| panic!("{trouble:?}: {violation}"));
+        }
     }
 }
