@@ -17,6 +17,7 @@ mod lease;
 mod mend;
 mod partition;
 mod probe;
+mod promised;
 mod quota;
 mod reads;
 mod registry;
@@ -36,7 +37,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join_all};
 use tokio::task::JoinSet;
 
 use self::{
@@ -46,8 +47,8 @@ use self::{
     partition::ASK,
     probe::Findings,
     reads::Reads,
-    registry::{Registry, session_of},
-    tail::Tail,
+    registry::{Identity, Registry, session_of},
+    tail::{TRIES, Tail},
 };
 use super::{
     BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RefusalCause, RegistryId,
@@ -151,6 +152,34 @@ impl RedisStorage {
         Ok(answers)
     }
 
+    /// Reads some buckets of one partition. Gives the place that they reflect, too.
+    async fn read_run(
+        &self,
+        identity: &Identity,
+        known: LogPoint,
+        first: u32,
+        limit: usize,
+    ) -> Result<(BucketRun, LogPoint), Fault> {
+        let registry = &*self.registry;
+        let partition = registry.partition(registry.partition_of(first));
+        let left = registry.buckets_of(partition.number).end - first;
+        let some = (self.read_ahead.load(Ordering::Relaxed) as u32).min(left);
+        let read = partition.run::<(u64, Vec<u8>, i64, Vec<u8>)>(ASK, |_| {
+            let call = registry.call(&registry.scripts.read, partition, &["log"], some as usize);
+            let call = (first..first + some).fold(call, |call, bucket| call.arg(partition.bucket_key(bucket)));
+            let call = call.arg(&identity.birth).arg(known.position.0).arg(&mark_bytes(known.mark)[..]);
+            call.arg(limit.max(1))
+        });
+        let (position, mark, read, bytes) = read.await?;
+        let sessions: Vec<SessionKey> = bytes.chunks_exact(16).filter_map(session_of).collect();
+        let read = usize::try_from(read).unwrap_or(left as usize);
+        let wanted = limit.saturating_mul(read) / sessions.len().max(1);
+        self.read_ahead.store(wanted.clamp(8, BUCKETS_A_READ), Ordering::Relaxed);
+        let mark = mark_in(&mark).ok_or_else(|| Fault::malformed("the mark of the log is missing"))?;
+        let end = LogPoint { position: Position(position), mark };
+        Ok((BucketRun { points: vec![end; read], sessions }, end))
+    }
+
     async fn change(
         &self,
         change: Change,
@@ -251,12 +280,21 @@ impl SessionStorage for RedisStorage {
     }
 
     async fn log(&self) -> Result<LogExtent, StorageError> {
-        let (registry_id, extents) = self.registry.extents().await?;
-        Ok(LogExtent { registry_id, partitions: extents.into_iter().map(|extent| extent.held).collect() })
+        let extent = self.registry.with_identity(|identity| async move {
+            let ends = self.tails.iter().map(|tail| tail.extent(&self.registry, &identity));
+            Ok(LogExtent { registry_id: identity.registry_id, partitions: try_join_all(ends).await? })
+        });
+        Ok(extent.await?)
     }
 
     async fn marks(&self, positions: &[Position]) -> Result<Vec<Option<Mark>>, StorageError> {
-        Ok(self.registry.marks(positions).await?)
+        let marks = self.registry.with_identity(|identity| async move {
+            let position = |tail: usize| positions.get(tail).copied().unwrap_or_default();
+            let marks = (0..).zip(&self.tails);
+            let marks = marks.map(|(number, tail)| tail.mark_at(&self.registry, &identity, position(number)));
+            try_join_all(marks).await
+        });
+        Ok(marks.await?)
     }
 
     async fn changes_after(
@@ -281,31 +319,29 @@ impl SessionStorage for RedisStorage {
         if identity.registry_id != registry_id {
             return Err(LogError::Restarted);
         }
-        let partition = registry.partition(registry.partition_of(first));
-        let known = known.get(partition.number as usize).copied().ok_or(LogError::Restarted)?;
-        let left = registry.buckets_of(partition.number).end - first;
-        let some = (self.read_ahead.load(Ordering::Relaxed) as u32).min(left);
-        let read = partition.run::<(u64, Vec<u8>, i64, Vec<u8>)>(ASK, |_| {
-            let call = registry.call(&registry.scripts.read, partition, &["log"], some as usize);
-            let call = (first..first + some).fold(call, |call, bucket| call.arg(partition.bucket_key(bucket)));
-            let call = call.arg(&identity.birth).arg(known.position.0).arg(&mark_bytes(known.mark)[..]);
-            call.arg(limit.max(1))
-        });
-        let (position, mark, read, bytes) = match read.await {
-            Err(Fault::Script(fault::Answer::Other)) => return Err(LogError::Restarted),
-            Err(Fault::Registry) => {
-                registry.rejoin(Some(&identity)).await.map_err(StorageError::from)?;
-                return Err(LogError::Restarted);
+        let number = registry.partition_of(first);
+        let known = known.get(number as usize).copied().ok_or(LogError::Restarted)?;
+        for _ in 0..TRIES {
+            let run = self.read_run(&identity, known, first, limit);
+            let outcome = match run.await {
+                Ok((run, end)) => {
+                    let promised = self.tails[number as usize].promise(registry, &identity, end).await;
+                    promised.map(|is_promised| is_promised.then_some(run))
+                }
+                Err(fault) => Err(fault),
+            };
+            match outcome {
+                Ok(Some(run)) => return Ok(run),
+                Ok(None) => {}
+                Err(Fault::Script(fault::Answer::Other)) => return Err(LogError::Restarted),
+                Err(Fault::Registry) => {
+                    registry.rejoin(Some(&identity)).await.map_err(StorageError::from)?;
+                    return Err(LogError::Restarted);
+                }
+                Err(fault) => return Err(StorageError::from(fault).into()),
             }
-            read => read.map_err(StorageError::from)?,
-        };
-        let sessions: Vec<SessionKey> = bytes.chunks_exact(16).filter_map(session_of).collect();
-        let read = usize::try_from(read).unwrap_or(left as usize);
-        let wanted = limit.saturating_mul(read) / sessions.len().max(1);
-        self.read_ahead.store(wanted.clamp(8, BUCKETS_A_READ), Ordering::Relaxed);
-        let mark =
-            mark_in(&mark).ok_or_else(|| StorageError::from(Fault::malformed("the mark of the log is missing")))?;
-        Ok(BucketRun { points: vec![LogPoint { position: Position(position), mark }; read], sessions })
+        }
+        Err(StorageError::from(tail::too_fast()).into())
     }
 }
 
