@@ -61,7 +61,9 @@ pub(super) enum State {
     Lives,
     /// Marked, with what is known of it.
     Ending(Vec<u8>),
-    /// It has ended, or never was.
+    /// It has ended, and is not swept everywhere; with what is known of it.
+    Ended(Vec<u8>),
+    /// It has ended and left nothing, or never was.
     Gone,
 }
 
@@ -89,19 +91,20 @@ impl Registry {
         self.end(vec![Ending::parse(lease_bytes(lease).to_vec(), known)]).await.map(drop)
     }
 
-    /// Ends a lease that was just marked, and destroys its sessions. Gives how many.
+    /// Ends a lease that was just marked, and destroys its sessions. Gives how many, once none is left.
     pub(super) async fn end_and_sweep(&self, lease: LeaseId, mut known: Vec<u8>) -> Result<u64, Fault> {
+        let mut destroyed = 0;
         for _ in 0..END_TRIES {
-            let ended = self.end(vec![Ending::parse(lease_bytes(lease).to_vec(), &known)]).await?;
+            let ending = Ending::parse(lease_bytes(lease).to_vec(), &known);
+            let ended = if ending.has_ended { vec![ending] } else { self.end(vec![ending]).await? };
             if !ended.is_empty() {
-                return Ok(self.sweep(&ended).await?.into_iter().sum());
+                destroyed += self.sweep(&ended).await?.into_iter().sum::<u64>();
             }
             match self.state_of(lease).await? {
-                // A replica found it attached once more, and marked it anew.
-                State::Ending(again) => known = again,
+                // A replica has marked it anew, and may have found sessions that come from before its end.
+                State::Ending(again) | State::Ended(again) => known = again,
                 State::Lives => return Err(Fault::unsent("Redis was too slow for the lease to end; it lives on")),
-                // Another replica has ended it, and sweeps it.
-                State::Gone => return Ok(0),
+                State::Gone => return Ok(destroyed),
             }
         }
         Err(Fault::unsent("the lease is marked again and again; it ends soon"))
@@ -119,7 +122,8 @@ impl Registry {
         });
         Ok(match asked.await? {
             (1, _) => State::Lives,
-            (0, known) => State::Ending(known),
+            (0, known) if known.first() == Some(&b'm') => State::Ending(known),
+            (0, known) => State::Ended(known),
             _ => State::Gone,
         })
     }

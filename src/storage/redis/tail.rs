@@ -247,16 +247,17 @@ impl Tail {
         point: LogPoint,
     ) -> Result<bool, Fault> {
         self.place(registry, identity).await?;
+        let partition = registry.partition(self.partition);
         let mut outcome = Ok(true);
         self.state.send_if_modified(|state| {
             outcome = state.promise(identity.registry_id, point);
+            if outcome.is_ok() {
+                partition.has_read_up_to(point.position.0);
+            }
             false
         });
         if matches!(outcome, Err(Fault::Script(Answer::Lost))) {
             return Err(self.has_lost_changes(registry, identity).await?);
-        }
-        if outcome.is_ok() {
-            registry.partition(self.partition).has_read_up_to(point.position.0);
         }
         outcome
     }
@@ -304,11 +305,13 @@ impl Tail {
         loop {
             let began = Instant::now();
             let Err(fault) = self.follow(&registry).await;
-            if !matches!(fault, Fault::Registry) {
+            let is_changed = matches!(fault, Fault::Registry);
+            if !is_changed {
                 tracing::debug!(partition = self.partition, error = %fault, "the log cannot be read");
                 self.state.send_modify(|state| state.fault = Some(fault));
             }
-            if began.elapsed() > LAST_RETRY {
+            // Calls wait until the log of a registry that has changed its id is found.
+            if is_changed || began.elapsed() > LAST_RETRY {
                 pause = FIRST_RETRY;
             }
             sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
