@@ -4,7 +4,7 @@
 //! anybody be told, and its sessions be destroyed: from then on no session can come under it anywhere, whatever crashes. Each step may be done by any
 //! replica, any number of times, and several leases go through it together.
 
-use redis::{RedisError, Value};
+use redis::{FromRedisValue, ParsingError, RedisError, Value};
 use tokio::time::interval;
 
 use super::{
@@ -73,6 +73,32 @@ struct Closed<'a> {
     /// Its place among those that are swept together.
     place: usize,
     slot: Vec<u8>,
+}
+
+/// The buckets of a partition that sessions under a lease may be in, as `lease_find.lua` gives them.
+enum Buckets {
+    /// Their numbers within the partition.
+    Numbers(Vec<u32>),
+    /// A bit for some neighbours.
+    Bits(Vec<u8>),
+}
+
+impl Buckets {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Numbers(numbers) => numbers.is_empty(),
+            Self::Bits(bits) => bits.is_empty(),
+        }
+    }
+}
+
+impl FromRedisValue for Buckets {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        match value {
+            Value::Array(_) | Value::Set(_) => redis::from_redis_value(value).map(Self::Numbers),
+            value => redis::from_redis_value(value).map(Self::Bits),
+        }
+    }
 }
 
 /// Tells one mark, or one closing, from all others. Scripts take it as digits.
@@ -231,27 +257,35 @@ impl Registry {
             let call = ended.iter().fold(call, |call, ending| call.arg(partition.lease_key(&ending.lease)));
             ended.iter().fold(call.arg(&identity.birth), |call, ending| call.arg(&ending.lease[..]))
         });
-        let found: Vec<(Vec<u8>, u64, Vec<u8>)> =
+        let found: Vec<(Vec<u8>, u64, Buckets)> =
             redis::from_redis_value(Value::Array(found.await?)).map_err(RedisError::from)?;
         let mut closed = Vec::new();
-        // The sets of all of them, one over the other.
-        let mut all_bits = Vec::new();
+        // The sets of all of them.
+        let (mut buckets, mut all_bits) = (Vec::new(), Vec::new());
         let mut is_all = false;
-        for (place, (ending, (slot, held, bits))) in ended.iter().zip(found).enumerate() {
+        let first = self.first_bucket(partition.number);
+        for (place, (ending, (slot, held, set))) in ended.iter().zip(found).enumerate() {
             if slot.is_empty() {
                 continue;
             }
             // Its set of buckets was lost.
-            is_all |= held > 0 && bits.is_empty();
-            all_bits.resize(all_bits.len().max(bits.len()), 0);
-            all_bits.iter_mut().zip(&bits).for_each(|(all, bits)| *all |= bits);
+            is_all |= held > 0 && set.is_empty();
+            match set {
+                Buckets::Numbers(numbers) => buckets.extend(numbers.into_iter().map(|number| first + number)),
+                Buckets::Bits(bits) => {
+                    all_bits.resize(all_bits.len().max(bits.len()), 0);
+                    all_bits.iter_mut().zip(&bits).for_each(|(all, bits)| *all |= bits);
+                }
+            }
             closed.push(Closed { ending, place, slot });
         }
+        buckets.sort_unstable();
+        buckets.dedup();
         if closed.is_empty() {
             return Ok(destroyed);
         }
         if !is_all {
-            let buckets = self.buckets_in(partition.number, &all_bits);
+            let buckets = buckets.into_iter().chain(self.buckets_in(partition.number, &all_bits));
             self.sweep_buckets(partition, identity, &closed, buckets, &mut destroyed).await?;
             is_all = self.forget_swept(partition, identity, &closed, false).await?;
         }

@@ -297,7 +297,7 @@ async fn try_apply(
 
 fn script(registry: &Registry, partition: &Partition, identity: &Identity, batch: &[Part], over: Instant) -> Call {
     let mut leases = Vec::<LeaseId>::new();
-    let (mut letters, mut sessions, mut places, mut bits, mut buckets) =
+    let (mut letters, mut sessions, mut places, mut offsets, mut buckets) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for Part { request, steps } in batch {
         let place = request.change.lease().map_or(0, |lease| {
@@ -313,7 +313,7 @@ fn script(registry: &Registry, partition: &Partition, identity: &Identity, batch
             letters.push(request.change.letter());
             sessions.extend_from_slice(&session_bytes(session));
             places.push(place);
-            bits.extend_from_slice(&registry.lease_bit(bucket).to_be_bytes());
+            offsets.extend_from_slice(&registry.offset_of(bucket).to_be_bytes());
             buckets.push(bucket);
         }
     }
@@ -330,5 +330,5 @@ fn script(registry: &Registry, partition: &Partition, identity: &Identity, batch
     }
     let call = call.arg(&identity.birth).arg(partition.clock.until(over)).arg(partition.read_up_to());
     let call = call.arg(registry.options.retain_events).arg(registry.session_limit()).arg(&registry.new_mark()[..]);
-    call.arg(lease_bytes).arg(letters).arg(sessions).arg(places).arg(bits)
+    call.arg(lease_bytes).arg(letters).arg(sessions).arg(places).arg(offsets).arg(registry.buckets_a_bit())
 }

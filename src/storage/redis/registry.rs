@@ -29,7 +29,7 @@ const FORMAT: &str = "2";
 /// How often a call is made again because the registry was replaced meanwhile.
 const TRIES: usize = 3;
 
-/// The most bits of the set of buckets that a lease has in a partition.
+/// The most bits of the set of buckets that a large lease has in a partition.
 const LEASE_BITS: u32 = 1 << 14;
 
 /// How many keys are deleted in one step.
@@ -140,11 +140,9 @@ impl Registry {
         ((u128::from(hasher.finish()) * u128::from(self.layout.buckets)) >> 64) as u32
     }
 
-    /// Where in a lease's set of buckets a bucket is. Neighbours share a bit where there are many: a set has 2 KiB at most.
-    pub(super) fn lease_bit(&self, bucket: u32) -> u16 {
-        let offset = bucket - self.first_bucket(self.partition_of(bucket));
-        // No more than LEASE_BITS.
-        (offset / self.buckets_a_bit()) as u16
+    /// Where in its partition a bucket is.
+    pub(super) fn offset_of(&self, bucket: u32) -> u32 {
+        bucket - self.first_bucket(self.partition_of(bucket))
     }
 
     /// The buckets of a partition that share the bits of leases' sets.
@@ -160,7 +158,8 @@ impl Registry {
         })
     }
 
-    fn buckets_a_bit(&self) -> u32 {
+    /// How many buckets share a bit of a lease's set: such a set has 2 KiB at most.
+    pub(super) fn buckets_a_bit(&self) -> u32 {
         let Layout { buckets, partitions } = self.layout;
         buckets.div_ceil(partitions).div_ceil(LEASE_BITS)
     }

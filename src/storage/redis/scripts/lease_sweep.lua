@@ -36,6 +36,8 @@ local function look(bucket)
     local size = cursor == '0' and call('HLEN', bucket) or math.huge
     if size > enough then
         return unpack(call('HSCAN', bucket, cursor, 'COUNT', enough))
+    elseif size > 0 and size <= 4 then
+        return '0', call('HGETALL', bucket)
     elseif size > 0 then
         for _, slot in ipairs(call('HVALS', bucket)) do
             if tail_of(slot) then
