@@ -21,6 +21,9 @@ use crate::{random::random_u64, session::LeaseId};
 const BUCKETS_A_STEP: usize = 1024;
 const SESSIONS_A_STEP: usize = 512;
 
+/// How many leases are swept together: each step asks for every one of them.
+const LEASES_A_SWEEP: usize = 64;
+
 /// How often a lease is closed anew because another replica marked it anew meanwhile.
 const END_TRIES: usize = 8;
 
@@ -199,9 +202,12 @@ impl Registry {
         let sweeping = async {
             let mut destroyed = vec![0; ended.len()];
             for partition in self.partitions() {
-                let some = self
-                    .with_identity(|identity| async move { self.sweep_partition(partition, &identity, ended).await });
-                destroyed.iter_mut().zip(some.await?).for_each(|(sum, some)| *sum += some);
+                for (ended, destroyed) in ended.chunks(LEASES_A_SWEEP).zip(destroyed.chunks_mut(LEASES_A_SWEEP)) {
+                    let some = self.with_identity(|identity| async move {
+                        self.sweep_partition(partition, &identity, ended).await
+                    });
+                    destroyed.iter_mut().zip(some.await?).for_each(|(sum, some)| *sum += some);
+                }
             }
             self.forget_ended(ended).await?;
             Ok(destroyed)

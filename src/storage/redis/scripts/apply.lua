@@ -62,7 +62,8 @@ local full = false
 -- A lease's set of buckets holds their numbers as long as it has few, and then bits that may each stand for several: bits take less
 -- memory, but whoever ends a small lease must not look for its sessions in thousands of buckets.
 local FEW = 256
-local a_bit, is_bits = tonumber(ARGV[12]), {}
+-- How many numbers a set holds; false where it holds bits.
+local a_bit, size_of = tonumber(ARGV[12]), {}
 local function as_bits(numbers)
     local bytes, last_byte = {}, 0
     for _, number in ipairs(numbers) do
@@ -86,16 +87,19 @@ local function add_bucket(place, step)
     local key = keys[5 + place]
     local a, b, c, d = byte(offsets, step * 4 - 3, step * 4)
     local number = ((a * 256 + b) * 256 + c) * 256 + d
-    if is_bits[place] == nil then
-        is_bits[place] = call('TYPE', key).ok == 'string'
+    if size_of[place] == nil then
+        size_of[place] = call('TYPE', key).ok ~= 'string' and call('SCARD', key)
     end
-    if is_bits[place] then
+    if not size_of[place] then
         return pcall('SETBIT', key, math.floor(number / a_bit), 1)
     end
     local done = pcall('SADD', key, number)
-    if done == 1 and call('SCARD', key) > FEW then
-        done = pcall('SET', key, as_bits(call('SMEMBERS', key)))
-        is_bits[place], done = not done.err, done.err and done or 1
+    if done == 1 then
+        size_of[place] = size_of[place] + 1
+        if size_of[place] > FEW then
+            done = pcall('SET', key, as_bits(call('SMEMBERS', key)))
+            size_of[place], done = done.err and FEW, done.err and done or 1
+        end
     end
     return done
 end
