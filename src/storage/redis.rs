@@ -18,6 +18,7 @@ mod mend;
 mod partition;
 mod probe;
 mod promised;
+mod queue;
 mod quota;
 mod reads;
 mod registry;
@@ -118,21 +119,40 @@ impl RedisStorage {
         Ok(Self { registry, lanes, reads, tails, findings, read_ahead, _tasks: tasks })
     }
 
-    /// Does something with sessions of any partitions: `ask` for those of one. Answers once every partition has, so that nothing goes on behind a
-    /// failure.
+    /// Does something with sessions of any partitions: `ask` for those of one. Begins anew when the registry was made anew meanwhile, which puts
+    /// sessions into other partitions. Answers once every partition has, so that nothing goes on behind a failure.
     async fn ask<F>(
         &self,
         sessions: &[SessionKey],
-        ask: impl Fn(u32, Vec<SessionKey>) -> F,
+        ask: impl Fn(u32, Arc<Identity>, Vec<SessionKey>) -> F,
     ) -> Result<Vec<bool>, StorageError>
     where
-        F: Future<Output = Result<Vec<bool>, StorageError>>,
+        F: Future<Output = Result<Vec<bool>, Unanswered>>,
     {
-        let identity = self.registry.identity();
-        let partition_of = |session| self.registry.partition_of(self.registry.bucket_of(&identity, session));
+        for _ in 0..TRIES {
+            let identity = self.registry.identity();
+            match self.ask_once(sessions, &identity, &ask).await {
+                Err(Unanswered::Moved) => self.registry.rejoin(Some(&identity)).await?,
+                Err(Unanswered::Failed(error)) => return Err(error),
+                Ok(answers) => return Ok(answers),
+            }
+        }
+        Err(Fault::Registry.into())
+    }
+
+    async fn ask_once<F>(
+        &self,
+        sessions: &[SessionKey],
+        identity: &Arc<Identity>,
+        ask: impl Fn(u32, Arc<Identity>, Vec<SessionKey>) -> F,
+    ) -> Result<Vec<bool>, Unanswered>
+    where
+        F: Future<Output = Result<Vec<bool>, Unanswered>>,
+    {
+        let partition_of = |session| self.registry.partition_of(self.registry.bucket_of(identity, session));
         if self.lanes.len() == 1 || sessions.len() == 1 {
             let partition = sessions.first().map_or(0, partition_of);
-            return ask(partition, sessions.to_vec()).await;
+            return ask(partition, Arc::clone(identity), sessions.to_vec()).await;
         }
         let mut parts = vec![(Vec::new(), Vec::new()); self.lanes.len()];
         for (index, session) in sessions.iter().enumerate() {
@@ -141,7 +161,7 @@ impl RedisStorage {
             part.push(*session);
         }
         let asked = (0..).zip(parts).filter(|(_, (_, part))| !part.is_empty()).map(|(partition, (indexes, part))| {
-            let asked = ask(partition, part);
+            let asked = ask(partition, Arc::clone(identity), part);
             async move { asked.await.map(|answers| (indexes, answers)) }
         });
         let mut answers = vec![false; sessions.len()];
@@ -150,6 +170,47 @@ impl RedisStorage {
             indexes.into_iter().zip(part).for_each(|(index, answer)| answers[index] = answer);
         }
         Ok(answers)
+    }
+
+    async fn change(
+        &self,
+        change: Change,
+        number: u32,
+        identity: Arc<Identity>,
+        mut sessions: Vec<SessionKey>,
+    ) -> Result<Vec<bool>, Unanswered> {
+        let partition = self.registry.partition(number);
+        let mut done = Vec::with_capacity(sessions.len());
+        while !sessions.is_empty() {
+            let answers = self.lanes[number as usize].ask(change, &identity, sessions.clone()).await?;
+            let some = answers.iter().take_while(|answer| !answer.is_last());
+            done.extend(some.map(|answer| *answer == Answer::Yes));
+            sessions.drain(..answers.iter().filter(|answer| !answer.is_last()).count());
+            match (answers.last(), change) {
+                (Some(Answer::NoLease), _) => {
+                    let lease =
+                        change.lease().ok_or_else(|| Fault::malformed("a lease is missing that none was asked for"))?;
+                    if !self.registry.attach_lease(partition, lease).await? {
+                        // Nothing is under a lease that has ended.
+                        if let Change::Create(_) = change {
+                            return Err(StorageError::UnknownLease(lease).into());
+                        }
+                        done.extend(sessions.drain(..).map(|_| false));
+                    }
+                }
+                (Some(Answer::Full), _) => {
+                    let has_room = self.registry.more_room(partition, sessions.len() as u64).await?;
+                    let limit = self.registry.options.max_sessions;
+                    has_room.then_some(()).ok_or(StorageError::TooManySessions { limit })?;
+                }
+                (Some(Answer::NoMemory), _) => {
+                    let detail = "Redis has used all the memory that it may use (maxmemory)";
+                    return Err(StorageError::Refused(WriteRefusal::new(RefusalCause::OutOfMemory, detail)).into());
+                }
+                _ => {}
+            }
+        }
+        Ok(done)
     }
 
     /// Reads some buckets of one partition. Gives the place that they reflect, too.
@@ -179,45 +240,27 @@ impl RedisStorage {
         let end = LogPoint { position: Position(position), mark };
         Ok((BucketRun { points: vec![end; read], sessions }, end))
     }
+}
 
-    async fn change(
-        &self,
-        change: Change,
-        number: u32,
-        mut sessions: Vec<SessionKey>,
-    ) -> Result<Vec<bool>, StorageError> {
-        let partition = self.registry.partition(number);
-        let mut done = Vec::with_capacity(sessions.len());
-        while !sessions.is_empty() {
-            let answers = self.lanes[number as usize].ask(change, sessions.clone()).await?;
-            let some = answers.iter().take_while(|answer| !answer.is_last());
-            done.extend(some.map(|answer| *answer == Answer::Yes));
-            sessions.drain(..answers.iter().filter(|answer| !answer.is_last()).count());
-            match (answers.last(), change) {
-                (Some(Answer::NoLease), _) => {
-                    let lease =
-                        change.lease().ok_or_else(|| Fault::malformed("a lease is missing that none was asked for"))?;
-                    if !self.registry.attach_lease(partition, lease).await? {
-                        // Nothing is under a lease that has ended.
-                        if let Change::Create(_) = change {
-                            return Err(StorageError::UnknownLease(lease));
-                        }
-                        done.extend(sessions.drain(..).map(|_| false));
-                    }
-                }
-                (Some(Answer::Full), _) => {
-                    let has_room = self.registry.more_room(partition, sessions.len() as u64).await?;
-                    let limit = self.registry.options.max_sessions;
-                    has_room.then_some(()).ok_or(StorageError::TooManySessions { limit })?;
-                }
-                (Some(Answer::NoMemory), _) => {
-                    let detail = "Redis has used all the memory that it may use (maxmemory)";
-                    return Err(StorageError::Refused(WriteRefusal::new(RefusalCause::OutOfMemory, detail)));
-                }
-                _ => {}
-            }
+/// Why sessions of one partition got no answers.
+enum Unanswered {
+    /// The registry was made anew, and they may be of another partition now.
+    Moved,
+    Failed(StorageError),
+}
+
+impl From<Fault> for Unanswered {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Registry => Self::Moved,
+            fault => Self::Failed(fault.into()),
         }
-        Ok(done)
+    }
+}
+
+impl From<StorageError> for Unanswered {
+    fn from(error: StorageError) -> Self {
+        Self::Failed(error)
     }
 }
 
@@ -244,15 +287,20 @@ impl SessionStorage for RedisStorage {
     }
 
     async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
-        self.ask(sessions, |partition, sessions| self.change(Change::Create(lease), partition, sessions)).await
+        let create = |partition, identity, sessions| self.change(Change::Create(lease), partition, identity, sessions);
+        self.ask(sessions, create).await
     }
 
     async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
-        self.ask(sessions, async |partition, sessions| Ok(self.reads[partition as usize].ask(sessions).await?)).await
+        let look =
+            async |partition, identity, sessions| Ok(self.reads[partition as usize].ask(&identity, sessions).await?);
+        self.ask(sessions, look).await
     }
 
     async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
-        self.ask(sessions, |partition, sessions| self.change(Change::Destroy(lease), partition, sessions)).await
+        let destroy =
+            |partition, identity, sessions| self.change(Change::Destroy(lease), partition, identity, sessions);
+        self.ask(sessions, destroy).await
     }
 
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {

@@ -292,24 +292,26 @@ impl Registry {
         }
         if !is_all {
             let buckets = buckets.into_iter().chain(self.buckets_in(partition.number, &all_bits));
-            self.sweep_buckets(partition, identity, &closed, buckets, &mut destroyed).await?;
+            self.sweep_buckets(partition, identity, &closed, buckets, false, &mut destroyed).await?;
             is_all = self.forget_swept(partition, identity, &closed, false).await?;
         }
         if is_all {
             let buckets = self.buckets_of(partition.number);
-            self.sweep_buckets(partition, identity, &closed, buckets, &mut destroyed).await?;
+            self.sweep_buckets(partition, identity, &closed, buckets, true, &mut destroyed).await?;
             self.forget_swept(partition, identity, &closed, true).await?;
         }
         Ok(destroyed)
     }
 
-    /// Destroys the sessions in some buckets that are under closed leases, or, where none is named, under slots that nobody knows.
+    /// Destroys the sessions in some buckets that are under closed leases, or, where none is named, under slots that nobody knows. `is_all` when the
+    /// buckets are all that there are: then no count tells that the rest holds nothing.
     async fn sweep_buckets(
         &self,
         partition: &Partition,
         identity: &Identity,
         closed: &[Closed<'_>],
         buckets: impl Iterator<Item = u32> + Send,
+        is_all: bool,
         destroyed: &mut [u64],
     ) -> Result<u64, Fault> {
         let mut all = 0;
@@ -328,7 +330,7 @@ impl Registry {
                 let call = self.call(&self.scripts.lease_sweep, partition, &names, some_now.len());
                 let call = some_now.iter().fold(call, |call, bucket| call.arg(partition.bucket_key(*bucket)));
                 let call = call.arg(&identity.birth).arg(&mark[..]).arg(self.options.retain_events);
-                let call = call.arg(SESSIONS_A_STEP).arg(&cursor);
+                let call = call.arg(SESSIONS_A_STEP).arg(&cursor).arg(i32::from(is_all));
                 closed.iter().fold(call, |call, Closed { ending, slot, .. }| {
                     call.arg(&ending.lease[..]).arg(&slot[..]).arg(&[ending.reason][..])
                 })
@@ -365,7 +367,7 @@ impl Registry {
     /// Destroys the sessions of a partition under slots that nobody knows.
     pub(super) async fn sweep_unknown(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
         let buckets = self.buckets_of(partition.number);
-        let destroyed = self.sweep_buckets(partition, identity, &[], buckets, &mut []).await?;
+        let destroyed = self.sweep_buckets(partition, identity, &[], buckets, true, &mut []).await?;
         if destroyed > 0 {
             tracing::error!(partition = partition.number, destroyed, "destroyed sessions whose lease was lost");
         }

@@ -44,6 +44,13 @@ pub(super) struct Identity {
     hash_key: (u64, u64),
 }
 
+impl Identity {
+    /// Whether sessions are in the same buckets.
+    pub(super) fn has_same_buckets(&self, other: &Self) -> bool {
+        self.hash_key == other.hash_key
+    }
+}
+
 /// A registry in Redis.
 pub(super) struct Registry {
     pub(super) scripts: Scripts,
@@ -230,6 +237,14 @@ impl Registry {
             }
         }
         Err(Fault::Registry)
+    }
+
+    /// Lets every partition join the registry that is there, as [`rejoin`](Self::rejoin). Gives the fault to go on with: the step may be done again
+    /// where sessions are in the same buckets as before.
+    pub(super) async fn rejoin_same(&self, known: &Identity) -> Result<Fault, Fault> {
+        self.rejoin(Some(known)).await?;
+        let is_same = self.identity().birth == known.birth;
+        Ok(if is_same { Fault::unsent("the registry was put together again") } else { Fault::Registry })
     }
 
     /// Moves the registry to a new id, because its log has lost changes, or a whole partition.

@@ -10,7 +10,8 @@ for i = 2, #ARGV do
         set = is_bits and call('GET', KEYS[2 + i]) or call('SMEMBERS', KEYS[2 + i])
     end
     found[#found + 1] = slot or ''
-    found[#found + 1] = slot and tonumber(call('HGET', KEYS[3], slot) or 0) or 0
+    -- Below zero once somebody has meddled with the counts: there may be some.
+    found[#found + 1] = slot and math.abs(tonumber(call('HGET', KEYS[3], slot) or 0)) or 0
     found[#found + 1] = set
 end
 return found
