@@ -1,12 +1,12 @@
 //! A Redis that goes back to an old state and on from there, differently: no cursor of the history that was lost is taken for a place in
 //! the new one.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use redis::cmd;
 use sessiond::{
     session::SessionKey,
-    storage::{LogError, LogPoint, Position},
+    storage::{LogError, LogPoint, Position, StorageOptions},
     subject::Start,
 };
 use tokio::time::{sleep, timeout};
@@ -55,6 +55,7 @@ on_each_server! {
     [#[tokio::test]] a_snapshot_that_spans_a_replacement_is_exact;
     [#[tokio::test]] a_reload_of_the_same_data_resets_nobody;
     [#[tokio::test]] a_failover_that_nobody_saw_resets_the_cursors_of_lost_changes;
+    [#[tokio::test]] a_loss_resets_once_where_little_is_retained;
     [#[tokio::test]] what_was_told_of_a_lost_history_is_not_gone_on_from;
 }
 
@@ -142,6 +143,41 @@ async fn data_replaced_under_open_connections_resets_every_stream_once(kind: Ser
         for held in &mut held {
             held.resets.clear();
             held.starts_again_with(&keys(0..50)).await;
+        }
+    }
+}
+
+/// Where Redis keeps few changes no tail does, and followers read them by themselves. So both notice the loss.
+async fn a_loss_resets_once_where_little_is_retained(kind: ServerKind) {
+    let server = kind.start(kind.with_debug());
+    let url = server.url("timeout_ms=1000&partitions=2&buckets=64");
+    let options = StorageOptions { retain_events: 2000, ..ROOMY };
+    let [a, b] = [Replica::start_with(&url, options).await, Replica::start_with(&url, options).await];
+    create(&*a.storage, &keys(0..50)).await;
+    server.save();
+    for round in 1..=5 {
+        let first = 1000 * round;
+        create(&*a.storage, &keys(first..first + 100)).await;
+        let mut held = [a.watch(Start::Snapshot).await, b.watch(Start::Snapshot).await];
+        for held in &mut held {
+            held.comes_to_hold(&dump_and(first..first + 100)).await;
+        }
+        server.reload_dump();
+        let storage = Arc::clone(if round % 2 == 0 { &a.storage } else { &b.storage });
+        create(&*storage, &keys(first + 100..first + 110)).await;
+        for held in &mut held {
+            held.starts_again_with(&dump_and(first + 100..first + 110)).await;
+        }
+        // A second reset would come with the next changes.
+        create(&*a.storage, &keys(first + 110..first + 120)).await;
+        for held in &mut held {
+            held.comes_to_hold(&dump_and(first + 100..first + 120)).await;
+            assert_eq!(held.resets.len(), 1);
+        }
+        drop(held);
+        server.reload_dump();
+        for replica in [&a, &b] {
+            replica.watch(Start::Snapshot).await.comes_to_hold(&keys(0..50)).await;
         }
     }
 }
