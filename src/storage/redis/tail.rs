@@ -61,6 +61,8 @@ struct State {
     log_end: Position,
     /// What was told of the log ahead of that.
     promised: Promised,
+    /// When Redis answered last.
+    answered: Instant,
     /// Why the log cannot be read at present.
     fault: Option<Fault>,
 }
@@ -83,6 +85,7 @@ impl Tail {
             ends: VecDeque::new(),
             log_end: Position(0),
             promised: Promised::default(),
+            answered: Instant::now(),
             fault: None,
         };
         Self {
@@ -308,7 +311,15 @@ impl Tail {
             let is_changed = matches!(fault, Fault::Registry);
             if !is_changed {
                 tracing::debug!(partition = self.partition, error = %fault, "the log cannot be read");
-                self.state.send_modify(|state| state.fault = Some(fault));
+                let timeout = registry.partition(self.partition).timeout();
+                self.state.send_if_modified(|state| {
+                    // A connection that is replaced in time is no outage. Redis closes some when it becomes a replica, for example.
+                    let is_outage = !fault.needs_new_connection() || state.answered.elapsed() >= timeout;
+                    if is_outage {
+                        state.fault = Some(fault);
+                    }
+                    is_outage
+                });
             }
             // Calls wait until the log of a registry that has changed its id is found.
             if is_changed || began.elapsed() > LAST_RETRY {
@@ -376,12 +387,20 @@ impl Tail {
                     }
                     _ = identities.changed() => return Err(Fault::Registry),
                 };
+                self.has_answered();
                 has_gap = !self.append(registry, partition, &identity, answer).await?;
                 if has_gap {
                     break;
                 }
             }
         }
+    }
+
+    fn has_answered(&self) {
+        self.state.send_if_modified(|state| {
+            state.answered = Instant::now();
+            false
+        });
     }
 
     /// Sees that Redis still has this registry, and what was read last; goes on from there.
@@ -398,6 +417,7 @@ impl Tail {
         };
         let known = partition.read_up_to();
         let found = registry.extent(partition, identity, is_known.then_some(end.position)).await?;
+        self.has_answered();
         if found.id.is_some_and(|id| id != identity.registry_id) {
             return Err(Fault::Registry);
         }

@@ -111,6 +111,7 @@ pub(super) fn is_refused<T: std::fmt::Debug>(outcome: Result<T, StorageError>, c
 on_each_server! {
     [#[tokio::test]] changes_are_refused_with_their_cause_and_the_rest_goes_on;
     [#[tokio::test]] a_replica_that_starts_while_changes_are_refused_can_be_read;
+    [#[tokio::test]] a_redis_that_becomes_read_only_fails_no_read_of_the_log;
 }
 
 async fn changes_are_refused_with_their_cause_and_the_rest_goes_on(kind: ServerKind) {
@@ -175,6 +176,27 @@ async fn starts_while_refused(kind: ServerKind, trouble: Trouble) {
     late.storage.create(&keys(50..60), None).await.unwrap();
     held.comes_to_hold(&keys(0..60)).await;
     assert_eq!(held.resets, [], "{trouble:?}");
+}
+
+/// Redis ends all reads that wait when it becomes a replica. A server is not ready while the log cannot be read.
+async fn a_redis_that_becomes_read_only_fails_no_read_of_the_log(kind: ServerKind) {
+    let server = kind.start(&[]);
+    let storage = open(&server.url("buckets=64"), ROOMY).await;
+    create(&*storage, &keys(0..10)).await;
+    let log = storage.log().await.unwrap();
+    let end = log.partitions[0].end;
+    let reading = storage.changes_after(log.registry_id, 0, end, 100);
+    let changing = async {
+        for _ in 0..3 {
+            Trouble::ReadOnly.begin(&server).await;
+            comes_to(&*storage, Some(RefusalCause::ReadOnly)).await;
+            Trouble::ReadOnly.end(&server).await;
+            comes_to(&*storage, None).await;
+        }
+        create(&*storage, &keys(10..11)).await;
+    };
+    let (read, ()) = tokio::join!(reading, changing);
+    assert_eq!(read.unwrap().events.len(), 1);
 }
 
 #[tokio::test]

@@ -95,7 +95,12 @@ async fn a_redis_that_is_gone_is_neither_ready_nor_writable() {
     redis.kill();
     writable_comes_to(&program, 503, "unreachable").await;
     assert_eq!(program.metric(&metric(RefusalCause::Unreachable)).await, 0);
-    assert_eq!(get(program.admin, "/ready").await.status, 503);
+    soon(async {
+        while get(program.admin, "/ready").await.status != 503 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
     redis.restart();
     writable_comes_to(&program, 200, "").await;
     ready(&program).await;
