@@ -46,7 +46,11 @@ impl Findings {
         let mut looked: Option<Instant> = None;
         let mut turn = 0;
         loop {
-            *self.writability.lock() = match try_write(&registry).await {
+            let written = match try_write(&registry).await {
+                Ok(()) => try_rights(&registry).await,
+                refused => refused,
+            };
+            *self.writability.lock() = match written {
                 Ok(()) => Writability::Writable,
                 Err(Fault::Refused(refusal)) => Writability::Refused(refusal),
                 Err(fault) => Writability::Refused(WriteRefusal::new(RefusalCause::Unreachable, &fault.to_string())),
@@ -105,6 +109,26 @@ async fn try_write(registry: &Registry) -> Result<(), Fault> {
     written.await.map(drop)
 }
 
+/// Tries in every partition whether the user may still run what scripts run.
+async fn try_rights(registry: &Registry) -> Result<(), Fault> {
+    let missing =
+        registry.each_partition(|partition| async move { missing_rights(&partition, &registry.scripts).await });
+    let mut missing = missing.await?.concat();
+    missing.sort();
+    missing.dedup();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let detail = format!("the Redis user may not run {}", missing.join(", "));
+    Err(Fault::Refused(WriteRefusal::new(RefusalCause::NotPermitted, &detail)))
+}
+
+/// The commands of scripts that the user may not run in a partition.
+async fn missing_rights(partition: &Partition, scripts: &Scripts) -> Result<Vec<String>, Fault> {
+    let key = partition.key("probe");
+    partition.run(ASK, |_| scripts.probe_rights.call(1).arg(&key)).await
+}
+
 /// The first policy of a server of the registry that evicts keys, or `noeviction`.
 async fn policy(registry: &Registry) -> Result<String, Fault> {
     let policies = registry.each_partition(|partition| async move {
@@ -119,8 +143,7 @@ async fn policy(registry: &Registry) -> Result<String, Fault> {
 /// Tries every command that sessiond uses, before anything depends on it.
 pub(super) async fn check_rights(partition: &Partition, scripts: &Scripts) -> Result<(), Fault> {
     let key = partition.key("probe");
-    let probed = partition.run::<Vec<String>>(ASK, |_| scripts.probe_rights.call(1).arg(&key));
-    let mut missing = match probed.await {
+    let mut missing = match missing_rights(partition, scripts).await {
         Ok(missing) => missing,
         Err(Fault::Refused(WriteRefusal { cause: RefusalCause::NotPermitted, detail })) => {
             return Err(Fault::Setup(format!(
@@ -129,11 +152,13 @@ pub(super) async fn check_rights(partition: &Partition, scripts: &Scripts) -> Re
         }
         Err(fault) => return Err(fault),
     };
-    // Commands that are not sent by scripts alone.
+    // Commands that are not sent by scripts alone. EVAL is asked for because Redis may know all scripts by now.
+    let mut eval = redis::cmd("EVAL");
     let mut xread = redis::cmd("XREAD");
     let mut wait = redis::cmd("WAIT");
     let mut info = redis::cmd("INFO");
     for (name, command) in [
+        ("EVAL", eval.arg("return 1").arg(1).arg(&key)),
         ("XREAD", xread.arg("COUNT").arg(1).arg("STREAMS").arg(&key).arg("0")),
         ("WAIT", wait.arg(0).arg(1)),
         ("INFO", info.arg("memory")),

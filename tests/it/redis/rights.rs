@@ -5,7 +5,7 @@ use std::{error::Error, fs, path::Path, sync::Arc, time::Duration};
 use redis::cmd;
 use sessiond::{
     session::LeaseId,
-    storage::{SessionStorage, StorageError, StorageUrl},
+    storage::{RefusalCause, SessionStorage, StorageError, StorageUrl},
     subject::Start,
 };
 use tokio::time::timeout;
@@ -14,6 +14,7 @@ use super::{
     ROOMY,
     cluster::RedisCluster,
     open,
+    refusals::comes_to,
     replica::{Held, Replica, create, eventually, keys, run_all},
     server::{RedisServer, ServerKind, is_installed, on_each_server},
 };
@@ -60,6 +61,7 @@ impl RedisServer {
 on_each_server! {
     [#[tokio::test]] a_right_that_is_missing_at_the_start_is_named;
     [#[tokio::test]] a_right_that_is_taken_away_leaves_no_change_half_done;
+    [#[tokio::test]] a_right_that_is_taken_away_is_noticed_and_named;
 }
 
 async fn a_right_that_is_missing_at_the_start_is_named(kind: ServerKind) {
@@ -110,6 +112,24 @@ async fn a_right_that_is_taken_away_leaves_no_change_half_done(kind: ServerKind)
     lost.push((all_keys_but(&["~*}:[^b]*"]), "keys of buckets".to_owned()));
     let cases = (0..).zip(lost);
     run_all(cases.map(|(number, (rules, lost))| (lost, loses_a_right(Arc::clone(&server), number, rules)))).await;
+}
+
+/// Nobody calls meanwhile.
+async fn a_right_that_is_taken_away_is_noticed_and_named(kind: ServerKind) {
+    let server = Arc::new(kind.start(&[]));
+    let lost = ["xadd", "hsetnx", "zadd", "setbit", "sadd", "unlink", "evalsha"];
+    run_all(lost.map(|command| (command.to_owned(), is_noticed(Arc::clone(&server), command)))).await;
+}
+
+async fn is_noticed(server: Arc<RedisServer>, command: &str) {
+    server.set_user(command, &smallest_user());
+    let storage = open(&server.url_for(command, &format!("registry=r-{command}&{PARAMETERS}")), ROOMY).await;
+    server.set_user(command, &[format!("-{command}")]);
+    comes_to(&*storage, Some(RefusalCause::NotPermitted)).await;
+    let refusal = storage.writability().refusal().cloned().unwrap();
+    assert!(refusal.detail.to_lowercase().contains(command), "-{command}: {refusal:?}");
+    server.set_user(command, &[format!("+{command}")]);
+    comes_to(&*storage, None).await;
 }
 
 async fn loses_a_right(server: Arc<RedisServer>, number: usize, lost: Vec<String>) {

@@ -1,5 +1,6 @@
--- Tries every command that the other scripts use, on a key that it makes and deletes. KEYS: that key.
--- Gives the names of those that the user may not run.
+-- Tries every command that the other scripts use, on a key that it deletes in the end. KEYS: that key.
+-- Returns the names of those that the user may not run. It is run every few seconds, so most commands are such that they
+-- change nothing, which keeps Redis' replicas and its append-only file out of it.
 local key = KEYS[1]
 local missing = {}
 local function try(name, ...)
@@ -26,7 +27,7 @@ try('HKEYS', key)
 try('HVALS', key)
 try('HSCAN', key, 0)
 try('HDEL', key, 'a')
-try('ZADD', key, 1, 'a')
+try('ZADD', key, 'XX', 1, 'a')
 try('ZCARD', key)
 try('ZSCORE', key, 'a')
 try('ZRANGE', key, 0, 0)
@@ -39,10 +40,10 @@ try('UNLINK', key)
 try('SADD', key, 1)
 try('SCARD', key)
 try('SMEMBERS', key)
-try('SET', key, '')
+try('SET', key, '', 'NX')
 try('TYPE', key)
 try('UNLINK', key)
-try('XADD', key, '1-1', 'e', '')
+try('XADD', key, 'NOMKSTREAM', '1-1', 'e', '')
 try('XRANGE', key, '-', '+', 'COUNT', 1)
 try('XTRIM', key, 'MINID', 0)
 redis.pcall('UNLINK', key)
