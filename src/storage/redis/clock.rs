@@ -38,13 +38,13 @@ impl Clock {
         }
     }
 
-    /// Takes the reading in a script's answer that it came too late.
-    pub(super) fn read_from_late(&self, error: &RedisError, link: &Link) {
-        if error.code() == Some("LATE")
-            && let Some(time) = error.detail().and_then(|detail| detail.split(' ').next()?.parse().ok())
-        {
+    /// Takes the reading in the answer of a script that came too late. Returns whether `error` is such an answer.
+    pub(super) fn read_from_late(&self, error: &RedisError, link: &Link) -> bool {
+        let is_late = error.code() == Some("LATE");
+        if is_late && let Some(time) = error.detail().and_then(|detail| detail.split(' ').next()?.parse().ok()) {
             self.read_from(time, link);
         }
+        is_late
     }
 
     /// The partition's time, at the latest, when this process' clock shows `over`.

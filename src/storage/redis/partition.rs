@@ -170,18 +170,12 @@ impl Partition {
         }
     }
 
+    /// Reads the time that the partition's clock shows at least. If that is long ago, the first script is answered that it is late, and when.
     async fn read_clock(&self, link: &Link) -> Result<(), Fault> {
-        let mut both = Pipeline::with_capacity(2);
-        both.cmd("HMGET").arg(self.key("meta")).arg("time").arg("wall");
-        both.cmd("TIME");
-        let answers = link.send_all(&both).await.map_err(Fault::while_connecting)?;
-        let answers = answers.into_iter().map(Value::extract_error).collect::<Result<Vec<_>, _>>();
-        let answers = Value::Array(answers.map_err(Fault::while_connecting)?);
-        let ((time, wall), (seconds, micros)): ((Option<u64>, Option<u64>), (u64, u64)) =
-            redis::from_redis_value(answers).map_err(RedisError::from)?;
-        let now = seconds * 1000 + micros / 1000;
-        let time = time.unwrap_or(0) + now.saturating_sub(wall.unwrap_or(now));
-        self.clock.read_from(time, link);
+        let mut ask = redis::cmd("HGET");
+        let answer = link.send(ask.arg(self.key("meta")).arg("time")).await.map_err(Fault::while_connecting)?;
+        let time: Option<u64> = redis::from_redis_value(answer).map_err(RedisError::from)?;
+        self.clock.read_from(time.unwrap_or(0), link);
         Ok(())
     }
 
@@ -199,6 +193,7 @@ impl Partition {
                 answer => answer,
             }
         };
+        let mut is_late = false;
         let answer_by = over + wait.map_or(Duration::ZERO, |wait| wait.timeout);
         let outcome = match timeout_at(answer_by, sending).await {
             Ok(Ok((answer, None))) => Ok(answer),
@@ -207,12 +202,12 @@ impl Partition {
                 if got < asked { Err(Fault::Unreplicated { got, asked }) } else { Ok(answer) }
             }
             Ok(Err(error)) => {
-                self.clock.read_from_late(&error, link);
+                is_late = self.clock.read_from_late(&error, link);
                 Err(error.into())
             }
             Err(_) => Err(Fault::too_late()),
         };
-        if outcome.as_ref().is_err_and(Fault::needs_new_connection) {
+        if !is_late && outcome.as_ref().is_err_and(Fault::needs_new_connection) {
             channel.discard(link);
         }
         outcome

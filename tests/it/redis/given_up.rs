@@ -11,11 +11,13 @@ use sessiond::{
 use tokio::time::{Instant, sleep};
 
 use super::{
+    clock::start_with_clock,
     cluster::{MASTERS, RedisCluster},
     gate::Gate,
     replica::{Replica, eventually, keys},
     server::{RedisServer, is_installed},
 };
+use crate::wall_clock::WallClock;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -146,6 +148,34 @@ async fn calls_that_failed_over_a_stuck_connection_change_nothing_later() {
         let seen = has(&*b.storage, &sessions.all()).await;
         gate.open();
         stays(&[&b, &a], &sessions.all(), &seen).await;
+    }
+}
+
+/// A clock that goes back by far more than the timeout gives a step that waits no more time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_failed_before_the_clock_was_set_back_change_nothing_later() {
+    let Some((server, clock)) = start_with_clock(WallClock::new()) else { return };
+    let gate = Gate::before(&server).await;
+    let parameters = parameters(2);
+    let [a, b] = [Replica::start(&gate.url(&parameters)).await, Replica::start(&server.url(&parameters)).await];
+    // The first partition's clock is stored more often, because the leases' clock moves there.
+    let in_second = |session: &SessionKey| a.storage.partition_of(a.storage.bucket_of(session)) == 1;
+    for round in 1..=3 {
+        let first = 1000 * round;
+        let sessions: Vec<_> = keys(first..first + 300).into_iter().filter(in_second).collect();
+        let (there, missing) = sessions.split_at(sessions.len() / 2);
+        b.storage.create(there, None).await.unwrap();
+        eventually(|| async { a.storage.create(there, None).await.ok() }).await;
+        gate.shut();
+        let (created, destroyed) =
+            tokio::join!(a.storage.create(missing, None), async { a.storage.destroy(there, None).await });
+        clock.set(-600 * round);
+        is_unavailable(created);
+        is_unavailable(destroyed);
+        let seen = has(&*b.storage, &sessions).await;
+        gate.open();
+        stays(&[&b, &a], &sessions, &seen).await;
+        b.storage.destroy(&sessions, None).await.unwrap();
     }
 }
 

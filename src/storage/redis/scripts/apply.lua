@@ -9,8 +9,9 @@
 -- Gives the time, the end of the log, and a letter for each step: 0 nothing changed, 1 it did, L the lease is not attached here, F the
 -- partition is full, M there is no memory for it. LATE or BEHIND, and nothing changed, when the script is no longer good, or
 -- this Redis does not have what the caller has read.
-if now >= tonumber(ARGV[2]) then
-    return redis.error_reply('LATE ' .. text(now))
+local problem = late(ARGV[2])
+if problem then
+    return problem
 end
 if last < tonumber(ARGV[3]) then
     return redis.error_reply('BEHIND the log ends at ' .. text(last))
@@ -31,7 +32,7 @@ local refused = type(pcall('HSET', meta, 'time', text(now), 'wall', text(wall)))
 -- An undo needs the right to do this. Redis that refuses all changes ends the script here.
 call('HDEL', meta, '')
 if refused then
-    call('HSET', meta, 'time', text(now), 'wall', text(wall))
+    store_clock()
 end
 
 local answers, more = {}, 0
@@ -197,7 +198,7 @@ if not refused and count + steps <= most and not string.find(letters, '[^c]') th
             return undo_created(answer, step)
         end
     end
-    local problem = n > 0 and append({'c', table.concat(created, 'c')}, n, n, ARGV[6], tonumber(ARGV[4]), keys[5])
+    problem = n > 0 and append({'c', table.concat(created, 'c')}, n, n, ARGV[6], tonumber(ARGV[4]), keys[5])
     if problem then
         return undo_created(problem, steps + 1)
     end
@@ -246,7 +247,7 @@ for step = 1, #letters do
     end
     answers[step] = answer
 end
-local problem = append(parts, logged, more, ARGV[6], tonumber(ARGV[4]), keys[5])
+problem = append(parts, logged, more, ARGV[6], tonumber(ARGV[4]), keys[5])
 if problem then
     return undo(problem)
 end

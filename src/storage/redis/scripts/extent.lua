@@ -4,10 +4,9 @@
 -- Gives the time, the registry's id (of the first partition), the end of the log and its mark, the same of its start, the count of
 -- sessions, the mark at the position ('' where the log does not hold it), and 0 when a key was lost.
 
--- The clock goes on from here even if it is set back, and nobody changes anything.
-if type(pcall('HDEL', meta, '')) ~= 'table' then
-    pcall('HSET', meta, 'time', text(now), 'wall', text(wall))
-end
+-- The clock is stored even while nobody changes anything. Where Redis refuses that, only the stored time is told.
+local is_stored = type(pcall('HDEL', meta, '')) ~= 'table'
+    and type(pcall('HSET', meta, 'time', text(now), 'wall', text(wall))) ~= 'table'
 local start, start_mark = last, mark
 local oldest = call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
 if oldest then
@@ -23,4 +22,4 @@ if KEYS[7] and fits then
     fits = live == call('HLEN', KEYS[7]) and live == call('ZCARD', KEYS[8])
 end
 local at = ARGV[2] ~= '' and mark_at(tonumber(ARGV[2]))
-return {now, known[1] or '', last, mark, start, start_mark, count, at or '', fits and 1 or 0}
+return {is_stored and now or tonumber(head[2]), known[1] or '', last, mark, start, start_mark, count, at or '', fits and 1 or 0}

@@ -2,8 +2,9 @@
 -- ARGV: birth, until when the script is good, lease, the number of the newest closing here before the first partition was asked.
 -- Gives 0, and does nothing, when leases were closed since: this one may have been among them. UNFIT when a key was lost: the lease may
 -- have had a slot.
-if now >= tonumber(ARGV[2]) then
-    return redis.error_reply('LATE ' .. text(now))
+local problem = late(ARGV[2])
+if problem then
+    return problem
 end
 local lease = ARGV[3]
 if call('HEXISTS', KEYS[2], lease) == 1 then
@@ -17,7 +18,7 @@ if slots ~= tonumber(call('HGET', meta, 'leases')) or slots ~= call('HLEN', KEYS
     or slots ~= call('HLEN', KEYS[2]) + call('HLEN', KEYS[5]) then
     return redis.error_reply('UNFIT a key of the partition was lost')
 end
-call('HSET', meta, 'time', text(now), 'wall', text(wall))
+store_clock()
 local slot = call('HGET', KEYS[5], lease)
 if slot then
     -- Its end was taken back.

@@ -2,8 +2,9 @@
 -- KEYS: meta, leases, deadlines, ended leases, attached leases, slots, sessions held by slot.
 -- ARGV: birth, until when the script is good, lease, ttl in ms, owner, most leases.
 -- Gives 1, or 0 when there are as many as there may be; TAKEN when there is one of that id.
-if now >= tonumber(ARGV[2]) then
-    return redis.error_reply('LATE ' .. text(now))
+local problem = late(ARGV[2])
+if problem then
+    return problem
 end
 if call('HLEN', KEYS[2]) + call('HLEN', KEYS[4]) >= tonumber(ARGV[6]) then
     return 0
@@ -14,7 +15,7 @@ end
 -- Asked before anything is written: their types.
 call('HLEN', KEYS[6])
 call('HLEN', KEYS[7])
-call('HSET', meta, 'time', text(now), 'wall', text(wall))
+store_clock()
 call('ZADD', KEYS[3], text(lease_now + 1 + ARGV[4]), ARGV[3])
 call('HSET', KEYS[2], ARGV[3], ARGV[4] .. ' ' .. ARGV[5])
 adopt(ARGV[3], KEYS[5], KEYS[6], KEYS[7])

@@ -1,8 +1,9 @@
 -- Lets a lease live for its whole ttl from now on. KEYS: meta, leases, deadlines, ended leases. ARGV: birth, until when the script is
 -- good, lease.
 -- Gives the ttl in ms and '', 0 and what is known of the lease when it is ending, -1 and '' when it is gone.
-if now >= tonumber(ARGV[2]) then
-    return redis.error_reply('LATE ' .. text(now))
+local problem = late(ARGV[2])
+if problem then
+    return problem
 end
 local lease = call('HGET', KEYS[2], ARGV[3])
 if not lease then

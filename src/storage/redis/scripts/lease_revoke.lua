@@ -1,8 +1,9 @@
 -- Marks a lease as ending. ARGV: birth, until when the script is good, lease, ms for which the caller has it, a random number, until when the lease may be
 -- noted as ended.
 -- Gives 1 and what is known of it; 0 and what is known of it when somebody else is ending it; -1 and '' when it is gone.
-if now >= tonumber(ARGV[2]) then
-    return redis.error_reply('LATE ' .. text(now))
+local problem = late(ARGV[2])
+if problem then
+    return problem
 end
 local ended = call('HGET', KEYS[4], ARGV[3])
 if ended then

@@ -82,7 +82,7 @@ for i = 6, #KEYS do
     end
 end
 call('HDEL', meta, '')
-call('HSET', meta, 'time', text(now), 'wall', text(wall))
+store_clock()
 local problem = append(changes, #changes, -#changes, ARGV[2], tonumber(ARGV[3]), KEYS[5])
 if problem then
     return problem

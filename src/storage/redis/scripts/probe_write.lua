@@ -1,3 +1,3 @@
 -- Writes something that Redis refuses when it refuses growth. KEYS: meta. ARGV: birth.
-call('HSET', meta, 'time', text(now), 'wall', text(wall))
+store_clock()
 return 1
