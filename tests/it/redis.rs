@@ -20,6 +20,7 @@ mod layouts;
 mod lease_end;
 mod linear;
 mod lost_keys;
+mod made_anew;
 mod name;
 mod name_failover;
 mod order;
