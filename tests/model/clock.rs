@@ -3,7 +3,7 @@
 //! Redis has only a wall clock, which people and NTP set. So each partition stores a time of its own together with the
 //! reading of the wall clock (`head.lua`). The logical time is the stored time plus what the wall clock has advanced
 //! since. If the wall clock went back, a second is added instead: the clock is stored once a second, so no more time
-//! can have passed.
+//! can have passed. (The scripts add 1.2 s, because a store may be a bit late.)
 
 use super::guard::{Guard, Guards};
 

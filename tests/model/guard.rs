@@ -16,7 +16,7 @@ pub(crate) enum Guard {
     BatchWaits,
     /// All scripts: the logical clock does not follow the wall clock backwards.
     ClockNeverGoesBack,
-    /// All scripts: a wall clock that went back counts as a second, the longest time since the last store.
+    /// All scripts: a wall clock that went back counts as the longest time since the last store, a second or a bit more.
     SetBackCounts,
     /// `extent`: stores the clock once a second, even when nothing changes.
     ClockIsStored,
@@ -120,10 +120,10 @@ pub(crate) enum Guard {
     BirthBeforeHead,
     /// Replica: deletes what an older registry has left in a partition before it makes the partition.
     WipesFirst,
-    /// `partition_wipe`: deletes nothing unless the partition is still claimed by the same replica.
-    WipeNamesClaim,
-    /// `partition_join`: makes a partition only if it is still claimed by the same replica.
-    MakeNamesClaim,
+    /// `partition_wipe`: deletes nothing once the partition is of a registry.
+    WipesNoRegistry,
+    /// `partition_join`: makes a partition only if it was not disowned since before it was wiped.
+    MakeNamesDisown,
     /// `registry_mark`: notes that a partition has joined, so that its loss is noticed.
     JoinIsNoted,
 }

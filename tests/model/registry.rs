@@ -11,8 +11,8 @@
 //!   partition is disowned (`partition_disown`), and the search begins again.
 //! - If it is of none, and had joined before, Redis has lost it. The registry moves to a new id (`registry_move`), so
 //!   that cursors of the old one are foreign.
-//! - If it is of none, and is new, the replica claims it with a random number, deletes what an older registry may have
-//!   left there (`partition_wipe`), and makes it. Both name the claim.
+//! - If it is of none, and is new, the replica deletes what an older registry may have left there (`partition_wipe`), and
+//!   makes it. It does not if the partition was disowned meanwhile: then sessions may have come after they were deleted.
 
 use super::{
     check::{Promise, Protocol, Sight},
@@ -34,8 +34,8 @@ struct Partition {
     birth: Option<Birth>,
     /// The registry that its session was created in.
     session: Option<Birth>,
-    /// The replica that deletes what is left here.
-    claim: Option<u8>,
+    /// A random number that tells when it was disowned from all other times. Here it is a count.
+    disowned: u8,
     /// What the first partition says: the registry's id, and whether the second partition has joined.
     id: u8,
     has_joined: bool,
@@ -56,12 +56,10 @@ pub(crate) enum Command {
     ReadBirth,
     /// `registry_open`.
     Open { make: bool },
-    /// Claims the second partition, if it is of no registry.
-    Claim { claim: u8 },
     /// `partition_wipe`.
-    Wipe { claim: u8 },
-    /// `partition_join`. With a claim it makes the partition.
-    Join { birth: Birth, claim: Option<u8> },
+    Wipe,
+    /// `partition_join`. To make the partition it names when that was disowned.
+    Join { birth: Birth, make: Option<u8> },
     /// `partition_disown`.
     Disown { theirs: Birth },
     /// `registry_move`.
@@ -78,7 +76,7 @@ enum Reply {
     Head(Option<Head>),
     Joined,
     Foreign,
-    NotThere,
+    NotThere { disowned: u8 },
 }
 
 /// A replica's search for the registry.
@@ -88,9 +86,11 @@ struct Search {
     sent: Command,
     theirs: Option<Birth>,
     head: Option<Head>,
+    /// When the second partition was disowned, as it was read.
+    disowned: u8,
 }
 
-const BEGIN: Search = Search { sent: Command::ReadBirth, theirs: None, head: None };
+const BEGIN: Search = Search { sent: Command::ReadBirth, theirs: None, head: None, disowned: 0 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct State {
@@ -103,6 +103,7 @@ pub(crate) struct State {
     lost: Option<(Birth, u8)>,
     has_seen: bool,
     births: u8,
+    disowns: u8,
     searched: u8,
     losses: [u8; 2],
 }
@@ -143,14 +144,8 @@ impl Registry {
                 }
                 Reply::Head(first.birth.map(|birth| Head { birth, id: first.id, has_joined: first.has_joined }))
             }
-            Command::Claim { .. } if second.birth.is_some() => Reply::Refused,
-            Command::Claim { claim } => {
-                second.claim = Some(claim);
-                Reply::Done
-            }
-            Command::Wipe { claim } => {
-                let is_claimed = second.birth.is_none() && second.claim == Some(claim);
-                if !is_claimed && self.have(Guard::WipeNamesClaim) {
+            Command::Wipe => {
+                if second.birth.is_some() && self.have(Guard::WipesNoRegistry) {
                     return Ok(Reply::Refused);
                 }
                 if second.session.is_some() && second.session == first.birth {
@@ -159,24 +154,25 @@ impl Registry {
                 second.session = None;
                 Reply::Done
             }
-            Command::Join { birth, claim } => match (second.birth, claim) {
-                (Some(theirs), _) if theirs == birth => Reply::Joined,
-                (Some(_), _) => Reply::Foreign,
-                (None, Some(_)) if second.claim == claim || !self.have(Guard::MakeNamesClaim) => {
-                    (second.birth, second.claim) = (Some(birth), None);
+            Command::Join { birth, make } => match second.birth {
+                Some(theirs) if theirs == birth => Reply::Joined,
+                Some(_) => Reply::Foreign,
+                None if make.is_some_and(|known| known == second.disowned || !self.have(Guard::MakeNamesDisown)) => {
+                    second.birth = Some(birth);
                     if first.birth == Some(birth) && state.lost == Some((birth, first.id)) {
                         return Err(NOTICED);
                     }
                     Reply::Joined
                 }
-                (None, _) => Reply::NotThere,
+                None => Reply::NotThere { disowned: second.disowned },
             },
             Command::Disown { theirs } => {
                 if second.birth == Some(theirs) || !self.have(Guard::DisownNamesBirth) {
                     if second.birth.is_some() && second.birth == first.birth {
                         return Err(WIPED);
                     }
-                    second.birth = None;
+                    state.disowns += 1;
+                    (second.birth, second.disowned) = (None, state.disowns);
                 }
                 Reply::Done
             }
@@ -204,7 +200,7 @@ impl Registry {
                 return Some(Search { sent: Command::Open { make: false }, theirs, ..search });
             }
             (Command::Open { .. }, Reply::Head(Some(head))) => {
-                let sent = Command::Join { birth: head.birth, claim: None };
+                let sent = Command::Join { birth: head.birth, make: None };
                 return Some(Search { sent, head: Some(head), ..search });
             }
             (Command::Open { .. }, _) => Command::Open { make: true },
@@ -222,40 +218,17 @@ impl Registry {
                     None => return Some(BEGIN),
                 }
             }
-            (Command::Join { claim: None, .. }, Reply::NotThere) => match search.head {
+            (Command::Join { make: None, .. }, Reply::NotThere { disowned }) => match search.head {
                 Some(Head { birth, id, has_joined: true }) => Command::Move { birth, id },
-                // A random number. It gets its name when the state is simplified.
-                _ => Command::Claim { claim: u8::MAX },
+                _ if self.have(Guard::WipesFirst) => {
+                    return Some(Search { sent: Command::Wipe, disowned, ..search });
+                }
+                _ => Command::Join { birth, make: Some(disowned) },
             },
-            (Command::Claim { claim }, Reply::Done) if self.have(Guard::WipesFirst) => Command::Wipe { claim },
-            (Command::Claim { claim } | Command::Wipe { claim }, Reply::Done) => {
-                Command::Join { birth, claim: Some(claim) }
-            }
+            (Command::Wipe, Reply::Done) => Command::Join { birth, make: Some(search.disowned) },
             _ => return Some(BEGIN),
         };
         Some(Search { sent, ..search })
-    }
-}
-
-impl Command {
-    fn claim(&mut self) -> Option<&mut u8> {
-        match self {
-            Self::Claim { claim } | Self::Wipe { claim } | Self::Join { claim: Some(claim), .. } => Some(claim),
-            _ => None,
-        }
-    }
-}
-
-/// Leaves only the order of the random numbers, so that equal states are equal.
-fn rename_claims(state: &mut State) {
-    let State { partitions, searches, .. } = state;
-    let mut all: Vec<&mut u8> = partitions[1].claim.iter_mut().collect();
-    all.extend(searches.iter_mut().flatten().filter_map(|search| search.sent.claim()));
-    let mut values: Vec<u8> = all.iter().map(|claim| **claim).collect();
-    values.sort_unstable();
-    values.dedup();
-    for claim in all {
-        *claim = values.iter().position(|value| value == claim).unwrap() as u8;
     }
 }
 
@@ -278,6 +251,7 @@ impl Protocol for Registry {
             lost: None,
             has_seen: false,
             births: 0,
+            disowns: 0,
             searched: 0,
             losses: [0; 2],
         }
@@ -332,7 +306,6 @@ impl Protocol for Registry {
                 next.partitions[partition as usize] = Partition::default();
             }
         }
-        rename_claims(&mut next);
         Ok(next)
     }
 }
@@ -381,12 +354,12 @@ mod tests {
 
     #[test]
     fn a_slow_replica_wipes_a_partition_that_has_joined() {
-        mutant(Guard::WipeNamesClaim, REGISTRY, WIPED);
+        mutant(Guard::WipesNoRegistry, REGISTRY, WIPED);
     }
 
     #[test]
     fn a_partition_is_made_of_what_came_after_it_was_wiped() {
-        mutant(Guard::MakeNamesClaim, REGISTRY, FOREIGN);
+        mutant(Guard::MakeNamesDisown, REGISTRY, FOREIGN);
     }
 
     #[test]

@@ -265,14 +265,14 @@ impl Registry {
         let Identity { birth, .. } = &head.identity;
         let mark = format!("p{}", partition.number);
         let had_joined = head.fields.iter().any(|(name, _)| *name == mark);
-        let ask = async |make: bool| {
-            let asked = partition.run::<String>(if make { DURABLE } else { ASK }, |_| {
+        let ask = async |make: bool, disowned: &str| {
+            let asked = partition.run::<(String, String)>(if make { DURABLE } else { ASK }, |_| {
                 let call = self.scripts.partition_join.call(1).arg(partition.key("meta")).arg(birth);
-                call.arg(i32::from(make)).arg(&Head::partition_fields(birth, &self.new_mark())[..])
+                call.arg(i32::from(make)).arg(disowned).arg(&Head::partition_fields(birth, &self.new_mark())[..])
             });
             asked.await
         };
-        let found = ask(false).await?;
+        let (found, disowned) = ask(false, "").await?;
         match found.as_str() {
             "joined" => {}
             "foreign" => {
@@ -282,7 +282,7 @@ impl Registry {
                     "deleting what a registry that is gone left in a partition"
                 );
                 let disowned = partition.run::<u32>(DURABLE, |_| {
-                    self.scripts.partition_disown.call(1).arg(partition.key("meta")).arg(theirs)
+                    self.scripts.partition_disown.call(1).arg(partition.key("meta")).arg(theirs).arg(random_u64())
                 });
                 disowned.await?;
                 return Ok(false);
@@ -297,7 +297,7 @@ impl Registry {
             }
             _ => {
                 let is_wiped = wipe(partition, &self.scripts, self.buckets_of(partition.number)).await?;
-                if !is_wiped || ask(true).await? != "joined" {
+                if !is_wiped || ask(true, &disowned).await?.0 != "joined" {
                     return Ok(false);
                 }
             }

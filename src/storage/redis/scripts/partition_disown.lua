@@ -1,5 +1,6 @@
--- Lets go of a partition of a registry that is over. KEYS: meta. ARGV: the partition's birth as the caller knows it is not the registry's.
+-- Takes a partition away from a registry that is gone. KEYS: meta. ARGV: the birth of that registry, a random number.
 if redis.call('HGET', KEYS[1], 'birth') == ARGV[1] then
     redis.call('UNLINK', KEYS[1])
+    redis.call('HSET', KEYS[1], 'disowned', ARGV[2])
 end
 return 1

@@ -1,15 +1,18 @@
 -- Lets a partition other than the first join the registry.
--- KEYS: meta. ARGV: birth, '1' when the partition is to be made if there is none, the fields and values of a new one.
--- Gives 'joined', 'none' when it is not there, 'foreign' when it is of another registry.
-local found = redis.call('HGET', KEYS[1], 'birth')
-if found then
-    return found == ARGV[1] and 'joined' or 'foreign'
+-- KEYS: meta. ARGV: birth, '1' to make the partition if there is none, the number of its last disowning as the caller has read
+-- it before it deleted what was left there, the fields and values of a new partition.
+-- Returns 'joined', 'none' if it is not there, or 'foreign' if it is of another registry; and the number of its last disowning.
+-- A partition that was disowned meanwhile is not made: an older registry may have put sessions into it after they were deleted.
+local found = redis.call('HMGET', KEYS[1], 'birth', 'disowned')
+local disowned = found[2] or ''
+if found[1] then
+    return {found[1] == ARGV[1] and 'joined' or 'foreign', disowned}
 end
-if ARGV[2] ~= '1' then
-    return 'none'
+if ARGV[2] ~= '1' or disowned ~= ARGV[3] then
+    return {'none', disowned}
 end
 local time = redis.call('TIME')
 local wall = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
 redis.call('HSET', KEYS[1], 'time', wall, 'wall', wall)
-redis.call('HSET', KEYS[1], unpack(ARGV, 3))
-return 'joined'
+redis.call('HSET', KEYS[1], unpack(ARGV, 4))
+return {'joined', disowned}
