@@ -280,7 +280,13 @@ impl SessionStorage for MemoryStorage {
 
     async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
         let lease = match lease {
-            Some(id) => Some((id, self.leases.get(id).ok_or(StorageError::UnknownLease(id))?)),
+            Some(id) => match self.leases.get(id) {
+                Some(lease) => Some((id, lease)),
+                None => {
+                    self.durable(self.leases.end_of(id)).await.map_err(StorageError::Refused)?;
+                    return Err(StorageError::UnknownLease(id));
+                }
+            },
             None => None,
         };
         let lease = lease.as_ref().map(|(id, lease)| (*id, &**lease));
@@ -311,7 +317,10 @@ impl SessionStorage for MemoryStorage {
         let lease = match lease {
             Some(id) => match self.leases.get(id) {
                 Some(lease) => Some(lease),
-                None => return Ok(vec![false; sessions.len()]),
+                None => {
+                    self.durable(self.leases.end_of(id)).await.map_err(StorageError::Refused)?;
+                    return Ok(vec![false; sessions.len()]);
+                }
             },
             None => None,
         };
@@ -320,18 +329,26 @@ impl SessionStorage for MemoryStorage {
 
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
         self.admit().await?;
-        let lease = self.leases.grant(ttl, owner)?;
+        let granted = self.leases.grant(ttl, owner);
+        // There may be too many because of some that a crash undoes.
         self.all_durable().await.map_err(StorageError::Refused)?;
-        Ok(lease)
+        granted
     }
 
     async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, StorageError> {
-        self.leases.keep_alive(lease)
+        let kept = self.leases.keep_alive(lease);
+        if kept.is_err() {
+            self.durable(self.leases.end_of(lease)).await.map_err(unreadable)?;
+        }
+        kept
     }
 
     async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
         self.admit().await?;
-        let ended = self.leases.revoke(lease)?;
+        let Ok(ended) = self.leases.revoke(lease) else {
+            self.durable(self.leases.end_of(lease)).await.map_err(StorageError::Refused)?;
+            return Err(StorageError::UnknownLease(lease));
+        };
         let destroyed = self.sweep(ended).await?;
         self.all_durable().await.map_err(StorageError::Refused)?;
         Ok(destroyed)
@@ -360,9 +377,10 @@ impl SessionStorage for MemoryStorage {
             {
                 sweeps.push(self.sweep(ended));
             }
+            let has_unlogged = self.leases.log_expired();
             let next_look = match self.leases.next_deadline() {
                 Some(deadline) if sweeps.len() < SWEEPS_AT_ONCE => deadline.min(now + CLOCK_CHECK),
-                None if sweeps.is_empty() => {
+                None if sweeps.is_empty() && !has_unlogged => {
                     self.leases.changed.notified().await;
                     last_look = Instant::now();
                     continue;

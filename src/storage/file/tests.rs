@@ -7,6 +7,7 @@ mod history;
 mod ledger;
 mod probe;
 mod sim;
+mod told;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -14,12 +15,19 @@ use self::sim::Sim;
 use super::FileStorage;
 use crate::storage::StorageOptions;
 
-async fn open(disk: &Sim, retain_events: usize) -> Arc<FileStorage> {
-    let options = StorageOptions {
+fn options(retain_events: usize) -> StorageOptions {
+    StorageOptions {
         retain_events,
         max_sessions: 1 << 20,
         max_leases: 1 << 16,
         outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
-    };
+    }
+}
+
+async fn open(disk: &Sim, retain_events: usize) -> Arc<FileStorage> {
+    open_with(disk, options(retain_events)).await
+}
+
+async fn open_with(disk: &Sim, options: StorageOptions) -> Arc<FileStorage> {
     Arc::new(FileStorage::open_on(Arc::new(disk.clone()), PathBuf::from("registry"), options).await.unwrap())
 }

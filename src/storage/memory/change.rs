@@ -80,7 +80,11 @@ impl MemoryStorage {
                 _ => part.chunks(GROUP).try_for_each(|some| self.change_some::<GROUP>(some, change, &mut told)),
             };
             self.logs.iter().for_each(Log::settle);
-            done?;
+            if let Err(error) = done {
+                // It tells of a limit or of a lease's end, which a crash may still undo.
+                self.all_durable().await.map_err(StorageError::Refused)?;
+                return Err(error);
+            }
         }
         self.durable(newest).await.map_err(StorageError::Refused)?;
         Ok(results)
@@ -163,7 +167,11 @@ impl MemoryStorage {
     ) -> Result<Done, StorageError> {
         let too_many = || StorageError::TooManySessions { limit: self.max_sessions };
         let slot = match lease {
-            Some((id, lease)) if !lease.is_live() => return Err(StorageError::UnknownLease(id)),
+            Some((id, lease)) if !lease.is_live() => {
+                // Its end is recorded once this returns.
+                let _ = self.leases.end_of(id);
+                return Err(StorageError::UnknownLease(id));
+            }
             Some((_, lease)) => lease.slot,
             None => 0,
         };
@@ -192,8 +200,13 @@ impl MemoryStorage {
     fn destroy_in(&self, bucket: &mut Bucket, spot: Spot, session: SessionKey, lease: Option<&Lease>) -> Done {
         let Some(place) = bucket.find(spot.hash, &session) else { return Done::Unchanged(bucket.recorded(&session)) };
         // Asked under the bucket's lock: once a lease has ended, its slot may name another.
-        if lease.is_some_and(|lease| !lease.is_live() || bucket.lease(place) != lease.slot) {
-            return Done::Unchanged(bucket.recorded(&session));
+        if let Some(lease) = lease {
+            if !lease.is_live() {
+                return Done::Unchanged(self.leases.end_of(lease.id));
+            }
+            if bucket.lease(place) != lease.slot {
+                return Done::Unchanged(bucket.recorded(&session));
+            }
         }
         bucket.remove(spot.hash, place, &self.hash);
         self.session_count.fetch_sub(1, Ordering::Relaxed);

@@ -1,5 +1,7 @@
 //! The leases of the memory storage.
 
+mod undoable;
+
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{
@@ -12,19 +14,20 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
+use self::undoable::Undoable;
 use super::bucket::LeaseSlot;
 use crate::{
     random::random_u64,
     session::{DestroyReason, LeaseId},
     storage::{
         StorageError,
-        journal::{Journal, LeaseRow, Record},
+        journal::{Journal, LeaseRow, Lsn, Record},
     },
 };
 
 /// One lease.
 pub(super) struct Lease {
-    id: LeaseId,
+    pub(super) id: LeaseId,
     /// What names it in the buckets. Not used again before every session under it is gone.
     pub(super) slot: LeaseSlot,
     ttl: Duration,
@@ -74,6 +77,8 @@ struct Table {
     deadlines: BTreeSet<(Instant, LeaseId)>,
     /// Ended, and not yet taken by anybody to be swept.
     ended: Vec<Ended>,
+    /// Ended, and a crash may still undo it.
+    undoable: Undoable,
     free: Vec<LeaseSlot>,
     /// The lease that has each slot, or had it last. Slots count from 1.
     slots: Vec<LeaseId>,
@@ -84,14 +89,38 @@ impl Leases {
         Self { table: Mutex::default(), changed: Notify::new(), max: max.min(u64::from(LeaseSlot::MAX - 1)), journal }
     }
 
-    fn record(&self, record: Record<'_>) {
-        if let Some(journal) = &self.journal {
-            journal.record(record);
-        }
+    fn record(&self, record: Record<'_>) -> Lsn {
+        self.journal.as_ref().map_or(Lsn(0), |journal| journal.record(record))
     }
 
+    fn is_durable(&self, lsn: Lsn) -> bool {
+        self.journal.as_ref().is_none_or(|journal| journal.is_durable(lsn))
+    }
+
+    /// How many leases there are. One whose end a crash may still undo counts.
     pub(super) fn count(&self) -> u64 {
-        self.table.lock().live.len() as u64
+        let table = self.table.lock();
+        (table.live.len() + table.undoable.count(|lsn| self.is_durable(lsn))) as u64
+    }
+
+    /// Returns the record that must be durable before anybody is told that this lease is gone.
+    pub(super) fn end_of(&self, id: LeaseId) -> Lsn {
+        self.table.lock().undoable.end_of(id)
+    }
+
+    /// Logs the expiries that no crash can undo any more. Returns whether there are others.
+    pub(super) fn log_expired(&self) -> bool {
+        let (durable, rest) = {
+            let table = &mut *self.table.lock();
+            (table.undoable.take_durable(|lsn| self.is_durable(lsn)), !table.undoable.is_empty())
+        };
+        // Whoever reads the log may be slow, and every call under a lease takes the lock.
+        for Ended { lease, reason } in durable {
+            if reason == DestroyReason::LeaseExpired {
+                tracing::info!(lease_id = lease.id.number(), owner = &*lease.owner, "a lease has expired");
+            }
+        }
+        rest
     }
 
     pub(super) fn grant(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
@@ -191,11 +220,7 @@ impl Leases {
         if deadline > now {
             return None;
         }
-        let ended = self.end(&mut table, id, DestroyReason::LeaseExpired)?;
-        // Whoever reads the log may be slow, and every call under a lease takes this lock.
-        drop(table);
-        tracing::info!(lease_id = id.number(), owner = &*ended.lease.owner, "a lease has expired");
-        Some(ended)
+        self.end(&mut table, id, DestroyReason::LeaseExpired)
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
@@ -216,9 +241,12 @@ impl Leases {
     }
 
     fn end(&self, table: &mut Table, id: LeaseId, reason: DestroyReason) -> Option<Ended> {
-        let ended = table.end(id, reason)?;
-        self.record(Record::LeaseEnded { lease: id, reason });
-        Some(ended)
+        let lease = table.end(id)?;
+        let lsn = self.record(Record::LeaseEnded { lease: id, reason });
+        if reason == DestroyReason::LeaseExpired || !self.is_durable(lsn) {
+            table.undoable.add(lsn, Ended { lease: Arc::clone(&lease), reason });
+        }
+        Some(Ended { lease, reason })
     }
 }
 
@@ -247,11 +275,11 @@ impl Table {
         Lease { id, slot, ttl, owner: owner.into(), is_live: AtomicBool::new(is_live), buckets: Mutex::default() }
     }
 
-    fn end(&mut self, id: LeaseId, reason: DestroyReason) -> Option<Ended> {
+    fn end(&mut self, id: LeaseId) -> Option<Arc<Lease>> {
         let (lease, deadline) = self.live.remove(&id)?;
         self.deadlines.remove(&(deadline, id));
         lease.is_live.store(false, Ordering::Release);
-        Some(Ended { lease, reason })
+        Some(lease)
     }
 }
 
