@@ -93,7 +93,7 @@ impl Writer {
             let Err(error) = result else { return true };
             // Who runs the storage is told by its writability, and callers by their errors.
             tracing::debug!(error = &error as &dyn Error, "changes cannot be written; retrying until they can");
-            self.journal.fail(error.refusal());
+            self.journal.fail(commit.batch.last(), error.refusal());
             if self.journal.is_closed_within(pause) {
                 tracing::error!(
                     error = &error as &dyn Error,

@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use super::Lsn;
 use crate::{
@@ -27,6 +27,7 @@ struct State {
     /// By the record that is waited for, and a number of one's own.
     waiting: BTreeMap<(Lsn, u64), Waiter>,
     next: u64,
+    /// Why nothing gets to the disk. None unless some record is not there.
     outage: Option<WriteRefusal>,
     /// An outage has ended since it was last asked.
     has_recovered: bool,
@@ -69,30 +70,20 @@ impl Waiters {
         wake_all(woken.into_values());
     }
 
-    /// Nothing gets to the disk: all who wait are told. Tells whether that is news.
-    pub(super) fn fail(&self, outage: WriteRefusal) -> bool {
-        fail(self.state.lock(), outage)
-    }
-
-    /// The same if the record `lsn` is not on disk, and nothing otherwise. Tells whether it is not.
-    pub(super) fn fail_unless_durable(&self, lsn: Lsn, outage: WriteRefusal) -> bool {
-        let state = self.state.lock();
+    /// The record `lsn` does not get to the disk: all who wait are told, and an outage begins, which ends with the next records that
+    /// get there. If the record is there already, nothing happens. Returns whether it is not.
+    pub(super) fn fail(&self, lsn: Lsn, outage: WriteRefusal) -> bool {
+        let mut state = self.state.lock();
         // Asked under the lock, under which an outage is ended.
         if self.durable() >= lsn {
             return false;
         }
-        fail(state, outage);
+        state.outage = Some(outage);
+        let woken = mem::take(&mut state.waiting);
+        drop(state);
+        wake_all(woken.into_values());
         true
     }
-}
-
-/// Notes an outage and wakes all who wait. Tells whether there was none before.
-fn fail(mut state: MutexGuard<'_, State>, outage: WriteRefusal) -> bool {
-    let is_news = state.outage.replace(outage).is_none();
-    let woken = mem::take(&mut state.waiting);
-    drop(state);
-    wake_all(woken.into_values());
-    is_news
 }
 
 /// One who waits.
@@ -176,10 +167,9 @@ mod tests {
         assert_eq!(woken, [Ok(1), Ok(1), Ok(1), Ok(2)]);
         assert!(others.join_next().now_or_never().is_none());
         let outage = || WriteRefusal::new(RefusalCause::DiskFailed, "gone");
-        assert!(!waiters.fail_unless_durable(Lsn(2), outage()), "that record is on disk");
+        assert!(!waiters.fail(Lsn(2), outage()), "that record is on disk");
         assert!(waiters.outage().is_none());
-        assert!(waiters.fail(outage()), "an outage has begun");
-        assert!(!waiters.fail(outage()), "it is the same outage");
+        assert!(waiters.fail(Lsn(3), outage()), "an outage has begun");
         assert_eq!(others.join_next().await.unwrap().unwrap(), Err(3));
         assert!(waiters.wait(Lsn(3)).now_or_never().unwrap().is_err());
         waiters.publish(Lsn(3));
