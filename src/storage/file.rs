@@ -15,10 +15,12 @@ mod checkpoint;
 mod disk;
 mod error;
 mod load;
+mod making;
 mod openings;
 mod probe;
 mod rounds;
 mod store;
+mod watched;
 mod writer;
 
 use std::{

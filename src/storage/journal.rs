@@ -193,6 +193,11 @@ impl Journal {
         self.waiters.fail(lsn, outage);
     }
 
+    /// Says that nothing gets to the disk ever again.
+    pub(super) fn end(&self, refusal: WriteRefusal) {
+        self.waiters.end(refusal);
+    }
+
     /// Whether an outage has ended since this was last asked.
     pub(super) fn has_recovered(&self) -> bool {
         self.waiters.has_recovered()

@@ -5,14 +5,16 @@ mod conformance;
 mod faults;
 mod history;
 mod ledger;
+mod making;
 mod probe;
 mod sim;
+mod strangers;
 mod told;
 
 use std::{path::PathBuf, sync::Arc};
 
 use self::sim::Sim;
-use super::FileStorage;
+use super::{FileError, FileStorage};
 use crate::storage::StorageOptions;
 
 fn options(retain_events: usize) -> StorageOptions {
@@ -29,5 +31,9 @@ async fn open(disk: &Sim, retain_events: usize) -> Arc<FileStorage> {
 }
 
 async fn open_with(disk: &Sim, options: StorageOptions) -> Arc<FileStorage> {
-    Arc::new(FileStorage::open_on(Arc::new(disk.clone()), PathBuf::from("registry"), options).await.unwrap())
+    Arc::new(try_open(disk, options).await.unwrap())
+}
+
+async fn try_open(disk: &Sim, options: StorageOptions) -> Result<FileStorage, FileError> {
+    FileStorage::open_on(Arc::new(disk.clone()), PathBuf::from("registry"), options).await
 }

@@ -3,6 +3,7 @@
 use std::{error::Error, sync::Arc, time::Duration};
 
 use super::{
+    FileError,
     load::Loaded,
     probe::{DiskStatus, Probe},
     rounds::Rounds,
@@ -20,6 +21,9 @@ use crate::storage::{
 /// number a second stays what it was.
 const BUSY: u64 = 16;
 const GATHER: Duration = Duration::from_millis(1);
+
+/// The file is looked at this often while nothing is written. Each commit looks at it, too.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 const LAST_RETRY: Duration = Duration::from_secs(2);
@@ -42,22 +46,38 @@ impl Writer {
         Self { store, memory, journal, rounds, probe, disk, position }
     }
 
-    /// Writes until the journal is closed and nothing is pending, or nothing can be written. Probes the disk meanwhile.
+    /// Writes until the journal is closed and nothing is pending, or nothing can be written. Looks after the file and its disk
+    /// meanwhile.
     pub(super) fn run(mut self) {
         loop {
-            match self.journal.wait_for_records(self.probe.interval()) {
-                Wake::Records => {
-                    if !self.write_pending() {
-                        return;
-                    }
-                    if self.probe.is_due() {
-                        self.probe_disk();
-                    }
-                }
-                Wake::Idle => self.probe_disk(),
-                Wake::Closed => return,
+            let goes_on = match self.journal.wait_for_records(CHECK_INTERVAL) {
+                Wake::Records => self.write_pending(),
+                Wake::Idle => self.check(),
+                Wake::Closed => false,
+            };
+            if !goes_on {
+                return;
+            }
+            if self.probe.is_due() {
+                let _writing = self.disk.write();
+                self.disk.set_probed(self.probe.run());
             }
         }
+    }
+
+    /// Checks that the file is still there; false when it is lost.
+    fn check(&self) -> bool {
+        // What else may fail here will fail the next change.
+        !matches!(self.store.check(), Err(error) if self.is_lost(&error))
+    }
+
+    /// Refuses changes for good if the file is lost.
+    fn is_lost(&self, error: &FileError) -> bool {
+        if error.is_loss() {
+            self.disk.set_lost(error.refusal());
+            self.journal.end(error.refusal());
+        }
+        error.is_loss()
     }
 
     /// Puts all that is pending on disk; false when the journal is closed before that can be done.
@@ -71,6 +91,7 @@ impl Writer {
         if !self.write(&Commit { position: self.position, batch, checkpoints, trim }) {
             return false;
         }
+        self.probe.wrote();
         self.rounds.count(records);
         self.position = newest;
         // Whoever is answered may ask the log at once.
@@ -83,7 +104,7 @@ impl Writer {
         true
     }
 
-    /// Tries until it is on disk; false when the journal is closed before.
+    /// Tries until it is on disk; false when the journal is closed before, or the file is lost.
     fn write(&mut self, commit: &Commit) -> bool {
         let mut pause = FIRST_RETRY;
         loop {
@@ -91,6 +112,9 @@ impl Writer {
             let result = self.store.commit(commit);
             drop(writing);
             let Err(error) = result else { return true };
+            if self.is_lost(&error) {
+                return false;
+            }
             // Who runs the storage is told by its writability, and callers by their errors.
             tracing::debug!(error = &error as &dyn Error, "changes cannot be written; retrying until they can");
             self.journal.fail(commit.batch.last(), error.refusal());
@@ -103,10 +127,5 @@ impl Writer {
             }
             pause = (pause * 2).min(LAST_RETRY);
         }
-    }
-
-    fn probe_disk(&mut self) {
-        let _writing = self.disk.write();
-        self.disk.set_probed(self.probe.run());
     }
 }

@@ -29,6 +29,8 @@ struct State {
     next: u64,
     /// Why nothing gets to the disk. None unless some record is not there.
     outage: Option<WriteRefusal>,
+    /// Why nothing gets there ever again.
+    end: Option<WriteRefusal>,
     /// An outage has ended since it was last asked.
     has_recovered: bool,
 }
@@ -43,7 +45,7 @@ impl Waiters {
     }
 
     pub(super) fn outage(&self) -> Option<WriteRefusal> {
-        self.state.lock().outage.clone()
+        self.state.lock().refusal()
     }
 
     /// Whether an outage has ended since this was last asked.
@@ -84,6 +86,21 @@ impl Waiters {
         wake_all(woken.into_values());
         true
     }
+
+    /// Nothing gets to the disk ever again: all who wait are told.
+    pub(super) fn end(&self, refusal: WriteRefusal) {
+        let mut state = self.state.lock();
+        state.end = Some(refusal);
+        let woken = mem::take(&mut state.waiting);
+        drop(state);
+        wake_all(woken.into_values());
+    }
+}
+
+impl State {
+    fn refusal(&self) -> Option<WriteRefusal> {
+        self.end.clone().or_else(|| self.outage.clone())
+    }
 }
 
 /// One who waits.
@@ -102,9 +119,9 @@ impl Turn<'_> {
             self.number = None;
             return Poll::Ready(Ok(()));
         }
-        if let Some(outage) = &state.outage {
+        if let Some(refusal) = state.refusal() {
             self.number = None;
-            return Poll::Ready(Err(outage.clone()));
+            return Poll::Ready(Err(refusal));
         }
         let number = *self.number.get_or_insert_with(|| {
             state.next += 1;

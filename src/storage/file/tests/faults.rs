@@ -1,6 +1,6 @@
 //! What callers are told while the disk fails, and what is there afterwards.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     task::JoinSet,
@@ -9,12 +9,13 @@ use tokio::{
 
 use super::{
     ledger::Ledger,
-    open,
+    open, options,
     sim::{Fault, Sim},
+    try_open,
 };
 use crate::{
     session::{LeaseId, SessionKey},
-    storage::{RefusalCause, SessionStorage, StorageError, StorageOptions, file::FileStorage},
+    storage::{RefusalCause, SessionStorage, StorageError, file::FileStorage},
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -64,14 +65,8 @@ async fn what_was_answered_survives_crashes_of_the_machine() {
     drop(open(&disk, 1000).await);
     for crash in 0..crashes {
         disk.stop_after(random.u64(1..2000));
-        let options = StorageOptions {
-            retain_events: 1000,
-            max_sessions: 1 << 20,
-            max_leases: 1 << 16,
-            outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
-        };
         // It may stop while it is being opened.
-        let opened = FileStorage::open_on(Arc::new(disk.clone()), PathBuf::from("registry"), options).await;
+        let opened = try_open(&disk, options(1000)).await;
         match opened.map(Arc::new) {
             Err(error) => assert!(disk.has_stopped(), "{error}"),
             // What it tells before it stops holds.
