@@ -198,9 +198,9 @@ impl Journal {
         self.waiters.end(refusal);
     }
 
-    /// Whether an outage has ended since this was last asked.
-    pub(super) fn has_recovered(&self) -> bool {
-        self.waiters.has_recovered()
+    /// How long an outage took that has ended since this was last asked.
+    pub(super) fn recovered_after(&self) -> Option<Duration> {
+        self.waiters.recovered_after()
     }
 
     /// Lets the writer end when nothing is pending any more.

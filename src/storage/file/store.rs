@@ -37,6 +37,8 @@ const META_FORMAT: &str = "format";
 const META_REGISTRY_ID: &str = "registry_id";
 const META_HASH_KEY: [&str; 2] = ["hash_key_0", "hash_key_1"];
 const META_BUCKETS: &str = "buckets";
+/// When the registry was last known to be served, in milliseconds since 1970.
+pub(super) const META_SERVED: &str = "served";
 
 /// Goes up with each change of what is in the tables.
 const FORMAT: u64 = 2;
@@ -51,6 +53,7 @@ const CACHE_BYTES: usize = 16 << 20;
 pub(super) const LOG_HEADER: usize = 8;
 
 /// What one commit puts on disk.
+#[derive(Default)]
 pub(super) struct Commit {
     /// The position in the log before the batch.
     pub(super) position: Position,
@@ -59,6 +62,8 @@ pub(super) struct Commit {
     pub(super) checkpoints: Vec<Checkpoint>,
     /// What the log need no longer hold; none when it was looked at a short while ago.
     pub(super) trim: Option<Trim>,
+    /// The time, where it is to be written.
+    pub(super) served: Option<u64>,
 }
 
 /// Rows of the log are given up when all their records are at or before `lsn`, and all their changes at or before `position`.
@@ -80,6 +85,8 @@ pub(super) struct Store {
     identity: Identity,
     /// The mark of this opening.
     mark: Mark,
+    /// When the registry was last served before it was opened.
+    served: Option<u64>,
     /// What can be read of the file need not be on disk.
     sync_failed: bool,
     /// A file with the same content, which may have taken the place of the one that is open.
@@ -102,8 +109,14 @@ impl Store {
             None => begin(&database, buckets),
         }
         .map_err(|error| FileError::from_database(path, error))?;
-        let database = Some(database);
-        Ok(Self { disk, path: path.to_owned(), file, database, identity, mark, sync_failed: false, copy: None })
+        let served = read_served(&database).map_err(|error| FileError::from_database(path, error))?;
+        let (path, database) = (path.to_owned(), Some(database));
+        Ok(Self { disk, path, file, database, identity, mark, served, sync_failed: false, copy: None })
+    }
+
+    /// When the registry was last served before it was opened, in milliseconds since 1970; none if nobody knows.
+    pub(super) fn served(&self) -> Option<u64> {
+        self.served
     }
 
     pub(super) fn identity(&self) -> Identity {
@@ -258,6 +271,10 @@ fn read_mark(database: &Database) -> Result<Option<Mark>, redb::Error> {
     openings::newest(&database.begin_read()?)
 }
 
+fn read_served(database: &Database) -> Result<Option<u64>, redb::Error> {
+    Ok(database.begin_read()?.open_table(META)?.get(META_SERVED)?.map(|served| served.value()))
+}
+
 /// Begins a registry in an empty database.
 fn begin(database: &Database, buckets: u32) -> Result<(Identity, Mark), redb::Error> {
     let [registry_id, _] = random_key();
@@ -304,9 +321,12 @@ fn write_identity(transaction: &redb::WriteTransaction, identity: Identity) -> R
 }
 
 fn write(database: &Database, commit: &Commit) -> Result<(), redb::Error> {
-    let Commit { position, batch, checkpoints, trim } = commit;
+    let Commit { position, batch, checkpoints, trim, served } = commit;
     let transaction = database.begin_write()?;
-    {
+    if let Some(served) = served {
+        transaction.open_table(META)?.insert(META_SERVED, served)?;
+    }
+    if batch.records > 0 {
         let mut log = transaction.open_table(LOG)?;
         let mut row = log.insert_reserve(batch.first.0, LOG_HEADER + batch.bytes.len())?;
         let (header, records) = row.as_mut().split_at_mut(LOG_HEADER);

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "conformance")]
 mod conformance;
+mod downtime;
 mod faults;
 mod history;
 mod ledger;

@@ -4,6 +4,7 @@ use std::{error::Error, sync::Arc, time::Duration};
 
 use super::{
     FileError,
+    downtime::Downtime,
     load::Loaded,
     probe::{DiskStatus, Probe},
     rounds::Rounds,
@@ -34,6 +35,7 @@ pub(super) struct Writer {
     journal: Arc<Journal>,
     rounds: Rounds,
     probe: Probe,
+    downtime: Downtime,
     disk: Arc<DiskStatus>,
     /// The last change on disk.
     position: Position,
@@ -41,9 +43,9 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(store: Store, loaded: Loaded, probe: Probe, disk: Arc<DiskStatus>) -> Self {
-        let Loaded { memory, journal, rounds } = loaded;
+        let Loaded { memory, journal, rounds, downtime } = loaded;
         let position = memory.newest();
-        Self { store, memory, journal, rounds, probe, disk, position }
+        Self { store, memory, journal, rounds, probe, downtime, disk, position }
     }
 
     /// Writes until the journal is closed and nothing is pending, or nothing can be written. Looks after the file and its disk
@@ -52,8 +54,12 @@ impl Writer {
         loop {
             let goes_on = match self.journal.wait_for_records(CHECK_INTERVAL) {
                 Wake::Records => self.write_pending(),
-                Wake::Idle => self.check(),
-                Wake::Closed => false,
+                Wake::Idle => self.check() && self.note_time(),
+                Wake::Closed => {
+                    // Nobody is told whether it gets there.
+                    let _ = self.downtime.at_close().map(|served| self.commit_time(served));
+                    false
+                }
             };
             if !goes_on {
                 return;
@@ -69,6 +75,24 @@ impl Writer {
     fn check(&self) -> bool {
         // What else may fail here will fail the next change.
         !matches!(self.store.check(), Err(error) if self.is_lost(&error))
+    }
+
+    /// Notes in the file that the registry is served, if it is time to and somebody may need it; false when the file is lost.
+    fn note_time(&mut self) -> bool {
+        let Some(served) = self.downtime.due().filter(|_| self.memory.leases() > 0) else { return true };
+        match self.commit_time(served) {
+            Err(error) => !self.is_lost(&error),
+            Ok(()) => true,
+        }
+    }
+
+    fn commit_time(&mut self, served: u64) -> Result<(), FileError> {
+        let nothing = Commit { position: self.position, served: Some(served), ..Commit::default() };
+        let _writing = self.disk.write();
+        let result = self.store.commit(&nothing);
+        // Also if it was not written: the next change is, or tells why not.
+        self.downtime.wrote();
+        result
     }
 
     /// Refuses changes for good if the file is lost.
@@ -88,8 +112,12 @@ impl Writer {
         let (last, records) = (batch.last(), batch.records);
         let newest = Position(self.position.0 + batch.events);
         let trim = (!checkpoints.is_empty()).then(|| self.rounds.trim(&self.memory, newest));
-        if !self.write(&Commit { position: self.position, batch, checkpoints, trim }) {
+        let served = self.downtime.due();
+        if !self.write(&Commit { position: self.position, batch, checkpoints, trim, served }) {
             return false;
+        }
+        if served.is_some() {
+            self.downtime.wrote();
         }
         self.probe.wrote();
         self.rounds.count(records);

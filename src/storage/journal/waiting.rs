@@ -6,6 +6,7 @@ use std::{
     mem,
     sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -28,11 +29,16 @@ struct State {
     waiting: BTreeMap<(Lsn, u64), Waiter>,
     next: u64,
     /// Why nothing gets to the disk. None unless some record is not there.
-    outage: Option<WriteRefusal>,
+    outage: Option<Outage>,
     /// Why nothing gets there ever again.
     end: Option<WriteRefusal>,
-    /// An outage has ended since it was last asked.
-    has_recovered: bool,
+    /// How long an outage took that has ended since it was last asked.
+    recovered_after: Option<Duration>,
+}
+
+struct Outage {
+    refusal: WriteRefusal,
+    began: Instant,
 }
 
 impl Waiters {
@@ -48,9 +54,9 @@ impl Waiters {
         self.state.lock().refusal()
     }
 
-    /// Whether an outage has ended since this was last asked.
-    pub(super) fn has_recovered(&self) -> bool {
-        mem::take(&mut self.state.lock().has_recovered)
+    /// How long an outage took that has ended since this was last asked.
+    pub(super) fn recovered_after(&self) -> Option<Duration> {
+        self.state.lock().recovered_after.take()
     }
 
     /// Waits until the record `lsn` is on disk, or nothing gets there.
@@ -63,9 +69,10 @@ impl Waiters {
     pub(super) fn publish(&self, lsn: Lsn) {
         let mut state = self.state.lock();
         self.durable.store(lsn.0, Ordering::Release);
-        let had_outage = state.outage.take().is_some();
         // Whoever finds the outage gone finds this too.
-        state.has_recovered |= had_outage;
+        if let Some(outage) = state.outage.take() {
+            state.recovered_after = state.recovered_after.max(Some(outage.began.elapsed()));
+        }
         let later = state.waiting.split_off(&(Lsn(lsn.0 + 1), 0));
         let woken = mem::replace(&mut state.waiting, later);
         drop(state);
@@ -74,13 +81,14 @@ impl Waiters {
 
     /// The record `lsn` does not get to the disk: all who wait are told, and an outage begins, which ends with the next records that
     /// get there. If the record is there already, nothing happens. Returns whether it is not.
-    pub(super) fn fail(&self, lsn: Lsn, outage: WriteRefusal) -> bool {
+    pub(super) fn fail(&self, lsn: Lsn, refusal: WriteRefusal) -> bool {
         let mut state = self.state.lock();
         // Asked under the lock, under which an outage is ended.
         if self.durable() >= lsn {
             return false;
         }
-        state.outage = Some(outage);
+        let began = state.outage.take().map_or_else(Instant::now, |outage| outage.began);
+        state.outage = Some(Outage { refusal, began });
         let woken = mem::take(&mut state.waiting);
         drop(state);
         wake_all(woken.into_values());
@@ -99,7 +107,7 @@ impl Waiters {
 
 impl State {
     fn refusal(&self) -> Option<WriteRefusal> {
-        self.end.clone().or_else(|| self.outage.clone())
+        self.end.as_ref().or(self.outage.as_ref().map(|outage| &outage.refusal)).cloned()
     }
 }
 
@@ -146,7 +154,7 @@ impl Drop for Turn<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::sync::Arc;
 
     use futures_util::FutureExt;
     use tokio::{task::JoinSet, time::timeout};
@@ -174,7 +182,7 @@ mod tests {
         others.spawn(moved);
         tokio::task::yield_now().await;
         waiters.publish(Lsn(2));
-        assert!(!waiters.has_recovered(), "there was no outage");
+        assert!(waiters.recovered_after().is_none(), "there was no outage");
         drop(first);
         let mut woken = Vec::new();
         for _ in 0..4 {
@@ -190,7 +198,7 @@ mod tests {
         assert_eq!(others.join_next().await.unwrap().unwrap(), Err(3));
         assert!(waiters.wait(Lsn(3)).now_or_never().unwrap().is_err());
         waiters.publish(Lsn(3));
-        assert!(waiters.has_recovered(), "an outage has ended");
+        assert!(waiters.recovered_after().is_some(), "an outage has ended");
         assert!(waiters.wait(Lsn(3)).now_or_never().unwrap().is_ok());
     }
 }

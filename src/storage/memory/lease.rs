@@ -1,5 +1,6 @@
 //! The leases of the memory storage.
 
+mod clock;
 mod undoable;
 
 use std::{
@@ -12,9 +13,9 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::{sync::Notify, time::Instant};
+use tokio::sync::Notify;
 
-use self::undoable::Undoable;
+use self::{clock::Clock, undoable::Undoable};
 use super::bucket::LeaseSlot;
 use crate::{
     random::random_u64,
@@ -72,9 +73,11 @@ pub(super) struct Leases {
 
 #[derive(Default)]
 struct Table {
-    live: HashMap<LeaseId, (Arc<Lease>, Instant)>,
+    clock: Clock,
+    /// With their deadlines, by that clock.
+    live: HashMap<LeaseId, (Arc<Lease>, Duration)>,
     /// The same leases by deadline: neither a timer for each, nor a scan of all.
-    deadlines: BTreeSet<(Instant, LeaseId)>,
+    deadlines: BTreeSet<(Duration, LeaseId)>,
     /// Ended, and not yet taken by anybody to be swept.
     ended: Vec<Ended>,
     /// Ended, and a crash may still undo it.
@@ -127,7 +130,7 @@ impl Leases {
         let mut table = self.table.lock();
         let table = &mut *table;
         // Leases that have ended count until their sessions are gone.
-        if table.free.is_empty() && table.slots.len() as u64 >= self.max {
+        if (table.slots.len() - table.free.len()) as u64 >= self.max {
             return Err(StorageError::TooManyLeases { limit: self.max });
         }
         // By chance: a gateway that comes back with an old one must not meet somebody else's.
@@ -185,24 +188,29 @@ impl Leases {
 
     pub(super) fn keep_alive(&self, id: LeaseId) -> Result<Duration, StorageError> {
         let mut table = self.table.lock();
-        let Table { live, deadlines, .. } = &mut *table;
+        let Table { clock, live, deadlines, .. } = &mut *table;
         let (lease, deadline) = live.get_mut(&id).ok_or(StorageError::UnknownLease(id))?;
         deadlines.remove(&(*deadline, id));
-        *deadline = Instant::now() + lease.ttl;
+        *deadline = clock.now() + lease.ttl;
         deadlines.insert((*deadline, id));
         Ok(lease.ttl)
     }
 
-    /// Lets every lease live for its whole ttl from now on.
-    pub(super) fn keep_all_alive(&self) {
-        let now = Instant::now();
+    /// Lets every lease live for its whole ttl from now on, and for at least `grace`.
+    pub(super) fn keep_all_alive(&self, grace: Duration) {
         let mut table = self.table.lock();
-        let Table { live, deadlines, .. } = &mut *table;
+        let Table { clock, live, deadlines, .. } = &mut *table;
+        let now = clock.now();
         deadlines.clear();
         for (id, (lease, deadline)) in live {
-            *deadline = now + lease.ttl;
+            *deadline = (*deadline).max(now + lease.ttl.max(grace));
             deadlines.insert((*deadline, *id));
         }
+    }
+
+    /// Moves the clock on. Returns how long ago that was done last.
+    pub(super) fn look(&self) -> Duration {
+        self.table.lock().clock.look()
     }
 
     /// Ends a lease: from now on nothing comes under it.
@@ -211,20 +219,22 @@ impl Leases {
     }
 
     /// A lease to sweep: one that was left behind, or one whose deadline has passed and that is ended now.
-    pub(super) fn next_ended(&self, now: Instant) -> Option<Ended> {
+    pub(super) fn next_ended(&self) -> Option<Ended> {
         let mut table = self.table.lock();
         if let Some(ended) = table.ended.pop() {
             return Some(ended);
         }
         let (deadline, id) = *table.deadlines.first()?;
-        if deadline > now {
+        if deadline > table.clock.now() {
             return None;
         }
         self.end(&mut table, id, DestroyReason::LeaseExpired)
     }
 
-    pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.table.lock().deadlines.first().map(|(deadline, _)| *deadline)
+    /// How long it is to the next deadline. None if there are no leases.
+    pub(super) fn to_next_deadline(&self) -> Option<Duration> {
+        let table = self.table.lock();
+        table.deadlines.first().map(|(deadline, _)| deadline.saturating_sub(table.clock.now()))
     }
 
     /// Leaves an ended lease to whoever expires leases.
@@ -252,9 +262,9 @@ impl Leases {
 
 impl Table {
     /// Adds a live lease and gives its deadline.
-    fn insert(&mut self, id: LeaseId, ttl: Duration, owner: &str) -> Instant {
+    fn insert(&mut self, id: LeaseId, ttl: Duration, owner: &str) -> Duration {
         let lease = self.lease(id, ttl, owner, true);
-        let deadline = Instant::now() + ttl;
+        let deadline = self.clock.now() + ttl;
         self.live.insert(id, (Arc::new(lease), deadline));
         self.deadlines.insert((deadline, id));
         deadline

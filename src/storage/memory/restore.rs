@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use super::{Lease, Marks, MemoryOptions, MemoryStorage, SessionHasher, Spot};
@@ -130,6 +131,13 @@ impl Restore {
         lease.slot
     }
 
+    /// The registry was away for that long, if anybody knows. Returns what its leases live for at least.
+    pub(in crate::storage) fn was_away(&mut self, outage: Option<Duration>) -> Duration {
+        let grace = self.storage.grace_after(outage);
+        self.storage.leases.keep_all_alive(grace);
+        grace
+    }
+
     pub(in crate::storage) fn finish(mut self) -> MemoryStorage {
         if !self.gone.is_empty() {
             let mut used = HashSet::new();
@@ -168,6 +176,11 @@ impl MemoryStorage {
     /// The last change of the log.
     pub(in crate::storage) fn newest(&self) -> Position {
         self.logs[0].newest()
+    }
+
+    /// How many leases there are.
+    pub(in crate::storage) fn leases(&self) -> u64 {
+        self.leases.count()
     }
 
     /// How many sessions there are.
