@@ -237,9 +237,11 @@ impl MemoryStorage {
         let made: Vec<_> = sessions
             .iter()
             .enumerate()
-            .map(|(nth, session)| Made::new(nth, bucket_index, SessionEvent { session: *session, change }))
+            .map(|(nth, session)| {
+                Made::new(nth, bucket_index, SessionEvent { session: *session, change }, Some(lease.id))
+            })
             .collect();
-        self.append(&made, None, |made, lsn| self.note(&mut bucket, made.session(), lsn));
+        self.append(&made, |made, lsn| self.note(&mut bucket, made.session(), lsn));
         if !sessions.is_empty() {
             self.fit(&mut bucket, false);
         }

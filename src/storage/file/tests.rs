@@ -8,6 +8,7 @@ mod history;
 mod ledger;
 mod making;
 mod probe;
+mod records;
 mod sim;
 mod strangers;
 mod told;

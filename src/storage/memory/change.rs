@@ -41,11 +41,13 @@ pub(super) struct Made {
     nth: usize,
     bucket: u32,
     event: SessionEvent,
+    /// The lease that the session is under, or was when it was destroyed, as far as it is recorded.
+    lease: Option<LeaseId>,
 }
 
 impl Made {
-    pub(super) fn new(nth: usize, bucket: u32, event: SessionEvent) -> Self {
-        Self { nth, bucket, event }
+    pub(super) fn new(nth: usize, bucket: u32, event: SessionEvent, lease: Option<LeaseId>) -> Self {
+        Self { nth, bucket, event, lease }
     }
 
     pub(super) fn session(&self) -> SessionKey {
@@ -55,7 +57,8 @@ impl Made {
 
 /// What became of one session.
 enum Done {
-    Changed(SessionChange),
+    /// With the lease that it is or was under, as far as it is recorded.
+    Changed(SessionChange, Option<LeaseId>),
     /// No change for observers. What it is like is told by this record.
     Unchanged(Lsn),
 }
@@ -127,8 +130,8 @@ impl MemoryStorage {
                     Change::Destroy(lease) => Ok(self.destroy_in(bucket, *spot, *session, lease)),
                 };
                 match done {
-                    Ok(Done::Changed(change)) => {
-                        made.push(Made::new(nth, spot.bucket, SessionEvent { session: *session, change }));
+                    Ok(Done::Changed(change, lease)) => {
+                        made.push(Made::new(nth, spot.bucket, SessionEvent { session: *session, change }, lease));
                         results.push((true, Lsn(0)));
                         // For the next one, which would have to wait for it with all others of its group.
                         if bucket.need(is_leased).is_some() {
@@ -142,7 +145,7 @@ impl MemoryStorage {
                     }
                 }
             }
-            self.append(&made, change.lease(), |made, lsn| {
+            self.append(&made, |made, lsn| {
                 self.note(held.bucket(made.nth), made.session(), lsn);
                 results[made.nth].1 = lsn;
             });
@@ -179,8 +182,9 @@ impl MemoryStorage {
             let Some((lease, _)) = lease.filter(|_| bucket.lease(place) != slot) else {
                 return Ok(Done::Unchanged(bucket.recorded(&session)));
             };
+            let previous = self.recorded_lease(bucket, place);
             bucket.set_lease(place, slot);
-            let record = Record::Moved { session, lease };
+            let record = Record::Moved { session, lease, previous };
             let lsn = self.journal.as_ref().map_or(Lsn(0), |journal| journal.record(record));
             self.note(bucket, session, lsn);
             return Ok(Done::Unchanged(lsn));
@@ -194,7 +198,12 @@ impl MemoryStorage {
             self.session_count.fetch_sub(1, Ordering::Relaxed);
             return Err(too_many());
         }
-        Ok(Done::Changed(SessionChange::Created))
+        Ok(Done::Changed(SessionChange::Created, lease.map(|(id, _)| id)))
+    }
+
+    /// The lease of the session at a place of a bucket, where changes are recorded.
+    fn recorded_lease(&self, bucket: &Bucket, place: usize) -> Option<LeaseId> {
+        self.journal.as_ref().and_then(|_| self.leases.id(bucket.lease(place)))
     }
 
     fn destroy_in(&self, bucket: &mut Bucket, spot: Spot, session: SessionKey, lease: Option<&Lease>) -> Done {
@@ -208,27 +217,28 @@ impl MemoryStorage {
                 return Done::Unchanged(bucket.recorded(&session));
             }
         }
+        let under = lease.map(|lease| lease.id).or_else(|| self.recorded_lease(bucket, place));
         bucket.remove(spot.hash, place, &self.hash);
         self.session_count.fetch_sub(1, Ordering::Relaxed);
-        Done::Changed(SessionChange::Destroyed(DestroyReason::Requested))
+        Done::Changed(SessionChange::Destroyed(DestroyReason::Requested), under)
     }
 
     /// Puts changes into the log, and records them at the same places; `recorded` hears of each record. Their buckets must be locked
     /// still.
     ///
     /// The log is where all threads meet. It is locked once for all of a group, and when nothing is left to be done but this.
-    pub(super) fn append(&self, made: &[Made], lease: Option<LeaseId>, mut recorded: impl FnMut(&Made, Lsn)) {
+    pub(super) fn append(&self, made: &[Made], mut recorded: impl FnMut(&Made, Lsn)) {
         let partition = |made: &Made| self.partition_of(made.bucket);
         for made in made.chunk_by(|one, next| partition(one) == partition(next)) {
             // One partition's at a time: two of these cannot wait for each other.
             let mut log = self.log_of(made[0].bucket).appending();
             for made in made {
-                let SessionEvent { session, change } = made.event;
+                let (SessionEvent { session, change }, lease) = (made.event, made.lease);
                 log.append(made.event);
                 if let Some(journal) = &self.journal {
                     let record = match change {
                         SessionChange::Created => Record::Created { session, lease },
-                        SessionChange::Destroyed(reason) => Record::Destroyed { session, reason },
+                        SessionChange::Destroyed(reason) => Record::Destroyed { session, reason, lease },
                     };
                     recorded(made, journal.record(record));
                 }

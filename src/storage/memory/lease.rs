@@ -182,6 +182,11 @@ impl Leases {
         slots.map(|slot| table.slots.get((slot as usize).wrapping_sub(1)).copied()).collect()
     }
 
+    /// The lease that has this slot, under which there is a session; none for 0.
+    pub(super) fn id(&self, slot: LeaseSlot) -> Option<LeaseId> {
+        if slot == 0 { None } else { self.table.lock().slots.get(slot as usize - 1).copied() }
+    }
+
     pub(super) fn get(&self, id: LeaseId) -> Option<Arc<Lease>> {
         self.table.lock().live.get(&id).map(|(lease, _)| Arc::clone(lease))
     }
