@@ -12,7 +12,7 @@ use tonic::Code;
 
 use crate::{
     fake::soon,
-    program::{Program, get},
+    program::{Program, get, serve},
     sessions::{batch_create, create, has},
 };
 
@@ -107,6 +107,27 @@ async fn files_with_names_like_the_registrys_are_left_alone() {
     let mut left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.sort();
     assert_eq!(left, [".registry.tmp", "copy", "copy.new", "registry", "registry.new"]);
+}
+
+#[tokio::test]
+async fn a_first_start_that_is_killed_at_any_time_is_made_again() {
+    for _ in 0..30 {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = url(&folder.path().join("in/registry"));
+        let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+        let mut first = serve(&[&ports[..], &["--storage", &storage]].concat()).spawn().unwrap();
+        let made = async {
+            // From before there is a folder to after there is a registry.
+            while !folder.path().join("in").exists() {
+                tokio::task::yield_now().await;
+            }
+            tokio::time::sleep(Duration::from_micros(fastrand::u64(0..8000))).await;
+        };
+        soon(made).await;
+        soon(first.kill()).await.unwrap();
+        let program = Program::start(&["--storage", &storage]).await;
+        assert!(create(&program.sessions(), 0, 1).await);
+    }
 }
 
 #[tokio::test]

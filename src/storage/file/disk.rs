@@ -109,9 +109,12 @@ impl Disk for Files {
     }
 }
 
-/// Makes the folder that a file is to be in, and those above it.
+/// Makes the folder that a file is to be in, and those above it, for good.
 pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder)
+    let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+    let missing: Vec<_> = folder.ancestors().take_while(is_missing).collect();
+    DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder)?;
+    missing.into_iter().try_for_each(sync_folder)
 }
 
 /// Puts a file's name on disk.
