@@ -66,13 +66,18 @@ impl Written {
     }
 
     /// Whether a file of that length holds what is remembered.
-    fn is_in(&self, file: &dyn StorageBackend, len: u64) -> bool {
+    fn is_in(&self, file: &dyn StorageBackend, len: u64) -> io::Result<bool> {
         let holds = |offset, bytes: &[u8]| {
             let mut found = vec![0; bytes.len()];
-            file.read(offset, &mut found).is_ok() && found == bytes
+            match file.read(offset, &mut found) {
+                Ok(()) => Ok(found == bytes),
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+                Err(error) => Err(error),
+            }
         };
         let head = &self.head[..HEAD.min(usize::try_from(len).unwrap_or(HEAD))];
-        len == self.len && holds(0, head) && self.page.as_ref().is_none_or(|page| holds(page.offset, &page.bytes))
+        let page = self.page.as_ref().map_or(Ok(true), |page| holds(page.offset, &page.bytes));
+        Ok(len == self.len && holds(0, head)? && page?)
     }
 }
 
@@ -97,13 +102,14 @@ impl Watched {
     /// Checks that the file is still at `path`, and that nobody else has changed it. Once this has failed, nothing is written to
     /// it any more.
     pub(super) fn check(&self, disk: &dyn Disk, path: &Path) -> Result<(), FileError> {
-        let found = disk.find(path).map_err(|error| FileError::from_io(path, error))?;
+        let failed = |error| FileError::from_io(path, error);
+        let found = disk.find(path).map_err(failed)?;
         let mut written = self.written.lock();
         let path = || path.to_owned();
         let error = match found {
             None => FileError::Removed { path: path() },
             Some(found) if found.id != self.id => FileError::Replaced { path: path() },
-            Some(found) if written.is_in(&*self.file, found.len) => {
+            Some(found) if written.is_in(&*self.file, found.len).map_err(failed)? => {
                 written.page = written.new_page.take().or(written.page.take());
                 return Ok(());
             }
