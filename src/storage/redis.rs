@@ -17,6 +17,8 @@ mod lease;
 mod mend;
 mod partition;
 mod probe;
+mod promised;
+mod queue;
 mod quota;
 mod reads;
 mod registry;
@@ -36,7 +38,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join_all};
 use tokio::task::JoinSet;
 
 use self::{
@@ -46,8 +48,8 @@ use self::{
     partition::ASK,
     probe::Findings,
     reads::Reads,
-    registry::{Registry, session_of},
-    tail::Tail,
+    registry::{Identity, Registry, session_of},
+    tail::{TRIES, Tail},
 };
 use super::{
     BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RefusalCause, RegistryId,
@@ -117,21 +119,40 @@ impl RedisStorage {
         Ok(Self { registry, lanes, reads, tails, findings, read_ahead, _tasks: tasks })
     }
 
-    /// Does something with sessions of any partitions: `ask` for those of one. Answers once every partition has, so that nothing goes on behind a
-    /// failure.
+    /// Does something with sessions of any partitions: `ask` for those of one. Begins anew when the registry was made anew meanwhile, which puts
+    /// sessions into other partitions. Answers once every partition has, so that nothing goes on behind a failure.
     async fn ask<F>(
         &self,
         sessions: &[SessionKey],
-        ask: impl Fn(u32, Vec<SessionKey>) -> F,
+        ask: impl Fn(u32, Arc<Identity>, Vec<SessionKey>) -> F,
     ) -> Result<Vec<bool>, StorageError>
     where
-        F: Future<Output = Result<Vec<bool>, StorageError>>,
+        F: Future<Output = Result<Vec<bool>, Unanswered>>,
     {
-        let identity = self.registry.identity();
-        let partition_of = |session| self.registry.partition_of(self.registry.bucket_of(&identity, session));
+        for _ in 0..TRIES {
+            let identity = self.registry.identity();
+            match self.ask_once(sessions, &identity, &ask).await {
+                Err(Unanswered::Moved) => self.registry.rejoin(Some(&identity)).await?,
+                Err(Unanswered::Failed(error)) => return Err(error),
+                Ok(answers) => return Ok(answers),
+            }
+        }
+        Err(Fault::Registry.into())
+    }
+
+    async fn ask_once<F>(
+        &self,
+        sessions: &[SessionKey],
+        identity: &Arc<Identity>,
+        ask: impl Fn(u32, Arc<Identity>, Vec<SessionKey>) -> F,
+    ) -> Result<Vec<bool>, Unanswered>
+    where
+        F: Future<Output = Result<Vec<bool>, Unanswered>>,
+    {
+        let partition_of = |session| self.registry.partition_of(self.registry.bucket_of(identity, session));
         if self.lanes.len() == 1 || sessions.len() == 1 {
             let partition = sessions.first().map_or(0, partition_of);
-            return ask(partition, sessions.to_vec()).await;
+            return ask(partition, Arc::clone(identity), sessions.to_vec()).await;
         }
         let mut parts = vec![(Vec::new(), Vec::new()); self.lanes.len()];
         for (index, session) in sessions.iter().enumerate() {
@@ -140,7 +161,7 @@ impl RedisStorage {
             part.push(*session);
         }
         let asked = (0..).zip(parts).filter(|(_, (_, part))| !part.is_empty()).map(|(partition, (indexes, part))| {
-            let asked = ask(partition, part);
+            let asked = ask(partition, Arc::clone(identity), part);
             async move { asked.await.map(|answers| (indexes, answers)) }
         });
         let mut answers = vec![false; sessions.len()];
@@ -155,12 +176,13 @@ impl RedisStorage {
         &self,
         change: Change,
         number: u32,
+        identity: Arc<Identity>,
         mut sessions: Vec<SessionKey>,
-    ) -> Result<Vec<bool>, StorageError> {
+    ) -> Result<Vec<bool>, Unanswered> {
         let partition = self.registry.partition(number);
         let mut done = Vec::with_capacity(sessions.len());
         while !sessions.is_empty() {
-            let answers = self.lanes[number as usize].ask(change, sessions.clone()).await?;
+            let answers = self.lanes[number as usize].ask(change, &identity, sessions.clone()).await?;
             let some = answers.iter().take_while(|answer| !answer.is_last());
             done.extend(some.map(|answer| *answer == Answer::Yes));
             sessions.drain(..answers.iter().filter(|answer| !answer.is_last()).count());
@@ -171,7 +193,7 @@ impl RedisStorage {
                     if !self.registry.attach_lease(partition, lease).await? {
                         // Nothing is under a lease that has ended.
                         if let Change::Create(_) = change {
-                            return Err(StorageError::UnknownLease(lease));
+                            return Err(StorageError::UnknownLease(lease).into());
                         }
                         done.extend(sessions.drain(..).map(|_| false));
                     }
@@ -183,12 +205,62 @@ impl RedisStorage {
                 }
                 (Some(Answer::NoMemory), _) => {
                     let detail = "Redis has used all the memory that it may use (maxmemory)";
-                    return Err(StorageError::Refused(WriteRefusal::new(RefusalCause::OutOfMemory, detail)));
+                    return Err(StorageError::Refused(WriteRefusal::new(RefusalCause::OutOfMemory, detail)).into());
                 }
                 _ => {}
             }
         }
         Ok(done)
+    }
+
+    /// Reads some buckets of one partition. Gives the place that they reflect, too.
+    async fn read_run(
+        &self,
+        identity: &Identity,
+        known: LogPoint,
+        first: u32,
+        limit: usize,
+    ) -> Result<(BucketRun, LogPoint), Fault> {
+        let registry = &*self.registry;
+        let partition = registry.partition(registry.partition_of(first));
+        let left = registry.buckets_of(partition.number).end - first;
+        let some = (self.read_ahead.load(Ordering::Relaxed) as u32).min(left);
+        let read = partition.run::<(u64, Vec<u8>, i64, Vec<u8>)>(ASK, |_| {
+            let call = registry.call(&registry.scripts.read, partition, &["log"], some as usize);
+            let call = (first..first + some).fold(call, |call, bucket| call.arg(partition.bucket_key(bucket)));
+            let call = call.arg(&identity.birth).arg(known.position.0).arg(&mark_bytes(known.mark)[..]);
+            call.arg(limit.max(1))
+        });
+        let (position, mark, read, bytes) = read.await?;
+        let sessions: Vec<SessionKey> = bytes.chunks_exact(16).filter_map(session_of).collect();
+        let read = usize::try_from(read).unwrap_or(left as usize);
+        let wanted = limit.saturating_mul(read) / sessions.len().max(1);
+        self.read_ahead.store(wanted.clamp(8, BUCKETS_A_READ), Ordering::Relaxed);
+        let mark = mark_in(&mark).ok_or_else(|| Fault::malformed("the mark of the log is missing"))?;
+        let end = LogPoint { position: Position(position), mark };
+        Ok((BucketRun { points: vec![end; read], sessions }, end))
+    }
+}
+
+/// Why sessions of one partition got no answers.
+enum Unanswered {
+    /// The registry was made anew, and they may be of another partition now.
+    Moved,
+    Failed(StorageError),
+}
+
+impl From<Fault> for Unanswered {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Registry => Self::Moved,
+            fault => Self::Failed(fault.into()),
+        }
+    }
+}
+
+impl From<StorageError> for Unanswered {
+    fn from(error: StorageError) -> Self {
+        Self::Failed(error)
     }
 }
 
@@ -215,15 +287,20 @@ impl SessionStorage for RedisStorage {
     }
 
     async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
-        self.ask(sessions, |partition, sessions| self.change(Change::Create(lease), partition, sessions)).await
+        let create = |partition, identity, sessions| self.change(Change::Create(lease), partition, identity, sessions);
+        self.ask(sessions, create).await
     }
 
     async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
-        self.ask(sessions, async |partition, sessions| Ok(self.reads[partition as usize].ask(sessions).await?)).await
+        let look =
+            async |partition, identity, sessions| Ok(self.reads[partition as usize].ask(&identity, sessions).await?);
+        self.ask(sessions, look).await
     }
 
     async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
-        self.ask(sessions, |partition, sessions| self.change(Change::Destroy(lease), partition, sessions)).await
+        let destroy =
+            |partition, identity, sessions| self.change(Change::Destroy(lease), partition, identity, sessions);
+        self.ask(sessions, destroy).await
     }
 
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
@@ -251,12 +328,21 @@ impl SessionStorage for RedisStorage {
     }
 
     async fn log(&self) -> Result<LogExtent, StorageError> {
-        let (registry_id, extents) = self.registry.extents().await?;
-        Ok(LogExtent { registry_id, partitions: extents.into_iter().map(|extent| extent.held).collect() })
+        let extent = self.registry.with_identity(|identity| async move {
+            let ends = self.tails.iter().map(|tail| tail.extent(&self.registry, &identity));
+            Ok(LogExtent { registry_id: identity.registry_id, partitions: try_join_all(ends).await? })
+        });
+        Ok(extent.await?)
     }
 
     async fn marks(&self, positions: &[Position]) -> Result<Vec<Option<Mark>>, StorageError> {
-        Ok(self.registry.marks(positions).await?)
+        let marks = self.registry.with_identity(|identity| async move {
+            let position = |tail: usize| positions.get(tail).copied().unwrap_or_default();
+            let marks = (0..).zip(&self.tails);
+            let marks = marks.map(|(number, tail)| tail.mark_at(&self.registry, &identity, position(number)));
+            try_join_all(marks).await
+        });
+        Ok(marks.await?)
     }
 
     async fn changes_after(
@@ -281,31 +367,29 @@ impl SessionStorage for RedisStorage {
         if identity.registry_id != registry_id {
             return Err(LogError::Restarted);
         }
-        let partition = registry.partition(registry.partition_of(first));
-        let known = known.get(partition.number as usize).copied().ok_or(LogError::Restarted)?;
-        let left = registry.buckets_of(partition.number).end - first;
-        let some = (self.read_ahead.load(Ordering::Relaxed) as u32).min(left);
-        let read = partition.run::<(u64, Vec<u8>, i64, Vec<u8>)>(ASK, |_| {
-            let call = registry.call(&registry.scripts.read, partition, &["log"], some as usize);
-            let call = (first..first + some).fold(call, |call, bucket| call.arg(partition.bucket_key(bucket)));
-            let call = call.arg(&identity.birth).arg(known.position.0).arg(&mark_bytes(known.mark)[..]);
-            call.arg(limit.max(1))
-        });
-        let (position, mark, read, bytes) = match read.await {
-            Err(Fault::Script(fault::Answer::Other)) => return Err(LogError::Restarted),
-            Err(Fault::Registry) => {
-                registry.rejoin(Some(&identity)).await.map_err(StorageError::from)?;
-                return Err(LogError::Restarted);
+        let number = registry.partition_of(first);
+        let known = known.get(number as usize).copied().ok_or(LogError::Restarted)?;
+        for _ in 0..TRIES {
+            let run = self.read_run(&identity, known, first, limit);
+            let outcome = match run.await {
+                Ok((run, end)) => {
+                    let promised = self.tails[number as usize].promise(registry, &identity, end).await;
+                    promised.map(|is_promised| is_promised.then_some(run))
+                }
+                Err(fault) => Err(fault),
+            };
+            match outcome {
+                Ok(Some(run)) => return Ok(run),
+                Ok(None) => {}
+                Err(Fault::Script(fault::Answer::Other)) => return Err(LogError::Restarted),
+                Err(Fault::Registry) => {
+                    registry.rejoin(Some(&identity)).await.map_err(StorageError::from)?;
+                    return Err(LogError::Restarted);
+                }
+                Err(fault) => return Err(StorageError::from(fault).into()),
             }
-            read => read.map_err(StorageError::from)?,
-        };
-        let sessions: Vec<SessionKey> = bytes.chunks_exact(16).filter_map(session_of).collect();
-        let read = usize::try_from(read).unwrap_or(left as usize);
-        let wanted = limit.saturating_mul(read) / sessions.len().max(1);
-        self.read_ahead.store(wanted.clamp(8, BUCKETS_A_READ), Ordering::Relaxed);
-        let mark =
-            mark_in(&mark).ok_or_else(|| StorageError::from(Fault::malformed("the mark of the log is missing")))?;
-        Ok(BucketRun { points: vec![LogPoint { position: Position(position), mark }; read], sessions })
+        }
+        Err(StorageError::from(tail::too_fast()).into())
     }
 }
 

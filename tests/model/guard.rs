@@ -89,7 +89,7 @@ pub(crate) enum Guard {
     ReconcileCloses,
 
     // The clock of leases.
-    /// `lease_look`: moves the clock by 500 ms at most.
+    /// `lease_look`: moves the clock by 350 ms at most.
     LookIsCapped,
     /// `lease_look`: a replica whose own look was the newest counts the time since by its own clock.
     OwnLook,

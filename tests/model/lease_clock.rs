@@ -2,7 +2,7 @@
 //!
 //! Redis' wall clock may be set, and nobody can keep a lease alive while Redis or all replicas stand still. So leases
 //! have a clock of their own in the first partition. Only looks move it (`lease_look`, four a second by each replica),
-//! and each by 500 ms at most.
+//! and each by 350 ms at most.
 //!
 //! A look has to know how much time has passed since the newest look:
 //!

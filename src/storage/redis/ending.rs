@@ -4,7 +4,7 @@
 //! anybody be told, and its sessions be destroyed: from then on no session can come under it anywhere, whatever crashes. Each step may be done by any
 //! replica, any number of times, and several leases go through it together.
 
-use redis::{RedisError, Value};
+use redis::{FromRedisValue, ParsingError, RedisError, Value};
 use tokio::time::interval;
 
 use super::{
@@ -20,6 +20,9 @@ use crate::{random::random_u64, session::LeaseId};
 /// How many buckets are looked at in one step, and how many sessions are destroyed in it.
 const BUCKETS_A_STEP: usize = 1024;
 const SESSIONS_A_STEP: usize = 512;
+
+/// How many leases are swept together: each step asks for every one of them.
+const LEASES_A_SWEEP: usize = 64;
 
 /// How often a lease is closed anew because another replica marked it anew meanwhile.
 const END_TRIES: usize = 8;
@@ -61,7 +64,9 @@ pub(super) enum State {
     Lives,
     /// Marked, with what is known of it.
     Ending(Vec<u8>),
-    /// It has ended, or never was.
+    /// It has ended, and is not swept everywhere; with what is known of it.
+    Ended(Vec<u8>),
+    /// It has ended and left nothing, or never was.
     Gone,
 }
 
@@ -71,6 +76,32 @@ struct Closed<'a> {
     /// Its place among those that are swept together.
     place: usize,
     slot: Vec<u8>,
+}
+
+/// The buckets of a partition that sessions under a lease may be in, as `lease_find.lua` gives them.
+enum Buckets {
+    /// Their numbers within the partition.
+    Numbers(Vec<u32>),
+    /// A bit for some neighbours.
+    Bits(Vec<u8>),
+}
+
+impl Buckets {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Numbers(numbers) => numbers.is_empty(),
+            Self::Bits(bits) => bits.is_empty(),
+        }
+    }
+}
+
+impl FromRedisValue for Buckets {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        match value {
+            Value::Array(_) | Value::Set(_) => redis::from_redis_value(value).map(Self::Numbers),
+            value => redis::from_redis_value(value).map(Self::Bits),
+        }
+    }
 }
 
 /// Tells one mark, or one closing, from all others. Scripts take it as digits.
@@ -89,19 +120,20 @@ impl Registry {
         self.end(vec![Ending::parse(lease_bytes(lease).to_vec(), known)]).await.map(drop)
     }
 
-    /// Ends a lease that was just marked, and destroys its sessions. Gives how many.
+    /// Ends a lease that was just marked, and destroys its sessions. Gives how many, once none is left.
     pub(super) async fn end_and_sweep(&self, lease: LeaseId, mut known: Vec<u8>) -> Result<u64, Fault> {
+        let mut destroyed = 0;
         for _ in 0..END_TRIES {
-            let ended = self.end(vec![Ending::parse(lease_bytes(lease).to_vec(), &known)]).await?;
+            let ending = Ending::parse(lease_bytes(lease).to_vec(), &known);
+            let ended = if ending.has_ended { vec![ending] } else { self.end(vec![ending]).await? };
             if !ended.is_empty() {
-                return Ok(self.sweep(&ended).await?.into_iter().sum());
+                destroyed += self.sweep(&ended).await?.into_iter().sum::<u64>();
             }
             match self.state_of(lease).await? {
-                // A replica found it attached once more, and marked it anew.
-                State::Ending(again) => known = again,
+                // A replica has marked it anew, and may have found sessions that come from before its end.
+                State::Ending(again) | State::Ended(again) => known = again,
                 State::Lives => return Err(Fault::unsent("Redis was too slow for the lease to end; it lives on")),
-                // Another replica has ended it, and sweeps it.
-                State::Gone => return Ok(0),
+                State::Gone => return Ok(destroyed),
             }
         }
         Err(Fault::unsent("the lease is marked again and again; it ends soon"))
@@ -119,7 +151,8 @@ impl Registry {
         });
         Ok(match asked.await? {
             (1, _) => State::Lives,
-            (0, known) => State::Ending(known),
+            (0, known) if known.first() == Some(&b'm') => State::Ending(known),
+            (0, known) => State::Ended(known),
             _ => State::Gone,
         })
     }
@@ -169,9 +202,12 @@ impl Registry {
         let sweeping = async {
             let mut destroyed = vec![0; ended.len()];
             for partition in self.partitions() {
-                let some = self
-                    .with_identity(|identity| async move { self.sweep_partition(partition, &identity, ended).await });
-                destroyed.iter_mut().zip(some.await?).for_each(|(sum, some)| *sum += some);
+                for (ended, destroyed) in ended.chunks(LEASES_A_SWEEP).zip(destroyed.chunks_mut(LEASES_A_SWEEP)) {
+                    let some = self.with_identity(|identity| async move {
+                        self.sweep_partition(partition, &identity, ended).await
+                    });
+                    destroyed.iter_mut().zip(some.await?).for_each(|(sum, some)| *sum += some);
+                }
             }
             self.forget_ended(ended).await?;
             Ok(destroyed)
@@ -227,45 +263,55 @@ impl Registry {
             let call = ended.iter().fold(call, |call, ending| call.arg(partition.lease_key(&ending.lease)));
             ended.iter().fold(call.arg(&identity.birth), |call, ending| call.arg(&ending.lease[..]))
         });
-        let found: Vec<(Vec<u8>, u64, Vec<u8>)> =
+        let found: Vec<(Vec<u8>, u64, Buckets)> =
             redis::from_redis_value(Value::Array(found.await?)).map_err(RedisError::from)?;
         let mut closed = Vec::new();
-        // The sets of all of them, one over the other.
-        let mut all_bits = Vec::new();
+        // The sets of all of them.
+        let (mut buckets, mut all_bits) = (Vec::new(), Vec::new());
         let mut is_all = false;
-        for (place, (ending, (slot, held, bits))) in ended.iter().zip(found).enumerate() {
+        let first = self.first_bucket(partition.number);
+        for (place, (ending, (slot, held, set))) in ended.iter().zip(found).enumerate() {
             if slot.is_empty() {
                 continue;
             }
             // Its set of buckets was lost.
-            is_all |= held > 0 && bits.is_empty();
-            all_bits.resize(all_bits.len().max(bits.len()), 0);
-            all_bits.iter_mut().zip(&bits).for_each(|(all, bits)| *all |= bits);
+            is_all |= held > 0 && set.is_empty();
+            match set {
+                Buckets::Numbers(numbers) => buckets.extend(numbers.into_iter().map(|number| first + number)),
+                Buckets::Bits(bits) => {
+                    all_bits.resize(all_bits.len().max(bits.len()), 0);
+                    all_bits.iter_mut().zip(&bits).for_each(|(all, bits)| *all |= bits);
+                }
+            }
             closed.push(Closed { ending, place, slot });
         }
+        buckets.sort_unstable();
+        buckets.dedup();
         if closed.is_empty() {
             return Ok(destroyed);
         }
         if !is_all {
-            let buckets = self.buckets_in(partition.number, &all_bits);
-            self.sweep_buckets(partition, identity, &closed, buckets, &mut destroyed).await?;
+            let buckets = buckets.into_iter().chain(self.buckets_in(partition.number, &all_bits));
+            self.sweep_buckets(partition, identity, &closed, buckets, false, &mut destroyed).await?;
             is_all = self.forget_swept(partition, identity, &closed, false).await?;
         }
         if is_all {
             let buckets = self.buckets_of(partition.number);
-            self.sweep_buckets(partition, identity, &closed, buckets, &mut destroyed).await?;
+            self.sweep_buckets(partition, identity, &closed, buckets, true, &mut destroyed).await?;
             self.forget_swept(partition, identity, &closed, true).await?;
         }
         Ok(destroyed)
     }
 
-    /// Destroys the sessions in some buckets that are under closed leases, or, where none is named, under slots that nobody knows.
+    /// Destroys the sessions in some buckets that are under closed leases, or, where none is named, under slots that nobody knows. `is_all` when the
+    /// buckets are all that there are: then no count tells that the rest holds nothing.
     async fn sweep_buckets(
         &self,
         partition: &Partition,
         identity: &Identity,
         closed: &[Closed<'_>],
         buckets: impl Iterator<Item = u32> + Send,
+        is_all: bool,
         destroyed: &mut [u64],
     ) -> Result<u64, Fault> {
         let mut all = 0;
@@ -284,7 +330,7 @@ impl Registry {
                 let call = self.call(&self.scripts.lease_sweep, partition, &names, some_now.len());
                 let call = some_now.iter().fold(call, |call, bucket| call.arg(partition.bucket_key(*bucket)));
                 let call = call.arg(&identity.birth).arg(&mark[..]).arg(self.options.retain_events);
-                let call = call.arg(SESSIONS_A_STEP).arg(&cursor);
+                let call = call.arg(SESSIONS_A_STEP).arg(&cursor).arg(i32::from(is_all));
                 closed.iter().fold(call, |call, Closed { ending, slot, .. }| {
                     call.arg(&ending.lease[..]).arg(&slot[..]).arg(&[ending.reason][..])
                 })
@@ -321,7 +367,7 @@ impl Registry {
     /// Destroys the sessions of a partition under slots that nobody knows.
     pub(super) async fn sweep_unknown(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
         let buckets = self.buckets_of(partition.number);
-        let destroyed = self.sweep_buckets(partition, identity, &[], buckets, &mut []).await?;
+        let destroyed = self.sweep_buckets(partition, identity, &[], buckets, true, &mut []).await?;
         if destroyed > 0 {
             tracing::error!(partition = partition.number, destroyed, "destroyed sessions whose lease was lost");
         }

@@ -102,11 +102,14 @@ impl Registry {
         loop {
             let most = if batches.len() < BATCHES_AT_ONCE { LEASES_A_LOOK } else { 0 };
             let room = if most > 0 { LARGE_AT_ONCE.saturating_sub(large.len()) } else { 0 };
+            let began = Instant::now();
             let (endings, marked, next) = self.look(most, room).await?;
             if !endings.is_empty() {
                 batches.push(self.end_batch(endings));
             }
-            let pause = if most > 0 && marked == most { Duration::ZERO } else { next.min(LOOK) };
+            // From look to look, however long one takes: the leases' clock stands still where they are too far apart.
+            let left = LOOK.saturating_sub(began.elapsed());
+            let pause = if most > 0 && marked == most { Duration::ZERO } else { next.min(left) };
             tokio::select! {
                 Some(left) = batches.next() => {
                     for ending in left? {

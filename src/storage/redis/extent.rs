@@ -67,24 +67,4 @@ impl Registry {
         })
         .await
     }
-
-    /// Asks every partition for the mark at a position.
-    pub(super) async fn marks(&self, positions: &[Position]) -> Result<Vec<Option<Mark>>, Fault> {
-        self.with_identity(|identity| async move {
-            let birth = &identity.birth;
-            let marks = self.each_partition(|partition| async move {
-                let position = positions.get(partition.number as usize).copied().unwrap_or_default();
-                // A script counts in doubles, and no log is that long.
-                if position.0 >= 1 << 53 {
-                    return Ok(None);
-                }
-                let asked = partition.run::<Vec<u8>>(ASK, |_| {
-                    self.call(&self.scripts.marks, &partition, &["log"], 0).arg(birth).arg(position.0)
-                });
-                Ok(mark_in(&asked.await?))
-            });
-            marks.await
-        })
-        .await
-    }
 }

@@ -47,6 +47,8 @@ pub(super) enum Answer {
     Trimmed,
     /// The log has another mark at that position.
     Other,
+    /// The log has another mark where this process has read it to.
+    Lost,
     /// There is a lease of that id.
     Taken,
     /// A key of the partition was lost.
@@ -108,6 +110,7 @@ impl From<RedisError> for Fault {
             "AHEAD" => Self::Script(Answer::Ahead),
             "TRIMMED" => Self::Script(Answer::Trimmed),
             "OTHER" => Self::Script(Answer::Other),
+            "LOST" => Self::Script(Answer::Lost),
             "TAKEN" => Self::Script(Answer::Taken),
             "UNFIT" => Self::Script(Answer::Unfit),
             "READONLY" => refused(RefusalCause::ReadOnly),

@@ -1,40 +1,25 @@
 //! The way of changes to one partition.
 //!
-//! Batches form by themselves: while a script runs, calls gather, and the next script takes some of each. An idle lane adds no delay; a busy
-//! one spreads the cost of a script over hundreds of sessions, and a call with many sessions does not hold up one with few.
-//!
 //! Scripts of a lane run one after the other. A script that is not answered may still run until its time is over, so until then the lane sends
 //! nothing more and answers nobody: a call that failed has no effect after that.
 
-use std::{collections::VecDeque, error::Error, mem, sync::Arc, time::Duration};
+use std::{error::Error, mem, sync::Arc, time::Duration};
 
-use parking_lot::Mutex;
 use redis::RedisError;
 use smallvec::SmallVec;
-use tokio::{
-    sync::{Notify, oneshot},
-    time::{Instant, sleep, sleep_until},
-};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     fault::Fault,
     partition::Partition,
+    queue::{self, Limits, Queue},
     registry::{Identity, Registry, session_bytes},
     script::Call,
 };
 use crate::session::{LeaseId, SessionKey};
 
-/// The most sessions of one script: a few milliseconds of Redis.
-const STEPS_A_SCRIPT: usize = 512;
-
-/// The most sessions of one call in a script while other calls wait.
-const FAIR_SHARE: usize = 64;
-
-/// The most leases of one script: a step names one by a byte.
-const LEASES_A_SCRIPT: usize = 255;
-
-/// The most sessions that wait for a partition.
-const MAX_QUEUED: usize = 1 << 18;
+/// What one script takes: a few milliseconds of Redis, and no more leases than a byte can name.
+const LIMITS: Limits = Limits { sessions: 512, share: 64, calls: 255 };
 
 /// A script that was certainly not run is sent again after this long.
 const RETRY: Duration = Duration::from_millis(10);
@@ -96,68 +81,22 @@ impl Change {
     }
 }
 
-struct Request {
-    change: Change,
-    sessions: Vec<SessionKey>,
-    /// One for each session that is done.
-    answers: Vec<Answer>,
-    /// Since when nothing was done for it.
-    waits_since: Instant,
-    reply: oneshot::Sender<Result<Vec<Answer>, Fault>>,
-}
-
-impl Request {
-    fn left(&self) -> &[SessionKey] {
-        &self.sessions[self.answers.len()..]
-    }
-
-    fn is_done(&self) -> bool {
-        self.left().is_empty() || self.answers.last().is_some_and(|answer| answer.is_last())
-    }
-
-    fn answer(self, outcome: Result<(), Fault>) {
-        let Self { reply, answers, .. } = self;
-        // Nobody may wait for it any more.
-        drop(reply.send(outcome.map(|()| answers)));
-    }
-}
-
-#[derive(Default)]
-struct Queue {
-    requests: VecDeque<Request>,
-    sessions: usize,
-}
-
 /// The changes that wait for one partition.
 #[derive(Default)]
-pub(super) struct Lane {
-    queue: Mutex<Queue>,
-    added: Notify,
-}
+pub(super) struct Lane(Queue<Change, Answer>);
 
-/// Some steps of a request that a script takes.
-struct Part {
-    request: Request,
-    steps: usize,
-}
+type Part = queue::Part<Change, Answer>;
 
 impl Lane {
-    /// Has sessions of this partition created or destroyed. Gives an answer for each, or for those up to the first that
+    /// Has sessions created or destroyed that are of this partition by `identity`. Gives an answer for each, or for those up to the first that
     /// [ends it](Answer::is_last).
-    pub(super) async fn ask(&self, change: Change, sessions: Vec<SessionKey>) -> Result<Vec<Answer>, Fault> {
-        let (reply, answers) = oneshot::channel();
-        {
-            let mut queue = self.queue.lock();
-            if queue.sessions + sessions.len() > MAX_QUEUED {
-                return Err(Fault::unsent("too many changes wait for Redis"));
-            }
-            queue.sessions += sessions.len();
-            let waits_since = Instant::now();
-            queue.requests.push_back(Request { change, sessions, answers: Vec::new(), waits_since, reply });
-        }
-        self.added.notify_one();
-        // The lane's task ends with the storage alone, whose calls are over then.
-        answers.await.unwrap_or_else(|_| Err(Fault::unsent("the storage is closed")))
+    pub(super) async fn ask(
+        &self,
+        change: Change,
+        identity: &Arc<Identity>,
+        sessions: Vec<SessionKey>,
+    ) -> Result<Vec<Answer>, Fault> {
+        self.0.ask(change, Arc::clone(identity), sessions).await
     }
 
     /// Sends what waits, for as long as it is polled.
@@ -165,12 +104,8 @@ impl Lane {
         let partition = Arc::clone(registry.partition(number));
         let mut is_failing = false;
         loop {
-            let mut batch = self.take(partition.timeout());
-            if batch.is_empty() {
-                self.added.notified().await;
-                continue;
-            }
-            match apply(&registry, &partition, &batch).await {
+            let (identity, batch) = self.0.take(&LIMITS, partition.timeout(), || registry.identity()).await;
+            match apply(&registry, &partition, &identity, &batch).await {
                 Ok(answers) => {
                     if mem::replace(&mut is_failing, false) {
                         tracing::info!(partition = number, "changes reach Redis again");
@@ -179,90 +114,48 @@ impl Lane {
                 }
                 Err(fault) => {
                     // A line for each call would be a flood.
-                    if !mem::replace(&mut is_failing, true) {
+                    if !matches!(fault, Fault::Registry) && !mem::replace(&mut is_failing, true) {
                         tracing::warn!(partition = number, error = &fault as &dyn Error, "changes do not reach Redis");
                     }
-                    batch.drain(..).for_each(|part| part.request.answer(Err(fault.clone())));
+                    batch.into_iter().for_each(|part| part.fail(fault.clone()));
                 }
             }
         }
     }
 
-    /// Takes what fits one script: some sessions of each request, those that came first first.
-    fn take(&self, timeout: Duration) -> Vec<Part> {
-        let mut queue = self.queue.lock();
-        let Queue { requests, sessions } = &mut *queue;
-        // Those who have waited this long are told so while there is time: a script needs some.
-        let is_late = |request: &Request| request.waits_since.elapsed() >= timeout;
-        let mut batch = Vec::new();
-        let mut room = STEPS_A_SCRIPT;
-        while room > 0 && batch.len() < LEASES_A_SCRIPT {
-            let Some(request) = requests.pop_front() else { break };
-            let left = request.left().len();
-            *sessions -= left;
-            if request.reply.is_closed() {
-                continue;
-            }
-            if is_late(&request) {
-                request.answer(Err(Fault::unsent("Redis did not get to it in time")));
-                continue;
-            }
-            let share = if requests.is_empty() { room } else { room.min(FAIR_SHARE) };
-            let steps = left.min(share);
-            room -= steps;
-            batch.push(Part { request, steps });
-        }
-        // What others left is for those who have more.
-        for part in &mut batch {
-            let more = room.min(part.request.left().len() - part.steps);
-            part.steps += more;
-            room -= more;
-        }
-        batch
-    }
-
-    /// Gives answers to those who asked. Who has more to ask comes last from now on.
     fn give(&self, batch: Vec<Part>, mut answers: &[u8]) {
-        for Part { mut request, steps } in batch {
-            let (own, rest) = answers.split_at(steps.min(answers.len()));
+        for part in batch {
+            let count = part.sessions().len();
+            let (own, rest) = answers.split_at(count.min(answers.len()));
             answers = rest;
             let parsed: Option<SmallVec<[Answer; 8]>> = own.iter().map(|letter| Answer::from_letter(*letter)).collect();
             match parsed {
-                Some(parsed) if parsed.len() == steps => {
-                    let end = parsed.iter().position(|answer| answer.is_last()).map_or(steps, |last| last + 1);
-                    request.answers.extend(&parsed[..end]);
+                Some(mut parsed) if parsed.len() == count => {
+                    let last = parsed.iter().position(|answer| answer.is_last());
+                    parsed.truncate(last.map_or(count, |last| last + 1));
+                    self.0.give(part, parsed, last.is_some());
                 }
-                _ => {
-                    request.answer(Err(Fault::malformed("a script gave too few answers")));
-                    continue;
-                }
+                _ => part.fail(Fault::malformed("a script gave too few answers")),
             }
-            if request.is_done() {
-                request.answer(Ok(()));
-                continue;
-            }
-            request.waits_since = Instant::now();
-            let mut queue = self.queue.lock();
-            queue.sessions += request.left().len();
-            queue.requests.push_back(request);
         }
     }
 }
 
 /// Runs a script for the batch, again while it was certainly not run and there is time. When this fails, the script can no longer run.
-async fn apply(registry: &Registry, partition: &Partition, batch: &[Part]) -> Result<Vec<u8>, Fault> {
+async fn apply(
+    registry: &Registry,
+    partition: &Partition,
+    identity: &Arc<Identity>,
+    batch: &[Part],
+) -> Result<Vec<u8>, Fault> {
     let last_try = Instant::now() + partition.timeout();
     loop {
-        let identity = registry.identity();
-        let fault = match try_apply(registry, partition, &identity, batch, last_try).await {
+        let fault = match try_apply(registry, partition, identity, batch, last_try).await {
             Ok(answers) => return Ok(answers),
-            Err(Fault::Registry) => match registry.rejoin(Some(&identity)).await {
-                Ok(()) => Fault::Registry,
-                Err(fault) => return Err(fault),
-            },
+            Err(Fault::Registry) => registry.rejoin_same(identity).await?,
             Err(fault) => fault,
         };
-        if !matches!(fault, Fault::Undone(_) | Fault::Registry) || Instant::now() + RETRY >= last_try {
+        if !matches!(fault, Fault::Undone(_)) || Instant::now() + RETRY >= last_try {
             return Err(fault);
         }
         sleep(RETRY).await;
@@ -297,10 +190,10 @@ async fn try_apply(
 
 fn script(registry: &Registry, partition: &Partition, identity: &Identity, batch: &[Part], over: Instant) -> Call {
     let mut leases = Vec::<LeaseId>::new();
-    let (mut letters, mut sessions, mut places, mut bits, mut buckets) =
+    let (mut letters, mut sessions, mut places, mut offsets, mut buckets) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for Part { request, steps } in batch {
-        let place = request.change.lease().map_or(0, |lease| {
+    for part in batch {
+        let place = part.what().lease().map_or(0, |lease| {
             let known = leases.iter().position(|known| *known == lease);
             known.unwrap_or_else(|| {
                 leases.push(lease);
@@ -308,12 +201,12 @@ fn script(registry: &Registry, partition: &Partition, identity: &Identity, batch
             }) as u8
                 + 1
         });
-        for session in &request.left()[..*steps] {
+        for session in part.sessions() {
             let bucket = registry.bucket_of(identity, session);
-            letters.push(request.change.letter());
+            letters.push(part.what().letter());
             sessions.extend_from_slice(&session_bytes(session));
             places.push(place);
-            bits.extend_from_slice(&registry.lease_bit(bucket).to_be_bytes());
+            offsets.extend_from_slice(&registry.offset_of(bucket).to_be_bytes());
             buckets.push(bucket);
         }
     }
@@ -330,5 +223,5 @@ fn script(registry: &Registry, partition: &Partition, identity: &Identity, batch
     }
     let call = call.arg(&identity.birth).arg(partition.clock.until(over)).arg(partition.read_up_to());
     let call = call.arg(registry.options.retain_events).arg(registry.session_limit()).arg(&registry.new_mark()[..]);
-    call.arg(lease_bytes).arg(letters).arg(sessions).arg(places).arg(bits)
+    call.arg(lease_bytes).arg(letters).arg(sessions).arg(places).arg(offsets).arg(registry.buckets_a_bit())
 }

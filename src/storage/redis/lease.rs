@@ -106,7 +106,7 @@ impl Registry {
                     self.finish_ending(lease, &known).await?;
                     continue;
                 }
-                State::Gone => return Ok(false),
+                State::Ended(_) | State::Gone => return Ok(false),
             }
             let closing = closing.as_deref().unwrap_or("0");
             let adopted = self.with_identity(|identity| async move {

@@ -29,7 +29,7 @@ const FORMAT: &str = "2";
 /// How often a call is made again because the registry was replaced meanwhile.
 const TRIES: usize = 3;
 
-/// The most bits of the set of buckets that a lease has in a partition.
+/// The most bits of the set of buckets that a large lease has in a partition.
 const LEASE_BITS: u32 = 1 << 14;
 
 /// How many keys are deleted in one step.
@@ -42,6 +42,13 @@ pub(super) struct Identity {
     pub(super) birth: String,
     /// The secret key of the hash that puts sessions into buckets: ids are chosen by clients.
     hash_key: (u64, u64),
+}
+
+impl Identity {
+    /// Whether sessions are in the same buckets.
+    pub(super) fn has_same_buckets(&self, other: &Self) -> bool {
+        self.hash_key == other.hash_key
+    }
 }
 
 /// A registry in Redis.
@@ -140,11 +147,9 @@ impl Registry {
         ((u128::from(hasher.finish()) * u128::from(self.layout.buckets)) >> 64) as u32
     }
 
-    /// Where in a lease's set of buckets a bucket is. Neighbours share a bit where there are many: a set has 2 KiB at most.
-    pub(super) fn lease_bit(&self, bucket: u32) -> u16 {
-        let offset = bucket - self.first_bucket(self.partition_of(bucket));
-        // No more than LEASE_BITS.
-        (offset / self.buckets_a_bit()) as u16
+    /// Where in its partition a bucket is.
+    pub(super) fn offset_of(&self, bucket: u32) -> u32 {
+        bucket - self.first_bucket(self.partition_of(bucket))
     }
 
     /// The buckets of a partition that share the bits of leases' sets.
@@ -160,7 +165,8 @@ impl Registry {
         })
     }
 
-    fn buckets_a_bit(&self) -> u32 {
+    /// How many buckets share a bit of a lease's set: such a set has 2 KiB at most.
+    pub(super) fn buckets_a_bit(&self) -> u32 {
         let Layout { buckets, partitions } = self.layout;
         buckets.div_ceil(partitions).div_ceil(LEASE_BITS)
     }
@@ -231,6 +237,14 @@ impl Registry {
             }
         }
         Err(Fault::Registry)
+    }
+
+    /// Lets every partition join the registry that is there, as [`rejoin`](Self::rejoin). Gives the fault to go on with: the step may be done again
+    /// where sessions are in the same buckets as before.
+    pub(super) async fn rejoin_same(&self, known: &Identity) -> Result<Fault, Fault> {
+        self.rejoin(Some(known)).await?;
+        let is_same = self.identity().birth == known.birth;
+        Ok(if is_same { Fault::unsent("the registry was put together again") } else { Fault::Registry })
     }
 
     /// Moves the registry to a new id, because its log has lost changes, or a whole partition.

@@ -80,8 +80,8 @@ scripts! {
     apply = ["head", "append", "apply"];
     read = ["head", "mark_at", "read"];
     extent = ["head", "mark_at", "extent"];
-    marks = ["head", "mark_at", "marks"];
-    changes = ["head", "mark_at", "changes"];
+    marks = ["head", "mark_at", "holds_tail", "marks"];
+    changes = ["head", "mark_at", "holds_tail", "changes"];
     lease_grant = ["head", "lease_clock", "adopt", "lease_grant"];
     lease_keep = ["head", "lease_clock", "lease_keep"];
     lease_attach = ["head", "lease_attach"];

@@ -1,6 +1,6 @@
 //! The end of one partition's log, read by one connection for all who follow it in this process.
 
-use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, ops::Range, sync::Arc, time::Duration};
 
 use redis::Value;
 use tokio::{
@@ -10,9 +10,10 @@ use tokio::{
 
 use super::{
     channel::{Channel, Link},
-    entry::{Entry, mark_bytes},
+    entry::{Entry, mark_bytes, mark_in},
     fault::{Answer, Fault},
     partition::{ASK, Partition},
+    promised::{Promised, Unkept},
     registry::{Identity, Registry},
     servers::Servers,
 };
@@ -24,9 +25,15 @@ use crate::{
 /// The newest changes that are kept here. Who is further behind reads them from Redis by itself.
 const KEPT: usize = 1 << 14;
 
+/// So many ends of entries are kept at least: answers that are on their way name places that the tail has just passed.
+const ENDS_KEPT: usize = 1024;
+
 /// The most changes of one answer, and the most entries of one read.
 const CHANGES_AN_ANSWER: usize = 4096;
 const ENTRIES_A_READ: usize = 512;
+
+/// How often a place is asked for again that the tail has long passed.
+pub(super) const TRIES: usize = 3;
 
 /// A quiet connection is tried this often, and what is at its other end.
 const QUIET: Duration = Duration::from_secs(1);
@@ -46,12 +53,14 @@ pub(super) struct Tail {
 struct State {
     /// None until Redis has answered for the first time.
     registry_id: Option<RegistryId>,
-    /// The changes of the newest entries.
+    /// The newest changes.
     events: VecDeque<SessionEvent>,
-    /// The ends of these entries, and the place before them.
+    /// The ends of the newest entries: of those with these changes, and of some before them. None until the log was found.
     ends: VecDeque<LogPoint>,
     /// Where the log ended when it was last asked.
     log_end: Position,
+    /// What was told of the log ahead of that.
+    promised: Promised,
     /// Why the log cannot be read at present.
     fault: Option<Fault>,
 }
@@ -73,6 +82,7 @@ impl Tail {
             events: VecDeque::new(),
             ends: VecDeque::new(),
             log_end: Position(0),
+            promised: Promised::default(),
             fault: None,
         };
         Self {
@@ -117,7 +127,7 @@ impl Tail {
         }
     }
 
-    /// Reads changes from Redis; none where the log ends at that place.
+    /// Reads changes from Redis, of those that the tail has read; none where there are none after that place.
     async fn read(
         &self,
         registry: &Registry,
@@ -130,20 +140,25 @@ impl Tail {
             return Err(LogError::Restarted);
         }
         let partition = registry.partition(self.partition);
+        let tail = self.place(registry, identity).await.map_err(StorageError::from)?;
         let read = partition.run::<Vec<Value>>(ASK, |_| {
             let call = registry.call(&registry.scripts.changes, partition, &["log"], 0).arg(&identity.birth);
+            let call = call.arg(tail.position.0).arg(&mark_bytes(tail.mark)[..]);
             call.arg(after.position.0).arg(&mark_bytes(after.mark)[..]).arg(limit)
         });
         let entries = match read.await {
             Err(Fault::Script(Answer::Trimmed)) => return Err(LogError::Trimmed),
             Err(Fault::Script(Answer::Ahead | Answer::Other)) => return Err(LogError::Restarted),
+            Err(Fault::Script(Answer::Lost)) => {
+                self.has_lost_changes(registry, identity).await.map_err(StorageError::from)?;
+                return Err(LogError::Restarted);
+            }
             Err(Fault::Registry) => {
                 registry.rejoin(Some(identity)).await.map_err(StorageError::from)?;
                 return Err(LogError::Restarted);
             }
             entries => entries.map_err(StorageError::from)?,
         };
-        let has_entries = !entries.is_empty();
         let mut changes = Changes { events: Vec::new(), mark: after.mark };
         let mut end: Option<LogPoint> = None;
         for entry in entries {
@@ -156,17 +171,132 @@ impl Tail {
             if !follows {
                 break;
             }
+            end = Some(entry.end);
+            if entry.end.position > tail.position {
+                // Not without the tail, which knows what else this process has told of.
+                break;
+            }
             let skip = after.position.0.saturating_sub(entry.after.position.0) as usize;
             changes.events.extend(entry.events.into_iter().skip(skip));
             changes.mark = entry.end.mark;
-            end = Some(entry.end);
             if changes.events.len() >= limit {
                 changes.events.truncate(limit);
                 break;
             }
         }
         // Somebody deleted the entry that comes next.
-        if has_entries && end.is_none() { Err(LogError::Trimmed) } else { Ok(changes) }
+        let is_gone = changes.events.is_empty() && after.position < tail.position;
+        if is_gone { Err(LogError::Trimmed) } else { Ok(changes) }
+    }
+
+    /// How far the log reaches.
+    pub(super) async fn extent(&self, registry: &Registry, identity: &Identity) -> Result<Range<LogPoint>, Fault> {
+        let partition = registry.partition(self.partition);
+        for _ in 0..TRIES {
+            let found = registry.extent(partition, identity, None).await?;
+            if found.id.is_some_and(|id| id != identity.registry_id) {
+                return Err(Fault::Registry);
+            }
+            if self.promise(registry, identity, found.held.end).await? {
+                return Ok(found.held);
+            }
+        }
+        Err(too_fast())
+    }
+
+    /// The mark at a position of the log; none where the log does not hold it.
+    pub(super) async fn mark_at(
+        &self,
+        registry: &Registry,
+        identity: &Identity,
+        position: Position,
+    ) -> Result<Option<Mark>, Fault> {
+        // A script counts in doubles, and no log is that long.
+        if position.0 >= 1 << 53 {
+            return Ok(None);
+        }
+        let partition = registry.partition(self.partition);
+        for _ in 0..TRIES {
+            let tail = self.place(registry, identity).await?;
+            let asked = partition.run::<Vec<u8>>(ASK, |_| {
+                let call = registry.call(&registry.scripts.marks, partition, &["log"], 0).arg(&identity.birth);
+                call.arg(tail.position.0).arg(&mark_bytes(tail.mark)[..]).arg(position.0)
+            });
+            let mark = match asked.await {
+                Err(Fault::Script(Answer::Lost)) => return Err(self.has_lost_changes(registry, identity).await?),
+                asked => mark_in(&asked?),
+            };
+            match mark {
+                Some(mark) if position > tail.position => {
+                    if self.promise(registry, identity, LogPoint { position, mark }).await? {
+                        return Ok(Some(mark));
+                    }
+                }
+                mark => return Ok(mark),
+            }
+        }
+        Err(too_fast())
+    }
+
+    /// Sees that a place, which an answer names as the log's end, is of the history that is read here. A place ahead of what has been read is
+    /// compared when the tail comes to it, before anybody is told of what follows it. False when the place is too old for that: ask again.
+    pub(super) async fn promise(
+        &self,
+        registry: &Registry,
+        identity: &Identity,
+        point: LogPoint,
+    ) -> Result<bool, Fault> {
+        self.place(registry, identity).await?;
+        let partition = registry.partition(self.partition);
+        let mut outcome = Ok(true);
+        self.state.send_if_modified(|state| {
+            outcome = state.promise(identity.registry_id, point);
+            if outcome.is_ok() {
+                partition.has_read_up_to(point.position.0);
+            }
+            false
+        });
+        if matches!(outcome, Err(Fault::Script(Answer::Lost))) {
+            return Err(self.has_lost_changes(registry, identity).await?);
+        }
+        outcome
+    }
+
+    /// The place up to which the log of this registry has been read. Waits until the tail has found the log.
+    async fn place(&self, registry: &Registry, identity: &Identity) -> Result<LogPoint, Fault> {
+        let mut news = self.state.subscribe();
+        let mut identities = registry.identities();
+        let begins = async {
+            loop {
+                if **identities.borrow_and_update() != *identity {
+                    return Err(Fault::Registry);
+                }
+                {
+                    let state = news.borrow_and_update();
+                    match &state.fault {
+                        _ if state.registry_id == Some(identity.registry_id) => return Ok(state.end()),
+                        Some(fault) => return Err(fault.clone()),
+                        None => {}
+                    }
+                }
+                tokio::select! {
+                    _ = news.changed() => {}
+                    _ = identities.changed() => {}
+                }
+            }
+        };
+        let begun = timeout(registry.partition(self.partition).timeout(), begins).await;
+        begun.unwrap_or_else(|_| Err(Fault::unsent("the log has yet to be found")))
+    }
+
+    /// Gives the registry another id, since Redis no longer has what was read or told of here. Gives the fault with which to go on.
+    async fn has_lost_changes(&self, registry: &Registry, identity: &Identity) -> Result<Fault, Fault> {
+        if registry.identity().registry_id == identity.registry_id {
+            tracing::error!(partition = self.partition, "Redis has lost changes; observers start again");
+            registry.abandon(identity, "").await?;
+            registry.rejoin(Some(identity)).await?;
+        }
+        Ok(Fault::Registry)
     }
 
     /// Reads the log as it grows, for as long as it is polled.
@@ -175,11 +305,13 @@ impl Tail {
         loop {
             let began = Instant::now();
             let Err(fault) = self.follow(&registry).await;
-            if !matches!(fault, Fault::Registry) {
+            let is_changed = matches!(fault, Fault::Registry);
+            if !is_changed {
                 tracing::debug!(partition = self.partition, error = %fault, "the log cannot be read");
                 self.state.send_modify(|state| state.fault = Some(fault));
             }
-            if began.elapsed() > LAST_RETRY {
+            // Calls wait until the log of a registry that has changed its id is found.
+            if is_changed || began.elapsed() > LAST_RETRY {
                 pause = FIRST_RETRY;
             }
             sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
@@ -228,7 +360,7 @@ impl Tail {
                 }
                 checked => checked?,
             }
-            has_gap = self.misses_the_end(partition, link, &log).await?;
+            has_gap = self.misses_the_end(registry, partition, &identity, link, &log).await?;
             if has_gap {
                 continue;
             }
@@ -244,7 +376,7 @@ impl Tail {
                     }
                     _ = identities.changed() => return Err(Fault::Registry),
                 };
-                has_gap = !self.append(partition, answer)?;
+                has_gap = !self.append(registry, partition, &identity, answer).await?;
                 if has_gap {
                     break;
                 }
@@ -260,9 +392,9 @@ impl Tail {
         identity: &Identity,
         has_gap: bool,
     ) -> Result<(), Fault> {
-        let (is_known, end) = {
+        let (is_known, end, promised) = {
             let state = self.state.borrow();
-            (state.registry_id == Some(identity.registry_id), state.end())
+            (state.registry_id == Some(identity.registry_id), state.end(), state.promised.newest())
         };
         let known = partition.read_up_to();
         let found = registry.extent(partition, identity, is_known.then_some(end.position)).await?;
@@ -280,6 +412,7 @@ impl Tail {
             state.ends = [from].into();
             state.registry_id = Some(identity.registry_id);
             state.log_end = from.position;
+            state.promised = Promised::default();
             state.fault = None;
             partition.set_read_up_to(from.position.0);
         };
@@ -287,12 +420,9 @@ impl Tail {
             self.state.send_modify(|state| restart(state, found.held.end));
             return Ok(());
         }
-        if end.position.max(Position(known)) > found.held.end.position || found.at.is_some_and(|mark| mark != end.mark)
-        {
-            let (partition, read, newest) = (self.partition, end.position.0, found.held.end.position.0);
-            tracing::error!(partition, read, newest, "Redis has lost changes; observers start again");
-            registry.abandon(identity, "").await?;
-            return Err(Fault::Registry);
+        let told_of = end.position.max(Position(known)).max(promised.unwrap_or_default());
+        if told_of > found.held.end.position || found.at.is_some_and(|mark| mark != end.mark) {
+            return Err(self.has_lost_changes(registry, identity).await?);
         }
         self.state.send_if_modified(|state| {
             let had_fault = state.fault.take().is_some();
@@ -308,7 +438,14 @@ impl Tail {
     }
 
     /// Whether the log ends behind what was read, and Redis has nothing to give there: somebody deleted the newest entry.
-    async fn misses_the_end(&self, partition: &Partition, link: &Link, log: &str) -> Result<bool, Fault> {
+    async fn misses_the_end(
+        &self,
+        registry: &Registry,
+        partition: &Partition,
+        identity: &Identity,
+        link: &Link,
+        log: &str,
+    ) -> Result<bool, Fault> {
         let (end, log_end) = {
             let state = self.state.borrow();
             (state.end(), state.log_end)
@@ -320,11 +457,17 @@ impl Tail {
         read.arg("COUNT").arg(ENTRIES_A_READ).arg("STREAMS").arg(log);
         read.arg(format!("{}-{}", end.position.0, u64::MAX));
         let answer = timeout(partition.timeout(), link.send(&read)).await.map_err(|_| Fault::too_late())??;
-        Ok(answer == Value::Nil || !self.append(partition, answer)?)
+        Ok(answer == Value::Nil || !self.append(registry, partition, identity, answer).await?)
     }
 
     /// Takes up what was read. Tells whether all of it follows what is here.
-    fn append(&self, partition: &Partition, answer: Value) -> Result<bool, Fault> {
+    async fn append(
+        &self,
+        registry: &Registry,
+        partition: &Partition,
+        identity: &Identity,
+        answer: Value,
+    ) -> Result<bool, Fault> {
         let entries = match answer {
             Value::Nil => return Ok(true),
             Value::Array(mut streams) => match streams.pop() {
@@ -349,11 +492,26 @@ impl Tail {
             events.extend(entry.events);
         }
         if !ends.is_empty() {
-            self.state.send_modify(|state| state.append(events, ends, self.kept));
+            let mut is_same = true;
+            self.state.send_if_modified(|state| {
+                is_same = state.promised.pass(&ends);
+                if is_same {
+                    state.append(events, ends, self.kept);
+                }
+                is_same
+            });
+            if !is_same {
+                return Err(self.has_lost_changes(registry, identity).await?);
+            }
             partition.has_read_up_to(end.position.0);
         }
         Ok(is_next)
     }
+}
+
+/// The log has grown by more than what is kept here while Redis was asked about it, again and again.
+pub(super) fn too_fast() -> Fault {
+    Fault::unsent("the log grows faster than Redis can be asked about it")
 }
 
 impl State {
@@ -365,30 +523,52 @@ impl State {
     fn append(&mut self, events: Vec<SessionEvent>, ends: Vec<LogPoint>, kept: usize) {
         self.events.extend(events);
         self.ends.extend(ends);
-        // Whole entries are given up.
-        while self.events.len() > kept && self.ends.len() > 1 {
-            let (Some(start), Some(next)) = (self.ends.pop_front(), self.ends.front()) else { break };
-            self.events.drain(..(next.position.0 - start.position.0) as usize);
+        self.events.drain(..self.events.len().saturating_sub(kept));
+        let start = self.start();
+        while self.ends.len() > ENDS_KEPT && self.ends.get(1).is_some_and(|second| second.position <= start) {
+            self.ends.pop_front();
+        }
+    }
+
+    /// The position before the changes that are kept.
+    fn start(&self) -> Position {
+        Position(self.end().position.0 - self.events.len() as u64)
+    }
+
+    /// See [`Tail::promise`].
+    fn promise(&mut self, registry_id: RegistryId, point: LogPoint) -> Result<bool, Fault> {
+        if self.registry_id != Some(registry_id) {
+            return Err(Fault::Registry);
+        }
+        if point.position > self.end().position {
+            return match self.promised.keep(point) {
+                Ok(()) => Ok(true),
+                Err(Unkept::Lost) => Err(Fault::Script(Answer::Lost)),
+                Err(Unkept::Full) => Err(Fault::unsent("the log is not read as fast as it grows")),
+            };
+        }
+        match self.mark_at(point.position) {
+            Some(mark) if mark == point.mark => Ok(true),
+            Some(_) => Err(Fault::Script(Answer::Lost)),
+            None => Ok(false),
         }
     }
 
     fn after(&self, registry_id: RegistryId, after: LogPoint, limit: usize) -> Result<Known, LogError> {
-        let (Some(start), end) = (self.ends.front(), self.end()) else {
-            return self.elsewhere();
-        };
-        if self.registry_id != Some(registry_id) || after.position < start.position || after.position > end.position {
+        let (start, end) = (self.start(), self.end().position);
+        if self.registry_id != Some(registry_id) || after.position < start || after.position > end {
             return self.elsewhere();
         }
         if self.mark_at(after.position) != Some(after.mark) {
             return Err(LogError::Restarted);
         }
-        if after.position == end.position {
+        if after.position == end {
             return match &self.fault {
                 Some(_) => self.elsewhere(),
                 None => Ok(Known::None),
             };
         }
-        let skip = (after.position.0 - start.position.0) as usize;
+        let skip = (after.position.0 - start.0) as usize;
         let events: Vec<SessionEvent> = self.events.range(skip..).take(limit).copied().collect();
         let last = Position(after.position.0 + events.len() as u64);
         Ok(Known::Changes(Changes { events, mark: self.mark_at(last).unwrap_or_default() }))
@@ -401,8 +581,11 @@ impl State {
         }
     }
 
-    /// The mark of the entry that holds the change at a position, or at the place before all entries here.
+    /// The mark at a position, if the entry that holds its change is one of those whose ends are kept.
     fn mark_at(&self, position: Position) -> Option<Mark> {
+        if self.ends.front().is_none_or(|start| position < start.position) {
+            return None;
+        }
         let entry = self.ends.partition_point(|end| end.position < position);
         self.ends.get(entry).map(|end| end.mark)
     }

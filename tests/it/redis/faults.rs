@@ -392,8 +392,11 @@ async fn a_node_of_a_cluster_that_comes_back_empty_is_noticed() {
         let left = left_of(keys(0..400), &a).await;
         assert!(left.len() < 400);
         held.comes_to_hold(&left).await;
+        // The replica may have yet to begin with the new id.
         let mut late = a.watch(Start::After(old)).await;
-        late.is_reset(ResetReason::CursorForeign).await;
+        while !late.is_synced || late.resets.is_empty() {
+            late.read().await;
+        }
         late.comes_to_hold(&left).await;
         assert_eq!(a.storage.session_count().await.unwrap(), left.len() as u64);
         // The lease is gone with its node or lives on; it can be revoked in the latter case, and leaves no ghost.

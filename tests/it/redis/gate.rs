@@ -1,4 +1,4 @@
-//! A way to Redis that can be shut, and lets through later what was sent meanwhile.
+//! A way to Redis that can be shut, for all or for some commands, and lets through later what was sent meanwhile.
 
 use std::{io, net::SocketAddr};
 
@@ -18,25 +18,52 @@ const MOST_HELD: usize = 64 << 20;
 /// closed their connections by then.
 pub(super) struct Gate {
     addr: SocketAddr,
-    is_open: watch::Sender<bool>,
+    state: watch::Sender<State>,
+    /// Whether something has been held since it was shut.
+    has_held: watch::Sender<bool>,
     accepting: JoinHandle<()>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Open,
+    Shut,
+    /// Shut to what has this command in it.
+    ShutTo(&'static str),
+}
+
+impl State {
+    fn lets_through(self, bytes: &[u8]) -> bool {
+        match self {
+            Self::Open => true,
+            Self::Shut => false,
+            Self::ShutTo(command) => !bytes.windows(command.len()).any(|part| part == command.as_bytes()),
+        }
+    }
 }
 
 impl Gate {
     pub(super) async fn before(server: &RedisServer) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let (is_open, opens) = watch::channel(true);
-        let accepting = tokio::spawn(accept(listener, server.port, opens));
-        Self { addr, is_open, accepting }
+        let (state, has_held) = (watch::Sender::new(State::Open), watch::Sender::new(false));
+        let accepting = tokio::spawn(accept(listener, server.port, state.subscribe(), has_held.clone()));
+        Self { addr, state, has_held, accepting }
     }
 
     pub(super) fn shut(&self) {
-        self.is_open.send_replace(false);
+        self.state.send_replace(State::Shut);
+    }
+
+    /// Shuts it to a command, and waits until one is held.
+    pub(super) async fn shut_to(&self, command: &'static str) {
+        self.has_held.send_replace(false);
+        self.state.send_replace(State::ShutTo(command));
+        self.has_held.subscribe().wait_for(|has_held| *has_held).await.unwrap();
     }
 
     pub(super) fn open(&self) {
-        self.is_open.send_replace(true);
+        self.state.send_replace(State::Open);
     }
 
     /// The URL of a registry in the server behind it.
@@ -51,17 +78,17 @@ impl Drop for Gate {
     }
 }
 
-async fn accept(listener: TcpListener, port: u16, opens: watch::Receiver<bool>) {
+async fn accept(listener: TcpListener, port: u16, state: watch::Receiver<State>, has_held: watch::Sender<bool>) {
     let mut connections = JoinSet::new();
     loop {
         let Ok((client, _)) = listener.accept().await else { continue };
-        let opens = opens.clone();
+        let (state, has_held) = (state.clone(), has_held.clone());
         connections.spawn(async move {
             let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
             let _ = (client.set_nodelay(true), server.set_nodelay(true));
             let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
             // The server may close the connection only when it has read everything.
-            let (_, _) = tokio::join!(pass(from_client, to_server, opens), answer(from_server, to_client));
+            let (_, _) = tokio::join!(pass(from_client, to_server, state, has_held), answer(from_server, to_client));
         });
         while connections.try_join_next().is_some() {}
     }
@@ -71,22 +98,28 @@ async fn accept(listener: TcpListener, port: u16, opens: watch::Receiver<bool>) 
 async fn pass(
     mut from: tcp::OwnedReadHalf,
     mut to: tcp::OwnedWriteHalf,
-    mut opens: watch::Receiver<bool>,
+    mut state: watch::Receiver<State>,
+    has_held: watch::Sender<bool>,
 ) -> io::Result<()> {
     let (mut held, mut is_over) = (Vec::new(), false);
     while !is_over || !held.is_empty() {
         tokio::select! {
-            is_open = async { opens.wait_for(|is_open| *is_open).await.is_ok() }, if !held.is_empty() => {
-                if !is_open {
+            changed = state.changed(), if !held.is_empty() => {
+                if changed.is_err() {
                     return Ok(());
                 }
-                to.write_all(&held).await?;
-                held.clear();
             }
             read = from.read_buf(&mut held), if !is_over => {
                 is_over = !matches!(read, Ok(1..));
                 assert!(held.len() < MOST_HELD, "a client sends on and on");
             }
+        }
+        let lets_through = state.borrow_and_update().lets_through(&held);
+        if lets_through {
+            to.write_all(&held).await?;
+            held.clear();
+        } else {
+            has_held.send_replace(true);
         }
     }
     to.shutdown().await

@@ -1,10 +1,20 @@
 //! A Redis that goes back to an old state and on from there, differently: no cursor of the history that was lost is taken for a place in
 //! the new one.
 
+use std::time::Duration;
+
 use redis::cmd;
-use sessiond::{session::SessionKey, subject::Start};
+use sessiond::{
+    session::SessionKey,
+    storage::{LogError, LogPoint, Position},
+    subject::Start,
+};
+use tokio::time::{sleep, timeout};
 
 use super::{
+    ROOMY,
+    gate::Gate,
+    open,
     replica::{Replica, create, eventually, keys},
     server::{RedisServer, ServerKind, on_each_server},
 };
@@ -45,6 +55,7 @@ on_each_server! {
     [#[tokio::test]] a_snapshot_that_spans_a_replacement_is_exact;
     [#[tokio::test]] a_reload_of_the_same_data_resets_nobody;
     [#[tokio::test]] a_failover_that_nobody_saw_resets_the_cursors_of_lost_changes;
+    [#[tokio::test]] what_was_told_of_a_lost_history_is_not_gone_on_from;
 }
 
 async fn a_dump_that_is_loaded_twice_honours_no_cursor_of_the_time_before(kind: ServerKind) {
@@ -208,4 +219,60 @@ async fn a_failover_that_nobody_saw_resets_the_cursors_of_lost_changes(kind: Ser
     let mut on = b.resume(kept, &keys(0..50)).await;
     on.comes_to_hold(&dump_and(200..260)).await;
     assert_eq!(on.resets, [], "the new master has all up to that cursor");
+}
+
+/// By what a handle tells of a place in the log.
+#[derive(Clone, Copy, Debug)]
+enum Told {
+    Buckets,
+    Marks,
+    End,
+}
+
+/// A handle tells of a place that its tail has yet to read. Redis loses that place, and nothing that the tail has read, and goes on past it.
+async fn what_was_told_of_a_lost_history_is_not_gone_on_from(kind: ServerKind) {
+    for told in [Told::Buckets, Told::Marks, Told::End] {
+        let server = kind.start(kind.with_debug());
+        let gate = Gate::before(&server).await;
+        let parameters = "timeout_ms=3000&buckets=64";
+        let storage = open(&gate.url(parameters), ROOMY).await;
+        create(&*storage, &keys(0..50)).await;
+        server.save();
+        let log = storage.log().await.unwrap();
+        let (id, mut after) = (log.registry_id, log.partitions[0].start);
+        while after != log.partitions[0].end {
+            after = after.past(&storage.changes_after(id, 0, after, 100).await.unwrap());
+        }
+        gate.shut_to("XREAD").await;
+
+        let other = open(&server.url(parameters), ROOMY).await;
+        create(&*other, &keys(50..80)).await;
+        drop(other);
+        let ahead = match told {
+            Told::Buckets => storage.read_buckets(id, &[after], 0, 1000).await.unwrap().points[0],
+            Told::Marks => {
+                let position = Position(75);
+                LogPoint { position, mark: storage.marks(&[position]).await.unwrap()[0].unwrap() }
+            }
+            Told::End => storage.log().await.unwrap().partitions[0].end,
+        };
+        assert!(ahead.position > after.position, "the tail does not get there");
+
+        server.reload_dump();
+        let writer = open(&server.url(parameters), ROOMY).await;
+        create(&*writer, &keys(100..200)).await;
+        gate.open();
+        let follows = async {
+            loop {
+                match storage.changes_after(id, 0, after, 10).await {
+                    Ok(changes) => after = after.past(&changes),
+                    Err(LogError::Restarted) => return,
+                    Err(LogError::Storage(_)) => sleep(Duration::from_millis(20)).await,
+                    Err(error) => panic!("{error}"),
+                }
+                assert!(after.position < ahead.position, "{told:?}: went on past {ahead:?} in another history");
+            }
+        };
+        timeout(Duration::from_secs(20), follows).await.unwrap();
+    }
 }

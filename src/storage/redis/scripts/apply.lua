@@ -3,8 +3,8 @@
 -- bucket.
 -- ARGV: birth, until when the script is good, the position that the caller has read up to, retained changes, most sessions
 -- (-1: the partition's quota), a random mark, the leases (8 bytes each), a letter for each step, the sessions of the steps
--- (16 bytes each), the leases of the steps (a byte each: the number of the lease, or 0), the bits of their buckets in the
--- leases' sets (2 bytes each).
+-- (16 bytes each), the leases of the steps (a byte each: the number of the lease, or 0), where their buckets are in the
+-- partition (4 bytes each), how many buckets share a bit of a lease's set.
 -- A step creates ('c', or 'C' under a lease) or destroys ('d', or 'D' only under the lease).
 -- Gives the time, the end of the log, and a letter for each step: 0 nothing changed, 1 it did, L the lease is not attached here, F the
 -- partition is full, M there is no memory for it. LATE or BEHIND, and nothing changed, when the script is no longer good, or
@@ -15,7 +15,7 @@ end
 if last < tonumber(ARGV[3]) then
     return redis.error_reply('BEHIND the log ends at ' .. text(last))
 end
-local most, leases, letters, sessions, places, bits = tonumber(ARGV[5]), ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
+local most, leases, letters, sessions, places, offsets = tonumber(ARGV[5]), ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
 local sub, byte, keys = string.sub, string.byte, KEYS
 local lease_count = #leases / 8
 local slot_of = {}
@@ -59,6 +59,51 @@ end
 -- Once a session had no room, none has: a batch must not go on past it.
 local full = false
 
+-- A lease's set of buckets holds their numbers as long as it has few, and then bits that may each stand for several: bits take less
+-- memory, but whoever ends a small lease must not look for its sessions in thousands of buckets.
+local FEW = 256
+-- How many numbers a set holds; false where it holds bits.
+local a_bit, size_of = tonumber(ARGV[12]), {}
+local function as_bits(numbers)
+    local bytes, last_byte = {}, 0
+    for _, number in ipairs(numbers) do
+        local place = math.floor(number / a_bit)
+        -- Redis counts bits from the highest.
+        local at, value = math.floor(place / 8), 2 ^ (7 - place % 8)
+        local others = bytes[at] or 0
+        if math.floor(others / value) % 2 == 0 then
+            bytes[at] = others + value
+        end
+        last_byte = math.max(last_byte, at)
+    end
+    local chars = {}
+    for at = 0, last_byte do
+        chars[at + 1] = string.char(bytes[at] or 0)
+    end
+    return table.concat(chars)
+end
+-- Adds the bucket of a step to the set of its lease. Gives an error where there is no room.
+local function add_bucket(place, step)
+    local key = keys[5 + place]
+    local a, b, c, d = byte(offsets, step * 4 - 3, step * 4)
+    local number = ((a * 256 + b) * 256 + c) * 256 + d
+    if size_of[place] == nil then
+        size_of[place] = call('TYPE', key).ok ~= 'string' and call('SCARD', key)
+    end
+    if not size_of[place] then
+        return pcall('SETBIT', key, math.floor(number / a_bit), 1)
+    end
+    local done = pcall('SADD', key, number)
+    if done == 1 then
+        size_of[place] = size_of[place] + 1
+        if size_of[place] > FEW then
+            done = pcall('SET', key, as_bits(call('SMEMBERS', key)))
+            size_of[place], done = done.err and FEW, done.err and done or 1
+        end
+    end
+    return done
+end
+
 -- Creates a session under the lease of the step, or moves it there. Gives the answer, or an error.
 local function create_leased(step, bucket, session)
     local place = byte(places, step)
@@ -75,8 +120,7 @@ local function create_leased(step, bucket, session)
         full = true
         return 'F'
     end
-    local high, low = byte(bits, step * 2 - 1, step * 2)
-    local done = pcall('SETBIT', keys[5 + place], high * 256 + low, 1)
+    local done = add_bucket(place, step)
     if type(done) ~= 'table' then
         done = pcall('HSET', bucket, session, slot)
     end

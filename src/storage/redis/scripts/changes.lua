@@ -1,17 +1,18 @@
 -- Reads entries of the log that hold the changes after a place.
--- KEYS: meta, log. ARGV: birth, the place's position and mark, how many changes are enough.
+-- KEYS: meta, log. ARGV: birth, the position and mark up to which the caller has read, the place's position and mark, how many changes are
+-- enough.
 -- Gives entries as XRANGE does, the first with the change after the place. AHEAD, TRIMMED or OTHER when the log does not reach the place, no
 -- longer holds what follows it, or has another mark there.
-local position, known = tonumber(ARGV[2]), mark_at(tonumber(ARGV[2]))
+local position, known = tonumber(ARGV[4]), mark_at(tonumber(ARGV[4]))
 if position > last then
     return redis.error_reply('AHEAD the log ends at ' .. text(last))
 elseif not known then
     return redis.error_reply('TRIMMED the log no longer holds what follows that position')
-elseif known ~= ARGV[3] then
+elseif known ~= ARGV[5] then
     return redis.error_reply('OTHER the log has another history')
 end
 local entries, found, from = {}, 0, text(position + 1)
-while found < tonumber(ARGV[4]) do
+while found < tonumber(ARGV[6]) do
     local some = call('XRANGE', KEYS[2], from, '+', 'COUNT', 32)
     for _, entry in ipairs(some) do
         local final, changes = string.match(entry[1], '^(%d+)-(%d+)$')

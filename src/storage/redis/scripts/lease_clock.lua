@@ -1,5 +1,5 @@
--- The clock that leases go by, in the first partition. Only looks (lease_look) move it on, each by 500 ms at most: so it stands still while
+-- The clock that leases go by, in the first partition. Only looks (lease_look) move it on, each by 350 ms at most: so it stands still while
 -- nobody can keep a lease alive. A deadline counts from the latest time that it may be, so that no lease ends too early.
-local LONGEST_LOOK = 500
+local LONGEST_LOOK = 350
 local lease_time = tonumber(call('HGET', meta, 'lease_time'))
 local lease_now = lease_time + LONGEST_LOOK

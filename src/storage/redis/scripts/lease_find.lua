@@ -1,11 +1,17 @@
 -- Tells where the sessions of closed leases may be. KEYS: meta, closed leases, sessions held by slot, for each lease its set of buckets.
 -- ARGV: birth, the leases.
--- Gives for each lease its slot ('' when it is not closed here), how many sessions are under it and its set of buckets.
+-- Gives for each lease its slot ('' when it is not closed here), how many sessions are under it and its set of buckets: numbers or bits,
+-- see apply.lua.
 local found = {}
 for i = 2, #ARGV do
-    local slot = call('HGET', KEYS[2], ARGV[i])
+    local slot, set = call('HGET', KEYS[2], ARGV[i]), ''
+    if slot then
+        local is_bits = call('TYPE', KEYS[2 + i]).ok == 'string'
+        set = is_bits and call('GET', KEYS[2 + i]) or call('SMEMBERS', KEYS[2 + i])
+    end
     found[#found + 1] = slot or ''
-    found[#found + 1] = slot and tonumber(call('HGET', KEYS[3], slot) or 0) or 0
-    found[#found + 1] = slot and call('GET', KEYS[2 + i]) or ''
+    -- Below zero once somebody has meddled with the counts: there may be some.
+    found[#found + 1] = slot and math.abs(tonumber(call('HGET', KEYS[3], slot) or 0)) or 0
+    found[#found + 1] = set
 end
 return found

@@ -1,11 +1,11 @@
 -- Destroys sessions under closed leases, or, when none is named, under slots that are not known here because a key was lost.
 -- KEYS: meta, log, closed leases, slots, sessions held by slot, the buckets.
--- ARGV: birth, a random mark, retained changes, how many sessions are enough, the cursor in the first bucket, and for each lease its id,
--- its slot and the letter of its sessions' events.
+-- ARGV: birth, a random mark, retained changes, how many sessions are enough, the cursor in the first bucket, '1' when the counts of sessions
+-- are not to be trusted, and for each lease its id, its slot and the letter of its sessions' events.
 -- Gives how many buckets are done, the cursor in the next one, how many sessions were destroyed, and of these how many for each lease.
 local enough, cursor = tonumber(ARGV[4]), ARGV[5]
 local lease_of, letter_of, destroyed = {}, {}, {}
-for i = 6, #ARGV, 3 do
+for i = 7, #ARGV, 3 do
     -- Not when somebody else has swept it.
     if call('HGET', KEYS[3], ARGV[i]) == ARGV[i + 1] then
         lease_of[ARGV[i + 1]], letter_of[ARGV[i + 1]] = ARGV[i], string.upper(ARGV[i + 2])
@@ -13,7 +13,7 @@ for i = 6, #ARGV, 3 do
 end
 local is_known, looked_at = {[''] = true}, 0
 local function tail_of(slot)
-    if #ARGV > 5 then
+    if #ARGV > 6 then
         return lease_of[slot]
     end
     if is_known[slot] == nil then
@@ -24,11 +24,13 @@ end
 
 -- How many sessions are left to find, where that is known: once there are none, the other buckets need not be looked at.
 local left = 0
-if #ARGV == 5 or call('HGET', meta, 'uncounted') then
+if #ARGV == 6 or ARGV[6] == '1' or call('HGET', meta, 'uncounted') then
     left = math.huge
 end
 for slot in pairs(lease_of) do
-    left = left + (tonumber(call('HGET', KEYS[5], slot)) or math.huge)
+    local held = tonumber(call('HGET', KEYS[5], slot))
+    -- Below zero once somebody has meddled with the counts.
+    left = left + (held and held >= 0 and held or math.huge)
 end
 
 -- The fields and values of a bucket among which there may be such sessions, and the cursor behind them.
@@ -36,6 +38,8 @@ local function look(bucket)
     local size = cursor == '0' and call('HLEN', bucket) or math.huge
     if size > enough then
         return unpack(call('HSCAN', bucket, cursor, 'COUNT', enough))
+    elseif size > 0 and size <= 4 then
+        return '0', call('HGETALL', bucket)
     elseif size > 0 then
         for _, slot in ipairs(call('HVALS', bucket)) do
             if tail_of(slot) then
@@ -87,7 +91,7 @@ for _, one in ipairs(gone) do
     call('HDEL', one[1], one[2])
 end
 local counts = {}
-for i = 6, #ARGV, 3 do
+for i = 7, #ARGV, 3 do
     counts[#counts + 1] = destroyed[ARGV[i + 1]] or 0
 end
 return {done, cursor, #gone, counts}

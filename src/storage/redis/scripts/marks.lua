@@ -1,2 +1,3 @@
--- Gives the mark at a position, '' where the log does not hold it. KEYS: meta, log. ARGV: birth, position.
-return mark_at(tonumber(ARGV[2])) or ''
+-- Gives the mark at a position, '' where the log does not hold it.
+-- KEYS: meta, log. ARGV: birth, the position and mark up to which the caller has read, the position.
+return mark_at(tonumber(ARGV[4])) or ''

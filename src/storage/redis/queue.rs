@@ -1,0 +1,181 @@
+//! The calls that wait for one partition.
+//!
+//! While Redis answers for some, others gather, and the next script or pipeline takes some sessions of each. An idle partition adds no delay; a
+//! busy one spreads the cost over hundreds of sessions, and a call with many sessions does not hold up one with few.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
+};
+
+use super::{fault::Fault, registry::Identity};
+use crate::session::SessionKey;
+
+/// The most sessions that wait.
+const MAX_QUEUED: usize = 1 << 18;
+
+/// How much is taken at once.
+pub(super) struct Limits {
+    /// The most sessions.
+    pub(super) sessions: usize,
+    /// The most sessions of one call while others wait.
+    pub(super) share: usize,
+    /// The most calls.
+    pub(super) calls: usize,
+}
+
+/// See the [module](self). Calls ask for `T`, and get an `A` for each session.
+pub(super) struct Queue<T, A> {
+    state: Mutex<State<T, A>>,
+    added: Notify,
+}
+
+struct State<T, A> {
+    requests: VecDeque<Request<T, A>>,
+    sessions: usize,
+}
+
+struct Request<T, A> {
+    what: T,
+    /// The registry by which the sessions were found to be of this partition.
+    identity: Arc<Identity>,
+    sessions: Vec<SessionKey>,
+    /// One for each session that is done.
+    answers: Vec<A>,
+    /// Since when nothing was done for it.
+    waits_since: Instant,
+    reply: oneshot::Sender<Result<Vec<A>, Fault>>,
+}
+
+/// Some sessions of a call.
+pub(super) struct Part<T, A> {
+    request: Request<T, A>,
+    count: usize,
+}
+
+impl<T, A> Request<T, A> {
+    fn left(&self) -> &[SessionKey] {
+        &self.sessions[self.answers.len()..]
+    }
+
+    fn answer(self, outcome: Result<(), Fault>) {
+        let Self { reply, answers, .. } = self;
+        // Nobody may wait for it any more.
+        drop(reply.send(outcome.map(|()| answers)));
+    }
+}
+
+impl<T, A> Part<T, A> {
+    pub(super) fn what(&self) -> &T {
+        &self.request.what
+    }
+
+    pub(super) fn sessions(&self) -> &[SessionKey] {
+        &self.request.left()[..self.count]
+    }
+
+    /// Tells the call that it has failed.
+    pub(super) fn fail(self, fault: Fault) {
+        self.request.answer(Err(fault));
+    }
+}
+
+impl<T, A> Default for Queue<T, A> {
+    fn default() -> Self {
+        Self { state: Mutex::new(State { requests: VecDeque::new(), sessions: 0 }), added: Notify::new() }
+    }
+}
+
+impl<T, A> Queue<T, A> {
+    /// Waits for the answers for sessions that are of this partition by `identity`. [`Fault::Registry`] when the registry was made anew meanwhile:
+    /// they may be of another partition now.
+    pub(super) async fn ask(
+        &self,
+        what: T,
+        identity: Arc<Identity>,
+        sessions: Vec<SessionKey>,
+    ) -> Result<Vec<A>, Fault> {
+        let (reply, answers) = oneshot::channel();
+        {
+            let mut state = self.state.lock();
+            if state.sessions + sessions.len() > MAX_QUEUED {
+                return Err(Fault::unsent("too many calls wait for Redis"));
+            }
+            state.sessions += sessions.len();
+            let waits_since = Instant::now();
+            state.requests.push_back(Request { what, identity, sessions, answers: Vec::new(), waits_since, reply });
+        }
+        self.added.notify_one();
+        // The task that takes them ends with the storage alone, whose calls are over then.
+        answers.await.unwrap_or_else(|_| Err(Fault::unsent("the storage is closed")))
+    }
+
+    /// Waits for calls, and takes some sessions of each, of those that came first first. `identity` tells which registry is there now. Calls that
+    /// waited for `timeout` fail.
+    pub(super) async fn take(
+        &self,
+        limits: &Limits,
+        timeout: Duration,
+        identity: impl Fn() -> Arc<Identity>,
+    ) -> (Arc<Identity>, Vec<Part<T, A>>) {
+        loop {
+            let identity = identity();
+            let parts = self.try_take(limits, timeout, &identity);
+            if !parts.is_empty() {
+                return (identity, parts);
+            }
+            self.added.notified().await;
+        }
+    }
+
+    fn try_take(&self, limits: &Limits, timeout: Duration, identity: &Identity) -> Vec<Part<T, A>> {
+        let mut state = self.state.lock();
+        let State { requests, sessions } = &mut *state;
+        let mut parts = Vec::new();
+        let mut room = limits.sessions;
+        while room > 0 && parts.len() < limits.calls {
+            let Some(request) = requests.pop_front() else { break };
+            let left = request.left().len();
+            *sessions -= left;
+            if request.reply.is_closed() {
+                continue;
+            }
+            if !request.identity.has_same_buckets(identity) {
+                request.answer(Err(Fault::Registry));
+                continue;
+            }
+            // They are told so while there is time: asking Redis takes some.
+            if request.waits_since.elapsed() >= timeout {
+                request.answer(Err(Fault::unsent("Redis did not get to it in time")));
+                continue;
+            }
+            let share = if requests.is_empty() { room } else { room.min(limits.share) };
+            let count = left.min(share);
+            room -= count;
+            parts.push(Part { request, count });
+        }
+        // What others left is for those who have more.
+        for part in &mut parts {
+            let more = room.min(part.request.left().len() - part.count);
+            part.count += more;
+            room -= more;
+        }
+        parts
+    }
+
+    /// Takes an answer for each of a part's sessions, or for those up to one that ends the call. What has more to ask comes last from now on.
+    pub(super) fn give(&self, part: Part<T, A>, answers: impl IntoIterator<Item = A>, is_over: bool) {
+        let mut request = part.request;
+        request.answers.extend(answers);
+        if is_over || request.left().is_empty() {
+            return request.answer(Ok(()));
+        }
+        request.waits_since = Instant::now();
+        let mut state = self.state.lock();
+        state.sessions += request.left().len();
+        state.requests.push_back(request);
+    }
+}
