@@ -109,8 +109,20 @@ async fn benchmark(redis: &Server) -> Vec<String> {
     let hash: String = cmd("SCRIPT").arg("LOAD").arg(SCRIPT).query_async(&mut connection).await.unwrap();
     let keys = ["{b:0}:meta", "{b:0}:log", "{b:0}:attached", "{b:0}:slots", "{b:0}:held", "{b:0}:b0"];
     // Good for ever, and no lease.
-    let args =
-        [&birth, "9000000000000000", "0", "1048576", "1000000000", "one mark", "", "c", "0000__rand_int__", "0", "00"];
+    let args = [
+        &birth,
+        "9000000000000000",
+        "0",
+        "1048576",
+        "1000000000",
+        "one mark",
+        "",
+        "1",
+        "c0000__rand_int__",
+        "0",
+        "0000",
+        "1",
+    ];
     let command = ["EVALSHA", &hash, "6"].into_iter().chain(keys).chain(args);
     command.map(str::to_owned).collect()
 }

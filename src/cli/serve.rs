@@ -103,7 +103,7 @@ pub(crate) struct ServeArgs {
 
     /// The longest time that an outage of the storage gives to leases with a shorter ttl. After an outage of length T each
     /// lease lives for its ttl again, and for at least T + 20 s or this, whichever is shorter: gRPC libraries may wait for two
-    /// minutes before they reconnect. Only Redis storages use it; with memory: and file: each lease gets its ttl.
+    /// minutes before they reconnect. A restart on a file and a pause of this process for more than 5 s are such outages, too.
     #[arg(long, env = "SESSIOND_OUTAGE_GRACE", value_name = "DURATION", default_value = "150s",
         value_parser = parse_duration)]
     outage_grace: Duration,

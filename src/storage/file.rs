@@ -13,12 +13,15 @@
 mod backup;
 mod checkpoint;
 mod disk;
+mod downtime;
 mod error;
 mod load;
+mod making;
 mod openings;
 mod probe;
 mod rounds;
 mod store;
+mod watched;
 mod writer;
 
 use std::{
@@ -87,8 +90,9 @@ impl FileStorage {
     }
 
     fn open_blocking(disk: Arc<dyn Disk>, path: &Path, options: StorageOptions) -> Result<Self, FileError> {
-        let StorageOptions { retain_events, max_sessions, max_leases, .. } = options;
-        let options = MemoryOptions { retain_events, max_sessions, max_leases, ..MemoryOptions::default() };
+        let StorageOptions { retain_events, max_sessions, max_leases, outage_grace } = options;
+        let options =
+            MemoryOptions { retain_events, max_sessions, max_leases, outage_grace, ..MemoryOptions::default() };
         let probe = Probe::new(Arc::clone(&disk), path);
         let store = Store::open(disk, path, options.buckets)?;
         let loaded = load::load(&store, options).map_err(|error| FileError::damaged(path, error))?;

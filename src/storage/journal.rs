@@ -153,7 +153,7 @@ impl Journal {
         let stalled = format!("a write has not completed for {PATIENCE:?}");
         let stalled = WriteRefusal::new(RefusalCause::DiskStalled, &stalled);
         // It may have got there in the meantime, and then there is no outage.
-        if self.waiters.fail_unless_durable(lsn, stalled.clone()) { Err(stalled) } else { Ok(()) }
+        if self.waiters.fail(lsn, stalled.clone()) { Err(stalled) } else { Ok(()) }
     }
 
     /// Waits until something is pending, and for no longer than `limit`.
@@ -187,14 +187,20 @@ impl Journal {
         self.waiters.publish(lsn);
     }
 
-    /// Says that nothing gets to the disk, until something does. Tells whether that is news.
-    pub(super) fn fail(&self, outage: WriteRefusal) -> bool {
-        self.waiters.fail(outage)
+    /// Says that the record `lsn` does not get to the disk. Nothing is admitted then until records get there; if that one is there
+    /// already, this changes nothing.
+    pub(super) fn fail(&self, lsn: Lsn, outage: WriteRefusal) {
+        self.waiters.fail(lsn, outage);
     }
 
-    /// Whether an outage has ended since this was last asked.
-    pub(super) fn has_recovered(&self) -> bool {
-        self.waiters.has_recovered()
+    /// Says that nothing gets to the disk ever again.
+    pub(super) fn end(&self, refusal: WriteRefusal) {
+        self.waiters.end(refusal);
+    }
+
+    /// How long an outage took that has ended since this was last asked.
+    pub(super) fn recovered_after(&self) -> Option<Duration> {
+        self.waiters.recovered_after()
     }
 
     /// Lets the writer end when nothing is pending any more.
@@ -219,5 +225,49 @@ impl fmt::Debug for Journal {
             .field("newest", &self.newest)
             .field("durable", &self.waiters.durable())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::session::{LeaseId, SessionKey};
+
+    fn is_admitted(journal: &Journal) -> bool {
+        journal.admit().now_or_never().is_some_and(|admitted| admitted.is_ok())
+    }
+
+    #[test]
+    fn no_outage_is_left_when_all_records_are_on_disk() {
+        let outage = || WriteRefusal::new(RefusalCause::DiskFailed, "gone");
+        let record = Record::Created { session: SessionKey::new(0, 1), lease: LeaseId::from_number(1) };
+        for seed in 0..2000 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let journal = Journal::new(Lsn(0));
+            let mut taken = Vec::new();
+            let mut on_disk = Lsn(0);
+            for _ in 0..random.usize(1..30) {
+                match random.u32(..6) {
+                    0 | 1 => drop(journal.record(record)),
+                    2 => {
+                        let batch = journal.take();
+                        if batch.records > 0 {
+                            taken.push(batch.last());
+                        }
+                    }
+                    3 if !taken.is_empty() => {
+                        on_disk = taken.remove(0);
+                        journal.publish(on_disk);
+                    }
+                    // Late as well: of records that have got to the disk since.
+                    _ => journal.fail(Lsn(random.u64(..=journal.newest().0)), outage()),
+                }
+                assert!(on_disk < journal.newest() || is_admitted(&journal), "seed {seed}");
+            }
+            journal.publish(journal.newest());
+            assert!(is_admitted(&journal), "seed {seed}");
+        }
     }
 }

@@ -28,7 +28,7 @@ use async_trait::async_trait;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep;
 
 use self::{
     bucket::Bucket,
@@ -40,7 +40,7 @@ use self::{
 };
 use super::{
     BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage,
-    StorageError, WriteRefusal,
+    StorageError, StorageOptions, WriteRefusal,
     journal::{Journal, Lsn},
 };
 use crate::{
@@ -67,11 +67,14 @@ const SESSIONS_A_SWEEP: usize = 512;
 /// before other tasks run, so they are few.
 const SWEEPS_AT_ONCE: usize = 8;
 
-/// The clock of the leases is looked at this often at least. When it was not for so much longer that gateways may have
-/// missed their turn, then this process was stopped or starved, and every lease gets a full ttl again: an outage of the
-/// registry kills no session.
-const CLOCK_CHECK: Duration = Duration::from_millis(250);
-const OUTAGE: Duration = Duration::from_secs(1);
+/// The clock of the leases is looked at this often while there are any.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// When nobody looked for so long, this process was stopped, and gateways may have lost their connections.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// What gateways need after an outage, beyond its length, to connect again: gRPC's backoff grows with it.
+const BEYOND_OUTAGE: Duration = Duration::from_secs(20);
 
 /// The storage in this process' memory.
 ///
@@ -85,6 +88,7 @@ pub struct MemoryStorage {
     leases: Leases,
     session_count: AtomicU64,
     max_sessions: u64,
+    outage_grace: Duration,
     /// Where changes are recorded that must be on disk before anybody is told of them. None where they end with the process.
     journal: Option<Arc<Journal>>,
 }
@@ -103,11 +107,21 @@ pub struct MemoryOptions {
     pub max_sessions: u64,
     /// How many leases there may be.
     pub max_leases: u64,
+    /// The longest time that an outage gives to leases, as
+    /// [`StorageOptions::outage_grace`](super::StorageOptions::outage_grace) says.
+    pub outage_grace: Duration,
 }
 
 impl Default for MemoryOptions {
     fn default() -> Self {
-        Self { buckets: 4096, partitions: 1, retain_events: 1 << 20, max_sessions: 200_000_000, max_leases: 1_000_000 }
+        Self {
+            buckets: 4096,
+            partitions: 1,
+            retain_events: 1 << 20,
+            max_sessions: 200_000_000,
+            max_leases: 1_000_000,
+            outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
+        }
     }
 }
 
@@ -135,6 +149,7 @@ impl MemoryStorage {
             leases: Leases::new(options.max_leases, journal.clone()),
             session_count: AtomicU64::new(0),
             max_sessions: options.max_sessions,
+            outage_grace: options.outage_grace,
             journal,
         }
     }
@@ -157,6 +172,11 @@ impl MemoryStorage {
             let bucket = held.bucket(nth);
             told(bucket.find(spot.hash, session).is_some(), bucket.recorded(session));
         }
+    }
+
+    /// How long every lease lives at least after an outage; none if its length is unknown.
+    fn grace_after(&self, outage: Option<Duration>) -> Duration {
+        outage.map_or(self.outage_grace, |outage| (outage + BEYOND_OUTAGE).min(self.outage_grace))
     }
 
     /// Asks whether changes can be made at present.
@@ -217,9 +237,11 @@ impl MemoryStorage {
         let made: Vec<_> = sessions
             .iter()
             .enumerate()
-            .map(|(nth, session)| Made::new(nth, bucket_index, SessionEvent { session: *session, change }))
+            .map(|(nth, session)| {
+                Made::new(nth, bucket_index, SessionEvent { session: *session, change }, Some(lease.id))
+            })
             .collect();
-        self.append(&made, None, |made, lsn| self.note(&mut bucket, made.session(), lsn));
+        self.append(&made, |made, lsn| self.note(&mut bucket, made.session(), lsn));
         if !sessions.is_empty() {
             self.fit(&mut bucket, false);
         }
@@ -280,7 +302,13 @@ impl SessionStorage for MemoryStorage {
 
     async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
         let lease = match lease {
-            Some(id) => Some((id, self.leases.get(id).ok_or(StorageError::UnknownLease(id))?)),
+            Some(id) => match self.leases.get(id) {
+                Some(lease) => Some((id, lease)),
+                None => {
+                    self.durable(self.leases.end_of(id)).await.map_err(StorageError::Refused)?;
+                    return Err(StorageError::UnknownLease(id));
+                }
+            },
             None => None,
         };
         let lease = lease.as_ref().map(|(id, lease)| (*id, &**lease));
@@ -311,7 +339,10 @@ impl SessionStorage for MemoryStorage {
         let lease = match lease {
             Some(id) => match self.leases.get(id) {
                 Some(lease) => Some(lease),
-                None => return Ok(vec![false; sessions.len()]),
+                None => {
+                    self.durable(self.leases.end_of(id)).await.map_err(StorageError::Refused)?;
+                    return Ok(vec![false; sessions.len()]);
+                }
             },
             None => None,
         };
@@ -320,18 +351,26 @@ impl SessionStorage for MemoryStorage {
 
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
         self.admit().await?;
-        let lease = self.leases.grant(ttl, owner)?;
+        let granted = self.leases.grant(ttl, owner);
+        // There may be too many because of some that a crash undoes.
         self.all_durable().await.map_err(StorageError::Refused)?;
-        Ok(lease)
+        granted
     }
 
     async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, StorageError> {
-        self.leases.keep_alive(lease)
+        let kept = self.leases.keep_alive(lease);
+        if kept.is_err() {
+            self.durable(self.leases.end_of(lease)).await.map_err(unreadable)?;
+        }
+        kept
     }
 
     async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
         self.admit().await?;
-        let ended = self.leases.revoke(lease)?;
+        let Ok(ended) = self.leases.revoke(lease) else {
+            self.durable(self.leases.end_of(lease)).await.map_err(StorageError::Refused)?;
+            return Err(StorageError::UnknownLease(lease));
+        };
         let destroyed = self.sweep(ended).await?;
         self.all_durable().await.map_err(StorageError::Refused)?;
         Ok(destroyed)
@@ -339,40 +378,40 @@ impl SessionStorage for MemoryStorage {
 
     async fn expire_leases(&self) -> Result<Infallible, StorageError> {
         let mut sweeps = FuturesUnordered::new();
-        let mut last_look = Instant::now();
+        // Nobody knows for how long nobody looked.
+        self.leases.look();
         loop {
-            let now = Instant::now();
-            if now - last_look > CLOCK_CHECK + OUTAGE {
-                tracing::warn!(
-                    seconds = (now - last_look).as_secs_f64(),
-                    "this process stood still; leases start anew"
-                );
-                self.leases.keep_all_alive();
+            let passed = self.leases.look();
+            if passed > PAUSE {
+                tracing::warn!(seconds = passed.as_secs_f64(), "this process stood still; leases are given more time");
+                self.leases.keep_all_alive(self.grace_after(Some(passed)));
             }
-            last_look = now;
             self.admit().await?;
-            if self.journal.as_ref().is_some_and(|journal| journal.has_recovered()) {
-                tracing::warn!("the storage was out of reach; leases start anew");
-                self.leases.keep_all_alive();
+            if let Some(outage) = self.journal.as_ref().and_then(|journal| journal.recovered_after()) {
+                let seconds = outage.as_secs_f64();
+                tracing::warn!(seconds, "changes could not be written for a while; leases are given more time");
+                self.leases.keep_all_alive(self.grace_after(Some(outage)));
             }
             while sweeps.len() < SWEEPS_AT_ONCE
-                && let Some(ended) = self.leases.next_ended(now)
+                && let Some(ended) = self.leases.next_ended()
             {
                 sweeps.push(self.sweep(ended));
             }
-            let next_look = match self.leases.next_deadline() {
-                Some(deadline) if sweeps.len() < SWEEPS_AT_ONCE => deadline.min(now + CLOCK_CHECK),
-                None if sweeps.is_empty() => {
+            let has_unlogged = self.leases.log_expired();
+            let pause = match self.leases.to_next_deadline() {
+                Some(pause) if sweeps.len() < SWEEPS_AT_ONCE => pause.min(LOOK),
+                None if sweeps.is_empty() && !has_unlogged => {
                     self.leases.changed.notified().await;
-                    last_look = Instant::now();
+                    // Without leases nobody need look.
+                    self.leases.look();
                     continue;
                 }
-                _ => now + CLOCK_CHECK,
+                _ => LOOK,
             };
             tokio::select! {
                 Some(swept) = sweeps.next() => drop(swept?),
                 () = self.leases.changed.notified() => {}
-                () = sleep_until(next_look) => {}
+                () = sleep(pause) => {}
             }
         }
     }

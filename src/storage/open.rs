@@ -37,8 +37,8 @@ pub struct StorageOptions {
     /// How many leases there may be.
     pub max_leases: u64,
     /// The longest time that an outage of the storage gives to leases with a shorter ttl. After an outage of length T each
-    /// lease lives for its ttl again, and for at least T + 20 s or this, whichever is shorter. Only the Redis storages use
-    /// it; elsewhere each lease gets its ttl.
+    /// lease lives for its ttl again, and for at least T + 20 s or this, whichever is shorter. A restart on a file and a pause of
+    /// the process for more than 5 s are such outages, too.
     pub outage_grace: Duration,
 }
 
@@ -58,12 +58,13 @@ impl StorageUrl {
     ///
     /// Outside of a tokio runtime.
     pub async fn open(&self, options: StorageOptions) -> Result<Arc<dyn SessionStorage>, OpenError> {
-        let StorageOptions { retain_events, max_sessions, max_leases, .. } = options;
+        let StorageOptions { retain_events, max_sessions, max_leases, outage_grace } = options;
         match self {
             Self::Memory => Ok(Arc::new(MemoryStorage::new(MemoryOptions {
                 retain_events,
                 max_sessions,
                 max_leases,
+                outage_grace,
                 ..MemoryOptions::default()
             }))),
             Self::File(path) => Ok(Arc::new(FileStorage::open(path, options).await?)),

@@ -70,6 +70,8 @@ pub enum RefusalCause {
     DiskFailed,
     /// The disk does not complete writes.
     DiskStalled,
+    /// The registry's file was removed, replaced or changed by somebody else.
+    FileReplaced,
     /// The account that sessiond uses lacks a permission.
     NotPermitted,
     /// Another cause; the detail says which.
@@ -78,7 +80,7 @@ pub enum RefusalCause {
 
 impl RefusalCause {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Unreachable,
         Self::ReadOnly,
         Self::OutOfMemory,
@@ -87,6 +89,7 @@ impl RefusalCause {
         Self::DiskFull,
         Self::DiskFailed,
         Self::DiskStalled,
+        Self::FileReplaced,
         Self::NotPermitted,
         Self::Other,
     ];
@@ -103,6 +106,7 @@ impl RefusalCause {
             Self::DiskFull => "disk_full",
             Self::DiskFailed => "disk_failed",
             Self::DiskStalled => "disk_stalled",
+            Self::FileReplaced => "file_replaced",
             Self::NotPermitted => "not_permitted",
             Self::Other => "other",
         }
@@ -120,6 +124,7 @@ impl RefusalCause {
             Self::DiskFull => "free some space on the disk that holds the registry's file",
             Self::DiskFailed => "see the system's log for disk errors, and replace the disk if it is failing",
             Self::DiskStalled => "see why the disk does not complete writes",
+            Self::FileReplaced => "put the registry's file or a backup in its place, and restart the server",
             Self::NotPermitted => "grant the missing permission to the account that sessiond uses",
             Self::Other => "see the server's log",
         }
@@ -137,6 +142,7 @@ impl fmt::Display for RefusalCause {
             Self::DiskFull => "the disk is full",
             Self::DiskFailed => "the disk reports errors",
             Self::DiskStalled => "the disk does not complete writes",
+            Self::FileReplaced => "the registry's file is not the one that was opened",
             Self::NotPermitted => "a permission is missing",
             Self::Other => "the cause is unknown",
         })

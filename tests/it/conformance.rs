@@ -25,9 +25,9 @@ const DEFAULT: Memory = Memory { buckets: 4096, partitions: 1, slack: Duration::
 
 impl Memory {
     fn storage(&self, options: StorageOptions) -> MemoryStorage {
-        let StorageOptions { retain_events, max_sessions, max_leases, .. } = options;
+        let StorageOptions { retain_events, max_sessions, max_leases, outage_grace } = options;
         let Self { buckets, partitions, .. } = *self;
-        MemoryStorage::new(MemoryOptions { buckets, partitions, retain_events, max_sessions, max_leases })
+        MemoryStorage::new(MemoryOptions { buckets, partitions, retain_events, max_sessions, max_leases, outage_grace })
     }
 }
 
@@ -71,14 +71,13 @@ async fn on_several_threads() {
 }
 
 /// Makes registries in files of their own.
-struct File;
+struct File(tempfile::TempDir);
 
 #[async_trait::async_trait]
 impl StorageFactory for File {
     async fn open(&self, options: StorageOptions) -> Vec<Arc<dyn SessionStorage>> {
-        let folder = tempfile::tempdir().unwrap();
-        // The folder goes now, the file when it is closed.
-        vec![Arc::new(FileStorage::open(folder.path().join("registry"), options).await.unwrap())]
+        let path = self.0.path().join(format!("{:x}", fastrand::u64(..)));
+        vec![Arc::new(FileStorage::open(path, options).await.unwrap())]
     }
 
     fn slack(&self) -> Duration {
@@ -88,9 +87,11 @@ impl StorageFactory for File {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn in_a_file() {
+    let files = Arc::new(File(tempfile::tempdir().unwrap()));
     let mut running = JoinSet::new();
     for case in cases() {
-        running.spawn(case.run(&File));
+        let files = Arc::clone(&files);
+        running.spawn(async move { case.run(&*files).await });
     }
     for outcome in running.join_all().await {
         outcome.unwrap_or_else(|violation| panic!("{violation}"));

@@ -1,9 +1,11 @@
-//! The server is killed at random moments, again and again, while many change the registry and one observes it.
+//! The server is killed at random moments, again and again, while eight writers change the registry, four gateways come and go with
+//! their leases, and sixteen observers follow.
 //!
-//! `SESSIOND_TEST_CRASHES` says how often: 100 times by default.
+//! `SESSIOND_TEST_CRASHES` says how often: 60 times by default.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -12,10 +14,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use sessiond::proto::lease_service_client::LeaseServiceClient;
 use sessiond::proto::{
-    BatchCreateSessionsRequest, BatchHasSessionsRequest, CreateSessionRequest, DestroySessionRequest,
-    GrantLeaseRequest, KeepLeaseAliveRequest, RevokeLeaseRequest, subscribe_response::Body,
+    BatchCreateSessionsRequest, BatchDestroySessionsRequest, BatchHasSessionsRequest, CreateSessionRequest,
+    DestroyReason, DestroySessionRequest, GrantLeaseRequest, KeepLeaseAliveRequest, RevokeLeaseRequest, SessionEvent,
+    lease_service_client::LeaseServiceClient, subscribe_response::Body,
 };
 use tokio::task::JoinSet;
 use tonic::{
@@ -34,16 +36,28 @@ use crate::{
 /// Whether a session exists, as far as callers were told; none when a call that would change it was not answered.
 type Told = Arc<Mutex<BTreeMap<i64, Option<bool>>>>;
 
-/// What a gateway was doing when the server was killed.
+/// The leases of the gateways.
+type Leases = Arc<Mutex<BTreeMap<u64, Held>>>;
+
+/// What a gateway knows of a lease.
 #[derive(Clone, Default)]
-struct Gateway {
-    lease: u64,
-    sessions: Vec<i64>,
-    created: bool,
-    revoking: bool,
+struct Held {
+    /// Sessions that came under it for certain, and did not move since.
+    sure: Vec<i64>,
+    /// Those for which a call was not answered.
+    unsure: Vec<i64>,
+    /// It may have ended: it has a short ttl, or its end was asked for.
+    may_end: bool,
+    /// Somebody was told that it has ended.
+    ended: bool,
 }
 
 const WRITERS: i64 = 8;
+const GATEWAYS: usize = 4;
+const OBSERVERS: usize = 16;
+
+/// Every so many lives of the server one is long enough for leases to expire in it.
+const LONG_LIFE: u32 = 20;
 
 /// Changes sessions of its own until the server is gone.
 async fn write(client: Sessions, told: Told, writer: i64) -> Status {
@@ -65,30 +79,65 @@ async fn write(client: Sessions, told: Told, writer: i64) -> Status {
     }
 }
 
-/// Comes and goes with a lease and some sessions until the server is gone.
-async fn come_and_go(channel: Channel, gateway: Arc<Mutex<Gateway>>, next: Arc<AtomicI64>) -> Status {
-    let (mut sessions, mut leases) = (Sessions::new(channel.clone()), LeaseServiceClient::new(channel));
-    let round = async || -> Result<(), Status> {
-        *gateway.lock() = Gateway::default();
-        let ttl = Some(duration(Duration::from_secs(3600)));
-        let granted = leases.grant_lease(GrantLeaseRequest { ttl, owner: "gateway".to_owned() }).await?;
-        let lease_id = granted.into_inner().lease_id;
-        let first = next.fetch_add(50, Ordering::Relaxed);
-        let session_ids: Vec<i64> = (first..first + 50).collect();
-        *gateway.lock() = Gateway { lease: lease_id, sessions: session_ids.clone(), ..Gateway::default() };
-        let batch = BatchCreateSessionsRequest { session_ids, lease_id, ..Default::default() };
-        sessions.batch_create_sessions(batch).await?;
-        gateway.lock().created = true;
-        gateway.lock().revoking = true;
-        leases.revoke_lease(RevokeLeaseRequest { lease_id }).await?;
-        Ok(())
-    };
-    let mut round = round;
+/// Comes and goes with leases and some sessions until the server is gone.
+async fn come_and_go(channel: Channel, held: Leases, next: Arc<AtomicI64>) -> Status {
     loop {
-        if let Err(status) = round().await {
+        if let Err(status) = visit(&channel, &held, &next).await {
             return status;
         }
     }
+}
+
+/// Creates sessions under a lease, lets half of them move to another, and ends both leases or leaves the first to expire.
+async fn visit(channel: &Channel, held: &Leases, next: &AtomicI64) -> Result<(), Status> {
+    let (mut sessions, mut leases) = (Sessions::new(channel.clone()), LeaseServiceClient::new(channel.clone()));
+    let expires = fastrand::bool();
+    let mut grant = async |may_end: bool| {
+        let ttl = Some(duration(Duration::from_secs(if may_end { 1 } else { 3600 })));
+        let granted = leases.grant_lease(GrantLeaseRequest { ttl, owner: "gateway".to_owned() }).await?;
+        let lease = granted.into_inner().lease_id;
+        held.lock().insert(lease, Held { may_end, ..Held::default() });
+        Ok::<_, Status>(lease)
+    };
+    let (old, new) = (grant(expires).await?, grant(false).await?);
+    let first = next.fetch_add(50, Ordering::Relaxed);
+    let ids: Vec<i64> = (first..first + 50).collect();
+    let (moving, staying) = ids.split_at(25);
+    let mut come = async |lease_id: u64, session_ids: &[i64]| {
+        let batch = BatchCreateSessionsRequest { session_ids: session_ids.to_vec(), lease_id, ..Default::default() };
+        sessions.batch_create_sessions(batch).await.map(drop)
+    };
+    held.lock().entry(old).or_default().unsure = ids.clone();
+    // It may have expired before it has any.
+    if let Err(status) = come(old, &ids).await {
+        return if gone(&status, old, held) && expires { Ok(()) } else { Err(status) };
+    }
+    *held.lock().entry(old).or_default() =
+        Held { sure: staying.to_vec(), unsure: moving.to_vec(), may_end: expires, ended: false };
+    held.lock().entry(new).or_default().unsure = moving.to_vec();
+    come(new, moving).await?;
+    held.lock().entry(new).or_default().sure = moving.to_vec();
+    let session_ids = moving.to_vec();
+    let late = BatchDestroySessionsRequest { session_ids, lease_id: old, ..Default::default() };
+    let destroyed = Sessions::new(channel.clone()).batch_destroy_sessions(late).await?.into_inner().destroyed;
+    assert!(!destroyed.contains(&true), "a late destroy of sessions that have moved");
+    for lease_id in [old, new].into_iter().skip(usize::from(expires)) {
+        held.lock().entry(lease_id).or_default().may_end = true;
+        leases.revoke_lease(RevokeLeaseRequest { lease_id }).await?;
+        held.lock().entry(lease_id).or_default().ended = true;
+        let status = leases.keep_lease_alive(KeepLeaseAliveRequest { lease_id }).await.expect_err("it has ended");
+        if !gone(&status, lease_id, held) {
+            return Err(status);
+        }
+    }
+    Ok(())
+}
+
+/// Whether an answer tells that a lease is gone, which is noted.
+fn gone(status: &Status, lease: u64, held: &Leases) -> bool {
+    let is_gone = matches!(status.code(), Code::NotFound | Code::FailedPrecondition);
+    held.lock().entry(lease).or_default().ended |= is_gone;
+    is_gone
 }
 
 async fn exist(client: &Sessions, session_ids: &[i64]) -> Vec<bool> {
@@ -105,80 +154,132 @@ async fn check_told(client: &Sessions, told: &Told) {
     }
 }
 
-/// A gateway whose lease is there has its sessions; one whose lease has ended has none for long.
-async fn check_gateway(client: &Sessions, channel: Channel, gateway: Gateway) {
-    let Gateway { lease: lease_id @ 1.., sessions, created, revoking } = gateway else { return };
-    let mut leases = LeaseServiceClient::new(channel);
-    match soon(leases.keep_lease_alive(KeepLeaseAliveRequest { lease_id })).await {
-        Ok(_) => {
-            let exist = exist(client, &sessions).await;
-            assert!(!created || exist.iter().all(|exists| *exists), "a lease lost sessions: {exist:?}");
-            soon(leases.revoke_lease(RevokeLeaseRequest { lease_id })).await.unwrap();
-        }
-        Err(status) => {
-            assert_eq!(status.code(), Code::NotFound);
-            assert!(revoking, "a lease that was granted is gone");
+/// A lease whose end was told to anybody has ended; one that has not ended has its sessions. Ends them all.
+async fn check_leases(client: &Sessions, channel: Channel, leases: BTreeMap<u64, Held>, heard: &[SessionEvent]) {
+    let ended: BTreeSet<i64> = heard
+        .iter()
+        .filter(|event| matches!(event.reason(), DestroyReason::LeaseExpired | DestroyReason::LeaseRevoked))
+        .map(|event| event.session_id)
+        .collect();
+    let mut service = LeaseServiceClient::new(channel);
+    for (lease_id, held) in &leases {
+        let is_told = held.ended || held.sure.iter().any(|session| ended.contains(session));
+        match soon(service.keep_lease_alive(KeepLeaseAliveRequest { lease_id: *lease_id })).await {
+            Ok(_) => {
+                assert!(!is_told, "lease {lease_id} is back, and its end was told");
+                let exist = exist(client, &held.sure).await;
+                assert!(exist.iter().all(|exists| *exists), "lease {lease_id} lost sessions: {exist:?}");
+            }
+            Err(status) => {
+                assert_eq!(status.code(), Code::NotFound);
+                assert!(held.may_end, "lease {lease_id} is gone, and nobody has ended it");
+            }
         }
     }
+    for lease_id in leases.keys() {
+        // It may have expired since.
+        let _ = soon(service.revoke_lease(RevokeLeaseRequest { lease_id: *lease_id })).await;
+    }
+    let sessions: Vec<i64> = leases.into_values().flat_map(|held| [held.sure, held.unsure].concat()).collect();
     soon(async { while exist(client, &sessions).await.contains(&true) {} }).await;
 }
 
-/// Follows the registry until the server is gone; `held` and the cursor are what it was told.
-async fn observe(mut observed: Observed, held: Arc<Mutex<(BTreeSet<Key>, String)>>) {
+/// What one observer was told.
+#[derive(Clone, Default)]
+struct Observer {
+    view: BTreeSet<Key>,
+    cursor: String,
+    /// Since the last time that all were compared.
+    heard: Vec<SessionEvent>,
+}
+
+impl Observer {
+    fn hear(&mut self, events: Vec<SessionEvent>) {
+        events.iter().for_each(|event| apply(&mut self.view, event));
+        self.heard.extend(events);
+    }
+
+    async fn resume(&self, client: &Sessions) -> Observed {
+        match &*self.cursor {
+            "" => Observed::now(client).await,
+            cursor => Observed::after(client, cursor).await,
+        }
+    }
+}
+
+/// Follows the registry until the server is gone.
+async fn observe(mut observed: Observed, mut observer: Observer) -> Observer {
     while let Ok(body) = observed.try_next().await {
-        let mut held = held.lock();
         match body {
-            Body::Events(body) => body.events.iter().for_each(|event| apply(&mut held.0, event)),
+            Body::Events(body) => observer.hear(body.events),
             Body::Heartbeat(_) => {}
             other => panic!("{other:?}"),
         }
-        held.1.clone_from(&observed.cursor);
+        observer.cursor.clone_from(&observed.cursor);
     }
+    observer
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_was_answered_is_lost_when_the_server_is_killed() {
-    let crashes: u32 = std::env::var("SESSIOND_TEST_CRASHES").map_or(100, |n| n.parse().unwrap());
+    let crashes: u32 = std::env::var("SESSIOND_TEST_CRASHES").map_or(60, |n| n.parse().unwrap());
     let folder = tempfile::tempdir().unwrap();
     let storage = format!("file:{}", folder.path().join("registry").display());
-    let told = Told::default();
-    let gateway = Arc::new(Mutex::new(Gateway::default()));
+    let args = ["--storage", &storage, "--retain-events", "20000", "--outage-grace", "1s"];
+    let (told, leases) = (Told::default(), Leases::default());
     let next = Arc::new(AtomicI64::new(1_000_000));
-    let held = Arc::new(Mutex::new((BTreeSet::new(), String::new())));
+    let mut observers = vec![Observer::default(); OBSERVERS];
     for crash in 0..=crashes {
-        let program = Program::start(&["--storage", &storage, "--retain-events", "20000"]).await;
+        let program = Program::start(&args).await;
         let client = program.sessions();
         let channel = Endpoint::from_shared(format!("http://{}", program.addr)).unwrap().connect_lazy();
+        // One of them may have been told of more than the others before the server was gone.
+        let mut streams = Vec::new();
+        for observer in &observers {
+            streams.push(observer.resume(&client).await);
+        }
         check_told(&client, &told).await;
-        let left = std::mem::take(&mut *gateway.lock());
-        check_gateway(&client, channel.clone(), left).await;
+        let heard: Vec<_> = observers.iter().flat_map(|observer| observer.heard.iter().cloned()).collect();
+        let left = mem::take(&mut *leases.lock());
+        check_leases(&client, channel.clone(), left, &heard).await;
 
-        let cursor = held.lock().1.clone();
-        let mut observed = match &*cursor {
-            "" => Observed::now(&client).await,
-            cursor => Observed::after(&client, cursor).await,
-        };
-        // When it hears of this it has heard of all before.
+        // Who hears of this has heard of all before.
         let marker = -1 - i64::from(crash);
         assert!(create(&client, 0, marker).await);
-        let mut view = std::mem::take(&mut held.lock().0);
-        while !view.contains(&(0, marker)) {
-            observed.more_events().await.iter().for_each(|event| apply(&mut view, event));
+        for (observer, stream) in observers.iter_mut().zip(&mut streams) {
+            while !observer.view.contains(&(0, marker)) {
+                observer.hear(stream.more_events().await);
+            }
+            observer.cursor.clone_from(&stream.cursor);
         }
-        assert_eq!(view, Observed::snapshot(&client).await.synced().await, "the observer's view, after crash {crash}");
-        *held.lock() = (view, observed.cursor.clone());
+        let heard = mem::take(&mut observers[0].heard);
+        for observer in &mut observers[1..] {
+            assert!(mem::take(&mut observer.heard) == heard, "two observers differ after crash {crash}");
+        }
+        let snapshot = Observed::snapshot(&client).await.synced().await;
+        assert!(observers.iter().all(|observer| observer.view == snapshot), "a view differs after crash {crash}");
 
         let mut running = JoinSet::new();
-        let observing = tokio::spawn(observe(observed, Arc::clone(&held)));
+        let mut observing = Vec::new();
+        for (stream, observer) in streams.into_iter().zip(observers) {
+            observing.push(tokio::spawn(observe(stream, observer)));
+        }
         for writer in 0..WRITERS {
             running.spawn(write(client.clone(), Arc::clone(&told), writer));
         }
-        running.spawn(come_and_go(channel, Arc::clone(&gateway), Arc::clone(&next)));
-        tokio::time::sleep(Duration::from_micros(fastrand::u64(0..60_000))).await;
+        for _ in 0..GATEWAYS {
+            running.spawn(come_and_go(channel.clone(), Arc::clone(&leases), Arc::clone(&next)));
+        }
+        let is_long = crash % LONG_LIFE == LONG_LIFE - 1;
+        let life = if is_long { 1_500_000..2_000_000 } else { 0..60_000 };
+        tokio::time::sleep(Duration::from_micros(fastrand::u64(life))).await;
         program.crash().await;
         for status in soon(running.join_all()).await {
             assert!(matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled), "{status:?}");
         }
-        soon(observing).await.unwrap();
+        observers = Vec::new();
+        for observing in observing {
+            observers.push(soon(observing).await.unwrap());
+        }
     }
 }

@@ -162,6 +162,33 @@ async fn a_server_that_was_held_up_ends_no_lease_for_it() {
 }
 
 #[tokio::test]
+async fn a_lease_that_is_kept_alive_outlives_pauses_of_the_server() {
+    let target = Target::start(&[]).await;
+    let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", target.program.addr)).unwrap();
+    let leases = crate::server::Leases::new(channel.connect_lazy());
+    let ttl = Duration::from_secs(1);
+    let lease_id = grant(&leases, ttl).await;
+    let keeping = tokio::spawn(async move {
+        loop {
+            let request = sessiond::proto::KeepLeaseAliveRequest { lease_id };
+            if let Err(status) = leases.clone().keep_lease_alive(request).await {
+                return status;
+            }
+            tokio::time::sleep(ttl / 4).await;
+        }
+    });
+    for pause in [900, 950, 1000, 1050, 1100, 2000] {
+        target.program.signal("STOP").await;
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        target.program.signal("CONT").await;
+        // It is kept alive again meanwhile.
+        tokio::time::sleep(ttl / 2).await;
+        assert!(!keeping.is_finished(), "after a pause of {pause} ms: {:?}", keeping.await);
+    }
+    keeping.abort();
+}
+
+#[tokio::test]
 async fn who_sends_byte_by_byte_is_held_to_the_same_times() {
     let target = Target::start(&["--handshake-timeout", "500ms", "--max-connections", "2"]).await;
     let mut slow = connect(&target).await;

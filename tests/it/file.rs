@@ -273,11 +273,13 @@ async fn what_is_no_registry_is_left_alone() {
     write(table, "format", 9);
     let told = why_not(&path).await;
     let of_format =
-        |format| format!("{} has format {format}, and this version of sessiond reads format 2", path.display());
+        |format| format!("{} has format {format}, and this version of sessiond reads format 3", path.display());
     assert!(told.starts_with(&of_format(9)), "{told}");
-    write(table, "format", 1);
-    let told = why_not(&path).await;
-    assert!(told.starts_with(&of_format(1)), "{told}");
+    for older in [1, 2] {
+        write(table, "format", older);
+        let told = why_not(&path).await;
+        assert!(told.starts_with(&of_format(older)), "{told}");
+    }
 }
 
 #[tokio::test]

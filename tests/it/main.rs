@@ -41,6 +41,7 @@ mod sessions;
 mod soak;
 mod standard;
 mod startup;
+mod strangers;
 mod stuck;
 mod subscribe;
 mod tls;

@@ -1,16 +1,16 @@
 //! A copy of a registry's file, while it is in use.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 use redb::{Database, Key, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, Value};
 
 use super::{
     FileError,
     disk::{Disk, Files},
+    making,
     openings::OPENINGS,
-    store::{self, CHECKPOINTS, LEASES, LOG, META, Store},
+    store::{self, CHECKPOINTS, LEASES, LOG, META},
 };
-use crate::storage::memory::MemoryOptions;
 
 /// One transaction of the copy holds so many rows: what it writes is in memory until it is committed.
 const ROWS_A_COMMIT: usize = 256;
@@ -27,7 +27,7 @@ pub fn backup(from: &Path, to: &Path) -> Result<(), FileError> {
     if !from.is_file() {
         return Err(FileError::Missing { path: from.to_owned() });
     }
-    if to.exists() {
+    if to.symlink_metadata().is_ok() {
         return Err(FileError::Exists { path: to.to_owned() });
     }
     if let Ok(database) = store::builder().open_read_only(from) {
@@ -38,25 +38,17 @@ pub fn backup(from: &Path, to: &Path) -> Result<(), FileError> {
         return write(&transaction, to);
     }
     // A file that was not closed in order is repaired first, which is for whoever may write it.
-    let store = Store::open(Arc::new(Files), from, MemoryOptions::default().buckets)?;
-    write(&store.read().map_err(|error| FileError::from_database(from, error))?, to)
+    let (_, database) = store::open_database(&Files, from)?;
+    if store::read_identity(&database, from)?.is_none() {
+        return Err(FileError::Foreign { path: from.to_owned() });
+    }
+    write(&database.begin_read().map_err(|error| FileError::from_database(from, error.into()))?, to)
 }
 
 /// Puts a copy at `to`, whole or not at all.
 fn write(from: &ReadTransaction, to: &Path) -> Result<(), FileError> {
-    let beside = store::beside(to);
-    let of_copy = |error| FileError::from_database(&beside, error);
-    let made = Files.remove(&beside).map_err(|error| FileError::from_io(&beside, error)).and_then(|()| {
-        let database = store::builder().create(&beside).map_err(|error| of_copy(error.into()))?;
-        copy(from, &database).and_then(|()| store::begin_anew(&database)).map_err(of_copy)?;
-        drop(database);
-        Files.rename(&beside, to).map_err(|error| FileError::from_io(to, error))
-    });
-    if made.is_err() {
-        // What is told is why there is no copy, not that a half one cannot be removed.
-        let _ = Files.remove(&beside);
-    }
-    made
+    let fill = |database: &Database| copy(from, database).and_then(|()| store::begin_anew(database));
+    making::make(&Files, to, fill, |aside, to, _| Files.name(aside, to))
 }
 
 /// Writes all that `from` reads into an empty database. What makes it a registry comes last.

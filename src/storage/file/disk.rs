@@ -1,131 +1,124 @@
 //! The disk as the database sees it, so that tests can put one in its place that fails.
 
 use std::{
-    fmt,
-    fs::{self, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io,
-    ops::Bound,
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
 };
 
-use redb::{BackendError, StorageBackend, backends::FileBackend};
+use redb::{StorageBackend, backends::FileBackend};
+
+/// Registries are read and written by their own user: they name sessions, and whoever writes there can change them.
+const FILE_MODE: u32 = 0o600;
+const FOLDER_MODE: u32 = 0o700;
 
 /// Where files are.
 pub(super) trait Disk: Send + Sync + 'static {
-    /// Opens a file for reading and writing; makes it where it is not there.
-    fn open(&self, path: &Path) -> io::Result<Box<dyn StorageBackend>>;
+    /// Opens a file for reading and writing.
+    fn open(&self, path: &Path) -> io::Result<OpenFile>;
+
+    /// Makes a file for reading and writing. Fails if there is anything at the path.
+    fn create(&self, path: &Path) -> io::Result<OpenFile>;
+
+    /// Returns which file is at the path and how long it is. None if there is no file.
+    fn find(&self, path: &Path) -> io::Result<Option<Found>>;
+
+    /// Gives a file another name, for good. Fails if there is anything with that name.
+    fn name(&self, from: &Path, to: &Path) -> io::Result<()>;
 
     /// Gives a file another name, in place of the one that has it, for good.
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    fn replace(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Removes a file, if it is there.
+    /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
+}
+
+/// A file that is open.
+pub(super) struct OpenFile {
+    pub(super) file: Box<dyn StorageBackend>,
+    pub(super) id: FileId,
+}
+
+/// Tells one file from another, whatever their names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FileId {
+    pub(super) device: u64,
+    pub(super) inode: u64,
+}
+
+/// What is at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) id: FileId,
+    pub(super) len: u64,
 }
 
 /// The files of this machine.
 pub(super) struct Files;
 
-impl Disk for Files {
-    fn open(&self, path: &Path) -> io::Result<Box<dyn StorageBackend>> {
-        let is_new = !path.exists();
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        if is_new {
-            sync_folder(path)?;
-        }
+impl Files {
+    fn opened(file: File) -> io::Result<OpenFile> {
+        let id = FileId::of(&file.metadata()?);
         let backend = FileBackend::new(file).map_err(io::Error::other)?;
-        Ok(Box::new(backend))
+        Ok(OpenFile { file: Box::new(backend), id })
+    }
+}
+
+impl FileId {
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
+    }
+}
+
+impl Disk for Files {
+    fn open(&self, path: &Path) -> io::Result<OpenFile> {
+        Self::opened(OpenOptions::new().read(true).write(true).open(path)?)
     }
 
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+    fn create(&self, path: &Path) -> io::Result<OpenFile> {
+        Self::opened(OpenOptions::new().read(true).write(true).create_new(true).mode(FILE_MODE).open(path)?)
+    }
+
+    fn find(&self, path: &Path) -> io::Result<Option<Found>> {
+        match fs::metadata(path) {
+            Ok(metadata) => Ok(Some(Found { id: FileId::of(&metadata), len: metadata.len() })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn name(&self, from: &Path, to: &Path) -> io::Result<()> {
+        match fs::hard_link(from, to) {
+            Ok(()) => fs::remove_file(from)?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
+            // Some file systems have no links.
+            Err(_) if fs::symlink_metadata(to).is_err() => fs::rename(from, to)?,
+            Err(error) => return Err(error),
+        }
+        sync_folder(to)
+    }
+
+    fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)?;
         sync_folder(to)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        fs::remove_file(path)
     }
+}
+
+/// Makes the folder that a file is to be in, and those above it, for good.
+pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
+    let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+    let missing: Vec<_> = folder.ancestors().take_while(is_missing).collect();
+    DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder)?;
+    missing.into_iter().try_for_each(sync_folder)
 }
 
 /// Puts a file's name on disk.
 fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()
-}
-
-/// A file that remembers whether a sync of it has failed.
-///
-/// The kernel may count pages as written that are not once a sync has failed, so that the next one succeeds; and whatever is
-/// read comes from those pages. Such a file is good for reading, and for nothing else.
-pub(super) struct Watched {
-    file: Box<dyn StorageBackend>,
-    sync_failed: Arc<AtomicBool>,
-}
-
-impl Watched {
-    pub(super) fn new(file: Box<dyn StorageBackend>, sync_failed: Arc<AtomicBool>) -> Self {
-        Self { file, sync_failed }
-    }
-}
-
-impl fmt::Debug for Watched {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.file.fmt(f)
-    }
-}
-
-impl StorageBackend for Watched {
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file.read(offset, out)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.file.sync_data().inspect_err(|_| self.sync_failed.store(true, Ordering::Relaxed))
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.file.write(offset, data)
-    }
-
-    fn close(&self) -> io::Result<()> {
-        self.file.close()
-    }
-
-    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.try_lock_range(start, end)
-    }
-
-    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.try_lock_shared_range(start, end)
-    }
-
-    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.lock_range(start, end)
-    }
-
-    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.lock_shared_range(start, end)
-    }
-
-    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.unlock_range(start, end)
-    }
-
-    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.query_lock_range(start, end)
-    }
 }

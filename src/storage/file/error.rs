@@ -75,9 +75,27 @@ pub enum FileError {
         /// The format that is known here.
         known: u64,
     },
+    /// The file that was open is no longer at its path.
+    #[error(
+        "{} was removed or moved while it was open: restart sessiond after putting it, or a backup, in its place",
+        .path.display()
+    )]
+    Removed {
+        /// The path.
+        path: PathBuf,
+    },
     /// Another file was put in the place of the one that was open.
     #[error("another file was put in the place of {} while it was open: restart sessiond to use that one", .path.display())]
     Replaced {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Somebody else wrote to the file that was open.
+    #[error(
+        "{} was emptied or written to by another process while it was open: restart sessiond after putting a backup in its place",
+        .path.display()
+    )]
+    Overwritten {
         /// The file.
         path: PathBuf,
     },
@@ -130,6 +148,11 @@ impl FileError {
         }
     }
 
+    /// Whether the file that was open is lost to this process.
+    pub(super) fn is_loss(&self) -> bool {
+        matches!(self, Self::Removed { .. } | Self::Replaced { .. } | Self::Overwritten { .. })
+    }
+
     /// What it means for those who want to change the registry.
     pub(super) fn refusal(&self) -> WriteRefusal {
         match self {
@@ -144,6 +167,7 @@ impl FileError {
                 };
                 WriteRefusal::new(cause, &format!("{}: {source}", path.display()))
             }
+            error if error.is_loss() => WriteRefusal::new(RefusalCause::FileReplaced, &error.to_string()),
             error => WriteRefusal::new(RefusalCause::Other, &error.to_string()),
         }
     }
@@ -154,6 +178,7 @@ impl FileError {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Self::Unwritable { path, source },
             io::ErrorKind::IsADirectory => Self::Folder { path },
             io::ErrorKind::NotFound => Self::Missing { path },
+            io::ErrorKind::AlreadyExists => Self::Exists { path },
             _ => Self::Io { path, source },
         }
     }

@@ -9,7 +9,9 @@ use std::{
 use redb::{ReadableTable, ReadableTableMetadata};
 
 use super::{
-    checkpoint, openings,
+    checkpoint,
+    downtime::{self, Downtime},
+    openings,
     rounds::Rounds,
     store::{CHECKPOINTS, LEASES, LOG, LOG_HEADER, Store},
 };
@@ -27,6 +29,7 @@ pub(super) struct Loaded {
     pub(super) memory: Arc<MemoryStorage>,
     pub(super) journal: Arc<Journal>,
     pub(super) rounds: Rounds,
+    pub(super) downtime: Downtime,
 }
 
 /// How often progress is told of.
@@ -59,6 +62,7 @@ pub(super) fn load(store: &Store, options: MemoryOptions) -> Result<Loaded, Box<
         let id = LeaseId::from_number(id.value()).ok_or(Malformed)?;
         restore.lease(id, lease_row(row.value())?);
     }
+    let grace = restore.was_away(downtime::since(store.served()));
     let checkpoints = transaction.open_table(CHECKPOINTS)?;
     let mut progress = Progress::new(checkpoints.len()? + log.len()?);
     let mut reflected = vec![Lsn(0); identity.buckets as usize];
@@ -78,7 +82,9 @@ pub(super) fn load(store: &Store, options: MemoryOptions) -> Result<Loaded, Box<
     }
     let memory = restore.finish();
     progress.done(&memory);
-    Ok(Loaded { memory: Arc::new(memory), journal, rounds: Rounds::new(reflected, options.retain_events) })
+    let grace = if memory.leases() > 0 { grace } else { Duration::ZERO };
+    let rounds = Rounds::new(reflected, options.retain_events);
+    Ok(Loaded { memory: Arc::new(memory), journal, rounds, downtime: Downtime::new(grace) })
 }
 
 /// Why a lease ended, as it is in its row. 0 is a live one.

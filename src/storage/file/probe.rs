@@ -13,7 +13,7 @@ use std::{
 use parking_lot::Mutex;
 use redb::StorageBackend;
 
-use super::{FileError, disk::Disk};
+use super::{FileError, disk::Disk, making::aside};
 use crate::storage::{RefusalCause, WriteRefusal};
 
 /// A probe is made when nothing else has been written for this long. It writes a page and the file system's metadata, some
@@ -33,6 +33,7 @@ const PAGE: [u8; 4096] = [0x5e; 4096];
 /// Writes to a file of its own beside the registry's.
 pub(super) struct Probe {
     disk: Arc<dyn Disk>,
+    /// The registry's.
     path: PathBuf,
     /// None before the first probe, and after one that failed.
     file: Option<Box<dyn StorageBackend>>,
@@ -42,21 +43,18 @@ pub(super) struct Probe {
 
 impl Probe {
     pub(super) fn new(disk: Arc<dyn Disk>, registry: &Path) -> Self {
-        let mut name = registry.file_name().unwrap_or_default().to_owned();
-        name.push(".probe");
-        let path = registry.with_file_name(name);
-        Self { disk, path, file: None, last: Instant::now(), has_failed: false }
+        Self { disk, path: registry.to_owned(), file: None, last: Instant::now(), has_failed: false }
     }
 
-    /// How long to wait for changes before the next probe.
-    pub(super) fn interval(&self) -> Duration {
-        if self.has_failed { RETRY_INTERVAL } else { PROBE_INTERVAL }
+    /// Notes that something else was written. After a probe that has failed only another one can tell that the reason is gone.
+    pub(super) fn wrote(&mut self) {
+        if !self.has_failed {
+            self.last = Instant::now();
+        }
     }
 
-    /// Whether the next probe is due although changes are being written: only another probe can tell that the reason for which
-    /// one has failed is gone.
     pub(super) fn is_due(&self) -> bool {
-        self.has_failed && self.last.elapsed() >= RETRY_INTERVAL
+        self.last.elapsed() >= if self.has_failed { RETRY_INTERVAL } else { PROBE_INTERVAL }
     }
 
     /// Makes a probe. Tells why the disk does not accept data; none if it does.
@@ -91,10 +89,9 @@ impl Probe {
 
     /// Opens a file that has no name: whatever ends this process, nothing is left of it.
     fn open(&self) -> io::Result<Box<dyn StorageBackend>> {
-        let file = self.disk.open(&self.path)?;
-        self.disk.remove(&self.path)?;
-        // The disk may have crashed between the two, and left some of it.
-        file.set_len(0)?;
+        let path = aside(&self.path);
+        let file = self.disk.create(&path)?.file;
+        self.disk.remove(&path)?;
         Ok(file)
     }
 }
@@ -105,6 +102,8 @@ pub(super) struct DiskStatus(Mutex<Status>);
 
 #[derive(Debug, Default)]
 struct Status {
+    /// Why no change can be written any more.
+    lost: Option<WriteRefusal>,
     /// Why the last probe failed; none if it did not.
     probed: Option<WriteRefusal>,
     /// When the write began that is in progress.
@@ -123,6 +122,11 @@ impl DiskStatus {
         self.0.lock().probed = refusal;
     }
 
+    /// Notes that the registry's file is lost.
+    pub(super) fn set_lost(&self, refusal: WriteRefusal) {
+        self.0.lock().lost = Some(refusal);
+    }
+
     /// Why the disk does not accept data; none if it does, as far as is known.
     pub(super) fn refusal(&self) -> Option<WriteRefusal> {
         let status = self.0.lock();
@@ -131,7 +135,7 @@ impl DiskStatus {
             let detail = format!("a write has not completed for {STALLED:?}");
             WriteRefusal::new(RefusalCause::DiskStalled, &detail)
         };
-        status.probed.clone().or_else(|| is_stalled.then(stalled))
+        status.lost.clone().or_else(|| status.probed.clone()).or_else(|| is_stalled.then(stalled))
     }
 }
 

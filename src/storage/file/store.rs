@@ -1,12 +1,8 @@
 //! The tables in the file, and the one transaction that is made of them again and again.
 
 use std::{
-    fs, io,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
 };
 
 use redb::{
@@ -16,8 +12,10 @@ use redb::{
 use super::{
     FileError,
     checkpoint::Checkpoint,
-    disk::{Disk, Watched},
+    disk::{Disk, FileId, make_folder},
+    making,
     openings::{self, OPENINGS},
+    watched::{Backend, Watched},
 };
 use crate::storage::{
     Mark, Position, RegistryId,
@@ -39,9 +37,11 @@ const META_FORMAT: &str = "format";
 const META_REGISTRY_ID: &str = "registry_id";
 const META_HASH_KEY: [&str; 2] = ["hash_key_0", "hash_key_1"];
 const META_BUCKETS: &str = "buckets";
+/// When the registry was last known to be served, in milliseconds since 1970.
+pub(super) const META_SERVED: &str = "served";
 
 /// Goes up with each change of what is in the tables.
-const FORMAT: u64 = 2;
+const FORMAT: u64 = 3;
 
 /// What a redb database begins with.
 const MAGIC: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
@@ -53,6 +53,7 @@ const CACHE_BYTES: usize = 16 << 20;
 pub(super) const LOG_HEADER: usize = 8;
 
 /// What one commit puts on disk.
+#[derive(Default)]
 pub(super) struct Commit {
     /// The position in the log before the batch.
     pub(super) position: Position,
@@ -61,6 +62,8 @@ pub(super) struct Commit {
     pub(super) checkpoints: Vec<Checkpoint>,
     /// What the log need no longer hold; none when it was looked at a short while ago.
     pub(super) trim: Option<Trim>,
+    /// The time, where it is to be written.
+    pub(super) served: Option<u64>,
 }
 
 /// Rows of the log are given up when all their records are at or before `lsn`, and all their changes at or before `position`.
@@ -76,12 +79,18 @@ pub(super) struct Trim {
 pub(super) struct Store {
     disk: Arc<dyn Disk>,
     path: PathBuf,
+    file: Arc<Watched>,
     /// None after an error, until it is opened again.
     database: Option<Database>,
     identity: Identity,
     /// The mark of this opening.
     mark: Mark,
-    sync_failed: Arc<AtomicBool>,
+    /// When the registry was last served before it was opened.
+    served: Option<u64>,
+    /// What can be read of the file need not be on disk.
+    sync_failed: bool,
+    /// A file with the same content, which may have taken the place of the one that is open.
+    copy: Option<FileId>,
 }
 
 impl Store {
@@ -91,18 +100,23 @@ impl Store {
             return Err(FileError::Folder { path: path.to_owned() });
         }
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            fs::create_dir_all(folder).map_err(|source| FileError::MakeFolder { folder: folder.to_owned(), source })?;
+            make_folder(folder).map_err(|source| FileError::MakeFolder { folder: folder.to_owned(), source })?;
         }
-        let sync_failed = Arc::new(AtomicBool::new(false));
-        let database = open_database(&*disk, path, &sync_failed)?;
+        making::make_if_missing(&*disk, path, |database| begin(database, buckets).map(drop))?;
+        let (file, database) = open_database(&*disk, path)?;
         let (identity, mark) = match read_identity(&database, path)? {
             Some(identity) => settle(&database).map(|mark| (identity, mark)),
             None => begin(&database, buckets),
         }
         .map_err(|error| FileError::from_database(path, error))?;
-        // What a copy that was cut short has left.
-        disk.remove(&beside(path)).map_err(|error| FileError::from_io(path, error))?;
-        Ok(Self { disk, path: path.to_owned(), database: Some(database), identity, mark, sync_failed })
+        let served = read_served(&database).map_err(|error| FileError::from_database(path, error))?;
+        let (path, database) = (path.to_owned(), Some(database));
+        Ok(Self { disk, path, file, database, identity, mark, served, sync_failed: false, copy: None })
+    }
+
+    /// When the registry was last served before it was opened, in milliseconds since 1970; none if nobody knows.
+    pub(super) fn served(&self) -> Option<u64> {
+        self.served
     }
 
     pub(super) fn identity(&self) -> Identity {
@@ -124,42 +138,65 @@ impl Store {
             Some(database) => database,
             None => self.reopen()?,
         };
+        self.check()?;
+        let written = write(&database, commit);
+        self.sync_failed |= self.file.sync_failed();
         // It is not to be used after an error: what it has in memory may not be what is on disk.
-        write(&database, commit).map_err(|error| FileError::from_database(&self.path, error))?;
+        written.map_err(|error| FileError::from_database(&self.path, error))?;
+        self.check()?;
         self.database = Some(database);
         Ok(())
     }
 
-    fn reopen(&self) -> Result<Database, FileError> {
-        let database = open_database(&*self.disk, &self.path, &Arc::default())?;
-        if self.sync_failed.load(Ordering::Relaxed) {
-            // What can be read of this file need not be on disk. A new one is written from it.
-            let beside = beside(&self.path);
-            self.disk.remove(&beside).map_err(|error| FileError::from_io(&beside, error))?;
-            let copy = open_database(&*self.disk, &beside, &Arc::default())?;
-            let read = |database: &Database| Ok(database.begin_read()?);
-            read(&database)
-                .and_then(|from| super::backup::copy(&from, &copy))
-                .map_err(|error| FileError::from_database(&beside, error))?;
-            drop(copy);
-            self.disk.rename(&beside, &self.path).map_err(|error| FileError::from_io(&beside, error))?;
-            drop(database);
-            self.sync_failed.store(false, Ordering::Relaxed);
-        } else {
-            drop(database);
+    /// Checks that the file is still the one at its path, and as it was written.
+    pub(super) fn check(&self) -> Result<(), FileError> {
+        self.file.check(&*self.disk, &self.path)
+    }
+
+    fn reopen(&mut self) -> Result<Database, FileError> {
+        if self.sync_failed {
+            let (_, database) = self.open_same()?;
+            let from = database.begin_read().map_err(|error| FileError::from_database(&self.path, error.into()))?;
+            let (disk, known) = (&*self.disk, &mut self.copy);
+            making::make(
+                disk,
+                &self.path,
+                |copy| super::backup::copy(&from, copy),
+                |aside, path, id| {
+                    *known = Some(id);
+                    disk.replace(aside, path)
+                },
+            )?;
         }
-        let database = open_database(&*self.disk, &self.path, &self.sync_failed)?;
+        let (file, database) = self.open_same()?;
+        if Some(file.id()) == self.copy {
+            self.sync_failed = false;
+        }
+        self.file = file;
         let is_ours = read_identity(&database, &self.path)? == Some(self.identity)
             && read_mark(&database).map_err(|error| FileError::from_database(&self.path, error))? == Some(self.mark);
         if is_ours { Ok(database) } else { Err(FileError::Replaced { path: self.path.clone() }) }
     }
+
+    /// Opens the file again, if no other has taken its place.
+    fn open_same(&self) -> Result<(Arc<Watched>, Database), FileError> {
+        let path = || self.path.clone();
+        let is_same = |id| id == self.file.id() || Some(id) == self.copy;
+        match self.disk.find(&self.path).map_err(|error| FileError::from_io(&self.path, error))? {
+            None => return Err(FileError::Removed { path: path() }),
+            Some(found) if !is_same(found.id) => return Err(FileError::Replaced { path: path() }),
+            Some(_) => {}
+        }
+        let (file, database) = open_database(&*self.disk, &self.path)?;
+        if is_same(file.id()) { Ok((file, database)) } else { Err(FileError::Replaced { path: path() }) }
+    }
 }
 
-/// The name under which a copy is made that takes the place of the file at `path`.
-pub(super) fn beside(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    path.with_file_name(name)
+impl Drop for Store {
+    /// The database writes when it is closed: not into what somebody else has put there.
+    fn drop(&mut self) {
+        let _ = self.check();
+    }
 }
 
 /// How the database is used: one process writes, and others may make copies meanwhile.
@@ -169,20 +206,14 @@ pub(super) fn builder() -> Builder {
     builder
 }
 
-fn open_database(disk: &dyn Disk, path: &Path, sync_failed: &Arc<AtomicBool>) -> Result<Database, FileError> {
-    let unwritable = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => FileError::Io { path: path.to_owned(), source },
-        _ => FileError::from_io(path, source),
-    };
-    let file = disk.open(path).map_err(unwritable)?;
-    let len = file.len().map_err(unwritable)?;
+pub(super) fn open_database(disk: &dyn Disk, path: &Path) -> Result<(Arc<Watched>, Database), FileError> {
+    let unusable = |error| FileError::from_io(path, error);
+    let file = disk.open(path).map_err(unusable)?;
     let mut begins = [0; MAGIC.len()];
-    // redb writes its mark last: a file of zeros is one whose making was cut short.
-    if len >= begins.len() as u64 {
-        file.read(0, &mut begins).map_err(unwritable)?;
+    if file.file.len().map_err(unusable)? >= begins.len() as u64 {
+        file.file.read(0, &mut begins).map_err(unusable)?;
     }
-    let is_database = len >= MAGIC.len() as u64 && (begins == MAGIC || begins == [0; MAGIC.len()]);
-    if len > 0 && !is_database {
+    if begins != MAGIC {
         return Err(FileError::Foreign { path: path.to_owned() });
     }
     let mut builder = builder();
@@ -191,9 +222,11 @@ fn open_database(disk: &dyn Disk, path: &Path, sync_failed: &Arc<AtomicBool>) ->
         let percent = (repair.progress() * 100.0) as u32;
         tracing::info!(path = %repaired.display(), percent, "was not closed in order; checking the file");
     });
-    builder
-        .create_with_backend(Watched::new(file, Arc::clone(sync_failed)))
-        .map_err(|error| FileError::from_database(path, error.into()))
+    let file = Arc::new(Watched::new(file).map_err(unusable)?);
+    let database = builder
+        .create_with_backend(Backend(Arc::clone(&file)))
+        .map_err(|error| FileError::from_database(path, error.into()))?;
+    Ok((file, database))
 }
 
 /// What the registry is, or none when nothing was ever written.
@@ -236,6 +269,10 @@ pub(super) fn read_identity(database: &impl ReadableDatabase, path: &Path) -> Re
 /// Reads the mark of the opening that wrote the file last.
 fn read_mark(database: &Database) -> Result<Option<Mark>, redb::Error> {
     openings::newest(&database.begin_read()?)
+}
+
+fn read_served(database: &Database) -> Result<Option<u64>, redb::Error> {
+    Ok(database.begin_read()?.open_table(META)?.get(META_SERVED)?.map(|served| served.value()))
 }
 
 /// Begins a registry in an empty database.
@@ -284,9 +321,12 @@ fn write_identity(transaction: &redb::WriteTransaction, identity: Identity) -> R
 }
 
 fn write(database: &Database, commit: &Commit) -> Result<(), redb::Error> {
-    let Commit { position, batch, checkpoints, trim } = commit;
+    let Commit { position, batch, checkpoints, trim, served } = commit;
     let transaction = database.begin_write()?;
-    {
+    if let Some(served) = served {
+        transaction.open_table(META)?.insert(META_SERVED, served)?;
+    }
+    if batch.records > 0 {
         let mut log = transaction.open_table(LOG)?;
         let mut row = log.insert_reserve(batch.first.0, LOG_HEADER + batch.bytes.len())?;
         let (header, records) = row.as_mut().split_at_mut(LOG_HEADER);

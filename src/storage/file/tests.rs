@@ -2,24 +2,40 @@
 
 #[cfg(feature = "conformance")]
 mod conformance;
+mod downtime;
 mod faults;
 mod history;
 mod ledger;
+mod making;
 mod probe;
+mod records;
 mod sim;
+mod strangers;
+mod told;
 
 use std::{path::PathBuf, sync::Arc};
 
 use self::sim::Sim;
-use super::FileStorage;
+use super::{FileError, FileStorage};
 use crate::storage::StorageOptions;
 
-async fn open(disk: &Sim, retain_events: usize) -> Arc<FileStorage> {
-    let options = StorageOptions {
+fn options(retain_events: usize) -> StorageOptions {
+    StorageOptions {
         retain_events,
         max_sessions: 1 << 20,
         max_leases: 1 << 16,
         outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
-    };
-    Arc::new(FileStorage::open_on(Arc::new(disk.clone()), PathBuf::from("registry"), options).await.unwrap())
+    }
+}
+
+async fn open(disk: &Sim, retain_events: usize) -> Arc<FileStorage> {
+    open_with(disk, options(retain_events)).await
+}
+
+async fn open_with(disk: &Sim, options: StorageOptions) -> Arc<FileStorage> {
+    Arc::new(try_open(disk, options).await.unwrap())
+}
+
+async fn try_open(disk: &Sim, options: StorageOptions) -> Result<FileStorage, FileError> {
+    FileStorage::open_on(Arc::new(disk.clone()), PathBuf::from("registry"), options).await
 }

@@ -3,6 +3,8 @@
 use std::{error::Error, sync::Arc, time::Duration};
 
 use super::{
+    FileError,
+    downtime::Downtime,
     load::Loaded,
     probe::{DiskStatus, Probe},
     rounds::Rounds,
@@ -21,6 +23,9 @@ use crate::storage::{
 const BUSY: u64 = 16;
 const GATHER: Duration = Duration::from_millis(1);
 
+/// The file is looked at this often while nothing is written. Each commit looks at it, too.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 const LAST_RETRY: Duration = Duration::from_secs(2);
 
@@ -30,6 +35,7 @@ pub(super) struct Writer {
     journal: Arc<Journal>,
     rounds: Rounds,
     probe: Probe,
+    downtime: Downtime,
     disk: Arc<DiskStatus>,
     /// The last change on disk.
     position: Position,
@@ -37,27 +43,65 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(store: Store, loaded: Loaded, probe: Probe, disk: Arc<DiskStatus>) -> Self {
-        let Loaded { memory, journal, rounds } = loaded;
+        let Loaded { memory, journal, rounds, downtime } = loaded;
         let position = memory.newest();
-        Self { store, memory, journal, rounds, probe, disk, position }
+        Self { store, memory, journal, rounds, probe, downtime, disk, position }
     }
 
-    /// Writes until the journal is closed and nothing is pending, or nothing can be written. Probes the disk meanwhile.
+    /// Writes until the journal is closed and nothing is pending, or nothing can be written. Looks after the file and its disk
+    /// meanwhile.
     pub(super) fn run(mut self) {
         loop {
-            match self.journal.wait_for_records(self.probe.interval()) {
-                Wake::Records => {
-                    if !self.write_pending() {
-                        return;
-                    }
-                    if self.probe.is_due() {
-                        self.probe_disk();
-                    }
+            let goes_on = match self.journal.wait_for_records(CHECK_INTERVAL) {
+                Wake::Records => self.write_pending(),
+                Wake::Idle => self.check() && self.note_time(),
+                Wake::Closed => {
+                    // Nobody is told whether it gets there.
+                    let _ = self.downtime.at_close().map(|served| self.commit_time(served));
+                    false
                 }
-                Wake::Idle => self.probe_disk(),
-                Wake::Closed => return,
+            };
+            if !goes_on {
+                return;
+            }
+            if self.probe.is_due() {
+                let _writing = self.disk.write();
+                self.disk.set_probed(self.probe.run());
             }
         }
+    }
+
+    /// Checks that the file is still there; false when it is lost.
+    fn check(&self) -> bool {
+        // What else may fail here will fail the next change.
+        !matches!(self.store.check(), Err(error) if self.is_lost(&error))
+    }
+
+    /// Notes in the file that the registry is served, if it is time to and somebody may need it; false when the file is lost.
+    fn note_time(&mut self) -> bool {
+        let Some(served) = self.downtime.due().filter(|_| self.memory.leases() > 0) else { return true };
+        match self.commit_time(served) {
+            Err(error) => !self.is_lost(&error),
+            Ok(()) => true,
+        }
+    }
+
+    fn commit_time(&mut self, served: u64) -> Result<(), FileError> {
+        let nothing = Commit { position: self.position, served: Some(served), ..Commit::default() };
+        let _writing = self.disk.write();
+        let result = self.store.commit(&nothing);
+        // Also if it was not written: the next change is, or tells why not.
+        self.downtime.wrote();
+        result
+    }
+
+    /// Refuses changes for good if the file is lost.
+    fn is_lost(&self, error: &FileError) -> bool {
+        if error.is_loss() {
+            self.disk.set_lost(error.refusal());
+            self.journal.end(error.refusal());
+        }
+        error.is_loss()
     }
 
     /// Puts all that is pending on disk; false when the journal is closed before that can be done.
@@ -68,9 +112,14 @@ impl Writer {
         let (last, records) = (batch.last(), batch.records);
         let newest = Position(self.position.0 + batch.events);
         let trim = (!checkpoints.is_empty()).then(|| self.rounds.trim(&self.memory, newest));
-        if !self.write(&Commit { position: self.position, batch, checkpoints, trim }) {
+        let served = self.downtime.due();
+        if !self.write(&Commit { position: self.position, batch, checkpoints, trim, served }) {
             return false;
         }
+        if served.is_some() {
+            self.downtime.wrote();
+        }
+        self.probe.wrote();
         self.rounds.count(records);
         self.position = newest;
         // Whoever is answered may ask the log at once.
@@ -83,7 +132,7 @@ impl Writer {
         true
     }
 
-    /// Tries until it is on disk; false when the journal is closed before.
+    /// Tries until it is on disk; false when the journal is closed before, or the file is lost.
     fn write(&mut self, commit: &Commit) -> bool {
         let mut pause = FIRST_RETRY;
         loop {
@@ -91,9 +140,12 @@ impl Writer {
             let result = self.store.commit(commit);
             drop(writing);
             let Err(error) = result else { return true };
+            if self.is_lost(&error) {
+                return false;
+            }
             // Who runs the storage is told by its writability, and callers by their errors.
             tracing::debug!(error = &error as &dyn Error, "changes cannot be written; retrying until they can");
-            self.journal.fail(error.refusal());
+            self.journal.fail(commit.batch.last(), error.refusal());
             if self.journal.is_closed_within(pause) {
                 tracing::error!(
                     error = &error as &dyn Error,
@@ -103,10 +155,5 @@ impl Writer {
             }
             pause = (pause * 2).min(LAST_RETRY);
         }
-    }
-
-    fn probe_disk(&mut self) {
-        let _writing = self.disk.write();
-        self.disk.set_probed(self.probe.run());
     }
 }

@@ -1,7 +1,8 @@
 //! What a record is, and its bytes on disk.
 //!
-//! A record is a tag, then the session's two numbers and, where the tag says so, the lease's, as little-endian integers
-//! of eight bytes. A record about a lease alone has no bytes but its tag: the lease's row says the rest. It has its tag
+//! A record is a tag, then the session's two numbers, and then as many leases as the tag says, all as little-endian integers of
+//! eight bytes: the lease that the session is under after the change, or was under when it was destroyed; and the one that it
+//! was under before it moved. A record about a lease alone has no bytes but its tag: the lease's row says the rest. It has its tag
 //! so that the records of a batch can be numbered.
 
 use std::time::Duration;
@@ -9,12 +10,16 @@ use std::time::Duration;
 use crate::session::{AuthKeyId, DestroyReason, LeaseId, SessionChange, SessionEvent, SessionId, SessionKey};
 
 const CREATED: u8 = 1;
-const CREATED_UNDER_LEASE: u8 = 2;
-const MOVED: u8 = 3;
-const DESTROYED: u8 = 4;
-const DESTROYED_LEASE_EXPIRED: u8 = 5;
-const DESTROYED_LEASE_REVOKED: u8 = 6;
-const LEASE: u8 = 7;
+const MOVED: u8 = 2;
+const DESTROYED: u8 = 3;
+const DESTROYED_LEASE_EXPIRED: u8 = 4;
+const DESTROYED_LEASE_REVOKED: u8 = 5;
+const LEASE: u8 = 6;
+
+/// Added to a tag: the session's lease follows.
+const UNDER_LEASE: u8 = 0x10;
+/// Added to a tag: the lease that the session was under before follows.
+const FROM_LEASE: u8 = 0x20;
 
 /// Something that must outlive the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,11 +31,13 @@ pub(in crate::storage) enum Record<'a> {
     Destroyed {
         session: SessionKey,
         reason: DestroyReason,
+        lease: Option<LeaseId>,
     },
     /// A session that existed came under another lease, which no observer hears of.
     Moved {
         session: SessionKey,
         lease: LeaseId,
+        previous: Option<LeaseId>,
     },
     LeaseGranted {
         lease: LeaseId,
@@ -66,33 +73,33 @@ impl Record<'_> {
     }
 
     pub(super) fn write(&self, bytes: &mut Vec<u8>) {
-        let (tag, session, lease) = match *self {
-            Self::Created { session, lease: None } => (CREATED, session, None),
-            Self::Created { session, lease } => (CREATED_UNDER_LEASE, session, lease),
-            Self::Moved { session, lease } => (MOVED, session, Some(lease)),
-            Self::Destroyed { session, reason } => {
+        let (tag, session, lease, previous) = match *self {
+            Self::Created { session, lease } => (CREATED, session, lease, None),
+            Self::Moved { session, lease, previous } => (MOVED, session, Some(lease), previous),
+            Self::Destroyed { session, reason, lease } => {
                 let tag = match reason {
                     DestroyReason::Requested => DESTROYED,
                     DestroyReason::LeaseExpired => DESTROYED_LEASE_EXPIRED,
                     DestroyReason::LeaseRevoked => DESTROYED_LEASE_REVOKED,
                 };
-                (tag, session, None)
+                (tag, session, lease, None)
             }
             Self::LeaseGranted { .. } | Self::LeaseEnded { .. } | Self::LeaseSwept { .. } => {
                 bytes.push(LEASE);
                 return;
             }
         };
-        let mut record = [0; 25];
+        let mut record = [0; 33];
         record[0] = tag;
         record[1..17].copy_from_slice(&session_bytes(&session));
-        let len = match lease {
-            Some(lease) => {
-                record[17..].copy_from_slice(&lease.number().to_le_bytes());
-                25
+        let mut len = 17;
+        for (lease, flag) in [(lease, UNDER_LEASE), (previous, FROM_LEASE)] {
+            if let Some(lease) = lease {
+                record[0] |= flag;
+                record[len..len + 8].copy_from_slice(&lease.number().to_le_bytes());
+                len += 8;
             }
-            None => 17,
-        };
+        }
         bytes.extend_from_slice(&record[..len]);
     }
 
@@ -146,8 +153,13 @@ impl<'a> Reader<'a> {
 /// A record as it is read back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::storage) enum ReadRecord {
+    /// With the lease that the session is under, or was when it was destroyed.
     Event(SessionEvent, Option<LeaseId>),
-    Moved(SessionKey, LeaseId),
+    Moved {
+        session: SessionKey,
+        lease: LeaseId,
+        previous: Option<LeaseId>,
+    },
     /// A lease changed: its row says how.
     Lease,
 }
@@ -172,15 +184,15 @@ impl<'a> Records<'a> {
             return Some(ReadRecord::Lease);
         }
         let session = reader.session()?;
-        let event = |change| SessionEvent { session, change };
-        let destroyed = |reason| Some(ReadRecord::Event(event(SessionChange::Destroyed(reason)), None));
-        match tag {
-            CREATED => Some(ReadRecord::Event(event(SessionChange::Created), None)),
-            CREATED_UNDER_LEASE => Some(ReadRecord::Event(event(SessionChange::Created), Some(reader.lease()?))),
-            MOVED => Some(ReadRecord::Moved(session, reader.lease()?)),
-            DESTROYED => destroyed(DestroyReason::Requested),
-            DESTROYED_LEASE_EXPIRED => destroyed(DestroyReason::LeaseExpired),
-            DESTROYED_LEASE_REVOKED => destroyed(DestroyReason::LeaseRevoked),
+        let mut lease = |flag| if tag & flag == 0 { Some(None) } else { reader.lease().map(Some) };
+        let (lease, previous) = (lease(UNDER_LEASE)?, lease(FROM_LEASE)?);
+        let event = |change| Some(ReadRecord::Event(SessionEvent { session, change }, lease));
+        match tag & !UNDER_LEASE {
+            CREATED => event(SessionChange::Created),
+            DESTROYED => event(SessionChange::Destroyed(DestroyReason::Requested)),
+            DESTROYED_LEASE_EXPIRED => event(SessionChange::Destroyed(DestroyReason::LeaseExpired)),
+            DESTROYED_LEASE_REVOKED => event(SessionChange::Destroyed(DestroyReason::LeaseRevoked)),
+            tag if tag & !FROM_LEASE == MOVED => Some(ReadRecord::Moved { session, lease: lease?, previous }),
             _ => None,
         }
     }
@@ -209,23 +221,19 @@ mod tests {
     fn what_is_written_is_read_back_and_what_is_cut_is_not() {
         let session = SessionKey::new(-7, i64::MAX);
         let lease = LeaseId::from_number(u64::MAX).unwrap();
-        let destroyed = |reason| Record::Destroyed { session, reason };
-        let event = |change| SessionEvent { session, change };
-        let read_destroyed = |reason| ReadRecord::Event(event(SessionChange::Destroyed(reason)), None);
-        let pairs = [
-            (Record::Created { session, lease: None }, ReadRecord::Event(event(SessionChange::Created), None)),
-            (
-                Record::Created { session, lease: Some(lease) },
-                ReadRecord::Event(event(SessionChange::Created), Some(lease)),
-            ),
-            (Record::Moved { session, lease }, ReadRecord::Moved(session, lease)),
-            (Record::LeaseSwept { lease }, ReadRecord::Lease),
-            (destroyed(DestroyReason::Requested), read_destroyed(DestroyReason::Requested)),
-            (destroyed(DestroyReason::LeaseExpired), read_destroyed(DestroyReason::LeaseExpired)),
-            (destroyed(DestroyReason::LeaseRevoked), read_destroyed(DestroyReason::LeaseRevoked)),
-        ];
+        let event = |change, lease| ReadRecord::Event(SessionEvent { session, change }, lease);
+        let mut pairs = vec![(Record::LeaseSwept { lease }, ReadRecord::Lease)];
+        for other in [None, LeaseId::from_number(1)] {
+            let previous = other;
+            pairs.push((Record::Created { session, lease: other }, event(SessionChange::Created, other)));
+            pairs.push((Record::Moved { session, lease, previous }, ReadRecord::Moved { session, lease, previous }));
+            for reason in [DestroyReason::Requested, DestroyReason::LeaseExpired, DestroyReason::LeaseRevoked] {
+                let read = event(SessionChange::Destroyed(reason), other);
+                pairs.push((Record::Destroyed { session, reason, lease: other }, read));
+            }
+        }
         let mut bytes = Vec::new();
-        for (written, read) in pairs {
+        for &(written, read) in &pairs {
             let start = bytes.len();
             written.write(&mut bytes);
             assert!(Records::new(&bytes[start..]).map(Result::unwrap).eq([read]));
@@ -233,7 +241,7 @@ mod tests {
                 assert!(Records::new(&bytes[start..end]).all(|record| record.is_err()), "{written:?}");
             }
         }
-        assert!(Records::new(&bytes).map(Result::unwrap).eq(pairs.map(|(_, read)| read)));
+        assert!(Records::new(&bytes).map(Result::unwrap).eq(pairs.into_iter().map(|(_, read)| read)));
         assert!(Records::new(&[0; 17]).all(|record| record.is_err()));
     }
 }

@@ -6,9 +6,10 @@ use std::{
     mem,
     sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use super::Lsn;
 use crate::{
@@ -27,9 +28,17 @@ struct State {
     /// By the record that is waited for, and a number of one's own.
     waiting: BTreeMap<(Lsn, u64), Waiter>,
     next: u64,
-    outage: Option<WriteRefusal>,
-    /// An outage has ended since it was last asked.
-    has_recovered: bool,
+    /// Why nothing gets to the disk. None unless some record is not there.
+    outage: Option<Outage>,
+    /// Why nothing gets there ever again.
+    end: Option<WriteRefusal>,
+    /// How long an outage took that has ended since it was last asked.
+    recovered_after: Option<Duration>,
+}
+
+struct Outage {
+    refusal: WriteRefusal,
+    began: Instant,
 }
 
 impl Waiters {
@@ -42,12 +51,12 @@ impl Waiters {
     }
 
     pub(super) fn outage(&self) -> Option<WriteRefusal> {
-        self.state.lock().outage.clone()
+        self.state.lock().refusal()
     }
 
-    /// Whether an outage has ended since this was last asked.
-    pub(super) fn has_recovered(&self) -> bool {
-        mem::take(&mut self.state.lock().has_recovered)
+    /// How long an outage took that has ended since this was last asked.
+    pub(super) fn recovered_after(&self) -> Option<Duration> {
+        self.state.lock().recovered_after.take()
     }
 
     /// Waits until the record `lsn` is on disk, or nothing gets there.
@@ -60,39 +69,46 @@ impl Waiters {
     pub(super) fn publish(&self, lsn: Lsn) {
         let mut state = self.state.lock();
         self.durable.store(lsn.0, Ordering::Release);
-        let had_outage = state.outage.take().is_some();
         // Whoever finds the outage gone finds this too.
-        state.has_recovered |= had_outage;
+        if let Some(outage) = state.outage.take() {
+            state.recovered_after = state.recovered_after.max(Some(outage.began.elapsed()));
+        }
         let later = state.waiting.split_off(&(Lsn(lsn.0 + 1), 0));
         let woken = mem::replace(&mut state.waiting, later);
         drop(state);
         wake_all(woken.into_values());
     }
 
-    /// Nothing gets to the disk: all who wait are told. Tells whether that is news.
-    pub(super) fn fail(&self, outage: WriteRefusal) -> bool {
-        fail(self.state.lock(), outage)
-    }
-
-    /// The same if the record `lsn` is not on disk, and nothing otherwise. Tells whether it is not.
-    pub(super) fn fail_unless_durable(&self, lsn: Lsn, outage: WriteRefusal) -> bool {
-        let state = self.state.lock();
+    /// The record `lsn` does not get to the disk: all who wait are told, and an outage begins, which ends with the next records that
+    /// get there. If the record is there already, nothing happens. Returns whether it is not.
+    pub(super) fn fail(&self, lsn: Lsn, refusal: WriteRefusal) -> bool {
+        let mut state = self.state.lock();
         // Asked under the lock, under which an outage is ended.
         if self.durable() >= lsn {
             return false;
         }
-        fail(state, outage);
+        let began = state.outage.take().map_or_else(Instant::now, |outage| outage.began);
+        state.outage = Some(Outage { refusal, began });
+        let woken = mem::take(&mut state.waiting);
+        drop(state);
+        wake_all(woken.into_values());
         true
+    }
+
+    /// Nothing gets to the disk ever again: all who wait are told.
+    pub(super) fn end(&self, refusal: WriteRefusal) {
+        let mut state = self.state.lock();
+        state.end = Some(refusal);
+        let woken = mem::take(&mut state.waiting);
+        drop(state);
+        wake_all(woken.into_values());
     }
 }
 
-/// Notes an outage and wakes all who wait. Tells whether there was none before.
-fn fail(mut state: MutexGuard<'_, State>, outage: WriteRefusal) -> bool {
-    let is_news = state.outage.replace(outage).is_none();
-    let woken = mem::take(&mut state.waiting);
-    drop(state);
-    wake_all(woken.into_values());
-    is_news
+impl State {
+    fn refusal(&self) -> Option<WriteRefusal> {
+        self.end.as_ref().or(self.outage.as_ref().map(|outage| &outage.refusal)).cloned()
+    }
 }
 
 /// One who waits.
@@ -111,9 +127,9 @@ impl Turn<'_> {
             self.number = None;
             return Poll::Ready(Ok(()));
         }
-        if let Some(outage) = &state.outage {
+        if let Some(refusal) = state.refusal() {
             self.number = None;
-            return Poll::Ready(Err(outage.clone()));
+            return Poll::Ready(Err(refusal));
         }
         let number = *self.number.get_or_insert_with(|| {
             state.next += 1;
@@ -138,7 +154,7 @@ impl Drop for Turn<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::sync::Arc;
 
     use futures_util::FutureExt;
     use tokio::{task::JoinSet, time::timeout};
@@ -166,7 +182,7 @@ mod tests {
         others.spawn(moved);
         tokio::task::yield_now().await;
         waiters.publish(Lsn(2));
-        assert!(!waiters.has_recovered(), "there was no outage");
+        assert!(waiters.recovered_after().is_none(), "there was no outage");
         drop(first);
         let mut woken = Vec::new();
         for _ in 0..4 {
@@ -176,14 +192,13 @@ mod tests {
         assert_eq!(woken, [Ok(1), Ok(1), Ok(1), Ok(2)]);
         assert!(others.join_next().now_or_never().is_none());
         let outage = || WriteRefusal::new(RefusalCause::DiskFailed, "gone");
-        assert!(!waiters.fail_unless_durable(Lsn(2), outage()), "that record is on disk");
+        assert!(!waiters.fail(Lsn(2), outage()), "that record is on disk");
         assert!(waiters.outage().is_none());
-        assert!(waiters.fail(outage()), "an outage has begun");
-        assert!(!waiters.fail(outage()), "it is the same outage");
+        assert!(waiters.fail(Lsn(3), outage()), "an outage has begun");
         assert_eq!(others.join_next().await.unwrap().unwrap(), Err(3));
         assert!(waiters.wait(Lsn(3)).now_or_never().unwrap().is_err());
         waiters.publish(Lsn(3));
-        assert!(waiters.has_recovered(), "an outage has ended");
+        assert!(waiters.recovered_after().is_some(), "an outage has ended");
         assert!(waiters.wait(Lsn(3)).now_or_never().unwrap().is_ok());
     }
 }

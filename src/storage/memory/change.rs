@@ -41,11 +41,13 @@ pub(super) struct Made {
     nth: usize,
     bucket: u32,
     event: SessionEvent,
+    /// The lease that the session is under, or was when it was destroyed, as far as it is recorded.
+    lease: Option<LeaseId>,
 }
 
 impl Made {
-    pub(super) fn new(nth: usize, bucket: u32, event: SessionEvent) -> Self {
-        Self { nth, bucket, event }
+    pub(super) fn new(nth: usize, bucket: u32, event: SessionEvent, lease: Option<LeaseId>) -> Self {
+        Self { nth, bucket, event, lease }
     }
 
     pub(super) fn session(&self) -> SessionKey {
@@ -55,7 +57,8 @@ impl Made {
 
 /// What became of one session.
 enum Done {
-    Changed(SessionChange),
+    /// With the lease that it is or was under, as far as it is recorded.
+    Changed(SessionChange, Option<LeaseId>),
     /// No change for observers. What it is like is told by this record.
     Unchanged(Lsn),
 }
@@ -80,7 +83,11 @@ impl MemoryStorage {
                 _ => part.chunks(GROUP).try_for_each(|some| self.change_some::<GROUP>(some, change, &mut told)),
             };
             self.logs.iter().for_each(Log::settle);
-            done?;
+            if let Err(error) = done {
+                // It tells of a limit or of a lease's end, which a crash may still undo.
+                self.all_durable().await.map_err(StorageError::Refused)?;
+                return Err(error);
+            }
         }
         self.durable(newest).await.map_err(StorageError::Refused)?;
         Ok(results)
@@ -123,8 +130,8 @@ impl MemoryStorage {
                     Change::Destroy(lease) => Ok(self.destroy_in(bucket, *spot, *session, lease)),
                 };
                 match done {
-                    Ok(Done::Changed(change)) => {
-                        made.push(Made::new(nth, spot.bucket, SessionEvent { session: *session, change }));
+                    Ok(Done::Changed(change, lease)) => {
+                        made.push(Made::new(nth, spot.bucket, SessionEvent { session: *session, change }, lease));
                         results.push((true, Lsn(0)));
                         // For the next one, which would have to wait for it with all others of its group.
                         if bucket.need(is_leased).is_some() {
@@ -138,7 +145,7 @@ impl MemoryStorage {
                     }
                 }
             }
-            self.append(&made, change.lease(), |made, lsn| {
+            self.append(&made, |made, lsn| {
                 self.note(held.bucket(made.nth), made.session(), lsn);
                 results[made.nth].1 = lsn;
             });
@@ -163,7 +170,11 @@ impl MemoryStorage {
     ) -> Result<Done, StorageError> {
         let too_many = || StorageError::TooManySessions { limit: self.max_sessions };
         let slot = match lease {
-            Some((id, lease)) if !lease.is_live() => return Err(StorageError::UnknownLease(id)),
+            Some((id, lease)) if !lease.is_live() => {
+                // Its end is recorded once this returns.
+                let _ = self.leases.end_of(id);
+                return Err(StorageError::UnknownLease(id));
+            }
             Some((_, lease)) => lease.slot,
             None => 0,
         };
@@ -171,8 +182,9 @@ impl MemoryStorage {
             let Some((lease, _)) = lease.filter(|_| bucket.lease(place) != slot) else {
                 return Ok(Done::Unchanged(bucket.recorded(&session)));
             };
+            let previous = self.recorded_lease(bucket, place);
             bucket.set_lease(place, slot);
-            let record = Record::Moved { session, lease };
+            let record = Record::Moved { session, lease, previous };
             let lsn = self.journal.as_ref().map_or(Lsn(0), |journal| journal.record(record));
             self.note(bucket, session, lsn);
             return Ok(Done::Unchanged(lsn));
@@ -186,36 +198,47 @@ impl MemoryStorage {
             self.session_count.fetch_sub(1, Ordering::Relaxed);
             return Err(too_many());
         }
-        Ok(Done::Changed(SessionChange::Created))
+        Ok(Done::Changed(SessionChange::Created, lease.map(|(id, _)| id)))
+    }
+
+    /// The lease of the session at a place of a bucket, where changes are recorded.
+    fn recorded_lease(&self, bucket: &Bucket, place: usize) -> Option<LeaseId> {
+        self.journal.as_ref().and_then(|_| self.leases.id(bucket.lease(place)))
     }
 
     fn destroy_in(&self, bucket: &mut Bucket, spot: Spot, session: SessionKey, lease: Option<&Lease>) -> Done {
         let Some(place) = bucket.find(spot.hash, &session) else { return Done::Unchanged(bucket.recorded(&session)) };
         // Asked under the bucket's lock: once a lease has ended, its slot may name another.
-        if lease.is_some_and(|lease| !lease.is_live() || bucket.lease(place) != lease.slot) {
-            return Done::Unchanged(bucket.recorded(&session));
+        if let Some(lease) = lease {
+            if !lease.is_live() {
+                return Done::Unchanged(self.leases.end_of(lease.id));
+            }
+            if bucket.lease(place) != lease.slot {
+                return Done::Unchanged(bucket.recorded(&session));
+            }
         }
+        let under = lease.map(|lease| lease.id).or_else(|| self.recorded_lease(bucket, place));
         bucket.remove(spot.hash, place, &self.hash);
         self.session_count.fetch_sub(1, Ordering::Relaxed);
-        Done::Changed(SessionChange::Destroyed(DestroyReason::Requested))
+        Done::Changed(SessionChange::Destroyed(DestroyReason::Requested), under)
     }
 
     /// Puts changes into the log, and records them at the same places; `recorded` hears of each record. Their buckets must be locked
     /// still.
     ///
     /// The log is where all threads meet. It is locked once for all of a group, and when nothing is left to be done but this.
-    pub(super) fn append(&self, made: &[Made], lease: Option<LeaseId>, mut recorded: impl FnMut(&Made, Lsn)) {
+    pub(super) fn append(&self, made: &[Made], mut recorded: impl FnMut(&Made, Lsn)) {
         let partition = |made: &Made| self.partition_of(made.bucket);
         for made in made.chunk_by(|one, next| partition(one) == partition(next)) {
             // One partition's at a time: two of these cannot wait for each other.
             let mut log = self.log_of(made[0].bucket).appending();
             for made in made {
-                let SessionEvent { session, change } = made.event;
+                let (SessionEvent { session, change }, lease) = (made.event, made.lease);
                 log.append(made.event);
                 if let Some(journal) = &self.journal {
                     let record = match change {
                         SessionChange::Created => Record::Created { session, lease },
-                        SessionChange::Destroyed(reason) => Record::Destroyed { session, reason },
+                        SessionChange::Destroyed(reason) => Record::Destroyed { session, reason, lease },
                     };
                     recorded(made, journal.record(record));
                 }

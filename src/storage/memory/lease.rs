@@ -1,5 +1,8 @@
 //! The leases of the memory storage.
 
+mod clock;
+mod undoable;
+
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{
@@ -10,21 +13,22 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::{sync::Notify, time::Instant};
+use tokio::sync::Notify;
 
+use self::{clock::Clock, undoable::Undoable};
 use super::bucket::LeaseSlot;
 use crate::{
     random::random_u64,
     session::{DestroyReason, LeaseId},
     storage::{
         StorageError,
-        journal::{Journal, LeaseRow, Record},
+        journal::{Journal, LeaseRow, Lsn, Record},
     },
 };
 
 /// One lease.
 pub(super) struct Lease {
-    id: LeaseId,
+    pub(super) id: LeaseId,
     /// What names it in the buckets. Not used again before every session under it is gone.
     pub(super) slot: LeaseSlot,
     ttl: Duration,
@@ -69,11 +73,15 @@ pub(super) struct Leases {
 
 #[derive(Default)]
 struct Table {
-    live: HashMap<LeaseId, (Arc<Lease>, Instant)>,
+    clock: Clock,
+    /// With their deadlines, by that clock.
+    live: HashMap<LeaseId, (Arc<Lease>, Duration)>,
     /// The same leases by deadline: neither a timer for each, nor a scan of all.
-    deadlines: BTreeSet<(Instant, LeaseId)>,
+    deadlines: BTreeSet<(Duration, LeaseId)>,
     /// Ended, and not yet taken by anybody to be swept.
     ended: Vec<Ended>,
+    /// Ended, and a crash may still undo it.
+    undoable: Undoable,
     free: Vec<LeaseSlot>,
     /// The lease that has each slot, or had it last. Slots count from 1.
     slots: Vec<LeaseId>,
@@ -84,21 +92,45 @@ impl Leases {
         Self { table: Mutex::default(), changed: Notify::new(), max: max.min(u64::from(LeaseSlot::MAX - 1)), journal }
     }
 
-    fn record(&self, record: Record<'_>) {
-        if let Some(journal) = &self.journal {
-            journal.record(record);
-        }
+    fn record(&self, record: Record<'_>) -> Lsn {
+        self.journal.as_ref().map_or(Lsn(0), |journal| journal.record(record))
     }
 
+    fn is_durable(&self, lsn: Lsn) -> bool {
+        self.journal.as_ref().is_none_or(|journal| journal.is_durable(lsn))
+    }
+
+    /// How many leases there are. One whose end a crash may still undo counts.
     pub(super) fn count(&self) -> u64 {
-        self.table.lock().live.len() as u64
+        let table = self.table.lock();
+        (table.live.len() + table.undoable.count(|lsn| self.is_durable(lsn))) as u64
+    }
+
+    /// Returns the record that must be durable before anybody is told that this lease is gone.
+    pub(super) fn end_of(&self, id: LeaseId) -> Lsn {
+        self.table.lock().undoable.end_of(id)
+    }
+
+    /// Logs the expiries that no crash can undo any more. Returns whether there are others.
+    pub(super) fn log_expired(&self) -> bool {
+        let (durable, rest) = {
+            let table = &mut *self.table.lock();
+            (table.undoable.take_durable(|lsn| self.is_durable(lsn)), !table.undoable.is_empty())
+        };
+        // Whoever reads the log may be slow, and every call under a lease takes the lock.
+        for Ended { lease, reason } in durable {
+            if reason == DestroyReason::LeaseExpired {
+                tracing::info!(lease_id = lease.id.number(), owner = &*lease.owner, "a lease has expired");
+            }
+        }
+        rest
     }
 
     pub(super) fn grant(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
         let mut table = self.table.lock();
         let table = &mut *table;
         // Leases that have ended count until their sessions are gone.
-        if table.free.is_empty() && table.slots.len() as u64 >= self.max {
+        if (table.slots.len() - table.free.len()) as u64 >= self.max {
             return Err(StorageError::TooManyLeases { limit: self.max });
         }
         // By chance: a gateway that comes back with an old one must not meet somebody else's.
@@ -150,30 +182,40 @@ impl Leases {
         slots.map(|slot| table.slots.get((slot as usize).wrapping_sub(1)).copied()).collect()
     }
 
+    /// The lease that has this slot, under which there is a session; none for 0.
+    pub(super) fn id(&self, slot: LeaseSlot) -> Option<LeaseId> {
+        if slot == 0 { None } else { self.table.lock().slots.get(slot as usize - 1).copied() }
+    }
+
     pub(super) fn get(&self, id: LeaseId) -> Option<Arc<Lease>> {
         self.table.lock().live.get(&id).map(|(lease, _)| Arc::clone(lease))
     }
 
     pub(super) fn keep_alive(&self, id: LeaseId) -> Result<Duration, StorageError> {
         let mut table = self.table.lock();
-        let Table { live, deadlines, .. } = &mut *table;
+        let Table { clock, live, deadlines, .. } = &mut *table;
         let (lease, deadline) = live.get_mut(&id).ok_or(StorageError::UnknownLease(id))?;
         deadlines.remove(&(*deadline, id));
-        *deadline = Instant::now() + lease.ttl;
+        *deadline = clock.now() + lease.ttl;
         deadlines.insert((*deadline, id));
         Ok(lease.ttl)
     }
 
-    /// Lets every lease live for its whole ttl from now on.
-    pub(super) fn keep_all_alive(&self) {
-        let now = Instant::now();
+    /// Lets every lease live for its whole ttl from now on, and for at least `grace`.
+    pub(super) fn keep_all_alive(&self, grace: Duration) {
         let mut table = self.table.lock();
-        let Table { live, deadlines, .. } = &mut *table;
+        let Table { clock, live, deadlines, .. } = &mut *table;
+        let now = clock.now();
         deadlines.clear();
         for (id, (lease, deadline)) in live {
-            *deadline = now + lease.ttl;
+            *deadline = (*deadline).max(now + lease.ttl.max(grace));
             deadlines.insert((*deadline, *id));
         }
+    }
+
+    /// Moves the clock on. Returns how long ago that was done last.
+    pub(super) fn look(&self) -> Duration {
+        self.table.lock().clock.look()
     }
 
     /// Ends a lease: from now on nothing comes under it.
@@ -182,24 +224,22 @@ impl Leases {
     }
 
     /// A lease to sweep: one that was left behind, or one whose deadline has passed and that is ended now.
-    pub(super) fn next_ended(&self, now: Instant) -> Option<Ended> {
+    pub(super) fn next_ended(&self) -> Option<Ended> {
         let mut table = self.table.lock();
         if let Some(ended) = table.ended.pop() {
             return Some(ended);
         }
         let (deadline, id) = *table.deadlines.first()?;
-        if deadline > now {
+        if deadline > table.clock.now() {
             return None;
         }
-        let ended = self.end(&mut table, id, DestroyReason::LeaseExpired)?;
-        // Whoever reads the log may be slow, and every call under a lease takes this lock.
-        drop(table);
-        tracing::info!(lease_id = id.number(), owner = &*ended.lease.owner, "a lease has expired");
-        Some(ended)
+        self.end(&mut table, id, DestroyReason::LeaseExpired)
     }
 
-    pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.table.lock().deadlines.first().map(|(deadline, _)| *deadline)
+    /// How long it is to the next deadline. None if there are no leases.
+    pub(super) fn to_next_deadline(&self) -> Option<Duration> {
+        let table = self.table.lock();
+        table.deadlines.first().map(|(deadline, _)| deadline.saturating_sub(table.clock.now()))
     }
 
     /// Leaves an ended lease to whoever expires leases.
@@ -216,17 +256,20 @@ impl Leases {
     }
 
     fn end(&self, table: &mut Table, id: LeaseId, reason: DestroyReason) -> Option<Ended> {
-        let ended = table.end(id, reason)?;
-        self.record(Record::LeaseEnded { lease: id, reason });
-        Some(ended)
+        let lease = table.end(id)?;
+        let lsn = self.record(Record::LeaseEnded { lease: id, reason });
+        if reason == DestroyReason::LeaseExpired || !self.is_durable(lsn) {
+            table.undoable.add(lsn, Ended { lease: Arc::clone(&lease), reason });
+        }
+        Some(Ended { lease, reason })
     }
 }
 
 impl Table {
     /// Adds a live lease and gives its deadline.
-    fn insert(&mut self, id: LeaseId, ttl: Duration, owner: &str) -> Instant {
+    fn insert(&mut self, id: LeaseId, ttl: Duration, owner: &str) -> Duration {
         let lease = self.lease(id, ttl, owner, true);
-        let deadline = Instant::now() + ttl;
+        let deadline = self.clock.now() + ttl;
         self.live.insert(id, (Arc::new(lease), deadline));
         self.deadlines.insert((deadline, id));
         deadline
@@ -247,11 +290,11 @@ impl Table {
         Lease { id, slot, ttl, owner: owner.into(), is_live: AtomicBool::new(is_live), buckets: Mutex::default() }
     }
 
-    fn end(&mut self, id: LeaseId, reason: DestroyReason) -> Option<Ended> {
+    fn end(&mut self, id: LeaseId) -> Option<Arc<Lease>> {
         let (lease, deadline) = self.live.remove(&id)?;
         self.deadlines.remove(&(deadline, id));
         lease.is_live.store(false, Ordering::Release);
-        Some(Ended { lease, reason })
+        Some(lease)
     }
 }
 

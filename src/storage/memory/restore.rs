@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use super::{Lease, Marks, MemoryOptions, MemoryStorage, SessionHasher, Spot};
@@ -85,12 +86,16 @@ impl Restore {
 
     /// Repeats what was recorded, in order.
     pub(in crate::storage) fn record(&mut self, lsn: Lsn, record: ReadRecord) {
-        let (session, lease) = match record {
+        // The leases that the session comes under, and that it was under before.
+        let (session, lease, before) = match record {
             ReadRecord::Event(event, lease) => {
                 self.storage.logs[0].restore(event);
-                (event.session, lease)
+                match event.change {
+                    SessionChange::Created => (event.session, lease, None),
+                    SessionChange::Destroyed(_) => (event.session, None, lease),
+                }
             }
-            ReadRecord::Moved(session, lease) => (session, Some(lease)),
+            ReadRecord::Moved { session, lease, previous } => (session, Some(lease), previous),
             ReadRecord::Lease => return,
         };
         let Spot { hash, bucket: bucket_index } = self.storage.spot_of(&session);
@@ -103,6 +108,9 @@ impl Restore {
             drop(bucket.move_into(need.make(), &self.storage.hash));
         }
         let count = self.storage.session_count.get_mut();
+        let slot_of = |lease: Option<LeaseId>| lease.map_or(0, |id| self.leases.get(&id).map_or(0, |lease| lease.slot));
+        let is_under = |place| bucket.lease(place) == slot_of(before);
+        debug_assert!(bucket.find(hash, &session).is_none_or(is_under), "{record:?} of a session under another lease");
         match (record, bucket.find(hash, &session)) {
             (ReadRecord::Event(SessionEvent { change: SessionChange::Destroyed(_), .. }, _), Some(place)) => {
                 bucket.remove(hash, place, &self.storage.hash);
@@ -111,7 +119,7 @@ impl Restore {
             (ReadRecord::Event(SessionEvent { change: SessionChange::Created, .. }, _), None) => {
                 *count += u64::from(bucket.insert(hash, session, slot, &self.storage.hash));
             }
-            (ReadRecord::Moved(..), Some(place)) => bucket.set_lease(place, slot),
+            (ReadRecord::Moved { .. }, Some(place)) => bucket.set_lease(place, slot),
             // A file that tells of such a thing is not of this program.
             _ => {}
         }
@@ -128,6 +136,13 @@ impl Restore {
         });
         lease.enter(bucket);
         lease.slot
+    }
+
+    /// The registry was away for that long, if anybody knows. Returns what its leases live for at least.
+    pub(in crate::storage) fn was_away(&mut self, outage: Option<Duration>) -> Duration {
+        let grace = self.storage.grace_after(outage);
+        self.storage.leases.keep_all_alive(grace);
+        grace
     }
 
     pub(in crate::storage) fn finish(mut self) -> MemoryStorage {
@@ -168,6 +183,11 @@ impl MemoryStorage {
     /// The last change of the log.
     pub(in crate::storage) fn newest(&self) -> Position {
         self.logs[0].newest()
+    }
+
+    /// How many leases there are.
+    pub(in crate::storage) fn leases(&self) -> u64 {
+        self.leases.count()
     }
 
     /// How many sessions there are.

@@ -1,6 +1,10 @@
 use futures_util::FutureExt;
+use tokio::time::{Instant, advance};
 
 use super::*;
+
+/// How late the end of a lease may be.
+const SOON: Duration = Duration::from_secs(1);
 
 const TTL: Duration = Duration::from_secs(60);
 
@@ -88,4 +92,87 @@ async fn changes_are_given_up_sooner_once_they_are_read() {
     let (.., held) = write(RETAIN).await;
     assert!(held.start.0 > 150_000 && held.end.0 - held.start.0 >= RETAIN, "{held:?}");
     assert!(matches!(read(150_000).await, Err(LogError::Trimmed)));
+}
+
+/// A lease with a session, and who expires leases, for some time already. Time is stopped but where it is waited for.
+async fn with_lease(
+    ttl: Duration,
+    outage_grace: Duration,
+) -> (Arc<MemoryStorage>, LeaseId, tokio::task::JoinHandle<()>) {
+    let storage = Arc::new(MemoryStorage::new(MemoryOptions { outage_grace, ..MemoryOptions::default() }));
+    let expiring = tokio::spawn({
+        let storage = Arc::clone(&storage);
+        async move { drop(storage.expire_leases().await) }
+    });
+    // It has waited for long without a lease.
+    sleep(Duration::from_secs(1000)).await;
+    let lease = storage.grant_lease(ttl, "").await.unwrap();
+    storage.create(&[SessionKey::new(0, 0)], Some(lease)).await.unwrap();
+    (storage, lease, expiring)
+}
+
+/// How long it takes until the session is gone.
+async fn ends_after(storage: &MemoryStorage) -> Duration {
+    let began = Instant::now();
+    while storage.has(&[SessionKey::new(0, 0)]).await.unwrap() == [true] {
+        sleep(Duration::from_millis(10)).await;
+    }
+    began.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_moves_deadlines_by_its_own_length() {
+    const TTL: Duration = Duration::from_secs(2);
+    for pause in [0, 600, 900, 1000, 1100, 1700, 3000, 4500].map(Duration::from_millis) {
+        let (storage, _, expiring) = with_lease(TTL, Duration::from_secs(150)).await;
+        sleep(Duration::from_millis(500)).await;
+        // Nobody runs meanwhile.
+        advance(pause).await;
+        let rest = ends_after(&storage).await;
+        let wanted = TTL - Duration::from_millis(500);
+        assert!(rest + Duration::from_millis(350) >= wanted, "after a pause of {pause:?} it ends in {rest:?}");
+        assert!(rest <= wanted + Duration::from_millis(500), "after a pause of {pause:?} it ends in {rest:?}");
+        expiring.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_is_kept_alive_outlives_pauses_as_long_as_its_ttl() {
+    let (storage, lease, expiring) = with_lease(Duration::from_secs(1), Duration::from_secs(150)).await;
+    for pause in 0..20 {
+        for _ in 0..3 {
+            storage.keep_lease_alive(lease).await.unwrap();
+            sleep(Duration::from_millis(333)).await;
+        }
+        advance(Duration::from_millis(900 + 10 * pause)).await;
+        // The first that comes after it.
+        sleep(Duration::from_millis(100)).await;
+    }
+    storage.keep_lease_alive(lease).await.unwrap();
+    expiring.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_pause_gives_leases_the_grace_of_an_outage() {
+    for (pause, ttl, least) in [(10, 2, 30), (60, 2, 80), (3600, 2, 150), (60, 500, 500)] {
+        let (storage, _, expiring) = with_lease(Duration::from_secs(ttl), Duration::from_secs(150)).await;
+        sleep(Duration::from_millis(500)).await;
+        advance(Duration::from_secs(pause)).await;
+        let rest = ends_after(&storage).await;
+        let least = Duration::from_secs(least);
+        assert!(least <= rest + Duration::from_millis(20) && rest <= least + SOON, "{pause} s: it ends in {rest:?}");
+        expiring.abort();
+    }
+}
+
+#[tokio::test]
+async fn slots_that_are_free_do_not_raise_the_limit_of_leases() {
+    let storage = MemoryStorage::new(MemoryOptions { max_leases: 2, ..MemoryOptions::default() });
+    let gone: Vec<_> = (1..60).filter_map(LeaseId::from_number).map(|id| storage.leases.restore_gone(id)).collect();
+    gone.iter().for_each(|lease| storage.leases.restore_free(lease));
+    for _ in 0..2 {
+        storage.grant_lease(TTL, "").await.unwrap();
+    }
+    let refused = storage.grant_lease(TTL, "").await.unwrap_err();
+    assert!(matches!(refused, StorageError::TooManyLeases { limit: 2 }), "{refused}");
 }

@@ -190,8 +190,8 @@ async fn try_apply(
 
 fn script(registry: &Registry, partition: &Partition, identity: &Identity, batch: &[Part], over: Instant) -> Call {
     let mut leases = Vec::<LeaseId>::new();
-    let (mut letters, mut sessions, mut places, mut offsets, mut buckets) =
-        (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut steps, mut places, mut offsets, mut buckets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let is_plain = batch.iter().all(|part| matches!(part.what(), Change::Create(None)));
     for part in batch {
         let place = part.what().lease().map_or(0, |lease| {
             let known = leases.iter().position(|known| *known == lease);
@@ -203,8 +203,8 @@ fn script(registry: &Registry, partition: &Partition, identity: &Identity, batch
         });
         for session in part.sessions() {
             let bucket = registry.bucket_of(identity, session);
-            letters.push(part.what().letter());
-            sessions.extend_from_slice(&session_bytes(session));
+            steps.push(part.what().letter());
+            steps.extend_from_slice(&session_bytes(session));
             places.push(place);
             offsets.extend_from_slice(&registry.offset_of(bucket).to_be_bytes());
             buckets.push(bucket);
@@ -223,5 +223,5 @@ fn script(registry: &Registry, partition: &Partition, identity: &Identity, batch
     }
     let call = call.arg(&identity.birth).arg(partition.clock.until(over)).arg(partition.read_up_to());
     let call = call.arg(registry.options.retain_events).arg(registry.session_limit()).arg(&registry.new_mark()[..]);
-    call.arg(lease_bytes).arg(letters).arg(sessions).arg(places).arg(offsets).arg(registry.buckets_a_bit())
+    call.arg(lease_bytes).arg(i32::from(is_plain)).arg(steps).arg(places).arg(offsets).arg(registry.buckets_a_bit())
 }

@@ -13,21 +13,26 @@ use super::{
 };
 
 /// Registries in files of their own. They have one partition, and buckets as they have.
-struct File;
+struct File(tempfile::TempDir);
+
+impl File {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+}
 
 impl Fixture for File {
     const IS_PAUSED: bool = false;
 
     async fn storage(&self, shape: &Shape) -> Arc<dyn SessionStorage> {
-        let folder = tempfile::tempdir().unwrap();
         let options = StorageOptions {
             retain_events: shape.storage_events,
             max_sessions: 1 << 20,
             max_leases: 1 << 16,
             outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
         };
-        // The folder goes now, the file when it is closed.
-        Arc::new(FileStorage::open(folder.path().join("registry"), options).await.unwrap())
+        let path = self.0.path().join(format!("{:x}", fastrand::u64(..)));
+        Arc::new(FileStorage::open(path, options).await.unwrap())
     }
 }
 
@@ -37,7 +42,7 @@ proptest! {
 
     #[test]
     fn every_stream_of_a_history_keeps_its_promises(shape in shape(), steps in steps(1..60)) {
-        let (broken, _) = play(&File, &Shape { partitions: 1, ..shape }, &steps);
+        let (broken, _) = play(&File::new(), &Shape { partitions: 1, ..shape }, &steps);
         prop_assert!(broken.is_empty(), "{:#?}", broken);
     }
 
@@ -45,7 +50,7 @@ proptest! {
     fn every_stream_keeps_its_promises_while_all_run_at_once(mut plan in plan()) {
         plan.shape.partitions = 1;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
-        let broken = runtime.block_on(run_plan(&File, &plan));
+        let broken = runtime.block_on(run_plan(&File::new(), &plan));
         prop_assert!(broken.is_empty(), "{:#?}", broken);
     }
 }

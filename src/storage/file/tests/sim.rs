@@ -13,7 +13,7 @@ use std::{
 use parking_lot::Mutex;
 use redb::{BackendError, StorageBackend};
 
-use crate::storage::file::disk::Disk;
+use crate::storage::file::disk::{Disk, FileId, Found, OpenFile};
 
 /// What is wrong with a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,24 @@ struct State {
     fault: Option<Fault>,
     /// So many more operations before the machine stops.
     operations_left: Option<u64>,
+    /// So many more operations before somebody does that to a file.
+    stranger: Option<(u64, PathBuf, Deed)>,
+}
+
+/// What somebody else does to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deed {
+    Remove,
+    Move,
+    /// Puts another file with the same content in its place.
+    Replace,
+    Empty,
+    /// Writes something else into it, as long as what was there.
+    Overwrite,
+}
+
+impl Deed {
+    pub(super) const ALL: [Self; 5] = [Self::Remove, Self::Move, Self::Replace, Self::Empty, Self::Overwrite];
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +97,26 @@ impl Sim {
     /// Lets the machine stop after so many more operations.
     pub(super) fn stop_after(&self, operations: u64) {
         self.0.lock().operations_left = Some(operations);
+    }
+
+    /// Lets somebody do something to a file before so many more operations are over.
+    pub(super) fn meddle_after(&self, operations: u64, path: &str, deed: Deed) {
+        self.0.lock().stranger = Some((operations, path.into(), deed));
+    }
+
+    pub(super) fn has_meddled(&self) -> bool {
+        self.0.lock().stranger.is_none()
+    }
+
+    /// Puts a file there.
+    pub(super) fn put(&self, path: &str, content: &[u8]) {
+        let file = File { content: content.to_vec(), synced: content.to_vec(), unsynced: Vec::new() };
+        self.0.lock().files.insert(path.into(), Arc::new(Mutex::new(file)));
+    }
+
+    /// What a file holds; none if there is no such file.
+    pub(super) fn content(&self, path: &str) -> Option<Vec<u8>> {
+        self.0.lock().files.get(Path::new(path)).map(|file| file.lock().content.clone())
     }
 
     pub(super) fn has_stopped(&self) -> bool {
@@ -143,6 +181,12 @@ impl State {
                 self.fault = Some(Fault::Off);
             }
         }
+        if let Some((left, path, deed)) = self.stranger.take() {
+            match left {
+                0 => self.meddle(&path, deed),
+                _ => self.stranger = Some((left - 1, path, deed)),
+            }
+        }
         match self.fault {
             Some(Fault::Off) => Err(io::Error::other("the machine has stopped")),
             _ => Ok(()),
@@ -150,15 +194,75 @@ impl State {
     }
 }
 
+impl State {
+    fn open(&mut self, disk: &Arc<Mutex<Self>>, path: &Path) -> io::Result<OpenFile> {
+        let file = Arc::clone(self.files.get(path).ok_or(io::ErrorKind::NotFound)?);
+        Ok(OpenFile { id: id(&file), file: Box::new(Handle { disk: Arc::downgrade(disk), file }) })
+    }
+}
+
+fn id(file: &Arc<Mutex<File>>) -> FileId {
+    FileId { device: 0, inode: Arc::as_ptr(file) as u64 }
+}
+
+impl State {
+    fn meddle(&mut self, path: &Path, deed: Deed) {
+        let Some(file) = self.files.get(path).cloned() else { return };
+        let mut content = file.lock().content.clone();
+        match deed {
+            Deed::Remove => drop(self.files.remove(path)),
+            Deed::Move => {
+                self.files.remove(path);
+                self.files.insert(path.with_extension("moved"), file);
+            }
+            Deed::Replace => {
+                let other = File { synced: content.clone(), content, unsynced: Vec::new() };
+                self.files.insert(path.to_owned(), Arc::new(Mutex::new(other)));
+            }
+            Deed::Empty | Deed::Overwrite => {
+                if deed == Deed::Empty {
+                    content.clear();
+                } else {
+                    content.fill(0x55);
+                }
+                *file.lock() = File { synced: content.clone(), content, unsynced: Vec::new() };
+            }
+        }
+    }
+}
+
 impl Disk for Sim {
-    fn open(&self, path: &Path) -> io::Result<Box<dyn StorageBackend>> {
+    fn open(&self, path: &Path) -> io::Result<OpenFile> {
         let mut state = self.0.lock();
         state.check()?;
-        let file = Arc::clone(state.files.entry(path.to_owned()).or_default());
-        Ok(Box::new(Handle { disk: Arc::downgrade(&self.0), file }))
+        state.open(&self.0, path)
     }
 
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+    fn create(&self, path: &Path) -> io::Result<OpenFile> {
+        let mut state = self.0.lock();
+        state.check()?;
+        if state.files.contains_key(path) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        state.files.insert(path.to_owned(), Arc::default());
+        state.open(&self.0, path)
+    }
+
+    fn find(&self, path: &Path) -> io::Result<Option<Found>> {
+        let mut state = self.0.lock();
+        state.check()?;
+        let file = state.files.get(path);
+        Ok(file.map(|file| Found { id: id(file), len: file.lock().content.len() as u64 }))
+    }
+
+    fn name(&self, from: &Path, to: &Path) -> io::Result<()> {
+        if self.0.lock().files.contains_key(to) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        self.replace(from, to)
+    }
+
+    fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.0.lock();
         state.check()?;
         let file = state.files.remove(from).ok_or(io::ErrorKind::NotFound)?;

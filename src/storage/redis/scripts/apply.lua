@@ -2,9 +2,9 @@
 -- KEYS: meta, log, leases attached here, slots, sessions held by slot, for each lease its set of buckets, for each step its
 -- bucket.
 -- ARGV: birth, until when the script is good, the position that the caller has read up to, retained changes, most sessions
--- (-1: the partition's quota), a random mark, the leases (8 bytes each), a letter for each step, the sessions of the steps
--- (16 bytes each), the leases of the steps (a byte each: the number of the lease, or 0), where their buckets are in the
--- partition (4 bytes each), how many buckets share a bit of a lease's set.
+-- (-1: the partition's quota), a random mark, the leases (8 bytes each), '1' when all steps create without a lease, the steps (a letter and the
+-- session's 16 bytes each), the leases of the steps (a byte each: the number of the lease, or 0), where their buckets are in the partition
+-- (4 bytes each), how many buckets share a bit of a lease's set.
 -- A step creates ('c', or 'C' under a lease) or destroys ('d', or 'D' only under the lease).
 -- Gives the time, the end of the log, and a letter for each step: 0 nothing changed, 1 it did, L the lease is not attached here, F the
 -- partition is full, M there is no memory for it. LATE or BEHIND, and nothing changed, when the script is no longer good, or
@@ -16,9 +16,12 @@ end
 if last < tonumber(ARGV[3]) then
     return redis.error_reply('BEHIND the log ends at ' .. text(last))
 end
-local most, leases, letters, sessions, places, offsets = tonumber(ARGV[5]), ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
+local most, leases, steps, places, offsets = tonumber(ARGV[5]), ARGV[7], ARGV[9], ARGV[10], ARGV[11]
 local sub, byte, keys = string.sub, string.byte, KEYS
-local lease_count = #leases / 8
+local lease_count, step_count = #leases / 8, #steps / 17
+local function session_of(step)
+    return sub(steps, step * 17 - 15, step * 17)
+end
 local slot_of = {}
 for i = 1, lease_count do
     slot_of[i] = call('HGET', keys[3], sub(leases, i * 8 - 7, i * 8))
@@ -47,7 +50,7 @@ local changed, found, n = {}, {}, 0
 local function undo(problem)
     for i = n, 1, -1 do
         local step = changed[i]
-        local bucket, session = keys[5 + lease_count + step], sub(sessions, step * 16 - 15, step * 16)
+        local bucket, session = keys[5 + lease_count + step], session_of(step)
         if found[i] then
             call('HSET', bucket, session, found[i])
         else
@@ -173,46 +176,50 @@ local function destroy(step, bucket, session, slot)
     return '1'
 end
 
-local steps, base, from = #letters, 5 + lease_count, 1
-if not refused and count + steps <= most and not string.find(letters, '[^c]') then
+local base, from = 5 + lease_count, 2
+if ARGV[8] == '1' and not refused and count + step_count <= most then
     -- Nothing but creates without a lease, and room for all of them: the most common script, and the one to be fast.
-    local created, existed = {}, {}
+    local existed = {}
     local function undo_created(problem, before)
         for step = 1, before - 1 do
             if not existed[step] then
-                call('HDEL', keys[base + step], sub(sessions, step * 16 - 15, step * 16))
+                call('HDEL', keys[base + step], session_of(step))
             end
         end
         return problem
     end
-    for step = 1, steps do
-        local session = sub(sessions, from, from + 15)
-        from = from + 16
-        local answer = pcall('HSETNX', keys[base + step], session, '')
+    for step = 1, step_count do
+        local answer = pcall('HSETNX', keys[base + step], sub(steps, from, from + 15), '')
+        from = from + 17
         if answer == 1 then
             n = n + 1
-            created[n] = session
         elseif answer == 0 then
             existed[step] = true
         else
             return undo_created(answer, step)
         end
     end
-    problem = n > 0 and append({'c', table.concat(created, 'c')}, n, n, ARGV[6], tonumber(ARGV[4]), keys[5])
+    -- The log has creates as they are asked for.
+    local created = steps
+    for step = 1, n < step_count and step_count or 0 do
+        if existed[step] then
+            answers[step] = '0'
+        else
+            answers[step], part_count = '1', part_count + 1
+            parts[part_count] = sub(steps, step * 17 - 16, step * 17)
+        end
+    end
+    if n < step_count then
+        created = table.concat(parts)
+    end
+    problem = n > 0 and append({created}, n, n, ARGV[6], tonumber(ARGV[4]), keys[5])
     if problem then
-        return undo_created(problem, steps + 1)
+        return undo_created(problem, step_count + 1)
     end
-    if n == steps then
-        return {now, last + n, string.rep('1', n)}
-    end
-    for step = 1, steps do
-        answers[step] = existed[step] and '0' or '1'
-    end
-    return {now, last + n, table.concat(answers)}
+    return {now, last + n, n == step_count and string.rep('1', n) or table.concat(answers)}
 end
-for step = 1, #letters do
-    local letter, session, bucket = byte(letters, step), sub(sessions, from, from + 15), keys[base + step]
-    from = from + 16
+for step = 1, step_count do
+    local letter, session, bucket = byte(steps, step * 17 - 16), session_of(step), keys[base + step]
     local answer
     if letter == 99 then
         if refused or full or count + more >= most then

@@ -1,0 +1,45 @@
+//! Ends of leases that a crash may still undo.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::Ended;
+use crate::{session::LeaseId, storage::journal::Lsn};
+
+/// The last leases that ended, in the order of the records of their ends.
+#[derive(Default)]
+pub(super) struct Undoable {
+    ends: VecDeque<(Lsn, Ended)>,
+    records: HashMap<LeaseId, Lsn>,
+}
+
+impl Undoable {
+    /// Adds a lease whose end has this record.
+    pub(super) fn add(&mut self, lsn: Lsn, ended: Ended) {
+        self.records.insert(ended.lease.id, lsn);
+        self.ends.push_back((lsn, ended));
+    }
+
+    /// Returns the record of a lease's end. The first if it was durable long ago, or the lease never ended.
+    pub(super) fn end_of(&self, id: LeaseId) -> Lsn {
+        self.records.get(&id).copied().unwrap_or_default()
+    }
+
+    /// Removes those whose record is durable.
+    pub(super) fn take_durable(&mut self, is_durable: impl Fn(Lsn) -> bool) -> Vec<Ended> {
+        let count = self.ends.partition_point(|(lsn, _)| is_durable(*lsn));
+        let durable: Vec<_> = self.ends.drain(..count).map(|(_, ended)| ended).collect();
+        for ended in &durable {
+            self.records.remove(&ended.lease.id);
+        }
+        durable
+    }
+
+    /// Returns how many have a record that is not durable.
+    pub(super) fn count(&self, is_durable: impl Fn(Lsn) -> bool) -> usize {
+        self.ends.len() - self.ends.partition_point(|(lsn, _)| is_durable(*lsn))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+}

@@ -1,0 +1,163 @@
+//! What others do to a registry's file, and what the server does to the files of others.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use tonic::Code;
+
+use crate::{
+    fake::soon,
+    program::{Program, get, serve},
+    sessions::{batch_create, create, has},
+};
+
+fn url(path: &Path) -> String {
+    format!("file:{}", path.display())
+}
+
+fn sh(script: &str, folder: &Path) {
+    let status = Command::new("sh").arg("-ec").arg(script).current_dir(folder).status().unwrap();
+    assert!(status.success(), "{script}");
+}
+
+async fn backup(folder: &Path, from: &str, to: &str) -> std::process::Output {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_sessiond"));
+    command.env_clear().current_dir(folder).args(["backup", from, to]);
+    soon(command.output()).await.unwrap()
+}
+
+async fn is_refused(program: &Program, id: i64) -> bool {
+    let request = sessiond::proto::CreateSessionRequest { session_id: Some(id), ..Default::default() };
+    match soon(program.sessions().create_session(request)).await {
+        Ok(_) => false,
+        Err(status) => {
+            assert_eq!(status.code(), Code::Unavailable, "{status}");
+            true
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_whose_file_is_taken_away_or_changed_refuses_changes_and_says_so() {
+    let deeds = [
+        "rm registry",
+        "mv registry elsewhere",
+        ": > registry",
+        "truncate -s 4096 registry",
+        "cp other registry",
+        "mv other registry",
+        "dd if=/dev/zero of=registry bs=4096 count=1 conv=notrunc 2>&1",
+    ];
+    for deed in deeds {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("registry");
+        let mut program = Program::start(&["--storage", &url(&path)]).await;
+        let client = program.sessions();
+        batch_create(&client, &(0..100).collect::<Vec<_>>()).await;
+        assert!(backup(folder.path(), "registry", "other").await.status.success());
+        sh(deed, folder.path());
+        let left = fs::read(&path).ok();
+        assert!(is_refused(&program, 1000).await, "a create is answered after: {deed}");
+        let began = Instant::now();
+        loop {
+            let writable = get(program.admin, "/writable").await;
+            if writable.status == 503 && writable.body.contains("the registry's file is not the one that was opened") {
+                break;
+            }
+            assert!(began.elapsed() < Duration::from_secs(5), "{}", writable.body);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(get(program.admin, "/ready").await.status, 200);
+        assert!(has(&client, 0, 99).await, "reads go on");
+        assert!(is_refused(&program, 1001).await, "after: {deed}");
+        program.signal("TERM").await;
+        assert_eq!(program.exit_code().await, Some(0));
+        assert!(fs::read(&path).ok() == left, "something was written there after: {deed}");
+    }
+}
+
+#[tokio::test]
+async fn files_with_names_like_the_registrys_are_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("registry");
+    let foreign = ["copy.new", ".registry.tmp"].map(|name| folder.path().join(name));
+    foreign.iter().for_each(|path| fs::write(path, "not yours").unwrap());
+    let args = ["--storage", &url(&path)];
+    let program = Program::start(&args).await;
+    create(&program.sessions(), 0, 1).await;
+    for copy in ["registry.new", "copy"] {
+        assert!(backup(folder.path(), "registry", copy).await.status.success());
+        let refused = backup(folder.path(), "registry", copy).await;
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("is there already"), "{refused:?}");
+    }
+    program.crash().await;
+    let copied = fs::read(folder.path().join("registry.new")).unwrap();
+    let program = Program::start(&args).await;
+    assert!(has(&program.sessions(), 0, 1).await);
+    drop(program);
+    assert!(fs::read(folder.path().join("registry.new")).unwrap() == copied, "the backup is lost");
+    for path in foreign {
+        assert_eq!(fs::read_to_string(&path).unwrap(), "not yours", "{}", path.display());
+    }
+    let mut left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, [".registry.tmp", "copy", "copy.new", "registry", "registry.new"]);
+}
+
+#[tokio::test]
+async fn a_first_start_that_is_killed_at_any_time_is_made_again() {
+    for _ in 0..30 {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = url(&folder.path().join("in/registry"));
+        let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+        let mut first = serve(&[&ports[..], &["--storage", &storage]].concat()).spawn().unwrap();
+        let made = async {
+            // From before there is a folder to after there is a registry.
+            while !folder.path().join("in").exists() {
+                tokio::task::yield_now().await;
+            }
+            tokio::time::sleep(Duration::from_micros(fastrand::u64(0..8000))).await;
+        };
+        soon(made).await;
+        soon(first.kill()).await.unwrap();
+        let program = Program::start(&["--storage", &storage]).await;
+        assert!(create(&program.sessions(), 0, 1).await);
+    }
+}
+
+#[tokio::test]
+async fn a_registry_is_for_its_own_user_whatever_the_umask() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = folder.path().join("a/b");
+    let path = made.join("registry");
+    let program = Program::start_limited("-c 0 && umask 000", &["--storage", &url(&path)]).await;
+    create(&program.sessions(), 0, 1).await;
+    let status = Command::new("sh")
+        .args(["-c", "umask 000 && exec \"$0\" backup registry copy", env!("CARGO_BIN_EXE_sessiond")])
+        .current_dir(&made)
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!([mode(&path), mode(&made.join("copy"))], [0o600; 2]);
+    assert_eq!([mode(&made), mode(&folder.path().join("a"))], [0o700; 2]);
+}
+
+#[tokio::test]
+async fn a_link_to_a_registry_stays_one() {
+    let folder = tempfile::tempdir().unwrap();
+    sh("mkdir disk && ln -s disk/registry registry", folder.path());
+    let path = folder.path().join("registry");
+    let args = ["--storage", &url(&path)];
+    let program = Program::start(&args).await;
+    create(&program.sessions(), 0, 1).await;
+    program.crash().await;
+    assert!(fs::read_link(&path).is_ok() && folder.path().join("disk/registry").is_file());
+    let program = Program::start(&args).await;
+    assert!(has(&program.sessions(), 0, 1).await);
+}
