@@ -1,9 +1,9 @@
 //! The storage in Redis or Redis Cluster: any number of replicas of sessiond share one registry.
 //!
-//! A partition of the registry is a handful of keys with one hash tag, so that a cluster keeps them on one node and a script can
-//! change them in one step: a hash for each bucket (a session's 16 bytes, and the slot of the lease that it is under), a stream that is the log,
-//! and a small hash that holds its end, the count of sessions and the registry's birth. Each script asks for that birth first: a
-//! Redis that came back empty, or another, is noticed by the next call.
+//! The keys of a partition share one hash tag, so a cluster keeps them on one node and a script can change them in one
+//! step. There is a hash for each bucket (from a session's 16 bytes to the slot of its lease), a stream that is the
+//! log, and a small hash with the log's end, the count of sessions and the registry's birth. Each script checks the
+//! birth first, so the next call notices a Redis that came back empty, or another registry.
 
 mod channel;
 mod clock;
@@ -59,42 +59,43 @@ use crate::session::{LeaseId, SessionKey};
 
 pub use self::url::{RedisUrl, RedisUrlError};
 
-/// The most buckets of one read: with few sessions in each, no more than a millisecond of Redis.
+/// The most buckets of one read. With few sessions in each, they take Redis a millisecond at most.
 const BUCKETS_A_READ: usize = 1024;
 
 /// The storage in Redis.
 ///
-/// A session costs some 24 bytes of Redis' memory where a bucket holds forty of them or more, up to
-/// `hash-max-listpack-entries`; a bucket of more is no longer compact and costs several times as much for each.
+/// A session costs some 24 bytes of Redis' memory if its bucket holds at least forty of them. A bucket of more than
+/// `hash-max-listpack-entries` is no longer compact, and each of its sessions costs several times as much.
 ///
-/// A handle belongs to the tokio runtime that it was opened in, whose tasks send its calls and read the log; it may be used from
-/// any. The tasks end with it.
+/// A handle belongs to the tokio runtime that it was opened in. That runtime's tasks send its calls and read the log.
+/// It may be used from any runtime. The tasks end with it.
 pub struct RedisStorage {
     registry: Arc<Registry>,
     lanes: Vec<Arc<Lane>>,
     reads: Vec<Arc<Reads>>,
     tails: Vec<Arc<Tail>>,
     findings: Arc<Findings>,
-    /// How many buckets to read at once, by how full those read last were.
+    /// How many buckets to read at once, which depends on how full the last ones were.
     read_ahead: AtomicUsize,
     _tasks: JoinSet<()>,
 }
 
 impl RedisStorage {
-    /// Opens the registry that `url` names, and makes it when there is none.
+    /// Opens the registry that `url` names, and makes it if there is none.
     ///
     /// # Errors
     ///
-    /// [`StorageError::Unavailable`] or [`StorageError::Refused`] when Redis cannot be reached or does not take changes now, and waiting may help.
-    /// [`StorageError::Broken`] when somebody has to do something: the password or the version is wrong, the user lacks a right, the registry is
-    /// divided in another way than `url` says, or what is there is none of this version's.
+    /// Returns [`StorageError::Unavailable`] or [`StorageError::Refused`] if Redis cannot be reached or refuses changes
+    /// now. Waiting may help. Returns [`StorageError::Broken`] if somebody has to act: the password or the version is
+    /// wrong, the user lacks a right, the registry was made with other partitions or buckets than `url` names, or the
+    /// data is not this version's.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime.
+    /// Panics outside of a tokio runtime.
     pub async fn open(url: &RedisUrl, options: StorageOptions) -> Result<Self, StorageError> {
         let registry = Registry::open(url, options).await.map_err(|fault| match fault {
-            // Once it is open, the same may pass: a password is changed in one place after the other.
+            // This is final only at the start. Later it may pass: a password is changed in one place after the other.
             Fault::Setup(_) => StorageError::Broken(Box::new(fault)),
             fault => fault.into(),
         });
@@ -119,8 +120,9 @@ impl RedisStorage {
         Ok(Self { registry, lanes, reads, tails, findings, read_ahead, _tasks: tasks })
     }
 
-    /// Does something with sessions of any partitions: `ask` for those of one. Begins anew when the registry was made anew meanwhile, which puts
-    /// sessions into other partitions. Answers once every partition has, so that nothing goes on behind a failure.
+    /// Calls `ask` with the sessions of each partition. Starts again if the registry was made anew meanwhile, because
+    /// then sessions belong to other partitions. Returns once every partition has answered, so nothing is still under
+    /// way after a failure.
     async fn ask<F>(
         &self,
         sessions: &[SessionKey],
@@ -188,10 +190,11 @@ impl RedisStorage {
             sessions.drain(..answers.iter().filter(|answer| !answer.is_last()).count());
             match (answers.last(), change) {
                 (Some(Answer::NoLease), _) => {
-                    let lease =
-                        change.lease().ok_or_else(|| Fault::malformed("a lease is missing that none was asked for"))?;
+                    let lease = change
+                        .lease()
+                        .ok_or_else(|| Fault::malformed("a script misses a lease, but the call names none"))?;
                     if !self.registry.attach_lease(partition, lease).await? {
-                        // Nothing is under a lease that has ended.
+                        // No session is under a lease that has ended.
                         if let Change::Create(_) = change {
                             return Err(StorageError::UnknownLease(lease).into());
                         }
@@ -213,7 +216,7 @@ impl RedisStorage {
         Ok(done)
     }
 
-    /// Reads some buckets of one partition. Gives the place that they reflect, too.
+    /// Reads some buckets of one partition, together with the place in the log that they reflect.
     async fn read_run(
         &self,
         identity: &Identity,
@@ -242,9 +245,9 @@ impl RedisStorage {
     }
 }
 
-/// Why sessions of one partition got no answers.
+/// Why sessions of one partition were not answered.
 enum Unanswered {
-    /// The registry was made anew, and they may be of another partition now.
+    /// The registry was made anew, so they may belong to another partition now.
     Moved,
     Failed(StorageError),
 }

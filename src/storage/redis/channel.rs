@@ -1,4 +1,4 @@
-//! One connection to the server that owns a partition, made anew whenever it is of no more use.
+//! One connection to the server that owns a partition, replaced whenever it is of no more use.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,20 +8,20 @@ use tokio::{sync::OnceCell, time::Instant};
 
 use super::{fault::Fault, servers::Servers};
 
-/// After a connection could not be made, callers are told so for this long before the next try.
+/// How long callers are told that a connection failed before the next one is tried.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// See the [module](self).
 pub(super) struct Channel {
     servers: Arc<Servers>,
-    /// A key of the partition: the server that has it is the partition's.
+    /// A key of the partition. Whichever server has it owns the partition.
     key: String,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Made by the first who needs it; the others wait for that.
+    /// Connected by the first caller that needs it; the others wait for that.
     link: Arc<OnceCell<Link>>,
     failed: Option<(Instant, Fault)>,
 }
@@ -30,7 +30,7 @@ struct State {
 #[derive(Clone)]
 pub(super) struct Link {
     connection: MultiplexedConnection,
-    /// Redis' run_id: another one for each start of each server.
+    /// Redis' run_id, which is new each time a server starts.
     pub(super) server: Arc<str>,
     number: u64,
 }
@@ -40,10 +40,11 @@ impl Channel {
         Self { servers, key, state: Mutex::default() }
     }
 
-    /// The connection, made if there is none. `newest` is the server that the partition's newest connection leads to: one to another
-    /// server is given up, since a name may have moved to another server.
+    /// Returns the connection, and makes one if there is none. `newest` is the server that the partition's newest
+    /// connection leads to. A connection to any other server is given up, because a name may lead to another server by
+    /// now.
     ///
-    /// Cancellation safe: another caller goes on.
+    /// Cancellation safe: another caller carries on.
     pub(super) async fn link(&self, newest: &Newest) -> Result<Link, Fault> {
         let mut made = false;
         loop {
@@ -70,7 +71,7 @@ impl Channel {
         }
     }
 
-    /// Gives up a connection: the next caller makes another.
+    /// Gives up a connection, so that the next caller makes another.
     pub(super) fn discard(&self, link: &Link) {
         let mut state = self.state.lock();
         if state.link.get().is_some_and(|current| current.number == link.number) {
@@ -84,18 +85,18 @@ impl Link {
         self.connection.clone().send_packed_command(command).await?.extract_error()
     }
 
-    /// The answers of a pipeline, each of which may be an error.
+    /// Returns the answers of a pipeline, each of which may be an error.
     pub(super) async fn send_all(&self, commands: &Pipeline) -> Result<Vec<Value>, RedisError> {
         self.connection.clone().send_packed_commands(commands, 0, commands.len()).await
     }
 }
 
-/// The server that the newest of a partition's connections leads to.
+/// The server that the partition's newest connection leads to.
 #[derive(Debug, Default)]
 pub(super) struct Newest(Mutex<(u64, Option<Arc<str>>)>);
 
 impl Newest {
-    /// Notes that a connection was made to `server`, and numbers it.
+    /// Records that a connection to `server` was made, and numbers it.
     pub(super) fn arrived(&self, server: &Arc<str>) -> u64 {
         let mut newest = self.0.lock();
         newest.0 += 1;
@@ -103,7 +104,7 @@ impl Newest {
         newest.0
     }
 
-    /// Has every connection made anew.
+    /// Makes every connection be replaced.
     pub(super) fn forget(&self) {
         self.0.lock().1 = None;
     }

@@ -1,4 +1,4 @@
-//! What time it is by a partition's own clock, as far as this process knows.
+//! A partition's own clock, as far as this process knows it.
 
 use parking_lot::Mutex;
 use redis::RedisError;
@@ -6,9 +6,9 @@ use tokio::time::Instant;
 
 use super::channel::Link;
 
-/// A reading of a partition's clock, which counts ms.
+/// The newest reading of a partition's clock, which counts ms.
 ///
-/// A reading is taken when its answer arrives, so it is never ahead of the clock, unless that was set back since.
+/// The reading is counted from when its answer arrived, so it never runs ahead of the clock.
 #[derive(Debug, Default)]
 pub(super) struct Clock(Mutex<Option<Reading>>);
 
@@ -16,12 +16,12 @@ pub(super) struct Clock(Mutex<Option<Reading>>);
 struct Reading {
     time: u64,
     taken: Instant,
-    /// The server that it is of.
+    /// The server that was read.
     server: std::sync::Arc<str>,
 }
 
 impl Clock {
-    /// Whether the newest reading is of the server at the other end of `link`.
+    /// Returns whether the newest reading is of the server at the other end of `link`.
     pub(super) fn is_of(&self, link: &Link) -> bool {
         self.0.lock().as_ref().is_some_and(|reading| reading.server == link.server)
     }
@@ -31,14 +31,14 @@ impl Clock {
         *self.0.lock() = Some(Reading { time, taken: Instant::now(), server: link.server.clone() });
     }
 
-    /// Takes a reading by whatever connection, of the server that was read last.
+    /// Takes a reading that arrived over any connection to the server that was read last.
     pub(super) fn advance(&self, time: u64) {
         if let Some(reading) = self.0.lock().as_mut() {
             (reading.time, reading.taken) = (time, Instant::now());
         }
     }
 
-    /// Takes the reading in the answer of a script that came too late. Returns whether `error` is such an answer.
+    /// Takes the reading in the answer to a script that came too late. Returns whether `error` is such an answer.
     pub(super) fn read_from_late(&self, error: &RedisError, link: &Link) -> bool {
         let is_late = error.code() == Some("LATE");
         if is_late && let Some(time) = error.detail().and_then(|detail| detail.split(' ').next()?.parse().ok()) {
@@ -47,7 +47,7 @@ impl Clock {
         is_late
     }
 
-    /// The partition's time, at the latest, when this process' clock shows `over`.
+    /// Returns what the partition's clock shows at least when this process' clock shows `over`.
     pub(super) fn until(&self, over: Instant) -> u64 {
         match &*self.0.lock() {
             Some(reading) => reading.time + over.saturating_duration_since(reading.taken).as_millis() as u64,

@@ -1,7 +1,8 @@
-//! Entries of a partition's log: the changes of one script.
+//! Entries of a partition's log. Each holds the changes of one script.
 //!
-//! An entry's id is the position of its last change and how many changes it holds. Its field has the mark of the entry before it, its own mark, and
-//! the changes: a letter, the session, and for a session under a lease the lease. See `scripts/append.lua`.
+//! An entry's id is the position of its last change and the number of its changes. Its field has the mark of the entry
+//! before it, its own mark, and the changes. A change is a letter, the session and, if there is one, its lease. See
+//! `scripts/append.lua`.
 
 use redis::Value;
 
@@ -14,7 +15,7 @@ use crate::{
 const SESSION_BYTES: usize = 16;
 const LEASE_BYTES: usize = 8;
 
-/// An entry, read.
+/// A parsed entry.
 #[derive(Debug)]
 pub(super) struct Entry {
     /// The place before it.
@@ -25,9 +26,9 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Reads an entry as XRANGE and XREAD give it.
+    /// Parses an entry that XRANGE or XREAD returned.
     pub(super) fn parse(entry: Value) -> Result<Self, Fault> {
-        parse(entry).ok_or_else(|| Fault::malformed("an entry of the log is none of sessiond's"))
+        parse(entry).ok_or_else(|| Fault::malformed("an entry of the log was not written by sessiond"))
     }
 }
 
@@ -53,7 +54,7 @@ fn events(mut bytes: &[u8]) -> Option<Vec<SessionEvent>> {
     while let Some((letter, rest)) = bytes.split_first() {
         let change = match letter.to_ascii_lowercase() {
             b'c' => SessionChange::Created,
-            // Under its own lease ('l'), that is by its own gateway, or by any other call.
+            // 'l': under its own lease, which means by its own gateway. 'r': by any other call.
             b'r' | b'l' => SessionChange::Destroyed(DestroyReason::Requested),
             b'x' => SessionChange::Destroyed(DestroyReason::LeaseExpired),
             b'v' => SessionChange::Destroyed(DestroyReason::LeaseRevoked),
@@ -66,17 +67,17 @@ fn events(mut bytes: &[u8]) -> Option<Vec<SessionEvent>> {
     Some(events)
 }
 
-/// A mark of 8 bytes.
+/// Reads a mark of 8 bytes.
 pub(super) fn mark_of(bytes: &[u8; 8]) -> Mark {
     Mark(u64::from_be_bytes(*bytes))
 }
 
-/// The bytes of a mark, as scripts take it.
+/// Returns the bytes of a mark, as scripts take them.
 pub(super) fn mark_bytes(mark: Mark) -> [u8; 8] {
     mark.0.to_be_bytes()
 }
 
-/// A mark that a script gives: none where it gives nothing.
+/// Reads a mark that a script returned, if it returned one.
 pub(super) fn mark_in(bytes: &[u8]) -> Option<Mark> {
     bytes.try_into().ok().map(mark_of)
 }

@@ -12,21 +12,21 @@ use crate::storage::{LogPoint, Mark, Position, RegistryId};
 
 /// How far a partition's log reaches.
 pub(super) struct Extent {
-    /// The registry's id, which the first partition knows.
+    /// The registry's id. Only the first partition knows it.
     pub(super) id: Option<RegistryId>,
     pub(super) held: Range<LogPoint>,
     pub(super) session_count: u64,
-    /// The mark at the position that was asked for; none where the log does not hold it.
+    /// The mark at the requested position, if the log holds that.
     pub(super) at: Option<Mark>,
-    /// Whether the partition's keys fit each other: they do not once one was lost.
+    /// Whether the partition's keys are consistent. They are not after one was lost.
     pub(super) is_whole: bool,
 }
 
-/// As `extent.lua` gives it.
+/// What `extent.lua` returns.
 type Answer = (u64, String, u64, Vec<u8>, u64, Vec<u8>, u64, Vec<u8>, u8);
 
 impl Registry {
-    /// Asks one partition, and for the mark at a position.
+    /// Asks one partition how far its log reaches, and for the mark at a position.
     pub(super) async fn extent(
         &self,
         partition: &Partition,
@@ -54,7 +54,7 @@ impl Registry {
         })
     }
 
-    /// Asks every partition, and which registry it is now.
+    /// Asks every partition how far its log reaches, and checks the registry's id.
     pub(super) async fn extents(&self) -> Result<(RegistryId, Vec<Extent>), Fault> {
         self.with_identity(|identity| async move {
             let identity = &*identity;

@@ -1,25 +1,25 @@
-//! What can go wrong with Redis, told apart by what may be done next.
+//! What can go wrong with Redis, sorted by what may be done next.
 
 use redis::{ErrorKind, RedisError};
 
 use crate::storage::{RefusalCause, StorageError, WriteRefusal};
 
-/// Why Redis did not do what it was asked. Many callers may share one.
+/// Why Redis did not do what it was asked to. Many callers may share one.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum Fault {
-    /// Another registry than the one asked for, or none, is in Redis.
+    /// Redis holds another registry than the expected one, or none.
     #[error("another registry, or none, is in Redis")]
     Registry,
-    /// A script's own answer that it cannot do it.
+    /// A script answered that it cannot do it.
     #[error("the script answered {0:?}")]
     Script(Answer),
-    /// The step was certainly not done: it may be sent again.
+    /// The step was certainly not executed, so it may be sent again.
     #[error(transparent)]
     Undone(RedisError),
-    /// The step may have been done, or may yet be done until its time is over.
+    /// The step may have been executed, or may still be until its time is over.
     #[error(transparent)]
     Unknown(RedisError),
-    /// Redis can be read but refuses changes; this one was not made.
+    /// Redis refuses changes but can be read. The change was not made.
     #[error("Redis refuses changes: {0}")]
     Refused(WriteRefusal),
     /// The change was made, but fewer of Redis' replicas than `wait_replicas` have it.
@@ -33,12 +33,12 @@ pub(super) enum Fault {
     /// Waiting does not help: somebody has to change a setting.
     #[error("{0}")]
     Setup(String),
-    /// What is in Redis is not what the scripts put there.
+    /// The data in Redis is not what the scripts put there.
     #[error("what is in Redis is not a registry of sessiond: {0}")]
     Broken(RedisError),
 }
 
-/// The codes that scripts answer with.
+/// The error codes that scripts answer with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     /// The log ends before that position.
@@ -47,31 +47,31 @@ pub(super) enum Answer {
     Trimmed,
     /// The log has another mark at that position.
     Other,
-    /// The log has another mark where this process has read it to.
+    /// The log has another mark at the place up to which this process has read it.
     Lost,
-    /// There is a lease of that id.
+    /// A lease has that id already.
     Taken,
     /// A key of the partition was lost.
     Unfit,
 }
 
 impl Fault {
-    /// What a timeout leaves: the step may still be done.
+    /// The fault after a timeout: the step may still be executed.
     pub(super) fn too_late() -> Self {
         Self::Unknown(std::io::Error::new(std::io::ErrorKind::TimedOut, "Redis did not answer in time").into())
     }
 
-    /// A step that was not sent, and why.
+    /// The fault of a step that was not sent.
     pub(super) fn unsent(why: &'static str) -> Self {
         Self::Undone((ErrorKind::Client, why).into())
     }
 
-    /// An answer that no script gives.
+    /// The fault after an answer that no script gives.
     pub(super) fn malformed(what: &'static str) -> Self {
         Self::Broken((ErrorKind::Parse, what).into())
     }
 
-    /// Whether the server at the other end is the wrong one, or the connection to it of no more use.
+    /// Returns whether the connection must be replaced: it is broken, or the server at its other end is the wrong one.
     pub(super) fn needs_new_connection(&self) -> bool {
         match self {
             Self::Undone(_) | Self::Unknown(_) => true,
@@ -80,7 +80,7 @@ impl Fault {
         }
     }
 
-    /// What an error says that came up while connecting, before anything was asked.
+    /// The fault after an error while connecting. Nothing had been asked yet.
     pub(super) fn while_connecting(error: RedisError) -> Self {
         match Self::from(error) {
             Self::Unknown(error) => Self::Undone(error),
@@ -89,7 +89,8 @@ impl Fault {
     }
 }
 
-/// The error codes of Redis and of the scripts, and the texts with which Redis 6.2 passes on the error of a command in a script.
+/// Returns the error code of Redis or of a script. Redis 6.2 wraps the error of a command in a script in a text of its
+/// own.
 fn code(error: &RedisError) -> String {
     let text = error.detail().unwrap_or_default();
     let code = error.code().unwrap_or_default();
@@ -144,9 +145,9 @@ impl Fault {
             }
             ErrorKind::InvalidClientConfig => Self::Setup(text.to_owned()),
             ErrorKind::UnexpectedReturnType | ErrorKind::Parse => Self::Broken(error),
-            // A script that fails, or a key of another type: somebody else writes to these keys.
+            // A script failed, or a key has another type: somebody else writes to these keys.
             ErrorKind::Server(_) if text.contains("script") || text.contains("WRONGTYPE") => Self::Broken(error),
-            // Redis answered with an error of its own before it did anything.
+            // Redis answered with an error before it did anything.
             ErrorKind::Server(_) => Self::Undone(error),
             _ => Self::Unknown(error),
         }

@@ -1,7 +1,7 @@
-//! The way of changes to one partition.
+//! The changes to one partition, sent one script after the other.
 //!
-//! Scripts of a lane run one after the other. A script that is not answered may still run until its time is over, so until then the lane sends
-//! nothing more and answers nobody: a call that failed has no effect after that.
+//! A script that is not answered may still be executed until its time is over. Until then the lane sends nothing more
+//! and answers nobody. So a call that has failed takes no effect after its failure.
 
 use std::{error::Error, mem, sync::Arc, time::Duration};
 
@@ -18,28 +18,28 @@ use super::{
 };
 use crate::session::{LeaseId, SessionKey};
 
-/// What one script takes: a few milliseconds of Redis, and no more leases than a byte can name.
+/// The limits of one script: it takes Redis a few milliseconds, and a byte has to name each of its leases.
 const LIMITS: Limits = Limits { sessions: 512, share: 64, calls: 255 };
 
-/// A script that was certainly not run is sent again after this long.
+/// How long to wait before a script that was certainly not executed is sent again.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// What a step of a script answered.
+/// What became of one session in a script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// It changed nothing.
+    /// Nothing changed.
     No,
-    /// It changed something.
+    /// The session was created or destroyed.
     Yes,
-    /// The lease is not attached to this partition. Nothing after this was tried.
+    /// The lease is not attached to this partition. The script stopped here.
     NoLease,
-    /// The partition may hold no more. Nothing after this was tried.
+    /// The partition may hold no more sessions. The script stopped here.
     Full,
-    /// Redis has no memory for it. Nothing after this was tried.
+    /// Redis has no memory for the session. The script stopped here.
     NoMemory,
 }
 
-/// What is to be done with sessions.
+/// What to do with sessions.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Change {
     Create(Option<LeaseId>),
@@ -58,7 +58,7 @@ impl Answer {
         }
     }
 
-    /// Whether nothing after it was tried.
+    /// Returns whether the script stopped at this session.
     pub(super) fn is_last(self) -> bool {
         !matches!(self, Self::No | Self::Yes)
     }
@@ -88,8 +88,8 @@ pub(super) struct Lane(Queue<Change, Answer>);
 type Part = queue::Part<Change, Answer>;
 
 impl Lane {
-    /// Has sessions created or destroyed that are of this partition by `identity`. Gives an answer for each, or for those up to the first that
-    /// [ends it](Answer::is_last).
+    /// Creates or destroys sessions that belong to this partition by `identity`. Returns an answer for each, or for
+    /// those up to the first at which [a script stopped](Answer::is_last).
     pub(super) async fn ask(
         &self,
         change: Change,
@@ -99,7 +99,7 @@ impl Lane {
         self.0.ask(change, Arc::clone(identity), sessions).await
     }
 
-    /// Sends what waits, for as long as it is polled.
+    /// Sends the waiting changes, for as long as it is polled.
     pub(super) async fn run(self: Arc<Self>, registry: Arc<Registry>, number: u32) {
         let partition = Arc::clone(registry.partition(number));
         let mut is_failing = false;
@@ -113,7 +113,7 @@ impl Lane {
                     self.give(batch, &answers);
                 }
                 Err(fault) => {
-                    // A line for each call would be a flood.
+                    // A line for each failing script would flood the log.
                     if !matches!(fault, Fault::Registry) && !mem::replace(&mut is_failing, true) {
                         tracing::warn!(partition = number, error = &fault as &dyn Error, "changes do not reach Redis");
                     }
@@ -141,7 +141,8 @@ impl Lane {
     }
 }
 
-/// Runs a script for the batch, again while it was certainly not run and there is time. When this fails, the script can no longer run.
+/// Runs a script for the batch. Retries within the timeout if the script was certainly not executed. After an error it
+/// can no longer be executed.
 async fn apply(
     registry: &Registry,
     partition: &Partition,

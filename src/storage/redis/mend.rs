@@ -1,7 +1,8 @@
-//! Making a registry whole again that lost one of its keys.
+//! Repairs a registry that has lost one of its keys.
 //!
-//! Each second every replica sees whether the keys of a partition fit each other (`extent.lua`). Where they do not, somebody deleted one, or
-//! Redis evicted it. What the other keys know is put back; leases of which too little is known end, and so do their sessions.
+//! Once a second each replica checks whether a partition's keys are consistent (`extent.lua`). If they are not,
+//! somebody deleted a key or Redis evicted it. What the other keys know is restored. Leases of which too little is
+//! known are ended, with their sessions.
 
 use super::{
     ending::random_number,
@@ -10,15 +11,15 @@ use super::{
     registry::{Identity, Registry},
 };
 
-/// How many leases are told of in one step.
+/// How many leases are reported in one step.
 const LEASES_A_STEP: usize = 512;
 
 impl Registry {
-    /// Makes the keys of a partition fit each other.
+    /// Makes the keys of a partition consistent again.
     pub(super) async fn mend(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
         tracing::error!(
             partition = partition.number,
-            "a key of the registry was deleted in Redis, or evicted; putting back what can be known"
+            "Redis has lost a key of the registry, deleted or evicted; restoring what the other keys know"
         );
         let names = ["attached", "closed", "slots", "held"];
         for part in ["attached", "closed", "slots", "counts"] {
@@ -56,14 +57,15 @@ impl Registry {
                 }
             }
         }
-        // The first partition may have forgotten leases that others have.
+        // The first partition may have forgotten leases that others still have.
         for partition in &self.partitions()[1..] {
             self.end_orphans(partition, identity).await?;
         }
         Ok(())
     }
 
-    /// After a connection to a partition was made: ends what it has and the first partition does not know. Where it is the first partition, that is asked of all.
+    /// Ends what a partition has and the first one does not know, after a connection to that partition was made. If it
+    /// is the first partition, all partitions are compared with it.
     pub(super) async fn end_orphans_of(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
         if partition.number > 0 {
             return self.end_orphans(partition, identity).await;
@@ -74,10 +76,11 @@ impl Registry {
         Ok(())
     }
 
-    /// Ends the leases of a partition that the first partition does not know, or knows to have ended. So it is when one of the two came back with an
-    /// old dump.
+    /// Ends the leases of a partition that the first partition does not know, or knows to have ended. Such leases exist
+    /// after one of the two came back with an old dump.
     pub(super) async fn end_orphans(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
-        // A lease that somebody has asked for before is not attached any more: it might have ended, and not be among those that follow.
+        // This counts as a closing: a replica that has asked the first partition about a lease before may not attach it
+        // here any more. Otherwise the lease could be missing from the list below although it has ended.
         let closed = partition.run::<Vec<u64>>(DURABLE, |_| {
             let call = self.call(&self.scripts.lease_close, partition, &["attached", "closed", "held"], 0);
             call.arg(&identity.birth).arg(random_number())
@@ -95,7 +98,7 @@ impl Registry {
         Ok(())
     }
 
-    /// The leases that a key of a partition names.
+    /// Lists the leases in a key of a partition.
     async fn leases_in(&self, partition: &Partition, name: &str) -> Result<Vec<Vec<u8>>, Fault> {
         let mut leases = Vec::new();
         let mut cursor = 0u64;

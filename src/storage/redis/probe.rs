@@ -1,4 +1,5 @@
-//! What an operator wants to be told of the Redis beneath: whether it takes changes, evicts keys, and lets sessiond do what it must.
+//! Watches what operators need to know of Redis: whether it accepts changes, may evict keys, and grants the user its
+//! rights.
 
 use std::{error::Error, sync::Arc, time::Duration};
 
@@ -13,10 +14,10 @@ use super::{
 };
 use crate::storage::{RefusalCause, Writability, WriteRefusal};
 
-/// How often Redis is asked to write something.
+/// How often a write is tried.
 const WRITE: Duration = Duration::from_secs(3);
 
-/// How often its settings are looked at.
+/// How often Redis' settings are read.
 const SETTINGS: Duration = Duration::from_secs(5);
 
 /// What was found last.
@@ -36,12 +37,12 @@ impl Findings {
         self.writability.lock().clone()
     }
 
-    /// Whether Redis may evict keys of the registry when its memory is full.
+    /// Returns whether Redis may evict keys of the registry when its memory is full, if that is known.
     pub(super) fn evicts_keys(&self) -> Option<bool> {
         *self.evicts_keys.lock()
     }
 
-    /// Probes for as long as it is polled.
+    /// Probes Redis for as long as it is polled.
     pub(super) async fn run(self: Arc<Self>, registry: Arc<Registry>) {
         let mut looked: Option<Instant> = None;
         let mut turn = 0;
@@ -65,7 +66,7 @@ impl Findings {
                 }
             }
             if let Err(fault) = registry.follow_name(turn).await {
-                tracing::debug!(error = &fault as &dyn Error, "Redis' name cannot be followed");
+                tracing::debug!(error = &fault as &dyn Error, "cannot tell which server the name of Redis leads to");
             }
             turn = turn.wrapping_add(1);
             sleep(WRITE).await;
@@ -78,7 +79,8 @@ impl Findings {
         if evicts && was != Some(true) {
             tracing::warn!(
                 policy,
-                "Redis may evict the registry's keys when its memory is full, and sessions with them: set maxmemory-policy to noeviction"
+                "Redis may evict the registry's keys, and sessions with them, when its memory is full: \
+                 set maxmemory-policy to noeviction"
             );
         } else if !evicts && was == Some(true) {
             tracing::info!(policy, "Redis no longer evicts keys");
@@ -87,7 +89,8 @@ impl Findings {
 }
 
 impl Registry {
-    /// Looks where the name of a server leads by now, one partition after the other: old connections stay with the server that they were made to.
+    /// Checks where the server's name leads by now, one partition after the other: old connections stay with the old
+    /// server.
     async fn follow_name(&self, turn: usize) -> Result<(), Fault> {
         let partition = &self.partitions()[turn % self.partitions().len()];
         let (_connection, server) = self.servers().connect(&partition.key("meta")).await?;
@@ -96,7 +99,7 @@ impl Registry {
     }
 }
 
-/// Writes something in every partition that Redis refuses when it refuses growth.
+/// Tries a write in every partition that Redis refuses if it refuses growth.
 async fn try_write(registry: &Registry) -> Result<(), Fault> {
     let written = registry.with_identity(|identity| async move {
         let birth = &identity.birth;
@@ -109,7 +112,7 @@ async fn try_write(registry: &Registry) -> Result<(), Fault> {
     written.await.map(drop)
 }
 
-/// Tries in every partition whether the user may still run what scripts run.
+/// Checks in every partition whether the user may still run the commands of the scripts.
 async fn try_rights(registry: &Registry) -> Result<(), Fault> {
     let missing =
         registry.each_partition(|partition| async move { missing_rights(&partition, &registry.scripts).await });
@@ -123,13 +126,13 @@ async fn try_rights(registry: &Registry) -> Result<(), Fault> {
     Err(Fault::Refused(WriteRefusal::new(RefusalCause::NotPermitted, &detail)))
 }
 
-/// The commands of scripts that the user may not run in a partition.
+/// Lists the commands of scripts that the user may not run in a partition.
 async fn missing_rights(partition: &Partition, scripts: &Scripts) -> Result<Vec<String>, Fault> {
     let key = partition.key("probe");
     partition.run(ASK, |_| scripts.probe_rights.call(1).arg(&key)).await
 }
 
-/// The first policy of a server of the registry that evicts keys, or `noeviction`.
+/// Returns the first eviction policy that evicts keys, of any server of the registry, or `noeviction`.
 async fn policy(registry: &Registry) -> Result<String, Fault> {
     let policies = registry.each_partition(|partition| async move {
         let info: String = partition.ask(redis::cmd("INFO").arg("memory")).await?;
@@ -140,7 +143,7 @@ async fn policy(registry: &Registry) -> Result<String, Fault> {
     Ok(policies.into_iter().find(|policy| policy != "noeviction").unwrap_or_else(|| "noeviction".to_owned()))
 }
 
-/// Tries every command that sessiond uses, before anything depends on it.
+/// Checks that the user may run every command that sessiond uses, before anything depends on it.
 pub(super) async fn check_rights(partition: &Partition, scripts: &Scripts) -> Result<(), Fault> {
     let key = partition.key("probe");
     let mut missing = match missing_rights(partition, scripts).await {
@@ -152,7 +155,8 @@ pub(super) async fn check_rights(partition: &Partition, scripts: &Scripts) -> Re
         }
         Err(fault) => return Err(fault),
     };
-    // Commands that are not sent by scripts alone. EVAL is asked for because Redis may know all scripts by now.
+    // Commands that are also sent outside of scripts. EVAL is among them because Redis may know all scripts already,
+    // and would not ask for it.
     let mut eval = redis::cmd("EVAL");
     let mut xread = redis::cmd("XREAD");
     let mut wait = redis::cmd("WAIT");

@@ -1,27 +1,29 @@
-//! The places in a partition's log that this process has told of, and has yet to read.
+//! Places in a partition's log that this process has told somebody of, and that its tail has yet to read.
 //!
-//! A snapshot, a cursor of another replica or the log's end may name a place ahead of what the tail has read. Redis may lose that place and go on
-//! differently before the tail gets there, and keep all that the tail has read. The tail alone would not notice, and observers would go on in a
-//! history that is not theirs. So each such place is kept until the tail comes to it and compares its mark.
+//! A snapshot, another replica's cursor, or the end of the log may name a place ahead of the tail. Redis may lose that
+//! place, keep everything that the tail has read, and go on differently. The tail alone would not notice, and observers
+//! would follow a history that is not theirs. So each such place is kept until the tail reaches it and compares its
+//! mark.
 
 use crate::storage::{LogPoint, Position};
 
-/// The most places that are kept. There are more only when the log has grown by more entries than these while the tail reads nothing.
+/// The most places that are kept. There are more only if the log grows by more entries than this while the tail reads
+/// nothing.
 const MOST: usize = 4096;
 
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub(super) struct Promised {
-    /// By position, at most one for each.
+    /// Ordered by position, at most one for each.
     points: Vec<LogPoint>,
 }
 
 /// Why a place is not kept.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Unkept {
-    /// Another history has been told of.
+    /// Somebody was told of another history.
     Lost,
-    /// Too many are kept.
+    /// Too many places are kept.
     Full,
 }
 
@@ -39,7 +41,8 @@ impl Promised {
         }
     }
 
-    /// Whether the places up to and with `end` all are in a log whose entries end at `ends`, the last of them at `end`. Forgets those places.
+    /// Compares the kept places up to the last of `ends`, the ends of entries that were read, and forgets them. Returns
+    /// whether all of them are in that log.
     pub(super) fn pass(&mut self, ends: &[LogPoint]) -> bool {
         let Some(end) = ends.last() else { return true };
         let passed = self.points.partition_point(|point| point.position <= end.position);
@@ -49,7 +52,7 @@ impl Promised {
         })
     }
 
-    /// The newest of the positions.
+    /// Returns the newest position that is kept.
     pub(super) fn newest(&self) -> Option<Position> {
         self.points.last().map(|point| point.position)
     }

@@ -1,7 +1,8 @@
 //! The calls that wait for one partition.
 //!
-//! While Redis answers for some, others gather, and the next script or pipeline takes some sessions of each. An idle partition adds no delay; a
-//! busy one spreads the cost over hundreds of sessions, and a call with many sessions does not hold up one with few.
+//! Batches form by themselves: while Redis works on some calls, others gather, and the next script or pipeline takes
+//! some sessions of each. An idle partition adds no delay. A busy one spreads the cost over hundreds of sessions, and a
+//! large call does not hold up a small one.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -14,20 +15,20 @@ use tokio::{
 use super::{fault::Fault, registry::Identity};
 use crate::session::SessionKey;
 
-/// The most sessions that wait.
+/// The most sessions that may wait.
 const MAX_QUEUED: usize = 1 << 18;
 
-/// How much is taken at once.
+/// How much one script or pipeline takes.
 pub(super) struct Limits {
     /// The most sessions.
     pub(super) sessions: usize,
-    /// The most sessions of one call while others wait.
+    /// The most sessions of one call while other calls wait.
     pub(super) share: usize,
     /// The most calls.
     pub(super) calls: usize,
 }
 
-/// See the [module](self). Calls ask for `T`, and get an `A` for each session.
+/// See the [module](self). A call asks for a `T` and gets an `A` for each session.
 pub(super) struct Queue<T, A> {
     state: Mutex<State<T, A>>,
     added: Notify,
@@ -40,12 +41,12 @@ struct State<T, A> {
 
 struct Request<T, A> {
     what: T,
-    /// The registry by which the sessions were found to be of this partition.
+    /// The registry by which the sessions belong to this partition.
     identity: Arc<Identity>,
     sessions: Vec<SessionKey>,
     /// One for each session that is done.
     answers: Vec<A>,
-    /// Since when nothing was done for it.
+    /// When something was last done for it, or when it came.
     waits_since: Instant,
     reply: oneshot::Sender<Result<Vec<A>, Fault>>,
 }
@@ -63,7 +64,7 @@ impl<T, A> Request<T, A> {
 
     fn answer(self, outcome: Result<(), Fault>) {
         let Self { reply, answers, .. } = self;
-        // Nobody may wait for it any more.
+        // The caller may have left.
         drop(reply.send(outcome.map(|()| answers)));
     }
 }
@@ -77,7 +78,7 @@ impl<T, A> Part<T, A> {
         &self.request.left()[..self.count]
     }
 
-    /// Tells the call that it has failed.
+    /// Makes the call fail.
     pub(super) fn fail(self, fault: Fault) {
         self.request.answer(Err(fault));
     }
@@ -90,8 +91,8 @@ impl<T, A> Default for Queue<T, A> {
 }
 
 impl<T, A> Queue<T, A> {
-    /// Waits for the answers for sessions that are of this partition by `identity`. [`Fault::Registry`] when the registry was made anew meanwhile:
-    /// they may be of another partition now.
+    /// Waits for the answers for sessions that belong to this partition by `identity`. Returns [`Fault::Registry`] if
+    /// the registry was made anew meanwhile: they may belong to another partition now.
     pub(super) async fn ask(
         &self,
         what: T,
@@ -109,12 +110,12 @@ impl<T, A> Queue<T, A> {
             state.requests.push_back(Request { what, identity, sessions, answers: Vec::new(), waits_since, reply });
         }
         self.added.notify_one();
-        // The task that takes them ends with the storage alone, whose calls are over then.
+        // The task that answers ends with the storage, when no call waits any more.
         answers.await.unwrap_or_else(|_| Err(Fault::unsent("the storage is closed")))
     }
 
-    /// Waits for calls, and takes some sessions of each, of those that came first first. `identity` tells which registry is there now. Calls that
-    /// waited for `timeout` fail.
+    /// Waits for calls, and takes some sessions of each in the order in which they came. `identity` returns the current
+    /// registry. Calls that have waited for `timeout` fail.
     pub(super) async fn take(
         &self,
         limits: &Limits,
@@ -147,9 +148,9 @@ impl<T, A> Queue<T, A> {
                 request.answer(Err(Fault::Registry));
                 continue;
             }
-            // They are told so while there is time: asking Redis takes some.
+            // Sending it now would take another timeout.
             if request.waits_since.elapsed() >= timeout {
-                request.answer(Err(Fault::unsent("Redis did not get to it in time")));
+                request.answer(Err(Fault::unsent("the call timed out while it waited for its turn")));
                 continue;
             }
             let share = if requests.is_empty() { room } else { room.min(limits.share) };
@@ -157,7 +158,7 @@ impl<T, A> Queue<T, A> {
             room -= count;
             parts.push(Part { request, count });
         }
-        // What others left is for those who have more.
+        // The rest of the room goes to calls that have more.
         for part in &mut parts {
             let more = room.min(part.request.left().len() - part.count);
             part.count += more;
@@ -166,7 +167,8 @@ impl<T, A> Queue<T, A> {
         parts
     }
 
-    /// Takes an answer for each of a part's sessions, or for those up to one that ends the call. What has more to ask comes last from now on.
+    /// Gives a call the answers for a part, one for each session or up to one that ends the call. If the call has more
+    /// sessions, it goes to the end of the queue.
     pub(super) fn give(&self, part: Part<T, A>, answers: impl IntoIterator<Item = A>, is_over: bool) {
         let mut request = part.request;
         request.answers.extend(answers);

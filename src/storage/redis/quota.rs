@@ -1,8 +1,8 @@
-//! How many sessions each of several partitions may hold, so that all together hold no more than they may.
+//! Quotas: how many sessions each partition may hold, so that all together stay within the limit.
 //!
-//! The first partition keeps a register of what each may hold, whose sum is never more than the limit. A partition that has
-//! no room asks for more; when all is taken, the others give up what they do not use. Both sides number each quota that they
-//! set, so that a step which was cut off is noticed and made good by the next, and none ever holds more than the register says.
+//! The first partition keeps a register of the quotas, whose sum never exceeds the limit. A partition without room asks
+//! for more. If everything is taken, the others return what they do not use. Both sides number each quota that they
+//! set, so the next step notices and repairs one that was cut off. No partition ever holds more than the register says.
 
 use super::{
     fault::Fault,
@@ -11,11 +11,11 @@ use super::{
     script::{Call, Script},
 };
 
-/// What a partition may hold, and the number of that.
+/// How many sessions a partition may hold, and the number of that quota.
 type Quota = (u64, u64);
 
 impl Registry {
-    /// Gets room for `wanted` more sessions in a partition, or for some of them. Tells whether there is any.
+    /// Gets room for up to `wanted` more sessions in a partition. Returns whether it got any.
     pub(super) async fn more_room(&self, partition: &Partition, wanted: u64) -> Result<bool, Fault> {
         if self.layout.partitions == 1 {
             return Ok(false);
@@ -48,7 +48,8 @@ impl Registry {
     }
 
     async fn lower_quota(&self, partition: &Partition) -> Result<(), Fault> {
-        // Twice: what was granted and never reached the partition must get there before it can be given back.
+        // Twice, because room that was granted and never reached the partition must get there before it can be
+        // returned.
         for _ in 0..2 {
             let lowered = self.quota_call::<Quota>(&self.scripts.quota_lower, partition, &[], |call| call);
             let (quota, number) = lowered.await?;

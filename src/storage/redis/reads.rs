@@ -1,6 +1,7 @@
-//! Looking for sessions of one partition.
+//! Lookups of sessions in one partition.
 //!
-//! A look is a pipeline of plain reads, which costs Redis a fraction of what a script does. Each answer is true at a moment between its call and its answer, which is all that is asked of it.
+//! A lookup is a pipeline of plain reads, which costs Redis a fraction of what a script costs. Each answer is true at
+//! some moment between its call and its return, which is all that the contract asks for.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,25 +16,25 @@ use super::{
 };
 use crate::session::SessionKey;
 
-/// What one pipeline takes: a millisecond of Redis.
+/// The limits of one pipeline: it takes Redis about a millisecond.
 const LIMITS: Limits = Limits { sessions: 1024, share: 128, calls: usize::MAX };
 
-/// What was not answered by the right server is asked again after this long.
+/// How long to wait before asking again if the wrong server answered.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// The looks that wait for one partition.
+/// The lookups that wait for one partition.
 #[derive(Default)]
 pub(super) struct Reads(Queue<(), bool>);
 
 type Part = queue::Part<(), bool>;
 
 impl Reads {
-    /// Tells which of some sessions exist that are of this partition by `identity`.
+    /// Returns which of the sessions exist. By `identity` they belong to this partition.
     pub(super) async fn ask(&self, identity: &Arc<Identity>, sessions: Vec<SessionKey>) -> Result<Vec<bool>, Fault> {
         self.0.ask((), Arc::clone(identity), sessions).await
     }
 
-    /// Sends what waits, for as long as it is polled.
+    /// Sends the waiting lookups, for as long as it is polled.
     pub(super) async fn run(self: Arc<Self>, registry: Arc<Registry>, number: u32) {
         let partition = Arc::clone(registry.partition(number));
         loop {
@@ -52,7 +53,7 @@ impl Reads {
     }
 }
 
-/// Asks for all, again while the right server was not reached and there is time.
+/// Looks up all sessions of a batch. Retries within the timeout if the right server was not reached.
 async fn look(
     registry: &Registry,
     partition: &Partition,
@@ -67,7 +68,7 @@ async fn look(
         all.cmd("HEXISTS").arg(partition.bucket_key(bucket)).arg(&session_bytes(session)[..]);
     }
     loop {
-        // Taken now: what is read meanwhile may be newer than the answer.
+        // Taken before the read: what is read meanwhile may be newer than the answer.
         let read_up_to = partition.read_up_to();
         let fault = match partition.read(&all, last_try).await {
             Ok(answers) => match parse(answers, &identity.birth, partition, read_up_to) {

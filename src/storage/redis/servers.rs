@@ -1,7 +1,7 @@
-//! Where the servers are: which one owns a key, and connecting to it.
+//! Redis' servers: which one owns a key, and how to connect to it.
 //!
-//! The client's own support for clusters is not used. Its connection hides which server a call goes to and sends calls again that may have
-//! been done, and after a failover it could wait for ever: see ARCHITECTURE.md.
+//! redis-rs' cluster client is not used. It hides which server answers, repeats calls that may have been executed, and
+//! could hang forever after a failover: see ARCHITECTURE.md.
 
 use std::{
     collections::HashMap,
@@ -21,29 +21,29 @@ use tokio::{runtime::Handle, time::timeout};
 
 use super::{fault::Fault, url::RedisUrl};
 
-/// The oldest version of Redis whose commands the scripts use.
+/// The oldest version of Redis that has the commands of the scripts.
 const OLDEST_VERSION: (u32, u32) = (6, 2);
 
 /// The servers that a URL names.
 pub(super) struct Servers {
     nodes: Vec<ConnectionInfo>,
     is_cluster: bool,
-    /// How long a connection may take to be made.
+    /// How long connecting may take.
     timeout: Duration,
-    /// Connections belong to this runtime, whoever asks for them.
+    /// All connections belong to this runtime, whoever asks for them.
     runtime: Handle,
     /// The node of a cluster to ask next.
     next: AtomicUsize,
-    /// The slots of keys: they never change.
+    /// The slot of each key. It never changes.
     slots: Mutex<HashMap<String, u16>>,
 }
 
 impl Servers {
     /// # Panics
     ///
-    /// Outside of a tokio runtime.
+    /// Panics outside of a tokio runtime.
     pub(super) fn new(url: &RedisUrl) -> Result<Self, Fault> {
-        // The kernel gives up a peer that is gone without a word.
+        // The kernel gives up a peer that has vanished.
         let settings = TcpSettings::default().set_nodelay(true).set_user_timeout(2 * url.timeout);
         let nodes = url.nodes().map_err(Fault::while_connecting)?;
         Ok(Self {
@@ -60,7 +60,7 @@ impl Servers {
         self.is_cluster
     }
 
-    /// Connects to the server that has `key` now. Gives its run_id, too.
+    /// Connects to the server that owns `key` now. Returns its run_id, too.
     pub(super) async fn connect(self: &Arc<Self>, key: &str) -> Result<(MultiplexedConnection, Arc<str>), Fault> {
         let (servers, key) = (Arc::clone(self), key.to_owned());
         let connecting = self.runtime.spawn(async move { servers.connect_here(&key).await });
@@ -89,7 +89,8 @@ impl Servers {
         client.get_multiplexed_async_connection_with_config(&config).await.map_err(Fault::while_connecting)
     }
 
-    /// Asks a node of the cluster which one has a key, and another one the next time: what one says may be out of date.
+    /// Asks a node of the cluster which one owns a key. The next call asks another node, because what one says may be
+    /// out of date.
     async fn owner_of(&self, key: &str) -> Result<ConnectionInfo, Fault> {
         let any = self.any().clone();
         self.next.fetch_add(1, Ordering::Relaxed);
@@ -115,7 +116,7 @@ impl Servers {
         match owner {
             Some(owner) => {
                 let (host, port) = owner.map_err(Fault::while_connecting)?;
-                // A node that does not know its own address leaves it out: it is the one that was asked.
+                // A node that does not know its own address leaves it out. It is the one that was asked.
                 let host = if host.is_empty() { host_of(&addr) } else { host };
                 Ok(any.set_addr(at(&addr, host, port)))
             }
@@ -124,7 +125,7 @@ impl Servers {
     }
 }
 
-/// The master of a range of slots, if the slot is in it.
+/// Returns the master of a range of slots, if the slot is in that range.
 fn owner_in(range: Vec<Value>, slot: u16) -> Result<Option<(String, u16)>, RedisError> {
     let mut parts = range.into_iter();
     let (Some(first), Some(last), Some(Value::Array(master))) = (parts.next(), parts.next(), parts.next()) else {
@@ -141,7 +142,7 @@ fn owner_in(range: Vec<Value>, slot: u16) -> Result<Option<(String, u16)>, Redis
     }
 }
 
-/// Asks a server who it is.
+/// Asks a server for its run_id, and checks its version.
 async fn identify(connection: &MultiplexedConnection) -> Result<Arc<str>, Fault> {
     let info: String =
         redis::cmd("INFO").arg("server").query_async(&mut connection.clone()).await.map_err(Fault::while_connecting)?;
@@ -163,7 +164,7 @@ fn host_of(addr: &ConnectionAddr) -> String {
     }
 }
 
-/// The same kind of address at another place.
+/// Returns the same kind of address at another host and port.
 fn at(addr: &ConnectionAddr, host: String, port: u16) -> ConnectionAddr {
     match addr {
         ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
@@ -173,7 +174,7 @@ fn at(addr: &ConnectionAddr, host: String, port: u16) -> ConnectionAddr {
     }
 }
 
-/// The error of an answer that is missing.
+/// The error for a missing answer.
 pub(super) fn missing() -> RedisError {
     (ErrorKind::Client, "an answer is missing").into()
 }

@@ -1,4 +1,4 @@
-//! The end of one partition's log, read by one connection for all who follow it in this process.
+//! The end of one partition's log, read over one connection for everybody in this process who follows it.
 
 use std::{collections::VecDeque, convert::Infallible, ops::Range, sync::Arc, time::Duration};
 
@@ -22,20 +22,20 @@ use crate::{
     storage::{Changes, LogError, LogPoint, Mark, Position, RegistryId, StorageError},
 };
 
-/// The newest changes that are kept here. Who is further behind reads them from Redis by itself.
+/// The most changes that are kept here. A follower that is further behind reads them from Redis itself.
 const KEPT: usize = 1 << 14;
 
-/// So many ends of entries are kept at least: answers that are on their way name places that the tail has just passed.
+/// The fewest ends of entries that are kept. Answers under way name places that the tail has just passed.
 const ENDS_KEPT: usize = 1024;
 
 /// The most changes of one answer, and the most entries of one read.
 const CHANGES_AN_ANSWER: usize = 4096;
 const ENTRIES_A_READ: usize = 512;
 
-/// How often a place is asked for again that the tail has long passed.
+/// How often Redis is asked again about a place that the tail has long passed.
 pub(super) const TRIES: usize = 3;
 
-/// A quiet connection is tried this often, and what is at its other end.
+/// How often the connection, and the server at its other end, are checked while the log is quiet.
 const QUIET: Duration = Duration::from_secs(1);
 
 const FIRST_RETRY: Duration = Duration::from_millis(20);
@@ -45,34 +45,35 @@ const LAST_RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Tail {
     partition: u32,
     channel: Channel,
-    /// How many changes are kept here: none where Redis keeps so few that it may have given them up already.
+    /// How many changes are kept here. None if Redis keeps so few that it may have trimmed them already.
     kept: usize,
     state: watch::Sender<State>,
 }
 
 struct State {
-    /// None until Redis has answered for the first time.
+    /// `None` until Redis has answered for the first time.
     registry_id: Option<RegistryId>,
     /// The newest changes.
     events: VecDeque<SessionEvent>,
-    /// The ends of the newest entries: of those with these changes, and of some before them. None until the log was found.
+    /// The ends of the newest entries: those that hold these changes, and some before them. Empty until the log was
+    /// found.
     ends: VecDeque<LogPoint>,
-    /// Where the log ended when it was last asked.
+    /// Where the log ended when Redis was last asked.
     log_end: Position,
-    /// What was told of the log ahead of that.
+    /// The places ahead of the tail that somebody was told of.
     promised: Promised,
     /// When Redis answered last.
     answered: Instant,
-    /// Why the log cannot be read at present.
+    /// Why the log cannot be read, if it cannot.
     fault: Option<Fault>,
 }
 
-/// What is known here of the changes after a place.
+/// What the tail knows of the changes after a place.
 enum Known {
     Changes(Changes),
     /// There are none yet.
     None,
-    /// They are older than what is kept here, or newer than what has been read.
+    /// They are older than what is kept here, or newer than what was read.
     Elsewhere,
 }
 
@@ -96,7 +97,7 @@ impl Tail {
         }
     }
 
-    /// The changes right after a place; waits for the first.
+    /// Returns the changes right after a place. Waits for the first.
     pub(super) async fn changes_after(
         &self,
         registry: &Registry,
@@ -130,7 +131,7 @@ impl Tail {
         }
     }
 
-    /// Reads changes from Redis, of those that the tail has read; none where there are none after that place.
+    /// Reads changes from Redis, up to where the tail has read. Returns none if there are none after that place.
     async fn read(
         &self,
         registry: &Registry,
@@ -138,7 +139,7 @@ impl Tail {
         after: LogPoint,
         limit: usize,
     ) -> Result<Changes, LogError> {
-        // A script counts in doubles, and no log is that long.
+        // Scripts count in doubles, and no log is that long.
         if after.position.0 >= 1 << 53 {
             return Err(LogError::Restarted);
         }
@@ -166,7 +167,7 @@ impl Tail {
         let mut end: Option<LogPoint> = None;
         for entry in entries {
             let entry = Entry::parse(entry).map_err(StorageError::from)?;
-            // Of the first entry only the end may be wanted.
+            // Only the end of the first entry may be needed.
             let follows = match end {
                 Some(end) => entry.after == end,
                 None => entry.after.position <= after.position,
@@ -176,7 +177,7 @@ impl Tail {
             }
             end = Some(entry.end);
             if entry.end.position > tail.position {
-                // Not without the tail, which knows what else this process has told of.
+                // The tail goes first, because it knows which other places somebody was told of.
                 break;
             }
             let skip = after.position.0.saturating_sub(entry.after.position.0) as usize;
@@ -192,7 +193,7 @@ impl Tail {
         if is_gone { Err(LogError::Trimmed) } else { Ok(changes) }
     }
 
-    /// How far the log reaches.
+    /// Returns how far the log reaches.
     pub(super) async fn extent(&self, registry: &Registry, identity: &Identity) -> Result<Range<LogPoint>, Fault> {
         let partition = registry.partition(self.partition);
         for _ in 0..TRIES {
@@ -207,14 +208,14 @@ impl Tail {
         Err(too_fast())
     }
 
-    /// The mark at a position of the log; none where the log does not hold it.
+    /// Returns the mark at a position, if the log holds it.
     pub(super) async fn mark_at(
         &self,
         registry: &Registry,
         identity: &Identity,
         position: Position,
     ) -> Result<Option<Mark>, Fault> {
-        // A script counts in doubles, and no log is that long.
+        // Scripts count in doubles, and no log is that long.
         if position.0 >= 1 << 53 {
             return Ok(None);
         }
@@ -241,8 +242,9 @@ impl Tail {
         Err(too_fast())
     }
 
-    /// Sees that a place, which an answer names as the log's end, is of the history that is read here. A place ahead of what has been read is
-    /// compared when the tail comes to it, before anybody is told of what follows it. False when the place is too old for that: ask again.
+    /// Checks that a place, which Redis named as the log's end, belongs to the history that is read here. A place ahead
+    /// of the tail is compared when the tail reaches it, before anybody is told what follows. Returns false if the
+    /// place is too old to be compared: ask again.
     pub(super) async fn promise(
         &self,
         registry: &Registry,
@@ -265,7 +267,7 @@ impl Tail {
         outcome
     }
 
-    /// The place up to which the log of this registry has been read. Waits until the tail has found the log.
+    /// Returns the place up to which the log of this registry was read. Waits until the tail has found the log.
     async fn place(&self, registry: &Registry, identity: &Identity) -> Result<LogPoint, Fault> {
         let mut news = self.state.subscribe();
         let mut identities = registry.identities();
@@ -289,10 +291,11 @@ impl Tail {
             }
         };
         let begun = timeout(registry.partition(self.partition).timeout(), begins).await;
-        begun.unwrap_or_else(|_| Err(Fault::unsent("the log has yet to be found")))
+        begun.unwrap_or_else(|_| Err(Fault::unsent("the log of a partition was not found in time")))
     }
 
-    /// Gives the registry another id, since Redis no longer has what was read or told of here. Gives the fault with which to go on.
+    /// Moves the registry to a new id, because Redis has lost what this process has read or told somebody of. Returns
+    /// the fault to go on with.
     async fn has_lost_changes(&self, registry: &Registry, identity: &Identity) -> Result<Fault, Fault> {
         if registry.identity().registry_id == identity.registry_id {
             tracing::error!(partition = self.partition, "Redis has lost changes; observers start again");
@@ -313,7 +316,8 @@ impl Tail {
                 tracing::debug!(partition = self.partition, error = %fault, "the log cannot be read");
                 let timeout = registry.partition(self.partition).timeout();
                 self.state.send_if_modified(|state| {
-                    // A connection that is replaced in time is no outage. Redis closes some when it becomes a replica, for example.
+                    // A connection that is replaced in time is no outage. Redis ends the read when it becomes a
+                    // replica, for example.
                     let is_outage = !fault.needs_new_connection() || state.answered.elapsed() >= timeout;
                     if is_outage {
                         state.fault = Some(fault);
@@ -321,7 +325,7 @@ impl Tail {
                     is_outage
                 });
             }
-            // Calls wait until the log of a registry that has changed its id is found.
+            // Calls wait until the log under the new id is found.
             if is_changed || began.elapsed() > LAST_RETRY {
                 pause = FIRST_RETRY;
             }
@@ -330,12 +334,12 @@ impl Tail {
         }
     }
 
-    /// Reads over one connection until it fails or the registry gets another id.
+    /// Reads over one connection until it fails or the registry's id changes.
     async fn follow(&self, registry: &Registry) -> Result<Infallible, Fault> {
         let partition = registry.partition(self.partition);
         let link = self.channel.link(&partition.newest).await?;
         let followed = self.follow_over(registry, partition, &link).await;
-        // An answer that is still to come would be in the way of others on this connection.
+        // An answer that is still under way would be in the way of the next read.
         self.channel.discard(&link);
         followed
     }
@@ -344,20 +348,21 @@ impl Tail {
         let log = partition.key("log");
         let mut identities = registry.identities();
         let mut is_new = true;
-        // Whether Redis gave an entry that does not follow what was read last.
+        // Whether Redis returned an entry that does not follow the one read last.
         let mut has_gap = false;
         loop {
             let identity = Arc::clone(&identities.borrow_and_update());
             if !partition.newest.is(&link.server) {
-                // The name of this Redis leads to another server by now.
+                // The name leads to another server by now.
                 return Err(Fault::Registry);
             }
             let checking = async {
-                // Redis may have come back without its newest leases, here or in the first partition, and with all that it had logged.
+                // Redis may have come back without its newest leases, here or in the first partition, and still have
+                // the whole log.
                 if is_new {
                     match registry.end_orphans_of(partition, &identity).await {
                         Ok(()) => is_new = false,
-                        // The log can be read all the same.
+                        // The log can be read nevertheless.
                         Err(Fault::Refused(_)) => {}
                         Err(fault) => return Err(fault),
                     }
@@ -403,7 +408,8 @@ impl Tail {
         });
     }
 
-    /// Sees that Redis still has this registry, and what was read last; goes on from there.
+    /// Checks that Redis still has this registry and what was read last. If that was trimmed or an entry is missing, starts
+    /// anew at the end of the log.
     async fn check(
         &self,
         registry: &Registry,
@@ -449,7 +455,8 @@ impl Tail {
             state.log_end = found.held.end.position;
             let is_gone = has_gap || found.at.is_none();
             if is_gone {
-                // Trimmed past what was read, or an entry is missing: those who want what is between ask Redis, and hear it.
+                // The log was trimmed past what was read, or an entry is missing. Followers who need what lies between
+                // ask Redis, and learn that it is gone.
                 restart(state, found.held.end);
             }
             had_fault || is_gone
@@ -457,7 +464,8 @@ impl Tail {
         Ok(())
     }
 
-    /// Whether the log ends behind what was read, and Redis has nothing to give there: somebody deleted the newest entry.
+    /// Returns whether the newest entry is missing: the log ends behind what was read, and Redis has nothing to read
+    /// there.
     async fn misses_the_end(
         &self,
         registry: &Registry,
@@ -480,7 +488,7 @@ impl Tail {
         Ok(answer == Value::Nil || !self.append(registry, partition, identity, answer).await?)
     }
 
-    /// Takes up what was read. Tells whether all of it follows what is here.
+    /// Takes over what was read. Returns whether it follows what was read before, without a gap.
     async fn append(
         &self,
         registry: &Registry,
@@ -502,7 +510,7 @@ impl Tail {
         let mut is_next = true;
         for entry in entries {
             let entry = Entry::parse(entry)?;
-            // Another position or another mark: something is missing before it, or the log is another one by now.
+            // Another position or another mark: an entry is missing before this one, or this is another log.
             is_next = entry.after == end;
             if !is_next {
                 break;
@@ -529,13 +537,13 @@ impl Tail {
     }
 }
 
-/// The log has grown by more than what is kept here while Redis was asked about it, again and again.
+/// The fault if the log has grown, again and again, by more than what is kept here while Redis was asked about it.
 pub(super) fn too_fast() -> Fault {
     Fault::unsent("the log grows faster than Redis can be asked about it")
 }
 
 impl State {
-    /// The place up to which the log has been read.
+    /// Returns the place up to which the log was read.
     fn end(&self) -> LogPoint {
         self.ends.back().copied().unwrap_or_default()
     }
@@ -550,7 +558,7 @@ impl State {
         }
     }
 
-    /// The position before the changes that are kept.
+    /// Returns the position before the changes that are kept.
     fn start(&self) -> Position {
         Position(self.end().position.0 - self.events.len() as u64)
     }
@@ -564,7 +572,7 @@ impl State {
             return match self.promised.keep(point) {
                 Ok(()) => Ok(true),
                 Err(Unkept::Lost) => Err(Fault::Script(Answer::Lost)),
-                Err(Unkept::Full) => Err(Fault::unsent("the log is not read as fast as it grows")),
+                Err(Unkept::Full) => Err(Fault::unsent("the log grows faster than it is read")),
             };
         }
         match self.mark_at(point.position) {
@@ -601,7 +609,7 @@ impl State {
         }
     }
 
-    /// The mark at a position, if the entry that holds its change is one of those whose ends are kept.
+    /// Returns the mark at a position, if the end of the entry there is kept.
     fn mark_at(&self, position: Position) -> Option<Mark> {
         if self.ends.front().is_none_or(|start| position < start.position) {
             return None;

@@ -1,12 +1,13 @@
-//! `redis://`, `rediss://`, `redis+cluster://` and `rediss+cluster://`: where a registry is, and how it is divided.
+//! The URL of a registry in Redis: `redis://`, `rediss://`, `redis+cluster://` and `rediss+cluster://`.
 
 use std::{fmt, str::FromStr, time::Duration};
 
 use redis::{ConnectionInfo, IntoConnectionInfo, RedisError};
 
-/// Buckets that keep Redis' compact encoding up to some ten million sessions: see [`RedisStorage`](super::RedisStorage).
+/// With so many buckets Redis' compact encoding lasts for some ten million sessions: see
+/// [`RedisStorage`](super::RedisStorage).
 pub(super) const DEFAULT_BUCKETS: u32 = 1 << 17;
-/// One node has no use for more than one partition.
+/// One server has no use for more than one partition.
 pub(super) const DEFAULT_CLUSTER_PARTITIONS: u32 = 16;
 
 const MAX_BUCKETS: u32 = 1 << 24;
@@ -16,27 +17,28 @@ const DEFAULT_WAIT_TIMEOUT: Duration = Duration::from_millis(500);
 
 const PARAMETERS: &str = "registry, partitions, buckets, timeout_ms, wait_replicas, wait_timeout_ms";
 
-/// Where in Redis a registry is, read from a URL:
-/// `redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE][?PARAMETERS]`, `rediss://` for TLS; `redis+cluster://` and
-/// `rediss+cluster://` with any nodes of a Redis Cluster, `HOST:PORT,HOST:PORT`.
+/// Where a registry is in Redis, and how it is divided.
+///
+/// `redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE][?PARAMETERS]` names a server, and `rediss://` one with TLS.
+/// `redis+cluster://` and `rediss+cluster://` name any nodes of a Redis Cluster: `HOST:PORT,HOST:PORT`.
 ///
 /// | parameter | default | what |
 /// |---|---|---|
 /// | `registry` | `sessiond` | the registry's name, for several in one Redis |
 /// | `partitions` | 1, 16 in a cluster | parts of the change log, each on one node |
 /// | `buckets` | 131072 | parts of the set; no fewer than the partitions |
-/// | `timeout_ms` | 1000 | how long to wait for a connection, or an answer, of Redis |
-/// | `wait_replicas` | 0 | a change is answered when so many of Redis' replicas have it |
+/// | `timeout_ms` | 1000 | how long to wait for a connection to Redis, or for an answer |
+/// | `wait_replicas` | 0 | how many of Redis' replicas must have a change before it is answered |
 /// | `wait_timeout_ms` | 500 | how long to wait for them |
 ///
-/// Partitions and buckets are set when the registry is made, and must be left out or the same from then on. The text of
-/// [`Display`](fmt::Display) has no password.
+/// Partitions and buckets are set when the registry is made. From then on they must be left out or be the same.
+/// [`Display`](fmt::Display) does not show the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl {
     is_cluster: bool,
-    /// One URL a node, each with user and password.
+    /// One URL for each node, with user and password.
     nodes: Vec<String>,
-    /// The same for people, without the password.
+    /// The URL as people see it, without the password.
     shown: String,
     pub(super) registry: String,
     pub(super) partitions: Option<u32>,
@@ -52,7 +54,7 @@ pub(super) struct Wait {
     pub(super) timeout: Duration,
 }
 
-/// Why a URL names no registry in Redis. Says nothing of the password.
+/// Why a URL names no registry in Redis. Does not contain the password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{shown}: {problem}")]
 pub struct RedisUrlError {
@@ -61,7 +63,7 @@ pub struct RedisUrlError {
 }
 
 impl RedisUrl {
-    /// Whether a text is meant for Redis, by its scheme.
+    /// Returns whether the text's scheme is one of Redis'.
     pub(crate) fn is_meant(text: &str) -> bool {
         scheme(text).is_some()
     }
@@ -75,7 +77,7 @@ impl RedisUrl {
     }
 }
 
-/// Whether a URL is of a cluster and whether it asks for TLS, and what comes after its scheme.
+/// Returns whether a URL is a cluster's, whether it asks for TLS, and what follows the scheme.
 fn scheme(text: &str) -> Option<(bool, bool, &str)> {
     let (scheme, rest) = text.split_once("://")?;
     let (is_cluster, is_tls) = match scheme {
@@ -131,7 +133,7 @@ impl FromStr for RedisUrl {
             }
         }
         url.wait = (wait.replicas > 0).then_some(wait);
-        // Braces would move its keys to other slots of a cluster, and the name is a part of every key.
+        // The name is part of every key, and braces would move the keys to other slots of a cluster.
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if url.registry.is_empty() || url.registry.len() > 64 || !url.registry.chars().all(is_plain) {
             return Err(wrong("registry is not 1 to 64 letters, digits, '-', '_' or '.'".to_owned()));
@@ -153,7 +155,7 @@ impl FromStr for RedisUrl {
     }
 }
 
-/// The password is what is between the first colon of the login and the last `@` before the parameters.
+/// Hides the password: the text between the login's first colon and the last `@` before the parameters.
 fn without_password(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
     let (place, query) = match rest.split_once('?') {

@@ -1,14 +1,15 @@
 -- Appends changes to the log as one entry. KEYS[2] is the log.
--- The entry's id is the position of its last change and how many changes it holds. Its one field is the mark of the entry
--- before it, its own mark, and the changes.
+-- The entry's id is the position of its last change and the number of its changes. Its one field is the mark of the
+-- entry before it, its own mark, and the changes.
 
--- By how many sessions each lease, by its slot, has more.
+-- How many more sessions each lease has, by its slot.
 local held_more = {}
 local function hold(slot, more)
     held_more[slot] = (held_more[slot] or 0) + more
 end
 
--- `more` is by how many sessions the partition has more. Gives nil, or the error for which nothing was appended or counted.
+-- `more` is how many more sessions the partition has. Returns nil, or an error after which nothing was appended or
+-- counted.
 local function append(parts, changes, more, own_mark, retain, held_key)
     local counted = {}
     local function undo(problem)
@@ -33,7 +34,7 @@ local function append(parts, changes, more, own_mark, retain, held_key)
         return undo(added)
     end
     call('HSET', meta, 'end', text(final), 'mark', own_mark, 'count', text(count + more))
-    -- Once for so many changes is enough.
+    -- Trimming once for so many changes is enough.
     local step = math.max(1, math.min(1000, math.floor(retain / 8)))
     if final > retain and math.floor(last / step) ~= math.floor(final / step) then
         pcall('XTRIM', KEYS[2], 'MINID', text(final - retain + 1))

@@ -1,4 +1,4 @@
--- The first writes of scripts that only end, keep or free something. Redis lets a script go on without memory once it has
--- run a command that frees some, as HDEL does, even of a field that is not there.
+-- The first writes of scripts that only end, keep or free something. Without memory, Redis lets a script go on once it
+-- has run a command that frees memory. HDEL counts as one, even of a field that does not exist.
 call('HDEL', meta, '')
 store_clock()

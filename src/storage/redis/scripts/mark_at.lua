@@ -1,4 +1,4 @@
--- Gives the mark of the log at a position, or nil where the log does not hold it. KEYS[2] is the log.
+-- Returns the mark of the log at a position, or nil if the log does not hold it. KEYS[2] is the log.
 local function mark_at(position)
     if position == last then
         return mark

@@ -1,6 +1,7 @@
--- Makes the keys of a partition's leases fit each other again after one was lost. KEYS: meta, attached leases, closed leases, slots, sessions held
--- by slot. ARGV: birth, which key to go through ('attached', 'closed', 'slots', or 'counts' at the end), the cursor in it.
--- Gives the next cursor.
+-- Makes the keys of a partition's leases consistent again after one was lost.
+-- KEYS: meta, attached leases, closed leases, slots, sessions held by slot. ARGV: birth, which key to go through
+-- ('attached', 'closed' or 'slots'; 'counts' at the end), the cursor in it.
+-- Returns the next cursor.
 call('HDEL', meta, '')
 if ARGV[2] == 'counts' then
     call('HSET', meta, 'leases', text(call('HLEN', KEYS[4])))
@@ -14,7 +15,7 @@ for i = 1, #found[2], 2 do
         if call('HEXISTS', KEYS[2], value) + call('HEXISTS', KEYS[3], value) == 0 then
             call('HSET', KEYS[2], value, name)
         end
-        -- The sessions are not counted again.
+        -- The sessions are not counted again, so sweeps may not rely on the counts any more.
         if call('HSETNX', KEYS[5], name, 0) == 1 then
             call('HSET', meta, 'uncounted', 1)
         end

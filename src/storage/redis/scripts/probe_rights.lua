@@ -1,6 +1,6 @@
--- Tries every command that the other scripts use, on a key that it deletes in the end. KEYS: that key.
--- Returns the names of those that the user may not run. It is run every few seconds, so most commands are such that they
--- change nothing, which keeps Redis' replicas and its append-only file out of it.
+-- Tries every command that the other scripts use, on a key that it deletes at the end. KEYS: that key.
+-- Returns the names of the commands that the user may not run. It runs every few seconds, so most commands are written
+-- to change nothing: what changes something goes to Redis' replicas and its append-only file.
 local key = KEYS[1]
 local missing = {}
 local function try(name, ...)

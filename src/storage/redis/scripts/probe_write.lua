@@ -1,3 +1,3 @@
--- Writes something that Redis refuses when it refuses growth. KEYS: meta. ARGV: birth.
+-- Makes a write that Redis refuses if it refuses growth. KEYS: meta. ARGV: birth.
 store_clock()
 return 1

@@ -1,4 +1,4 @@
--- Gives up what a partition may hold and does not. KEYS: meta. ARGV: birth. Gives its quota and the number of that.
+-- Gives up room that a partition does not use. KEYS: meta. ARGV: birth. Returns its quota and the quota's number.
 local state = call('HMGET', meta, 'quota', 'quota_number')
 local quota, number = tonumber(state[1] or 0), tonumber(state[2] or 0)
 if quota > count then

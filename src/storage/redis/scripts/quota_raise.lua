@@ -1,7 +1,7 @@
--- Takes room for more sessions of a partition from what all of them may hold.
--- KEYS: meta of the first partition, quotas. ARGV: birth, partition, its quota, the number of that quota, how much more
--- is wanted, how much all may hold, how many partitions there are.
--- Gives the partition's quota and its number, or nil when all is taken.
+-- Takes room for a partition from what all of them together may hold.
+-- KEYS: meta of the first partition, quotas. ARGV: birth, the partition, its quota, the quota's number, how much more
+-- it wants, the limit of all, how many partitions there are.
+-- Returns the partition's quota and its number, or nil if there is no room left.
 local field = ARGV[2]
 local granted, number = string.match(call('HGET', KEYS[2], field) or '0 0', '^(%d+) (%d+)$')
 if tonumber(ARGV[4]) < tonumber(number) then
@@ -12,7 +12,7 @@ local sum = 0
 for _, value in ipairs(call('HVALS', KEYS[2])) do
     sum = sum + string.match(value, '^%d+')
 end
--- A share of what is left, so that this is rare, and all of it only when little is.
+-- A share of what is left, so that this is rare. If little is left, all that is wanted.
 local left = ARGV[6] - sum
 local more = math.min(math.max(tonumber(ARGV[5]), math.floor(left / ARGV[7] / 2)), left)
 if more <= 0 then

@@ -1,8 +1,8 @@
--- Reads buckets at once with the place in the log that they reflect.
--- KEYS: meta, log, the buckets. ARGV: birth, the position and the mark of a place that the caller has read, how many sessions are
--- enough.
--- Gives the end of the log and its mark, how many buckets were read (-1: the whole partition is empty), and their
--- sessions' bytes. OTHER when that place is not in this log.
+-- Reads buckets together with the place in the log that they reflect.
+-- KEYS: meta, log, the buckets. ARGV: birth, the position and mark of a place that the caller has read, how many
+-- sessions are enough.
+-- Returns the end of the log and its mark, how many buckets were read (-1: the whole partition is empty), and the bytes
+-- of their sessions. Error: OTHER if that place is not in this log.
 if mark_at(tonumber(ARGV[2])) ~= ARGV[3] then
     return redis.error_reply('OTHER the log has another history')
 end

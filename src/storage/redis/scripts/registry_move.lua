@@ -1,6 +1,5 @@
--- Gives the registry a new id, because its log has lost changes. KEYS: meta of the first partition. ARGV: birth, old id, new id, the field of a partition
--- that was lost or ''.
--- Does nothing when somebody else has moved it already.
+-- Moves the registry to a new id, because its log has lost changes. Does nothing if somebody else has moved it already.
+-- KEYS: meta of the first partition. ARGV: birth, old id, new id, the field of a partition that was lost or ''.
 if call('HGET', meta, 'id') == ARGV[2] then
     call('HSET', meta, 'id', ARGV[3])
     if ARGV[4] ~= '' then
