@@ -20,42 +20,43 @@ use super::{
     url::{RedisUrl, Wait},
 };
 
-/// What was certainly not done is sent again after this long.
+/// How long to wait before a step that was certainly not executed is sent again.
 const RETRY: Duration = Duration::from_millis(20);
 
 /// See the [module](self).
 pub(super) struct Partition {
     pub(super) number: u32,
-    /// What its keys begin with. The part in braces alone decides on which node of a cluster they are.
+    /// The beginning of its keys. Only the part in braces decides which node of a cluster has them.
     prefix: String,
-    /// For what changes sessions, and what waits for Redis' replicas.
+    /// For changes of sessions, and for calls that wait for Redis' replicas.
     changing: Channel,
     /// For everything else.
     asking: Channel,
     pub(super) newest: Newest,
     pub(super) clock: Clock,
-    /// The position up to which the log has been read here, or was told of by an answer: a server whose log ends before it is not the right one.
+    /// The position up to which the log was read here, or an answer said that it reaches. A server whose log ends
+    /// before it is the wrong one.
     read_up_to: AtomicU64,
     timeout: Duration,
     wait: Option<Wait>,
 }
 
-/// How a call is made.
+/// What a call needs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mode {
-    /// It must not take effect after its failure was told.
+    /// It must not take effect after its failure was reported.
     is_fenced: bool,
-    /// It must outlive a failover of Redis, as far as `wait_replicas` says.
+    /// It must survive a failover of Redis, as far as `wait_replicas` says.
     is_durable: bool,
 }
 
-/// For calls that change nothing, or that may be made at any time.
+/// For calls that change nothing, or that may take effect at any time.
 pub(super) const ASK: Mode = Mode { is_fenced: false, is_durable: false };
 /// For calls that must not take effect late.
 pub(super) const FENCED: Mode = Mode { is_fenced: true, is_durable: false };
 /// For changes that must not be lost.
 pub(super) const DURABLE: Mode = Mode { is_fenced: false, is_durable: true };
-/// For both.
+/// For changes that must neither take effect late nor be lost.
 pub(super) const CHANGE: Mode = Mode { is_fenced: true, is_durable: true };
 
 impl Partition {
@@ -75,17 +76,17 @@ impl Partition {
         }
     }
 
-    /// A key of this partition.
+    /// Returns the name of a key of this partition.
     pub(super) fn key(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
 
-    /// The key of a bucket's hash.
+    /// Returns the key of a bucket's hash.
     pub(super) fn bucket_key(&self, bucket: u32) -> String {
         format!("{}b{bucket}", self.prefix)
     }
 
-    /// The key of the buckets that sessions under a lease are in.
+    /// Returns the key of the set of buckets that have sessions under a lease.
     pub(super) fn lease_key(&self, lease: &[u8]) -> String {
         use std::fmt::Write;
         let mut key = self.key("l");
@@ -95,7 +96,7 @@ impl Partition {
         key
     }
 
-    /// How long Redis has for an answer.
+    /// Returns how long Redis may take for an answer.
     pub(super) fn timeout(&self) -> Duration {
         self.timeout
     }
@@ -104,21 +105,21 @@ impl Partition {
         self.read_up_to.load(Ordering::Relaxed)
     }
 
-    /// Notes that the log reaches up to here.
+    /// Records that the log reaches up to here.
     pub(super) fn has_read_up_to(&self, position: u64) {
         self.read_up_to.fetch_max(position, Ordering::Relaxed);
     }
 
-    /// Notes up to where the log reaches, which has been lost, or begun anew.
+    /// Records how far the log reaches after it was lost or begun anew.
     pub(super) fn set_read_up_to(&self, position: u64) {
         self.read_up_to.store(position, Ordering::Relaxed);
     }
 
-    /// Runs a script. `call` is given until when it is good, by this partition's clock.
+    /// Runs a script. `call` is given until when the script is good, by this partition's clock.
     ///
-    /// What was certainly not done is sent again while there is time, over another connection where this one is of no more use. A call
-    /// is answered within twice the timeout (and the time to wait for Redis' replicas), and one that is fenced has no effect after its failure was
-    /// answered.
+    /// A step that was certainly not executed is sent again while there is time, over a new connection if necessary. A
+    /// call returns within twice the timeout, plus the time to wait for Redis' replicas. A fenced call has no effect
+    /// after its failure was returned.
     pub(super) async fn run<T: FromRedisValue>(&self, mode: Mode, call: impl Fn(u64) -> Call) -> Result<T, Fault> {
         let last_try = Instant::now() + self.timeout;
         loop {
@@ -143,8 +144,8 @@ impl Partition {
         outcome
     }
 
-    /// Sends a script that changes sessions, once. `over` is when it can no longer take effect; until then nobody may be told that it failed, which
-    /// the caller sees to.
+    /// Sends a script that changes sessions, once. It can take effect until `over`, and the caller must not report a
+    /// failure before then.
     pub(super) async fn change(&self, link: &Link, call: &Call, over: Instant) -> Result<Value, Fault> {
         self.send(&self.changing, link, call, self.wait, over).await
     }
@@ -156,7 +157,7 @@ impl Partition {
     async fn link(&self, channel: &Channel, deadline: Instant) -> Result<Link, Fault> {
         let linking = timeout_at(deadline, channel.link(&self.newest)).await;
         let link = linking.unwrap_or_else(|_| Err(Fault::unsent("Redis cannot be reached in time")))?;
-        // Not by the clock of another server.
+        // The clock of another server says nothing of this one's.
         if self.clock.is_of(&link) {
             return Ok(link);
         }
@@ -170,7 +171,8 @@ impl Partition {
         }
     }
 
-    /// Reads the time that the partition's clock shows at least. If that is long ago, the first script is answered that it is late, and when.
+    /// Reads the stored time, which the partition's clock shows at least. If it was stored long ago, the first script
+    /// comes too late, and its answer has the time.
     async fn read_clock(&self, link: &Link) -> Result<(), Fault> {
         let mut ask = redis::cmd("HGET");
         let answer = link.send(ask.arg(self.key("meta")).arg("time")).await.map_err(Fault::while_connecting)?;
@@ -213,7 +215,8 @@ impl Partition {
         outcome
     }
 
-    /// With `wait`, tells how many of Redis' replicas have what was changed: WAIT is about what came before it on its connection.
+    /// With `wait`, also returns how many of Redis' replicas have the change. WAIT is about what was sent before it
+    /// over the same connection.
     async fn send_once(
         &self,
         link: &Link,
@@ -230,7 +233,7 @@ impl Partition {
         Ok((answer, Some(redis::from_redis_value(got)?)))
     }
 
-    /// Sends a pipeline that only reads, and gives its answers, of which none is an error.
+    /// Sends a pipeline that only reads. Returns its answers, or the first error among them.
     pub(super) async fn read(&self, commands: &Pipeline, deadline: Instant) -> Result<Vec<Value>, Fault> {
         let link = self.link(&self.asking, deadline).await?;
         let answers = match timeout_at(deadline, link.send_all(commands)).await {
@@ -262,7 +265,7 @@ impl Partition {
         }
     }
 
-    /// Gives up the connections for asking, since the server at their other end lacks what has been read.
+    /// Gives up the connections: the server at their other end lacks what was read here.
     pub(super) fn is_behind(&self) -> Fault {
         self.newest.forget();
         Fault::Undone(

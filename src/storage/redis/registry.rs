@@ -1,7 +1,7 @@
-//! Which registry is in Redis: how it is made, found again, and divided.
+//! The registry in Redis: how it is made, found again and divided.
 //!
-//! A registry's *birth* is a random number that all its partitions have. Its *id* is what observers know it by. The id moves when a replica notices
-//! that the log has lost changes, so that under one id positions only grow.
+//! A registry's *birth* is a random number that all its partitions have. Observers know the registry by its *id*. The
+//! id moves when a replica notices that the log has lost changes, so positions only grow under one id.
 
 use std::{hash::Hasher, sync::Arc};
 
@@ -23,10 +23,11 @@ use crate::{
     storage::{Layout, RegistryId, StorageOptions},
 };
 
-/// How keys and values are laid out. Raised when an older sessiond could not read what a newer one writes.
+/// The version of the layout of keys and values. It is raised if an older sessiond could not read what a newer one
+/// writes.
 const FORMAT: &str = "2";
 
-/// How often a call is made again because the registry was replaced meanwhile.
+/// How often a call is repeated because the registry was replaced meanwhile.
 const TRIES: usize = 3;
 
 /// The most bits of the set of buckets that a large lease has in a partition.
@@ -40,12 +41,12 @@ const KEYS_A_STEP: usize = 512;
 pub(super) struct Identity {
     pub(super) registry_id: RegistryId,
     pub(super) birth: String,
-    /// The secret key of the hash that puts sessions into buckets: ids are chosen by clients.
+    /// The secret key of the hash that spreads sessions over buckets. It is secret because clients choose ids.
     hash_key: (u64, u64),
 }
 
 impl Identity {
-    /// Whether sessions are in the same buckets.
+    /// Returns whether each session is in the same bucket by both.
     pub(super) fn has_same_buckets(&self, other: &Self) -> bool {
         self.hash_key == other.hash_key
     }
@@ -114,7 +115,7 @@ impl Registry {
         &self.partitions[number as usize]
     }
 
-    /// The partition that keeps the leases.
+    /// Returns the partition that has the leases.
     pub(super) fn first(&self) -> &Arc<Partition> {
         self.partition(0)
     }
@@ -123,19 +124,19 @@ impl Registry {
         &self.partitions
     }
 
-    /// Buckets of a partition are neighbours, so that a run of them is read in one step.
+    /// Returns the partition of a bucket. A partition's buckets are neighbours, so that one step reads a run of them.
     pub(super) fn partition_of(&self, bucket: u32) -> u32 {
         let Layout { buckets, partitions } = self.layout;
         (u64::from(bucket) * u64::from(partitions) / u64::from(buckets)) as u32
     }
 
-    /// The first bucket of a partition; of the one after the last, how many buckets there are.
+    /// Returns the first bucket of a partition. For the number after the last partition, returns the number of buckets.
     pub(super) fn first_bucket(&self, partition: u32) -> u32 {
         let Layout { buckets, partitions } = self.layout;
         (u64::from(partition) * u64::from(buckets)).div_ceil(u64::from(partitions)) as u32
     }
 
-    /// The buckets of a partition.
+    /// Returns the buckets of a partition.
     pub(super) fn buckets_of(&self, partition: u32) -> std::ops::Range<u32> {
         self.first_bucket(partition)..self.first_bucket(partition + 1)
     }
@@ -143,16 +144,16 @@ impl Registry {
     pub(super) fn bucket_of(&self, identity: &Identity, session: &SessionKey) -> u32 {
         let mut hasher = SipHasher13::new_with_keys(identity.hash_key.0, identity.hash_key.1);
         hasher.write(&session_bytes(session));
-        // The high bits of the product: no division, and any number of buckets.
+        // The high bits of the product. This needs no division, and any number of buckets will do.
         ((u128::from(hasher.finish()) * u128::from(self.layout.buckets)) >> 64) as u32
     }
 
-    /// Where in its partition a bucket is.
+    /// Returns the number of a bucket within its partition.
     pub(super) fn offset_of(&self, bucket: u32) -> u32 {
         bucket - self.first_bucket(self.partition_of(bucket))
     }
 
-    /// The buckets of a partition that share the bits of leases' sets.
+    /// Returns the buckets of a partition that the bits of a lease's set stand for.
     pub(super) fn buckets_in(&self, partition: u32, bits: &[u8]) -> impl Iterator<Item = u32> + Send {
         let (all, a_bit) = (self.buckets_of(partition), self.buckets_a_bit());
         let set = (0..).zip(bits).flat_map(|(index, byte)| {
@@ -165,29 +166,30 @@ impl Registry {
         })
     }
 
-    /// How many buckets share a bit of a lease's set: such a set has 2 KiB at most.
+    /// Returns how many buckets share a bit of a lease's set. Such a set takes 2 KiB at most.
     pub(super) fn buckets_a_bit(&self) -> u32 {
         let Layout { buckets, partitions } = self.layout;
         buckets.div_ceil(partitions).div_ceil(LEASE_BITS)
     }
 
-    /// How many sessions a script is told to hold a partition to: -1 for its quota, where it is one of many.
+    /// Returns the limit of sessions that scripts apply to a partition. With several partitions it is -1, which stands
+    /// for the partition's quota.
     pub(super) fn session_limit(&self) -> i64 {
         if self.layout.partitions == 1 { i64::try_from(self.options.max_sessions).unwrap_or(i64::MAX) } else { -1 }
     }
 
-    /// The mark of a new entry of the log.
+    /// Returns a mark for a new entry of the log.
     pub(super) fn new_mark(&self) -> [u8; 8] {
         random_u64().to_be_bytes()
     }
 
-    /// A call of a script on some keys of a partition, its meta first.
+    /// Returns a call of a script with keys of a partition. The partition's meta is the first.
     pub(super) fn call(&self, script: &Script, partition: &Partition, names: &[&str], more: usize) -> Call {
         let call = script.call(1 + names.len() + more).arg(partition.key("meta"));
         names.iter().fold(call, |call, name| call.arg(partition.key(name)))
     }
 
-    /// Makes a call for the registry as it is known, and again when it turns out to have been replaced.
+    /// Makes a call for the current registry. Repeats it if the registry turns out to have been replaced.
     pub(super) async fn with_identity<T, F>(&self, call: impl Fn(Arc<Identity>) -> F) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, Fault>>,
@@ -205,20 +207,20 @@ impl Registry {
         }
     }
 
-    /// Finds out which registry is there now, makes it if there is none, and lets every partition join it. Any number of
-    /// replicas may do so at once, and each may be cut off anywhere.
+    /// Finds out which registry Redis has now, makes it if there is none, and lets every partition join it. Any number
+    /// of replicas may do so at once, and each may stop at any point.
     pub(super) async fn rejoin(&self, known: Option<&Identity>) -> Result<(), Fault> {
         for _ in 0..=TRIES + self.layout.partitions as usize {
             let current = self.identity();
             if known.is_some_and(|known| *known != *current) {
                 return Ok(());
             }
-            // What a partition had before the registry was looked for is no newer than the registry.
+            // A partition's birth that is read before the registry is looked for cannot be newer than that registry.
             let births = self.each_partition(|partition| async move {
                 partition.ask::<Option<String>>(redis::cmd("HGET").arg(partition.key("meta")).arg("birth")).await
             });
             let births = births.await?;
-            // Should none be there any more, the new one is divided as before.
+            // If there is no registry any more, the new one is divided as before.
             let head = Head::open(self.first(), &self.scripts, &Head::new(self.layout)).await?;
             if head.layout != self.layout {
                 return Err(Fault::Setup(
@@ -239,15 +241,15 @@ impl Registry {
         Err(Fault::Registry)
     }
 
-    /// Lets every partition join the registry that is there, as [`rejoin`](Self::rejoin). Gives the fault to go on with: the step may be done again
-    /// where sessions are in the same buckets as before.
+    /// Lets every partition join the current registry, as [`rejoin`](Self::rejoin) does. Returns the fault to go on
+    /// with: the step may be repeated if sessions are in the same buckets as before.
     pub(super) async fn rejoin_same(&self, known: &Identity) -> Result<Fault, Fault> {
         self.rejoin(Some(known)).await?;
         let is_same = self.identity().birth == known.birth;
         Ok(if is_same { Fault::unsent("the registry was put together again") } else { Fault::Registry })
     }
 
-    /// Moves the registry to a new id, because its log has lost changes, or a whole partition.
+    /// Moves the registry to a new id, because its log has lost changes, or it has lost a whole partition.
     pub(super) async fn abandon(&self, identity: &Identity, lost: &str) -> Result<(), Fault> {
         let new = RegistryId(random_u64()).to_string();
         let moved = self.first().run::<u32>(DURABLE, |_| {
@@ -260,7 +262,8 @@ impl Registry {
         }
     }
 
-    /// Lets a partition join the registry. Tells whether it has; otherwise the registry has got another id, or the partition has to be made.
+    /// Lets a partition join the registry. Returns false if everything must be looked up again, because the registry
+    /// has a new id or the partition is in the way.
     async fn join(&self, partition: &Partition, head: &Head, had: Option<&str>) -> Result<bool, Fault> {
         let Identity { birth, .. } = &head.identity;
         let mark = format!("p{}", partition.number);
@@ -315,7 +318,7 @@ impl Registry {
         Ok(true)
     }
 
-    /// Does something for every partition at once, and gives the results in order.
+    /// Does something for every partition at once. Returns the results in order.
     pub(super) async fn each_partition<T, F>(&self, step: impl Fn(Arc<Partition>) -> F) -> Result<Vec<T>, Fault>
     where
         F: Future<Output = Result<T, Fault>>,
@@ -342,7 +345,7 @@ async fn wipe(partition: &Partition, scripts: &Scripts, buckets: std::ops::Range
     Ok(true)
 }
 
-/// What the first partition says of the registry.
+/// What the first partition says about the registry.
 struct Head {
     identity: Identity,
     layout: Layout,
@@ -352,7 +355,7 @@ struct Head {
 type Fields = Vec<(String, Vec<u8>)>;
 
 impl Head {
-    /// A new registry.
+    /// Returns a new registry.
     fn new(layout: Layout) -> Self {
         let identity = Identity {
             registry_id: RegistryId(random_u64()),
@@ -362,7 +365,7 @@ impl Head {
         Self { identity, layout, fields: Vec::new() }
     }
 
-    /// What every partition begins with.
+    /// Returns the fields that every partition begins with.
     fn partition_fields(birth: &str, mark: &[u8; 8]) -> Fields {
         let mut fields: Fields = vec![("birth".to_owned(), birth.into()), ("mark".to_owned(), mark.to_vec())];
         for name in ["end", "count", "slots", "leases", "closing", "quota", "quota_number"] {
@@ -440,7 +443,7 @@ impl Head {
     }
 }
 
-/// A session as Redis holds it.
+/// Returns a session's key as Redis holds it.
 pub(super) fn session_bytes(session: &SessionKey) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&session.auth_key_id.0.to_be_bytes());
@@ -448,7 +451,7 @@ pub(super) fn session_bytes(session: &SessionKey) -> [u8; 16] {
     bytes
 }
 
-/// The session of such bytes, if they are 16.
+/// Reads a session's key, if it has 16 bytes.
 pub(super) fn session_of(bytes: &[u8]) -> Option<SessionKey> {
     let bytes: [u8; 16] = bytes.try_into().ok()?;
     let (auth_key_id, session_id) = bytes.split_at(8);

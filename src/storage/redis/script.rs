@@ -1,8 +1,8 @@
 //! The scripts that Redis runs, each in one step.
 //!
-//! Scripts and not functions: a function stays in Redis, in one version for all replicas of sessiond, old ones and new ones
-//! alike, while a script is named by its own hash and comes with the caller. Every key that a script touches is declared,
-//! so that a cluster that is moving them refuses it before its first step and not in the midst.
+//! They are scripts and not functions because Redis keeps a function in one version for all replicas of sessiond, old
+//! and new. A script is named by its hash and comes with its caller. Each script declares every key that it touches. So
+//! a cluster that is moving some of the keys refuses the script before its first step, and not halfway.
 
 use redis::{Cmd, ToRedisArgs};
 
@@ -17,7 +17,7 @@ impl Script {
         Self { code, hash: redis::Script::new(code).get_hash().to_owned() }
     }
 
-    /// A call with so many keys: they are the first arguments.
+    /// Returns a call with this many keys, which are the first arguments.
     pub(super) fn call(&self, keys: usize) -> Call {
         let mut by_hash = Cmd::new();
         by_hash.arg("EVALSHA").arg(&self.hash).arg(keys);
@@ -41,7 +41,7 @@ impl Call {
         &self.by_hash
     }
 
-    /// The same with the script's code, for a Redis that does not know its hash: it does from then on.
+    /// Returns the same call with the script's code, for a Redis that does not know the hash yet.
     pub(super) fn by_code(&self) -> Cmd {
         let mut by_code = Cmd::new();
         by_code.arg("EVAL").arg(self.code);
@@ -56,7 +56,7 @@ impl Call {
 
 macro_rules! scripts {
     ($($(#[$doc:meta])* $name:ident = [$($file:literal),+];)+) => {
-        /// All scripts, each under the name of its file, which says what it takes and gives.
+        /// All scripts, by the names of their files. Each file says what its script takes and returns.
         pub(super) struct Scripts {
             $($(#[$doc])* pub(super) $name: Script,)+
         }

@@ -408,8 +408,8 @@ impl Tail {
         });
     }
 
-    /// Checks that Redis still has this registry and what was read last. If that was trimmed or an entry is missing, starts
-    /// anew at the end of the log.
+    /// Checks that Redis still has this registry and what was read last. If that was trimmed or an entry is missing,
+    /// starts anew at the end of the log.
     async fn check(
         &self,
         registry: &Registry,

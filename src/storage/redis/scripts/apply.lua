@@ -1,14 +1,16 @@
--- Creates and destroys sessions: a step each, in order.
--- KEYS: meta, log, leases attached here, slots, sessions held by slot, for each lease its set of buckets, for each step its
--- bucket.
--- ARGV: birth, until when the script is good, the position that the caller has read up to, retained changes, most sessions
--- (-1: the partition's quota), a random mark, the leases (8 bytes each), '1' when all steps create without a lease, the steps (a letter and the
--- session's 16 bytes each), the leases of the steps (a byte each: the number of the lease, or 0), where their buckets are in the partition
--- (4 bytes each), how many buckets share a bit of a lease's set.
--- A step creates ('c', or 'C' under a lease) or destroys ('d', or 'D' only under the lease).
--- Gives the time, the end of the log, and a letter for each step: 0 nothing changed, 1 it did, L the lease is not attached here, F the
--- partition is full, M there is no memory for it. LATE or BEHIND, and nothing changed, when the script is no longer good, or
--- this Redis does not have what the caller has read.
+-- Creates and destroys sessions, in order. A step creates ('c', or 'C' under a lease) or destroys ('d', or 'D' only if
+-- under the lease).
+-- KEYS: meta, log, leases attached here, slots, sessions held by slot, for each lease its set of buckets, for each step
+-- its bucket.
+-- ARGV: birth, until when the script is good, the position up to which the caller has read, how many changes to retain,
+-- the limit of sessions (-1: the partition's quota), a random mark, the leases (8 bytes each), '1' if all steps create
+-- without a lease, the steps (a letter and the session's 16 bytes each), the lease of each step (a byte: the lease's
+-- number, or 0), the bucket's number within the partition (4 bytes each), how many buckets share a bit of a lease's
+-- set.
+-- Returns the time, the end of the log, and a letter for each step: 0 nothing changed, 1 something did, L the lease is
+-- not attached here, F the partition is full, M Redis has no memory for it.
+-- Errors, after which nothing has changed: LATE if the script is no longer good, BEHIND if this Redis lacks what the
+-- caller has read.
 local problem = late(ARGV[2])
 if problem then
     return problem
@@ -30,22 +32,22 @@ if most < 0 then
     most = tonumber(call('HGET', meta, 'quota')) or 0
 end
 
--- Creates are refused without memory, and destroys are not.
+-- Whether Redis has no memory left. Then only creates are refused.
 local refused = type(pcall('HSET', meta, 'time', text(now), 'wall', text(wall))) == 'table'
--- An undo needs the right to do this. Redis that refuses all changes ends the script here.
+-- An undo needs the right to do this. If Redis refuses all changes, the script ends here.
 call('HDEL', meta, '')
 if refused then
     store_clock()
 end
 
 local answers, more = {}, 0
--- The changes for the log, in parts.
+-- The changes for the log, and how many there are.
 local parts, part_count, logged = {}, 0, 0
 local function log(letter, session, lease)
     parts[part_count + 1], parts[part_count + 2], parts[part_count + 3] = letter, session, lease
     part_count, logged = part_count + 3, logged + 1
 end
--- The steps that changed something, and what they found.
+-- The steps that changed something, and what each session was under before.
 local changed, found, n = {}, {}, 0
 local function undo(problem)
     for i = n, 1, -1 do
@@ -60,13 +62,14 @@ local function undo(problem)
     return problem
 end
 
--- Once a session had no room, none has: a batch must not go on past it.
+-- Once there was no room for a session, later ones of the batch are refused, too: the batch keeps its order.
 local full = false
 
--- A lease's set of buckets holds their numbers as long as it has few, and then bits that may each stand for several: bits take less
--- memory, but whoever ends a small lease must not look for its sessions in thousands of buckets.
+-- The set of a lease's buckets is a set of numbers while these are few. Then it becomes a string of bits, each of which
+-- may stand for several buckets. Bits take less memory, but a sweep of a small lease must not look into thousands of
+-- buckets.
 local FEW = 256
--- How many numbers a set holds; false where it holds bits.
+-- How many numbers a set holds, or false if it holds bits.
 local a_bit, size_of = tonumber(ARGV[12]), {}
 local function as_bits(numbers)
     local bytes, last_byte = {}, 0
@@ -86,7 +89,7 @@ local function as_bits(numbers)
     end
     return table.concat(chars)
 end
--- Adds the bucket of a step to the set of its lease. Gives an error where there is no room.
+-- Adds the bucket of a step to the set of its lease. Returns an error if there is no memory.
 local function add_bucket(place, step)
     local key = keys[5 + place]
     local a, b, c, d = byte(offsets, step * 4 - 3, step * 4)
@@ -108,7 +111,7 @@ local function add_bucket(place, step)
     return done
 end
 
--- Creates a session under the lease of the step, or moves it there. Gives the answer, or an error.
+-- Creates a session under the lease of the step, or moves it there. Returns the answer, or an error.
 local function create_leased(step, bucket, session)
     local place = byte(places, step)
     local slot = slot_of[place]
@@ -145,14 +148,15 @@ local function create_leased(step, bucket, session)
     return '1'
 end
 
--- The lease of a slot that a session leaves.
+-- Returns the lease of a slot that a session leaves.
 local lease_of = {}
 local function lease_at(slot)
     lease_of[slot] = lease_of[slot] or call('HGET', keys[4], slot) or string.rep('\0', 8)
     return lease_of[slot]
 end
 
--- Destroys a session, if it is under the lease of a step that names one. Gives the answer, or an error.
+-- Destroys a session. If the step names a lease, does so only if the session is under it. Returns the answer, or an
+-- error.
 local function destroy(step, bucket, session, slot)
     local held = pcall('HGET', bucket, session)
     if type(held) == 'table' then
@@ -178,7 +182,8 @@ end
 
 local base, from = 5 + lease_count, 2
 if ARGV[8] == '1' and not refused and count + step_count <= most then
-    -- Nothing but creates without a lease, and room for all of them: the most common script, and the one to be fast.
+    -- All steps create without a lease, and there is room for all of them. This is the most common script, so it has to
+    -- be fast.
     local existed = {}
     local function undo_created(problem, before)
         for step = 1, before - 1 do
@@ -199,7 +204,7 @@ if ARGV[8] == '1' and not refused and count + step_count <= most then
             return undo_created(answer, step)
         end
     end
-    -- The log has creates as they are asked for.
+    -- A create without a lease is in the log as it is in the arguments.
     local created = steps
     for step = 1, n < step_count and step_count or 0 do
         if existed[step] then

@@ -1,10 +1,11 @@
--- Tells how far the log reaches, and whether the partition's keys fit each other.
--- KEYS: meta, log, attached leases, closed leases, slots, sessions held by slot; of the first partition also leases and deadlines.
+-- Returns how far the log reaches, and whether the partition's keys are consistent.
+-- KEYS: meta, log, attached leases, closed leases, slots, sessions held by slot; of the first partition also leases and
+-- deadlines.
 -- ARGV: birth, a position or ''.
--- Gives the time, the registry's id (of the first partition), the end of the log and its mark, the same of its start, the count of
--- sessions, the mark at the position ('' where the log does not hold it), and 0 when a key was lost.
+-- Returns the time, the registry's id (of the first partition), the end of the log and its mark, the start and its
+-- mark, the count of sessions, the mark at the position ('' if the log does not hold it), and 0 if a key was lost.
 
--- The clock is stored even while nobody changes anything. Where Redis refuses that, only the stored time is told.
+-- The clock is stored even if nobody changes anything. If Redis refuses that, only the stored time is returned.
 local is_stored = type(pcall('HDEL', meta, '')) ~= 'table'
     and type(pcall('HSET', meta, 'time', text(now), 'wall', text(wall))) ~= 'table'
 local start, start_mark = last, mark
@@ -22,4 +23,5 @@ if KEYS[7] and fits then
     fits = live == call('HLEN', KEYS[7]) and live == call('ZCARD', KEYS[8])
 end
 local at = ARGV[2] ~= '' and mark_at(tonumber(ARGV[2]))
-return {is_stored and now or tonumber(head[2]), known[1] or '', last, mark, start, start_mark, count, at or '', fits and 1 or 0}
+local told = is_stored and now or tonumber(head[2])
+return {told, known[1] or '', last, mark, start, start_mark, count, at or '', fits and 1 or 0}

@@ -8,9 +8,9 @@ if head[1] ~= ARGV[1] then
 end
 local last, mark, count = tonumber(head[4]), head[5], tonumber(head[6])
 
--- The partition's clock in ms. It advances by what Redis' clock has advanced since it was stored. If that clock was set back,
--- it advances by LONGEST_UNSTORED instead: extent.lua stores it once a second, so no more time can have passed. So the clock
--- never goes backwards, and a script that waits gets no more time because somebody sets Redis' clock.
+-- The partition's clock in ms. It advances by what Redis' clock has advanced since it was stored. If that clock was set
+-- back, it advances by LONGEST_UNSTORED instead: extent.lua stores it once a second, so no more time can have passed.
+-- So it never goes backwards, and a script that waits gets no more time because somebody sets Redis' clock.
 local LONGEST_UNSTORED = 1200
 local time = call('TIME')
 local wall = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -24,8 +24,8 @@ local function store_clock()
     call('HSET', meta, 'time', text(now), 'wall', text(wall))
 end
 
--- The error of a script that is no longer good; nil while it is. The clock is stored before a replica is told the time, or
--- the clock could show an earlier time later.
+-- Returns the error for a script that is no longer good, or nil while it is good. The clock is stored before a replica
+-- is told the time: otherwise it could show an earlier time later.
 local function late(good_until)
     if now < tonumber(good_until) then
         return nil
