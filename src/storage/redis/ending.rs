@@ -1,8 +1,9 @@
 //! The end of leases.
 //!
-//! A lease is first marked in the first partition, then closed in every partition at once, and then noted as ended in the first. Only then may
-//! anybody be told, and its sessions be destroyed: from then on no session can come under it anywhere, whatever crashes. Each step may be done by any
-//! replica, any number of times, and several leases go through it together.
+//! A lease is first marked in the first partition, then closed in every partition at once, and then recorded as ended
+//! in the first one. Only then may anybody be told and are its sessions destroyed. From then on no session can come
+//! under it in any partition, whatever crashes. Any replica may take each step, any number of times. Several leases go
+//! through the steps together.
 
 use redis::{FromRedisValue, ParsingError, RedisError, Value};
 use tokio::time::interval;
@@ -17,24 +18,24 @@ use super::{
 };
 use crate::{random::random_u64, session::LeaseId};
 
-/// How many buckets are looked at in one step, and how many sessions are destroyed in it.
+/// The most buckets that one step looks into, and the most sessions that it destroys.
 const BUCKETS_A_STEP: usize = 1024;
 const SESSIONS_A_STEP: usize = 512;
 
-/// How many leases are swept together: each step asks for every one of them.
+/// The most leases that are swept together. Each step asks for every one of them.
 const LEASES_A_SWEEP: usize = 64;
 
-/// How often a lease is closed anew because another replica marked it anew meanwhile.
+/// How often a lease is closed again because another replica has marked it anew meanwhile.
 const END_TRIES: usize = 8;
 
-/// A lease that is ending, or has ended and is to be swept.
+/// A lease that is ending, or that has ended and has to be swept.
 #[derive(Clone, Debug)]
 pub(super) struct Ending {
     pub(super) lease: Vec<u8>,
     /// The letter of its sessions' events.
     pub(super) reason: u8,
     pub(super) owner: String,
-    /// How many sessions are under it, as far as is known.
+    /// How many sessions are under it, if the counts can be trusted.
     pub(super) sessions: u64,
     /// Whether it has ended already.
     has_ended: bool,
@@ -43,7 +44,8 @@ pub(super) struct Ending {
 }
 
 impl Ending {
-    /// Reads what `lease_end.lua` notes of a lease: state and reason, the number of its mark, until when it may end, its ttl and its owner.
+    /// Parses what `lease_end.lua` records of a lease: state and reason, the number of its mark, until when its end may
+    /// be recorded, its ttl and its owner.
     pub(super) fn parse(lease: Vec<u8>, known: &[u8]) -> Self {
         let text = String::from_utf8_lossy(known);
         let state = text.as_bytes();
@@ -59,30 +61,30 @@ impl Ending {
     }
 }
 
-/// What the first partition says of a lease.
+/// What the first partition says about a lease.
 pub(super) enum State {
     Lives,
-    /// Marked, with what is known of it.
+    /// Marked, with its record.
     Ending(Vec<u8>),
-    /// It has ended, and is not swept everywhere; with what is known of it.
+    /// Ended and not yet swept everywhere, with its record.
     Ended(Vec<u8>),
-    /// It has ended and left nothing, or never was.
+    /// Ended and swept, or never granted.
     Gone,
 }
 
-/// What is known of a closed lease in a partition.
+/// A lease that is closed in a partition.
 struct Closed<'a> {
     ending: &'a Ending,
-    /// Its place among those that are swept together.
+    /// Its place among the leases that are swept together.
     place: usize,
     slot: Vec<u8>,
 }
 
-/// The buckets of a partition that sessions under a lease may be in, as `lease_find.lua` gives them.
+/// The buckets of a partition that may have sessions under a lease, as `lease_find.lua` returns them.
 enum Buckets {
-    /// Their numbers within the partition.
+    /// Numbers of buckets within the partition.
     Numbers(Vec<u32>),
-    /// A bit for some neighbours.
+    /// Bits, each for a few neighbouring buckets.
     Bits(Vec<u8>),
 }
 
@@ -104,23 +106,24 @@ impl FromRedisValue for Buckets {
     }
 }
 
-/// Tells one mark, or one closing, from all others. Scripts take it as digits.
+/// Returns a number that tells one mark or closing from all others. Scripts take it as digits.
 pub(super) fn random_number() -> u64 {
     random_u64()
 }
 
 impl Registry {
-    /// A call of a script that ends leases.
+    /// Returns a call of a script that ends leases.
     pub(super) fn ending_call(&self, script: &Script) -> Call {
         self.call(script, self.first(), &["leases", "deadlines", "ended", "claims"], 0)
     }
 
-    /// Ends a lease that somebody has marked, unless it turns out to live. It is swept by those who look for leases to sweep.
+    /// Ends a lease that somebody has marked, unless it turns out to be alive. Those who look for leases to sweep will
+    /// sweep it.
     pub(super) async fn finish_ending(&self, lease: LeaseId, known: &[u8]) -> Result<(), Fault> {
         self.end(vec![Ending::parse(lease_bytes(lease).to_vec(), known)]).await.map(drop)
     }
 
-    /// Ends a lease that was just marked, and destroys its sessions. Gives how many, once none is left.
+    /// Ends a lease that was just marked, and destroys its sessions. Returns how many once none is left.
     pub(super) async fn end_and_sweep(&self, lease: LeaseId, mut known: Vec<u8>) -> Result<u64, Fault> {
         let mut destroyed = 0;
         for _ in 0..END_TRIES {
@@ -130,16 +133,16 @@ impl Registry {
                 destroyed += self.sweep(&ended).await?.into_iter().sum::<u64>();
             }
             match self.state_of(lease).await? {
-                // A replica has marked it anew, and may have found sessions that come from before its end.
+                // A replica has marked it anew, and may have found sessions from before its end.
                 State::Ending(again) | State::Ended(again) => known = again,
-                State::Lives => return Err(Fault::unsent("Redis was too slow for the lease to end; it lives on")),
+                State::Lives => return Err(Fault::unsent("Redis was too slow to end the lease in time; it lives on")),
                 State::Gone => return Ok(destroyed),
             }
         }
         Err(Fault::unsent("the lease is marked again and again; it ends soon"))
     }
 
-    /// Asks the first partition what becomes of a lease.
+    /// Asks the first partition about a lease.
     pub(super) async fn state_of(&self, lease: LeaseId) -> Result<State, Fault> {
         let asked = self.with_identity(|identity| async move {
             let first = self.first();
@@ -157,7 +160,7 @@ impl Registry {
         })
     }
 
-    /// Closes leases that are marked in every partition, and notes that they have ended. Gives those that have.
+    /// Closes marked leases in every partition, and records that they have ended. Returns those that have.
     pub(super) async fn end(&self, mut endings: Vec<Ending>) -> Result<Vec<Ending>, Fault> {
         let leases: Vec<&[u8]> = endings.iter().map(|ending| &ending.lease[..]).collect();
         let leases = &leases[..];
@@ -196,7 +199,7 @@ impl Registry {
         Ok(endings)
     }
 
-    /// Destroys the sessions under leases that have ended, and gives for each how many those were. When it is cut off, some replica's
+    /// Destroys the sessions of leases that have ended. Returns how many for each. If it is cut off, some replica's
     /// [`expire_leases`](Self::expire_leases) goes on.
     pub(super) async fn sweep(&self, ended: &[Ending]) -> Result<Vec<u64>, Fault> {
         let sweeping = async {
@@ -218,7 +221,7 @@ impl Registry {
         }
     }
 
-    /// Says again and again that leases are being swept.
+    /// Renews the claim on leases while they are swept.
     async fn keep_claim(&self, ended: &[Ending]) -> Fault {
         let mut again = interval(CLAIM / 4);
         again.tick().await;
@@ -238,7 +241,7 @@ impl Registry {
         }
     }
 
-    /// Forgets leases that are swept everywhere.
+    /// Forgets leases that are swept in every partition.
     async fn forget_ended(&self, ended: &[Ending]) -> Result<(), Fault> {
         let done = self.with_identity(|identity| async move {
             let done = self.first().run::<u32>(DURABLE, |_| {
@@ -266,7 +269,7 @@ impl Registry {
         let found: Vec<(Vec<u8>, u64, Buckets)> =
             redis::from_redis_value(Value::Array(found.await?)).map_err(RedisError::from)?;
         let mut closed = Vec::new();
-        // The sets of all of them.
+        // The buckets of all these leases.
         let (mut buckets, mut all_bits) = (Vec::new(), Vec::new());
         let mut is_all = false;
         let first = self.first_bucket(partition.number);
@@ -274,7 +277,7 @@ impl Registry {
             if slot.is_empty() {
                 continue;
             }
-            // Its set of buckets was lost.
+            // The set of its buckets was lost.
             is_all |= held > 0 && set.is_empty();
             match set {
                 Buckets::Numbers(numbers) => buckets.extend(numbers.into_iter().map(|number| first + number)),
@@ -303,8 +306,8 @@ impl Registry {
         Ok(destroyed)
     }
 
-    /// Destroys the sessions in some buckets that are under closed leases, or, where none is named, under slots that nobody knows. `is_all` when the
-    /// buckets are all that there are: then no count tells that the rest holds nothing.
+    /// Destroys the sessions in some buckets that are under closed leases or, if no lease is named, under unknown
+    /// slots. If these are all buckets (`is_all`), every one is looked into, whatever the counts say.
     async fn sweep_buckets(
         &self,
         partition: &Partition,
@@ -342,12 +345,12 @@ impl Registry {
             }
             some.drain(..done.min(some.len()));
             cursor = next;
-            // Other calls have their turn.
+            // Lets other calls have their turn.
             tokio::task::yield_now().await;
         }
     }
 
-    /// Forgets leases that are swept in a partition. Tells whether sessions must still be under one of them.
+    /// Forgets leases that are swept in a partition. Returns whether one of them must still have sessions.
     async fn forget_swept(
         &self,
         partition: &Partition,
@@ -364,7 +367,7 @@ impl Registry {
         Ok(forgotten.await?.into_iter().any(|left| left != 0))
     }
 
-    /// Destroys the sessions of a partition under slots that nobody knows.
+    /// Destroys the sessions of a partition that are under unknown slots.
     pub(super) async fn sweep_unknown(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
         let buckets = self.buckets_of(partition.number);
         let destroyed = self.sweep_buckets(partition, identity, &[], buckets, true, &mut []).await?;

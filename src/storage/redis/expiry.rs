@@ -1,6 +1,8 @@
-//! Looking after leases: every replica looks several times a second which have expired, and which nobody ends or sweeps.
+//! Expiry of leases. Several times a second every replica looks which leases are due, and which ones nobody ends or
+//! sweeps.
 //!
-//! Leases that end together are closed and swept together. One with many sessions has a sweep of its own, so that small ones need not wait for it.
+//! Leases that end together are closed and swept together. A large one is swept by itself, so that small ones do not
+//! wait for it.
 
 use std::{convert::Infallible, error::Error, sync::Arc, time::Duration};
 
@@ -16,43 +18,44 @@ use super::{
     registry::Registry,
 };
 
-/// Who ends or sweeps a lease has it for so long, and says again that it does; then another replica takes over.
+/// How long a replica has a lease that it ends or sweeps. It renews this claim; if it does not, another replica takes
+/// over.
 pub(super) const CLAIM: Duration = Duration::from_secs(2);
 
-/// The deadlines are looked at this often at least, by every replica.
+/// The longest time between two looks of a replica.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// When no replica looked for so long, gateways could not keep their leases alive either.
+/// If no replica has looked for this long, gateways could not keep their leases alive either.
 const OUTAGE: Duration = Duration::from_secs(1);
 
-/// What gateways need after an outage, beyond its length, to connect again: gRPC's backoff grows with it.
+/// The time beyond an outage's length that gateways need to reconnect: gRPC's backoff grows with the outage.
 const BEYOND_OUTAGE: Duration = Duration::from_secs(20);
 
-/// Replicas do not all look at the same moment.
+/// Keeps replicas from all looking at the same moment.
 const JITTER: Duration = Duration::from_millis(20);
 
-/// How many leases are marked in one look.
+/// The most leases that one look marks.
 const LEASES_A_LOOK: usize = 512;
 
 /// A lease with more sessions than this is swept by itself.
 const LARGE: u64 = 1000;
 
-/// How many batches of small leases, and how many large ones, are swept at once.
+/// How many batches of small leases, and how many large leases, are swept at once.
 const BATCHES_AT_ONCE: usize = 4;
 const LARGE_AT_ONCE: usize = 4;
 
-/// What `lease_look.lua` gives.
+/// What `lease_look.lua` returns.
 struct Look {
     number: u64,
     outage: Option<Outage>,
-    /// How long it is to the next deadline.
+    /// The time until the next deadline.
     next: Option<Duration>,
     /// How many leases were due.
     due: usize,
     endings: Vec<Ending>,
 }
 
-/// For how long nobody looked.
+/// How long nobody looked.
 enum Outage {
     Known(Duration),
     Unknown,
@@ -78,7 +81,7 @@ impl FromRedisValue for Look {
     }
 }
 
-/// The newest look of this process.
+/// This process' newest look.
 #[derive(Default)]
 pub(super) struct LastLook(Mutex<Option<OwnLook>>);
 
@@ -96,7 +99,7 @@ impl LastLook {
 }
 
 impl Registry {
-    /// Ends leases as they expire, and sweeps them and those that others left behind. Returns with an error only.
+    /// Ends leases as they expire. Sweeps them, and those that other replicas left behind. Returns only after an error.
     pub(super) async fn expire_leases(&self) -> Result<Infallible, Fault> {
         let (mut batches, mut large) = (FuturesUnordered::new(), FuturesUnordered::new());
         loop {
@@ -107,7 +110,8 @@ impl Registry {
             if !endings.is_empty() {
                 batches.push(self.end_batch(endings));
             }
-            // From look to look, however long one takes: the leases' clock stands still where they are too far apart.
+            // Counted from look to look, however long a look takes: if looks are too far apart, the leases' clock falls
+            // behind.
             let left = LOOK.saturating_sub(began.elapsed());
             let pause = if most > 0 && marked == most { Duration::ZERO } else { next.min(left) };
             tokio::select! {
@@ -122,18 +126,19 @@ impl Registry {
         }
     }
 
-    /// Moves the leases' clock on for as long as it is polled, also while nobody expires leases: it stands still only while nobody can keep one alive.
+    /// Moves the leases' clock for as long as it is polled, even while nobody expires leases. The clock may stand still
+    /// only while nobody can keep a lease alive.
     pub(super) async fn move_clock(self: Arc<Self>) {
         loop {
             sleep(LOOK + JITTER.mul_f64(fastrand::f64())).await;
             let is_due = self.last_look.get().is_none_or(|own| own.sent.elapsed() >= LOOK);
             if is_due && let Err(fault) = self.look(0, 0).await {
-                tracing::debug!(error = &fault as &dyn Error, "the clock of the leases stands still");
+                tracing::debug!(error = &fault as &dyn Error, "the leases' clock could not be moved");
             }
         }
     }
 
-    /// Ends leases, and sweeps those with few sessions. Gives the others.
+    /// Ends leases, and sweeps the small ones. Returns the large ones.
     async fn end_batch(&self, endings: Vec<Ending>) -> Result<Vec<Ending>, Fault> {
         let ended = self.end(endings).await?;
         let (large, small): (Vec<_>, Vec<_>) = ended.into_iter().partition(|ending| ending.sessions > LARGE);
@@ -147,8 +152,8 @@ impl Registry {
         self.sweep(&[ending]).await.map(drop)
     }
 
-    /// Marks up to `most` leases that are due, and gives them and up to `room` others to end or sweep, how many were due, and how long it is to the next
-    /// look.
+    /// Marks up to `most` leases that are due. Returns them, up to `room` other leases to end or sweep, how many were
+    /// due, and the time until the next look.
     async fn look(&self, most: usize, room: usize) -> Result<(Vec<Ending>, usize, Duration), Fault> {
         let sent = Instant::now();
         let looked = self.with_identity(|identity| async move {
@@ -168,10 +173,10 @@ impl Registry {
         *self.last_look.0.lock() = Some(OwnLook { number, sent, answered: Instant::now() });
         match outage {
             Some(Outage::Known(length)) => {
-                tracing::warn!(?length, "nobody could keep leases alive for a while; they are given more time");
+                tracing::warn!(?length, "leases could not be kept alive for a while, so they get more time");
             }
             Some(Outage::Unknown) => {
-                tracing::warn!("nobody could keep leases alive for an unknown time; they are given more time");
+                tracing::warn!("leases could not be kept alive for an unknown time, so they get more time");
             }
             None => {}
         }

@@ -1,4 +1,5 @@
-//! Leases: granted and kept in the first partition, attached to each partition that has sessions under them.
+//! Leases. They are granted and kept in the first partition, and attached to each partition that has sessions under
+//! them.
 
 use std::time::Duration;
 
@@ -13,15 +14,15 @@ use super::{
 };
 use crate::{random::random_u64, session::LeaseId, storage::StorageError};
 
-/// How often a lease is attached anew because another one ended in the same moment.
+/// How often attaching a lease is retried because another one ended at the same moment.
 const ATTACH_TRIES: usize = 32;
 
 impl Registry {
     pub(super) async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
-        // Rounded up: no lease ends before its ttl.
+        // Rounded up, because no lease may end before its ttl.
         let ttl = ttl.as_nanos().div_ceil(1_000_000) as u64;
         loop {
-            // Random: a gateway that comes back with an old one must not meet somebody else's.
+            // Random, so that a gateway that comes back with an old id does not meet somebody else's lease.
             let Some(lease) = LeaseId::from_number(random_u64() & LeaseId::MAX) else { continue };
             let granted = self.with_identity(|identity| async move {
                 let first = self.first();
@@ -53,7 +54,7 @@ impl Registry {
                 kept.await
             });
             match kept.await? {
-                // It may turn out to live.
+                // It may turn out to be alive.
                 (0, known) => self.finish_ending(lease, &known).await?,
                 (-1, _) => return Err(StorageError::UnknownLease(lease)),
                 (ttl, _) => return Ok(Duration::from_millis(ttl.unsigned_abs())),
@@ -62,7 +63,7 @@ impl Registry {
     }
 
     pub(super) async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
-        // The end may be noted until then. Before that nobody is told that the call has failed.
+        // The end may be recorded until then, so no failure is returned before.
         let over = Instant::now() + 2 * self.first().timeout();
         let revoked = self.revoke(lease, over).await;
         if let Err(StorageError::Unavailable(_) | StorageError::Refused(_)) = &revoked {
@@ -95,7 +96,8 @@ impl Registry {
         self.first().ask(redis::cmd("HLEN").arg(self.first().key("leases"))).await
     }
 
-    /// Lets sessions of a partition come under a lease. Tells whether the lease lives; when not, it has ended everywhere.
+    /// Lets sessions of a partition come under a lease. Returns whether the lease is alive; if not, it has ended
+    /// everywhere.
     pub(super) async fn attach_lease(&self, partition: &Partition, lease: LeaseId) -> Result<bool, Fault> {
         for _ in 0..ATTACH_TRIES {
             let closing: Option<String> =

@@ -80,7 +80,8 @@ impl Registry {
         if is_other(url.buckets, head.layout.buckets) || is_other(url.partitions, head.layout.partitions) {
             let Layout { buckets, partitions } = head.layout;
             return Err(Fault::Setup(format!(
-                "registry {} was made with partitions={partitions}&buckets={buckets}: leave these parameters out or give the same",
+                "registry {} was made with partitions={partitions}&buckets={buckets}: \
+                 leave these parameters out or give the same",
                 url.registry
             )));
         }
@@ -232,7 +233,8 @@ impl Registry {
             let have_joined = try_join_all(others).await?;
             if have_joined.into_iter().all(|has_joined| has_joined) {
                 if head.identity != *current {
-                    tracing::warn!(registry_id = %head.identity.registry_id, "another registry is in Redis, or this one has lost changes");
+                    let registry_id = head.identity.registry_id;
+                    tracing::warn!(%registry_id, "Redis has another registry, or this one has lost changes");
                     self.identity.send_replace(Arc::new(head.identity));
                 }
                 return Ok(());
@@ -414,11 +416,12 @@ impl Head {
         Self::parse(fields).ok_or_else(|| {
             Fault::Setup(match format {
                 Some(format) => format!(
-                    "the registry in Redis has format {format}, and this version of sessiond reads format {FORMAT}: delete it, or name \
-                     another one with registry="
+                    "the registry in Redis has format {format}, and this version of sessiond reads format {FORMAT}: \
+                     delete it, or name another one with registry="
                 ),
                 None => format!(
-                    "what is in Redis under {} is not a registry of sessiond: delete it, or name another one with registry=",
+                    "what is in Redis under {} is not a registry of sessiond: \
+                     delete it, or name another one with registry=",
                     first.key("meta")
                 ),
             })

@@ -1,4 +1,4 @@
--- Attaches a lease to a partition, with a slot of its own that is never used again.
+-- Attaches a lease to a partition. Its slot is never used again.
 local function adopt(lease, attached_key, slots_key, held_key)
     local state = call('HMGET', meta, 'slots', 'leases')
     local slot = text(state[1] + 1)

@@ -1,7 +1,9 @@
--- Attaches a lease that the first partition has said to live. KEYS: meta, attached leases, slots, sessions held by slot, closed leases.
--- ARGV: birth, until when the script is good, lease, the number of the newest closing here before the first partition was asked.
--- Gives 0, and does nothing, when leases were closed since: this one may have been among them. UNFIT when a key was lost: the lease may
--- have had a slot.
+-- Attaches a lease that is alive according to the first partition.
+-- KEYS: meta, attached leases, slots, sessions held by slot, closed leases.
+-- ARGV: birth, until when the script is good, lease, the number of the newest closing here before the first partition
+-- was asked.
+-- Returns 0, and does nothing, if leases were closed since: this one may be among them. Error: UNFIT if a key was lost,
+-- because the lease may have had a slot.
 local problem = late(ARGV[2])
 if problem then
     return problem

@@ -1,5 +1,5 @@
 -- Asks whether sessions may come under a lease. KEYS: meta, leases, ended leases. ARGV: birth, lease.
--- Gives 1 and '' when they may, 0 and what is known of the lease when it is ending or has ended, -1 and '' when nothing is known of it.
+-- Returns 1 and '' if they may, 0 and the lease's record if it is ending or has ended, -1 and '' if it is unknown.
 if call('HEXISTS', KEYS[2], ARGV[2]) == 1 then
     return {1, ''}
 end

@@ -1,6 +1,6 @@
--- Lets no session of this partition come under leases that are ending. KEYS: meta, attached leases, closed leases, sessions held by slot.
--- ARGV: birth, a random number, the leases.
--- Gives for each lease how many sessions are under it here.
+-- Closes leases that are ending: no session of this partition can come under them any more.
+-- KEYS: meta, attached leases, closed leases, sessions held by slot. ARGV: birth, a random number, the leases.
+-- Returns how many sessions are under each lease here.
 call('HSET', meta, 'closing', ARGV[2])
 local held = {}
 for i = 3, #ARGV do
@@ -12,7 +12,7 @@ for i = 3, #ARGV do
             call('HDEL', KEYS[2], ARGV[i])
         end
     end
-    -- Below zero once somebody has meddled with the counts.
+    -- It is negative if somebody has meddled with the counts.
     held[i - 2] = slot and math.max(0, tonumber(call('HGET', KEYS[4], slot) or 1)) or 0
 end
 return held

@@ -1,10 +1,10 @@
--- Marks leases as ending. KEYS: meta, leases, deadlines, ended leases, claims.
--- From then on a lease is not attached. It has ended once it is closed in every partition: only then is anybody told.
+-- Marks leases as ending. KEYS: meta, leases, deadlines, ended leases, claims. A marked lease is not attached any more.
+-- It has ended once it is closed in every partition, and only then is anybody told.
 
--- `reason` is the letter of its sessions' events. The caller has the lease for `claim` ms, to close and sweep it. `number` is random and tells this
--- mark from others. `good` is until when the lease may be noted as ended, for a call whose failure must not take effect later; 0 for an end that nobody
--- can take back.
--- Gives what is known of it: 'm' and the reason, the number, `good`, its ttl and its owner; or nil.
+-- `reason` is the letter of its sessions' events. The caller claims the lease for `claim` ms, to close and sweep it.
+-- `number` is random and tells this mark from others. `good` is until when the end may be recorded, for a call whose
+-- failure must not take effect later. It is 0 if nobody can take the end back.
+-- Returns the lease's record ('m' and the reason, the number, `good`, its ttl and its owner), or nil if it is unknown.
 local function end_lease(lease, reason, claim, number, good)
     local known = call('HGET', KEYS[2], lease)
     if not known then

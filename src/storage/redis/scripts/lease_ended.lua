@@ -1,7 +1,8 @@
--- Notes that leases which are ending are closed in every partition: they have ended, and anybody may be told.
--- KEYS: meta, leases, deadlines, ended leases, claims. ARGV: birth, for each lease its id and the number of the mark that it was closed for.
--- Gives 1 for each lease that has ended, 0 for each that lives on, with its whole ttl, because the call that was to end it has failed, and 2 for each that has
--- another mark by now.
+-- Records that leases have ended, because they are closed in every partition. Now anybody may be told.
+-- KEYS: meta, leases, deadlines, ended leases, claims. ARGV: birth, for each lease its id and the number of the mark
+-- that it was closed for.
+-- Returns for each lease 1 if it has ended, 0 if it lives on with its whole ttl because the call that was to end it has
+-- failed, 2 if it has another mark by now.
 call('HDEL', meta, '')
 local answers = {}
 for i = 2, #ARGV, 2 do

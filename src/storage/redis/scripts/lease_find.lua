@@ -1,7 +1,7 @@
--- Tells where the sessions of closed leases may be. KEYS: meta, closed leases, sessions held by slot, for each lease its set of buckets.
--- ARGV: birth, the leases.
--- Gives for each lease its slot ('' when it is not closed here), how many sessions are under it and its set of buckets: numbers or bits,
--- see apply.lua.
+-- Finds the buckets that may have sessions under closed leases.
+-- KEYS: meta, closed leases, sessions held by slot, for each lease its set of buckets. ARGV: birth, the leases.
+-- Returns for each lease its slot ('' if it is not closed here), how many sessions are under it, and its set of buckets
+-- as numbers or bits: see apply.lua.
 local found = {}
 for i = 2, #ARGV do
     local slot, set = call('HGET', KEYS[2], ARGV[i]), ''
@@ -10,7 +10,7 @@ for i = 2, #ARGV do
         set = is_bits and call('GET', KEYS[2 + i]) or call('SMEMBERS', KEYS[2 + i])
     end
     found[#found + 1] = slot or ''
-    -- Below zero once somebody has meddled with the counts: there may be some.
+    -- If somebody has meddled with the counts, it is negative, and there may be some.
     found[#found + 1] = slot and math.abs(tonumber(call('HGET', KEYS[3], slot) or 0)) or 0
     found[#found + 1] = set
 end

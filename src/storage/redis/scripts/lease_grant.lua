@@ -1,7 +1,7 @@
--- Grants a lease. All leases are kept in the first partition, which they are attached to from the start.
+-- Grants a lease. All leases are kept in the first partition, and attached there from the start.
 -- KEYS: meta, leases, deadlines, ended leases, attached leases, slots, sessions held by slot.
--- ARGV: birth, until when the script is good, lease, ttl in ms, owner, most leases.
--- Gives 1, or 0 when there are as many as there may be; TAKEN when there is one of that id.
+-- ARGV: birth, until when the script is good, lease, ttl in ms, owner, the limit of leases.
+-- Returns 1, or 0 if the limit is reached. Error: TAKEN if there is a lease of that id.
 local problem = late(ARGV[2])
 if problem then
     return problem
@@ -12,7 +12,7 @@ end
 if call('HEXISTS', KEYS[2], ARGV[3]) + call('HEXISTS', KEYS[4], ARGV[3]) + call('HEXISTS', KEYS[5], ARGV[3]) > 0 then
     return redis.error_reply('TAKEN there is a lease of that id')
 end
--- Asked before anything is written: their types.
+-- Checks the keys' types before anything is written.
 call('HLEN', KEYS[6])
 call('HLEN', KEYS[7])
 store_clock()

@@ -1,6 +1,6 @@
--- Lets a lease live for its whole ttl from now on. KEYS: meta, leases, deadlines, ended leases. ARGV: birth, until when the script is
--- good, lease.
--- Gives the ttl in ms and '', 0 and what is known of the lease when it is ending, -1 and '' when it is gone.
+-- Gives a lease its whole ttl from now on.
+-- KEYS: meta, leases, deadlines, ended leases. ARGV: birth, until when the script is good, lease.
+-- Returns the ttl in ms and '', 0 and the lease's record if it is ending, -1 and '' if it is gone.
 local problem = late(ARGV[2])
 if problem then
     return problem

@@ -1,15 +1,17 @@
--- Moves the leases' clock on, marks leases whose deadline has passed as ending, and hands out those that nobody ends or sweeps.
+-- Moves the leases' clock, marks leases that are due as ending, and hands out leases that nobody ends or sweeps.
 -- KEYS: meta, leases, deadlines, ended leases, claims.
--- ARGV: birth, how many leases may be marked, how many others handed out, ms for which the caller has them, ms without a look that make an
--- outage, the least ms that leases get after an outage of unknown length, ms that leases get beyond the length of an outage, a random number,
--- the number of the caller's own last look ('' when it has none), and by its own clock the ms since that was answered and since it was sent.
--- Gives the number of this look, the ms that an outage lasted (-1: there was none, -2: nobody knows), the ms until the next deadline (-1: there is
--- none), how many leases were due, and for each lease its id and what is known of it.
+-- ARGV: birth, how many leases to mark at most, how many others to hand out at most, for how many ms the caller claims
+-- them, how many ms without a look are an outage, the ms that leases get after an outage of unknown length, the ms that
+-- leases get beyond the length of an outage, a random number, the number of the caller's own last look ('' if it has
+-- none), and by the caller's clock the ms since that was answered and since it was sent.
+-- Returns the number of this look, the ms that an outage lasted (-1: there was none, -2: unknown), the ms until the
+-- next deadline (-1: there is none), how many leases were due, and for each lease its id and its record.
 local most, claim = tonumber(ARGV[2]), tonumber(ARGV[4])
 local state = call('HMGET', meta, 'looks', 'revived', 'grace', 'look_wall')
 local looks, revived, grace = tonumber(state[1]), tonumber(state[2]), tonumber(state[3])
--- How much has passed since the last look: at least, and at most. Redis' clock may have been set, so where the last look was the caller's own, its
--- clock tells. Where it was another replica's, Redis' clock is believed as far as it agrees with the caller's.
+-- The least and the most time that has passed since the last look. Redis' clock may have been set. So if the last look
+-- was the caller's own, the caller's clock tells. If it was another replica's, Redis' clock is believed as far as it
+-- agrees with the caller's.
 local passed, length = 0, -2
 if ARGV[9] == state[1] then
     passed, length = tonumber(ARGV[10]), tonumber(ARGV[11])
@@ -23,7 +25,7 @@ else
 end
 local lease_now = lease_time + math.min(LONGEST_LOOK, passed)
 local outage = length == -2 or length > tonumber(ARGV[5])
--- Asked before anything is written: their types.
+-- Checks the keys' types before anything is written.
 call('HLEN', KEYS[2])
 call('ZCARD', KEYS[3])
 call('HLEN', KEYS[4])
@@ -31,7 +33,8 @@ call('ZCARD', KEYS[5])
 call('HDEL', meta, '')
 looks = looks + 1
 if outage then
-    -- Nobody could keep a lease alive meanwhile: those that were kept before this have so long from now on.
+    -- Nobody could keep a lease alive meanwhile. Leases that were kept before the outage live at least this long from
+    -- now on.
     revived, grace = lease_now, tonumber(ARGV[6])
     if length >= 0 then
         grace = math.min(grace, length + ARGV[7])

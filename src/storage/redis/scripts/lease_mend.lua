@@ -1,6 +1,8 @@
--- Makes the leases and their deadlines fit each other again after one of the keys was lost. KEYS: meta, leases, deadlines, ended leases, claims.
--- ARGV: birth, which key to go through ('leases', 'deadlines', or 'counts' at the end), the cursor in it.
--- Gives the next cursor. A lease without a deadline has its whole ttl from now on; one of which nothing but the deadline is known ends.
+-- Makes leases and their deadlines consistent again after one of the keys was lost. A lease without a deadline gets its
+-- whole ttl from now on. A deadline without a lease ends that lease.
+-- KEYS: meta, leases, deadlines, ended leases, claims. ARGV: birth, which key to go through ('leases' or 'deadlines';
+-- 'counts' at the end), the cursor in it.
+-- Returns the next cursor.
 call('HDEL', meta, '')
 if ARGV[2] == 'leases' then
     local found = call('HSCAN', KEYS[2], ARGV[3], 'COUNT', 512)

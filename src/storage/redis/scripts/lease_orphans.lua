@@ -1,6 +1,7 @@
--- Ends what a partition has and the first partition does not know to live. KEYS: meta, leases, ended leases, claims.
--- ARGV: birth, a random number, the leases that are attached or closed there.
--- A lease that has ended, or is ending, is closed and swept once more, in every partition: its mark gets another number. Who has claimed it does that.
+-- Ends leases that a partition has and that are not alive in the first partition.
+-- KEYS: meta, leases, ended leases, claims. ARGV: birth, a random number, the leases that are attached or closed there.
+-- A lease that is ending or has ended gets a mark with another number, so that it is closed and swept in every
+-- partition once more. Whoever has claimed it does that.
 for i = 3, #ARGV do
     local lease = ARGV[i]
     if call('HEXISTS', KEYS[2], lease) == 0 then

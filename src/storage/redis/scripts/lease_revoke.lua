@@ -1,6 +1,7 @@
--- Marks a lease as ending. ARGV: birth, until when the script is good, lease, ms for which the caller has it, a random number, until when the lease may be
--- noted as ended.
--- Gives 1 and what is known of it; 0 and what is known of it when somebody else is ending it; -1 and '' when it is gone.
+-- Marks a lease as ending.
+-- ARGV: birth, until when the script is good, lease, for how many ms the caller claims it, a random number, until when
+-- the end may be recorded.
+-- Returns 1 and the lease's record, 0 and its record if somebody else is ending it, -1 and '' if it is gone.
 local problem = late(ARGV[2])
 if problem then
     return problem

@@ -1,12 +1,14 @@
--- Destroys sessions under closed leases, or, when none is named, under slots that are not known here because a key was lost.
+-- Destroys sessions under closed leases or, if none is named, under slots that are unknown here because a key was lost.
 -- KEYS: meta, log, closed leases, slots, sessions held by slot, the buckets.
--- ARGV: birth, a random mark, retained changes, how many sessions are enough, the cursor in the first bucket, '1' when the counts of sessions
--- are not to be trusted, and for each lease its id, its slot and the letter of its sessions' events.
--- Gives how many buckets are done, the cursor in the next one, how many sessions were destroyed, and of these how many for each lease.
+-- ARGV: birth, a random mark, how many changes to retain, how many sessions are enough, the cursor in the first bucket,
+-- '1' if the counts of sessions are not to be trusted, and for each lease its id, its slot and the letter of its
+-- sessions' events.
+-- Returns how many buckets are done, the cursor in the next one, how many sessions were destroyed, and how many of them
+-- for each lease.
 local enough, cursor = tonumber(ARGV[4]), ARGV[5]
 local lease_of, letter_of, destroyed = {}, {}, {}
 for i = 7, #ARGV, 3 do
-    -- Not when somebody else has swept it.
+    -- Another replica may have swept it meanwhile.
     if call('HGET', KEYS[3], ARGV[i]) == ARGV[i + 1] then
         lease_of[ARGV[i + 1]], letter_of[ARGV[i + 1]] = ARGV[i], string.upper(ARGV[i + 2])
     end
@@ -22,18 +24,18 @@ local function tail_of(slot)
     return not is_known[slot] and ''
 end
 
--- How many sessions are left to find, where that is known: once there are none, the other buckets need not be looked at.
+-- How many sessions are left to find, if that is known. Once there are none, the other buckets need not be looked into.
 local left = 0
 if #ARGV == 6 or ARGV[6] == '1' or call('HGET', meta, 'uncounted') then
     left = math.huge
 end
 for slot in pairs(lease_of) do
     local held = tonumber(call('HGET', KEYS[5], slot))
-    -- Below zero once somebody has meddled with the counts.
+    -- It is negative if somebody has meddled with the counts.
     left = left + (held and held >= 0 and held or math.huge)
 end
 
--- The fields and values of a bucket among which there may be such sessions, and the cursor behind them.
+-- Returns the cursor behind the fields of a bucket that may be such sessions, and these fields and their values.
 local function look(bucket)
     local size = cursor == '0' and call('HLEN', bucket) or math.huge
     if size > enough then

@@ -1,7 +1,8 @@
--- Forgets closed leases in their partition. KEYS: meta, closed leases, slots, sessions held by slot, for each lease its set of buckets.
--- ARGV: birth, '1' when every bucket was looked at, the leases.
--- Gives for each lease how many sessions are still counted under it; it is forgotten when there are none, or every bucket was
--- looked at.
+-- Forgets closed leases in their partition.
+-- KEYS: meta, closed leases, slots, sessions held by slot, for each lease its set of buckets. ARGV: birth, '1' if every
+-- bucket was looked into, the leases.
+-- Returns for each lease how many sessions are still counted under it. It is forgotten if there are none, or if every
+-- bucket was looked into.
 local left = {}
 for i = 3, #ARGV do
     local slot = call('HGET', KEYS[2], ARGV[i])
