@@ -131,7 +131,8 @@ impl Log {
     /// Returns the points between which changes are held and shown to followers.
     pub(super) fn extent(&self) -> Range<LogPoint> {
         let (oldest, visible) = {
-            let state = self.state.lock();
+            let mut state = self.state.lock();
+            state.catch_up();
             (Position(state.oldest), Position(state.visible))
         };
         let point = |position| LogPoint { position, mark: self.marks.since_oldest(position) };
@@ -140,7 +141,11 @@ impl Log {
 
     /// Returns the mark at a position. None ahead of what followers are shown, and where the mark was forgotten.
     pub(super) fn mark(&self, position: Position) -> Option<Mark> {
-        let is_shown = position.0 <= self.state.lock().visible;
+        let is_shown = {
+            let mut state = self.state.lock();
+            state.catch_up();
+            position.0 <= state.visible
+        };
         is_shown.then(|| self.marks.at(position)).flatten()
     }
 
@@ -168,6 +173,14 @@ impl State {
     fn show(&mut self, visible: u64) -> Vec<Waker> {
         self.visible = visible;
         std::mem::take(&mut self.followers)
+    }
+
+    /// Shows changes that are yet to be settled. Their buckets are unlocked before they are, so whoever asks how far the log reaches
+    /// may have seen them. Followers are woken when they are settled.
+    fn catch_up(&mut self) {
+        if self.shows_settled {
+            self.visible = self.newest;
+        }
     }
 
     /// Gives up the oldest changes, as many as need not be kept. What is given back is to be freed when the log is not locked.
@@ -219,6 +232,9 @@ impl State {
         if after.0 < self.oldest {
             return Poll::Ready(Err(LogError::Trimmed));
         }
+        if after.0 > self.visible {
+            self.catch_up();
+        }
         if after.0 > self.visible || marks.since_oldest(after) != point.mark {
             return Poll::Ready(Err(LogError::Restarted));
         }
@@ -249,5 +265,34 @@ impl State {
             }
         }
         events
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    fn event(session: i64) -> SessionEvent {
+        SessionEvent { session: SessionKey::new(0, session), change: SessionChange::Created }
+    }
+
+    /// Between a change and its being settled its bucket is unlocked already.
+    #[tokio::test(start_paused = true)]
+    async fn the_log_reaches_up_to_changes_that_are_yet_to_be_settled() {
+        let log = Log::new(100, true, Marks::random());
+        log.appending().append(event(1));
+        let end = log.extent().end;
+        assert_eq!(end.position, Position(1));
+        assert_eq!(log.mark(end.position), Some(end.mark));
+        let next = log.changes_after(end, 10);
+        tokio::pin!(next);
+        timeout(Duration::from_millis(1), &mut next).await.expect_err("nothing comes after it yet");
+        log.appending().append(event(2));
+        log.settle();
+        assert_eq!(next.await.unwrap().events, [event(2)]);
     }
 }
