@@ -15,6 +15,7 @@ mod sessions;
 mod signal;
 mod telemetry;
 mod token;
+mod usage;
 mod watch;
 
 use std::{env, ffi::OsString, future::Future, process::ExitCode};
@@ -77,7 +78,8 @@ enum Command {
 
 /// Runs the program.
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse_from(with_default_command(env::args_os().collect()));
+    let cli = Cli::try_parse_from(with_default_command(env::args_os().collect()))
+        .unwrap_or_else(|error| usage::without_passwords(error).exit());
     match cli.command.run() {
         Ok(exit) => exit.into(),
         Err(error) => error.report(),

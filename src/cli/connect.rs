@@ -16,7 +16,7 @@ use super::exit::{CliError, Exit};
 pub(crate) struct AddrArgs {
     /// The address of the server: http://HOST:PORT, or https://HOST:PORT for TLS.
     #[arg(long, env = "SESSIOND_ADDR", value_name = "URL", default_value = "http://127.0.0.1:50051")]
-    #[arg(value_parser = parse_addr)]
+    #[arg(value_parser = parse_addr, hide_env_values = true)]
     addr: String,
 
     /// The file of the roots that the server's certificate must come from, in PEM [default: the system's].
@@ -104,8 +104,13 @@ fn read(flag: &str, path: &Path) -> Result<Vec<u8>, CliError> {
         .map_err(|error| CliError::new(Exit::Usage, format!("cannot read {} ({error}): see --{flag}", path.display())))
 }
 
-fn parse_addr(text: &str) -> Result<String, ClientError> {
-    Client::builder(text).map(|_| text.to_owned())
+/// The errors do not repeat the text, which may hold a password.
+fn parse_addr(text: &str) -> Result<String, &'static str> {
+    if text.contains('@') {
+        return Err("an address has no login: show a token with --token-file");
+    }
+    let is_address = Client::builder(text).is_ok();
+    is_address.then(|| text.to_owned()).ok_or("write http://HOST:PORT, or https://HOST:PORT for TLS")
 }
 
 /// Reads a duration such as `500ms` or `1m 30s`, longer than nothing.

@@ -31,7 +31,8 @@ pub(crate) struct OtlpArgs {
     /// Where spans of calls are sent: an OpenTelemetry collector that takes OTLP over gRPC, as http://HOST:4317 or https://
     /// [default: nowhere]. Of OpenTelemetry's own variables, OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES,
     /// OTEL_EXPORTER_OTLP_HEADERS, OTEL_EXPORTER_OTLP_TIMEOUT and those that begin with OTEL_BSP_ are heeded.
-    #[arg(long, env = "SESSIOND_OTLP_ENDPOINT", value_name = "URL", value_parser = endpoint)]
+    #[arg(long, env = "SESSIOND_OTLP_ENDPOINT", value_name = "URL", value_parser = endpoint,
+        hide_env_values = true)]
     otlp_endpoint: Option<Uri>,
 
     /// How large a share of the calls has a span, from 0 to 1. A call whose caller traces has one when its caller's is
@@ -42,6 +43,9 @@ pub(crate) struct OtlpArgs {
 }
 
 fn endpoint(text: &str) -> Result<Uri, String> {
+    if text.contains('@') {
+        return Err("an endpoint has no login: put it into OTEL_EXPORTER_OTLP_HEADERS".to_owned());
+    }
     let is_usable = |uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some();
     let usable = text.parse().ok().filter(is_usable);
     usable.ok_or_else(|| "it is no address of a collector: write http://HOST:4317, or https://".to_owned())

@@ -68,7 +68,7 @@ pub(crate) struct ServeArgs {
     /// Where the sessions are: memory: keeps them in this process, and they end with it; file:PATH keeps them in a file;
     /// redis://HOST:PORT, rediss:// (TLS) and redis+cluster://HOST:PORT,HOST:PORT share them among many replicas
     /// [parameters: registry, partitions, buckets, timeout_ms, wait_replicas, wait_timeout_ms].
-    #[arg(long, env = "SESSIOND_STORAGE", value_name = "URL", default_value = "memory:")]
+    #[arg(long, env = "SESSIOND_STORAGE", value_name = "URL", default_value = "memory:", hide_env_values = true)]
     storage: StorageUrl,
 
     /// How long to wait at the start for a storage that cannot be opened yet, because it is away or loads its data: a

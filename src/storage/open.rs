@@ -89,10 +89,34 @@ impl FromStr for StorageUrl {
                 path => Ok(Self::File(path.into())),
             },
             #[cfg(feature = "redis")]
+            _ if RedisUrl::is_meant(text) && misplaces_login(text) => Err(OpenError::MisplacedLogin),
+            #[cfg(feature = "redis")]
             _ if RedisUrl::is_meant(text) => Ok(Self::Redis(text.parse()?)),
-            _ => Err(OpenError::UnknownUrl(text.to_owned())),
+            _ => Err(OpenError::UnknownUrl(shown_part(text))),
         }
     }
+}
+
+/// Returns the part of an unknown URL that certainly holds no password.
+fn shown_part(text: &str) -> String {
+    let is_scheme = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+    match text.split_once("://") {
+        Some((scheme, _)) if is_scheme(scheme) => format!("{scheme}://"),
+        _ => "the URL".to_owned(),
+    }
+}
+
+/// Whether a login seems to be where it does not belong: behind the host, or cut off by a character in the password that
+/// ends the host.
+#[cfg(feature = "redis")]
+fn misplaces_login(text: &str) -> bool {
+    let rest = text.split_once("://").map_or("", |(_, rest)| rest);
+    let behind_host = rest.find(['/', '?', '#']).map_or("", |at| &rest[at..]);
+    let is_login = |parameter: &str| {
+        let name = parameter.split('=').next().unwrap_or_default();
+        ["pass", "pwd", "secret", "token", "auth", "user"].iter().any(|part| name.contains(part))
+    };
+    behind_host.contains('@') || behind_host.split(['?', '&']).skip(1).any(is_login)
 }
 
 impl fmt::Display for StorageUrl {
@@ -114,9 +138,16 @@ impl fmt::Display for StorageUrl {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// The text names no storage.
-    #[error("{0:?} is no storage: write memory:, file:PATH or redis://HOST:PORT")]
+    /// The text names no storage. Holds the part of it that may be shown.
+    #[error("{0} names no storage: write memory:, file:PATH or redis://HOST:PORT, which is for Valkey too")]
     UnknownUrl(String),
+    /// A Redis URL has its login in the wrong place.
+    #[cfg(feature = "redis")]
+    #[error(
+        "the login is not where it belongs: write redis://USER:PASSWORD@HOST:PORT, with %2F for /, %3F for ? and %23 for # in \
+         the password"
+    )]
+    MisplacedLogin,
     /// The text names no file.
     #[error("file: names no file: write its path behind it, as in file:/var/lib/sessiond/registry")]
     NoPath,

@@ -29,6 +29,7 @@ mod leases;
 mod limits;
 mod long;
 mod observed;
+mod passwords;
 mod program;
 mod properties;
 mod raw;
