@@ -168,7 +168,7 @@ pub(crate) struct ServeArgs {
         value_parser = parse_duration)]
     call_timeout: Duration,
 
-    /// How long a drain may take after SIGTERM or SIGINT, before what is left is cut off.
+    /// How long a drain may take after SIGTERM, SIGINT or SIGHUP, before what is left is cut off.
     #[arg(long, env = "SESSIOND_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "10s",
         value_parser = parse_duration)]
     drain_timeout: Duration,

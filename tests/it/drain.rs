@@ -102,8 +102,30 @@ async fn a_drain_ends_with_its_timeout_whoever_is_stuck() {
 }
 
 #[tokio::test]
+async fn every_signal_that_ends_a_program_starts_a_drain() {
+    for signal in ["TERM", "INT", "HUP"] {
+        let mut program = Program::start(&[]).await;
+        let mut observed = Observed::now(&program.sessions()).await;
+        program.signal(signal).await;
+        assert!(matches!(observed.next().await, Body::Heartbeat(_)), "{signal}");
+        assert_eq!(observed.try_next().await.unwrap_err().code(), Code::Unavailable, "{signal}");
+        assert_eq!(program.exit_code().await, Some(0), "{signal}: {}", program.log());
+    }
+}
+
+#[tokio::test]
+async fn nohup_keeps_a_server_alive_after_its_terminal_closes() {
+    let mut program = Program::start_within(&["nohup"], &[]).await;
+    program.signal("HUP").await;
+    // A signal that were heeded would start the drain before the next one, which would end the process with code 1.
+    assert!(create(&program.sessions(), 0, 1).await);
+    program.signal("TERM").await;
+    assert_eq!(program.exit_code().await, Some(0), "{}", program.log());
+}
+
+#[tokio::test]
 async fn a_second_signal_ends_the_drain_at_once() {
-    for (first, second) in [("TERM", "TERM"), ("TERM", "INT"), ("INT", "INT")] {
+    for (first, second) in [("TERM", "TERM"), ("TERM", "INT"), ("INT", "INT"), ("HUP", "TERM"), ("TERM", "HUP")] {
         let mut program = Program::start(&["--drain-timeout", "1h"]).await;
         let _stuck = stuck_observer(program.addr).await;
         program.signal(first).await;
