@@ -19,8 +19,8 @@ use super::{
 /// ```
 ///
 /// A token's hash is that of all that is sent. Tokens of one name may stand side by side, so that one can be replaced in
-/// peace. A certificate is named by a subject alternative name of type URI or DNS; one with several names has the scopes of
-/// all. With `until` an entry ends at that time (RFC 3339, in UTC).
+/// peace. A certificate is named by a subject alternative name of type URI, compared with case, or DNS, without; one with
+/// several names has the scopes of all. With `until` an entry ends at that time (RFC 3339, in UTC).
 #[derive(Debug, Default)]
 pub struct AccessList {
     tokens: HashMap<String, Vec<Token>>,
@@ -95,7 +95,7 @@ impl AccessList {
                 self.tokens.entry(name.to_owned()).or_default().push(Token { hash, entry });
             }
             "certificate" => {
-                let name = word("the name")?.to_ascii_lowercase();
+                let name = comparable(word("the name")?);
                 let scopes = word("the list of scopes")?.parse()?;
                 let entry = Entry { scopes, until: until(words)? };
                 self.certificates.entry(name).or_default().push(entry);
@@ -143,7 +143,7 @@ impl AccessList {
     fn certificate(&self, names: &[String], now: SystemTime) -> Result<(String, Entry), Refusal> {
         let mut found: Option<(String, Entry)> = None;
         for name in names {
-            let entries = self.certificates.get(&name.to_ascii_lowercase()).into_iter().flatten();
+            let entries = self.certificates.get(&comparable(name)).into_iter().flatten();
             for entry in entries.filter(|entry| !entry.has_expired(now)) {
                 let (_, all) = found.get_or_insert_with(|| (name.clone(), *entry));
                 all.scopes = all.scopes.union(entry.scopes);
@@ -153,6 +153,12 @@ impl AccessList {
         }
         found.ok_or_else(|| Refusal::UnknownCertificate { names: names.to_vec() })
     }
+}
+
+/// Returns the form in which the names of certificates are compared. Case counts in URIs, and not in DNS names, which have no
+/// colon.
+fn comparable(name: &str) -> String {
+    if name.contains(':') { name.to_owned() } else { name.to_ascii_lowercase() }
 }
 
 fn until<'a>(mut words: impl Iterator<Item = &'a str>) -> Result<Option<SystemTime>, String> {
@@ -217,6 +223,18 @@ mod tests {
         let names = vec!["other".to_owned()];
         let refusal = list.authorize(&certificate(&["other"]), None, NOW);
         assert_eq!(refusal, Err(Refusal::UnknownCertificate { names }));
+    }
+
+    #[test]
+    fn uris_of_certificates_are_compared_with_case_and_dns_names_without() {
+        let list: AccessList =
+            "certificate spiffe://fleet/Gateway read\ncertificate GATEWAY.example write".parse().unwrap();
+        let may = |name: &str, scope| {
+            list.authorize(&Credentials::Certificate([name.to_owned()].into()), Some(scope), NOW).is_ok()
+        };
+        assert!(may("spiffe://fleet/Gateway", Scope::Read));
+        assert!(!may("spiffe://fleet/gateway", Scope::Read) && !may("spiffe://fleet/GATEWAY", Scope::Read));
+        assert!(may("gateway.EXAMPLE", Scope::Write));
     }
 
     #[test]
