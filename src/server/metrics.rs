@@ -1,5 +1,8 @@
 //! What Prometheus is told: the figures of this moment, in the OpenMetrics text format.
 
+use std::time::Duration;
+
+use futures_util::future::join;
 use prometheus_client::{
     encoding::text,
     metrics::{
@@ -10,12 +13,16 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
+use tokio::time::timeout;
 
 use super::{calls::CallCollector, process::Process, stats::ServerStats, waits::WaitCollector};
 use crate::{
     storage::RefusalCause,
     subject::{ResetReason, SessionSubject},
 };
+
+/// The longest that a scrape waits for figures of the storage. The others matter most when the storage is stuck.
+const STORAGE_PATIENCE: Duration = Duration::from_millis(250);
 
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -80,11 +87,14 @@ fn register_storage(registry: &mut Registry, subject: Option<&SessionSubject>) {
 
 async fn register(registry: &mut Registry, subject: &SessionSubject) {
     registry.register_collector(Box::new(WaitCollector(subject.storage_waits())));
-    // A storage that is out of reach has no figure, and says so by its absence.
-    if let Ok(count) = subject.session_count().await {
+    // A storage that is out of reach or stuck has no figure, and says so by its absence.
+    let sessions = timeout(STORAGE_PATIENCE, subject.session_count());
+    let leases = timeout(STORAGE_PATIENCE, subject.lease_count());
+    let (sessions, leases) = join(sessions, leases).await;
+    if let Ok(Ok(count)) = sessions {
         registry.register("sessions", "Sessions that exist", gauge(count));
     }
-    if let Ok(count) = subject.lease_count().await {
+    if let Ok(Ok(count)) = leases {
         registry.register("leases", "Leases that are alive", gauge(count));
     }
     let stats = subject.stats();

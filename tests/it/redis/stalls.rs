@@ -20,6 +20,8 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+use crate::program::{Program, get};
+
 use super::{
     ROOMY, open,
     replica::{eventually, keys},
@@ -165,4 +167,28 @@ async fn every_call_is_answered_in_time_while_redis_is_slow() {
         server
     });
     check(&callers(&storage, async { drop(sleeping.await.unwrap()) }).await);
+}
+
+#[tokio::test]
+async fn metrics_do_not_wait_for_a_stuck_redis() {
+    if !is_installed() {
+        return;
+    }
+    let redis = RedisServer::start(&[]);
+    let program = Program::start(&["--storage", &redis.url("")]).await;
+    assert_eq!(program.metric("sessiond_sessions").await, 0);
+    assert_eq!(program.metric("sessiond_leases").await, 0);
+    redis.signal("STOP");
+    let mut slowest = Duration::ZERO;
+    for _ in 0..5 {
+        let began = Instant::now();
+        let page = get(program.admin, "/metrics").await;
+        slowest = slowest.max(began.elapsed());
+        assert_eq!(page.status, 200);
+        assert!(page.body.contains("sessiond_connections"));
+    }
+    redis.signal("CONT");
+    assert!(slowest < Duration::from_millis(800), "{slowest:?}");
+    // The figures are there again.
+    eventually(async || get(program.admin, "/metrics").await.body.contains("\nsessiond_sessions ").then_some(())).await;
 }
