@@ -1,6 +1,6 @@
 //! The admin port: `/metrics`, `/live`, `/ready` and `/writable` over plain HTTP.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
@@ -10,14 +10,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::TcpListener,
     sync::watch,
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::{sleep, timeout},
 };
 
 use super::{lifecycle::Lifecycle, metrics, opening::Opening, stats::ServerStats};
 use crate::subject::SessionSubject;
 
-/// Probes and scrapers are few; more connections than this wait.
+/// Probes and scrapers are few. If there are more connections, the oldest is closed: idle ones must not keep a probe waiting.
 const MAX_CONNECTIONS: usize = 64;
 
 /// A connection is closed after this long, whatever it does.
@@ -40,13 +40,17 @@ impl Admin {
     /// Serves for ever; ends when it is dropped, and its connections with it.
     pub(super) async fn run(self, listener: TcpListener) {
         let mut connections = JoinSet::new();
+        let mut by_age = VecDeque::new();
         loop {
             tokio::select! {
                 biased;
-                Some(_) = connections.join_next() => {}
-                accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
+                Some(_) = connections.join_next() => by_age.retain(|connection: &AbortHandle| !connection.is_finished()),
+                accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {
-                        connections.spawn(self.clone().serve(TokioIo::new(stream)));
+                        if by_age.len() == MAX_CONNECTIONS && let Some(oldest) = by_age.pop_front() {
+                            oldest.abort();
+                        }
+                        by_age.push_back(connections.spawn(self.clone().serve(TokioIo::new(stream))));
                     }
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection on the admin port");

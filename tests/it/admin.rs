@@ -1,8 +1,9 @@
 //! The admin port.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sessiond::server::ServerConfig;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{
     fake::soon,
@@ -32,6 +33,24 @@ async fn it_tells_that_the_server_lives_and_is_ready() {
     for method in ["POST", "PUT", "DELETE", "OPTIONS"] {
         assert_eq!(request(server.admin, method, "/live").await.status, 405, "{method}");
     }
+}
+
+#[tokio::test]
+async fn idle_connections_keep_no_probe_waiting() {
+    let server = Running::start().await;
+    let mut idle = Vec::new();
+    for n in 0..200 {
+        let mut socket = soon(TcpStream::connect(server.admin)).await.unwrap();
+        // Some have said nothing, some a part of a request, and some a whole one.
+        let said = ["", "GET /live HTT", "GET /live HTTP/1.1\r\nhost: admin\r\n\r\n"][n % 3];
+        soon(socket.write_all(said.as_bytes())).await.unwrap();
+        idle.push(socket);
+    }
+    let began = Instant::now();
+    for path in ["/live", "/ready", "/metrics"] {
+        assert_eq!(get(server.admin, path).await.status, 200, "{path}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
