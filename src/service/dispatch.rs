@@ -11,7 +11,11 @@ use prost::Message;
 use super::{
     Calls, ServiceOptions, Shared, convert, deadline, message, response::ResponseBody, subscribe::ObserverBody,
 };
-use crate::{proto::SubscribeRequest, status::ServiceError, subject::SessionSubject};
+use crate::{
+    proto::SubscribeRequest,
+    status::ServiceError,
+    subject::{SessionSubject, Start},
+};
 
 /// The prefix of the paths of all services of the package `sessiond.v1`.
 pub(crate) const PATH: &str = "/sessiond.v1.";
@@ -122,8 +126,10 @@ where
 {
     let request: SubscribeRequest = message::read(body, &calls.shared.limits).await?;
     let heartbeat = convert::heartbeat(request.heartbeat)?;
-    let observer = calls.shared.subject.observe(convert::observe_options(request)?).await?;
-    let response = ResponseBody::observer(ObserverBody::new(observer, heartbeat));
+    let options = convert::observe_options(request)?;
+    let resumes = matches!(options.start, Start::After(_));
+    let observer = calls.shared.subject.observe(options).await?;
+    let response = ResponseBody::observer(ObserverBody::new(observer, heartbeat, resumes));
     Ok(match wish {
         None => response,
         // Clients end their streams by themselves then, unless they are gone.

@@ -33,6 +33,9 @@ pub(super) struct ObserverBody {
     last_sent: Instant,
     /// Fires no later than the heartbeat is due, and is set anew only then: not for every message.
     timer: Pin<Box<Sleep>>,
+    /// A stream that resumes owes a heartbeat as soon as it has caught up. Its first message only repeats the cursor that it was
+    /// given, so a quiet observer that always reconnects before a heartbeat is due would never advance, and be reset in the end.
+    owes_heartbeat: bool,
     state: State,
 }
 
@@ -45,17 +48,20 @@ enum State {
 }
 
 impl ObserverBody {
-    pub(super) fn new(observer: Observer, heartbeat: Duration) -> Self {
+    pub(super) fn new(observer: Observer, heartbeat: Duration, resumes: bool) -> Self {
         let last_sent = Instant::now();
         let timer = Box::pin(sleep_until(last_sent + heartbeat));
-        Self { observer, heartbeat, last_sent, timer, state: State::Streaming }
+        Self { observer, heartbeat, last_sent, timer, owes_heartbeat: resumes, state: State::Streaming }
     }
 
     /// The next message, if one is ready.
     fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Bytes> {
         let Poll::Ready(Some(update)) = self.observer.poll_next(context) else { return Poll::Pending };
-        if let Update::Closed = update {
-            self.state = State::Ending;
+        match update {
+            Update::Closed => self.state = State::Ending,
+            // It carries the cursor that the heartbeat would.
+            Update::Synced { .. } => self.owes_heartbeat = false,
+            _ => {}
         }
         let shared = if let Update::Events(events) = &update { events.wire() } else { None };
         Poll::Ready(shared.unwrap_or_else(|| {
@@ -82,6 +88,10 @@ impl ObserverBody {
     }
 
     fn poll_heartbeat(&mut self, context: &mut Context<'_>) -> Poll<Bytes> {
+        if self.owes_heartbeat && self.observer.has_caught_up() {
+            self.owes_heartbeat = false;
+            return Poll::Ready(encode::heartbeat(self.observer.cursor().as_ref()));
+        }
         while self.timer.as_mut().poll(context).is_ready() {
             let due = self.last_sent + self.heartbeat;
             if due <= Instant::now() {

@@ -106,6 +106,12 @@ impl Observer {
         }
     }
 
+    /// Whether the observer waits for the next change: it is in no snapshot and has read all that was published.
+    #[must_use]
+    pub fn has_caught_up(&self) -> bool {
+        matches!(self.phase, Phase::Following) && self.progress.load(Ordering::Relaxed) == WAITS
+    }
+
     /// The next update; none after [`Update::Closed`].
     ///
     /// Cancellation safe: an update that was not returned is returned by the next call.

@@ -112,6 +112,47 @@ async fn every_cursor_goes_on_exactly_there() {
 }
 
 #[tokio::test]
+async fn a_quiet_observer_that_often_reconnects_moves_on() {
+    let server = Running::with(retaining(1000)).await;
+    let client = server.sessions();
+    for (session_ids, types) in [(vec![-1], vec![]), (vec![], vec![SessionEventType::Destroyed])] {
+        let request = |start| SubscribeRequest {
+            heartbeat: Some(duration(Duration::from_secs(3600))),
+            start,
+            ..filtered(&session_ids, &[], &types)
+        };
+        let mut cursor = Observed::start(&client, request(None)).await.cursor;
+        for round in 0..10 {
+            let first = fastrand::i64(1 << 40..) & !0xfff;
+            batch_create(&client, &(first..first + 400).collect::<Vec<_>>()).await;
+            let mut observed = Observed::start(&client, request(Some(Start::Cursor(cursor.clone())))).await;
+            // It comes at once, and not after an hour.
+            assert!(matches!(observed.next().await, Body::Heartbeat(_)), "round {round}");
+            assert_ne!(observed.cursor, cursor, "round {round}");
+            cursor = observed.cursor;
+        }
+    }
+    assert_eq!(server.subject.stats().resets, [0; 4]);
+}
+
+#[tokio::test]
+async fn a_stream_that_has_caught_up_says_so_once() {
+    let server = Running::start().await;
+    let client = server.sessions();
+    let start = Observed::now(&client).await.cursor;
+    batch_create(&client, &[1, 2, 3]).await;
+    let began = Instant::now();
+    let mut observed = Observed::after(&client, &start).await;
+    assert!(matches!(observed.next().await, Body::Events(_)));
+    assert!(matches!(observed.next().await, Body::Heartbeat(_)));
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    create(&client, 0, 4).await;
+    assert!(matches!(observed.next().await, Body::Events(_)));
+    create(&client, 0, 5).await;
+    assert!(matches!(observed.next().await, Body::Events(_)), "there is one heartbeat, when it has caught up");
+}
+
+#[tokio::test]
 async fn a_cursor_that_cannot_be_honoured_gives_a_reset_and_a_snapshot() {
     let server = Running::with(retaining(100)).await;
     let other = Running::start().await;
