@@ -32,6 +32,7 @@ mod feed;
 mod filter;
 mod follow;
 mod index;
+mod kept;
 mod log;
 mod observer;
 mod snapshot;
@@ -52,7 +53,7 @@ use std::{
 
 use tokio::task::JoinHandle;
 
-use self::{beginning::Beginning, feed::Feed, log::Retention, waits::WaitCounts};
+use self::{beginning::Beginning, feed::Feed, kept::KeptLeases, log::Retention, waits::WaitCounts};
 use crate::{
     session::{LeaseId, SessionKey},
     storage::{RefusalCause, SessionStorage, StorageError, Writability, WriteRefusal},
@@ -171,6 +172,7 @@ pub struct SubjectStats {
 pub(crate) struct Inner {
     storage: Arc<dyn SessionStorage>,
     waits: WaitCounts,
+    kept: KeptLeases,
     feed: Feed,
     options: SubjectOptions,
     observers: AtomicUsize,
@@ -199,6 +201,7 @@ impl SessionSubject {
         let inner = Arc::new(Inner {
             storage,
             waits: WaitCounts::default(),
+            kept: KeptLeases::default(),
             feed: Feed::new(retention, &extent, Box::new(encoder)),
             options,
             observers: AtomicUsize::new(0),
@@ -247,13 +250,16 @@ impl SessionSubject {
         self.inner.waits.of(StorageOperation::GrantLease, self.inner.storage.grant_lease(ttl, owner)).await
     }
 
-    /// Keeps a lease alive; see [`SessionStorage::keep_lease_alive`].
+    /// Keeps a lease alive; see [`SessionStorage::keep_lease_alive`]. If this process did so within the last tenth of the ttl,
+    /// the storage is not asked again.
     ///
     /// # Errors
     ///
     /// As the storage.
     pub async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, StorageError> {
-        self.inner.waits.of(StorageOperation::KeepLeaseAlive, self.inner.storage.keep_lease_alive(lease)).await
+        let Inner { storage, waits, kept, .. } = &*self.inner;
+        kept.keep(lease, async { waits.of(StorageOperation::KeepLeaseAlive, storage.keep_lease_alive(lease)).await })
+            .await
     }
 
     /// Revokes a lease; see [`SessionStorage::revoke_lease`].
@@ -262,6 +268,7 @@ impl SessionSubject {
     ///
     /// As the storage.
     pub async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
+        let _ending = self.inner.kept.ending(lease);
         self.inner.waits.of(StorageOperation::RevokeLease, self.inner.storage.revoke_lease(lease)).await
     }
 

@@ -56,6 +56,7 @@ pub(crate) struct ServeArgs {
     access_file: Option<PathBuf>,
 
     /// How many calls a second a client may make, told by its token, certificate or address [default: any number].
+    /// KeepLeaseAlive is not counted.
     #[arg(long, env = "SESSIOND_RATE_LIMIT", value_name = "CALLS",
         value_parser = value_parser!(u32).range(1..=1_000_000))]
     rate_limit: Option<u32>,

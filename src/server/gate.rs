@@ -18,6 +18,10 @@ use crate::{
 /// The clock may be set: how long one waits at the most for a time that is told by it.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
+/// It is not counted: a gateway that makes too many other calls must not lose its sessions. The subject answers one that
+/// repeats too soon from memory.
+const KEEP_LEASE_ALIVE: &str = "/sessiond.v1.LeaseService/KeepLeaseAlive";
+
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
 pub(super) struct Peer {
@@ -53,7 +57,8 @@ impl Gate {
 
     /// Lets a call in. Gives what a stream ends with, where that can come.
     pub(super) fn admit<B>(&self, peer: &Peer, request: &Request<B>) -> Result<Option<Withdrawn>, ServiceError> {
-        let takes = takes(request.uri().path());
+        let path = request.uri().path();
+        let takes = takes(path);
         // Probes are neither asked who they are nor counted: an orchestrator must not end a server because of its clients.
         let scope = match takes {
             Takes::Nothing => return Ok(None),
@@ -61,7 +66,7 @@ impl Gate {
             Takes::Scope(scope) => Some(scope),
         };
         let Some(access) = &self.access else {
-            self.count(Caller::of(peer))?;
+            self.count(path, Caller::of(peer))?;
             return Ok(None);
         };
         let credentials = credentials(peer, request);
@@ -70,9 +75,10 @@ impl Gate {
             Err(refusal) => Err(refusal.clone()),
         };
         match granted {
-            Ok(granted) => self.count(Caller::Named(&granted.name))?,
+            Ok(granted) => self.count(path, Caller::Named(&granted.name))?,
             Err(refusal) => {
-                self.count(Caller::Address(peer.address))?;
+                // Whoever guesses tokens is slowed down, whatever the call.
+                self.count("", Caller::Address(peer.address))?;
                 return Err(refusal.into());
             }
         }
@@ -83,8 +89,8 @@ impl Gate {
         }))
     }
 
-    fn count(&self, caller: Caller<'_>) -> Result<(), ServiceError> {
-        let Some(rate) = &self.rate else { return Ok(()) };
+    fn count(&self, path: &str, caller: Caller<'_>) -> Result<(), ServiceError> {
+        let Some(rate) = self.rate.as_ref().filter(|_| path != KEEP_LEASE_ALIVE) else { return Ok(()) };
         rate.count(caller, Instant::now()).map_err(|retry_after| ServiceError::RateLimited { retry_after })
     }
 }

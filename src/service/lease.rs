@@ -31,7 +31,8 @@ impl Calls {
         self,
         request: KeepLeaseAliveRequest,
     ) -> Result<KeepLeaseAliveResponse, ServiceError> {
-        let ttl = self.shared.subject.keep_lease_alive(named(request.lease_id)?).await?;
+        // In a box, because it is rare and would make the future of every call larger.
+        let ttl = Box::pin(self.shared.subject.keep_lease_alive(named(request.lease_id)?)).await?;
         Ok(KeepLeaseAliveResponse { ttl: Some(duration::to_proto(ttl)) })
     }
 

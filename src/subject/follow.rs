@@ -34,6 +34,7 @@ pub(super) async fn follow(inner: Arc<Inner>, extent: LogExtent) {
             _ => extent.partitions.iter().map(|held| held.start).collect(),
         };
         registry_id = extent.registry_id;
+        inner.kept.forget_all();
         inner.feed.lose(lost, registry_id, from.clone());
     }
 }
