@@ -18,12 +18,13 @@ pub const ERROR_DOMAIN: &str = "sessiond";
 pub const MAX_BATCH: usize = 65_536;
 
 /// The reasons in the `google.rpc.ErrorInfo` of errors: all that there are.
-pub(crate) const REASONS: [&str; 29] = [
+pub(crate) const REASONS: [&str; 30] = [
     "BAD_DURATION",
     "BATCH_TOO_LARGE",
     "CALL_TIMEOUT",
     "CERTIFICATE_UNKNOWN",
     "COMPRESSED_REQUEST",
+    "CONNECTION_CLOSING",
     "CREDENTIALS_MISSING",
     "DEADLINE_EXCEEDED",
     "INTERNAL",
@@ -139,6 +140,9 @@ pub enum ServiceError {
     /// The storage did not do it.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// The server closes the connection.
+    #[error("the server closes the connection, which was idle for its --idle-timeout: go on over a new one")]
+    ConnectionClosing,
     /// The server is about to stop.
     #[error("the server is draining: go on at another replica, or here when it is back")]
     Draining,
@@ -214,6 +218,9 @@ fn row(error: &ServiceError) -> Row {
         ServiceError::OwnerTooLong(_) => (Code::InvalidArgument, "OWNER_TOO_LONG", Some("owner")),
         ServiceError::CreateUnderUnknownLease(_) => (Code::FailedPrecondition, "LEASE_GONE", None),
         ServiceError::LeaseGone(_) => (Code::NotFound, "LEASE_GONE", None),
+        ServiceError::ConnectionClosing => {
+            return Row { message: error.to_string(), ..unavailable("CONNECTION_CLOSING") };
+        }
         ServiceError::Draining | ServiceError::Observe(ObserveError::Closed) => {
             return Row { message: ServiceError::Draining.to_string(), ..unavailable("SERVER_DRAINING") };
         }
@@ -387,6 +394,7 @@ mod tests {
                 "TOO_MANY_LEASES",
                 "--max-leases",
             ),
+            (ServiceError::ConnectionClosing, Code::Unavailable, "CONNECTION_CLOSING", "--idle-timeout"),
             (ServiceError::Draining, Code::Unavailable, "SERVER_DRAINING", "another replica"),
             (ObserveError::Closed.into(), Code::Unavailable, "SERVER_DRAINING", "another replica"),
             (

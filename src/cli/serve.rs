@@ -134,7 +134,8 @@ pub(crate) struct ServeArgs {
         value_parser = parse_duration)]
     handshake_timeout: Duration,
 
-    /// How long a connection may be without a call or a stream before it is ended.
+    /// How long a connection may be without a call or a stream before it is ended. Streams that watch the server's health do not
+    /// count.
     #[arg(long, env = "SESSIOND_IDLE_TIMEOUT", value_name = "DURATION", default_value = "15m",
         value_parser = parse_duration)]
     idle_timeout: Duration,

@@ -35,11 +35,14 @@ use super::{
     handshake::{self, Opened},
     inline::Inline,
     lifecycle::{self, Lifecycle},
-    standard::Standard,
+    standard::{HEALTH, Standard},
     stats::ServerStats,
     tls,
 };
-use crate::service::{self, Begun, CallTracer, ResponseBody, Service, Shard};
+use crate::{
+    service::{self, Begun, CallTracer, ResponseBody, Service, Shard},
+    status::ServiceError,
+};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -65,7 +68,8 @@ pub struct ConnectionOptions {
     pub max_streams: u32,
     /// How long a peer may take for the handshake: TLS, and the preface of HTTP/2.
     pub handshake_timeout: Duration,
-    /// A connection without a call or a stream for this long, or up to twice as long, is ended.
+    /// A connection without a call or a stream for this long, or up to twice as long, is ended. Streams that watch the server's
+    /// health do not count.
     pub idle_timeout: Duration,
     /// A connection is pinged when it was quiet for so long.
     pub keepalive_interval: Duration,
@@ -102,8 +106,10 @@ struct Handler {
 struct Activity {
     /// How many calls have come.
     calls: AtomicU64,
-    /// How many streams are open.
+    /// How many streams are open, but for those that watch the server's health.
     streams: AtomicUsize,
+    /// Whether the connection is about to be closed.
+    is_closing: watch::Sender<bool>,
 }
 
 impl Activity {
@@ -168,6 +174,7 @@ impl Handler {
         withdrawn: Option<Withdrawn>,
         mut call: Option<Begun>,
     ) -> Response<ResponseBody> {
+        let is_of_health = request.uri().path().starts_with(HEALTH);
         let response = if request.uri().path().starts_with(service::PATH) {
             self.service.clone().call(request).await
         } else {
@@ -179,6 +186,17 @@ impl Handler {
         if response.headers().contains_key(Status::GRPC_STATUS) {
             self.end(&mut call, &response);
             return response;
+        }
+        if is_of_health {
+            // Open to all, so it must not keep a connection open that is of no other use.
+            let mut is_closing = self.activity.is_closing.subscribe();
+            return response.map(|body| {
+                body.until(call, async move {
+                    // An error is that the connection is gone.
+                    let _ = is_closing.wait_for(|is_closing| *is_closing).await;
+                    ServiceError::ConnectionClosing
+                })
+            });
         }
         self.activity.streams.fetch_add(1, Ordering::Relaxed);
         let open = OpenStream(Arc::clone(&self.activity));
@@ -279,7 +297,9 @@ impl Connections {
         let mut ends = pin!(async {
             tokio::select! {
                 () = drain => {}
-                () = activity.ceases(self.options.idle_timeout) => {}
+                () = activity.ceases(self.options.idle_timeout) => {
+                    activity.is_closing.send_replace(true);
+                }
             }
         });
         let mut is_ending = false;

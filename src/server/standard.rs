@@ -15,13 +15,16 @@ use crate::proto::FILE_DESCRIPTOR_SET;
 
 type Boxed = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
 
+/// The prefix of the paths of the health service, which is open to all.
+pub(super) const HEALTH: &str = "/grpc.health.v1.Health/";
+
 /// The services that are called now and then: dispatched by the name in the path.
 pub(super) struct Standard(Vec<(&'static str, Boxed)>);
 
 impl Standard {
     pub(super) fn new(health: &HealthReporter) -> Self {
         let health = HealthServer::new(HealthService::from_health_reporter(health.clone()));
-        let mut services = vec![("/grpc.health.v1.Health/", Boxed::new(health))];
+        let mut services = vec![(HEALTH, Boxed::new(health))];
         let builder = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)

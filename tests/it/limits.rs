@@ -4,18 +4,23 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Request;
-use sessiond::proto::{BatchHasSessionsRequest, HasSessionRequest, SubscribeRequest};
+use sessiond::proto::{
+    BatchHasSessionsRequest, HasSessionRequest, SubscribeRequest, lease_service_client::LeaseServiceClient,
+};
 use tokio::{io::AsyncReadExt as _, net::TcpStream};
-use tonic::{Code, Status};
+use tonic::{Code, Status, transport::Endpoint};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::StatusExt as _;
 
 use crate::{
     cli::{printed, run, sessiond},
     fake::soon,
     frames::{HEADERS, headers, start},
+    leases::{grant, keep_alive},
     observed::Observed,
     program::Program,
     raw::{Raw, SERVICE, answer, framed, grpc},
+    server::Sessions,
     sessions::{create, has},
 };
 
@@ -90,6 +95,48 @@ async fn a_client_that_calls_too_often_is_told_when_to_come_back() {
     }
     tokio::time::sleep(delay).await;
     assert!(raw.call(&format!("{SERVICE}/HasSession"), &request).await.grpc.unwrap().code() == Code::Ok);
+}
+
+#[tokio::test]
+async fn keep_alives_are_never_refused_by_a_rate_limit() {
+    let program = Program::start(&["--rate-limit", "1", "--rate-burst", "2"]).await;
+    let leases = LeaseServiceClient::connect(format!("http://{}", program.addr)).await.unwrap();
+    let lease = grant(&leases, Duration::from_secs(60)).await;
+    for _ in 0..50 {
+        keep_alive(&leases, lease).await.unwrap();
+    }
+    // They use up nothing either, and other calls are refused as before.
+    assert!(create(&program.sessions(), 0, 1).await);
+    let mut client = program.sessions();
+    let request = HasSessionRequest { session_id: Some(1), auth_key_id: 0 };
+    let mut refused = 0;
+    for _ in 0..20 {
+        refused += usize::from(client.has_session(request).await.is_err());
+    }
+    assert!(refused > 0);
+}
+
+#[tokio::test]
+async fn a_watch_of_the_servers_health_keeps_no_connection_from_its_idle_timeout() {
+    let program = Program::start(&["--idle-timeout", "500ms"]).await;
+    let mut raw = Raw::connect(program.addr).await;
+    let watch = framed(&HealthCheckRequest::default());
+    let watch = raw.begin(grpc("/grpc.health.v1.Health/Watch"), watch).await.unwrap();
+    let ended = soon(answer(watch)).await.unwrap();
+    let status = ended.grpc.unwrap();
+    assert_eq!((status.code(), &*reason(&status)), (Code::Unavailable, "CONNECTION_CLOSING"));
+    assert!(status.get_details_retry_info().is_some() && status.message().contains("--idle-timeout"), "{status}");
+    soon(raw.ended()).await;
+    program.metric_comes_to("sessiond_connections", 0).await;
+
+    // Beside a stream that is of use it goes on.
+    let channel = Endpoint::from_shared(format!("http://{}", program.addr)).unwrap().connect_lazy();
+    let observed = Observed::now(&Sessions::new(channel.clone())).await;
+    let mut watch = HealthClient::new(channel).watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert!(soon(watch.message()).await.unwrap().is_some());
+    assert!(tokio::time::timeout(Duration::from_secs(2), watch.message()).await.is_err(), "it has not ended");
+    drop(observed);
+    assert_eq!(reason(&soon(watch.message()).await.unwrap_err()), "CONNECTION_CLOSING");
 }
 
 #[tokio::test]
