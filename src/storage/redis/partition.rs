@@ -110,7 +110,7 @@ impl Partition {
         self.read_up_to.fetch_max(position, Ordering::Relaxed);
     }
 
-    /// Records how far the log reaches after it was lost or begun anew.
+    /// Records how far the log reaches after it has lost changes or has begun again.
     pub(super) fn set_read_up_to(&self, position: u64) {
         self.read_up_to.store(position, Ordering::Relaxed);
     }

@@ -89,7 +89,7 @@ impl Findings {
 }
 
 impl Registry {
-    /// Checks where the server's name leads by now, because old connections stay with the old server. Each turn checks
+    /// Checks which server the name leads to now, because old connections stay with the old server. Each turn checks
     /// one partition.
     async fn follow_name(&self, turn: usize) -> Result<(), Fault> {
         let partition = &self.partitions()[turn % self.partitions().len()];

@@ -92,7 +92,7 @@ impl<T, A> Default for Queue<T, A> {
 
 impl<T, A> Queue<T, A> {
     /// Waits for the answers for sessions that belong to this partition by `identity`. Returns [`Fault::Registry`] if
-    /// the registry was made anew meanwhile: they may belong to another partition now.
+    /// the registry was replaced meanwhile: they may belong to another partition now.
     pub(super) async fn ask(
         &self,
         what: T,

@@ -61,7 +61,7 @@ struct State {
     ends: VecDeque<LogPoint>,
     /// Where the log ended when Redis was last asked.
     log_end: Position,
-    /// The places ahead of the tail that somebody was told of.
+    /// The places ahead of the tail that somebody was told about.
     promised: Promised,
     /// When Redis answered last.
     answered: Instant,
@@ -178,7 +178,7 @@ impl Tail {
             }
             end = Some(entry.end);
             if entry.end.position > tail.position {
-                // The tail must read it first, because only the tail compares the places that somebody was told of.
+                // The tail must read it first, because only the tail compares the places that callers know.
                 break;
             }
             let skip = after.position.0.saturating_sub(entry.after.position.0) as usize;
@@ -295,8 +295,8 @@ impl Tail {
         begun.unwrap_or_else(|_| Err(Fault::unsent("the log of a partition was not found in time")))
     }
 
-    /// Moves the registry to a new id, because Redis has lost what this process has read or told somebody of. Returns
-    /// the fault to go on with.
+    /// Moves the registry to a new id, because Redis has lost what this process has read or told callers about.
+    /// Returns the fault to go on with.
     async fn has_lost_changes(&self, registry: &Registry, identity: &Identity) -> Result<Fault, Fault> {
         if registry.identity().registry_id == identity.registry_id {
             tracing::error!(partition = self.partition, "Redis has lost changes; observers start again");
@@ -354,7 +354,7 @@ impl Tail {
         loop {
             let identity = Arc::clone(&identities.borrow_and_update());
             if !partition.newest.is(&link.server) {
-                // The name leads to another server by now.
+                // The name leads to another server now.
                 return Err(Fault::Registry);
             }
             let checking = async {
@@ -410,7 +410,7 @@ impl Tail {
     }
 
     /// Checks that Redis still has this registry and what was read last. If that was trimmed or an entry is missing,
-    /// starts anew at the end of the log.
+    /// starts again at the end of the log.
     async fn check(
         &self,
         registry: &Registry,
