@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::PathBuf,
     process::Stdio,
     time::{Duration, SystemTime},
@@ -243,6 +244,31 @@ async fn certificates_have_the_scopes_of_their_names() {
     let client = builder(&gateway).token(token.token()).unwrap().connect_lazy().unwrap();
     assert!(soon(client.watch(WatchOptions::snapshot()).next()).await.is_ok());
     assert_refused(soon(client.create(SESSION)).await, Code::PermissionDenied, "SCOPE_MISSING");
+}
+
+#[tokio::test]
+async fn a_new_token_is_written_to_a_file_that_only_its_user_can_read() {
+    let guarded = Guarded::start(&[]).await;
+    let file = guarded.list.with_file_name("new-token");
+    let args = ["token", "new", "--name", "gateway-1", "--scopes", "read,write", "--out", text(&file)];
+    let new = run(guarded.command(&args)).await;
+    assert_eq!(new.code, Some(0), "{new:?}");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600, "whatever the umask");
+    // Exactly what is sent: a client in another language need not cut off the end of a line.
+    let token = fs::read_to_string(&file).unwrap();
+    assert!(token.starts_with("gateway-1.") && token.bytes().all(|byte| byte.is_ascii_graphic()), "{token:?}");
+    let line = new.stdout.trim_end();
+    assert!(line.starts_with("token gateway-1 read,write sha256:") && !line.contains('\n'), "{line}");
+    assert!(!new.stdout.contains(&token) && !new.stderr.contains(&token), "the token is nowhere else");
+    guarded.change(&[line.to_owned()]).await;
+    let created = run(guarded.command(&["create", "5", "--token-file", text(&file)])).await;
+    assert_eq!(created, printed(0, "5 created\n"));
+
+    // A file that is there is somebody's token.
+    let again = run(guarded.command(&args)).await;
+    assert_eq!((again.code, &*again.stdout), (Some(1), ""), "{again:?}");
+    assert!(again.stderr.contains(text(&file)) && again.stderr.contains("exists"), "{again:?}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), token);
 }
 
 #[tokio::test]
