@@ -120,7 +120,7 @@ impl RedisStorage {
         Ok(Self { registry, lanes, reads, tails, findings, read_ahead, _tasks: tasks })
     }
 
-    /// Calls `ask` with the sessions of each partition. Starts again if the registry was made anew meanwhile, because
+    /// Calls `ask` with the sessions of each partition. Starts again if the registry was replaced meanwhile, because
     /// then sessions belong to other partitions. Returns once every partition has answered, so nothing is still under
     /// way after a failure.
     async fn ask<F>(
@@ -247,7 +247,7 @@ impl RedisStorage {
 
 /// Why sessions of one partition were not answered.
 enum Unanswered {
-    /// The registry was made anew, so they may belong to another partition now.
+    /// The registry was replaced, so they may belong to another partition now.
     Moved,
     Failed(StorageError),
 }

@@ -8,7 +8,7 @@ use super::channel::Link;
 
 /// The newest reading of a partition's clock, which counts ms.
 ///
-/// The reading is counted from when its answer arrived, so it never runs ahead of the clock.
+/// Time is counted from when the answer arrived, so the estimate never runs ahead of the clock.
 #[derive(Debug, Default)]
 pub(super) struct Clock(Mutex<Option<Reading>>);
 
@@ -38,7 +38,7 @@ impl Clock {
         }
     }
 
-    /// Takes the reading in the answer to a script that came too late. Returns whether `error` is such an answer.
+    /// Takes the time from the answer to a script that came too late. Returns whether `error` is such an answer.
     pub(super) fn read_from_late(&self, error: &RedisError, link: &Link) -> bool {
         let is_late = error.code() == Some("LATE");
         if is_late && let Some(time) = error.detail().and_then(|detail| detail.split(' ').next()?.parse().ok()) {
@@ -47,7 +47,7 @@ impl Clock {
         is_late
     }
 
-    /// Returns what the partition's clock shows at least when this process' clock shows `over`.
+    /// Returns a lower estimate of what the partition's clock shows when this process' clock shows `over`.
     pub(super) fn until(&self, over: Instant) -> u64 {
         match &*self.0.lock() {
             Some(reading) => reading.time + over.saturating_duration_since(reading.taken).as_millis() as u64,

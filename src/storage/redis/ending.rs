@@ -1,9 +1,9 @@
 //! The end of leases.
 //!
 //! A lease is first marked in the first partition, then closed in every partition at once, and then recorded as ended
-//! in the first one. Only then may anybody be told and are its sessions destroyed. From then on no session can come
-//! under it in any partition, whatever crashes. Any replica may take each step, any number of times. Several leases go
-//! through the steps together.
+//! in the first one. Only then is anybody told, and only then are its sessions destroyed. From then on no session can
+//! come under it in any partition, whatever crashes. Any replica may take each step, any number of times. Several
+//! leases go through the steps together.
 
 use redis::{FromRedisValue, ParsingError, RedisError, Value};
 use tokio::time::interval;
@@ -22,10 +22,10 @@ use crate::{random::random_u64, session::LeaseId};
 const BUCKETS_A_STEP: usize = 1024;
 const SESSIONS_A_STEP: usize = 512;
 
-/// The most leases that are swept together. Each step asks for every one of them.
+/// The most leases that are swept together. Each step of the sweep names all of them.
 const LEASES_A_SWEEP: usize = 64;
 
-/// How often a lease is closed again because another replica has marked it anew meanwhile.
+/// How often a lease is closed again because another replica has marked it again meanwhile.
 const END_TRIES: usize = 8;
 
 /// A lease that is ending, or that has ended and has to be swept.
@@ -117,8 +117,8 @@ impl Registry {
         self.call(script, self.first(), &["leases", "deadlines", "ended", "claims"], 0)
     }
 
-    /// Ends a lease that somebody has marked, unless it turns out to be alive. Those who look for leases to sweep will
-    /// sweep it.
+    /// Ends a lease that somebody has marked, unless it turns out to be alive. The sweep is left to whoever looks for
+    /// leases to sweep.
     pub(super) async fn finish_ending(&self, lease: LeaseId, known: &[u8]) -> Result<(), Fault> {
         self.end(vec![Ending::parse(lease_bytes(lease).to_vec(), known)]).await.map(drop)
     }
@@ -133,13 +133,13 @@ impl Registry {
                 destroyed += self.sweep(&ended).await?.into_iter().sum::<u64>();
             }
             match self.state_of(lease).await? {
-                // A replica has marked it anew, and may have found sessions from before its end.
+                // A replica has marked it again, perhaps because it found sessions from before the end.
                 State::Ending(again) | State::Ended(again) => known = again,
                 State::Lives => return Err(Fault::unsent("Redis was too slow to end the lease in time; it lives on")),
                 State::Gone => return Ok(destroyed),
             }
         }
-        Err(Fault::unsent("the lease is marked again and again; it ends soon"))
+        Err(Fault::unsent("other replicas keep marking the lease; it ends soon"))
     }
 
     /// Asks the first partition about a lease.
@@ -199,8 +199,8 @@ impl Registry {
         Ok(endings)
     }
 
-    /// Destroys the sessions of leases that have ended. Returns how many for each. If it is cut off, some replica's
-    /// [`expire_leases`](Self::expire_leases) goes on.
+    /// Destroys the sessions of leases that have ended. Returns how many for each. If this is cut off, some replica's
+    /// [`expire_leases`](Self::expire_leases) finishes the sweep.
     pub(super) async fn sweep(&self, ended: &[Ending]) -> Result<Vec<u64>, Fault> {
         let sweeping = async {
             let mut destroyed = vec![0; ended.len()];
@@ -277,7 +277,7 @@ impl Registry {
             if slot.is_empty() {
                 continue;
             }
-            // The set of its buckets was lost.
+            // If its set of buckets was lost, every bucket has to be searched.
             is_all |= held > 0 && set.is_empty();
             match set {
                 Buckets::Numbers(numbers) => buckets.extend(numbers.into_iter().map(|number| first + number)),
@@ -306,8 +306,8 @@ impl Registry {
         Ok(destroyed)
     }
 
-    /// Destroys the sessions in some buckets that are under closed leases or, if no lease is named, under unknown
-    /// slots. If these are all buckets (`is_all`), every one is looked into, whatever the counts say.
+    /// Destroys sessions in some buckets: those under closed leases or, if no lease is named, those under unknown
+    /// slots. `is_all` says that these are all buckets. Each of them is searched then, whatever the counts say.
     async fn sweep_buckets(
         &self,
         partition: &Partition,
@@ -345,12 +345,12 @@ impl Registry {
             }
             some.drain(..done.min(some.len()));
             cursor = next;
-            // Lets other calls have their turn.
+            // Lets other tasks run.
             tokio::task::yield_now().await;
         }
     }
 
-    /// Forgets leases that are swept in a partition. Returns whether one of them must still have sessions.
+    /// Forgets leases that are swept in a partition. Returns whether one of them still has sessions, by the counts.
     async fn forget_swept(
         &self,
         partition: &Partition,

@@ -1,5 +1,5 @@
-//! Expiry of leases. Several times a second every replica looks which leases are due, and which ones nobody ends or
-//! sweeps.
+//! Expiry of leases. Several times a second every replica looks for leases that are due, and for leases that nobody
+//! ends or sweeps any more.
 //!
 //! Leases that end together are closed and swept together. A large one is swept by itself, so that small ones do not
 //! wait for it.
@@ -18,14 +18,14 @@ use super::{
     registry::Registry,
 };
 
-/// How long a replica has a lease that it ends or sweeps. It renews this claim; if it does not, another replica takes
-/// over.
+/// How long a replica's claim on a lease that it ends or sweeps lasts. If the replica does not renew it, another one
+/// takes over.
 pub(super) const CLAIM: Duration = Duration::from_secs(2);
 
 /// The longest time between two looks of a replica.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// If no replica has looked for this long, gateways could not keep their leases alive either.
+/// If no replica has looked for this long, gateways could not keep their leases alive either: that is an outage.
 const OUTAGE: Duration = Duration::from_secs(1);
 
 /// The time beyond an outage's length that gateways need to reconnect: gRPC's backoff grows with the outage.
@@ -110,8 +110,8 @@ impl Registry {
             if !endings.is_empty() {
                 batches.push(self.end_batch(endings));
             }
-            // Counted from look to look, however long a look takes: if looks are too far apart, the leases' clock falls
-            // behind.
+            // Counted from the start of a look, however long it takes. If looks are too far apart, the leases' clock
+            // falls behind.
             let left = LOOK.saturating_sub(began.elapsed());
             let pause = if most > 0 && marked == most { Duration::ZERO } else { next.min(left) };
             tokio::select! {

@@ -16,7 +16,7 @@ pub(super) struct Extent {
     pub(super) id: Option<RegistryId>,
     pub(super) held: Range<LogPoint>,
     pub(super) session_count: u64,
-    /// The mark at the requested position, if the log holds that.
+    /// The mark at the requested position, if the log holds it.
     pub(super) at: Option<Mark>,
     /// Whether the partition's keys are consistent. They are not after one was lost.
     pub(super) is_whole: bool,

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::session::{LeaseId, SessionKey};
 
-/// The limits of one script: it takes Redis a few milliseconds, and a byte has to name each of its leases.
+/// The limits of one script. It takes Redis a few milliseconds, and the number of each lease has to fit in a byte.
 const LIMITS: Limits = Limits { sessions: 512, share: 64, calls: 255 };
 
 /// How long to wait before a script that was certainly not executed is sent again.
@@ -141,8 +141,8 @@ impl Lane {
     }
 }
 
-/// Runs a script for the batch. Retries within the timeout if the script was certainly not executed. After an error it
-/// can no longer be executed.
+/// Runs a script for the batch. Retries within the timeout if the script was certainly not executed. Once this has
+/// returned an error, the script can no longer be executed.
 async fn apply(
     registry: &Registry,
     partition: &Partition,

@@ -54,7 +54,7 @@ impl Registry {
                 kept.await
             });
             match kept.await? {
-                // It may turn out to be alive.
+                // Somebody has marked it, but it may turn out to be alive.
                 (0, known) => self.finish_ending(lease, &known).await?,
                 (-1, _) => return Err(StorageError::UnknownLease(lease)),
                 (ttl, _) => return Ok(Duration::from_millis(ttl.unsigned_abs())),
@@ -63,7 +63,7 @@ impl Registry {
     }
 
     pub(super) async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
-        // The end may be recorded until then, so no failure is returned before.
+        // The end of the lease may be recorded until then, so no failure is returned earlier.
         let over = Instant::now() + 2 * self.first().timeout();
         let revoked = self.revoke(lease, over).await;
         if let Err(StorageError::Unavailable(_) | StorageError::Refused(_)) = &revoked {

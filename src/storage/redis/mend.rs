@@ -19,7 +19,7 @@ impl Registry {
     pub(super) async fn mend(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
         tracing::error!(
             partition = partition.number,
-            "Redis has lost a key of the registry, deleted or evicted; restoring what the other keys know"
+            "Redis has lost a key of the registry (deleted or evicted); restoring what the other keys tell"
         );
         let names = ["attached", "closed", "slots", "held"];
         for part in ["attached", "closed", "slots", "counts"] {
@@ -64,8 +64,8 @@ impl Registry {
         Ok(())
     }
 
-    /// Ends what a partition has and the first one does not know, after a connection to that partition was made. If it
-    /// is the first partition, all partitions are compared with it.
+    /// Ends the leases of a partition that the first one does not know, after a connection to that partition was made.
+    /// If that is the first partition, all partitions are compared with it.
     pub(super) async fn end_orphans_of(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
         if partition.number > 0 {
             return self.end_orphans(partition, identity).await;
@@ -79,8 +79,8 @@ impl Registry {
     /// Ends the leases of a partition that the first partition does not know, or knows to have ended. Such leases exist
     /// after one of the two came back with an old dump.
     pub(super) async fn end_orphans(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
-        // This counts as a closing: a replica that has asked the first partition about a lease before may not attach it
-        // here any more. Otherwise the lease could be missing from the list below although it has ended.
+        // This counts as a closing. A replica that asked the first partition about a lease earlier can no longer attach
+        // it here. Otherwise a lease that has ended could be attached just after the list below was read.
         let closed = partition.run::<Vec<u64>>(DURABLE, |_| {
             let call = self.call(&self.scripts.lease_close, partition, &["attached", "closed", "held"], 0);
             call.arg(&identity.birth).arg(random_number())

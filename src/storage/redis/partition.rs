@@ -34,8 +34,8 @@ pub(super) struct Partition {
     asking: Channel,
     pub(super) newest: Newest,
     pub(super) clock: Clock,
-    /// The position up to which the log was read here, or an answer said that it reaches. A server whose log ends
-    /// before it is the wrong one.
+    /// The newest position that this process has read, or that an answer named as the end of the log. A server whose
+    /// log ends before it is the wrong one.
     read_up_to: AtomicU64,
     timeout: Duration,
     wait: Option<Wait>,
@@ -110,12 +110,12 @@ impl Partition {
         self.read_up_to.fetch_max(position, Ordering::Relaxed);
     }
 
-    /// Records how far the log reaches after it was lost or begun anew.
+    /// Records how far the log reaches after it has lost changes or has begun again.
     pub(super) fn set_read_up_to(&self, position: u64) {
         self.read_up_to.store(position, Ordering::Relaxed);
     }
 
-    /// Runs a script. `call` is given until when the script is good, by this partition's clock.
+    /// Runs a script. `call` is told until when the script is good, by this partition's clock.
     ///
     /// A step that was certainly not executed is sent again while there is time, over a new connection if necessary. A
     /// call returns within twice the timeout, plus the time to wait for Redis' replicas. A fenced call has no effect
@@ -157,7 +157,7 @@ impl Partition {
     async fn link(&self, channel: &Channel, deadline: Instant) -> Result<Link, Fault> {
         let linking = timeout_at(deadline, channel.link(&self.newest)).await;
         let link = linking.unwrap_or_else(|_| Err(Fault::unsent("Redis cannot be reached in time")))?;
-        // The clock of another server says nothing of this one's.
+        // The clock of another server says nothing about this one's.
         if self.clock.is_of(&link) {
             return Ok(link);
         }
@@ -171,8 +171,8 @@ impl Partition {
         }
     }
 
-    /// Reads the stored time, which the partition's clock shows at least. If it was stored long ago, the first script
-    /// comes too late, and its answer has the time.
+    /// Reads the stored time, a lower estimate of the partition's clock. If it was stored long ago, the first script
+    /// counts as too late, and the answer to it has the time.
     async fn read_clock(&self, link: &Link) -> Result<(), Fault> {
         let mut ask = redis::cmd("HGET");
         let answer = link.send(ask.arg(self.key("meta")).arg("time")).await.map_err(Fault::while_connecting)?;
@@ -215,7 +215,7 @@ impl Partition {
         outcome
     }
 
-    /// With `wait`, also returns how many of Redis' replicas have the change. WAIT is about what was sent before it
+    /// With `wait`, also returns how many of Redis' replicas have the change. WAIT counts for what was sent before it
     /// over the same connection.
     async fn send_once(
         &self,
@@ -265,7 +265,8 @@ impl Partition {
         }
     }
 
-    /// Gives up the connections: the server at their other end lacks what was read here.
+    /// Gives up the connections, because the server at their other end lacks what was read here. Returns the fault to
+    /// go on with.
     pub(super) fn is_behind(&self) -> Fault {
         self.newest.forget();
         Fault::Undone(

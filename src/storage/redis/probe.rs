@@ -89,8 +89,8 @@ impl Findings {
 }
 
 impl Registry {
-    /// Checks where the server's name leads by now, one partition after the other: old connections stay with the old
-    /// server.
+    /// Checks which server the name leads to now, because old connections stay with the old server. Each turn checks
+    /// one partition.
     async fn follow_name(&self, turn: usize) -> Result<(), Fault> {
         let partition = &self.partitions()[turn % self.partitions().len()];
         let (_connection, server) = self.servers().connect(&partition.key("meta")).await?;
@@ -99,7 +99,7 @@ impl Registry {
     }
 }
 
-/// Tries a write in every partition that Redis refuses if it refuses growth.
+/// Tries a write in every partition. Redis refuses it if it refuses growth.
 async fn try_write(registry: &Registry) -> Result<(), Fault> {
     let written = registry.with_identity(|identity| async move {
         let birth = &identity.birth;
@@ -132,7 +132,7 @@ async fn missing_rights(partition: &Partition, scripts: &Scripts) -> Result<Vec<
     partition.run(ASK, |_| scripts.probe_rights.call(1).arg(&key)).await
 }
 
-/// Returns the first eviction policy that evicts keys, of any server of the registry, or `noeviction`.
+/// Returns the eviction policy of the first server of the registry that may evict keys, or `noeviction`.
 async fn policy(registry: &Registry) -> Result<String, Fault> {
     let policies = registry.each_partition(|partition| async move {
         let info: String = partition.ask(redis::cmd("INFO").arg("memory")).await?;

@@ -1,4 +1,4 @@
-//! Places in a partition's log that this process has told somebody of, and that its tail has yet to read.
+//! Places in a partition's log that this process has told somebody about, and that its tail has yet to read.
 //!
 //! A snapshot, another replica's cursor, or the end of the log may name a place ahead of the tail. Redis may lose that
 //! place, keep everything that the tail has read, and go on differently. The tail alone would not notice, and observers
@@ -21,14 +21,14 @@ pub(super) struct Promised {
 /// Why a place is not kept.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Unkept {
-    /// Somebody was told of another history.
+    /// Somebody was told of another mark at that position, so the log has lost changes.
     Lost,
     /// Too many places are kept.
     Full,
 }
 
 impl Promised {
-    /// Keeps a place.
+    /// Keeps a place until the tail reaches it.
     pub(super) fn keep(&mut self, point: LogPoint) -> Result<(), Unkept> {
         match self.points.binary_search_by_key(&point.position, |kept| kept.position) {
             Ok(at) if self.points[at] == point => Ok(()),
@@ -41,8 +41,8 @@ impl Promised {
         }
     }
 
-    /// Compares the kept places up to the last of `ends`, the ends of entries that were read, and forgets them. Returns
-    /// whether all of them are in that log.
+    /// Compares the kept places up to the last of `ends` with the log, and forgets them. `ends` are the ends of entries
+    /// that were just read. Returns whether all these places are in that log.
     pub(super) fn pass(&mut self, ends: &[LogPoint]) -> bool {
         let Some(end) = ends.last() else { return true };
         let passed = self.points.partition_point(|point| point.position <= end.position);

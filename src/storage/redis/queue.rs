@@ -92,7 +92,7 @@ impl<T, A> Default for Queue<T, A> {
 
 impl<T, A> Queue<T, A> {
     /// Waits for the answers for sessions that belong to this partition by `identity`. Returns [`Fault::Registry`] if
-    /// the registry was made anew meanwhile: they may belong to another partition now.
+    /// the registry was replaced meanwhile: they may belong to another partition now.
     pub(super) async fn ask(
         &self,
         what: T,
@@ -148,7 +148,7 @@ impl<T, A> Queue<T, A> {
                 request.answer(Err(Fault::Registry));
                 continue;
             }
-            // Sending it now would take another timeout.
+            // If it were sent now, it could take another timeout.
             if request.waits_since.elapsed() >= timeout {
                 request.answer(Err(Fault::unsent("the call timed out while it waited for its turn")));
                 continue;
@@ -167,8 +167,8 @@ impl<T, A> Queue<T, A> {
         parts
     }
 
-    /// Gives a call the answers for a part, one for each session or up to one that ends the call. If the call has more
-    /// sessions, it goes to the end of the queue.
+    /// Gives a call the answers for a part: one for each session or, if `is_over`, those up to the one that ends the
+    /// call. If the call has more sessions, it goes to the end of the queue.
     pub(super) fn give(&self, part: Part<T, A>, answers: impl IntoIterator<Item = A>, is_over: bool) {
         let mut request = part.request;
         request.answers.extend(answers);

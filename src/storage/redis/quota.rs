@@ -2,7 +2,8 @@
 //!
 //! The first partition keeps a register of the quotas, whose sum never exceeds the limit. A partition without room asks
 //! for more. If everything is taken, the others return what they do not use. Both sides number each quota that they
-//! set, so the next step notices and repairs one that was cut off. No partition ever holds more than the register says.
+//! set. So if a step was cut off, the next one notices and finishes it. No partition ever holds more than the register
+//! says.
 
 use super::{
     fault::Fault,
@@ -48,7 +49,7 @@ impl Registry {
     }
 
     async fn lower_quota(&self, partition: &Partition) -> Result<(), Fault> {
-        // Twice, because room that was granted and never reached the partition must get there before it can be
+        // Twice, because a quota that was granted and never reached the partition must be set there before it can be
         // returned.
         for _ in 0..2 {
             let lowered = self.quota_call::<Quota>(&self.scripts.quota_lower, partition, &[], |call| call);

@@ -53,7 +53,7 @@ impl Reads {
     }
 }
 
-/// Looks up all sessions of a batch. Retries within the timeout if the right server was not reached.
+/// Looks up all sessions of a batch. Retries within the timeout if it did not reach the right server.
 async fn look(
     registry: &Registry,
     partition: &Partition,
@@ -68,7 +68,7 @@ async fn look(
         all.cmd("HEXISTS").arg(partition.bucket_key(bucket)).arg(&session_bytes(session)[..]);
     }
     loop {
-        // Taken before the read: what is read meanwhile may be newer than the answer.
+        // Noted before the read: what the tail reads meanwhile may be newer than the answer.
         let read_up_to = partition.read_up_to();
         let fault = match partition.read(&all, last_try).await {
             Ok(answers) => match parse(answers, &identity.birth, partition, read_up_to) {

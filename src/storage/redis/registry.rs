@@ -30,7 +30,7 @@ const FORMAT: &str = "2";
 /// How often a call is repeated because the registry was replaced meanwhile.
 const TRIES: usize = 3;
 
-/// The most bits of the set of buckets that a large lease has in a partition.
+/// The most bits in the set of a large lease's buckets in one partition.
 const LEASE_BITS: u32 = 1 << 14;
 
 /// How many keys are deleted in one step.
@@ -46,7 +46,7 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    /// Returns whether each session is in the same bucket by both.
+    /// Returns whether both put each session into the same bucket.
     pub(super) fn has_same_buckets(&self, other: &Self) -> bool {
         self.hash_key == other.hash_key
     }
@@ -216,7 +216,7 @@ impl Registry {
             if known.is_some_and(|known| *known != *current) {
                 return Ok(());
             }
-            // A partition's birth that is read before the registry is looked for cannot be newer than that registry.
+            // Births are read first, the registry second. So no birth that is read here is newer than the registry.
             let births = self.each_partition(|partition| async move {
                 partition.ask::<Option<String>>(redis::cmd("HGET").arg(partition.key("meta")).arg("birth")).await
             });
@@ -244,7 +244,7 @@ impl Registry {
     }
 
     /// Lets every partition join the current registry, as [`rejoin`](Self::rejoin) does. Returns the fault to go on
-    /// with: the step may be repeated if sessions are in the same buckets as before.
+    /// with. If sessions are in the same buckets as before, the step may be repeated.
     pub(super) async fn rejoin_same(&self, known: &Identity) -> Result<Fault, Fault> {
         self.rejoin(Some(known)).await?;
         let is_same = self.identity().birth == known.birth;
@@ -264,8 +264,8 @@ impl Registry {
         }
     }
 
-    /// Lets a partition join the registry. Returns false if everything must be looked up again, because the registry
-    /// has a new id or the partition is in the way.
+    /// Lets a partition join the registry. Returns false if everything must be looked up again, because the registry or
+    /// the partition has changed meanwhile.
     async fn join(&self, partition: &Partition, head: &Head, had: Option<&str>) -> Result<bool, Fault> {
         let Identity { birth, .. } = &head.identity;
         let mark = format!("p{}", partition.number);
@@ -329,7 +329,8 @@ impl Registry {
     }
 }
 
-/// Deletes what a registry that is gone has left in a partition, while there is none. Tells whether it has deleted all.
+/// Deletes what a registry that is gone has left in a partition. Stops if the partition joins another one meanwhile.
+/// Returns whether everything was deleted.
 async fn wipe(partition: &Partition, scripts: &Scripts, buckets: std::ops::Range<u32>) -> Result<bool, Fault> {
     let attached: Vec<Vec<u8>> = partition.ask(redis::cmd("HKEYS").arg(partition.key("attached"))).await?;
     let closed: Vec<Vec<u8>> = partition.ask(redis::cmd("HKEYS").arg(partition.key("closed"))).await?;
@@ -395,7 +396,7 @@ impl Head {
         fields
     }
 
-    /// Reads what is there; makes `new` where there is nothing.
+    /// Reads the registry that Redis has. If there is none, makes `new`.
     async fn open(first: &Partition, scripts: &Scripts, new: &Self) -> Result<Self, Fault> {
         let ask = async |make: bool| {
             let asked = first.run::<Vec<(Vec<u8>, Vec<u8>)>>(if make { DURABLE } else { ASK }, |_| {

@@ -1,8 +1,8 @@
 //! The scripts that Redis runs, each in one step.
 //!
-//! They are scripts and not functions because Redis keeps a function in one version for all replicas of sessiond, old
-//! and new. A script is named by its hash and comes with its caller. Each script declares every key that it touches. So
-//! a cluster that is moving some of the keys refuses the script before its first step, and not halfway.
+//! They are not Redis functions, because Redis keeps a function in one version for all replicas of sessiond, old and
+//! new. A script is named by its hash, and each replica brings its own. Each script declares every key that it touches.
+//! So a cluster that is moving some of the keys refuses the script before its first step, and not halfway.
 
 use redis::{Cmd, ToRedisArgs};
 

@@ -43,7 +43,7 @@ impl Servers {
     ///
     /// Panics outside of a tokio runtime.
     pub(super) fn new(url: &RedisUrl) -> Result<Self, Fault> {
-        // The kernel gives up a peer that has vanished.
+        // With this timeout the kernel closes connections to a peer that has vanished.
         let settings = TcpSettings::default().set_nodelay(true).set_user_timeout(2 * url.timeout);
         let nodes = url.nodes().map_err(Fault::while_connecting)?;
         Ok(Self {

@@ -25,7 +25,8 @@ use crate::{
 /// The most changes that are kept here. A follower that is further behind reads them from Redis itself.
 const KEPT: usize = 1 << 14;
 
-/// The fewest ends of entries that are kept. Answers under way name places that the tail has just passed.
+/// At least this many ends of entries are kept, because answers under way may name places that the tail has just
+/// passed.
 const ENDS_KEPT: usize = 1024;
 
 /// The most changes of one answer, and the most entries of one read.
@@ -45,7 +46,7 @@ const LAST_RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Tail {
     partition: u32,
     channel: Channel,
-    /// How many changes are kept here. None if Redis keeps so few that it may have trimmed them already.
+    /// How many changes are kept here. It is 0 if Redis keeps so few that it may have trimmed them already.
     kept: usize,
     state: watch::Sender<State>,
 }
@@ -60,7 +61,7 @@ struct State {
     ends: VecDeque<LogPoint>,
     /// Where the log ended when Redis was last asked.
     log_end: Position,
-    /// The places ahead of the tail that somebody was told of.
+    /// The places ahead of the tail that somebody was told about.
     promised: Promised,
     /// When Redis answered last.
     answered: Instant,
@@ -167,7 +168,7 @@ impl Tail {
         let mut end: Option<LogPoint> = None;
         for entry in entries {
             let entry = Entry::parse(entry).map_err(StorageError::from)?;
-            // Only the end of the first entry may be needed.
+            // The first entry may begin before the place that was asked for.
             let follows = match end {
                 Some(end) => entry.after == end,
                 None => entry.after.position <= after.position,
@@ -177,7 +178,7 @@ impl Tail {
             }
             end = Some(entry.end);
             if entry.end.position > tail.position {
-                // The tail goes first, because it knows which other places somebody was told of.
+                // The tail must read it first, because only the tail compares the places that callers know.
                 break;
             }
             let skip = after.position.0.saturating_sub(entry.after.position.0) as usize;
@@ -294,8 +295,8 @@ impl Tail {
         begun.unwrap_or_else(|_| Err(Fault::unsent("the log of a partition was not found in time")))
     }
 
-    /// Moves the registry to a new id, because Redis has lost what this process has read or told somebody of. Returns
-    /// the fault to go on with.
+    /// Moves the registry to a new id, because Redis has lost what this process has read or told callers about.
+    /// Returns the fault to go on with.
     async fn has_lost_changes(&self, registry: &Registry, identity: &Identity) -> Result<Fault, Fault> {
         if registry.identity().registry_id == identity.registry_id {
             tracing::error!(partition = self.partition, "Redis has lost changes; observers start again");
@@ -339,7 +340,7 @@ impl Tail {
         let partition = registry.partition(self.partition);
         let link = self.channel.link(&partition.newest).await?;
         let followed = self.follow_over(registry, partition, &link).await;
-        // An answer that is still under way would be in the way of the next read.
+        // The answer to a read that was given up may still arrive over it.
         self.channel.discard(&link);
         followed
     }
@@ -353,7 +354,7 @@ impl Tail {
         loop {
             let identity = Arc::clone(&identities.borrow_and_update());
             if !partition.newest.is(&link.server) {
-                // The name leads to another server by now.
+                // The name leads to another server now.
                 return Err(Fault::Registry);
             }
             let checking = async {
@@ -409,7 +410,7 @@ impl Tail {
     }
 
     /// Checks that Redis still has this registry and what was read last. If that was trimmed or an entry is missing,
-    /// starts anew at the end of the log.
+    /// starts again at the end of the log.
     async fn check(
         &self,
         registry: &Registry,
@@ -464,8 +465,8 @@ impl Tail {
         Ok(())
     }
 
-    /// Returns whether the newest entry is missing: the log ends behind what was read, and Redis has nothing to read
-    /// there.
+    /// Returns whether the newest entry is missing: by its end the log is longer than what was read, but Redis has no
+    /// entry there.
     async fn misses_the_end(
         &self,
         registry: &Registry,
@@ -537,7 +538,7 @@ impl Tail {
     }
 }
 
-/// The fault if the log has grown, again and again, by more than what is kept here while Redis was asked about it.
+/// The fault if, several times in a row, the log has grown by more than what is kept here while Redis was asked.
 pub(super) fn too_fast() -> Fault {
     Fault::unsent("the log grows faster than Redis can be asked about it")
 }

@@ -2,7 +2,7 @@
 -- The entry's id is the position of its last change and the number of its changes. Its one field is the mark of the
 -- entry before it, its own mark, and the changes.
 
--- How many more sessions each lease has, by its slot.
+-- How many more sessions each lease has now, by its slot.
 local held_more = {}
 local function hold(slot, more)
     held_more[slot] = (held_more[slot] or 0) + more

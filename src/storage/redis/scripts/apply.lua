@@ -69,7 +69,7 @@ local full = false
 -- may stand for several buckets. Bits take less memory, but a sweep of a small lease must not look into thousands of
 -- buckets.
 local FEW = 256
--- How many numbers a set holds, or false if it holds bits.
+-- How many buckets share a bit. By lease, how many numbers its set holds, or false if it holds bits.
 local a_bit, size_of = tonumber(ARGV[12]), {}
 local function as_bits(numbers)
     local bytes, last_byte = {}, 0

@@ -1,5 +1,5 @@
 -- Begins every script but those that make a registry. KEYS[1] is the partition's meta, ARGV[1] the registry's birth.
--- Changes nothing, and answers REGISTRY, when another registry or none is here.
+-- If another registry, or none, is here, the script changes nothing and answers REGISTRY.
 local call, pcall = redis.call, redis.pcall
 local meta = KEYS[1]
 local head = call('HMGET', meta, 'birth', 'time', 'wall', 'end', 'mark', 'count')
@@ -30,7 +30,7 @@ local function late(good_until)
     if now < tonumber(good_until) then
         return nil
     end
-    -- This one goes first because Redis allows it without memory, and then the next one, too.
+    -- HDEL goes first: Redis allows it without memory, and after it the next command, too.
     call('HDEL', meta, '')
     store_clock()
     return redis.error_reply('LATE ' .. text(now))

@@ -12,7 +12,7 @@ for i = 3, #ARGV do
             call('HDEL', KEYS[2], ARGV[i])
         end
     end
-    -- It is negative if somebody has meddled with the counts.
+    -- The count is negative if somebody has meddled with the counts.
     held[i - 2] = slot and math.max(0, tonumber(call('HGET', KEYS[4], slot) or 1)) or 0
 end
 return held

@@ -2,7 +2,7 @@
 -- KEYS: meta, leases, deadlines, ended leases, claims. ARGV: birth, for each lease its id and the number of the mark
 -- that it was closed for.
 -- Returns for each lease 1 if it has ended, 0 if it lives on with its whole ttl because the call that was to end it has
--- failed, 2 if it has another mark by now.
+-- failed, 2 if it was marked again meanwhile.
 call('HDEL', meta, '')
 local answers = {}
 for i = 2, #ARGV, 2 do

@@ -10,7 +10,7 @@ for i = 2, #ARGV do
         set = is_bits and call('GET', KEYS[2 + i]) or call('SMEMBERS', KEYS[2 + i])
     end
     found[#found + 1] = slot or ''
-    -- If somebody has meddled with the counts, it is negative, and there may be some.
+    -- A negative count shows that somebody has meddled with the counts. Then there may be sessions.
     found[#found + 1] = slot and math.abs(tonumber(call('HGET', KEYS[3], slot) or 0)) or 0
     found[#found + 1] = set
 end

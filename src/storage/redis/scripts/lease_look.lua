@@ -9,9 +9,9 @@
 local most, claim = tonumber(ARGV[2]), tonumber(ARGV[4])
 local state = call('HMGET', meta, 'looks', 'revived', 'grace', 'look_wall')
 local looks, revived, grace = tonumber(state[1]), tonumber(state[2]), tonumber(state[3])
--- The least and the most time that has passed since the last look. Redis' clock may have been set. So if the last look
--- was the caller's own, the caller's clock tells. If it was another replica's, Redis' clock is believed as far as it
--- agrees with the caller's.
+-- The least and the most time that has passed since the last look (`length` is -2 if that is unknown). Redis' clock may
+-- have been set. So if the last look was the caller's own, the caller's clock tells. If it was another replica's,
+-- Redis' clock is believed as far as it agrees with the caller's.
 local passed, length = 0, -2
 if ARGV[9] == state[1] then
     passed, length = tonumber(ARGV[10]), tonumber(ARGV[11])

@@ -14,6 +14,8 @@ for i = 7, #ARGV, 3 do
     end
 end
 local is_known, looked_at = {[''] = true}, 0
+-- Returns what follows the session in the log entry if sessions under this slot go: their lease, or '' if the slot is
+-- unknown. Returns nil or false if they stay.
 local function tail_of(slot)
     if #ARGV > 6 then
         return lease_of[slot]
@@ -24,18 +26,19 @@ local function tail_of(slot)
     return not is_known[slot] and ''
 end
 
--- How many sessions are left to find, if that is known. Once there are none, the other buckets need not be looked into.
+-- How many sessions are left to find, if that is known. Once there are none, the other buckets need not be read.
 local left = 0
 if #ARGV == 6 or ARGV[6] == '1' or call('HGET', meta, 'uncounted') then
     left = math.huge
 end
 for slot in pairs(lease_of) do
     local held = tonumber(call('HGET', KEYS[5], slot))
-    -- It is negative if somebody has meddled with the counts.
+    -- The count is negative if somebody has meddled with the counts.
     left = left + (held and held >= 0 and held or math.huge)
 end
 
--- Returns the cursor behind the fields of a bucket that may be such sessions, and these fields and their values.
+-- Reads those fields of a bucket that may be such sessions. Returns the cursor after them, and the fields with their
+-- values.
 local function look(bucket)
     local size = cursor == '0' and call('HLEN', bucket) or math.huge
     if size > enough then

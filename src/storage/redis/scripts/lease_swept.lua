@@ -1,8 +1,8 @@
 -- Forgets closed leases in their partition.
 -- KEYS: meta, closed leases, slots, sessions held by slot, for each lease its set of buckets. ARGV: birth, '1' if every
--- bucket was looked into, the leases.
+-- bucket was searched, the leases.
 -- Returns for each lease how many sessions are still counted under it. It is forgotten if there are none, or if every
--- bucket was looked into.
+-- bucket was searched.
 local left = {}
 for i = 3, #ARGV do
     local slot = call('HGET', KEYS[2], ARGV[i])

@@ -1,9 +1,10 @@
 -- Lets a partition other than the first join the registry.
--- KEYS: meta. ARGV: birth, '1' to make the partition if there is none, the number of its last disowning that the caller
--- read before it deleted what was left there, the fields and values of a new partition.
--- Returns 'joined', 'none' if it is not there, or 'foreign' if it is of another registry; and the number of its last
--- disowning. A partition that was disowned since then is not made: an older registry may have put sessions into it
--- meanwhile.
+-- KEYS: meta. ARGV: birth, '1' to make the partition if there is none, the number of its last disowning
+-- (partition_disown.lua) as the caller read it before deleting what was left there, the fields and values of a new
+-- partition.
+-- Returns 'joined', 'none' if it is not there, or 'foreign' if it is another registry's; and the number of its last
+-- disowning. A partition that was disowned since the caller read that number is not made: an older registry may have
+-- put sessions into it meanwhile.
 local found = redis.call('HMGET', KEYS[1], 'birth', 'disowned')
 local disowned = found[2] or ''
 if found[1] then

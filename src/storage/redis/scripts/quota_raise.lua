@@ -12,7 +12,7 @@ local sum = 0
 for _, value in ipairs(call('HVALS', KEYS[2])) do
     sum = sum + string.match(value, '^%d+')
 end
--- A share of what is left, so that this is rare. If little is left, all that is wanted.
+-- Grants a share of what is left, so that calls of this script are rare. If little is left, grants only what is wanted.
 local left = ARGV[6] - sum
 local more = math.min(math.max(tonumber(ARGV[5]), math.floor(left / ARGV[7] / 2)), left)
 if more <= 0 then
