@@ -51,12 +51,13 @@ use std::{
     time::Duration,
 };
 
-use tokio::task::JoinHandle;
+use tokio::task::AbortHandle;
 
 use self::{beginning::Beginning, feed::Feed, kept::KeptLeases, log::Retention, waits::WaitCounts};
 use crate::{
     session::{LeaseId, SessionKey},
     storage::{RefusalCause, SessionStorage, StorageError, Writability, WriteRefusal},
+    vital::Vitals,
 };
 
 pub use self::{
@@ -76,9 +77,8 @@ pub use crate::{histogram::Times, relay::relay};
 /// and watch the storage and expire its leases end with the subject; observers that are left hear no more.
 pub struct SessionSubject {
     inner: Arc<Inner>,
-    follower: JoinHandle<()>,
-    expirer: JoinHandle<()>,
-    watcher: JoinHandle<()>,
+    vitals: Vitals,
+    tasks: [AbortHandle; 3],
 }
 
 /// The bounds of a subject.
@@ -208,10 +208,13 @@ impl SessionSubject {
             resets: Default::default(),
             is_following: AtomicBool::new(true),
         });
-        let follower = tokio::spawn(follow::follow(Arc::clone(&inner), extent));
-        let expirer = tokio::spawn(follow::expire(Arc::clone(&inner)));
-        let watcher = tokio::spawn(writability::watch(Arc::clone(&inner)));
-        Ok(Self { inner, follower, expirer, watcher })
+        let vitals = Vitals::default();
+        let follower = vitals.watch("publication of changes", follow::follow(Arc::clone(&inner), extent));
+        let expirer = vitals.watch("expiry of leases", follow::expire(Arc::clone(&inner)));
+        let watcher = vitals.watch("watch of the storage", writability::watch(Arc::clone(&inner)));
+        let tasks = [tokio::spawn(follower), tokio::spawn(expirer), tokio::spawn(watcher)];
+        let tasks = tasks.map(|task| task.abort_handle());
+        Ok(Self { inner, vitals, tasks })
     }
 
     /// Makes sessions exist; see [`SessionStorage::create`].
@@ -334,10 +337,17 @@ impl SessionSubject {
         self.inner.feed.close();
     }
 
-    /// Whether the storage's log can be read at present.
+    /// Whether the storage's log can be read at present. Never again once a task has [failed](Self::failed_task).
     #[must_use]
     pub fn is_following(&self) -> bool {
-        self.inner.is_following.load(Ordering::Relaxed)
+        self.inner.is_following.load(Ordering::Relaxed) && self.failed_task().is_none()
+    }
+
+    /// Returns the name of a task, of the subject or its storage, that the registry cannot be served without and that has
+    /// panicked. Nothing restarts it: the process should end.
+    #[must_use]
+    pub fn failed_task(&self) -> Option<&'static str> {
+        self.vitals.failed().or_else(|| self.inner.storage.failed_task())
     }
 
     /// Whether the registry can be changed at present: see [`SessionStorage::writability`]. Not while the storage's log cannot
@@ -403,9 +413,7 @@ impl Inner {
 
 impl Drop for SessionSubject {
     fn drop(&mut self) {
-        self.follower.abort();
-        self.expirer.abort();
-        self.watcher.abort();
+        self.tasks.iter().for_each(AbortHandle::abort);
     }
 }
 

@@ -265,7 +265,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
     let otlp = Otlp::start(&args.otlp)?;
     let config = ServerConfig { tracer: otlp.as_ref().map(Otlp::tracer), ..config };
     let server = tokio::select! {
-        bound = Server::bind(config) => bound.map_err(start_error)?,
+        bound = Server::bind(config) => bound.map_err(serve_error)?,
         () = signals.next() => {
             tracing::info!("stopping before the storage is open");
             return Ok(Exit::Done);
@@ -294,14 +294,15 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
         otlp.flush(drain_timeout.saturating_sub(began.elapsed())).await;
     }
     waits.abort();
-    result.map(|()| Exit::Done).map_err(start_error)
+    result.map(|()| Exit::Done).map_err(serve_error)
 }
 
-fn start_error(error: ServerError) -> CliError {
+fn serve_error(error: ServerError) -> CliError {
     let exit = match error {
         ServerError::File(_) => Exit::Usage,
         ServerError::Listen { .. } => Exit::Listen,
         ServerError::Open(_) | ServerError::Storage(_) => Exit::Storage,
+        ServerError::FailedTask(_) => Exit::Failed,
         _ => Exit::No,
     };
     CliError::new(exit, error)
