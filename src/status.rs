@@ -18,7 +18,7 @@ pub const ERROR_DOMAIN: &str = "sessiond";
 pub const MAX_BATCH: usize = 65_536;
 
 /// The reasons in the `google.rpc.ErrorInfo` of errors: all that there are.
-pub(crate) const REASONS: [&str; 30] = [
+pub(crate) const REASONS: [&str; 31] = [
     "BAD_DURATION",
     "BATCH_TOO_LARGE",
     "CALL_TIMEOUT",
@@ -46,6 +46,7 @@ pub(crate) const REASONS: [&str; 30] = [
     "TOO_MANY_OBSERVERS",
     "TOO_MANY_PENDING_BYTES",
     "TOO_MANY_SESSIONS",
+    "TOO_MANY_TOTAL_FILTER_IDS",
     "UNEQUAL_LISTS",
     "UNKNOWN_EVENT_TYPE",
     "UNKNOWN_METHOD",
@@ -231,6 +232,9 @@ fn row(error: &ServiceError) -> Row {
             let what = format!("the filters name {count} ids and may name {limit}");
             return exhausted("TOO_MANY_FILTER_IDS", what, "max-filter-ids");
         }
+        ServiceError::Observe(ObserveError::TooManyTotalFilterIds { .. }) => {
+            return exhausted("TOO_MANY_TOTAL_FILTER_IDS", error.to_string(), "max-total-filter-ids");
+        }
         ServiceError::Observe(ObserveError::Storage(error)) | ServiceError::Storage(error) => {
             return storage_row(error);
         }
@@ -408,6 +412,12 @@ mod tests {
                 Code::ResourceExhausted,
                 "TOO_MANY_FILTER_IDS",
                 "--max-filter-ids",
+            ),
+            (
+                ObserveError::TooManyTotalFilterIds { count: 4, limit: 30 }.into(),
+                Code::ResourceExhausted,
+                "TOO_MANY_TOTAL_FILTER_IDS",
+                "--max-total-filter-ids",
             ),
             (
                 StorageError::TooManySessions { limit: 3 }.into(),

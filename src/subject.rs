@@ -26,6 +26,7 @@
 //! # }
 //! ```
 
+mod admission;
 mod beginning;
 mod cursor;
 mod feed;
@@ -53,7 +54,9 @@ use std::{
 
 use tokio::task::AbortHandle;
 
-use self::{beginning::Beginning, feed::Feed, kept::KeptLeases, log::Retention, waits::WaitCounts};
+use self::{
+    admission::Admission, beginning::Beginning, feed::Feed, kept::KeptLeases, log::Retention, waits::WaitCounts,
+};
 use crate::{
     session::{LeaseId, SessionKey},
     storage::{RefusalCause, SessionStorage, StorageError, Writability, WriteRefusal},
@@ -92,11 +95,19 @@ pub struct SubjectOptions {
     pub max_observers: usize,
     /// How many ids the filters of one observer may name. 4096 by default.
     pub max_filter_ids: usize,
+    /// How many ids the filters of all observers may name together. Each takes about a hundred bytes. 16,777,216 by default.
+    pub max_total_filter_ids: usize,
 }
 
 impl Default for SubjectOptions {
     fn default() -> Self {
-        Self { retain_events: 1 << 20, retain_bytes: 256 << 20, max_observers: 100_000, max_filter_ids: 4096 }
+        Self {
+            retain_events: 1 << 20,
+            retain_bytes: 256 << 20,
+            max_observers: 100_000,
+            max_filter_ids: 4096,
+            max_total_filter_ids: 1 << 24,
+        }
     }
 }
 
@@ -139,6 +150,14 @@ pub enum ObserveError {
         /// The limit.
         limit: usize,
     },
+    /// The filters of all observers name as many ids as they may.
+    #[error("the filters of all observers together may name {limit} ids, and {count} more are too many")]
+    TooManyTotalFilterIds {
+        /// How many this filter names.
+        count: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// The subject was closed.
     #[error("the registry is closing")]
     Closed,
@@ -152,6 +171,8 @@ pub enum ObserveError {
 pub struct SubjectStats {
     /// How many observers there are.
     pub observers: usize,
+    /// How many ids their filters name.
+    pub filter_ids: usize,
     /// How many of them have something unread.
     pub observers_behind: usize,
     /// How many events the slowest of them is behind.
@@ -176,6 +197,7 @@ pub(crate) struct Inner {
     feed: Feed,
     options: SubjectOptions,
     observers: AtomicUsize,
+    filter_ids: AtomicUsize,
     resets: [AtomicU64; 4],
     is_following: AtomicBool,
 }
@@ -205,6 +227,7 @@ impl SessionSubject {
             feed: Feed::new(retention, &extent, Box::new(encoder)),
             options,
             observers: AtomicUsize::new(0),
+            filter_ids: AtomicUsize::new(0),
             resets: Default::default(),
             is_following: AtomicBool::new(true),
         });
@@ -302,17 +325,22 @@ impl SessionSubject {
     /// [`ObserveError`] when a limit is reached, the subject is closed, or the storage cannot be asked where its log ends.
     pub async fn observe(&self, options: ObserveOptions) -> Result<Observer, ObserveError> {
         let ObserveOptions { start, filter } = options;
-        let (count, limit) = (filter.id_count(), self.inner.options.max_filter_ids);
-        if count > limit {
-            return Err(ObserveError::TooManyFilterIds { count, limit });
-        }
+        let admission = Admission::new(&self.inner, filter.id_count());
+        let admission = admission
+            .map_err(|refusal| if self.inner.feed.log.head().closed { ObserveError::Closed } else { refusal })?;
         let beginning = Beginning::find(&self.inner, &start).await?;
-        let limit = self.inner.options.max_observers;
-        if self.inner.observers.fetch_add(1, Ordering::Relaxed) >= limit {
-            self.inner.observers.fetch_sub(1, Ordering::Relaxed);
-            return Err(ObserveError::TooManyObservers { limit });
-        }
-        Ok(Observer::new(Arc::clone(&self.inner), filter, beginning))
+        Ok(Observer::new(Arc::clone(&self.inner), admission, filter, beginning))
+    }
+
+    /// Whether one more observer may filter by `count` ids at present. [`observe`](Self::observe) checks it too: this is for who
+    /// would make a [`Filter`] of them first.
+    ///
+    /// # Errors
+    ///
+    /// [`ObserveError`] when a limit is reached.
+    pub fn check_filter_ids(&self, count: usize) -> Result<(), ObserveError> {
+        let taken = self.inner.filter_ids.load(Ordering::Relaxed);
+        admission::check_filter_ids(&self.inner.options, count, taken)
     }
 
     /// Tells `observer` in a task of the current tokio runtime, until it is unsubscribed.
@@ -381,6 +409,7 @@ impl SessionSubject {
         let held = self.inner.feed.log.held();
         SubjectStats {
             observers: self.inner.observers.load(Ordering::Relaxed),
+            filter_ids: self.inner.filter_ids.load(Ordering::Relaxed),
             observers_behind: held.behind,
             max_lag_events: held.lag,
             changes: self.inner.feed.changes(),
@@ -395,10 +424,6 @@ impl SessionSubject {
 impl Inner {
     fn count_reset(&self, reason: ResetReason) {
         self.resets[reason as usize].fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn count_observer_out(&self) {
-        self.observers.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Notes whether the storage's log can be read, and tells whether that is news.

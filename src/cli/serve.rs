@@ -119,6 +119,11 @@ pub(crate) struct ServeArgs {
         value_parser = positive())]
     max_filter_ids: u64,
 
+    /// How many ids the filters of all observers together may name.
+    #[arg(long, env = "SESSIOND_MAX_TOTAL_FILTER_IDS", value_name = "N", default_value = "16777216",
+        value_parser = positive())]
+    max_total_filter_ids: u64,
+
     /// How many connections there may be at once; more wait to be accepted.
     #[arg(long, env = "SESSIOND_MAX_CONNECTIONS", value_name = "N", default_value = "100000",
         value_parser = positive())]
@@ -219,6 +224,7 @@ impl ServeArgs {
                 retain_bytes: bound(self.retain_bytes),
                 max_observers: bound(self.max_observers),
                 max_filter_ids: bound(self.max_filter_ids),
+                max_total_filter_ids: bound(self.max_total_filter_ids),
             },
             max_sessions: self.max_sessions,
             max_leases: self.max_leases,

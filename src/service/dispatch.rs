@@ -125,6 +125,8 @@ where
     B::Error: std::fmt::Display,
 {
     let request: SubscribeRequest = message::read(body, &calls.shared.limits).await?;
+    // Before a set is made of them.
+    calls.shared.subject.check_filter_ids(request.session_ids.len() + request.auth_key_ids.len())?;
     let heartbeat = convert::heartbeat(request.heartbeat)?;
     let options = convert::observe_options(request)?;
     let resumes = matches!(options.start, Start::After(_));
