@@ -8,6 +8,7 @@ mod format;
 mod health;
 mod ids;
 mod lease;
+mod memory;
 mod otlp;
 mod output;
 mod serve;

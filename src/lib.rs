@@ -41,6 +41,8 @@ pub mod status;
 pub mod storage;
 #[cfg(feature = "subject")]
 pub mod subject;
+#[cfg(feature = "subject")]
+mod vital;
 
 /// The generated protobuf and gRPC types of `proto/sessiond/v1`.
 #[cfg(feature = "grpc")]

@@ -60,7 +60,7 @@ const CHANGES: &[&str] = &[
 
 /// All reasons, in the order of their numbers, which begin with 1.
 #[rustfmt::skip]
-pub const REASONS: [ReasonRow; 30] = [
+pub const REASONS: [ReasonRow; 31] = [
     row(ErrorReason::BadDuration, &[(Code::InvalidArgument, Calls::Of(&["GrantLease", "Subscribe"]))], Retry::Never),
     row(ErrorReason::BatchTooLarge, &[(Code::InvalidArgument, Calls::Of(BATCHES))], Retry::Never),
     row(ErrorReason::CallTimeout, &[(Code::DeadlineExceeded, Calls::Any)], Retry::WithBackoff),
@@ -93,6 +93,9 @@ pub const REASONS: [ReasonRow; 30] = [
     row(ErrorReason::TooManyObservers, &[(Code::ResourceExhausted, Calls::Of(&["Subscribe"]))], Retry::AfterRetryInfo),
     row(ErrorReason::TooManyPendingBytes, &[(Code::ResourceExhausted, Calls::Any)], Retry::AfterRetryInfo),
     row(ErrorReason::TooManySessions, &[(Code::ResourceExhausted, Calls::Of(CREATES))], Retry::AfterRetryInfo),
+    row(
+        ErrorReason::TooManyTotalFilterIds, &[(Code::ResourceExhausted, Calls::Of(&["Subscribe"]))], Retry::AfterRetryInfo,
+    ),
     row(ErrorReason::UnequalLists, &[(Code::InvalidArgument, Calls::Of(BATCHES))], Retry::Never),
     row(ErrorReason::UnknownEventType, &[(Code::InvalidArgument, Calls::Of(&["Subscribe"]))], Retry::Never),
     row(ErrorReason::UnknownMethod, &[(Code::Unimplemented, Calls::Any)], Retry::Never),

@@ -17,6 +17,8 @@ mod process;
 mod rate;
 mod standard;
 mod stats;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod waits;
 mod worker;
@@ -27,7 +29,7 @@ use tokio::{
     net::{TcpListener, TcpSocket},
     sync::watch,
     task::AbortHandle,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_rustls::rustls;
 
@@ -36,6 +38,7 @@ use crate::{
     service::{CallTracer, Service, ServiceOptions},
     storage::{OpenError, StorageError, StorageUrl},
     subject::{SessionSubject, SubjectOptions},
+    vital::Vitals,
 };
 
 use self::{
@@ -118,6 +121,9 @@ pub enum ServerError {
     /// The storage is open and does not answer.
     #[error("the storage does not answer ({}): see that it runs and that --storage is right", source_text(.0))]
     Storage(#[from] StorageError),
+    /// A task that the server cannot work without panicked. The log has the panic.
+    #[error("a task that the server needs has panicked ({0}): start the server again, and report the panic in its log")]
+    FailedTask(&'static str),
     /// A worker cannot be started.
     #[error("cannot start a worker ({0}): try fewer with --workers")]
     Worker(#[source] io::Error),
@@ -149,6 +155,7 @@ pub struct Server {
     subject: Arc<SessionSubject>,
     stats: Arc<ServerStats>,
     lifecycle: watch::Sender<Lifecycle>,
+    vitals: Vitals,
     tasks: OwnedTasks,
 }
 
@@ -175,12 +182,13 @@ impl Server {
         let opening = Arc::<Opening>::default();
         let stats = ServerStats::new(config.max_sessions);
         let admin = Admin::new(Arc::clone(&opening), Arc::clone(&stats), lifecycle.subscribe());
-        let admin = tokio::spawn(admin.run(admin_listener));
+        let vitals = Vitals::default();
+        let admin = tokio::spawn(vitals.watch("admin port", admin.run(admin_listener)));
         let tasks = OwnedTasks(vec![admin.abort_handle()]);
         tracing::info!(storage = %config.storage, admin_address = %admin_addr, "opening the storage");
         let subject = opening.run(&config).await?;
         let listener = socket.listen(BACKLOG).map_err(listen_error(config.listen, "listen"))?;
-        Ok(Self { config, tls, access, listener, admin_addr, subject, stats, lifecycle, tasks })
+        Ok(Self { config, tls, access, listener, admin_addr, subject, stats, lifecycle, vitals, tasks })
     }
 
     /// Where gRPC is served.
@@ -204,8 +212,8 @@ impl Server {
         &self.subject
     }
 
-    /// Serves until `shutdown` is ready, then drains: readiness fails, streams end with their cursors, calls finish. Returns
-    /// when every connection has ended, or when the drain timeout has passed.
+    /// Serves until `shutdown` is ready, or a task that the server needs panics, and then drains: readiness fails, streams end
+    /// with their cursors, calls finish. Returns when every connection has ended, or when the drain timeout has passed.
     ///
     /// The current thread is the first worker: its runtime also accepts connections, publishes events and serves the
     /// admin port. Whoever else waits for this registry on that thread must leave it to that runtime: a second executor that
@@ -213,9 +221,9 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// [`ServerError::Worker`] when a thread cannot be started.
+    /// [`ServerError::Worker`] when a thread cannot be started, [`ServerError::FailedTask`] when a task panicked.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
-        let Self { config, tls, access, listener, subject, stats, lifecycle, mut tasks, .. } = self;
+        let Self { config, tls, access, listener, subject, stats, lifecycle, vitals, mut tasks, .. } = self;
         warn_of_exposure(&config);
         let health = Health::new(Arc::clone(&subject)).await;
         let rate = config.rate_limit.map(RateLimiter::new);
@@ -229,20 +237,23 @@ impl Server {
             tls: tls.as_ref().map(Reloaded::subscribe),
         };
         if let Some(tls) = tls {
-            tasks.0.push(tokio::spawn(tls.follow()).abort_handle());
+            tasks.0.push(tokio::spawn(vitals.watch("reading of certificates", tls.follow())).abort_handle());
         }
         if let Some(access) = access {
-            tasks.0.push(tokio::spawn(access.follow()).abort_handle());
+            tasks.0.push(tokio::spawn(vitals.watch("reading of the access file", access.follow())).abort_handle());
         }
-        let mut workers = Workers::start(config.workers, &Arc::new(connections), &lifecycle)?;
+        let mut workers = Workers::start(config.workers, &Arc::new(connections), &lifecycle, &vitals)?;
         let acceptor = Acceptor::new(listener, workers.inlets(), config.max_connections);
-        let acceptor = tokio::spawn(acceptor.run(lifecycle.subscribe()));
+        let acceptor = tokio::spawn(vitals.watch("acceptor of connections", acceptor.run(lifecycle.subscribe())));
         tasks.0.push(acceptor.abort_handle());
 
-        let following = tokio::spawn(health.clone().follow());
+        let following = tokio::spawn(vitals.watch("health", health.clone().follow()));
         tasks.0.push(following.abort_handle());
 
-        shutdown.await;
+        let failed_task = tokio::select! {
+            () = shutdown => None,
+            task = failed_task(&vitals, &subject) => Some(task),
+        };
         following.abort();
         // It must not say after this that the server serves. An error is that it was aborted.
         let _ = following.await;
@@ -260,7 +271,19 @@ impl Server {
         workers.ended().await;
         // Until now it has told that the server is not ready.
         tasks.abort();
-        Ok(())
+        failed_task.map_or(Ok(()), |task| Err(ServerError::FailedTask(task)))
+    }
+}
+
+const TASK_CHECK: Duration = Duration::from_millis(250);
+
+/// Waits until a task that the server, the subject or the storage needs has panicked, and returns its name.
+async fn failed_task(vitals: &Vitals, subject: &SessionSubject) -> &'static str {
+    loop {
+        if let Some(task) = vitals.failed().or_else(|| subject.failed_task()) {
+            return task;
+        }
+        sleep(TASK_CHECK).await;
     }
 }
 

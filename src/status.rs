@@ -190,6 +190,7 @@ fn reason(error: &ServiceError) -> ErrorReason {
         ServiceError::Draining | ServiceError::Observe(ObserveError::Closed) => ErrorReason::ServerDraining,
         ServiceError::Observe(ObserveError::TooManyObservers { .. }) => ErrorReason::TooManyObservers,
         ServiceError::Observe(ObserveError::TooManyFilterIds { .. }) => ErrorReason::TooManyFilterIds,
+        ServiceError::Observe(ObserveError::TooManyTotalFilterIds { .. }) => ErrorReason::TooManyTotalFilterIds,
         ServiceError::Observe(ObserveError::Storage(error)) | ServiceError::Storage(error) => match error {
             StorageError::TooManySessions { .. } => ErrorReason::TooManySessions,
             StorageError::TooManyLeases { .. } => ErrorReason::TooManyLeases,
@@ -225,6 +226,9 @@ fn message(error: &ServiceError) -> String {
         }
         ServiceError::Observe(ObserveError::TooManyFilterIds { count, limit }) => {
             format!("the filters name {count} ids and may name {limit}: raise the server's --max-filter-ids")
+        }
+        ServiceError::Observe(ObserveError::TooManyTotalFilterIds { .. }) => {
+            format!("{error}: raise the server's --max-total-filter-ids")
         }
         ServiceError::Observe(ObserveError::Storage(error)) | ServiceError::Storage(error) => storage_message(error),
         error => error.to_string(),
@@ -268,7 +272,7 @@ fn retry_delay(error: &ServiceError) -> Duration {
         }
         ServiceError::Draining | ServiceError::Observe(ObserveError::Closed) => (100, 3000),
         // These pass when somebody leaves, which takes longer than an outage of a moment.
-        ServiceError::Observe(ObserveError::TooManyObservers { .. })
+        ServiceError::Observe(ObserveError::TooManyObservers { .. } | ObserveError::TooManyTotalFilterIds { .. })
         | ServiceError::Storage(StorageError::TooManySessions { .. } | StorageError::TooManyLeases { .. }) => {
             (1000, 5000)
         }
@@ -391,6 +395,12 @@ mod tests {
                 Code::ResourceExhausted,
                 "TOO_MANY_FILTER_IDS",
                 "--max-filter-ids",
+            ),
+            (
+                ObserveError::TooManyTotalFilterIds { count: 4, limit: 30 }.into(),
+                Code::ResourceExhausted,
+                "TOO_MANY_TOTAL_FILTER_IDS",
+                "--max-total-filter-ids",
             ),
             (
                 StorageError::TooManySessions { limit: 3 }.into(),

@@ -83,6 +83,12 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// Returns the name of a task that the storage cannot work without and that has panicked. Whoever runs the storage is not
+    /// ready from then on, and should end.
+    fn failed_task(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Makes sessions exist. Tells for each, in order, whether this call created it.
     ///
     /// Under a lease, all of them come under it, those that existed too; without one, those that existed keep theirs.

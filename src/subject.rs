@@ -26,6 +26,7 @@
 //! # }
 //! ```
 
+mod admission;
 mod beginning;
 mod cursor;
 mod feed;
@@ -51,12 +52,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::task::JoinHandle;
+use tokio::task::AbortHandle;
 
-use self::{beginning::Beginning, feed::Feed, kept::KeptLeases, log::Retention, waits::WaitCounts};
+use self::{
+    admission::Admission, beginning::Beginning, feed::Feed, kept::KeptLeases, log::Retention, waits::WaitCounts,
+};
 use crate::{
     session::{LeaseId, SessionKey},
     storage::{RefusalCause, SessionStorage, StorageError, Writability, WriteRefusal},
+    vital::Vitals,
 };
 
 pub use self::{
@@ -76,9 +80,8 @@ pub use crate::{histogram::Times, relay::relay};
 /// and watch the storage and expire its leases end with the subject; observers that are left hear no more.
 pub struct SessionSubject {
     inner: Arc<Inner>,
-    follower: JoinHandle<()>,
-    expirer: JoinHandle<()>,
-    watcher: JoinHandle<()>,
+    vitals: Vitals,
+    tasks: [AbortHandle; 3],
 }
 
 /// The bounds of a subject.
@@ -92,11 +95,19 @@ pub struct SubjectOptions {
     pub max_observers: usize,
     /// How many ids the filters of one observer may name. 4096 by default.
     pub max_filter_ids: usize,
+    /// How many ids the filters of all observers may name together. Each takes about a hundred bytes. 16,777,216 by default.
+    pub max_total_filter_ids: usize,
 }
 
 impl Default for SubjectOptions {
     fn default() -> Self {
-        Self { retain_events: 1 << 20, retain_bytes: 256 << 20, max_observers: 100_000, max_filter_ids: 4096 }
+        Self {
+            retain_events: 1 << 20,
+            retain_bytes: 256 << 20,
+            max_observers: 100_000,
+            max_filter_ids: 4096,
+            max_total_filter_ids: 1 << 24,
+        }
     }
 }
 
@@ -139,6 +150,14 @@ pub enum ObserveError {
         /// The limit.
         limit: usize,
     },
+    /// The filters of all observers name as many ids as they may.
+    #[error("the filters of all observers together may name {limit} ids, and {count} more are too many")]
+    TooManyTotalFilterIds {
+        /// How many this filter names.
+        count: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// The subject was closed.
     #[error("the registry is closing")]
     Closed,
@@ -152,6 +171,8 @@ pub enum ObserveError {
 pub struct SubjectStats {
     /// How many observers there are.
     pub observers: usize,
+    /// How many ids their filters name.
+    pub filter_ids: usize,
     /// How many of them have something unread.
     pub observers_behind: usize,
     /// How many events the slowest of them is behind.
@@ -176,6 +197,7 @@ pub(crate) struct Inner {
     feed: Feed,
     options: SubjectOptions,
     observers: AtomicUsize,
+    filter_ids: AtomicUsize,
     resets: [AtomicU64; 4],
     is_following: AtomicBool,
 }
@@ -205,13 +227,17 @@ impl SessionSubject {
             feed: Feed::new(retention, &extent, Box::new(encoder)),
             options,
             observers: AtomicUsize::new(0),
+            filter_ids: AtomicUsize::new(0),
             resets: Default::default(),
             is_following: AtomicBool::new(true),
         });
-        let follower = tokio::spawn(follow::follow(Arc::clone(&inner), extent));
-        let expirer = tokio::spawn(follow::expire(Arc::clone(&inner)));
-        let watcher = tokio::spawn(writability::watch(Arc::clone(&inner)));
-        Ok(Self { inner, follower, expirer, watcher })
+        let vitals = Vitals::default();
+        let follower = vitals.watch("publication of changes", follow::follow(Arc::clone(&inner), extent));
+        let expirer = vitals.watch("expiry of leases", follow::expire(Arc::clone(&inner)));
+        let watcher = vitals.watch("watch of the storage", writability::watch(Arc::clone(&inner)));
+        let tasks = [tokio::spawn(follower), tokio::spawn(expirer), tokio::spawn(watcher)];
+        let tasks = tasks.map(|task| task.abort_handle());
+        Ok(Self { inner, vitals, tasks })
     }
 
     /// Makes sessions exist; see [`SessionStorage::create`].
@@ -299,17 +325,22 @@ impl SessionSubject {
     /// [`ObserveError`] when a limit is reached, the subject is closed, or the storage cannot be asked where its log ends.
     pub async fn observe(&self, options: ObserveOptions) -> Result<Observer, ObserveError> {
         let ObserveOptions { start, filter } = options;
-        let (count, limit) = (filter.id_count(), self.inner.options.max_filter_ids);
-        if count > limit {
-            return Err(ObserveError::TooManyFilterIds { count, limit });
-        }
+        let admission = Admission::new(&self.inner, filter.id_count());
+        let admission = admission
+            .map_err(|refusal| if self.inner.feed.log.head().closed { ObserveError::Closed } else { refusal })?;
         let beginning = Beginning::find(&self.inner, &start).await?;
-        let limit = self.inner.options.max_observers;
-        if self.inner.observers.fetch_add(1, Ordering::Relaxed) >= limit {
-            self.inner.observers.fetch_sub(1, Ordering::Relaxed);
-            return Err(ObserveError::TooManyObservers { limit });
-        }
-        Ok(Observer::new(Arc::clone(&self.inner), filter, beginning))
+        Ok(Observer::new(Arc::clone(&self.inner), admission, filter, beginning))
+    }
+
+    /// Whether one more observer may filter by `count` ids at present. [`observe`](Self::observe) checks it too: this is for who
+    /// would make a [`Filter`] of them first.
+    ///
+    /// # Errors
+    ///
+    /// [`ObserveError`] when a limit is reached.
+    pub fn check_filter_ids(&self, count: usize) -> Result<(), ObserveError> {
+        let taken = self.inner.filter_ids.load(Ordering::Relaxed);
+        admission::check_filter_ids(&self.inner.options, count, taken)
     }
 
     /// Tells `observer` in a task of the current tokio runtime, until it is unsubscribed.
@@ -334,10 +365,17 @@ impl SessionSubject {
         self.inner.feed.close();
     }
 
-    /// Whether the storage's log can be read at present.
+    /// Whether the storage's log can be read at present. Never again once a task has [failed](Self::failed_task).
     #[must_use]
     pub fn is_following(&self) -> bool {
-        self.inner.is_following.load(Ordering::Relaxed)
+        self.inner.is_following.load(Ordering::Relaxed) && self.failed_task().is_none()
+    }
+
+    /// Returns the name of a task, of the subject or its storage, that the registry cannot be served without and that has
+    /// panicked. Nothing restarts it: the process should end.
+    #[must_use]
+    pub fn failed_task(&self) -> Option<&'static str> {
+        self.vitals.failed().or_else(|| self.inner.storage.failed_task())
     }
 
     /// Whether the registry can be changed at present: see [`SessionStorage::writability`]. Not while the storage's log cannot
@@ -371,6 +409,7 @@ impl SessionSubject {
         let held = self.inner.feed.log.held();
         SubjectStats {
             observers: self.inner.observers.load(Ordering::Relaxed),
+            filter_ids: self.inner.filter_ids.load(Ordering::Relaxed),
             observers_behind: held.behind,
             max_lag_events: held.lag,
             changes: self.inner.feed.changes(),
@@ -387,10 +426,6 @@ impl Inner {
         self.resets[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    fn count_observer_out(&self) {
-        self.observers.fetch_sub(1, Ordering::Relaxed);
-    }
-
     /// Notes whether the storage's log can be read, and tells whether that is news.
     fn set_following(&self, is_following: bool) -> bool {
         let is_news = self.is_following.load(Ordering::Relaxed) != is_following;
@@ -403,9 +438,7 @@ impl Inner {
 
 impl Drop for SessionSubject {
     fn drop(&mut self) {
-        self.follower.abort();
-        self.expirer.abort();
-        self.watcher.abort();
+        self.tasks.iter().for_each(AbortHandle::abort);
     }
 }
 

@@ -18,9 +18,10 @@ pub(crate) enum Exit {
     Server = 3,
     Listen = 4,
     Storage = 5,
+    Failed = 6,
 }
 
-const MEANINGS: [(Exit, &str); 6] = [
+const MEANINGS: [(Exit, &str); 7] = [
     (Exit::Done, "done"),
     (
         Exit::No,
@@ -30,6 +31,7 @@ const MEANINGS: [(Exit, &str); 6] = [
     (Exit::Server, "the server cannot be reached, or refused the call"),
     (Exit::Listen, "a port cannot be listened on"),
     (Exit::Storage, "the storage cannot be opened, and waiting cannot cure that or took too long"),
+    (Exit::Failed, "a task that the server needs has panicked, and the server has drained"),
 ];
 
 /// The exit codes, for `--help`.

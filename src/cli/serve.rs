@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 use super::{
     connect::parse_duration,
     exit::{CliError, Exit},
+    memory,
     otlp::{Otlp, OtlpArgs},
     signal::Signals,
     telemetry::{self, LogFormat},
@@ -87,10 +88,10 @@ pub(crate) struct ServeArgs {
         value_parser = positive())]
     retain_events: u64,
 
-    /// How many bytes of memory the retained events may take.
-    #[arg(long, env = "SESSIOND_RETAIN_BYTES", value_name = "BYTES", default_value = "268435456",
-        value_parser = positive())]
-    retain_bytes: u64,
+    /// How many bytes of memory the retained events may take [default: 268435456, or a quarter of the memory that this process
+    /// may use if that is less].
+    #[arg(long, env = "SESSIOND_RETAIN_BYTES", value_name = "BYTES", value_parser = positive())]
+    retain_bytes: Option<u64>,
 
     /// How many sessions there may be, at most 200,000,000.
     #[arg(long, env = "SESSIOND_MAX_SESSIONS", value_name = "N", default_value = "200000000",
@@ -118,6 +119,11 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "SESSIOND_MAX_FILTER_IDS", value_name = "N", default_value = "4096",
         value_parser = positive())]
     max_filter_ids: u64,
+
+    /// How many ids the filters of all observers together may name [default: one for each 512 bytes of the memory that this
+    /// process may use, and 1048576 at least].
+    #[arg(long, env = "SESSIOND_MAX_TOTAL_FILTER_IDS", value_name = "N", value_parser = positive())]
+    max_total_filter_ids: Option<u64>,
 
     /// How many connections there may be at once; more wait to be accepted.
     #[arg(long, env = "SESSIOND_MAX_CONNECTIONS", value_name = "N", default_value = "100000",
@@ -155,10 +161,10 @@ pub(crate) struct ServeArgs {
         value_parser = value_parser!(u64).range(1024..=1 << 30))]
     max_message_bytes: u64,
 
-    /// How many bytes all requests together may take that have not come whole.
-    #[arg(long, env = "SESSIOND_MAX_PENDING_BYTES", value_name = "BYTES", default_value = "1073741824",
-        value_parser = positive())]
-    max_pending_bytes: u64,
+    /// How many bytes all requests together may take that have not come whole, with 1024 more for each of them [default:
+    /// 1073741824, or an eighth of the memory that this process may use if that is less].
+    #[arg(long, env = "SESSIOND_MAX_PENDING_BYTES", value_name = "BYTES", value_parser = positive())]
+    max_pending_bytes: Option<u64>,
 
     /// How many sessions a batch may name, at most 65,536.
     #[arg(long, env = "SESSIOND_MAX_BATCH", value_name = "N", default_value = "65536",
@@ -205,6 +211,12 @@ impl ServeArgs {
     fn config(&self) -> ServerConfig {
         // More than the machine can address is as good as no bound.
         let bound = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        let memory = memory::limit();
+        let defaults = memory::Defaults::of(memory);
+        let retain_bytes = self.retain_bytes.unwrap_or(defaults.retain_bytes);
+        let max_pending_bytes = self.max_pending_bytes.unwrap_or(defaults.max_pending_bytes);
+        let max_total_filter_ids = self.max_total_filter_ids.unwrap_or(defaults.max_total_filter_ids);
+        tracing::info!(memory, retain_bytes, max_pending_bytes, max_total_filter_ids, "bounds of memory");
         ServerConfig {
             listen: self.listen,
             admin_listen: self.admin_listen,
@@ -216,9 +228,10 @@ impl ServeArgs {
             workers: self.workers.or(thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN),
             subject: SubjectOptions {
                 retain_events: bound(self.retain_events),
-                retain_bytes: bound(self.retain_bytes),
+                retain_bytes: bound(retain_bytes),
                 max_observers: bound(self.max_observers),
                 max_filter_ids: bound(self.max_filter_ids),
+                max_total_filter_ids: bound(max_total_filter_ids),
             },
             max_sessions: self.max_sessions,
             max_leases: self.max_leases,
@@ -233,7 +246,7 @@ impl ServeArgs {
             },
             calls: ServiceOptions {
                 max_message_bytes: bound(self.max_message_bytes),
-                max_pending_bytes: bound(self.max_pending_bytes),
+                max_pending_bytes: bound(max_pending_bytes),
                 max_batch: bound(self.max_batch),
                 call_timeout: self.call_timeout,
             },
@@ -265,7 +278,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
     let otlp = Otlp::start(&args.otlp)?;
     let config = ServerConfig { tracer: otlp.as_ref().map(Otlp::tracer), ..config };
     let server = tokio::select! {
-        bound = Server::bind(config) => bound.map_err(start_error)?,
+        bound = Server::bind(config) => bound.map_err(serve_error)?,
         () = signals.next() => {
             tracing::info!("stopping before the storage is open");
             return Ok(Exit::Done);
@@ -294,14 +307,15 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
         otlp.flush(drain_timeout.saturating_sub(began.elapsed())).await;
     }
     waits.abort();
-    result.map(|()| Exit::Done).map_err(start_error)
+    result.map(|()| Exit::Done).map_err(serve_error)
 }
 
-fn start_error(error: ServerError) -> CliError {
+fn serve_error(error: ServerError) -> CliError {
     let exit = match error {
         ServerError::File(_) => Exit::Usage,
         ServerError::Listen { .. } => Exit::Listen,
         ServerError::Open(_) | ServerError::Storage(_) => Exit::Storage,
+        ServerError::FailedTask(_) => Exit::Failed,
         _ => Exit::No,
     };
     CliError::new(exit, error)

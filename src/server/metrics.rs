@@ -99,6 +99,7 @@ async fn register(registry: &mut Registry, subject: &SessionSubject) {
     }
     let stats = subject.stats();
     registry.register("observers", "Observers that are subscribed", gauge(stats.observers));
+    registry.register("observer_filter_ids", "Ids in the filters of all observers", gauge(stats.filter_ids));
     registry.register("observers_behind", "Observers that have something unread", gauge(stats.observers_behind));
     registry.register(
         "observer_lag_max_events",

@@ -24,7 +24,7 @@ use super::{
     connection::{Connection, Connections},
     lifecycle::{self, Lifecycle},
 };
-use crate::subject::relay;
+use crate::{subject::relay, vital::Vitals};
 
 /// How many connections may wait for a worker.
 const INLET: usize = 64;
@@ -52,6 +52,7 @@ impl Workers {
         count: NonZeroUsize,
         connections: &Arc<Connections>,
         lifecycle: &watch::Sender<Lifecycle>,
+        vitals: &Vitals,
     ) -> Result<Self, ServerError> {
         let (end, ended) = mpsc::channel(1);
         let mut inlets = Vec::new();
@@ -65,14 +66,15 @@ impl Workers {
                 _end: end.clone(),
             };
             inlets.push(Inlet { connections: sender, load: Arc::clone(&worker.load) });
+            let worker = vitals.watch("worker", worker.run());
             if index == 0 {
-                tokio::spawn(worker.run());
+                tokio::spawn(worker);
             } else {
                 let runtime = runtime::Builder::new_current_thread().enable_all().build();
                 let runtime = runtime.map_err(ServerError::Worker)?;
                 thread::Builder::new()
                     .name(format!("worker-{index}"))
-                    .spawn(move || runtime.block_on(worker.run()))
+                    .spawn(move || runtime.block_on(worker))
                     .map_err(ServerError::Worker)?;
             }
         }

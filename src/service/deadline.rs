@@ -1,6 +1,7 @@
 //! How long a call may take.
 
 use std::{
+    mem,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -20,8 +21,13 @@ pin_project! {
         call: F,
         headers: HeaderMap,
         limit: Duration,
-        timer: Option<Pin<Box<Sleep>>>,
+        timer: Option<Timer>,
     }
+}
+
+struct Timer {
+    sleep: Pin<Box<Sleep>>,
+    is_wish: bool,
 }
 
 pub(super) fn within<F>(call: F, headers: HeaderMap, limit: Duration) -> Within<F> {
@@ -41,10 +47,17 @@ where
         }
         // Most calls are ready at once, and need neither a timer nor a look for what the client wishes.
         let limit = *this.limit;
-        let shorter = || wish(this.headers).filter(|wish| *wish < limit);
-        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep(shorter().unwrap_or(limit))));
-        ready!(timer.as_mut().poll(context));
-        Poll::Ready(Err(shorter().map_or(ServiceError::CallTimeout { limit }, |_| ServiceError::DeadlineExceeded)))
+        let timer = this.timer.get_or_insert_with(|| {
+            // Nobody else needs the headers, and a call that waits must not hold what a stranger has sent.
+            let wish = wish(&mem::take(this.headers)).filter(|wish| *wish < limit);
+            Timer { sleep: Box::pin(sleep(wish.unwrap_or(limit))), is_wish: wish.is_some() }
+        });
+        ready!(timer.sleep.as_mut().poll(context));
+        Poll::Ready(Err(if timer.is_wish {
+            ServiceError::DeadlineExceeded
+        } else {
+            ServiceError::CallTimeout { limit }
+        }))
     }
 }
 

@@ -9,7 +9,8 @@ use http_body::Body;
 use prost::Message;
 
 use super::{
-    Calls, ServiceOptions, Shared, convert, deadline, message, response::ResponseBody, subscribe::ObserverBody,
+    Calls, ServiceOptions, Shared, convert, deadline, message, response::ResponseBody, stats::METHODS,
+    subscribe::ObserverBody,
 };
 use crate::{
     proto::SubscribeRequest,
@@ -19,6 +20,9 @@ use crate::{
 
 /// The prefix of the paths of all services of the package `sessiond.v1`.
 pub(crate) const PATH: &str = "/sessiond.v1.";
+
+/// The same without the slash.
+const PACKAGE: &str = "sessiond.v1.";
 
 /// Whether a call to this path is answered with one message.
 pub(crate) fn is_unary(path: &str) -> bool {
@@ -56,7 +60,7 @@ impl Service {
         let (Parts { uri, headers, .. }, body) = request.into_parts();
         // Calls of one message look for it only when they have to wait.
         let wish = if is_unary(uri.path()) { None } else { deadline::wish(&headers) };
-        let answer = answer(self.calls, uri, is_grpc, wish, body);
+        let answer = answer(self.calls, known_method(uri), is_grpc, wish, body);
         deadline::within(answer, headers, limit).map(|answer| answer.unwrap_or_else(ResponseBody::error))
     }
 }
@@ -65,7 +69,7 @@ impl Service {
 #[expect(clippy::manual_async_fn, reason = "the future of an async fn holds twice what it was called with")]
 fn answer<B>(
     calls: Calls,
-    uri: Uri,
+    method: Result<&'static str, Uri>,
     is_grpc: bool,
     wish: Option<Duration>,
     body: B,
@@ -78,21 +82,29 @@ where
         if !is_grpc {
             return Ok(ResponseBody::http(StatusCode::UNSUPPORTED_MEDIA_TYPE));
         }
-        match uri.path().strip_prefix(PATH) {
-            Some("SessionService/HasSession") => unary(calls, body, Calls::has).await,
-            Some("SessionService/CreateSession") => unary(calls, body, Calls::create).await,
-            Some("SessionService/DestroySession") => unary(calls, body, Calls::destroy).await,
-            Some("SessionService/BatchHasSessions") => unary(calls, body, Calls::batch_has).await,
-            Some("SessionService/BatchCreateSessions") => unary(calls, body, Calls::batch_create).await,
-            Some("SessionService/BatchDestroySessions") => unary(calls, body, Calls::batch_destroy).await,
+        match method {
+            Ok("SessionService/HasSession") => unary(calls, body, Calls::has).await,
+            Ok("SessionService/CreateSession") => unary(calls, body, Calls::create).await,
+            Ok("SessionService/DestroySession") => unary(calls, body, Calls::destroy).await,
+            Ok("SessionService/BatchHasSessions") => unary(calls, body, Calls::batch_has).await,
+            Ok("SessionService/BatchCreateSessions") => unary(calls, body, Calls::batch_create).await,
+            Ok("SessionService/BatchDestroySessions") => unary(calls, body, Calls::batch_destroy).await,
             // In a box, as is all that is rare and large: the future of every call is as large as the largest of these.
-            Some("SessionService/Subscribe") => Box::pin(subscribe(calls, wish, body)).await,
-            Some("LeaseService/GrantLease") => unary(calls, body, Calls::grant_lease).await,
-            Some("LeaseService/KeepLeaseAlive") => unary(calls, body, Calls::keep_lease_alive).await,
-            Some("LeaseService/RevokeLease") => unary(calls, body, Calls::revoke_lease).await,
-            _ => Err(ServiceError::UnknownMethod(uri.path().to_owned())),
+            Ok("SessionService/Subscribe") => Box::pin(subscribe(calls, wish, body)).await,
+            Ok("LeaseService/GrantLease") => unary(calls, body, Calls::grant_lease).await,
+            Ok("LeaseService/KeepLeaseAlive") => unary(calls, body, Calls::keep_lease_alive).await,
+            Ok("LeaseService/RevokeLease") => unary(calls, body, Calls::revoke_lease).await,
+            Ok(method) => Err(ServiceError::UnknownMethod(method.to_owned())),
+            Err(uri) => Err(ServiceError::UnknownMethod(uri.path().to_owned())),
         }
     }
+}
+
+/// Returns the method that a request is for, by a name of our own: a call that waits must not hold what a stranger has sent.
+fn known_method(uri: Uri) -> Result<&'static str, Uri> {
+    let method = uri.path().strip_prefix(PATH);
+    let mut names = METHODS.iter().filter_map(|name| name.strip_prefix(PACKAGE));
+    names.find(|name| Some(*name) == method).ok_or(uri)
 }
 
 fn is_grpc<B>(request: &Request<B>) -> bool {
@@ -125,6 +137,8 @@ where
     B::Error: std::fmt::Display,
 {
     let request: SubscribeRequest = message::read(body, &calls.shared.limits).await?;
+    // Before a set is made of them.
+    calls.shared.subject.check_filter_ids(request.session_ids.len() + request.auth_key_ids.len())?;
     let heartbeat = convert::heartbeat(request.heartbeat)?;
     let options = convert::observe_options(request)?;
     let resumes = matches!(options.start, Start::After(_));

@@ -1,51 +1,60 @@
 //! The length-prefixed messages of gRPC over HTTP/2
 //! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
 
-use std::{pin::pin, sync::Arc};
+use std::{
+    pin::pin,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures_util::FutureExt as _;
 use http_body::Body;
 use http_body_util::BodyExt;
 use prost::Message;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::status::ServiceError;
 
 /// A byte that tells of compression, and four that tell the length.
 const PREFIX: usize = 5;
 
-/// A request that takes no more than this is small beside the stream that it came over, and is not counted.
-const UNCOUNTED: usize = 4 << 10;
+/// What a call takes while it waits for the rest of its request, besides the bytes of that.
+const WAITING_CALL: usize = 1 << 10;
 
 /// What requests may take.
 #[derive(Debug)]
 pub(super) struct Limits {
     max_message_bytes: usize,
     max_pending_bytes: usize,
-    /// What is left for requests that have not come whole.
-    pending: Arc<Semaphore>,
+    /// What is held for requests that have not come whole.
+    pending: AtomicUsize,
 }
 
 impl Limits {
     pub(super) fn new(max_message_bytes: usize, max_pending_bytes: usize) -> Self {
-        let pending = Arc::new(Semaphore::new(max_pending_bytes.min(Semaphore::MAX_PERMITS)));
-        Self { max_message_bytes, max_pending_bytes, pending }
+        Self { max_message_bytes, max_pending_bytes, pending: AtomicUsize::new(0) }
     }
+}
 
-    /// Takes memory for the `len` bytes of a request that has not come whole, beside what is held for it already.
-    fn hold(&self, held: &mut Option<OwnedSemaphorePermit>, len: usize) -> Result<(), ServiceError> {
-        if len <= UNCOUNTED {
-            return Ok(());
-        }
-        let more = len - held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let more =
-            u32::try_from(more).ok().and_then(|more| Arc::clone(&self.pending).try_acquire_many_owned(more).ok());
-        let more = more.ok_or(ServiceError::TooManyPendingBytes { limit: self.max_pending_bytes })?;
-        match held {
-            Some(held) => held.merge(more),
-            None => *held = Some(more),
+/// The memory of a request that waits for its rest; free again when this is dropped.
+struct Held<'a> {
+    limits: &'a Limits,
+    bytes: usize,
+}
+
+impl Held<'_> {
+    fn grow_to(&mut self, bytes: usize) -> Result<(), ServiceError> {
+        let more = bytes - self.bytes;
+        self.bytes = bytes;
+        if self.limits.pending.fetch_add(more, Ordering::Relaxed) + more > self.limits.max_pending_bytes {
+            return Err(ServiceError::TooManyPendingBytes { limit: self.limits.max_pending_bytes });
         }
         Ok(())
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.limits.pending.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -74,9 +83,17 @@ where
     let limit = limits.max_message_bytes;
     let mut body = pin!(body);
     let mut bytes = Bytes::new();
-    let mut pending: Option<OwnedSemaphorePermit> = None;
-    // Nearly always the first frame is the whole request, and nothing is copied.
-    while let Some(frame) = body.as_mut().frame().await {
+    let mut held = Held { limits, bytes: 0 };
+    loop {
+        // What has come whole needs no wait, and is not counted. Nearly always the first frame is all, and nothing is copied.
+        let frame = match body.as_mut().frame().now_or_never() {
+            Some(frame) => frame,
+            None => {
+                held.grow_to(WAITING_CALL + bytes.len())?;
+                body.as_mut().frame().await
+            }
+        };
+        let Some(frame) = frame else { break };
         let frame = frame.map_err(|error| ServiceError::MalformedRequest(error.to_string()))?;
         let Ok(data) = frame.into_data() else { continue };
         bytes = if bytes.is_empty() {
@@ -90,7 +107,6 @@ where
         if body.is_end_stream() {
             break;
         }
-        limits.hold(&mut pending, bytes.len())?;
     }
     let len = check_prefix(&bytes, limit)?;
     if len.is_none_or(|len| bytes.len() < PREFIX + len) {
@@ -154,6 +170,7 @@ mod tests {
         assert!(matches!(read_parts(&[&[0, 0, 0, 0, 65]]).await, Err(ServiceError::RequestTooLarge { limit: 64 })));
         assert!(matches!(read_parts(&[&[0, 255, 255, 255, 255]]).await, Err(ServiceError::RequestTooLarge { .. })));
     }
+
     #[tokio::test]
     async fn requests_that_have_not_come_whole_share_a_bound() {
         let limits = Limits::new(1 << 20, 10_000);
@@ -167,8 +184,13 @@ mod tests {
         assert!(futures_util::FutureExt::now_or_never(held.as_mut()).is_none());
         let refused = futures_util::FutureExt::now_or_never(read_half(5000));
         assert!(matches!(refused, Some(Err(ServiceError::TooManyPendingBytes { limit: 10_000 }))));
-        assert!(futures_util::FutureExt::now_or_never(read_half(4000)).is_none(), "what is small is not counted");
-        drop(held);
+        let mut small = Box::pin(read_half(1500));
+        assert!(futures_util::FutureExt::now_or_never(small.as_mut()).is_none());
+        let refused = futures_util::FutureExt::now_or_never(read_half(PREFIX));
+        assert!(matches!(refused, Some(Err(ServiceError::TooManyPendingBytes { .. }))), "what is small is counted too");
+        let whole = read_parts(&[&encode(&HasSessionRequest { session_id: Some(1), auth_key_id: 0 })]).await;
+        assert!(whole.is_ok(), "what has come whole takes no part in it");
+        drop((held, small));
         assert!(futures_util::FutureExt::now_or_never(read_half(5000)).is_none(), "what was held is free again");
     }
 }

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The methods that are counted, by service. Others are not: whoever calls could make up as many as they like.
-const METHODS: [&str; 10] = [
+pub(super) const METHODS: [&str; 10] = [
     "sessiond.v1.SessionService/HasSession",
     "sessiond.v1.SessionService/CreateSession",
     "sessiond.v1.SessionService/DestroySession",

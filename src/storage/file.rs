@@ -46,7 +46,10 @@ use super::{
     journal::Journal,
     memory::{MemoryOptions, MemoryStorage},
 };
-use crate::session::{LeaseId, SessionKey};
+use crate::{
+    session::{LeaseId, SessionKey},
+    vital::Vitals,
+};
 
 pub use self::{backup::backup, error::FileError};
 
@@ -64,6 +67,7 @@ pub struct FileStorage {
     journal: Arc<Journal>,
     disk: Arc<DiskStatus>,
     writer: Option<JoinHandle<()>>,
+    vitals: Vitals,
 }
 
 impl FileStorage {
@@ -99,11 +103,16 @@ impl FileStorage {
         let (memory, journal) = (Arc::clone(&loaded.memory), Arc::clone(&loaded.journal));
         let disk = Arc::new(DiskStatus::default());
         let writer = Writer::new(store, loaded, probe, Arc::clone(&disk));
+        let vitals = Vitals::default();
+        let watched = vitals.watched("writer of the file");
         let writer = thread::Builder::new()
             .name("sessiond-file".to_owned())
-            .spawn(move || writer.run())
+            .spawn(move || {
+                let _watched = watched;
+                writer.run();
+            })
             .map_err(|source| FileError::Io { path: path.to_owned(), source })?;
-        Ok(Self { memory, journal, disk, writer: Some(writer) })
+        Ok(Self { memory, journal, disk, writer: Some(writer), vitals })
     }
 }
 
@@ -130,6 +139,10 @@ impl SessionStorage for FileStorage {
 
     fn partition_of(&self, bucket: u32) -> u32 {
         self.memory.partition_of(bucket)
+    }
+
+    fn failed_task(&self) -> Option<&'static str> {
+        self.vitals.failed()
     }
 
     /// A disk without room for one more page counts as full. Some changes may still succeed then, in room that the file has

@@ -55,7 +55,10 @@ use super::{
     BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RefusalCause, RegistryId,
     SessionStorage, StorageError, StorageOptions, Writability, WriteRefusal,
 };
-use crate::session::{LeaseId, SessionKey};
+use crate::{
+    session::{LeaseId, SessionKey},
+    vital::Vitals,
+};
 
 pub use self::url::{RedisUrl, RedisUrlError};
 
@@ -77,6 +80,7 @@ pub struct RedisStorage {
     findings: Arc<Findings>,
     /// How many buckets to read at once, which depends on how full the last ones were.
     read_ahead: AtomicUsize,
+    vitals: Vitals,
     _tasks: JoinSet<()>,
 }
 
@@ -100,24 +104,24 @@ impl RedisStorage {
             fault => fault.into(),
         });
         let registry = Arc::new(registry?);
-        let mut tasks = JoinSet::new();
+        let (mut tasks, vitals) = (JoinSet::new(), Vitals::default());
         let (mut lanes, mut reads, mut tails) = (Vec::new(), Vec::new(), Vec::new());
         for partition in registry.partitions() {
             let number = partition.number;
             let (lane, read) = (Arc::new(Lane::default()), Arc::new(Reads::default()));
             let tail = Arc::new(Tail::new(partition, registry.servers(), options.retain_events));
-            tasks.spawn(Arc::clone(&lane).run(Arc::clone(&registry), number));
-            tasks.spawn(Arc::clone(&read).run(Arc::clone(&registry), number));
-            tasks.spawn(Arc::clone(&tail).run(Arc::clone(&registry)));
+            tasks.spawn(vitals.watch("changes of Redis", Arc::clone(&lane).run(Arc::clone(&registry), number)));
+            tasks.spawn(vitals.watch("reads of Redis", Arc::clone(&read).run(Arc::clone(&registry), number)));
+            tasks.spawn(vitals.watch("tail of the log in Redis", Arc::clone(&tail).run(Arc::clone(&registry))));
             lanes.push(lane);
             reads.push(read);
             tails.push(tail);
         }
-        tasks.spawn(Arc::clone(&registry).move_clock());
+        tasks.spawn(vitals.watch("clock of the leases in Redis", Arc::clone(&registry).move_clock()));
         let findings = Arc::<Findings>::default();
-        tasks.spawn(Arc::clone(&findings).run(Arc::clone(&registry)));
+        tasks.spawn(vitals.watch("probes of Redis", Arc::clone(&findings).run(Arc::clone(&registry))));
         let read_ahead = AtomicUsize::new(BUCKETS_A_READ);
-        Ok(Self { registry, lanes, reads, tails, findings, read_ahead, _tasks: tasks })
+        Ok(Self { registry, lanes, reads, tails, findings, read_ahead, vitals, _tasks: tasks })
     }
 
     /// Calls `ask` with the sessions of each partition. Starts again if the registry was replaced meanwhile, because
@@ -275,6 +279,10 @@ impl SessionStorage for RedisStorage {
 
     fn writability(&self) -> Writability {
         self.findings.writability()
+    }
+
+    fn failed_task(&self) -> Option<&'static str> {
+        self.vitals.failed()
     }
 
     fn evicts_keys(&self) -> Option<bool> {

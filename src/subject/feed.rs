@@ -5,13 +5,13 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{
     ResetReason,
     cursor::{Cursor, Points},
     filter::Filter,
-    index::{FilterIndex, Mailbox},
+    index::{FilterIndex, Mailbox, WatchedId},
     log::{Chunk, EventEncoder, EventLog, Place, Retention},
 };
 use crate::{
@@ -19,6 +19,9 @@ use crate::{
     session::{DestroyReason, SessionChange},
     storage::{Changes, LogExtent, LogPoint, Position, RegistryId},
 };
+
+/// So many ids of a filter are added or removed under one hold of the index.
+const IDS_A_HOLD: usize = 256;
 
 /// The log of events and the index of those who watch but some of them.
 ///
@@ -98,8 +101,11 @@ impl Feed {
 
     /// Has what passes `filter` put into a mailbox, from the place given back on.
     pub(super) fn watch(&self, filter: &Arc<Filter>) -> (Arc<Mailbox>, Place) {
-        let mut index = self.index.lock();
-        (index.insert(filter), self.log.head().place)
+        let mailbox = Mailbox::new(filter);
+        self.in_parts(&mailbox, |index, ids| index.insert(&mailbox, ids));
+        // What came while only a part of the ids was watched is read from the log.
+        let from = self.rewatch(&mailbox);
+        (mailbox, from)
     }
 
     /// Empties a mailbox that has overflowed; it holds what comes from the place given back on.
@@ -110,6 +116,16 @@ impl Feed {
     }
 
     pub(super) fn unwatch(&self, mailbox: &Arc<Mailbox>) {
-        self.index.lock().remove(mailbox);
+        self.in_parts(mailbox, |index, ids| index.remove(mailbox, ids));
+    }
+
+    /// Calls `change` with the ids that a mailbox watches, a few at a time: publications wait for the index.
+    fn in_parts(&self, mailbox: &Mailbox, change: impl Fn(&mut FilterIndex, &mut dyn Iterator<Item = WatchedId>)) {
+        let mut ids = mailbox.watched_ids().peekable();
+        while ids.peek().is_some() {
+            let mut index = self.index.lock();
+            change(&mut index, &mut ids.by_ref().take(IDS_A_HOLD));
+            MutexGuard::unlock_fair(index);
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! What a subject does for its storage all the time: it follows the log and publishes it, and expires leases.
 
-use std::{error::Error, ops::Range, sync::Arc, time::Duration};
+use std::{convert::Infallible, error::Error, ops::Range, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::Instant;
@@ -21,7 +21,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(2);
 
 /// Follows the log from the start of `extent` on, through outages and losses of the storage. Never returns.
-pub(super) async fn follow(inner: Arc<Inner>, extent: LogExtent) {
+pub(super) async fn follow(inner: Arc<Inner>, extent: LogExtent) -> Infallible {
     let mut registry_id = extent.registry_id;
     let mut from: Points = extent.partitions.iter().map(|held| held.start).collect();
     loop {
@@ -40,7 +40,7 @@ pub(super) async fn follow(inner: Arc<Inner>, extent: LogExtent) {
 }
 
 /// Expires leases, through outages of the storage. Never returns.
-pub(super) async fn expire(inner: Arc<Inner>) {
+pub(super) async fn expire(inner: Arc<Inner>) -> Infallible {
     let mut pause = FIRST_RETRY;
     let mut is_failing = false;
     loop {

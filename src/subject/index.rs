@@ -24,9 +24,80 @@ const MAILBOX_EVENTS: usize = 1024;
 #[derive(Default)]
 pub(super) struct FilterIndex {
     /// Those that name sessions, whether or not they name auth keys too.
-    by_session: HashMap<SessionId, Vec<Arc<Mailbox>>>,
+    by_session: HashMap<SessionId, Watchers>,
     /// Those that name auth keys alone.
-    by_auth_key: HashMap<AuthKeyId, Vec<Arc<Mailbox>>>,
+    by_auth_key: HashMap<AuthKeyId, Watchers>,
+    /// Each mailbox once, however many ids it watches.
+    mailboxes: HashMap<Address, Arc<Mailbox>>,
+}
+
+/// What a mailbox is found by.
+#[derive(Clone, Copy)]
+pub(super) enum WatchedId {
+    Session(SessionId),
+    AuthKey(AuthKeyId),
+}
+
+/// Tells one mailbox from another.
+type Address = usize;
+
+fn address(mailbox: &Arc<Mailbox>) -> Address {
+    Arc::as_ptr(mailbox).addr()
+}
+
+/// The mailboxes of those who watch one id: a list, or a table if they are many, so that nobody who leaves is searched for among
+/// thousands.
+enum Watchers {
+    Few(Vec<Arc<Mailbox>>),
+    Many(Box<HashMap<Address, Arc<Mailbox>>>),
+}
+
+/// A list that has grown to this becomes a table, and a table of a quarter of it a list again.
+const FEW: usize = 32;
+
+impl Default for Watchers {
+    fn default() -> Self {
+        Self::Few(Vec::new())
+    }
+}
+
+impl Watchers {
+    fn add(&mut self, mailbox: &Arc<Mailbox>) {
+        match self {
+            Self::Few(list) if list.len() == FEW => {
+                let table = list.drain(..).chain([Arc::clone(mailbox)]).map(|mailbox| (address(&mailbox), mailbox));
+                *self = Self::Many(Box::new(table.collect()));
+            }
+            Self::Few(list) => list.push(Arc::clone(mailbox)),
+            Self::Many(table) => drop(table.insert(address(mailbox), Arc::clone(mailbox))),
+        }
+    }
+
+    /// Returns whether nobody is left.
+    fn remove(&mut self, mailbox: &Arc<Mailbox>) -> bool {
+        match self {
+            Self::Few(list) => {
+                if let Some(at) = list.iter().position(|other| Arc::ptr_eq(other, mailbox)) {
+                    list.swap_remove(at);
+                }
+                list.is_empty()
+            }
+            Self::Many(table) => {
+                table.remove(&address(mailbox));
+                if table.len() <= FEW / 4 {
+                    *self = Self::Few(table.drain().map(|(_, mailbox)| mailbox).collect());
+                }
+                false
+            }
+        }
+    }
+
+    fn deliver(&self, chunk: u64, event: &SessionEvent, woken: &mut Vec<Waiter>) {
+        match self {
+            Self::Few(list) => list.iter().for_each(|mailbox| mailbox.deliver(chunk, event, woken)),
+            Self::Many(table) => table.values().for_each(|mailbox| mailbox.deliver(chunk, event, woken)),
+        }
+    }
 }
 
 /// The events that an observer has yet to see, put there by the publisher.
@@ -52,25 +123,23 @@ pub(super) enum Taken {
 }
 
 impl FilterIndex {
-    pub(super) fn insert(&mut self, filter: &Arc<Filter>) -> Arc<Mailbox> {
-        let mailbox = Arc::new(Mailbox { filter: Arc::clone(filter), state: Mutex::default() });
-        if filter.session_ids.is_empty() {
-            for id in &filter.auth_key_ids {
-                self.by_auth_key.entry(*id).or_default().push(Arc::clone(&mailbox));
-            }
-        } else {
-            for id in &filter.session_ids {
-                self.by_session.entry(*id).or_default().push(Arc::clone(&mailbox));
+    pub(super) fn insert(&mut self, mailbox: &Arc<Mailbox>, ids: impl Iterator<Item = WatchedId>) {
+        self.mailboxes.insert(address(mailbox), Arc::clone(mailbox));
+        for id in ids {
+            match id {
+                WatchedId::Session(id) => self.by_session.entry(id).or_default().add(mailbox),
+                WatchedId::AuthKey(id) => self.by_auth_key.entry(id).or_default().add(mailbox),
             }
         }
-        mailbox
     }
 
-    pub(super) fn remove(&mut self, mailbox: &Arc<Mailbox>) {
-        if mailbox.filter.session_ids.is_empty() {
-            mailbox.filter.auth_key_ids.iter().for_each(|id| remove_from(&mut self.by_auth_key, *id, mailbox));
-        } else {
-            mailbox.filter.session_ids.iter().for_each(|id| remove_from(&mut self.by_session, *id, mailbox));
+    pub(super) fn remove(&mut self, mailbox: &Arc<Mailbox>, ids: impl Iterator<Item = WatchedId>) {
+        self.mailboxes.remove(&address(mailbox));
+        for id in ids {
+            match id {
+                WatchedId::Session(id) => remove_from(&mut self.by_session, id, mailbox),
+                WatchedId::AuthKey(id) => remove_from(&mut self.by_auth_key, id, mailbox),
+            }
         }
     }
 
@@ -81,32 +150,43 @@ impl FilterIndex {
             return;
         }
         for event in events {
-            let by_session = self.by_session.get(&event.session.session_id).into_iter().flatten();
-            let by_auth_key = self.by_auth_key.get(&event.session.auth_key_id).into_iter().flatten();
-            for mailbox in by_session.chain(by_auth_key) {
-                mailbox.deliver(chunk, event, woken);
+            let by_session = self.by_session.get(&event.session.session_id);
+            let by_auth_key = self.by_auth_key.get(&event.session.auth_key_id);
+            for watchers in by_session.into_iter().chain(by_auth_key) {
+                watchers.deliver(chunk, event, woken);
             }
         }
     }
 
     /// Takes all who wait, because something befell the log as a whole.
     pub(super) fn take_waiters(&self, woken: &mut Vec<Waiter>) {
-        for mailbox in self.by_session.values().chain(self.by_auth_key.values()).flatten() {
+        for mailbox in self.mailboxes.values() {
             woken.extend(mailbox.state.lock().waiter.take());
         }
     }
 }
 
-fn remove_from<K: Eq + Hash>(index: &mut HashMap<K, Vec<Arc<Mailbox>>>, id: K, mailbox: &Arc<Mailbox>) {
-    if let Entry::Occupied(mut watching) = index.entry(id) {
-        watching.get_mut().retain(|other| !Arc::ptr_eq(other, mailbox));
-        if watching.get().is_empty() {
-            watching.remove();
-        }
+fn remove_from<K: Eq + Hash>(index: &mut HashMap<K, Watchers>, id: K, mailbox: &Arc<Mailbox>) {
+    if let Entry::Occupied(mut watching) = index.entry(id)
+        && watching.get_mut().remove(mailbox)
+    {
+        watching.remove();
     }
 }
 
 impl Mailbox {
+    pub(super) fn new(filter: &Arc<Filter>) -> Arc<Self> {
+        Arc::new(Self { filter: Arc::clone(filter), state: Mutex::default() })
+    }
+
+    /// What it is found by.
+    pub(super) fn watched_ids(&self) -> impl Iterator<Item = WatchedId> + use<'_> {
+        let Filter { session_ids, auth_key_ids, .. } = &*self.filter;
+        let auth_keys = if session_ids.is_empty() { Some(auth_key_ids) } else { None };
+        let auth_keys = auth_keys.into_iter().flatten().map(|id| WatchedId::AuthKey(*id));
+        session_ids.iter().map(|id| WatchedId::Session(*id)).chain(auth_keys)
+    }
+
     fn deliver(&self, chunk: u64, event: &SessionEvent, woken: &mut Vec<Waiter>) {
         if !self.filter.passes(event) {
             return;
@@ -157,6 +237,7 @@ mod tests {
     use std::{
         sync::atomic::{AtomicBool, Ordering},
         task::{Wake, Waker},
+        time::{Duration, Instant},
     };
 
     use super::*;
@@ -170,6 +251,16 @@ mod tests {
         })
     }
 
+    fn join(index: &mut FilterIndex, filter: &Arc<Filter>) -> Arc<Mailbox> {
+        let mailbox = Mailbox::new(filter);
+        index.insert(&mailbox, mailbox.watched_ids());
+        mailbox
+    }
+
+    fn leave(index: &mut FilterIndex, mailbox: &Arc<Mailbox>) {
+        index.remove(mailbox, mailbox.watched_ids());
+    }
+
     fn created(auth_key_id: i64, session_id: i64) -> SessionEvent {
         SessionEvent { session: SessionKey::new(auth_key_id, session_id), change: SessionChange::Created }
     }
@@ -177,7 +268,7 @@ mod tests {
     #[test]
     fn a_mailbox_that_nobody_empties_is_bounded() {
         let mut index = FilterIndex::default();
-        let mailbox = index.insert(&filter(&[1], &[]));
+        let mailbox = join(&mut index, &filter(&[1], &[]));
         let context = Context::from_waker(Waker::noop());
         for chunk in 0..100_000 {
             index.deliver(chunk, &[created(0, 1), created(0, 2)], &mut Vec::new());
@@ -203,7 +294,7 @@ mod tests {
         let waker = Waker::from(Arc::clone(&woken));
         let context = Context::from_waker(&waker);
         let mut index = FilterIndex::default();
-        let mailbox = index.insert(&filter(&[1], &[]));
+        let mailbox = join(&mut index, &filter(&[1], &[]));
         index.deliver(5, &[created(0, 1)], &mut Vec::new());
         assert!(matches!(mailbox.take(5, &context), Taken::Events(events) if events.is_empty()));
         assert!(woken.0.load(Ordering::SeqCst));
@@ -213,21 +304,45 @@ mod tests {
     #[test]
     fn a_mailbox_gets_an_event_once_however_many_of_its_filters_pass_it() {
         let mut index = FilterIndex::default();
-        let mailbox = index.insert(&filter(&[1, 2], &[7, 8]));
+        let mailbox = join(&mut index, &filter(&[1, 2], &[7, 8]));
         index.deliver(0, &[created(7, 1), created(8, 2), created(9, 1), created(7, 3)], &mut Vec::new());
         let taken = mailbox.take(1, &Context::from_waker(Waker::noop()));
         assert!(matches!(taken, Taken::Events(events) if events == [created(7, 1), created(8, 2)]));
     }
 
     #[test]
+    fn an_observer_that_leaves_costs_no_more_than_one_that_comes() {
+        const OBSERVERS: usize = 10_000;
+        let mut index = FilterIndex::default();
+        let ids: Vec<i64> = (0..16).collect();
+        let began = Instant::now();
+        let mailboxes: Vec<_> = (0..OBSERVERS).map(|_| join(&mut index, &filter(&ids, &[]))).collect();
+        let coming = began.elapsed();
+        let began = Instant::now();
+        mailboxes.iter().for_each(|mailbox| leave(&mut index, mailbox));
+        let leaving = began.elapsed();
+        // A look at everybody who watches the id would take hundreds of times as long.
+        assert!(leaving < 10 * coming + Duration::from_millis(100), "{coming:?} to come, {leaving:?} to leave");
+        assert!(index.by_session.is_empty());
+    }
+
+    #[test]
     fn an_index_that_everybody_has_left_is_empty() {
         let mut index = FilterIndex::default();
         let filters = [filter(&[1, 2], &[]), filter(&[1], &[7]), filter(&[], &[7, 8]), filter(&[], &[7])];
-        let mailboxes: Vec<_> = filters.iter().chain(&filters).map(|filter| index.insert(filter)).collect();
-        for mailbox in &mailboxes {
-            index.remove(mailbox);
-            assert_eq!(Arc::strong_count(mailbox), 1);
+        // A few of each, and enough that their lists become tables.
+        for times in [2, 3 * FEW] {
+            let mut mailboxes: Vec<_> =
+                (0..times).flat_map(|_| &filters).map(|filter| join(&mut index, filter)).collect();
+            fastrand::shuffle(&mut mailboxes);
+            while let Some(left) = mailboxes.pop() {
+                leave(&mut index, &left);
+                assert_eq!(Arc::strong_count(&left), 1);
+                index.deliver(1, &[created(7, 1)], &mut Vec::new());
+                assert!(mailboxes.iter().all(|mailbox| !mailbox.state.lock().events.is_empty()));
+                mailboxes.iter().for_each(|mailbox| mailbox.clear());
+            }
+            assert!(index.by_session.is_empty() && index.by_auth_key.is_empty() && index.mailboxes.is_empty());
         }
-        assert!(index.by_session.is_empty() && index.by_auth_key.is_empty());
     }
 }

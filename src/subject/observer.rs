@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     Events, Inner, ResetReason, Update,
+    admission::Admission,
     beginning::Beginning,
     cursor::{Cursor, Points, later},
     filter::Filter,
@@ -38,6 +39,7 @@ pub struct Observer {
     resumed: Option<Points>,
     watch: Option<Watch>,
     phase: Phase,
+    _admission: Admission,
 }
 
 /// What has the publisher put the few events that pass the filter into a mailbox, from a place on.
@@ -68,7 +70,7 @@ pub(super) enum Opening {
 }
 
 impl Observer {
-    pub(super) fn new(inner: Arc<Inner>, filter: Filter, beginning: Beginning) -> Self {
+    pub(super) fn new(inner: Arc<Inner>, admission: Admission, filter: Filter, beginning: Beginning) -> Self {
         let (waiter, progress) = inner.feed.log.join();
         let Beginning { registry_id, place, at, opening, cursor } = beginning;
         Self {
@@ -82,6 +84,7 @@ impl Observer {
             watch: None,
             phase: Phase::Opening { opening, cursor, is_told: false },
             inner,
+            _admission: admission,
         }
     }
 
@@ -306,7 +309,6 @@ impl Drop for Observer {
     fn drop(&mut self) {
         self.unwatch();
         self.inner.feed.log.leave(self.waiter);
-        self.inner.count_observer_out();
     }
 }
 

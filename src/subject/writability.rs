@@ -1,6 +1,6 @@
 //! Says in the log when the storage begins and ceases to refuse changes.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
@@ -10,7 +10,7 @@ use crate::storage::WriteRefusal;
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Watches whether the storage can be changed. Never returns.
-pub(super) async fn watch(inner: Arc<Inner>) {
+pub(super) async fn watch(inner: Arc<Inner>) -> Infallible {
     let mut outage: Option<Outage> = None;
     loop {
         outage = match (outage, inner.storage.writability().refusal()) {

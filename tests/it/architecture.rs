@@ -7,21 +7,22 @@ use std::{
 };
 
 /// Each module of the crate, and the modules of the crate that it may name.
-const MAY_NAME: [(&str, &[&str]); 14] = [
+const MAY_NAME: [(&str, &[&str]); 15] = [
     // Protobuf's durations, as both ends read them.
     ("duration", &[]),
     ("histogram", &[]),
     ("random", &[]),
     ("relay", &[]),
+    ("vital", &[]),
     ("access", &[]),
     ("session", &[]),
-    ("storage", &["random", "relay", "session"]),
-    ("subject", &["histogram", "relay", "session", "storage"]),
+    ("storage", &["random", "relay", "session", "vital"]),
+    ("subject", &["histogram", "relay", "session", "storage", "vital"]),
     // Both ends read it.
     ("reason", &["proto"]),
     ("status", &["access", "reason", "storage", "subject"]),
     ("service", &["duration", "histogram", "proto", "reason", "session", "status", "storage", "subject"]),
-    ("server", &["access", "proto", "service", "session", "status", "storage", "subject"]),
+    ("server", &["access", "proto", "service", "session", "status", "storage", "subject", "vital"]),
     ("client", &["duration", "proto", "reason", "session"]),
     // A program beside the library, which names it from the outside.
     ("cli", &["cli"]),

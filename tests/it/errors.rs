@@ -218,6 +218,7 @@ async fn limits_name_the_flag_that_raises_them() {
     let ids = exhausted("TOO_MANY_FILTER_IDS", "--max-filter-ids");
     ids.of(client.subscribe(filtered(vec![1, 2], vec![3, 4]))).await;
     drop(Observed::start(&client, filtered(vec![1, 2], vec![3])).await);
+    server.observers(1).await;
 
     for id in 0..3 {
         assert!(create(&client, 0, id).await);
@@ -236,6 +237,25 @@ async fn limits_name_the_flag_that_raises_them() {
     exhausted("REQUEST_TOO_LARGE", "--max-message-bytes").of(client.batch_has_sessions(request)).await;
     let request = GrantLeaseRequest { owner: "x".repeat(1024), ..Default::default() };
     exhausted("REQUEST_TOO_LARGE", "--max-message-bytes").of(leases.grant_lease(request)).await;
+}
+
+#[tokio::test]
+async fn the_filters_of_all_observers_share_a_bound() {
+    let subject = SubjectOptions { max_total_filter_ids: 5, ..SubjectOptions::default() };
+    let server = Running::with(ServerConfig { subject, ..config() }).await;
+    let mut client = server.sessions();
+    let filtered = |session_ids| SubscribeRequest { session_ids, ..Default::default() };
+    let first = Observed::start(&client, filtered(vec![1, 2, 3])).await;
+    let _second = Observed::start(&client, filtered(vec![3, 4])).await;
+    let ids = exhausted("TOO_MANY_TOTAL_FILTER_IDS", "--max-total-filter-ids");
+    ids.of(client.subscribe(filtered(vec![1]))).await;
+    // Who filters by no id is not refused, and what somebody leaves is free again.
+    let _third = Observed::now(&client).await;
+    assert_eq!(server.subject.stats().filter_ids, 5);
+    drop(first);
+    server.observers(2).await;
+    let _fourth = Observed::start(&client, filtered(vec![5, 6, 7])).await;
+    ids.of(client.subscribe(filtered(vec![8]))).await;
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -35,7 +35,7 @@ use tonic::{
 
 use crate::{
     errors::refusal,
-    fake::duration,
+    fake::{duration, soon},
     observed::{Observed, created_ids},
     sessions::{create, has},
 };
@@ -44,12 +44,16 @@ const WELL: u8 = 0;
 pub(crate) const AWAY: u8 = 1;
 pub(crate) const BROKEN: u8 = 2;
 pub(crate) const REFUSES: u8 = 3;
+const PANICS: u8 = 4;
+const EXPIRY_PANICS: u8 = 5;
 
 /// A storage that fails when it is told to.
 #[derive(Debug)]
 pub(crate) struct Faulty {
     storage: MemoryStorage,
     state: AtomicU8,
+    /// How many leases it was asked to keep alive.
+    kept: AtomicU64,
 }
 
 impl Faulty {
@@ -62,6 +66,7 @@ impl Faulty {
         match self.state.load(Ordering::SeqCst) {
             AWAY => Err(StorageError::Unavailable(cause())),
             BROKEN => Err(StorageError::Broken(cause())),
+            PANICS => panic!("a fault in the storage"),
             _ => Ok(&self.storage),
         }
     }
@@ -108,12 +113,14 @@ impl SessionStorage for Faulty {
         self.check_change()?.grant_lease(ttl, owner).await
     }
     async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, StorageError> {
+        self.kept.fetch_add(1, Ordering::SeqCst);
         self.check()?.keep_lease_alive(lease).await
     }
     async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
         self.check()?.revoke_lease(lease).await
     }
     async fn expire_leases(&self) -> Result<Infallible, StorageError> {
+        assert_ne!(self.state.load(Ordering::SeqCst), EXPIRY_PANICS, "a fault in the storage");
         self.check()?.expire_leases().await
     }
     async fn lease_count(&self) -> Result<u64, StorageError> {
@@ -169,7 +176,7 @@ async fn serve(subject: Arc<SessionSubject>) -> SocketAddr {
 /// A storage to be told what to do, and a connection to a server over it.
 pub(crate) async fn served() -> (Arc<Faulty>, Channel) {
     let storage = MemoryStorage::new(MemoryOptions::default());
-    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL) });
+    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL), kept: AtomicU64::new(0) });
     let storage: Arc<dyn SessionStorage> = faulty.clone();
     let subject = SessionSubject::start(storage, SubjectOptions::default(), WireEncoder).await.unwrap();
     let addr = serve(Arc::new(subject)).await;
@@ -204,7 +211,7 @@ async fn a_storage_that_fails_is_told_of_and_its_cause_is_not() {
 #[tokio::test(start_paused = true)]
 async fn a_registry_where_nothing_happens_is_ready_again_when_its_storage_is() {
     let storage = MemoryStorage::new(MemoryOptions::default());
-    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL) });
+    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL), kept: AtomicU64::new(0) });
     let storage: Arc<dyn SessionStorage> = faulty.clone();
     let subject = SessionSubject::start(storage, SubjectOptions::default(), ()).await.unwrap();
     // The task that follows the storage has yet to run.
@@ -222,7 +229,7 @@ async fn a_registry_where_nothing_happens_is_ready_again_when_its_storage_is() {
 #[tokio::test]
 async fn a_storage_that_refuses_changes_is_read_as_before_and_callers_are_told_the_cause() {
     let storage = MemoryStorage::new(MemoryOptions::default());
-    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL) });
+    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL), kept: AtomicU64::new(0) });
     let storage: Arc<dyn SessionStorage> = faulty.clone();
     let subject = SessionSubject::start(storage, SubjectOptions::default(), WireEncoder).await.unwrap();
     let subject = Arc::new(subject);
@@ -258,7 +265,7 @@ async fn a_storage_that_refuses_changes_is_read_as_before_and_callers_are_told_t
 #[tokio::test(start_paused = true)]
 async fn a_registry_whose_storage_is_out_of_reach_cannot_be_changed() {
     let storage = MemoryStorage::new(MemoryOptions::default());
-    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL) });
+    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL), kept: AtomicU64::new(0) });
     let storage: Arc<dyn SessionStorage> = faulty.clone();
     let subject = SessionSubject::start(storage, SubjectOptions::default(), ()).await.unwrap();
     faulty.state.store(AWAY, Ordering::SeqCst);
@@ -267,4 +274,68 @@ async fn a_registry_whose_storage_is_out_of_reach_cannot_be_changed() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(subject.writability().refusal().unwrap().cause, RefusalCause::Unreachable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keep_alive_that_repeats_within_a_tenth_of_the_ttl_is_answered_from_memory() {
+    let storage = MemoryStorage::new(MemoryOptions::default());
+    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL), kept: AtomicU64::new(0) });
+    let storage: Arc<dyn SessionStorage> = faulty.clone();
+    let subject = SessionSubject::start(storage, SubjectOptions::default(), ()).await.unwrap();
+    let ttl = Duration::from_secs(20);
+    let lease = subject.grant_lease(ttl, "").await.unwrap();
+    for rounds in 1..=3 {
+        for _ in 0..100 {
+            assert_eq!(subject.keep_lease_alive(lease).await.unwrap(), ttl);
+        }
+        assert_eq!(faulty.kept.load(Ordering::SeqCst), rounds);
+        tokio::time::sleep(ttl / 10).await;
+    }
+    assert_eq!(subject.keep_lease_alive(lease).await.unwrap(), ttl);
+    subject.revoke_lease(lease).await.unwrap();
+    assert!(matches!(subject.keep_lease_alive(lease).await, Err(StorageError::UnknownLease(_))));
+}
+
+/// A subject over a storage that is well, and the storage.
+async fn over_faulty() -> (SessionSubject, Arc<Faulty>) {
+    let storage = MemoryStorage::new(MemoryOptions::default());
+    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL), kept: AtomicU64::new(0) });
+    let storage: Arc<dyn SessionStorage> = faulty.clone();
+    (SessionSubject::start(storage, SubjectOptions::default(), ()).await.unwrap(), faulty)
+}
+
+async fn is_noticed(subject: &SessionSubject) {
+    soon(async {
+        while subject.is_following() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_panic_of_the_task_that_publishes_changes_ends_readiness() {
+    let (subject, faulty) = over_faulty().await;
+    subject.create(&[SessionKey::new(0, 1)], None).await.unwrap();
+    soon(async {
+        while subject.stats().changes[0] == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    faulty.state.store(PANICS, Ordering::SeqCst);
+    // The task reads on after this change.
+    faulty.storage.create(&[SessionKey::new(0, 2)], None).await.unwrap();
+    is_noticed(&subject).await;
+    assert!(subject.writability().refusal().is_some());
+}
+
+#[tokio::test]
+async fn a_panic_of_the_task_that_expires_leases_ends_readiness() {
+    let storage = MemoryStorage::new(MemoryOptions::default());
+    let storage = Arc::new(Faulty { storage, state: AtomicU8::new(WELL), kept: AtomicU64::new(0) });
+    let subject = SessionSubject::start(storage.clone(), SubjectOptions::default(), ()).await.unwrap();
+    // Neither task has run yet.
+    storage.state.store(EXPIRY_PANICS, Ordering::SeqCst);
+    is_noticed(&subject).await;
 }

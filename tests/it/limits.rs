@@ -181,6 +181,22 @@ async fn requests_that_do_not_end_share_a_bound() {
 }
 
 #[tokio::test]
+async fn requests_of_a_few_bytes_are_counted_too() {
+    let program = Program::start(&["--max-pending-bytes", "100000"]).await;
+    let mut raw = Raw::connect(program.addr).await;
+    let mut waiting = Vec::new();
+    for _ in 0..200 {
+        let (response, mut body) = raw.open(grpc(&format!("{SERVICE}/BatchHasSessions"))).await;
+        body.send_data(Bytes::from_static(&[0, 0, 0, 1, 0, 10]), false).unwrap();
+        waiting.push((response, body));
+    }
+    raw.arrived().await;
+    // They take a kilobyte each, besides their bytes.
+    assert_eq!(program.metric("sessiond_refused_total{reason=\"TOO_MANY_PENDING_BYTES\"}").await, 200 - 97);
+    drop(waiting);
+}
+
+#[tokio::test]
 async fn a_connection_of_no_use_is_ended_and_one_of_use_is_not() {
     let program =
         Program::start(&["--idle-timeout", "500ms", "--keepalive-interval", "1s", "--keepalive-timeout", "1s"]).await;

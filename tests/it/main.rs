@@ -13,6 +13,7 @@ mod cli_lease;
 mod client;
 mod clock;
 mod conformance;
+mod container;
 mod crashes;
 mod disk;
 mod drain;

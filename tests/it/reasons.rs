@@ -145,6 +145,16 @@ async fn limits(seen: &mut Seen) {
     server.observers(0).await;
     let filtered = SubscribeRequest { session_ids: vec![1, 2, 3], ..Default::default() };
     seen.call("Subscribe", client.subscribe(filtered)).await;
+    // The first of two observers takes what all may name.
+    let two = ServerConfig {
+        subject: SubjectOptions { max_filter_ids: 2, max_total_filter_ids: 3, ..SubjectOptions::default() },
+        ..config()
+    };
+    let other = Running::with(two).await;
+    let filtered = || SubscribeRequest { session_ids: vec![1, 2], ..Default::default() };
+    let _first = Observed::start(&other.sessions(), filtered()).await;
+    seen.call("Subscribe", other.sessions().subscribe(filtered())).await;
+
     assert!(create(&client, 0, 1).await);
     let request = CreateSessionRequest { session_id: Some(2), ..Default::default() };
     seen.call("CreateSession", client.create_session(request)).await;

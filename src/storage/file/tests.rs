@@ -7,6 +7,7 @@ mod faults;
 mod history;
 mod ledger;
 mod making;
+mod panics;
 mod probe;
 mod records;
 mod sim;

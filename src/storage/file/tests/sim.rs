@@ -26,6 +26,8 @@ pub(super) enum Fault {
     Syncs,
     /// Syncs neither come back nor fail; but for half a minute, so that a test that fails ends.
     Stalled,
+    /// Syncs panic.
+    Panics,
     /// Nothing gets through any more, ever: the machine has stopped.
     Off,
 }
@@ -327,6 +329,7 @@ impl StorageBackend for Handle {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut fault = self.fault()?;
+        assert_ne!(fault, Some(Fault::Panics), "on purpose");
         let began = Instant::now();
         while fault == Some(Fault::Stalled) && began.elapsed() < Duration::from_secs(30) {
             thread::sleep(Duration::from_millis(1));

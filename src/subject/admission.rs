@@ -1,0 +1,57 @@
+//! How many observers there may be, and how many ids they may watch.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use super::{Inner, ObserveError, SubjectOptions};
+
+/// An observer's share of what all observers may take. Free again when it is dropped.
+pub(super) struct Admission {
+    inner: Arc<Inner>,
+    filter_ids: usize,
+}
+
+impl Admission {
+    /// Admits an observer whose filter names `filter_ids` ids.
+    pub(super) fn new(inner: &Arc<Inner>, filter_ids: usize) -> Result<Self, ObserveError> {
+        let limits @ SubjectOptions { max_observers, max_total_filter_ids, .. } = inner.options;
+        if !take(&inner.observers, 1, max_observers) {
+            return Err(ObserveError::TooManyObservers { limit: max_observers });
+        }
+        // Gives back the place if there is no room for the ids.
+        let mut admission = Self { inner: Arc::clone(inner), filter_ids: 0 };
+        check_filter_ids(&limits, filter_ids, 0)?;
+        if !take(&inner.filter_ids, filter_ids, max_total_filter_ids) {
+            return Err(ObserveError::TooManyTotalFilterIds { count: filter_ids, limit: max_total_filter_ids });
+        }
+        admission.filter_ids = filter_ids;
+        Ok(admission)
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.inner.observers.fetch_sub(1, Ordering::Relaxed);
+        self.inner.filter_ids.fetch_sub(self.filter_ids, Ordering::Relaxed);
+    }
+}
+
+/// Whether a filter may name `count` ids while others name `taken`.
+pub(super) fn check_filter_ids(limits: &SubjectOptions, count: usize, taken: usize) -> Result<(), ObserveError> {
+    let &SubjectOptions { max_filter_ids, max_total_filter_ids, .. } = limits;
+    if count > max_filter_ids {
+        return Err(ObserveError::TooManyFilterIds { count, limit: max_filter_ids });
+    }
+    if count > max_total_filter_ids.saturating_sub(taken) {
+        return Err(ObserveError::TooManyTotalFilterIds { count, limit: max_total_filter_ids });
+    }
+    Ok(())
+}
+
+/// Takes `count` of what there may be `limit` of, unless that is too many.
+fn take(taken: &AtomicUsize, count: usize, limit: usize) -> bool {
+    let more = |taken: usize| taken.checked_add(count).filter(|taken| *taken <= limit);
+    taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+}

@@ -1,0 +1,86 @@
+//! Tasks that a process cannot work without.
+
+use std::{
+    sync::{Arc, OnceLock},
+    thread,
+};
+
+/// Notices when a task or thread that its owner needs panics. One is shared by all of them: clones are the same.
+///
+/// A panic ends its own task and nothing else. Without this, a process would go on and, say, expire no lease any more.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Vitals(Arc<OnceLock<&'static str>>);
+
+impl Vitals {
+    /// Runs a task and notices if it panics.
+    pub(crate) fn watch<F: Future>(&self, task: &'static str, future: F) -> impl Future<Output = F::Output> + use<F> {
+        let watched = self.watched(task);
+        async move {
+            let _watched = watched;
+            future.await
+        }
+    }
+
+    /// Returns what a thread must hold while it runs.
+    pub(crate) fn watched(&self, task: &'static str) -> Watched {
+        Watched { task, vitals: self.clone() }
+    }
+
+    /// Returns the first task that panicked.
+    pub(crate) fn failed(&self) -> Option<&'static str> {
+        self.0.get().copied()
+    }
+}
+
+/// Notices if a panic drops it.
+pub(crate) struct Watched {
+    task: &'static str,
+    vitals: Vitals,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // A task that is ended on purpose is dropped without a panic.
+        if thread::panicking() {
+            tracing::error!(task = self.task, "a task that the server needs has panicked");
+            let _ = self.vitals.0.set(self.task);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_noticed_and_an_end_on_purpose_is_not() {
+        let vitals = Vitals::default();
+        let aborted = tokio::spawn(vitals.watch("aborted", pending::<()>()));
+        tokio::task::yield_now().await;
+        aborted.abort();
+        assert!(aborted.await.unwrap_err().is_cancelled());
+        tokio::spawn(vitals.watch("done", async {})).await.unwrap();
+        assert_eq!(vitals.failed(), None);
+
+        let panics = async {
+            tokio::task::yield_now().await;
+            panic!("on purpose");
+        };
+        assert!(tokio::spawn(vitals.watch("task", panics)).await.unwrap_err().is_panic());
+        assert_eq!(vitals.failed(), Some("task"));
+    }
+
+    #[test]
+    fn a_panic_of_a_thread_is_noticed() {
+        let vitals = Vitals::default();
+        let watched = vitals.watched("thread");
+        let thread = thread::spawn(move || {
+            let _watched = watched;
+            panic!("on purpose");
+        });
+        thread.join().unwrap_err();
+        assert_eq!(vitals.failed(), Some("thread"));
+    }
+}

@@ -1,0 +1,77 @@
+//! A server in a container with little memory.
+
+use std::{fs, io, path::PathBuf};
+
+use bytes::Bytes;
+
+use crate::{
+    hostile::Target,
+    program::Program,
+    raw::{Raw, SERVICE, grpc},
+    sessions::has,
+};
+
+/// A control group of its own, removed at the end.
+struct Container(PathBuf);
+
+impl Container {
+    /// One that has no more memory than this. None if this user may make none.
+    fn with_memory(bytes: u64) -> Option<Self> {
+        // Version 1, then version 2.
+        let kinds = [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
+        kinds.iter().find_map(|(folder, file)| {
+            let container = Self(PathBuf::from(folder).join(format!("sessiond-{:x}", fastrand::u64(..))));
+            let limit = |container: &Self| -> io::Result<()> {
+                fs::create_dir(&container.0)?;
+                fs::OpenOptions::new().write(true).open(container.0.join(file))?;
+                fs::write(container.0.join(file), bytes.to_string())
+            };
+            limit(&container).is_ok().then_some(container)
+        })
+    }
+
+    async fn start(&self, args: &[&str]) -> Program {
+        let enter = format!("echo $$ >{}/cgroup.procs && exec \"$0\" \"$@\"", self.0.display());
+        Program::start_within(&["sh", "-c", &enter], args).await
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        // Nobody is left who would hear of an error.
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[tokio::test]
+async fn the_defaults_fit_into_the_memory_of_a_container() {
+    const MEMORY: u64 = 256 << 20;
+    let Some(container) = Container::with_memory(MEMORY) else {
+        eprintln!("skipped: this user may make no control group");
+        return;
+    };
+    let mut target = Target::of(container.start(&["--workers", "2"]).await).await;
+    target.program.logs(&format!("\"memory\":{MEMORY},\"retain_bytes\":{},", MEMORY / 4)).await;
+
+    // Large requests and small ones that never end, of more than the container holds.
+    let large = Bytes::from([&4_000_000_u32.to_be_bytes()[..], &[0; 3_900_000]].concat());
+    let small = Bytes::from([&4_000_000_u32.to_be_bytes()[..], &[0; 3_000]].concat());
+    let (mut raws, mut held) = (Vec::new(), Vec::new());
+    for _ in 0..12 {
+        let mut raw = Raw::connect(target.program.addr).await;
+        for body in [&large; 10].into_iter().chain([&small; 1000]) {
+            let (response, mut stream) = raw.open(grpc(&format!("{SERVICE}/BatchHasSessions"))).await;
+            stream.send_data(Bytes::from_static(&[0]), false).unwrap();
+            stream.send_data(body.clone(), false).unwrap();
+            held.push((response, stream));
+        }
+        assert!(has(&target.program.sessions(), 0, 0).await, "others are served");
+        let resident = target.program.metric("process_resident_memory_bytes").await;
+        assert!(resident < MEMORY * 3 / 4, "{resident} bytes");
+        raws.push(raw);
+    }
+    assert!(target.program.metric("sessiond_refused_total{reason=\"TOO_MANY_PENDING_BYTES\"}").await > 0);
+    target.resident = target.program.metric("process_resident_memory_bytes").await;
+    drop((held, raws));
+    target.is_as_before().await;
+}
