@@ -21,7 +21,7 @@ import urllib.request
 
 import google.rpc
 import interop
-from interop import DEADLINE, INT64_MAX, INT64_MIN, ROOT, SERVICE_CONFIG, Server
+from interop import DEADLINE, GATEWAY_OPTIONS, INT64_MAX, INT64_MIN, ROOT, SERVICE_CONFIG, Server
 
 CLIENTS = pathlib.Path(__file__).parent / "clients"
 INCLUDES = [str(ROOT / "proto"), str(pathlib.Path(google.rpc.__path__[0]).parents[1])]
@@ -54,7 +54,10 @@ class Client:
     """A process that makes calls through one of the libraries."""
 
     def __init__(self, command, address, descriptors, **config):
-        config |= {"address": address, "descriptors": descriptors, "includes": [*INCLUDES, GRPC_TOOLS], "modules": MODULES}
+        config |= {
+            "address": address, "descriptors": descriptors, "includes": [*INCLUDES, GRPC_TOOLS], "modules": MODULES,
+            "options": GATEWAY_OPTIONS,
+        }
         env = os.environ | {"GRPC_GO_RETRY": "on"}  # which versions before 1.40 need
         self.process = subprocess.Popen(
             [*command, json.dumps(config)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
