@@ -144,6 +144,9 @@ pub enum ServiceError {
     /// The server closes the connection.
     #[error("the server closes the connection, which was idle for its --idle-timeout: go on over a new one")]
     ConnectionClosing,
+    /// The connection has been open for as long as any may.
+    #[error("the connection is as old as the server's --max-connection-age lets it become: go on over a new one")]
+    ConnectionTooOld,
     /// The server is about to stop.
     #[error("the server is draining: go on at another replica, or here when it is back")]
     Draining,
@@ -219,7 +222,7 @@ fn row(error: &ServiceError) -> Row {
         ServiceError::OwnerTooLong(_) => (Code::InvalidArgument, "OWNER_TOO_LONG", Some("owner")),
         ServiceError::CreateUnderUnknownLease(_) => (Code::FailedPrecondition, "LEASE_GONE", None),
         ServiceError::LeaseGone(_) => (Code::NotFound, "LEASE_GONE", None),
-        ServiceError::ConnectionClosing => {
+        ServiceError::ConnectionClosing | ServiceError::ConnectionTooOld => {
             return Row { message: error.to_string(), ..unavailable("CONNECTION_CLOSING") };
         }
         ServiceError::Draining | ServiceError::Observe(ObserveError::Closed) => {
@@ -399,6 +402,7 @@ mod tests {
                 "--max-leases",
             ),
             (ServiceError::ConnectionClosing, Code::Unavailable, "CONNECTION_CLOSING", "--idle-timeout"),
+            (ServiceError::ConnectionTooOld, Code::Unavailable, "CONNECTION_CLOSING", "--max-connection-age"),
             (ServiceError::Draining, Code::Unavailable, "SERVER_DRAINING", "another replica"),
             (ObserveError::Closed.into(), Code::Unavailable, "SERVER_DRAINING", "another replica"),
             (
