@@ -66,7 +66,7 @@ pub const REASONS: [ReasonRow; 31] = [
     row(ErrorReason::CallTimeout, &[(Code::DeadlineExceeded, Calls::Any)], Retry::WithBackoff),
     row(ErrorReason::CertificateUnknown, &[(Code::PermissionDenied, Calls::Any)], Retry::Never),
     row(ErrorReason::CompressedRequest, &[(Code::Unimplemented, Calls::Any)], Retry::Never),
-    row(ErrorReason::ConnectionClosing, &[(Code::Unavailable, Calls::Of(&["Health.Watch"]))], Retry::AfterRetryInfo),
+    row(ErrorReason::ConnectionClosing, &[(Code::Unavailable, Calls::Of(&["Subscribe", "Health.Watch"]))], Retry::AfterRetryInfo),
     row(ErrorReason::CredentialsMissing, &[(Code::Unauthenticated, Calls::Any)], Retry::Never),
     row(ErrorReason::DeadlineExceeded, &[(Code::DeadlineExceeded, Calls::Any)], Retry::WithBackoff),
     row(ErrorReason::Internal, &[(Code::Internal, Calls::Any)], Retry::WithBackoff),

@@ -1,6 +1,7 @@
 //! The server: listeners, workers, limits and drain.
 
 mod acceptor;
+mod activity;
 mod admin;
 mod calls;
 mod coalesce;

@@ -112,6 +112,9 @@ pub enum ServiceError {
     /// The server closes the connection.
     #[error("the server closes the connection, which was idle for its --idle-timeout: go on over a new one")]
     ConnectionClosing,
+    /// The connection has been open for as long as any may.
+    #[error("the connection is as old as the server's --max-connection-age lets it become: go on over a new one")]
+    ConnectionTooOld,
     /// The server is about to stop.
     #[error("the server is draining: go on at another replica, or here when it is back")]
     Draining,
@@ -186,7 +189,7 @@ fn reason(error: &ServiceError) -> ErrorReason {
         ServiceError::CallTimeout { .. } => ErrorReason::CallTimeout,
         ServiceError::OwnerTooLong(_) => ErrorReason::OwnerTooLong,
         ServiceError::CreateUnderUnknownLease(_) | ServiceError::LeaseGone(_) => ErrorReason::LeaseGone,
-        ServiceError::ConnectionClosing => ErrorReason::ConnectionClosing,
+        ServiceError::ConnectionClosing | ServiceError::ConnectionTooOld => ErrorReason::ConnectionClosing,
         ServiceError::Draining | ServiceError::Observe(ObserveError::Closed) => ErrorReason::ServerDraining,
         ServiceError::Observe(ObserveError::TooManyObservers { .. }) => ErrorReason::TooManyObservers,
         ServiceError::Observe(ObserveError::TooManyFilterIds { .. }) => ErrorReason::TooManyFilterIds,
@@ -382,6 +385,7 @@ mod tests {
                 "--max-leases",
             ),
             (ServiceError::ConnectionClosing, Code::Unavailable, "CONNECTION_CLOSING", "--idle-timeout"),
+            (ServiceError::ConnectionTooOld, Code::Unavailable, "CONNECTION_CLOSING", "--max-connection-age"),
             (ServiceError::Draining, Code::Unavailable, "SERVER_DRAINING", "another replica"),
             (ObserveError::Closed.into(), Code::Unavailable, "SERVER_DRAINING", "another replica"),
             (

@@ -146,6 +146,13 @@ pub(crate) struct ServeArgs {
         value_parser = parse_duration)]
     idle_timeout: Duration,
 
+    /// How old a connection may become, a tenth more or less, or off. Then its client is told to connect anew (GOAWAY): calls under
+    /// way finish, and streams end with UNAVAILABLE once they are synced, to go on from their cursors. So replicas that are
+    /// added get their share.
+    #[arg(long, env = "SESSIOND_MAX_CONNECTION_AGE", value_name = "DURATION", default_value = "30m",
+        value_parser = parse_age)]
+    max_connection_age: MaxAge,
+
     /// How long a connection may be quiet before it is pinged.
     #[arg(long, env = "SESSIOND_KEEPALIVE_INTERVAL", value_name = "DURATION", default_value = "60s",
         value_parser = parse_duration)]
@@ -198,6 +205,17 @@ fn positive() -> clap::builder::RangedU64ValueParser<u64> {
     value_parser!(u64).range(1..)
 }
 
+/// How old a connection may become. None for any age.
+#[derive(Clone, Copy, Debug)]
+struct MaxAge(Option<Duration>);
+
+fn parse_age(text: &str) -> Result<MaxAge, String> {
+    match text {
+        "off" | "0" | "0s" => Ok(MaxAge(None)),
+        _ => parse_duration(text).map(|age| MaxAge(Some(age))).map_err(|error| format!("{error}, or off")),
+    }
+}
+
 /// Reads how long to wait for the storage.
 fn parse_wait(text: &str) -> Result<StorageWait, String> {
     match text {
@@ -241,6 +259,7 @@ impl ServeArgs {
                 max_streams: self.max_streams,
                 handshake_timeout: self.handshake_timeout,
                 idle_timeout: self.idle_timeout,
+                max_age: self.max_connection_age.0,
                 keepalive_interval: self.keepalive_interval,
                 keepalive_timeout: self.keepalive_timeout,
             },

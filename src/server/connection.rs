@@ -6,10 +6,7 @@ use std::{
     io,
     net::{self, IpAddr},
     pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
@@ -23,13 +20,14 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::{OwnedSemaphorePermit, watch},
-    time::{sleep, timeout},
+    time::timeout,
 };
 use tokio_rustls::rustls;
 use tonic::Status;
 use tracing::{Instrument as _, Span};
 
 use super::{
+    activity::Activity,
     coalesce::coalesced,
     gate::{Gate, Peer, Withdrawn},
     handshake::{self, Opened},
@@ -39,10 +37,7 @@ use super::{
     stats::ServerStats,
     tls,
 };
-use crate::{
-    service::{self, Begun, CallTracer, ResponseBody, Service, Shard},
-    status::ServiceError,
-};
+use crate::service::{self, Begun, CallTracer, ResponseBody, Service, Shard};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -71,6 +66,9 @@ pub struct ConnectionOptions {
     /// A connection without a call or a stream for this long, or up to twice as long, is ended. Streams that watch the server's
     /// health do not count.
     pub idle_timeout: Duration,
+    /// How old a connection may become, a tenth more or less. Then it takes no new calls; those under way end as ever, and streams of
+    /// events once they are synced. None for any age.
+    pub max_age: Option<Duration>,
     /// A connection is pinged when it was quiet for so long.
     pub keepalive_interval: Duration,
     /// A connection is ended when the answer to a ping takes longer than this: a peer that vanished without a word is
@@ -84,6 +82,7 @@ impl Default for ConnectionOptions {
             max_streams: 1024,
             handshake_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(15 * 60),
+            max_age: Some(Duration::from_secs(30 * 60)),
             keepalive_interval: Duration::from_secs(60),
             keepalive_timeout: Duration::from_secs(20),
         }
@@ -101,41 +100,6 @@ struct Handler {
     stats: Arc<Shard>,
 }
 
-/// Whether a connection is of use.
-#[derive(Default)]
-struct Activity {
-    /// How many calls have come.
-    calls: AtomicU64,
-    /// How many streams are open, but for those that watch the server's health.
-    streams: AtomicUsize,
-    /// Whether the connection is about to be closed.
-    is_closing: watch::Sender<bool>,
-}
-
-impl Activity {
-    /// Waits until no call came and no stream was open for `timeout`, and for less than twice as long.
-    async fn ceases(&self, timeout: Duration) {
-        let mut seen = None;
-        loop {
-            let calls = self.calls.load(Ordering::Relaxed);
-            if seen == Some(calls) && self.streams.load(Ordering::Relaxed) == 0 {
-                return;
-            }
-            seen = Some(calls);
-            sleep(timeout).await;
-        }
-    }
-}
-
-/// Counts a stream until it ends.
-struct OpenStream(Arc<Activity>);
-
-impl Drop for OpenStream {
-    fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl Handler {
     // Not an async fn, whose future would hold the request twice; and the rarer ways are in boxes, so that the future of every
     // call, and what is kept of a stream, is no larger than that of a call.
@@ -143,7 +107,7 @@ impl Handler {
         self: Arc<Self>,
         request: Request<Incoming>,
     ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> {
-        self.activity.calls.fetch_add(1, Ordering::Relaxed);
+        self.activity.count_call();
         let mut call = self.stats.begin(request.uri().path());
         if let Some(call) = &mut call {
             call.trace(self.tracer.as_ref(), self.peer.address, request.headers());
@@ -187,25 +151,20 @@ impl Handler {
             self.end(&mut call, &response);
             return response;
         }
-        if is_of_health {
-            // Open to all, so it must not keep a connection open that is of no other use.
-            let mut is_closing = self.activity.is_closing.subscribe();
-            return response.map(|body| {
-                body.until(call, async move {
-                    // An error is that the connection is gone.
-                    let _ = is_closing.wait_for(|is_closing| *is_closing).await;
-                    ServiceError::ConnectionClosing
-                })
-            });
-        }
-        self.activity.streams.fetch_add(1, Ordering::Relaxed);
-        let open = OpenStream(Arc::clone(&self.activity));
-        response.map(|body| {
+        let activity = Arc::clone(&self.activity);
+        // Watching the server's health is open to all, so it must not keep a connection open that is of no other use.
+        let open = (!is_of_health).then(|| activity.count_stream());
+        response.map(|mut body| {
+            let retires_by_itself = body.retire_at(activity.stream_retires());
             body.until(call, async move {
                 let _open = open;
+                let closes = async { if retires_by_itself { pending().await } else { activity.closes().await } };
                 match withdrawn {
-                    Some(withdrawn) => withdrawn.await,
-                    None => pending().await,
+                    Some(withdrawn) => tokio::select! {
+                        error = withdrawn => error,
+                        error = closes => error,
+                    },
+                    None => closes.await,
                 }
             })
         })
@@ -281,7 +240,7 @@ impl Connections {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let (stream, flusher) = coalesced(TokioIo::new(stream), said);
-        let activity = Arc::new(Activity::default());
+        let activity = Activity::new(&self.options);
         let handler = Arc::new(Handler {
             service: self.service.clone(),
             standard: Arc::clone(&self.standard),
@@ -297,9 +256,7 @@ impl Connections {
         let mut ends = pin!(async {
             tokio::select! {
                 () = drain => {}
-                () = activity.ceases(self.options.idle_timeout) => {
-                    activity.is_closing.send_replace(true);
-                }
+                () = activity.is_over(self.options.idle_timeout) => {}
             }
         });
         let mut is_ending = false;

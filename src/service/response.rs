@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header::CONTENT_TYPE};
 use http_body::{Body, Frame};
 use prost::Message;
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::{
@@ -82,6 +83,18 @@ impl ResponseBody {
     /// The same body, which ends with an error as soon as there is one. `call` hears how it ends.
     pub(crate) fn until(self, call: Option<Begun>, end: impl Future<Output = ServiceError> + Send + 'static) -> Self {
         Self(Kind::Until(Box::new(Until { body: self, call, end: Box::pin(end) })))
+    }
+
+    /// Has a stream of events end at this time, or when it is synced after that. Returns whether it is such a stream.
+    pub(crate) fn retire_at(&mut self, time: Option<Instant>) -> bool {
+        match &mut self.0 {
+            Kind::Observer(body) => {
+                body.retire_at(time);
+                true
+            }
+            Kind::Until(until) => until.body.retire_at(time),
+            _ => false,
+        }
     }
 
     /// An answer of plain HTTP, to what is no gRPC.

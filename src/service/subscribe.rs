@@ -36,6 +36,10 @@ pub(super) struct ObserverBody {
     /// A stream that resumes owes a heartbeat as soon as it has caught up. Its first message only repeats the cursor that it was
     /// given, so a quiet observer that always reconnects before a heartbeat is due would never advance, and be reset in the end.
     owes_heartbeat: bool,
+    /// When the stream is to end, because its connection is old. Not before it is synced.
+    retires: Option<Instant>,
+    /// That time was seen to have come.
+    is_old: bool,
     state: State,
 }
 
@@ -43,22 +47,50 @@ pub(super) struct ObserverBody {
 enum State {
     Streaming,
     /// The last message is out, and the status is not.
-    Ending,
+    Ending(LastWord),
     Ended,
+}
+
+/// Why a stream ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LastWord {
+    Draining,
+    TooOld,
 }
 
 impl ObserverBody {
     pub(super) fn new(observer: Observer, heartbeat: Duration, resumes: bool) -> Self {
         let last_sent = Instant::now();
         let timer = Box::pin(sleep_until(last_sent + heartbeat));
-        Self { observer, heartbeat, last_sent, timer, owes_heartbeat: resumes, state: State::Streaming }
+        Self {
+            observer,
+            heartbeat,
+            last_sent,
+            timer,
+            owes_heartbeat: resumes,
+            retires: None,
+            is_old: false,
+            state: State::Streaming,
+        }
+    }
+
+    pub(super) fn retire_at(&mut self, time: Option<Instant>) {
+        self.retires = time;
+        self.set_timer(self.last_sent);
+    }
+
+    /// Sets the timer to when something is to be done next, of what is to be done after `now`.
+    fn set_timer(&mut self, now: Instant) {
+        let due = self.last_sent + self.heartbeat;
+        let next = self.retires.filter(|retires| *retires > now).map_or(due, |retires| retires.min(due));
+        self.timer.as_mut().reset(next);
     }
 
     /// The next message, if one is ready.
     fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Bytes> {
         let Poll::Ready(Some(update)) = self.observer.poll_next(context) else { return Poll::Pending };
         match update {
-            Update::Closed => self.state = State::Ending,
+            Update::Closed => self.state = State::Ending(LastWord::Draining),
             // It carries the cursor that the heartbeat would.
             Update::Synced { .. } => self.owes_heartbeat = false,
             _ => {}
@@ -93,13 +125,31 @@ impl ObserverBody {
             return Poll::Ready(encode::heartbeat(self.observer.cursor().as_ref()));
         }
         while self.timer.as_mut().poll(context).is_ready() {
-            let due = self.last_sent + self.heartbeat;
-            if due <= Instant::now() {
+            let now = Instant::now();
+            self.note_age(now);
+            if self.retires_now() {
+                return Poll::Ready(self.retire());
+            }
+            if self.last_sent + self.heartbeat <= now {
                 return Poll::Ready(encode::heartbeat(self.observer.cursor().as_ref()));
             }
-            self.timer.as_mut().reset(due);
+            self.set_timer(now);
         }
         Poll::Pending
+    }
+
+    fn note_age(&mut self, now: Instant) {
+        self.is_old |= self.retires.is_some_and(|retires| retires <= now);
+    }
+
+    fn retires_now(&self) -> bool {
+        self.is_old && self.observer.is_synced()
+    }
+
+    /// The last message: a stream goes on from its cursor over another connection.
+    fn retire(&mut self) -> Bytes {
+        self.state = State::Ending(LastWord::TooOld);
+        encode::heartbeat(self.observer.cursor().as_ref())
     }
 }
 
@@ -113,18 +163,26 @@ impl http_body::Body for ObserverBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match self.state {
             State::Streaming => {}
-            State::Ending => {
+            State::Ending(last_word) => {
                 self.state = State::Ended;
-                return Poll::Ready(Some(Ok(Frame::trailers(trailers(&ServiceError::Draining.into())))));
+                let error = match last_word {
+                    LastWord::Draining => ServiceError::Draining,
+                    LastWord::TooOld => ServiceError::ConnectionTooOld,
+                };
+                return Poll::Ready(Some(Ok(Frame::trailers(trailers(&error.into())))));
             }
             State::Ended => return Poll::Ready(None),
         }
         let this = &mut *self;
+        if this.retires_now() {
+            return Poll::Ready(Some(Ok(Frame::data(this.retire()))));
+        }
         let bytes = match this.poll_messages(context) {
             Poll::Ready(bytes) => bytes,
             Poll::Pending => std::task::ready!(this.poll_heartbeat(context)),
         };
         this.last_sent = Instant::now();
+        this.note_age(this.last_sent);
         Poll::Ready(Some(Ok(Frame::data(bytes))))
     }
 }

@@ -115,6 +115,12 @@ impl Observer {
         matches!(self.phase, Phase::Following) && self.progress.load(Ordering::Relaxed) == WAITS
     }
 
+    /// Whether it is in no snapshot, and has none before it: its cursor is the place after the last change that it was told of.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        matches!(self.phase, Phase::Following)
+    }
+
     /// The next update; none after [`Update::Closed`].
     ///
     /// Cancellation safe: an update that was not returned is returned by the next call.

@@ -5,6 +5,7 @@
 
 mod access;
 mod admin;
+mod age;
 mod architecture;
 mod certificates;
 mod cli;

@@ -259,16 +259,17 @@ async fn troubles(seen: &mut Seen) {
     let watch = raw.begin(grpc("/grpc.health.v1.Health/Watch"), framed(&HealthCheckRequest::default())).await.unwrap();
     let closing = soon(answer(watch)).await.unwrap().grpc.unwrap();
     seen.0.insert(agrees("Health.Watch", &closing).name(), 1);
+    let connections = ConnectionOptions { max_age: Some(Duration::from_millis(300)), ..ConnectionOptions::default() };
+    let server = Running::with(ServerConfig { connections, ..config() }).await;
+    let ended = Observed::now(&server.sessions()).await.ended().await;
+    assert_eq!(agrees("Subscribe", &ended), ErrorReason::ConnectionClosing);
 
+    let server = Running::start().await;
     let client = server.sessions();
-    let mut observed = Observed::now(&client).await;
+    let observed = Observed::now(&client).await;
     server.subject.close();
     seen.call("Subscribe", client.clone().subscribe(SubscribeRequest::default())).await;
-    let ended = loop {
-        if let Err(ended) = observed.try_next().await {
-            break ended;
-        }
-    };
+    let ended = observed.ended().await;
     assert_eq!(agrees("Subscribe", &ended), ErrorReason::ServerDraining);
     assert!(!ended.metadata().contains_key("grpc-retry-pushback-ms"), "no library can retry a stream that has begun");
 }

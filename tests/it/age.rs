@@ -1,0 +1,126 @@
+//! Connections that are as old as they may become.
+
+use std::time::Duration;
+
+use prost::Message as _;
+use sessiond::proto::{
+    HasSessionRequest, HasSessionResponse, SubscribeRequest, SubscribeResponse, subscribe_response::Body,
+};
+use tonic::{Code, Status, transport::Endpoint};
+use tonic_types::StatusExt as _;
+
+use crate::{
+    fake::soon,
+    observed::{Observed, created_ids, from_snapshot},
+    program::Program,
+    raw::{Raw, SERVICE, answer, framed, grpc},
+    server::Sessions,
+    sessions::{batch_create, create},
+};
+
+/// What a stream ends with, and the last message before that.
+async fn end(observed: &mut Observed) -> (Option<Body>, Status) {
+    let mut last = None;
+    loop {
+        match observed.try_next().await {
+            Ok(body) => last = Some(body),
+            Err(status) => return (last, status),
+        }
+    }
+}
+
+fn assert_too_old(status: &Status) {
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    let details = status.get_error_details();
+    assert_eq!(details.error_info().unwrap().reason, "CONNECTION_CLOSING");
+    assert!(!details.retry_info().unwrap().retry_delay.unwrap().is_zero());
+    assert!(status.message().contains("--max-connection-age"), "{status}");
+}
+
+#[tokio::test]
+async fn a_stream_on_an_old_connection_ends_and_goes_on_over_a_new_one() {
+    let program = Program::start(&["--max-connection-age", "500ms", "--workers", "2"]).await;
+    // A channel connects anew by itself once it was told to.
+    let channel = Endpoint::from_shared(format!("http://{}", program.addr)).unwrap().connect_lazy();
+    let client = Sessions::new(channel);
+    let (mut last, mut told) = (None, Vec::new());
+    let mut observed = Observed::now(&client).await;
+    for round in 0..3 {
+        for id in 0..10 {
+            create(&client, 0, round * 10 + id).await;
+        }
+        let (body, status) = loop {
+            match observed.try_next().await {
+                Ok(Body::Events(body)) => told.extend(created_ids(&body.events)),
+                Ok(body) => last = Some(body),
+                Err(status) => break (last.take(), status),
+            }
+        };
+        assert!(matches!(body, Some(Body::Heartbeat(_))), "{body:?}");
+        assert_too_old(&status);
+        // What is created meanwhile is told of by the next stream.
+        create(&client, 0, 1000 + round).await;
+        observed = Observed::after(&client, &observed.cursor).await;
+    }
+    while told.len() < 33 {
+        told.extend(created_ids(&observed.more_events().await));
+    }
+    told.sort_unstable();
+    assert_eq!(told, (0..30).chain(1000..1003).collect::<Vec<_>>());
+    drop((observed, client));
+    program.metric_comes_to("sessiond_connections", 0).await;
+}
+
+#[tokio::test]
+async fn a_snapshot_on_an_old_connection_is_told_to_its_end() {
+    let program = Program::start(&["--max-connection-age", "300ms"]).await;
+    const SESSIONS: i64 = 300_000;
+    for part in 0..5 {
+        let ids: Vec<_> = (part * SESSIONS / 5..(part + 1) * SESSIONS / 5).collect();
+        batch_create(&program.sessions(), &ids).await;
+    }
+    let mut observed = Observed::snapshot(&program.sessions()).await;
+    // More of it than the client lets come is unread until long after that age and the grace.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(observed.synced().await.len() as i64, SESSIONS);
+    let (last, status) = end(&mut observed).await;
+    assert!(matches!(last, Some(Body::Heartbeat(_))), "{last:?}");
+    assert_too_old(&status);
+    create(&program.sessions(), 0, -1).await;
+    let mut observed = Observed::after(&program.sessions(), &observed.cursor).await;
+    assert_eq!(created_ids(&observed.events(1).await), [-1]);
+}
+
+#[tokio::test]
+async fn calls_on_an_old_connection_finish() {
+    let program = Program::start(&["--max-connection-age", "300ms"]).await;
+    let mut raw = Raw::connect(program.addr).await;
+    let (response, mut body) = raw.open(grpc(&format!("{SERVICE}/HasSession"))).await;
+    let message = framed(&HasSessionRequest { session_id: Some(5), auth_key_id: 0 });
+    body.send_data(message.slice(..7), false).unwrap();
+    // A stream that ends shows that the connection is old.
+    let observed =
+        raw.begin(grpc(&format!("{SERVICE}/Subscribe")), framed(&SubscribeRequest::default())).await.unwrap();
+    let ended = soon(answer(observed)).await.unwrap();
+    assert_too_old(&ended.grpc.unwrap());
+    let first = SubscribeResponse::decode(&ended.body[5..][..usize::from(ended.body[4])]).unwrap();
+    assert!(matches!(first.body, Some(Body::Subscribed(_))), "{first:?}");
+    body.send_data(message.slice(7..), true).unwrap();
+    let answer = soon(answer(response)).await.unwrap();
+    assert_eq!(answer.grpc.unwrap().code(), Code::Ok);
+    assert!(!HasSessionResponse::decode(&answer.body[5..]).unwrap().exists);
+    // Then the server closes it.
+    soon(raw.ended()).await;
+    program.metric_comes_to("sessiond_connections", 0).await;
+}
+
+#[tokio::test]
+async fn the_age_of_connections_may_be_unlimited() {
+    for off in ["off", "0"] {
+        let program = Program::start(&["--max-connection-age", off]).await;
+        let mut observed = Observed::start(&program.sessions(), from_snapshot()).await;
+        observed.synced().await;
+        create(&program.sessions(), 0, 1).await;
+        assert_eq!(observed.events(1).await.len(), 1);
+    }
+}
