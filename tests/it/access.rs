@@ -25,7 +25,7 @@ use crate::{
     cli::{assert_fails, printed, run},
     fake::soon,
     program::{Program, serve},
-    raw::{Raw, SERVICE, framed, grpc},
+    raw::{Raw, SERVICE, answer, framed, grpc},
 };
 
 const SESSION: SessionKey = SessionKey::new(0, 1);
@@ -163,7 +163,7 @@ async fn who_is_not_known_may_ask_after_the_servers_health_and_no_more() {
 }
 
 #[tokio::test]
-async fn what_is_withdrawn_ends_streams_and_calls_at_once() {
+async fn what_is_withdrawn_ends_streams_and_refuses_calls() {
     let (stays, goes) = (token("stays"), token("goes"));
     let lines = [line(&stays, "read,observe"), line(&goes, "read,observe")];
     let guarded = Guarded::start(&lines).await;
@@ -192,6 +192,26 @@ async fn what_is_withdrawn_ends_streams_and_calls_at_once() {
     guarded.change(&[line(&stays, "read")]).await;
     assert_refused(soon(stayed.next()).await, Code::PermissionDenied, "SCOPE_MISSING");
     guarded.program.metric_comes_to("sessiond_observers", 0).await;
+}
+
+#[tokio::test]
+async fn a_call_that_has_begun_is_finished_although_its_token_is_withdrawn() {
+    let token = token("goes");
+    let guarded = Guarded::start(&[line(&token, "read")]).await;
+    let mut raw = Raw::connect(guarded.program.addr).await;
+    let has = framed(&HasSessionRequest { session_id: Some(1), auth_key_id: 0 });
+    let request = || {
+        let mut request = grpc(&format!("{SERVICE}/HasSession"));
+        request.headers_mut().insert("authorization", format!("Bearer {}", token.token()).parse().unwrap());
+        request
+    };
+    let (response, mut body) = raw.open(request()).await;
+    // What comes before on the connection has arrived.
+    assert_eq!(raw.send(request(), has.clone()).await.unwrap().grpc.unwrap().code(), Code::Ok);
+    guarded.change(&[]).await;
+    assert_eq!(raw.send(request(), has.clone()).await.unwrap().grpc.unwrap().code(), Code::Unauthenticated);
+    body.send_data(has, true).unwrap();
+    assert_eq!(soon(answer(response)).await.unwrap().grpc.unwrap().code(), Code::Ok);
 }
 
 #[tokio::test]
