@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     future::{pending, poll_fn, ready},
     io,
-    net::{self, IpAddr},
+    net::IpAddr,
     pin::pin,
     sync::Arc,
     task::Poll,
@@ -18,7 +18,6 @@ use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
     sync::{OwnedSemaphorePermit, watch},
     time::timeout,
 };
@@ -33,6 +32,7 @@ use super::{
     handshake::{self, Opened},
     inline::Inline,
     lifecycle::{self, Lifecycle},
+    socket::Detached,
     standard::{HEALTH, Standard},
     stats::ServerStats,
     tls,
@@ -210,7 +210,7 @@ impl Handler {
 
 /// A connection that was accepted, and its place among those that there may be.
 pub(super) struct Connection {
-    pub(super) stream: net::TcpStream,
+    pub(super) stream: Detached,
     pub(super) address: IpAddr,
     pub(super) place: OwnedSemaphorePermit,
 }
@@ -251,10 +251,10 @@ impl Connections {
         }
     }
 
-    async fn open(&self, stream: net::TcpStream) -> io::Result<Opened> {
+    async fn open(&self, stream: Detached) -> io::Result<Opened> {
         // Those that come from now on have the files of now; this one keeps what it began with.
         let tls = self.tls.as_ref().map(|tls| Arc::clone(&tls.borrow()));
-        let opening = handshake::open(TcpStream::from_std(stream)?, tls);
+        let opening = handshake::open(stream.attach()?, tls);
         timeout(self.options.handshake_timeout, opening).await?
     }
 
