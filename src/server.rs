@@ -12,10 +12,12 @@ mod handshake;
 mod health;
 mod inline;
 mod lifecycle;
+mod listen;
 mod metrics;
 mod opening;
 mod process;
 mod rate;
+mod socket;
 mod standard;
 mod stats;
 #[cfg(test)]
@@ -27,7 +29,7 @@ mod worker;
 use std::{io, net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
-    net::{TcpListener, TcpSocket},
+    net::TcpListener,
     sync::watch,
     task::AbortHandle,
     time::{sleep, timeout},
@@ -52,20 +54,28 @@ use self::{
     lifecycle::Lifecycle,
     opening::Opening,
     rate::RateLimiter,
+    socket::{Listener, Taken},
     standard::Standard,
     stats::ServerStats,
     worker::Workers,
 };
 
-pub use self::{connection::ConnectionOptions, files::FileError, opening::StorageWait, rate::RateLimit, tls::TlsFiles};
+pub use self::{
+    connection::ConnectionOptions,
+    files::FileError,
+    listen::{ListenAddress, ListenAddressError, TcpAddress},
+    opening::StorageWait,
+    rate::RateLimit,
+    tls::TlsFiles,
+};
 
 /// How a server runs.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// Where gRPC is served. Port 0 takes a free one.
-    pub listen: SocketAddr,
+    /// Where gRPC is served.
+    pub listen: ListenAddress,
     /// Where `/metrics`, `/live`, `/ready` and `/writable` are served over plain HTTP.
-    pub admin_listen: SocketAddr,
+    pub admin_listen: TcpAddress,
     /// The files that make the server speak TLS; without them it does not.
     pub tls: Option<TlsFiles>,
     /// The file of those who may call, an [`AccessList`]; without it everybody may do everything. It is read again when it
@@ -107,12 +117,17 @@ pub enum ServerError {
     #[error("cannot listen on {address} ({source}): choose another address with --{flag}")]
     Listen {
         /// The address.
-        address: SocketAddr,
+        address: String,
         /// The flag that sets it.
         flag: &'static str,
         /// Why not.
         source: io::Error,
     },
+    /// A Unix socket speaks no TLS.
+    #[error(
+        "a Unix socket speaks no TLS, as nothing leaves the machine: leave out --tls-cert, or listen on a TCP port"
+    )]
+    TlsOverUnix,
     /// A file that is named by a flag cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
@@ -151,7 +166,7 @@ pub struct Server {
     config: ServerConfig,
     tls: Option<Reloaded<rustls::ServerConfig>>,
     access: Option<Reloaded<AccessList>>,
-    listener: TcpListener,
+    listener: Listener,
     admin_addr: SocketAddr,
     subject: Arc<SessionSubject>,
     stats: Arc<ServerStats>,
@@ -175,9 +190,13 @@ impl Server {
     pub async fn bind(config: ServerConfig) -> Result<Self, ServerError> {
         let tls = config.tls.clone().map(TlsFiles::load).transpose()?;
         let access = config.access_file.clone().map(access_list).transpose()?;
-        let socket = take_address(config.listen).map_err(listen_error(config.listen, "listen"))?;
-        let of_admin = || listen_error(config.admin_listen, "admin-listen");
-        let admin_listener = TcpListener::bind(config.admin_listen).await.map_err(of_admin())?;
+        if tls.is_some() && matches!(config.listen, ListenAddress::Unix(_)) {
+            return Err(ServerError::TlsOverUnix);
+        }
+        let of_listen = || listen_error(&config.listen, "listen");
+        let taken = Taken::new(&config.listen).await.map_err(of_listen())?;
+        let of_admin = || listen_error(&config.admin_listen, "admin-listen");
+        let admin_listener = config.admin_listen.try_each(TcpListener::bind).await.map_err(of_admin())?;
         let admin_addr = admin_listener.local_addr().map_err(of_admin())?;
         let (lifecycle, _) = watch::channel(Lifecycle::Serving);
         let opening = Arc::<Opening>::default();
@@ -188,17 +207,26 @@ impl Server {
         let tasks = OwnedTasks(vec![admin.abort_handle()]);
         tracing::info!(storage = %config.storage, admin_address = %admin_addr, "opening the storage");
         let subject = opening.run(&config).await?;
-        let listener = socket.listen(BACKLOG).map_err(listen_error(config.listen, "listen"))?;
+        let listener = taken.listen().await.map_err(of_listen())?;
         Ok(Self { config, tls, access, listener, admin_addr, subject, stats, lifecycle, vitals, tasks })
     }
 
-    /// Where gRPC is served.
+    /// Where gRPC is served, with the port that was taken.
     ///
     /// # Errors
     ///
     /// What the system says of the socket.
+    pub fn address(&self) -> io::Result<ListenAddress> {
+        self.listener.address()
+    }
+
+    /// The TCP address on which gRPC is served.
+    ///
+    /// # Errors
+    ///
+    /// What the system says of the socket; `Unsupported` for a Unix socket.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.listener.tcp_address()
     }
 
     /// Where the admin port is.
@@ -225,7 +253,7 @@ impl Server {
     /// [`ServerError::Worker`] when a thread cannot be started, [`ServerError::FailedTask`] when a task panicked.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
         let Self { config, tls, access, listener, subject, stats, lifecycle, vitals, mut tasks, .. } = self;
-        warn_of_exposure(&config);
+        warn_of_exposure(&config, &listener);
         let health = Health::new(Arc::clone(&subject)).await;
         let rate = config.rate_limit.map(RateLimiter::new);
         let connections = Connections {
@@ -296,27 +324,25 @@ fn access_list(path: PathBuf) -> Result<Reloaded<AccessList>, FileError> {
 }
 
 /// Says loudly what others than this machine's users can do.
-fn warn_of_exposure(config: &ServerConfig) {
-    if config.listen.ip().is_loopback() {
+fn warn_of_exposure(config: &ServerConfig, listener: &Listener) {
+    let Ok(address) = listener.tcp_address() else { return };
+    if address.ip().is_loopback() {
         return;
     }
     if config.tls.is_none() {
         tracing::warn!(
-            address = %config.listen,
+            %address,
             "NO TLS: whoever is on the way reads and changes what is sent: set --tls-cert and --tls-key"
         );
     }
     let has_client_ca = config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
     if config.access_file.is_none() && !has_client_ca {
         tracing::warn!(
-            address = %config.listen,
+            %address,
             "NO AUTHENTICATION: whoever reaches this port may do everything: set --access-file, or --tls-client-ca"
         );
     }
 }
-
-/// Connections that wait to be accepted: as many as `TcpListener::bind` asks for.
-const BACKLOG: u32 = 1024;
 
 /// Tasks that end when their owner does, however it ends.
 #[derive(Debug)]
@@ -334,15 +360,7 @@ impl Drop for OwnedTasks {
     }
 }
 
-/// Takes an address without listening there yet.
-fn take_address(address: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // Connections of an earlier server may still be ending there.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    Ok(socket)
-}
-
-fn listen_error(address: SocketAddr, flag: &'static str) -> impl FnOnce(io::Error) -> ServerError {
+fn listen_error(address: &impl ToString, flag: &'static str) -> impl FnOnce(io::Error) -> ServerError {
+    let address = address.to_string();
     move |source| ServerError::Listen { address, flag, source }
 }

@@ -14,7 +14,7 @@ use super::exit::{CliError, Exit};
 /// The server's address and the way there, the same for every command.
 #[derive(Debug, Args)]
 pub(crate) struct AddrArgs {
-    /// The address of the server: http://HOST:PORT, or https://HOST:PORT for TLS.
+    /// The address of the server: http://HOST:PORT, https://HOST:PORT for TLS, or unix:PATH for a Unix socket.
     #[arg(long, env = "SESSIOND_ADDR", value_name = "URL", default_value = "http://127.0.0.1:50051")]
     #[arg(value_parser = parse_addr, hide_env_values = true)]
     addr: String,
@@ -106,11 +106,11 @@ fn read(flag: &str, path: &Path) -> Result<Vec<u8>, CliError> {
 
 /// The errors do not repeat the text, which may hold a password.
 fn parse_addr(text: &str) -> Result<String, &'static str> {
-    if text.contains('@') {
+    if text.contains('@') && !text.starts_with("unix:") {
         return Err("an address has no login: show a token with --token-file");
     }
     let is_address = Client::builder(text).is_ok();
-    is_address.then(|| text.to_owned()).ok_or("write http://HOST:PORT, or https://HOST:PORT for TLS")
+    is_address.then(|| text.to_owned()).ok_or("write http://HOST:PORT, https://HOST:PORT for TLS, or unix:PATH")
 }
 
 /// Reads a duration such as `500ms` or `1m 30s`, longer than nothing.

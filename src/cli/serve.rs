@@ -2,7 +2,6 @@
 
 use std::{
     cell::OnceCell,
-    net::SocketAddr,
     num::{NonZeroU32, NonZeroUsize},
     path::PathBuf,
     process, thread,
@@ -11,7 +10,10 @@ use std::{
 
 use clap::{Args, value_parser};
 use sessiond::{
-    server::{ConnectionOptions, RateLimit, Server, ServerConfig, ServerError, StorageWait, TlsFiles},
+    server::{
+        ConnectionOptions, ListenAddress, RateLimit, Server, ServerConfig, ServerError, StorageWait, TcpAddress,
+        TlsFiles,
+    },
     service::ServiceOptions,
     storage::StorageUrl,
     subject::SubjectOptions,
@@ -29,13 +31,14 @@ use super::{
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// The address on which gRPC is served.
+    /// The address on which gRPC is served: HOST:PORT, or unix:PATH for a Unix socket, to which its owner and group may connect.
+    /// Of a name that has several addresses, the first is taken that can be.
     #[arg(long, env = "SESSIOND_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:50051")]
-    listen: SocketAddr,
+    listen: ListenAddress,
 
     /// The address on which /metrics, /live, /ready and /writable are served, in plain HTTP.
     #[arg(long, env = "SESSIOND_ADMIN_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9090")]
-    admin_listen: SocketAddr,
+    admin_listen: TcpAddress,
 
     /// The file of the server's certificate and those that lead from it to a root, in PEM. Then TLS is spoken, and
     /// nothing else. Read again when it changes.
@@ -226,18 +229,14 @@ fn parse_wait(text: &str) -> Result<StorageWait, String> {
 }
 
 impl ServeArgs {
-    fn config(&self) -> ServerConfig {
+    /// What the flags say, with the defaults of a process that may use so much memory.
+    fn config(&self, memory: Option<u64>) -> ServerConfig {
         // More than the machine can address is as good as no bound.
         let bound = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
-        let memory = memory::limit();
         let defaults = memory::Defaults::of(memory);
-        let retain_bytes = self.retain_bytes.unwrap_or(defaults.retain_bytes);
-        let max_pending_bytes = self.max_pending_bytes.unwrap_or(defaults.max_pending_bytes);
-        let max_total_filter_ids = self.max_total_filter_ids.unwrap_or(defaults.max_total_filter_ids);
-        tracing::info!(memory, retain_bytes, max_pending_bytes, max_total_filter_ids, "bounds of memory");
         ServerConfig {
-            listen: self.listen,
-            admin_listen: self.admin_listen,
+            listen: self.listen.clone(),
+            admin_listen: self.admin_listen.clone(),
             tls: self.tls(),
             access_file: self.access_file.clone(),
             rate_limit: self.rate_limit(),
@@ -246,10 +245,10 @@ impl ServeArgs {
             workers: self.workers.or(thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN),
             subject: SubjectOptions {
                 retain_events: bound(self.retain_events),
-                retain_bytes: bound(retain_bytes),
+                retain_bytes: bound(self.retain_bytes.unwrap_or(defaults.retain_bytes)),
                 max_observers: bound(self.max_observers),
                 max_filter_ids: bound(self.max_filter_ids),
-                max_total_filter_ids: bound(max_total_filter_ids),
+                max_total_filter_ids: bound(self.max_total_filter_ids.unwrap_or(defaults.max_total_filter_ids)),
             },
             max_sessions: self.max_sessions,
             max_leases: self.max_leases,
@@ -265,7 +264,7 @@ impl ServeArgs {
             },
             calls: ServiceOptions {
                 max_message_bytes: bound(self.max_message_bytes),
-                max_pending_bytes: bound(max_pending_bytes),
+                max_pending_bytes: bound(self.max_pending_bytes.unwrap_or(defaults.max_pending_bytes)),
                 max_batch: bound(self.max_batch),
                 call_timeout: self.call_timeout,
             },
@@ -292,7 +291,9 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
     telemetry::init(args.log_format, &args.log)
         .map_err(|error| CliError::new(Exit::Usage, format!("--log {:?} is no filter: {error}", args.log)))?;
     let mut signals = Signals::listen()?;
-    let config = args.config();
+    let memory = memory::limit();
+    let config = args.config(memory);
+    let (subject, calls) = (config.subject, config.calls.clone());
     let (workers, drain_timeout) = (config.workers, config.drain_timeout);
     let otlp = Otlp::start(&args.otlp)?;
     let config = ServerConfig { tracer: otlp.as_ref().map(Otlp::tracer), ..config };
@@ -304,11 +305,18 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
         }
     };
     tracing::info!(
-        address = server.local_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string()),
+        address = server.address().map_or_else(|_| "?".to_owned(), |address| address.to_string()),
         admin_address = %server.admin_addr(),
         storage = %args.storage,
         workers,
         "listening"
+    );
+    tracing::info!(
+        memory,
+        retain_bytes = subject.retain_bytes,
+        max_pending_bytes = calls.max_pending_bytes,
+        max_total_filter_ids = subject.max_total_filter_ids,
+        "bounds of memory"
     );
 
     let (stop, stopped) = oneshot::channel();
@@ -331,7 +339,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
 
 fn serve_error(error: ServerError) -> CliError {
     let exit = match error {
-        ServerError::File(_) => Exit::Usage,
+        ServerError::File(_) | ServerError::TlsOverUnix => Exit::Usage,
         ServerError::Listen { .. } => Exit::Listen,
         ServerError::Open(_) | ServerError::Storage(_) => Exit::Storage,
         ServerError::FailedTask(_) => Exit::Failed,

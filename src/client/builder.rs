@@ -28,7 +28,8 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct ClientBuilder {
-    uri: Uri,
+    endpoint: Endpoint,
+    is_tls: bool,
     ca: Option<Certificate>,
     identity: Option<Identity>,
     authorization: Authorization,
@@ -39,13 +40,21 @@ pub struct ClientBuilder {
 impl ClientBuilder {
     pub(super) fn new(addr: &str) -> Result<Self, ClientError> {
         let invalid = || ClientError::InvalidAddress { addr: addr.to_owned() };
-        let uri: Uri = addr.parse().map_err(|_| invalid())?;
-        // Without these the address is only found wanting at the first call, and as a server out of reach.
-        if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
-            return Err(invalid());
-        }
+        let is_tls = match addr.strip_prefix("unix:") {
+            Some(path) if !matches!(path, "" | "//") => false,
+            Some(_) => return Err(invalid()),
+            None => {
+                let uri: Uri = addr.parse().map_err(|_| invalid())?;
+                // Without these the address is only found wanting at the first call, and as a server out of reach.
+                if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
+                    return Err(invalid());
+                }
+                uri.scheme_str() == Some("https")
+            }
+        };
         Ok(Self {
-            uri,
+            endpoint: Endpoint::from_shared(addr.to_owned()).map_err(|_| invalid())?,
+            is_tls,
             ca: None,
             identity: None,
             authorization: Authorization::default(),
@@ -100,7 +109,9 @@ impl ClientBuilder {
     ///
     /// When called outside of a Tokio runtime.
     pub fn connect_lazy(self) -> Result<Client, ClientError> {
-        let endpoint = Endpoint::from(self.uri.clone())
+        let endpoint = self
+            .endpoint
+            .clone()
             .connect_timeout(self.connect_timeout)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
@@ -114,7 +125,7 @@ impl ClientBuilder {
     }
 
     fn tls(&self) -> Result<Option<ClientTlsConfig>, ClientError> {
-        if self.uri.scheme_str() != Some("https") {
+        if !self.is_tls {
             if self.ca.is_some() || self.identity.is_some() {
                 return Err(invalid_tls("the address is without TLS: write https://HOST:PORT"));
             }
@@ -149,11 +160,17 @@ mod tests {
 
     #[test]
     fn addresses_are_http_or_https_with_a_host() {
-        for good in ["http://127.0.0.1:50051", "http://[::1]:50051", "http://sessiond.local", "https://sessiond.local"]
-        {
+        for good in [
+            "unix:/run/s",
+            "unix:///run/s",
+            "http://127.0.0.1:50051",
+            "http://[::1]:50051",
+            "http://sessiond.local",
+            "https://sessiond.local",
+        ] {
             assert!(ClientBuilder::new(good).is_ok(), "{good}");
         }
-        for bad in ["", "127.0.0.1:50051", "localhost", "https://", "redis://h:1", "http://", "unix:/run/s"] {
+        for bad in ["", "127.0.0.1:50051", "localhost", "https://", "redis://h:1", "http://", "unix:", "unix://"] {
             let error = ClientBuilder::new(bad).unwrap_err();
             assert!(error.to_string().contains(&format!("{bad:?}")), "{error}");
             assert!(!error.is_retryable());

@@ -13,7 +13,7 @@ use crate::reason::{ERROR_DOMAIN, ErrorReason, Retry};
 #[non_exhaustive]
 pub enum ClientError {
     /// The address names no server.
-    #[error("{addr:?} is not the address of a server: write http://HOST:PORT, or https://HOST:PORT for TLS")]
+    #[error("{addr:?} is not the address of a server: write http://HOST:PORT, https://HOST:PORT for TLS, or unix:PATH")]
     InvalidAddress {
         /// The address as it was given.
         addr: String,

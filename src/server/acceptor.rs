@@ -2,14 +2,12 @@
 
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
-};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{
     connection::Connection,
     lifecycle::{self, Lifecycle},
+    socket::{Accepted, Listener},
     worker::Inlets,
 };
 
@@ -19,13 +17,13 @@ const PAUSE_WHEN_EXHAUSTED: Duration = Duration::from_millis(100);
 /// Takes connections from one listener and gives each to the worker that has the fewest. The kernel's own spreading
 /// (`SO_REUSEPORT`) goes by hash and can give most of a few long-lived connections to one thread.
 pub(super) struct Acceptor {
-    listener: TcpListener,
+    listener: Listener,
     workers: Inlets,
     places: Arc<Semaphore>,
 }
 
 impl Acceptor {
-    pub(super) fn new(listener: TcpListener, workers: Inlets, max_connections: usize) -> Self {
+    pub(super) fn new(listener: Listener, workers: Inlets, max_connections: usize) -> Self {
         let places = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
         Self { listener, workers, places }
     }
@@ -44,7 +42,7 @@ impl Acceptor {
             let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
-                    if let Err(error) = self.give(stream, peer.ip(), place).await {
+                    if let Err(error) = self.give(stream, peer, place).await {
                         tracing::debug!(%error, "a connection was lost before it was served");
                     }
                 }
@@ -57,10 +55,9 @@ impl Acceptor {
         }
     }
 
-    async fn give(&self, stream: TcpStream, address: IpAddr, place: OwnedSemaphorePermit) -> io::Result<()> {
-        stream.set_nodelay(true)?;
+    async fn give(&self, stream: Accepted, address: IpAddr, place: OwnedSemaphorePermit) -> io::Result<()> {
         // The worker registers it with its own runtime.
-        let stream = stream.into_std()?;
+        let stream = stream.detach()?;
         self.workers.give(Connection { stream, address, place }).await;
         Ok(())
     }

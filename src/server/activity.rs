@@ -2,6 +2,7 @@
 
 use std::{
     future::pending,
+    net::IpAddr,
     ops::RangeInclusive,
     sync::{
         Arc,
@@ -15,7 +16,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::connection::ConnectionOptions;
+use super::{connection::ConnectionOptions, stats::ServerStats};
 use crate::status::ServiceError;
 
 /// How much later than its connection's GOAWAY a stream of events ends, in milliseconds: the client must know by then that it is to
@@ -26,8 +27,12 @@ const GRACE: RangeInclusive<u64> = 100..=3000;
 pub(super) struct Activity {
     /// How many calls have come.
     calls: AtomicU64,
-    /// How many streams are open, but for those that watch the server's health.
-    streams: AtomicUsize,
+    /// How many calls and streams are open.
+    open: AtomicUsize,
+    /// How many of them watch the server's health.
+    probes: AtomicUsize,
+    max_streams: usize,
+    stats: Arc<ServerStats>,
     /// When it is as old as it may become.
     retires: Option<Instant>,
     closing: watch::Sender<Option<Closing>>,
@@ -41,24 +46,40 @@ pub(super) enum Closing {
 }
 
 impl Activity {
-    pub(super) fn new(options: &ConnectionOptions) -> Arc<Self> {
-        let retires = options.max_age.and_then(|age| Instant::now().checked_add(around(age)));
-        Arc::new(Self {
+    pub(super) fn new(options: &ConnectionOptions, stats: &Arc<ServerStats>) -> Self {
+        Self {
             calls: AtomicU64::new(0),
-            streams: AtomicUsize::new(0),
-            retires,
+            open: AtomicUsize::new(0),
+            probes: AtomicUsize::new(0),
+            max_streams: options.max_streams as usize,
+            stats: Arc::clone(stats),
+            retires: options.max_age.and_then(|age| Instant::now().checked_add(around(age))),
             closing: watch::Sender::new(None),
-        })
+        }
     }
 
-    pub(super) fn count_call(&self) {
+    /// Counts a call or a stream that begins.
+    pub(super) fn begin(&self, peer: IpAddr) {
         self.calls.fetch_add(1, Ordering::Relaxed);
+        if self.open.fetch_add(1, Ordering::Relaxed) + 1 == self.max_streams {
+            self.stats.streams_used_up(peer, self.max_streams);
+        }
     }
 
-    /// Counts a stream until the answer is dropped.
-    pub(super) fn count_stream(self: &Arc<Self>) -> OpenStream {
-        self.streams.fetch_add(1, Ordering::Relaxed);
-        OpenStream(Arc::clone(self))
+    /// Counts a call or a stream that ends.
+    pub(super) fn end(&self) {
+        if self.open.fetch_sub(1, Ordering::Relaxed) == self.max_streams {
+            self.stats.stream_is_free();
+        }
+    }
+
+    /// Counts a stream that watches the server's health, besides.
+    pub(super) fn begin_probe(&self) {
+        self.probes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn end_probe(&self) {
+        self.probes.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// When a stream of events that is opened now is to end, if it is synced.
@@ -91,26 +112,18 @@ impl Activity {
         }
     }
 
-    /// Waits until no call came and no stream was open for `timeout`, and for less than twice as long.
+    /// Waits until no call came and none was open for `timeout`, and for less than twice as long.
     async fn ceases(&self, timeout: Duration) {
         let mut seen = None;
         loop {
             let calls = self.calls.load(Ordering::Relaxed);
-            if seen == Some(calls) && self.streams.load(Ordering::Relaxed) == 0 {
+            let is_used = self.open.load(Ordering::Relaxed) > self.probes.load(Ordering::Relaxed);
+            if seen == Some(calls) && !is_used {
                 return;
             }
             seen = Some(calls);
             sleep(timeout).await;
         }
-    }
-}
-
-/// Counts a stream until it ends.
-pub(super) struct OpenStream(Arc<Activity>);
-
-impl Drop for OpenStream {
-    fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     future::{pending, poll_fn, ready},
     io,
-    net::{self, IpAddr},
+    net::IpAddr,
     pin::pin,
     sync::Arc,
     task::Poll,
@@ -18,7 +18,6 @@ use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
     sync::{OwnedSemaphorePermit, watch},
     time::timeout,
 };
@@ -33,6 +32,7 @@ use super::{
     handshake::{self, Opened},
     inline::Inline,
     lifecycle::{self, Lifecycle},
+    socket::Detached,
     standard::{HEALTH, Standard},
     stats::ServerStats,
     tls,
@@ -100,6 +100,30 @@ struct Handler {
     stats: Arc<Shard>,
 }
 
+/// A call or a stream that is open.
+struct Open {
+    handler: Arc<Handler>,
+    is_probe: bool,
+}
+
+impl Open {
+    /// It watches the server's health, which is open to all: it must not keep a connection open that is of no other use.
+    fn is_probe(&mut self) {
+        self.is_probe = true;
+        self.handler.activity.begin_probe();
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let activity = &self.handler.activity;
+        activity.end();
+        if self.is_probe {
+            activity.end_probe();
+        }
+    }
+}
+
 impl Handler {
     // Not an async fn, whose future would hold the request twice; and the rarer ways are in boxes, so that the future of every
     // call, and what is kept of a stream, is no larger than that of a call.
@@ -107,58 +131,63 @@ impl Handler {
         self: Arc<Self>,
         request: Request<Incoming>,
     ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> {
-        self.activity.count_call();
-        let mut call = self.stats.begin(request.uri().path());
+        self.activity.begin(self.peer.address);
+        let open = Open { handler: self, is_probe: false };
+        let handler = &*open.handler;
+        let mut call = handler.stats.begin(request.uri().path());
         if let Some(call) = &mut call {
-            call.trace(self.tracer.as_ref(), self.peer.address, request.headers());
+            call.trace(handler.tracer.as_ref(), handler.peer.address, request.headers());
         }
-        let admitted = self.gate.as_ref().map_or(Ok(None), |gate| gate.admit(&self.peer, &request));
+        let admitted = handler.gate.as_ref().map_or(Ok(None), |gate| gate.admit(&handler.peer, &request));
         let log = call.as_ref().and_then(Begun::log).cloned();
         let is_unary = service::is_unary(request.uri().path());
         let answer = match (admitted, log) {
-            (Ok(_), None) if is_unary => Either::Left(self.service.clone().call(request)),
-            (Ok(_), Some(log)) if is_unary => Either::Right(self.service.clone().call(request).instrument(log).boxed()),
+            (Ok(_), None) if is_unary => Either::Left(handler.service.clone().call(request)),
+            (Ok(_), Some(log)) if is_unary => {
+                Either::Right(handler.service.clone().call(request).instrument(log).boxed())
+            }
             (Ok(withdrawn), log) => {
-                let stream =
-                    Arc::clone(&self).stream(request, withdrawn, call).instrument(log.unwrap_or_else(Span::none));
+                let stream = Self::stream(open, request, withdrawn, call).instrument(log.unwrap_or_else(Span::none));
                 return Either::Right(stream.map(Ok).boxed());
             }
             (Err(refusal), _) => Either::Right(ready(ResponseBody::error(refusal)).boxed()),
         };
         Either::Left(answer.map(move |response| {
-            self.end(&mut call, &response);
+            open.handler.end(&mut call, &response);
             Ok(response)
         }))
     }
 
     /// Answers what may be a stream.
     async fn stream(
-        self: Arc<Self>,
+        mut open: Open,
         request: Request<Incoming>,
         withdrawn: Option<Withdrawn>,
         mut call: Option<Begun>,
     ) -> Response<ResponseBody> {
+        let handler = Arc::clone(&open.handler);
         let is_of_health = request.uri().path().starts_with(HEALTH);
         let response = if request.uri().path().starts_with(service::PATH) {
-            self.service.clone().call(request).await
+            handler.service.clone().call(request).await
         } else {
-            match self.standard.call(request).await {
+            match handler.standard.call(request).await {
                 Ok(response) => response.map(ResponseBody::from),
-                Err(request) => self.service.clone().call(*request).await,
+                Err(request) => handler.service.clone().call(*request).await,
             }
         };
         if response.headers().contains_key(Status::GRPC_STATUS) {
-            self.end(&mut call, &response);
+            handler.end(&mut call, &response);
             return response;
         }
-        let activity = Arc::clone(&self.activity);
-        // Watching the server's health is open to all, so it must not keep a connection open that is of no other use.
-        let open = (!is_of_health).then(|| activity.count_stream());
+        if is_of_health {
+            open.is_probe();
+        }
+        let activity = &handler.activity;
         response.map(|mut body| {
             let retires_by_itself = body.retire_at(activity.stream_retires());
             body.until(call, async move {
-                let _open = open;
-                let closes = async { if retires_by_itself { pending().await } else { activity.closes().await } };
+                let closes =
+                    async { if retires_by_itself { pending().await } else { open.handler.activity.closes().await } };
                 match withdrawn {
                     Some(withdrawn) => tokio::select! {
                         error = withdrawn => error,
@@ -181,7 +210,7 @@ impl Handler {
 
 /// A connection that was accepted, and its place among those that there may be.
 pub(super) struct Connection {
-    pub(super) stream: net::TcpStream,
+    pub(super) stream: Detached,
     pub(super) address: IpAddr,
     pub(super) place: OwnedSemaphorePermit,
 }
@@ -222,10 +251,10 @@ impl Connections {
         }
     }
 
-    async fn open(&self, stream: net::TcpStream) -> io::Result<Opened> {
+    async fn open(&self, stream: Detached) -> io::Result<Opened> {
         // Those that come from now on have the files of now; this one keeps what it began with.
         let tls = self.tls.as_ref().map(|tls| Arc::clone(&tls.borrow()));
-        let opening = handshake::open(TcpStream::from_std(stream)?, tls);
+        let opening = handshake::open(stream.attach()?, tls);
         timeout(self.options.handshake_timeout, opening).await?
     }
 
@@ -240,7 +269,7 @@ impl Connections {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let (stream, flusher) = coalesced(TokioIo::new(stream), said);
-        let activity = Activity::new(&self.options);
+        let activity = Arc::new(Activity::new(&self.options, &self.stats));
         let handler = Arc::new(Handler {
             service: self.service.clone(),
             standard: Arc::clone(&self.standard),

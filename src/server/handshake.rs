@@ -3,11 +3,10 @@
 use std::{io, sync::Arc};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::{TlsAcceptor, rustls, server::TlsStream};
+
+use super::socket::Stream;
 
 /// What every client of HTTP/2 begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -24,8 +23,8 @@ const LINGER: u64 = 64 << 10;
 
 /// A connection that has begun.
 pub(super) enum Opened {
-    Plain(Prefaced<TcpStream>),
-    Tls(Prefaced<Box<TlsStream<TcpStream>>>),
+    Plain(Prefaced<Stream>),
+    Tls(Prefaced<Box<TlsStream<Stream>>>),
 }
 
 /// A stream, and what was read of it: the preface, or what is none and hyper refuses.
@@ -41,7 +40,7 @@ pub(super) struct Prefaced<S> {
 /// # Errors
 ///
 /// When the peer leaves, cannot agree on TLS, or is turned away because it takes this port for another kind.
-pub(super) async fn open(stream: TcpStream, tls: Option<Arc<rustls::ServerConfig>>) -> io::Result<Opened> {
+pub(super) async fn open(stream: Stream, tls: Option<Arc<rustls::ServerConfig>>) -> io::Result<Opened> {
     let Some(config) = tls else {
         let opened = preface(stream).await?;
         if opened.said.first() == Some(&TLS_HANDSHAKE) {
@@ -75,7 +74,7 @@ async fn preface<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<Prefaced<S>>
 }
 
 /// Tells a client that took the port for another kind, in the words of HTTP/2. Clients of TLS read that no TLS is spoken.
-async fn refuse(mut stream: TcpStream, why: &'static str) -> io::Error {
+async fn refuse(mut stream: Stream, why: &'static str) -> io::Error {
     let mut bytes = BytesMut::new();
     // GOAWAY: its length, its type, no flags, the connection; no stream was dealt with; the error, and words about it. No settings
     // come first, as they must where HTTP/2 is spoken (RFC 9113, section 3.4): gRPC's C core would take them for a connection
@@ -91,7 +90,7 @@ async fn refuse(mut stream: TcpStream, why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
-async fn linger(mut stream: TcpStream) {
+async fn linger(mut stream: Stream) {
     // Whatever fails here: there is nobody left to tell.
     if stream.shutdown().await.is_ok() {
         let _ = tokio::io::copy(&mut stream.take(LINGER), &mut tokio::io::sink()).await;

@@ -56,6 +56,16 @@ pub(super) async fn encode(subject: Option<&SessionSubject>, stats: &ServerStats
         register(registry_of_ours, subject).await;
     }
     registry_of_ours.register("connections", "Connections of clients", gauge(stats.connections()));
+    registry_of_ours.register(
+        "connections_full",
+        "Connections that have as many calls and streams open as they may",
+        gauge(stats.full_connections()),
+    );
+    registry_of_ours.register(
+        "connection_streams_used_up",
+        "How often a connection came to have as many calls and streams open as it may",
+        ConstCounter::new(stats.times_streams_used_up()),
+    );
     let refused = Family::<[(&str, &str); 1], Counter>::default();
     for (reason, count) in stats.calls.refused() {
         refused.get_or_create(&[("reason", reason)]).inc_by(count);

@@ -9,8 +9,8 @@ use crate::storage::StorageOptions;
 async fn a_server_drains_and_fails_when_a_task_that_it_needs_panics() {
     let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
     let config = ServerConfig {
-        listen: any_port,
-        admin_listen: any_port,
+        listen: any_port.into(),
+        admin_listen: any_port.into(),
         tls: None,
         access_file: None,
         rate_limit: None,

@@ -41,8 +41,12 @@ impl Registry {
     }
 
     async fn listen(listen: SocketAddr) -> Self {
-        let config =
-            ServerConfig { listen, workers: NonZeroUsize::MIN, drain_timeout: Duration::from_secs(10), ..config() };
+        let config = ServerConfig {
+            listen: listen.into(),
+            workers: NonZeroUsize::MIN,
+            drain_timeout: Duration::from_secs(10),
+            ..config()
+        };
         let server = Server::bind(config).await.unwrap();
         let addr = server.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();

@@ -197,6 +197,32 @@ async fn requests_of_a_few_bytes_are_counted_too() {
 }
 
 #[tokio::test]
+async fn a_connection_that_has_used_up_its_streams_is_reported() {
+    const MESSAGE: &str = "has as many calls and streams open as it may";
+    let program = Program::start(&["--max-streams", "3"]).await;
+    assert_eq!(program.metric("sessiond_connections_full").await, 0);
+    for times in 1..=3 {
+        let mut raw = Raw::connect(program.addr).await;
+        raw.arrived().await;
+        // Two streams, and a call that has not come whole.
+        for _ in 0..2 {
+            raw.hold(grpc(&format!("{SERVICE}/Subscribe")), framed(&SubscribeRequest::default())).await;
+        }
+        raw.arrived().await;
+        assert_eq!(program.metric("sessiond_connections_full").await, 0, "one more may be open");
+        let (response, mut body) = raw.open(grpc(&format!("{SERVICE}/BatchHasSessions"))).await;
+        body.send_data(Bytes::from_static(&[0]), false).unwrap();
+        program.metric_comes_to("sessiond_connections_full", 1).await;
+        drop((response, body, raw));
+        program.metric_comes_to("sessiond_connections_full", 0).await;
+        // A call that was answered at once may have been the third as well.
+        assert!(program.metric("sessiond_connection_streams_used_up_total").await >= times);
+    }
+    program.logs(MESSAGE).await;
+    assert_eq!(program.log().matches(MESSAGE).count(), 1, "it is not repeated for each: {}", program.log());
+}
+
+#[tokio::test]
 async fn a_connection_of_no_use_is_ended_and_one_of_use_is_not() {
     let program =
         Program::start(&["--idle-timeout", "500ms", "--keepalive-interval", "1s", "--keepalive-timeout", "1s"]).await;

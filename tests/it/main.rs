@@ -29,6 +29,7 @@ mod installed;
 mod lease_guard;
 mod leases;
 mod limits;
+mod listen;
 mod long;
 mod observed;
 mod passwords;

@@ -50,7 +50,7 @@ async fn start_at(addr: SocketAddr) -> Running {
     soon(async {
         loop {
             // Somebody may have the port for a moment: the system gives free ones to others, too.
-            match Running::try_with(ServerConfig { listen: addr, ..config() }).await {
+            match Running::try_with(ServerConfig { listen: addr.into(), ..config() }).await {
                 Ok(server) => return server,
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }

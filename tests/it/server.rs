@@ -21,8 +21,8 @@ pub(crate) type Leases = LeaseServiceClient<Channel>;
 pub(crate) fn config() -> ServerConfig {
     let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
     ServerConfig {
-        listen: any_port,
-        admin_listen: any_port,
+        listen: any_port.into(),
+        admin_listen: any_port.into(),
         tls: None,
         access_file: None,
         rate_limit: None,

@@ -13,14 +13,14 @@ use h2::{
 use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
+    net::{TcpStream, UnixStream},
     time::timeout,
 };
 use tonic::Status;
 
 use super::{
     failure::{Cause, Failure},
-    target::Target,
+    target::{Socket, Target},
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,7 +36,14 @@ pub(super) struct Connection(SendRequest<Bytes>);
 pub(super) async fn connect(target: &Target) -> Result<Connection, Failure> {
     let lost = |message| Failure { cause: Cause::ConnectionLost, message };
     let connecting = async {
-        let socket = TcpStream::connect((&*target.host, target.port)).await;
+        let (host, port) = match &target.socket {
+            Socket::Tcp(host, port) => (&**host, *port),
+            Socket::Unix(path) => {
+                let socket = UnixStream::connect(path).await;
+                return http2(socket.map_err(|error| lost(format!("cannot connect: {error}")))?).await;
+            }
+        };
+        let socket = TcpStream::connect((host, port)).await;
         let socket = socket.map_err(|error| lost(format!("cannot connect: {error}")))?;
         socket.set_nodelay(true).map_err(|error| lost(error.to_string()))?;
         match &target.tls {

@@ -1,6 +1,6 @@
 //! Where the loader connects to, and as whom.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use http::{
     HeaderValue, Method, Request, Uri,
@@ -26,16 +26,37 @@ const SERVICE: &str = "sessiond.v1.SessionService";
 #[derive(Clone)]
 pub(crate) struct Target {
     addr: String,
-    pub(super) host: String,
-    pub(super) port: u16,
+    /// What requests are addressed to.
+    origin: String,
+    pub(super) socket: Socket,
     pub(super) tls: Option<(TlsConnector, ServerName<'static>)>,
     authorization: Option<HeaderValue>,
 }
 
+/// What to connect to.
+#[derive(Clone)]
+pub(super) enum Socket {
+    Tcp(String, u16),
+    Unix(PathBuf),
+}
+
 impl Target {
-    /// The server at an address of the form `http://HOST:PORT` or `https://HOST:PORT`.
+    /// The server at an address of the form `http://HOST:PORT`, `https://HOST:PORT` or `unix:PATH`.
     pub(crate) fn new(addr: &str, credentials: &Credentials) -> Result<Self, CliError> {
         let wrong = |reason: String| CliError::new(Exit::Usage, reason);
+        let bearer = |token| HeaderValue::from_str(&format!("Bearer {token}"));
+        let authorization =
+            credentials.token.as_ref().map(bearer).transpose().map_err(|error| wrong(error.to_string()))?;
+        if let Some(path) = addr.strip_prefix("unix:") {
+            let socket = Socket::Unix(path.strip_prefix("//").unwrap_or(path).into());
+            return Ok(Self {
+                addr: addr.to_owned(),
+                origin: "http://localhost".to_owned(),
+                socket,
+                tls: None,
+                authorization,
+            });
+        }
         let uri: Uri = addr.parse().map_err(|_| wrong(format!("{addr:?} is no address")))?;
         // IPv6 addresses are in brackets in an URL and nowhere else.
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
@@ -47,11 +68,9 @@ impl Target {
         } else {
             None
         };
-        let bearer = |token| HeaderValue::from_str(&format!("Bearer {token}"));
-        let authorization =
-            credentials.token.as_ref().map(bearer).transpose().map_err(|error| wrong(error.to_string()))?;
         let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
-        Ok(Self { addr: addr.trim_end_matches('/').to_owned(), host, port, tls, authorization })
+        let addr = addr.trim_end_matches('/').to_owned();
+        Ok(Self { origin: addr.clone(), addr, socket: Socket::Tcp(host, port), tls, authorization })
     }
 
     /// The address, for messages.
@@ -63,7 +82,7 @@ impl Target {
     pub(super) fn request(&self, method: &str) -> Result<Request<()>, http::Error> {
         let mut request = Request::builder()
             .method(Method::POST)
-            .uri(format!("{}/{SERVICE}/{method}", self.addr))
+            .uri(format!("{}/{SERVICE}/{method}", self.origin))
             .header(TE, "trailers")
             .header(CONTENT_TYPE, "application/grpc");
         if let Some(authorization) = &self.authorization {

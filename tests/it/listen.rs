@@ -1,0 +1,128 @@
+//! The addresses that a server listens on.
+
+use std::{
+    fs,
+    os::unix::{
+        fs::{FileTypeExt as _, PermissionsExt as _},
+        net::UnixListener,
+    },
+    path::Path,
+    process::Stdio,
+};
+
+use sessiond::proto::SubscribeRequest;
+use tokio::process::{Child, Command};
+use tonic::transport::Endpoint;
+
+use crate::{
+    certificates::{Authority, text},
+    cli::{printed, run, sessiond},
+    fake::soon,
+    observed::Observed,
+    program::{Program, serve},
+    server::Sessions,
+    sessions::{create, has},
+};
+
+/// Starts a server on a Unix socket, and waits until it serves.
+async fn on_unix(url: &str, args: &[&str]) -> Child {
+    let mut command = serve(&[&["--listen", url, "--admin-listen", "127.0.0.1:0"], args].concat());
+    let child = command.stderr(Stdio::null()).spawn().unwrap();
+    soon(async {
+        while run(sessiond(url, &["health"])).await.code != Some(0) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    child
+}
+
+async fn terminate(child: &mut Child) -> Option<i32> {
+    let pid = child.id().unwrap().to_string();
+    assert!(soon(Command::new("kill").args(["-s", "TERM", &pid]).status()).await.unwrap().success());
+    soon(child.wait()).await.unwrap().code()
+}
+
+/// How a server ends that cannot start.
+async fn fails(args: &[&str]) -> (Option<i32>, String) {
+    let output = soon(serve(&[&["--admin-listen", "127.0.0.1:0"], args].concat()).output()).await.unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+fn is_socket(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
+}
+
+#[tokio::test]
+async fn a_name_is_an_address_to_listen_on() {
+    let program = Program::start_on("localhost:0", &[]).await;
+    assert!(program.addr.ip().is_loopback());
+    assert!(create(&program.sessions(), 0, 1).await);
+    let (code, error) = fails(&["--listen", "nobody.invalid:50051"]).await;
+    assert_eq!(code, Some(4), "{error}");
+    assert!(error.contains("nobody.invalid:50051") && error.contains("--listen"), "{error}");
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_served_to_clients_and_commands() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sessiond.sock");
+    let url = format!("unix:{}", path.display());
+    let mut server = on_unix(&url, &[]).await;
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+
+    let client = Sessions::new(Endpoint::from_shared(url.clone()).unwrap().connect_lazy());
+    let mut observed = Observed::start(&client, SubscribeRequest::default()).await;
+    assert!(create(&client, 0, 1).await);
+    assert_eq!(observed.events(1).await[0].session_id, 1);
+    assert_eq!(run(sessiond(&url, &["has", "1"])).await.code, Some(0));
+    assert_eq!(run(sessiond(&format!("unix://{}", path.display()), &["has", "2"])).await.code, Some(1));
+    assert_eq!(run(sessiond(&url, &["health"])).await, printed(0, "SERVING\n"));
+    let bench = ["bench", "--duration", "200ms", "--warmup", "50ms", "--format", "json"];
+    let ended = run(sessiond(&url, &bench)).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+
+    // Nobody else may take it, and it is gone at the end.
+    let (code, error) = fails(&["--listen", &url]).await;
+    assert_eq!(code, Some(4), "{error}");
+    assert!(error.contains("another server listens there"), "{error}");
+    assert!(has(&client, 0, 1).await);
+    assert_eq!(terminate(&mut server).await, Some(0));
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn a_socket_that_was_left_behind_is_replaced_and_other_files_are_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sessiond.sock");
+    let url = format!("unix:{}", path.display());
+    let mut server = on_unix(&url, &[]).await;
+    soon(server.kill()).await.unwrap();
+    assert!(is_socket(&path), "it was killed");
+    let mut server = on_unix(&url, &[]).await;
+
+    // What somebody else has put in its place meanwhile stays.
+    fs::remove_file(&path).unwrap();
+    let others = UnixListener::bind(&path).unwrap();
+    assert_eq!(terminate(&mut server).await, Some(0));
+    assert!(is_socket(&path));
+    drop(others);
+
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, "a letter").unwrap();
+    let (code, error) = fails(&["--listen", &url]).await;
+    assert_eq!(code, Some(4), "{error}");
+    assert!(error.contains("not a socket"), "{error}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "a letter");
+}
+
+#[tokio::test]
+async fn a_unix_socket_with_tls_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let certificate = Authority::new(folder.path(), "ours").issue("server", &["localhost"]);
+    let url = format!("unix:{}", folder.path().join("sessiond.sock").display());
+    let tls = ["--tls-cert", text(&certificate.cert), "--tls-key", text(&certificate.key)];
+    let (code, error) = fails(&[&["--listen", &url], &tls[..]].concat()).await;
+    assert_eq!(code, Some(2), "{error}");
+    assert!(error.contains("leave out --tls-cert"), "{error}");
+}
