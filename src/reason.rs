@@ -34,7 +34,7 @@ pub enum Calls {
     Of(&'static [&'static str]),
 }
 
-/// What there is to know of a reason.
+/// A reason with its codes, its calls and its retry policy.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct ReasonRow {
@@ -105,7 +105,7 @@ const fn row(reason: ErrorReason, returned: &'static [(Code, Calls)], retry: Ret
     ReasonRow { reason, returned, retry }
 }
 
-/// What begins the names of the enum's values, and is not sent.
+/// The prefix of the names in the enum, which is not sent.
 const PREFIX: &str = "ERROR_REASON_";
 
 impl ErrorReason {
@@ -115,7 +115,7 @@ impl ErrorReason {
         self.as_str_name().strip_prefix(PREFIX).unwrap_or_default()
     }
 
-    /// The reason of that name. None if this version does not know it.
+    /// The reason with this name. `None` if this version does not know it.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         REASONS.iter().map(|row| row.reason).find(|reason| reason.name() == name)
@@ -145,7 +145,7 @@ impl Calls {
     }
 }
 
-/// As documents list them.
+/// Lists the calls as the proto and the README do.
 impl fmt::Display for Calls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -156,7 +156,7 @@ impl fmt::Display for Calls {
     }
 }
 
-/// As documents say it.
+/// Says it as the proto and the README do.
 impl fmt::Display for Retry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

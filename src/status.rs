@@ -125,7 +125,7 @@ fn of_flag(limit: usize) -> &'static str {
     if limit < MAX_BATCH { ", or raise the server's --max-batch" } else { "" }
 }
 
-/// What a call that fails is answered.
+/// The error that a call returns.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: Status,
@@ -134,11 +134,11 @@ pub(crate) struct Answer {
     pub(crate) retry_after: Option<Duration>,
 }
 
-/// What a call is answered that fails.
+/// Makes the status for an error.
 pub(crate) fn answer(error: ServiceError) -> Answer {
     let reason = reason(&error);
     let row = reason.row();
-    // A lease is not found where the call is about it, and is missing as a precondition of a create.
+    // A create fails because its lease is missing. A call about the lease itself does not find it.
     let is_not_found = reason == ErrorReason::LeaseGone && !matches!(error, ServiceError::CreateUnderUnknownLease(_));
     let (code, _) = row.returned[usize::from(is_not_found)];
     let message = message(&error);
@@ -266,7 +266,7 @@ fn storage_message(error: &StorageError) -> String {
     }
 }
 
-/// How long a caller should wait: a random time, so that all who are told at once do not come back at once.
+/// How long a caller should wait: a random time, so that callers that fail together do not all come back together.
 fn retry_delay(error: &ServiceError) -> Duration {
     let (least, most) = match error {
         ServiceError::RateLimited { retry_after } => {
@@ -274,7 +274,7 @@ fn retry_delay(error: &ServiceError) -> Duration {
             (least, 2 * least)
         }
         ServiceError::Draining | ServiceError::Observe(ObserveError::Closed) => (100, 3000),
-        // These pass when somebody leaves, which takes longer than an outage of a moment.
+        // Room comes when others leave, which takes longer than a short outage.
         ServiceError::Observe(ObserveError::TooManyObservers { .. } | ObserveError::TooManyTotalFilterIds { .. })
         | ServiceError::Storage(StorageError::TooManySessions { .. } | StorageError::TooManyLeases { .. }) => {
             (1000, 5000)

@@ -22,7 +22,7 @@ use crate::{
     status::{self, Answer, ServiceError},
 };
 
-/// Tells libraries that retry by themselves when to do so, in milliseconds, or not to if negative
+/// Tells a library that retries by itself how many milliseconds to wait, or not to retry if negative
 /// (<https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback>).
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
@@ -71,7 +71,7 @@ impl ResponseBody {
         if let Some(delay) = retry_after {
             headers.insert(PUSHBACK, HeaderValue::from(delay.as_millis() as u64));
         } else if is_exhausted {
-            // Clients may retry RESOURCE_EXHAUSTED for the limits that pass.
+            // A service config retries by code, and some limits of this code pass.
             headers.insert(PUSHBACK, HeaderValue::from_static("-1"));
         }
         if reason == ErrorReason::CompressedRequest {

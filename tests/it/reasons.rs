@@ -1,5 +1,5 @@
-//! The table of reasons, and all that must agree with it: the statuses that the server sends, the comments of the protocol, the
-//! README, and what the client makes of an error.
+//! Compares the table of reasons with the statuses that the server sends, the comments of the protocol, the README, and the client's
+//! retry policy.
 
 use std::{collections::BTreeMap, fs, future::Future, num::NonZeroU32, path::Path, time::Duration};
 
@@ -41,7 +41,7 @@ const LEASES: &str = "/sessiond.v1.LeaseService";
 struct Seen(BTreeMap<&'static str, usize>);
 
 impl Seen {
-    /// Checks how `call` was refused before any message came.
+    /// Checks an error that came before any message.
     #[track_caller]
     fn refused(&mut self, call: &str, status: &Status) {
         let reason = agrees(call, status);
@@ -55,7 +55,7 @@ impl Seen {
         *self.0.entry(reason.name()).or_default() += 1;
     }
 
-    /// The same for a call that a generated client makes.
+    /// Checks the error of a generated client's call.
     async fn call<T>(&mut self, call: &str, answer: impl Future<Output = Result<Response<T>, Status>>) {
         let status = soon(answer).await.err().unwrap_or_else(|| panic!("{call} is answered"));
         self.refused(call, &status);
@@ -82,7 +82,7 @@ pub(crate) fn agrees(call: &str, status: &Status) -> ErrorReason {
     reason
 }
 
-/// Requests that are wrong, whatever the state of the registry.
+/// Requests that are invalid in any state of the registry.
 async fn bad_requests(seen: &mut Seen) {
     let server = Running::start().await;
     let (mut client, mut leases) = (server.sessions(), server.leases());
@@ -127,7 +127,7 @@ async fn bad_requests(seen: &mut Seen) {
     seen.refused("NoSuchCall", &answer.grpc.unwrap());
 }
 
-/// What is refused because there is too much of something.
+/// Limits of the server.
 async fn limits(seen: &mut Seen) {
     let subject = SubjectOptions { max_observers: 1, max_filter_ids: 2, ..SubjectOptions::default() };
     let calls = ServiceOptions {
@@ -179,7 +179,7 @@ async fn limits(seen: &mut Seen) {
     seen.refused("BatchHasSessions", &soon(answer(first)).await.unwrap().grpc.unwrap());
 }
 
-/// Who may not call, or not so often.
+/// Callers that are unknown, or call too often.
 async fn strangers(seen: &mut Seen) {
     let folder = tempfile::tempdir().unwrap();
     let (reads, expired) = (NewToken::generate("reads").unwrap(), NewToken::generate("expired").unwrap());
@@ -232,7 +232,7 @@ async fn strangers(seen: &mut Seen) {
     seen.refused("KeepLeaseAlive", &raw.call(&format!("{LEASES}/KeepLeaseAlive"), &lease).await.grpc.unwrap());
 }
 
-/// What no caller is to blame for.
+/// Failures of the server and its storage.
 async fn troubles(seen: &mut Seen) {
     let (storage, channel) = faulty::served().await;
     let mut client = SessionServiceClient::new(channel.clone());
@@ -285,7 +285,7 @@ async fn the_server_sends_every_reason_as_the_table_says() {
     assert_eq!(seen.0.keys().copied().collect::<Vec<_>>(), all);
 }
 
-/// How documents say which calls return a reason.
+/// Writes codes and calls as the documents do.
 fn returned(returned: &[(Code, Calls)]) -> String {
     let code = |code: Code| match code {
         Code::InvalidArgument => "INVALID_ARGUMENT",
@@ -307,7 +307,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// What each reason means, from the comments in the protocol, and the line at their end.
+/// The name, the meaning and the last line of each value's comment in the protocol.
 fn comments() -> Vec<(String, String, String)> {
     let proto = read("proto/sessiond/v1/error_reason.proto");
     let (_, values) = proto.split_once("enum ErrorReason {").unwrap();
