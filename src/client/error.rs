@@ -62,7 +62,8 @@ impl From<Status> for ClientError {
 
 impl ClientError {
     /// Whether the same call may succeed later, with nothing changed by the caller. Wait between tries, at least for
-    /// [`retry_after`](Self::retry_after).
+    /// [`retry_after`](Self::retry_after). The table of [reasons](crate::reason::REASONS) decides, or the code if the reason is not
+    /// in it.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
