@@ -38,6 +38,9 @@ mod writable;
 use std::{error::Error, sync::Arc};
 
 use sessiond::storage::{SessionStorage, StorageOptions, StorageUrl};
+use tokio::time::Instant;
+
+use self::replica::PATIENCE;
 
 /// Nothing that a test does reaches these limits, unless that is what it is about.
 pub(crate) const ROOMY: StorageOptions = StorageOptions {
@@ -50,5 +53,13 @@ pub(crate) const ROOMY: StorageOptions = StorageOptions {
 /// What another replica opens.
 pub(crate) async fn open(url: &str, options: StorageOptions) -> Arc<dyn SessionStorage> {
     let url: StorageUrl = url.parse().unwrap_or_else(|error| panic!("{error}"));
-    url.open(options).await.unwrap_or_else(|error| panic!("{error}: {:?}", error.source()))
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match url.open(options).await {
+            Ok(storage) => return storage,
+            // On a busy machine Redis may not answer in time.
+            Err(error) if error.may_pass() && Instant::now() < deadline => {}
+            Err(error) => panic!("{error}: {:?}", error.source()),
+        }
+    }
 }

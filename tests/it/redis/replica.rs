@@ -39,7 +39,8 @@ impl Replica {
 
     pub(super) async fn start_with(url: &str, options: StorageOptions) -> Self {
         let storage = open(url, options).await;
-        let subject = SessionSubject::start(Arc::clone(&storage), SubjectOptions::default(), ()).await.unwrap();
+        let start = || SessionSubject::start(Arc::clone(&storage), SubjectOptions::default(), ());
+        let subject = eventually(|| async { start().await.ok() }).await;
         Self { storage, subject }
     }
 
