@@ -70,7 +70,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the server at `addr` (`http://HOST:PORT` or `https://HOST:PORT`), with the defaults of
+    /// A client of the server at `addr` (`http://HOST:PORT`, `https://HOST:PORT` or `unix:PATH`), with the defaults of
     /// [`ClientBuilder`]. Connects when it is first used.
     ///
     /// # Errors
@@ -85,7 +85,7 @@ impl Client {
         Self::builder(addr)?.connect_lazy()
     }
 
-    /// Starts to build a client of the server at `addr` (`http://HOST:PORT` or `https://HOST:PORT`).
+    /// Starts to build a client of the server at `addr` (`http://HOST:PORT`, `https://HOST:PORT` or `unix:PATH`).
     ///
     /// # Errors
     ///

@@ -347,3 +347,25 @@ fn serve_error(error: ServerError) -> CliError {
     };
     CliError::new(exit, error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_that_panicked_ends_the_program_with_a_code_of_its_own() {
+        let error = serve_error(ServerError::FailedTask("expiry of leases"));
+        let shown = format!("{error:?}");
+        assert!(shown.contains("Failed") && shown.contains("expiry of leases"), "{shown}");
+        assert_eq!(Exit::Failed as u8, 6);
+    }
+
+    #[test]
+    fn an_age_may_be_off() {
+        for off in ["off", "0", "0s"] {
+            assert_eq!(parse_age(off).unwrap().0, None);
+        }
+        assert_eq!(parse_age("90s").unwrap().0, Some(Duration::from_secs(90)));
+        assert!(parse_age("never").unwrap_err().ends_with(", or off"));
+    }
+}

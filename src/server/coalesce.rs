@@ -5,6 +5,7 @@
 
 use std::{
     cell::Cell,
+    future::poll_fn,
     io, mem,
     pin::Pin,
     sync::Arc,
@@ -12,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use parking_lot::Mutex;
 
 /// What is held back at the most.
@@ -56,6 +57,25 @@ impl<S: Write + Unpin> Flusher<S> {
     /// Writes what was held back.
     pub(super) fn poll_flush(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.lock().poll_drain(context)
+    }
+}
+
+impl<S: Read + Unpin> Flusher<S> {
+    /// Reads what the peer still sends, until it has closed its side too, and forgets it.
+    ///
+    /// A socket that is closed resets the connection when something more comes, and what the peer has not read yet is lost.
+    pub(super) async fn read_to_end(&self) {
+        poll_fn(|context| {
+            let mut bytes = [0; 1024];
+            loop {
+                let mut buffer = ReadBuf::new(&mut bytes);
+                let read = ready!(Pin::new(&mut self.0.lock().stream).poll_read(context, buffer.unfilled()));
+                if read.is_err() || buffer.filled().is_empty() {
+                    return Poll::Ready(());
+                }
+            }
+        })
+        .await;
     }
 }
 

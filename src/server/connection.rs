@@ -56,6 +56,9 @@ const MAX_HEADER_LIST: u32 = 16 << 10;
 /// A peer that has more streams than this reset and not yet dealt with is cut off (rapid reset, CVE-2023-44487).
 const MAX_PENDING_RESETS: usize = 64;
 
+/// How long a peer may take to close its side of a connection that has come to its end.
+const LINGER: Duration = Duration::from_secs(2);
+
 /// The bounds of a connection.
 #[derive(Clone, Debug)]
 pub struct ConnectionOptions {
@@ -190,6 +193,7 @@ impl Handler {
                     async { if retires_by_itself { pending().await } else { open.handler.activity.closes().await } };
                 match withdrawn {
                     Some(withdrawn) => tokio::select! {
+                        biased;
                         error = withdrawn => error,
                         error = closes => error,
                     },
@@ -289,7 +293,7 @@ impl Connections {
             }
         });
         let mut is_ending = false;
-        poll_fn(|context| {
+        let served = poll_fn(|context| {
             if !is_ending && ends.as_mut().poll(context).is_ready() {
                 is_ending = true;
                 connection.as_mut().graceful_shutdown();
@@ -303,7 +307,12 @@ impl Connections {
                 _ => Poll::Pending,
             }
         })
-        .await
+        .await;
+        if served.is_ok() {
+            // Whether the peer has closed its side in time is the same to us.
+            let _ = timeout(LINGER, flusher.read_to_end()).await;
+        }
+        served
     }
 
     fn http2(&self) -> http2::Builder<Inline> {

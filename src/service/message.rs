@@ -54,7 +54,10 @@ impl Held<'_> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.limits.pending.fetch_sub(self.bytes, Ordering::Relaxed);
+        // Most requests never waited, and all threads share the count.
+        if self.bytes > 0 {
+            self.limits.pending.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
     }
 }
 

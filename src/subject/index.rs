@@ -1,8 +1,8 @@
 //! Finds the observers that watch a session, so that a change costs what those cost and not what all do.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
-    hash::Hash,
+    collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
+    hash::{Hash, Hasher},
     sync::Arc,
     task::Context,
 };
@@ -28,7 +28,7 @@ pub(super) struct FilterIndex {
     /// Those that name auth keys alone.
     by_auth_key: HashMap<AuthKeyId, Watchers>,
     /// Each mailbox once, however many ids it watches.
-    mailboxes: HashMap<Address, Arc<Mailbox>>,
+    mailboxes: HashSet<ByAddress>,
 }
 
 /// What a mailbox is found by.
@@ -38,18 +38,28 @@ pub(super) enum WatchedId {
     AuthKey(AuthKeyId),
 }
 
-/// Tells one mailbox from another.
-type Address = usize;
+/// A mailbox that is told from others by its address.
+struct ByAddress(Arc<Mailbox>);
 
-fn address(mailbox: &Arc<Mailbox>) -> Address {
-    Arc::as_ptr(mailbox).addr()
+impl PartialEq for ByAddress {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for ByAddress {}
+
+impl Hash for ByAddress {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
+    }
 }
 
 /// The mailboxes of those who watch one id: a list, or a table if they are many, so that nobody who leaves is searched for among
 /// thousands.
 enum Watchers {
     Few(Vec<Arc<Mailbox>>),
-    Many(Box<HashMap<Address, Arc<Mailbox>>>),
+    Many(Box<HashSet<ByAddress>>),
 }
 
 /// A list that has grown to this becomes a table, and a table of a quarter of it a list again.
@@ -65,11 +75,11 @@ impl Watchers {
     fn add(&mut self, mailbox: &Arc<Mailbox>) {
         match self {
             Self::Few(list) if list.len() == FEW => {
-                let table = list.drain(..).chain([Arc::clone(mailbox)]).map(|mailbox| (address(&mailbox), mailbox));
+                let table = list.drain(..).chain([Arc::clone(mailbox)]).map(ByAddress);
                 *self = Self::Many(Box::new(table.collect()));
             }
             Self::Few(list) => list.push(Arc::clone(mailbox)),
-            Self::Many(table) => drop(table.insert(address(mailbox), Arc::clone(mailbox))),
+            Self::Many(table) => drop(table.insert(ByAddress(Arc::clone(mailbox)))),
         }
     }
 
@@ -83,9 +93,9 @@ impl Watchers {
                 list.is_empty()
             }
             Self::Many(table) => {
-                table.remove(&address(mailbox));
+                table.remove(&ByAddress(Arc::clone(mailbox)));
                 if table.len() <= FEW / 4 {
-                    *self = Self::Few(table.drain().map(|(_, mailbox)| mailbox).collect());
+                    *self = Self::Few(table.drain().map(|ByAddress(mailbox)| mailbox).collect());
                 }
                 false
             }
@@ -95,7 +105,7 @@ impl Watchers {
     fn deliver(&self, chunk: u64, event: &SessionEvent, woken: &mut Vec<Waiter>) {
         match self {
             Self::Few(list) => list.iter().for_each(|mailbox| mailbox.deliver(chunk, event, woken)),
-            Self::Many(table) => table.values().for_each(|mailbox| mailbox.deliver(chunk, event, woken)),
+            Self::Many(table) => table.iter().for_each(|ByAddress(mailbox)| mailbox.deliver(chunk, event, woken)),
         }
     }
 }
@@ -124,7 +134,7 @@ pub(super) enum Taken {
 
 impl FilterIndex {
     pub(super) fn insert(&mut self, mailbox: &Arc<Mailbox>, ids: impl Iterator<Item = WatchedId>) {
-        self.mailboxes.insert(address(mailbox), Arc::clone(mailbox));
+        self.mailboxes.insert(ByAddress(Arc::clone(mailbox)));
         for id in ids {
             match id {
                 WatchedId::Session(id) => self.by_session.entry(id).or_default().add(mailbox),
@@ -134,7 +144,7 @@ impl FilterIndex {
     }
 
     pub(super) fn remove(&mut self, mailbox: &Arc<Mailbox>, ids: impl Iterator<Item = WatchedId>) {
-        self.mailboxes.remove(&address(mailbox));
+        self.mailboxes.remove(&ByAddress(Arc::clone(mailbox)));
         for id in ids {
             match id {
                 WatchedId::Session(id) => remove_from(&mut self.by_session, id, mailbox),
@@ -160,7 +170,7 @@ impl FilterIndex {
 
     /// Takes all who wait, because something befell the log as a whole.
     pub(super) fn take_waiters(&self, woken: &mut Vec<Waiter>) {
-        for mailbox in self.mailboxes.values() {
+        for ByAddress(mailbox) in &self.mailboxes {
             woken.extend(mailbox.state.lock().waiter.take());
         }
     }

@@ -6,12 +6,17 @@ use prost::Message as _;
 use sessiond::proto::{
     HasSessionRequest, HasSessionResponse, SubscribeRequest, SubscribeResponse, subscribe_response::Body,
 };
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tonic::{Code, Status, transport::Endpoint};
 use tonic_types::StatusExt as _;
 
 use crate::{
     fake::soon,
-    observed::{Observed, created_ids, from_snapshot},
+    frames::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, PING, frame, headers, start},
+    observed::{Observed, created_ids},
     program::Program,
     raw::{Raw, SERVICE, answer, framed, grpc},
     server::Sessions,
@@ -115,12 +120,36 @@ async fn calls_on_an_old_connection_finish() {
 }
 
 #[tokio::test]
-async fn the_age_of_connections_may_be_unlimited() {
-    for off in ["off", "0"] {
-        let program = Program::start(&["--max-connection-age", off]).await;
-        let mut observed = Observed::start(&program.sessions(), from_snapshot()).await;
-        observed.synced().await;
-        create(&program.sessions(), 0, 1).await;
-        assert_eq!(observed.events(1).await.len(), 1);
+async fn the_end_of_a_stream_reaches_a_client_that_is_still_sending() {
+    let program = Program::start(&["--max-connection-age", "300ms"]).await;
+    let mut socket = soon(TcpStream::connect(program.addr)).await.unwrap();
+    let call = [
+        start(),
+        frame(HEADERS, END_HEADERS, 1, &headers(&format!("{SERVICE}/Subscribe"))),
+        frame(DATA, END_STREAM, 1, &framed(&SubscribeRequest::default())),
+    ];
+    soon(socket.write_all(&call.concat())).await.unwrap();
+    // The server pings to see whether its GOAWAY has come.
+    let payload = loop {
+        let mut head = [0; 9];
+        soon(socket.read_exact(&mut head)).await.unwrap();
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        soon(socket.read_exact(&mut payload)).await.unwrap();
+        if head[3] == PING && head[4] == 0 {
+            break payload;
+        }
+    };
+    soon(socket.write_all(&frame(PING, ACK, 0, &payload))).await.unwrap();
+    program.metric_comes_to("sessiond_observers", 0).await;
+    // What is sent to a socket that is closed resets the connection, and what is not read yet is lost.
+    for _ in 0..20 {
+        soon(socket.write_all(&frame(PING, 0, 0, &[7; 8]))).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    let mut rest = Vec::new();
+    soon(socket.read_to_end(&mut rest)).await.unwrap();
+    let end = &frame(HEADERS, END_HEADERS | END_STREAM, 1, &[])[3..];
+    assert!(rest.windows(end.len()).any(|bytes| bytes == end), "the trailers have come");
+    drop(socket);
+    program.metric_comes_to("sessiond_connections", 0).await;
 }

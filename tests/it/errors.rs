@@ -217,6 +217,8 @@ async fn limits_name_the_flag_that_raises_them() {
     let filtered = |session_ids, auth_key_ids| SubscribeRequest { session_ids, auth_key_ids, ..Default::default() };
     let ids = exhausted("TOO_MANY_FILTER_IDS", "--max-filter-ids");
     ids.of(client.subscribe(filtered(vec![1, 2], vec![3, 4]))).await;
+    // They are counted before a set is made of them, and so before those are found that are there twice.
+    ids.of(client.subscribe(filtered(vec![1; 4], vec![]))).await;
     drop(Observed::start(&client, filtered(vec![1, 2], vec![3])).await);
     server.observers(1).await;
 
@@ -249,6 +251,8 @@ async fn the_filters_of_all_observers_share_a_bound() {
     let _second = Observed::start(&client, filtered(vec![3, 4])).await;
     let ids = exhausted("TOO_MANY_TOTAL_FILTER_IDS", "--max-total-filter-ids");
     ids.of(client.subscribe(filtered(vec![1]))).await;
+    let too_many = exhausted("TOO_MANY_FILTER_IDS", "--max-filter-ids");
+    too_many.of(client.subscribe(filtered((0..524_000).collect()))).await;
     // Who filters by no id is not refused, and what somebody leaves is free again.
     let _third = Observed::now(&client).await;
     assert_eq!(server.subject.stats().filter_ids, 5);
