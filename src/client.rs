@@ -26,6 +26,7 @@ mod builder;
 mod convert;
 mod error;
 mod lease;
+mod resend;
 mod transport;
 mod watch;
 

@@ -108,7 +108,7 @@ pub(crate) struct BenchArgs {
         value_parser = value_parser!(u32).range(1..=1_000))]
     observers_per_connection: u32,
 
-    /// How long the run is measured.
+    /// How long the run is measured. For more than 25 minutes, start the server with --max-connection-age off.
     #[arg(long, env = "SESSIOND_DURATION", value_name = "DURATION", default_value = "10s", value_parser = parse_span)]
     duration: Duration,
 

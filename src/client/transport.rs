@@ -9,10 +9,10 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::ClientError;
+use super::{ClientError, resend::Resend};
 
 /// A connection over which every call tells who calls.
-pub(super) type Transport = InterceptedService<Channel, Authorization>;
+pub(super) type Transport = InterceptedService<Resend, Authorization>;
 
 /// Where a client connects to, and as whom.
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ impl Target {
 
     /// Calls over a connection that is there.
     pub(super) fn over(&self, channel: Channel) -> Transport {
-        InterceptedService::new(channel, self.authorization.clone())
+        InterceptedService::new(Resend(channel), self.authorization.clone())
     }
 }
 

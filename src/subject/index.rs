@@ -59,6 +59,7 @@ impl Hash for ByAddress {
 /// thousands.
 enum Watchers {
     Few(Vec<Arc<Mailbox>>),
+    #[expect(clippy::box_collection, reason = "most ids have a list, which must not take the room of a table")]
     Many(Box<HashSet<ByAddress>>),
 }
 

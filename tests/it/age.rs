@@ -1,10 +1,13 @@
 //! Connections that are as old as they may become.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use prost::Message as _;
-use sessiond::proto::{
-    HasSessionRequest, HasSessionResponse, SubscribeRequest, SubscribeResponse, subscribe_response::Body,
+use sessiond::{
+    client::Client,
+    proto::{HasSessionRequest, HasSessionResponse, SubscribeRequest, SubscribeResponse, subscribe_response::Body},
+    session::SessionKey,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -117,6 +120,22 @@ async fn calls_on_an_old_connection_finish() {
     // Then the server closes it.
     soon(raw.ended()).await;
     program.metric_comes_to("sessiond_connections", 0).await;
+}
+
+#[tokio::test]
+async fn no_call_of_the_client_fails_because_connections_grow_old() {
+    let program = Program::start(&["--max-connection-age", "100ms", "--workers", "2"]).await;
+    let calls = (0..8).map(async |auth_key_id| {
+        let client = Client::connect_lazy(&format!("http://{}", program.addr)).unwrap();
+        let began = Instant::now();
+        for id in 0.. {
+            assert!(client.create(SessionKey::new(auth_key_id, id)).await.unwrap());
+            if began.elapsed() > Duration::from_secs(4) {
+                break;
+            }
+        }
+    });
+    join_all(calls).await;
 }
 
 #[tokio::test]

@@ -47,8 +47,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Fewer than are written while an observer stays away, more than while it just leaves.
 const RETAINED: u64 = 8000;
 
-/// Peers that say nothing are to be gone when the round ends.
-const ARGS: [&str; 4] = ["--workers", "2", "--handshake-timeout", "2s"];
+/// Peers that say nothing are to be gone when the round ends, and connections grow old many times.
+const ARGS: [&str; 6] = ["--workers", "2", "--handshake-timeout", "2s", "--max-connection-age", "3s"];
 
 struct Plan {
     storage: String,

@@ -1,0 +1,58 @@
+//! Makes calls again that were never sent.
+
+use std::{
+    error::Error,
+    mem,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use http_body_util::{BodyExt as _, Full};
+use tonic::{
+    body::Body,
+    codegen::{Service, http},
+    transport::Channel,
+};
+
+type BoxError = Box<dyn Error + Send + Sync>;
+
+/// A channel that makes a call once more if it was not sent, because its connection was about to be closed.
+///
+/// A server ends a connection that has become too old, or drains. A call that is made at that moment may still wait for the
+/// connection then, and hyper gives it back. It is sent over a new one.
+#[derive(Clone, Debug)]
+pub(super) struct Resend(pub(super) Channel);
+
+impl Service<http::Request<Body>> for Resend {
+    type Response = http::Response<Body>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.0.poll_ready(context).map_err(BoxError::from)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let spare = self.0.clone();
+        // The one that is ready.
+        let mut channel = mem::replace(&mut self.0, spare);
+        Box::pin(async move {
+            let (head, body) = request.into_parts();
+            // Every request is one message, which is there.
+            let message = body.collect().await?.to_bytes();
+            let request = || http::Request::from_parts(head.clone(), Body::new(Full::new(message.clone())));
+            match channel.call(request()).await {
+                Err(error) if was_not_sent(&error) => {
+                    std::future::poll_fn(|context| channel.poll_ready(context)).await?;
+                    Ok(channel.call(request()).await?)
+                }
+                answer => Ok(answer?),
+            }
+        })
+    }
+}
+
+fn was_not_sent(error: &(dyn Error + 'static)) -> bool {
+    let is_canceled = error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled);
+    is_canceled || error.source().is_some_and(was_not_sent)
+}
