@@ -16,7 +16,8 @@ pub(crate) enum Guard {
     BatchWaits,
     /// All scripts: the logical clock does not follow the wall clock backwards.
     ClockNeverGoesBack,
-    /// All scripts: a wall clock that went back counts as the longest time since the last store, a second or a bit more.
+    /// All scripts: a wall clock that went back counts as the longest time since the last store, a second or a bit
+    /// more.
     SetBackCounts,
     /// `extent`: stores the clock once a second, even when nothing changes.
     ClockIsStored,

@@ -19,7 +19,7 @@ use super::{
 use crate::session::{LeaseId, SessionKey};
 
 /// The limits of one script. It takes Redis a few milliseconds, and the number of each lease has to fit in a byte.
-const LIMITS: Limits = Limits { sessions: 512, share: 64, calls: 255 };
+const LIMITS: Limits = Limits { sessions: 384, share: 64, calls: 255 };
 
 /// How long to wait before a script that was certainly not executed is sent again.
 const RETRY: Duration = Duration::from_millis(10);

@@ -442,6 +442,9 @@ async fn a_node_of_a_cluster_with_an_old_dump_leaves_no_ghost() {
 /// The first partition loses the newest leases and not one change: nothing starts again, and the sessions under them go.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leases_that_redis_forgot_leave_no_ghost() {
+    if !is_installed() {
+        return;
+    }
     let mut cluster = RedisCluster::start(0);
     let a = Replica::start(&cluster.url("timeout_ms=500&partitions=6&buckets=48")).await;
     let node_of = |partition: u32| {

@@ -41,7 +41,7 @@ const OF_EACH_PARTITION: [&str; 9] = [
 ];
 
 /// The same of keys in the first partition alone.
-const OF_THE_FIRST: [&str; 6] = ["leases", "deadlines", "ending", "ended", "claims", "quotas"];
+const OF_THE_FIRST: [&str; 5] = ["leases", "deadlines", "ended", "claims", "quotas"];
 
 /// Those that every registry has.
 const MUST_BE_THERE: [&str; 7] = ["meta", "log", "attached", "b*", "*", "leases", "deadlines"];

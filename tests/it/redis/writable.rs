@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use sessiond::{proto::CreateSessionRequest, storage::RefusalCause};
-use tonic::Code;
+use tonic::{Code, transport::Endpoint};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tonic_types::StatusExt as _;
 
 use super::{
@@ -54,12 +55,17 @@ async fn a_redis_that_refuses_changes_is_told_as_such_and_stays_ready() {
     let program = Program::start(&["--storage", &redis.url("buckets=64")]).await;
     batch_create(&program.sessions(), &[1, 2]).await;
     writable_comes_to(&program, 200, "writable\n").await;
+    let health = Endpoint::from_shared(format!("http://{}", program.addr)).unwrap().connect_lazy();
+    let request = HealthCheckRequest { service: "sessiond.v1.SessionService/write".to_owned() };
+    let mut health = soon(HealthClient::new(health).watch(request)).await.unwrap().into_inner();
+    assert_eq!(soon(health.message()).await.unwrap().unwrap().status(), ServingStatus::Serving);
     for (times, trouble) in (1..).zip([Trouble::OutOfMemory, Trouble::ReadOnly]) {
         let cause = trouble.cause();
         trouble.begin(&redis).await;
         // Right after it has become a replica, the log is read over a new connection.
         let body = writable_comes_to(&program, 503, cause.name()).await;
         assert!(body.contains(cause.advice()), "{body}");
+        assert_eq!(soon(health.message()).await.unwrap().unwrap().status(), ServingStatus::NotServing);
         assert_eq!(program.metric(&metric(cause)).await, 0);
         assert_eq!(program.metric(&metric(RefusalCause::DiskFull)).await, 1);
         ready(&program).await;
@@ -75,6 +81,7 @@ async fn a_redis_that_refuses_changes_is_told_as_such_and_stays_ready() {
 
         trouble.end(&redis).await;
         writable_comes_to(&program, 200, "").await;
+        assert_eq!(soon(health.message()).await.unwrap().unwrap().status(), ServingStatus::Serving);
         assert_eq!(program.metric(&metric(cause)).await, 1);
         batch_create(&program.sessions(), &[10 + times]).await;
         // One when it began, and one when it ended.
