@@ -2,7 +2,11 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const PROTOS: [&str; 2] = ["proto/sessiond/v1/session_service.proto", "proto/sessiond/v1/lease_service.proto"];
+const PROTOS: [&str; 3] = [
+    "proto/sessiond/v1/session_service.proto",
+    "proto/sessiond/v1/lease_service.proto",
+    "proto/sessiond/v1/error_reason.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");

@@ -6,6 +6,7 @@
 //! - [`storage`] and [`subject`] (feature `subject`): the registry inside a process of your own, without gRPC;
 //! - [`service`] and [`server`] (feature `server`): the gRPC service over a subject, and the server around it;
 //! - [`access`] (feature `server`): who may call, and what;
+//! - [`reason`] (features `client` and `server`): why calls fail, and whether to retry them;
 //! - [`storage::conformance`] (feature `conformance`): the suite that every storage passes, for storages of your own.
 //!
 //! Imports run one way: `session`, `storage`, `subject`, `service`, `server`.
@@ -25,6 +26,8 @@ mod duration;
 mod histogram;
 #[cfg(feature = "subject")]
 mod random;
+#[cfg(any(feature = "client", feature = "server"))]
+pub mod reason;
 #[cfg(feature = "subject")]
 mod relay;
 #[cfg(feature = "server")]

@@ -76,7 +76,7 @@ impl ClientBuilder {
         self
     }
 
-    /// The token to send with every call, as `sessiond token new` printed it.
+    /// The token to send with every call, as `sessiond token new` wrote it.
     ///
     /// # Errors
     ///

@@ -6,10 +6,7 @@ use tokio_rustls::rustls;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-/// The domain of the `google.rpc.ErrorInfo` that sessiond sends.
-const ERROR_DOMAIN: &str = "sessiond";
-/// The reason by which it tells that a lease is gone.
-const LEASE_GONE: &str = "LEASE_GONE";
+use crate::reason::{ERROR_DOMAIN, ErrorReason, Retry};
 
 /// Why a call or a watch failed.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +62,8 @@ impl From<Status> for ClientError {
 
 impl ClientError {
     /// Whether the same call may succeed later, with nothing changed by the caller. Wait between tries, at least for
-    /// [`retry_after`](Self::retry_after).
+    /// [`retry_after`](Self::retry_after). The table of [reasons](crate::reason::REASONS) decides, or the code if the reason is not
+    /// in it.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -73,29 +71,15 @@ impl ClientError {
             // The server, or this client, speaks no TLS: that is how they were set up.
             Self::Unreachable(status) if status.code() == Code::PermissionDenied => false,
             Self::Unreachable(_) | Self::Timeout { .. } | Self::Silent { .. } | Self::StreamEnded => true,
-            Self::Status(status) => match status.code() {
-                Code::Ok
-                | Code::Cancelled
-                | Code::Unknown
-                | Code::DeadlineExceeded
-                | Code::Aborted
-                | Code::Internal
-                | Code::Unavailable
-                | Code::DataLoss => true,
-                // Some limits are of what is there already, others of what was asked.
-                Code::ResourceExhausted => {
-                    !matches!(self.reason().as_deref(), Some("TOO_MANY_FILTER_IDS" | "REQUEST_TOO_LARGE"))
-                }
-                Code::InvalidArgument
-                | Code::NotFound
-                | Code::AlreadyExists
-                | Code::PermissionDenied
-                | Code::FailedPrecondition
-                | Code::OutOfRange
-                | Code::Unimplemented
-                | Code::Unauthenticated => false,
+            Self::Status(status) => match (self.known_reason(), status.code()) {
+                (Some(reason), _) => reason.row().retry != Retry::Never,
+                (None, code) => may_pass(code),
             },
         }
+    }
+
+    fn known_reason(&self) -> Option<ErrorReason> {
+        ErrorReason::from_name(&self.reason()?)
     }
 
     /// Whether the call failed because the lease that it names is gone: expired, revoked, or lost with a registry that
@@ -105,7 +89,7 @@ impl ClientError {
         match self.status().map(Status::code) {
             // What a call is about is not found; only leases are called about in a way that can miss.
             Some(Code::NotFound) => true,
-            Some(Code::FailedPrecondition) => self.reason().as_deref() == Some(LEASE_GONE),
+            Some(Code::FailedPrecondition) => self.known_reason() == Some(ErrorReason::LeaseGone),
             _ => false,
         }
     }
@@ -144,6 +128,29 @@ pub(super) fn root_cause(error: &(dyn Error + 'static)) -> String {
     match inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::InvalidMessage(_)) => "the server does not speak TLS there: try http://".to_owned(),
         _ => cause.to_string(),
+    }
+}
+
+/// Whether a call may succeed later that failed with this code, for a reason that is not known: a proxy's, or a newer server's.
+fn may_pass(code: Code) -> bool {
+    match code {
+        Code::Ok
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::DeadlineExceeded
+        | Code::ResourceExhausted
+        | Code::Aborted
+        | Code::Internal
+        | Code::Unavailable
+        | Code::DataLoss => true,
+        Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::FailedPrecondition
+        | Code::OutOfRange
+        | Code::Unimplemented
+        | Code::Unauthenticated => false,
     }
 }
 
@@ -218,10 +225,10 @@ mod tests {
             let details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, HashMap::new());
             ClientError::from(Status::with_error_details(code, "", details))
         };
-        assert!(error(Code::NotFound, LEASE_GONE).is_lease_gone());
-        assert!(error(Code::FailedPrecondition, LEASE_GONE).is_lease_gone());
+        assert!(error(Code::NotFound, "LEASE_GONE").is_lease_gone());
+        assert!(error(Code::FailedPrecondition, "LEASE_GONE").is_lease_gone());
         assert!(!error(Code::FailedPrecondition, "OTHER").is_lease_gone());
-        assert!(!error(Code::Unavailable, LEASE_GONE).is_lease_gone());
+        assert!(!error(Code::Unavailable, "LEASE_GONE").is_lease_gone());
         // A proxy may drop the details.
         assert!(ClientError::from(Status::not_found("")).is_lease_gone());
     }

@@ -29,6 +29,8 @@ impl Standard {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                // The details of errors: tools can only show what they know the type of.
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         // They fail only for descriptors that cannot be decoded, and ours are made by the build; a test asks both.
         if let Ok(reflection) = builder().build_v1() {

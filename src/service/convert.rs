@@ -41,6 +41,7 @@ pub(super) fn observe_options(request: proto::SubscribeRequest) -> Result<Observ
     let start = match request.start {
         None | Some(Snapshot(false)) => Start::Now,
         Some(Snapshot(true)) => Start::Snapshot,
+        Some(Cursor(text)) if text.is_empty() => return Err(ServiceError::EmptyCursor),
         Some(Cursor(text)) => Start::After(text.parse().map_err(|_| ServiceError::MalformedCursor)?),
     };
     let filter = Filter {

@@ -110,9 +110,9 @@ fn known_method(uri: Uri) -> Result<&'static str, Uri> {
 
 fn is_grpc<B>(request: &Request<B>) -> bool {
     let content_type = request.headers().get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
-    // Not application/grpc-web, which is framed in another way.
-    let rest = content_type.strip_prefix(b"application/grpc");
-    request.method() == Method::POST && matches!(rest, Some([] | [b'+' | b';', ..]))
+    // Neither application/grpc-web, which is framed in another way, nor messages in another format, as application/grpc+json.
+    let rest = content_type.strip_prefix(b"application/grpc").map(|rest| rest.strip_prefix(b"+proto").unwrap_or(rest));
+    request.method() == Method::POST && matches!(rest, Some([] | [b';' | b' ', ..]))
 }
 
 /// Answers a call of one message with one message.

@@ -6,18 +6,27 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, header::CONTENT_TYPE};
 use http_body::{Body, Frame};
 use prost::Message;
 use tokio::time::Instant;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::{
     message,
     stats::{Begun, Refused},
     subscribe::ObserverBody,
 };
-use crate::status::{self, ServiceError};
+use crate::{
+    reason::ErrorReason,
+    status::{self, Answer, ServiceError},
+};
+
+/// Tells a library that retries by itself how many milliseconds to wait, or not to retry if negative
+/// (<https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback>).
+const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
+const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
@@ -54,9 +63,20 @@ impl ResponseBody {
     }
 
     pub(crate) fn error(error: ServiceError) -> Response<Self> {
-        let (status, reason) = status::answer(error);
+        let Answer { status, reason, retry_after } = status::answer(error);
+        let is_exhausted = status.code() == Code::ResourceExhausted;
         let mut response = status.into_http::<tonic::body::Body>().map(Self::from);
         response.extensions_mut().insert(Refused(reason));
+        let headers = response.headers_mut();
+        if let Some(delay) = retry_after {
+            headers.insert(PUSHBACK, HeaderValue::from(delay.as_millis() as u64));
+        } else if is_exhausted {
+            // A service config retries by code, and some limits of this code pass.
+            headers.insert(PUSHBACK, HeaderValue::from_static("-1"));
+        }
+        if reason == ErrorReason::CompressedRequest {
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
         response
     }
 
@@ -136,7 +156,7 @@ impl Body for ResponseBody {
                     polled
                 }
                 Poll::Ready(error) => {
-                    let (status, reason) = status::answer(error);
+                    let Answer { status, reason, .. } = status::answer(error);
                     let trailers = trailers(&status);
                     if let Some(call) = &mut until.call {
                         call.is_refused(reason, &trailers);

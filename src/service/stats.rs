@@ -15,7 +15,7 @@ use tonic::{Code, Status};
 use super::trace::{CallTracer, Traced, TracedCall};
 use crate::{
     histogram::{Histogram, Times},
-    status::REASONS,
+    reason::{ErrorReason, REASONS},
 };
 
 /// The methods that are counted, by service. Others are not: whoever calls could make up as many as they like.
@@ -55,9 +55,9 @@ struct Counts {
     times: Histogram,
 }
 
-/// Why a call was refused: one of [`REASONS`]. It goes with the response to whoever counts it.
+/// Why a call was refused. It goes with the response to whoever counts it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Refused(pub(super) &'static str);
+pub(super) struct Refused(pub(super) ErrorReason);
 
 /// What became of the calls of one method.
 #[derive(Clone, Debug, Default)]
@@ -119,7 +119,7 @@ impl CallStats {
     /// How many calls were refused so far, by reason.
     pub(crate) fn refused(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let sum = |n: usize| self.0.iter().map(|shard| shard.refused[n].load(Ordering::Relaxed)).sum();
-        REASONS.iter().enumerate().map(move |(n, reason)| (*reason, sum(n)))
+        REASONS.iter().enumerate().map(move |(n, row)| (row.reason.name(), sum(n)))
     }
 }
 
@@ -139,14 +139,12 @@ impl Shard {
     /// Counts a response that refuses a call.
     pub(crate) fn answered<B>(&self, response: &Response<B>) {
         if let Some(Refused(reason)) = response.extensions().get() {
-            self.refuse(reason);
+            self.refuse(*reason);
         }
     }
 
-    fn refuse(&self, reason: &str) {
-        if let Some(n) = REASONS.iter().position(|known| *known == reason) {
-            self.refused[n].fetch_add(1, Ordering::Relaxed);
-        }
+    fn refuse(&self, reason: ErrorReason) {
+        self.refused[reason.index()].fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -163,7 +161,7 @@ impl Begun {
     }
 
     /// Notes that a stream is ended from outside.
-    pub(super) fn is_refused(&mut self, reason: &str, trailers: &HeaderMap) {
+    pub(super) fn is_refused(&mut self, reason: ErrorReason, trailers: &HeaderMap) {
         self.shard.refuse(reason);
         self.ends_with(trailers);
     }

@@ -2,14 +2,18 @@
 
     python tests/interop/interop.py target/debug/sessiond [-v] [TestClass[.test_name]]
 
-needs what requirements.txt beside it lists. Stubs are generated from proto/ into a temporary folder. Every server is
-private to this run, on free ports; nothing sleeps to be right: each wait has a condition and a deadline.
+needs what requirements.txt beside it lists. Stubs are generated from proto/ into a temporary folder, or from the folder that
+SESSIOND_INTEROP_PROTOS names: with protos-0.1 beside it, the tests are a client of 0.1. Every server is private to this run,
+on free ports; nothing sleeps to be right: each wait has a condition and a deadline.
+
+SESSIOND_INTEROP=long makes the outages of class Outages as long as those that gateways meet, which takes three minutes.
 """
 
 import atexit
 import contextlib
 import importlib
 import json
+import math
 import os
 import pathlib
 import queue
@@ -28,16 +32,22 @@ import urllib.request
 
 import grpc
 import trustme
-from google.protobuf import duration_pb2, empty_pb2
+from google.protobuf import descriptor_pool, duration_pb2, empty_pb2, json_format, message_factory
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha import proto_reflection_descriptor_database, reflection_pb2
 from grpc_status import rpc_status
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEADLINE = 20  # seconds for anything that is not expected to take long
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 MAX_BATCH = 65_536
+PROTOS = ROOT / os.environ.get("SESSIOND_INTEROP_PROTOS", "proto")
+IS_LONG = os.environ.get("SESSIOND_INTEROP") == "long"
+README = (ROOT / "README.md").read_text()
+GATEWAYS = (ROOT / "docs/gateways.md").read_text()
+GATEWAY_OPTIONS = json.loads(re.search(r'```json\n(\{\n  "grpc\..*?\n\})\n```', GATEWAYS, re.DOTALL)[1])
+SERVICE_CONFIG = re.search(r'```json\n(\{\n  "loadBalancingConfig".*?\n\})\n```', README, re.DOTALL)[1]
 BINARY = None  # set by main
 
 
@@ -45,9 +55,9 @@ def generate_stubs():
     """Generates the stubs into a temporary folder and puts it on the path."""
     folder = tempfile.TemporaryDirectory(prefix="sessiond-interop-")
     atexit.register(folder.cleanup)
-    protos = sorted(str(p.relative_to(ROOT / "proto")) for p in (ROOT / "proto").rglob("*.proto"))
+    protos = sorted(str(p.relative_to(PROTOS)) for p in PROTOS.rglob("*.proto"))
     out = [f"--python_out={folder.name}", f"--grpc_python_out={folder.name}"]
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", "-Iproto", *out, *protos], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", *out, *protos], check=True)
     sys.path.insert(0, folder.name)
     return folder.name
 
@@ -55,10 +65,8 @@ def generate_stubs():
 STUBS = generate_stubs()
 pb = importlib.import_module("sessiond.v1.session_service_pb2")
 pb_grpc = importlib.import_module("sessiond.v1.session_service_pb2_grpc")
-LEASES = (ROOT / "proto/sessiond/v1/lease_service.proto").exists()
-if LEASES:
-    lease_pb = importlib.import_module("sessiond.v1.lease_service_pb2")
-    lease_grpc = importlib.import_module("sessiond.v1.lease_service_pb2_grpc")
+lease_pb = importlib.import_module("sessiond.v1.lease_service_pb2")
+lease_grpc = importlib.import_module("sessiond.v1.lease_service_pb2_grpc")
 
 CREATED, DESTROYED = pb.SESSION_EVENT_TYPE_CREATED, pb.SESSION_EVENT_TYPE_DESTROYED
 
@@ -73,9 +81,9 @@ def seconds(value):
 class Server:
     """A sessiond of its own on free ports, and a channel to it."""
 
-    def __init__(self, *flags, listen="127.0.0.1:0"):
+    def __init__(self, *flags, listen="127.0.0.1:0", storage="memory:"):
         self.process = subprocess.Popen(
-            [BINARY, "serve", "--listen", listen, "--admin-listen", "127.0.0.1:0", "--storage", "memory:",
+            [BINARY, "serve", "--listen", listen, "--admin-listen", "127.0.0.1:0", "--storage", storage,
              "--log-format", "json", *flags],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             env={k: v for k, v in os.environ.items() if not k.startswith("SESSIOND_")} | {"SESSIOND_LOG": "info"},
@@ -369,7 +377,7 @@ class UnaryCalls(Case):
 
     def test_an_unknown_lease_is_an_error(self):
         unknown = 0xDEAD_BEEF_DEAD_BEEF
-        code = grpc.StatusCode.FAILED_PRECONDITION if LEASES else grpc.StatusCode.UNIMPLEMENTED
+        code = grpc.StatusCode.FAILED_PRECONDITION
         with self.refused(code):
             self.sessions.CreateSession(pb.CreateSessionRequest(session_id=1, auth_key_id=self.key, lease_id=unknown))
         with self.refused(code):
@@ -388,13 +396,8 @@ class UnaryCalls(Case):
     def test_a_compressed_request_is_answered_as_grpc_says(self):
         # https://github.com/grpc/grpc/blob/master/doc/compression.md: UNIMPLEMENTED, and what would be accepted.
         request = pb.BatchHasSessionsRequest(session_ids=[0] * 1000)
-        try:
-            response, call = self.sessions.BatchHasSessions.with_call(
-                request, compression=grpc.Compression.Gzip, timeout=DEADLINE
-            )
-            self.assertEqual(len(response.exists), 1000)
-        except grpc.RpcError as error:
-            self.check_error(error, grpc.StatusCode.UNIMPLEMENTED)
+        with self.refused(grpc.StatusCode.UNIMPLEMENTED):
+            self.sessions.BatchHasSessions(request, compression=grpc.Compression.Gzip, timeout=DEADLINE)
 
     def test_a_request_over_the_limit_is_refused(self):
         request = pb.BatchHasSessionsRequest(session_ids=range(2_000_000))
@@ -774,7 +777,6 @@ class Streams(Case):
                 self.assertEqual(observer.events(100), [(CREATED, self.key, id_) for id_ in range(100)])
 
 
-@unittest.skipUnless(LEASES, "proto/sessiond/v1/lease_service.proto does not exist")
 class Leases(Case):
     @classmethod
     def setUpClass(cls):
@@ -879,6 +881,20 @@ class StandardServices(Case):
                 self.assertTrue(any(b"BatchCreateSessions" in file for file in files))
                 answer = self.reflect(version, file_by_filename="google/protobuf/duration.proto")
                 self.assertTrue(answer.file_descriptor_response.file_descriptor_proto)
+
+    def test_error_details_can_be_read_with_nothing_but_reflection(self):
+        # As grpcurl does it.
+        database = proto_reflection_descriptor_database.ProtoReflectionDescriptorDatabase(self.server.channel)
+        pool = descriptor_pool.DescriptorPool(database)
+        with self.assertRaises(grpc.RpcError) as caught:
+            self.sessions.HasSession(pb.HasSessionRequest(), timeout=DEADLINE)
+        shown = {}
+        for packed in rpc_status.from_call(caught.exception).details:
+            name = packed.type_url.rpartition("/")[2]
+            message = message_factory.GetMessageClass(pool.FindMessageTypeByName(name)).FromString(packed.value)
+            shown |= json_format.MessageToDict(message)
+        self.assertEqual(shown["reason"], "SESSION_ID_MISSING")
+        self.assertEqual(shown["fieldViolations"][0]["field"], "session_id")
 
     def test_the_admin_port(self):
         address = self.server.admin_address
@@ -1085,8 +1101,6 @@ class Restarts(unittest.TestCase):
     """Callers whose channel has the service config of the README."""
 
     def setUp(self):
-        readme = (ROOT / "README.md").read_text()
-        self.config = re.search(r'```json\n(\{\n  "loadBalancingConfig".*?\n\})\n```', readme, re.DOTALL)[1]
         self.answered, self.errors, self.over = 0, [], threading.Event()
 
     def call(self, sessions):
@@ -1112,7 +1126,7 @@ class Restarts(unittest.TestCase):
             self.addCleanup(lambda n: servers[n].__exit__(), servers.index(server))
         addresses = ",".join(server.address for server in servers)
         # Of a list gRPC makes an authority that HTTP does not allow. A name that leads to all replicas is one itself.
-        options = [("grpc.service_config", self.config), ("grpc.default_authority", "sessiond")]
+        options = [("grpc.service_config", SERVICE_CONFIG), ("grpc.default_authority", "sessiond")]
         with grpc.insecure_channel(f"ipv4:{addresses}", options) as channel:
             sessions = pb_grpc.SessionServiceStub(channel)
             callers = [threading.Thread(target=self.call, args=[sessions]) for _ in range(4)]
@@ -1139,6 +1153,138 @@ class Restarts(unittest.TestCase):
 
     def test_nobody_notices_that_a_server_is_back_in_time(self):
         self.restart(1)
+
+
+class Retries(unittest.TestCase):
+    """What gRPC's C core makes of refusals by itself, with the service config of the README."""
+
+    def start(self, *flags, config=SERVICE_CONFIG):
+        server = Server(*flags)
+        self.addCleanup(server.__exit__)
+        channel = grpc.insecure_channel(server.address, [("grpc.service_config", config)] if config else [])
+        self.addCleanup(channel.close)
+        return server, pb_grpc.SessionServiceStub(channel)
+
+    def refusals(self, server, reason):
+        with urllib.request.urlopen(f"http://{server.admin_address}/metrics", timeout=DEADLINE) as response:
+            line = re.search(rf'^sessiond_refused_total{{reason="{reason}"}} (\d+)$', response.read().decode(), re.MULTILINE)
+        return int(line[1])
+
+    def test_a_rate_limit_slows_a_client_down_and_fails_no_call(self):
+        server, sessions = self.start("--rate-limit", "5", "--rate-burst", "5")
+        begun = time.monotonic()
+        for id_ in range(15):
+            self.assertTrue(sessions.CreateSession(pb.CreateSessionRequest(session_id=id_), timeout=10).created)
+        self.assertGreater(time.monotonic() - begun, 1.9, "15 calls at 5 a second, of which 5 may come at once")
+        # One call at a time is refused once, and its retry comes when it is allowed.
+        self.assertLessEqual(self.refusals(server, "RATE_LIMITED"), 10)
+        self.assertGreater(self.refusals(server, "RATE_LIMITED"), 0)
+
+    def test_what_would_fail_again_is_not_retried(self):
+        server, sessions = self.start("--max-message-bytes", "1024")
+        with self.assertRaises(grpc.RpcError) as caught:
+            sessions.BatchHasSessions(pb.BatchHasSessionsRequest(session_ids=range(1000)), timeout=10)
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.RESOURCE_EXHAUSTED)
+        self.assertEqual(self.refusals(server, "REQUEST_TOO_LARGE"), 1)
+
+    def test_an_observer_too_many_waits_for_a_place(self):
+        server, sessions = self.start("--max-observers", "1")
+        first = server.subscribe()
+        first.next()
+        with Observer(sessions, pb.SubscribeRequest()) as second:
+            end = time.monotonic() + DEADLINE
+            while self.refusals(server, "TOO_MANY_OBSERVERS") == 0:
+                self.assertLess(time.monotonic(), end)
+                time.sleep(0.01)
+            first.call.cancel()
+            self.assertEqual(second.next().WhichOneof("body"), "subscribed")
+
+    def test_connections_end_by_age_and_no_call_fails(self):
+        options = subprocess.run([BINARY, "serve", "--help"], check=True, capture_output=True, text=True).stdout
+        if "--max-connection-age" not in options:
+            self.skipTest("the server has no --max-connection-age")
+        # No retries: a GOAWAY must not cost a call.
+        server, sessions = self.start("--max-connection-age", "1s", config=None)
+        observer = Observer(sessions, pb.SubscribeRequest(snapshot=True))
+        ended = threading.Event()
+        threading.Thread(target=lambda: (observer.end(), ended.set()), daemon=True).start()
+        begun = id_ = time.monotonic_ns()
+        while time.monotonic_ns() - begun < 4e9:
+            id_ += 1
+            self.assertTrue(sessions.CreateSession(pb.CreateSessionRequest(session_id=id_), timeout=10).created)
+        self.assertTrue(ended.wait(DEADLINE), "the stream outlives its connection's age")
+        self.assertEqual(observer.error.code(), grpc.StatusCode.UNAVAILABLE)
+        self.assertIn("RetryInfo", details_of(observer.error))
+        with Observer(sessions, pb.SubscribeRequest(cursor=observer.cursor)) as resumed:
+            self.assertEqual(resumed.next().WhichOneof("body"), "subscribed")
+
+
+class Outages(unittest.TestCase):
+    """Gateways with the default channel options: gRPC's C core waits longer and longer before it connects again. The last gateway has
+    the options of docs/gateways.md."""
+
+    OUTAGE, TTL, GATEWAYS = (75, 30, 6) if IS_LONG else (8, 2, 3)
+    SESSIONS = 100
+
+    def keep_alive(self, address, n):
+        """A gateway: holds its sessions under a lease until the test is over."""
+        options = GATEWAY_OPTIONS if n == self.GATEWAYS - 1 else {}
+        with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1), *options.items()]) as channel:
+            leases = lease_grpc.LeaseServiceStub(channel)
+            ttl = seconds(self.TTL)
+            lease = leases.GrantLease(lease_pb.GrantLeaseRequest(ttl=ttl), timeout=self.TTL).lease_id
+            ids = range(n * self.SESSIONS, (n + 1) * self.SESSIONS)
+            request = pb.BatchCreateSessionsRequest(session_ids=ids, lease_id=lease)
+            pb_grpc.SessionServiceStub(channel).BatchCreateSessions(request, timeout=self.TTL)
+            while not self.over.wait(self.TTL / 3):
+                try:
+                    leases.KeepLeaseAlive(lease_pb.KeepLeaseAliveRequest(lease_id=lease), timeout=self.TTL / 3)
+                    self.kept.setdefault(n, []).append(time.monotonic())
+                except grpc.RpcError as error:
+                    if error.code() == grpc.StatusCode.NOT_FOUND:
+                        self.lost.append(n)
+                        return
+
+    def wait_for_keep_alives(self, since, timeout):
+        """Waits until every gateway has kept its lease alive since then, or has lost it."""
+        end = time.monotonic() + timeout
+        while not all(self.first_kept(n, since) or n in self.lost for n in range(self.GATEWAYS)):
+            self.assertLess(time.monotonic(), end, "some gateways are not back")
+            time.sleep(0.05)
+
+    def first_kept(self, n, since):
+        return next((kept for kept in self.kept.get(n, []) if kept > since), None)
+
+    def test_an_outage_loses_no_session_of_gateways_with_default_options(self):
+        self.kept, self.lost, self.over = {}, [], threading.Event()
+        folder = tempfile.TemporaryDirectory(prefix="sessiond-interop-")
+        self.addCleanup(folder.cleanup)
+        storage = f"file:{folder.name}/registry"
+        # An address that no client's end of a connection takes meanwhile.
+        server = Server(listen=f"127.{random.randint(1, 254)}.0.1:0", storage=storage)
+        gateways = [threading.Thread(target=self.keep_alive, args=[server.address, n]) for n in range(self.GATEWAYS)]
+        try:
+            for gateway in gateways:
+                gateway.start()
+            self.wait_for_keep_alives(0, DEADLINE)
+            server.kill()
+            time.sleep(self.OUTAGE)
+            server = Server(listen=server.address, storage=storage)
+            back = time.monotonic()
+            self.wait_for_keep_alives(back, 130)
+            late = [(self.first_kept(n, back) or math.inf) - back for n in range(self.GATEWAYS)]
+            print(f"\nafter {self.OUTAGE} s away, gateways were back after {', '.join(f'{s:.1f}' for s in late)} s")
+            ids = range(self.GATEWAYS * self.SESSIONS)
+            exists = server.sessions.BatchHasSessions(pb.BatchHasSessionsRequest(session_ids=ids), timeout=10).exists
+        finally:
+            self.over.set()
+            for gateway in gateways:
+                gateway.join()
+            server.__exit__()
+        self.assertEqual(self.lost, [], "gateways that lost their lease")
+        longest = GATEWAY_OPTIONS["grpc.max_reconnect_backoff_ms"] / 1000 * 1.2  # and C core's jitter
+        self.assertLess(late[-1], longest + self.TTL / 3 + 2, "the options of docs/gateways.md bring a gateway back soon")
+        self.assertEqual(list(exists), [True] * len(ids))
 
 
 class Example(Case):

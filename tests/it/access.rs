@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::PathBuf,
     process::Stdio,
     time::{Duration, SystemTime},
@@ -24,7 +25,7 @@ use crate::{
     cli::{assert_fails, printed, run},
     fake::soon,
     program::{Program, serve},
-    raw::{Raw, SERVICE, framed, grpc},
+    raw::{Raw, SERVICE, answer, framed, grpc},
 };
 
 const SESSION: SessionKey = SessionKey::new(0, 1);
@@ -162,7 +163,7 @@ async fn who_is_not_known_may_ask_after_the_servers_health_and_no_more() {
 }
 
 #[tokio::test]
-async fn what_is_withdrawn_ends_streams_and_calls_at_once() {
+async fn what_is_withdrawn_ends_streams_and_refuses_calls() {
     let (stays, goes) = (token("stays"), token("goes"));
     let lines = [line(&stays, "read,observe"), line(&goes, "read,observe")];
     let guarded = Guarded::start(&lines).await;
@@ -191,6 +192,26 @@ async fn what_is_withdrawn_ends_streams_and_calls_at_once() {
     guarded.change(&[line(&stays, "read")]).await;
     assert_refused(soon(stayed.next()).await, Code::PermissionDenied, "SCOPE_MISSING");
     guarded.program.metric_comes_to("sessiond_observers", 0).await;
+}
+
+#[tokio::test]
+async fn a_call_that_has_begun_is_finished_although_its_token_is_withdrawn() {
+    let token = token("goes");
+    let guarded = Guarded::start(&[line(&token, "read")]).await;
+    let mut raw = Raw::connect(guarded.program.addr).await;
+    let has = framed(&HasSessionRequest { session_id: Some(1), auth_key_id: 0 });
+    let request = || {
+        let mut request = grpc(&format!("{SERVICE}/HasSession"));
+        request.headers_mut().insert("authorization", format!("Bearer {}", token.token()).parse().unwrap());
+        request
+    };
+    let (response, mut body) = raw.open(request()).await;
+    // What comes before on the connection has arrived.
+    assert_eq!(raw.send(request(), has.clone()).await.unwrap().grpc.unwrap().code(), Code::Ok);
+    guarded.change(&[]).await;
+    assert_eq!(raw.send(request(), has.clone()).await.unwrap().grpc.unwrap().code(), Code::Unauthenticated);
+    body.send_data(has, true).unwrap();
+    assert_eq!(soon(answer(response)).await.unwrap().grpc.unwrap().code(), Code::Ok);
 }
 
 #[tokio::test]
@@ -243,6 +264,31 @@ async fn certificates_have_the_scopes_of_their_names() {
     let client = builder(&gateway).token(token.token()).unwrap().connect_lazy().unwrap();
     assert!(soon(client.watch(WatchOptions::snapshot()).next()).await.is_ok());
     assert_refused(soon(client.create(SESSION)).await, Code::PermissionDenied, "SCOPE_MISSING");
+}
+
+#[tokio::test]
+async fn a_new_token_is_written_to_a_file_that_only_its_user_can_read() {
+    let guarded = Guarded::start(&[]).await;
+    let file = guarded.list.with_file_name("new-token");
+    let args = ["token", "new", "--name", "gateway-1", "--scopes", "read,write", "--out", text(&file)];
+    let new = run(guarded.command(&args)).await;
+    assert_eq!(new.code, Some(0), "{new:?}");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600, "whatever the umask");
+    // Exactly what is sent: a client in another language need not cut off the end of a line.
+    let token = fs::read_to_string(&file).unwrap();
+    assert!(token.starts_with("gateway-1.") && token.bytes().all(|byte| byte.is_ascii_graphic()), "{token:?}");
+    let line = new.stdout.trim_end();
+    assert!(line.starts_with("token gateway-1 read,write sha256:") && !line.contains('\n'), "{line}");
+    assert!(!new.stdout.contains(&token) && !new.stderr.contains(&token), "the token is nowhere else");
+    guarded.change(&[line.to_owned()]).await;
+    let created = run(guarded.command(&["create", "5", "--token-file", text(&file)])).await;
+    assert_eq!(created, printed(0, "5 created\n"));
+
+    // A file that is there is somebody's token.
+    let again = run(guarded.command(&args)).await;
+    assert_eq!((again.code, &*again.stdout), (Some(1), ""), "{again:?}");
+    assert!(again.stderr.contains(text(&file)) && again.stderr.contains("exists"), "{again:?}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), token);
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Each module of the crate, and the modules of the crate that it may name.
-const MAY_NAME: [(&str, &[&str]); 14] = [
+const MAY_NAME: [(&str, &[&str]); 15] = [
     // Protobuf's durations, as both ends read them.
     ("duration", &[]),
     ("histogram", &[]),
@@ -18,10 +18,12 @@ const MAY_NAME: [(&str, &[&str]); 14] = [
     ("session", &[]),
     ("storage", &["random", "relay", "session", "vital"]),
     ("subject", &["histogram", "relay", "session", "storage", "vital"]),
-    ("status", &["access", "storage", "subject"]),
-    ("service", &["duration", "histogram", "proto", "session", "status", "storage", "subject"]),
+    // Both ends read it.
+    ("reason", &["proto"]),
+    ("status", &["access", "reason", "storage", "subject"]),
+    ("service", &["duration", "histogram", "proto", "reason", "session", "status", "storage", "subject"]),
     ("server", &["access", "proto", "service", "session", "status", "storage", "subject", "vital"]),
-    ("client", &["duration", "proto", "session"]),
+    ("client", &["duration", "proto", "reason", "session"]),
     // A program beside the library, which names it from the outside.
     ("cli", &["cli"]),
 ];

@@ -9,6 +9,7 @@ use sessiond::{
         DestroySessionRequest, GrantLeaseRequest, HasSessionRequest, KeepLeaseAliveRequest, RevokeLeaseRequest,
         SubscribeRequest,
     },
+    reason::{ErrorReason, Retry},
     server::ServerConfig,
     service::ServiceOptions,
     subject::SubjectOptions,
@@ -65,8 +66,9 @@ impl Refusal {
             .map(|bad| bad.field_violations.iter().map(|violation| violation.field.as_str()).collect())
             .unwrap_or_default();
         assert_eq!(fields, self.field.as_slice(), "{}", self.reason);
-        let delay = details.retry_info().and_then(|info| info.retry_delay);
-        assert_eq!(delay.is_some(), self.code == Code::Unavailable, "{delay:?}");
+        let has_delay = details.retry_info().is_some_and(|info| info.retry_delay.is_some());
+        let retry = ErrorReason::from_name(self.reason).expect("a row of the table").row().retry;
+        assert_eq!(has_delay, retry == Retry::AfterRetryInfo, "{}", self.reason);
     }
 
     pub(crate) async fn of<T: std::fmt::Debug>(&self, call: impl Future<Output = Result<Response<T>, Status>>) {
@@ -151,7 +153,9 @@ async fn a_cursor_is_one_of_ours() {
     let cursor = Observed::now(&client).await.cursor;
     let malformed = invalid("MALFORMED_CURSOR", "cursor", "just as it was received");
     let (cut, longer) = (cursor[..cursor.len() - 1].to_owned(), format!("{cursor}0"));
-    for cursor in ["", "0", "nonsense", "\u{0}", "é", &cut, &longer, &"f".repeat(1 << 20)] {
+    let empty = invalid("MALFORMED_CURSOR", "cursor", "leave it unset");
+    empty.of(client.subscribe(after(""))).await;
+    for cursor in ["0", "nonsense", "\u{0}", "é", &cut, &longer, &"f".repeat(1 << 20)] {
         malformed.of(client.subscribe(after(cursor))).await;
     }
 }
@@ -303,6 +307,35 @@ async fn what_is_no_call_of_ours_is_refused_with_its_reason() {
             let answer = raw.send(request, Bytes::copy_from_slice(body)).await.unwrap();
             refusal.assert(answer.grpc.as_ref().expect("a status"));
         }
+    }
+}
+
+#[tokio::test]
+async fn who_compresses_is_told_what_is_accepted() {
+    let server = Running::start().await;
+    let mut raw = Raw::connect(server.addr).await;
+    for method in ["HasSession", "Subscribe"] {
+        let mut request = grpc(&format!("{SERVICE}/{method}"));
+        request.headers_mut().insert("grpc-encoding", "gzip".parse().unwrap());
+        let answer = raw.send(request, Bytes::from_static(&[1, 0, 0, 0, 2, 0x1f, 0x8b])).await.unwrap();
+        let status = answer.grpc.unwrap();
+        assert_eq!(status.code(), Code::Unimplemented);
+        assert_eq!(status.metadata().get("grpc-accept-encoding").unwrap(), "identity", "{method}");
+    }
+}
+
+#[tokio::test]
+async fn messages_are_read_whichever_way_their_content_type_is_spelled() {
+    let server = Running::start().await;
+    let mut raw = Raw::connect(server.addr).await;
+    let has = framed(&HasSessionRequest { session_id: Some(1), auth_key_id: 0 });
+    for content_type in
+        ["application/grpc", "application/grpc+proto", "application/grpc;x=y", "application/grpc+proto; x=y"]
+    {
+        let mut request = grpc(&format!("{SERVICE}/HasSession"));
+        request.headers_mut().insert("content-type", content_type.parse().unwrap());
+        let answer = raw.send(request, has.clone()).await.unwrap();
+        assert_eq!(answer.grpc.map(|status| status.code()), Some(Code::Ok), "{content_type}");
     }
 }
 

@@ -28,7 +28,10 @@ use sessiond::{
     subject::{SessionSubject, SubjectOptions},
 };
 use tokio::net::TcpListener;
-use tonic::{Code, transport::Endpoint};
+use tonic::{
+    Code,
+    transport::{Channel, Endpoint},
+};
 
 use crate::{
     errors::refusal,
@@ -38,15 +41,15 @@ use crate::{
 };
 
 const WELL: u8 = 0;
-const AWAY: u8 = 1;
-const BROKEN: u8 = 2;
-const REFUSES: u8 = 3;
+pub(crate) const AWAY: u8 = 1;
+pub(crate) const BROKEN: u8 = 2;
+pub(crate) const REFUSES: u8 = 3;
 const PANICS: u8 = 4;
 const EXPIRY_PANICS: u8 = 5;
 
 /// A storage that fails when it is told to.
 #[derive(Debug)]
-struct Faulty {
+pub(crate) struct Faulty {
     storage: MemoryStorage,
     state: AtomicU8,
     /// How many leases it was asked to keep alive.
@@ -54,6 +57,10 @@ struct Faulty {
 }
 
 impl Faulty {
+    pub(crate) fn is_now(&self, state: u8) {
+        self.state.store(state, Ordering::SeqCst);
+    }
+
     fn check(&self) -> Result<&MemoryStorage, StorageError> {
         let cause = || Box::new(std::io::Error::other("secret cause"));
         match self.state.load(Ordering::SeqCst) {
@@ -166,14 +173,19 @@ async fn serve(subject: Arc<SessionSubject>) -> SocketAddr {
     addr
 }
 
-#[tokio::test]
-async fn a_storage_that_fails_is_told_of_and_its_cause_is_not() {
+/// A storage to be told what to do, and a connection to a server over it.
+pub(crate) async fn served() -> (Arc<Faulty>, Channel) {
     let storage = MemoryStorage::new(MemoryOptions::default());
     let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL), kept: AtomicU64::new(0) });
     let storage: Arc<dyn SessionStorage> = faulty.clone();
     let subject = SessionSubject::start(storage, SubjectOptions::default(), WireEncoder).await.unwrap();
     let addr = serve(Arc::new(subject)).await;
-    let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();
+    (faulty, Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy())
+}
+
+#[tokio::test]
+async fn a_storage_that_fails_is_told_of_and_its_cause_is_not() {
+    let (faulty, channel) = served().await;
     let mut client = SessionServiceClient::new(channel.clone());
     let mut leases = LeaseServiceClient::new(channel);
     let mut observed = Observed::now(&client).await;

@@ -147,7 +147,11 @@ async fn other_protocols_are_turned_away() {
 async fn requests_that_are_no_grpc_are_answered_as_http_has_it() {
     let target = Target::start(&[]).await;
     let mut raw = Raw::connect(target.program.addr).await;
-    for content_type in [None, Some(""), Some("application/json"), Some("text/grpc"), Some("application/x-protobuf")] {
+    let others = ["", "application/json", "text/grpc", "application/x-protobuf"];
+    // Framed as gRPC, with messages that sessiond does not read.
+    let other_messages =
+        ["application/grpc+json", "application/grpc+json; charset=utf-8", "application/grpc+", "application/grpc-web"];
+    for content_type in others.into_iter().chain(other_messages).map(Some).chain([None]) {
         for path in [&*format!("{SERVICE}/HasSession"), "/sessiond.v1.LeaseService/GrantLease", "/", "/x"] {
             let mut request = Request::post(format!("http://sessiond{path}"));
             if let Some(content_type) = content_type {

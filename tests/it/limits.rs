@@ -86,7 +86,8 @@ async fn a_client_that_calls_too_often_is_told_when_to_come_back() {
     assert_eq!((refused.code(), &*reason(&refused)), (Code::ResourceExhausted, "RATE_LIMITED"));
     assert!(refused.message().contains("--rate-limit"), "{refused}");
     let delay = refused.get_details_retry_info().unwrap().retry_delay.unwrap();
-    assert!(delay > Duration::ZERO && delay <= Duration::from_millis(500), "{delay:?}");
+    // Up to twice the time until one more call is allowed: clients that were refused together do not all come back together.
+    assert!(delay > Duration::ZERO && delay <= Duration::from_millis(1002), "{delay:?}");
     // Other connections of the same client are no way around it, and probes are not counted.
     let status = program.sessions().has_session(request).await.map(drop).map_err(|status| reason(&status));
     assert!(status == Err("RATE_LIMITED".to_owned()) || status.is_ok());

@@ -36,6 +36,7 @@ mod passwords;
 mod program;
 mod properties;
 mod raw;
+mod reasons;
 mod redis;
 mod resume;
 mod retry;

@@ -57,6 +57,15 @@ impl Observed {
         Ok(message.body.expect("a message says something"))
     }
 
+    /// What the stream ends with, whatever comes before.
+    pub(crate) async fn ended(mut self) -> Status {
+        loop {
+            if let Err(status) = self.try_next().await {
+                return status;
+            }
+        }
+    }
+
     /// The events of the next message that has any, whatever heartbeats come between.
     pub(crate) async fn more_events(&mut self) -> Vec<SessionEvent> {
         loop {

@@ -1,7 +1,8 @@
 //! The standard services: health and reflection.
 
 use prost::Message;
-use prost_types::FileDescriptorProto;
+use prost_types::{FileDescriptorProto, FileDescriptorSet};
+use sessiond::proto::FILE_DESCRIPTOR_SET;
 use tokio_stream::StreamExt as _;
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
@@ -65,6 +66,11 @@ macro_rules! reflection {
                 MessageRequest::FileContainingSymbol("sessiond.v1.SubscribeResponse".to_owned()),
                 MessageRequest::FileByFilename("google/protobuf/duration.proto".to_owned()),
                 MessageRequest::FileContainingSymbol("grpc.health.v1.Health".to_owned()),
+                // What is in the details of errors, so that tools can show them.
+                MessageRequest::FileContainingSymbol("google.rpc.ErrorInfo".to_owned()),
+                MessageRequest::FileContainingSymbol("google.rpc.RetryInfo".to_owned()),
+                MessageRequest::FileContainingSymbol("google.rpc.BadRequest".to_owned()),
+                MessageRequest::FileContainingSymbol("sessiond.v1.ErrorReason".to_owned()),
             ];
             let requests =
                 asked.map(|asked| ServerReflectionRequest { host: String::new(), message_request: Some(asked) });
@@ -97,9 +103,33 @@ macro_rules! reflection {
             for ((name, services), (expected_name, methods)) in files.iter().zip(expected) {
                 assert_eq!((name.as_str(), services), (expected_name, &methods));
             }
-            assert_eq!(files.len(), 5);
+            assert_eq!(files.len(), 9);
         }
     };
+}
+
+/// Without them each user would have to map our protos to packages of their language.
+#[test]
+fn our_protos_name_their_packages_in_every_language() {
+    let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
+    let ours: Vec<_> = set.file.iter().filter(|file| file.package() == "sessiond.v1").collect();
+    assert_eq!(ours.len(), 3);
+    for file in ours {
+        let options = file.options.as_ref().unwrap_or_else(|| panic!("{} has options", file.name()));
+        let named = [
+            (options.go_package(), "sessiond/v1;sessiondv1"),
+            (options.java_package(), "com.sessiond.v1"),
+            (options.csharp_namespace(), "Sessiond.V1"),
+            (options.php_namespace(), r"Sessiond\V1"),
+            (options.php_metadata_namespace(), r"Sessiond\V1\GPBMetadata"),
+            (options.ruby_package(), "Sessiond::V1"),
+            (options.objc_class_prefix(), "SSD"),
+        ];
+        for (has, expected) in named {
+            assert_eq!(has, expected, "{}", file.name());
+        }
+        assert!(options.java_multiple_files(), "{}", file.name());
+    }
 }
 
 reflection!(reflection_v1_describes_our_services, v1);

@@ -51,6 +51,8 @@ pub(super) async fn a_lease_lives_until_it_is_revoked(factory: &dyn StorageFacto
     all.sort_unstable();
     all.dedup();
     ensure_eq!(all.len(), 40, Leased, "different ids among 40 leases, half of them revoked");
+    let too_large = all.iter().filter(|lease| lease.number() > LeaseId::MAX).count();
+    ensure_eq!(too_large, 0, Leased, "ids that JavaScript's numbers do not hold");
     audit_settled(&registry).await?;
     Ok(())
 }

@@ -1,0 +1,183 @@
+//! The one table of why calls fail: the code of each reason, the calls that return it, and whether to retry.
+//!
+//! The server makes its statuses from it, [`ClientError::is_retryable`](crate::client::ClientError::is_retryable) reads it, and a
+//! test compares it with `proto/sessiond/v1/error_reason.proto` and the README.
+
+use std::fmt;
+
+use tonic::Code;
+
+pub use crate::proto::ErrorReason;
+
+/// The `domain` of the `google.rpc.ErrorInfo` in every error.
+pub const ERROR_DOMAIN: &str = "sessiond";
+
+/// Whether to make the same call again. Every call is safe to retry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// It would fail again.
+    Never,
+    /// It may succeed later.
+    WithBackoff,
+    /// It may succeed after the delay in the error's `google.rpc.RetryInfo`.
+    AfterRetryInfo,
+}
+
+/// The calls that return a reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Calls {
+    /// Every call.
+    Any,
+    /// Every call but this one.
+    AnyBut(&'static str),
+    /// These calls.
+    Of(&'static [&'static str]),
+}
+
+/// A reason with its codes, its calls and its retry policy.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct ReasonRow {
+    /// The reason.
+    pub reason: ErrorReason,
+    /// Its codes, and the calls that return each.
+    pub returned: &'static [(Code, Calls)],
+    /// Whether to retry the call.
+    pub retry: Retry,
+}
+
+const CREATES: &[&str] = &["CreateSession", "BatchCreateSessions"];
+const BATCHES: &[&str] = &["BatchHasSessions", "BatchCreateSessions", "BatchDestroySessions"];
+const CHANGES: &[&str] = &[
+    "CreateSession",
+    "DestroySession",
+    "BatchCreateSessions",
+    "BatchDestroySessions",
+    "GrantLease",
+    "KeepLeaseAlive",
+    "RevokeLease",
+];
+
+/// All reasons, in the order of their numbers, which begin with 1.
+#[rustfmt::skip]
+pub const REASONS: [ReasonRow; 31] = [
+    row(ErrorReason::BadDuration, &[(Code::InvalidArgument, Calls::Of(&["GrantLease", "Subscribe"]))], Retry::Never),
+    row(ErrorReason::BatchTooLarge, &[(Code::InvalidArgument, Calls::Of(BATCHES))], Retry::Never),
+    row(ErrorReason::CallTimeout, &[(Code::DeadlineExceeded, Calls::Any)], Retry::WithBackoff),
+    row(ErrorReason::CertificateUnknown, &[(Code::PermissionDenied, Calls::Any)], Retry::Never),
+    row(ErrorReason::CompressedRequest, &[(Code::Unimplemented, Calls::Any)], Retry::Never),
+    row(ErrorReason::ConnectionClosing, &[(Code::Unavailable, Calls::Of(&["Subscribe", "Health.Watch"]))], Retry::AfterRetryInfo),
+    row(ErrorReason::CredentialsMissing, &[(Code::Unauthenticated, Calls::Any)], Retry::Never),
+    row(ErrorReason::DeadlineExceeded, &[(Code::DeadlineExceeded, Calls::Any)], Retry::WithBackoff),
+    row(ErrorReason::Internal, &[(Code::Internal, Calls::Any)], Retry::WithBackoff),
+    row(ErrorReason::LeaseGone, &[
+        (Code::FailedPrecondition, Calls::Of(CREATES)),
+        (Code::NotFound, Calls::Of(&["KeepLeaseAlive", "RevokeLease"])),
+    ], Retry::Never),
+    row(ErrorReason::MalformedCursor, &[(Code::InvalidArgument, Calls::Of(&["Subscribe"]))], Retry::Never),
+    row(ErrorReason::MalformedRequest, &[(Code::InvalidArgument, Calls::Any)], Retry::Never),
+    row(ErrorReason::OwnerTooLong, &[(Code::InvalidArgument, Calls::Of(&["GrantLease"]))], Retry::Never),
+    row(ErrorReason::RateLimited, &[(Code::ResourceExhausted, Calls::AnyBut("KeepLeaseAlive"))], Retry::AfterRetryInfo),
+    row(ErrorReason::RequestTooLarge, &[(Code::ResourceExhausted, Calls::Any)], Retry::Never),
+    row(ErrorReason::ScopeMissing, &[(Code::PermissionDenied, Calls::Any)], Retry::Never),
+    row(ErrorReason::ServerDraining, &[(Code::Unavailable, Calls::Of(&["Subscribe"]))], Retry::AfterRetryInfo),
+    row(
+        ErrorReason::SessionIdMissing, &[(Code::InvalidArgument, Calls::Of(&["HasSession", "CreateSession", "DestroySession"]))], Retry::Never,
+    ),
+    row(ErrorReason::StorageRefusesChanges, &[(Code::Unavailable, Calls::Of(CHANGES))], Retry::AfterRetryInfo),
+    row(ErrorReason::StorageUnavailable, &[(Code::Unavailable, Calls::Any)], Retry::AfterRetryInfo),
+    row(ErrorReason::TokenExpired, &[(Code::Unauthenticated, Calls::Any)], Retry::Never),
+    row(ErrorReason::TokenUnknown, &[(Code::Unauthenticated, Calls::Any)], Retry::Never),
+    row(ErrorReason::TooManyFilterIds, &[(Code::ResourceExhausted, Calls::Of(&["Subscribe"]))], Retry::Never),
+    row(ErrorReason::TooManyLeases, &[(Code::ResourceExhausted, Calls::Of(&["GrantLease"]))], Retry::AfterRetryInfo),
+    row(ErrorReason::TooManyObservers, &[(Code::ResourceExhausted, Calls::Of(&["Subscribe"]))], Retry::AfterRetryInfo),
+    row(ErrorReason::TooManyPendingBytes, &[(Code::ResourceExhausted, Calls::Any)], Retry::AfterRetryInfo),
+    row(ErrorReason::TooManySessions, &[(Code::ResourceExhausted, Calls::Of(CREATES))], Retry::AfterRetryInfo),
+    row(
+        ErrorReason::TooManyTotalFilterIds, &[(Code::ResourceExhausted, Calls::Of(&["Subscribe"]))], Retry::AfterRetryInfo,
+    ),
+    row(ErrorReason::UnequalLists, &[(Code::InvalidArgument, Calls::Of(BATCHES))], Retry::Never),
+    row(ErrorReason::UnknownEventType, &[(Code::InvalidArgument, Calls::Of(&["Subscribe"]))], Retry::Never),
+    row(ErrorReason::UnknownMethod, &[(Code::Unimplemented, Calls::Any)], Retry::Never),
+];
+
+const fn row(reason: ErrorReason, returned: &'static [(Code, Calls)], retry: Retry) -> ReasonRow {
+    ReasonRow { reason, returned, retry }
+}
+
+/// The prefix of the names in the enum, which is not sent.
+const PREFIX: &str = "ERROR_REASON_";
+
+impl ErrorReason {
+    /// The reason as it is sent in `google.rpc.ErrorInfo`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.as_str_name().strip_prefix(PREFIX).unwrap_or_default()
+    }
+
+    /// The reason with this name. `None` if this version does not know it.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        REASONS.iter().map(|row| row.reason).find(|reason| reason.name() == name)
+    }
+
+    /// The place of the reason in [`REASONS`].
+    pub(crate) fn index(self) -> usize {
+        (self as usize).saturating_sub(1)
+    }
+
+    /// The row of the reason.
+    #[must_use]
+    pub fn row(self) -> &'static ReasonRow {
+        &REASONS[self.index()]
+    }
+}
+
+impl Calls {
+    /// Whether `call` is one of them.
+    #[must_use]
+    pub fn include(self, call: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::AnyBut(but) => call != but,
+            Self::Of(calls) => calls.contains(&call),
+        }
+    }
+}
+
+/// Lists the calls as the proto and the README do.
+impl fmt::Display for Calls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("any call"),
+            Self::AnyBut(but) => write!(f, "any call but {but}"),
+            Self::Of(calls) => f.write_str(&calls.join(", ")),
+        }
+    }
+}
+
+/// Says it as the proto and the README do.
+impl fmt::Display for Retry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Never => "no",
+            Self::WithBackoff => "with backoff",
+            Self::AfterRetryInfo => "after RetryInfo",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_row() {
+        for (index, row) in REASONS.iter().enumerate() {
+            assert_eq!(row.reason.index(), index, "{row:?}");
+            assert_eq!(ErrorReason::from_name(row.reason.name()), Some(row.reason));
+        }
+        assert!(ErrorReason::try_from(REASONS.len() as i32 + 1).is_err(), "the enum has no value without a row");
+        assert_eq!(ErrorReason::from_name("UNSPECIFIED"), None);
+    }
+}

@@ -1,0 +1,290 @@
+"""Drives a real sessiond through other gRPC libraries than C core and tonic: grpc-js, connect-node and grpc-go.
+
+    python tests/interop/clients.py target/debug/sessiond NODE_MODULES GRPC_GO [-v] [TestClass[.test_name]]
+
+NODE_MODULES is the folder into which the packages of clients/package.json are installed, GRPC_GO what clients/grpc-go is built to.
+Each library has a small program in clients/ that makes the calls it is asked for, in lines of JSON.
+"""
+
+import json
+import os
+import pathlib
+import queue
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+import urllib.request
+
+import google.rpc
+import interop
+from interop import DEADLINE, GATEWAY_OPTIONS, INT64_MAX, INT64_MIN, ROOT, SERVICE_CONFIG, Server
+
+CLIENTS = pathlib.Path(__file__).parent / "clients"
+INCLUDES = [str(ROOT / "proto"), str(pathlib.Path(google.rpc.__path__[0]).parents[1])]
+GRPC_TOOLS = str(pathlib.Path(__import__("grpc_tools").__file__).parent / "_proto")
+MODULES = GRPC_GO = None  # set by main
+
+
+def describe(folder):
+    """Writes the types of our protos, and of the details of errors, into a FileDescriptorSet."""
+    out = f"{folder}/descriptors.bin"
+    protos = [str(path) for path in (ROOT / "proto").rglob("*.proto")]
+    paths = [f"-I{path}" for path in (*INCLUDES, GRPC_TOOLS)]
+    options = ["--include_imports", f"--descriptor_set_out={out}", "google/rpc/error_details.proto", "google/rpc/status.proto"]
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *paths, *options, *protos], check=True)
+    return out
+
+
+class CallFailed(Exception):
+    """How a call ended that failed."""
+
+    def __init__(self, end):
+        super().__init__(f"{end['code']}: {end.get('message')} {end.get('details')}")
+        self.code, self.details = end["code"], end.get("details") or {}
+
+    def reason(self):
+        return self.details.get("google.rpc.ErrorInfo", {}).get("reason")
+
+
+class Client:
+    """A process that makes calls through one of the libraries."""
+
+    def __init__(self, command, address, descriptors, **config):
+        config |= {
+            "address": address, "descriptors": descriptors, "includes": [*INCLUDES, GRPC_TOOLS], "modules": MODULES,
+            "options": GATEWAY_OPTIONS,
+        }
+        env = os.environ | {"GRPC_GO_RETRY": "on"}  # which versions before 1.40 need
+        self.process = subprocess.Popen(
+            [*command, json.dumps(config)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        )
+        self.answers, self.next_id, self.lock = {}, 0, threading.Lock()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            answer = json.loads(line)
+            self.answers[answer["id"]].put(answer)
+        for waiting in list(self.answers.values()):
+            waiting.put({"end": {"code": "UNKNOWN", "message": "the client has ended"}})
+
+    def begin(self, method, request, timeout=10):
+        """Begins a call. Gives the queue of what it is answered."""
+        with self.lock:
+            self.next_id += 1
+            answers = self.answers[self.next_id] = queue.Queue()
+            line = {"id": self.next_id, "method": method, "request": request, "timeout": timeout}
+            self.process.stdin.write(json.dumps(line) + "\n")
+            self.process.stdin.flush()
+        return answers
+
+    def call(self, method, timeout=10, **request):
+        answers = self.begin(method, request, timeout)
+        first = answers.get(timeout=timeout + DEADLINE)
+        if "end" in first:
+            raise CallFailed(first["end"])
+        assert answers.get(timeout=DEADLINE)["end"]["code"] == "OK"
+        return first["message"]
+
+    def close(self):
+        self.process.stdin.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.reader.join()
+        self.process.stdout.close()
+
+
+class Cases:
+    """What must hold for each library."""
+
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory(prefix="sessiond-interop-")
+        cls.addClassCleanup(folder.cleanup)
+        cls.descriptors = describe(folder.name)
+
+    def server(self, *flags, **options):
+        server = Server(*flags, **options)
+        self.addCleanup(server.__exit__)
+        return server
+
+    def client(self, server, config=SERVICE_CONFIG, **options):
+        client = Client(self.command(), server.address, self.descriptors, serviceConfig=config, **options)
+        self.addCleanup(client.close)
+        return client
+
+    def call(self, client, method, **request):
+        """Calls, and retries as the README says where the library does not."""
+        if self.RETRIES:
+            return client.call(method, **request)
+        end, ceiling = time.monotonic() + 10, 0.1
+        while True:
+            try:
+                return client.call(method, **request)
+            except CallFailed as failed:
+                # connect-node says INTERNAL of a call that Node had not sent yet when the server's GOAWAY came.
+                if failed.code not in ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "INTERNAL"):
+                    raise
+                delay = failed.details.get("google.rpc.RetryInfo", {}).get("retryDelay", "0s")
+                wait = max(random.uniform(0, ceiling), float(delay.rstrip("s")))
+                if time.monotonic() + wait > end:
+                    raise
+                time.sleep(wait)
+                ceiling = min(2 * ceiling, 1)
+
+    def refusals(self, server, reason):
+        with urllib.request.urlopen(f"http://{server.admin_address}/metrics", timeout=DEADLINE) as response:
+            prefix = f'sessiond_refused_total{{reason="{reason}"}} '
+            (line,) = [line for line in response.read().decode().splitlines() if line.startswith(prefix)]
+            return int(line.removeprefix(prefix))
+
+    def test_ids_of_64_bits_arrive_whole(self):
+        client = self.client(self.server())
+        ids = ["0", "-1", str(INT64_MIN), str(INT64_MAX), str(2**53 + 1)]
+        sessions = {(key, session) for key in ids for session in ids}
+        for key, session in sessions:
+            created = client.call("CreateSession", sessionId=session, authKeyId=key)
+            self.assertEqual(created, {"created": True})
+        stream = client.begin("Subscribe", {"snapshot": True})
+        held, synced = set(), None
+        while synced is None:
+            message = stream.get(timeout=DEADLINE)["message"]
+            for session in message.get("snapshot", {}).get("sessions", []):
+                held.add((session["authKeyId"], session["sessionId"]))
+            synced = message.get("synced")
+        self.assertEqual(held, sessions)
+        self.assertEqual(int(synced["sessionCount"]), len(sessions))
+        for _ in range(20):
+            lease = client.call("GrantLease", ttl={"seconds": 9, "nanos": 0} if self.DURATIONS_AS_OBJECTS else "9s")
+            self.assertIn(int(lease["leaseId"]), range(1, 2**53), "a lease id that JavaScript's numbers hold")
+
+    def test_errors_have_their_details(self):
+        client = self.client(self.server())
+        with self.assertRaises(CallFailed) as caught:
+            client.call("HasSession")
+        self.assertEqual((caught.exception.code, caught.exception.reason()), ("INVALID_ARGUMENT", "SESSION_ID_MISSING"))
+        (violation,) = caught.exception.details["google.rpc.BadRequest"]["fieldViolations"]
+        self.assertEqual(violation["field"], "session_id")
+
+    def test_a_compressed_request_is_refused_with_a_reason(self):
+        client = self.client(self.server(), compress=True)
+        with self.assertRaises(CallFailed) as caught:
+            client.call("BatchHasSessions", sessionIds=["0"] * 5000)
+        self.assertEqual((caught.exception.code, caught.exception.reason()), ("UNIMPLEMENTED", "COMPRESSED_REQUEST"))
+
+    def test_a_rate_limit_slows_a_client_down_and_fails_no_call(self):
+        server = self.server("--rate-limit", "5", "--rate-burst", "5")
+        client = self.client(server)
+        begun = time.monotonic()
+        for id_ in range(12):
+            self.assertTrue(self.call(client, "CreateSession", sessionId=str(id_))["created"])
+        self.assertGreater(time.monotonic() - begun, 1.3, "12 calls at 5 a second, of which 5 may come at once")
+        self.assertGreater(self.refusals(server, "RATE_LIMITED"), 0)
+        self.assertLessEqual(self.refusals(server, "RATE_LIMITED"), 7, "a retry comes when it is allowed")
+
+    def test_what_would_fail_again_is_not_retried(self):
+        server = self.server("--max-message-bytes", "1024")
+        client = self.client(server)
+        with self.assertRaises(CallFailed) as caught:
+            client.call("BatchHasSessions", sessionIds=["0"] * 1000)
+        self.assertEqual((caught.exception.code, caught.exception.reason()), ("RESOURCE_EXHAUSTED", "REQUEST_TOO_LARGE"))
+        self.assertEqual(self.refusals(server, "REQUEST_TOO_LARGE"), 1)
+
+    def test_nobody_notices_that_a_server_is_back_in_time(self):
+        # An address that no client's end of a connection takes meanwhile.
+        server = self.server(listen=f"127.{random.randint(1, 254)}.0.1:0")
+        client = self.client(server)
+        stream = client.begin("Subscribe", {})
+        self.assertIn("subscribed", stream.get(timeout=DEADLINE)["message"])
+        over, answered, errors = threading.Event(), [0], []
+
+        def calls():
+            while not over.is_set():
+                try:
+                    self.call(client, "CreateSession", sessionId=str(random.randint(0, 99)))
+                    answered[0] += 1
+                except CallFailed as failed:
+                    errors.append(failed)
+                time.sleep(0.002)
+
+        def goes_on():
+            end, until = time.monotonic() + DEADLINE, answered[0] + 50
+            while answered[0] < until and not errors:
+                self.assertLess(time.monotonic(), end, "no call is answered")
+                time.sleep(0.01)
+
+        callers = [threading.Thread(target=calls) for _ in range(3)]
+        for caller in callers:
+            caller.start()
+        try:
+            goes_on()
+            server.terminate()
+            self.assertEqual(server.exit_code(11), 0)
+            self.server(listen=server.address)
+            goes_on()
+        finally:
+            over.set()
+            for caller in callers:
+                caller.join()
+        self.assertEqual([str(error) for error in errors], [])
+        while "end" not in (last := stream.get(timeout=DEADLINE)):
+            self.assertTrue(last["message"]["cursor"])
+        ended = CallFailed(last["end"])
+        self.assertEqual((ended.code, ended.reason()), ("UNAVAILABLE", "SERVER_DRAINING"))
+        self.assertIn("google.rpc.RetryInfo", ended.details)
+
+    def test_connections_end_by_age_and_no_call_fails(self):
+        options = subprocess.run([interop.BINARY, "serve", "--help"], check=True, capture_output=True, text=True).stdout
+        if "--max-connection-age" not in options:
+            self.skipTest("the server has no --max-connection-age")
+        # No retries by a service config: a GOAWAY must not cost a call.
+        client = self.client(self.server("--max-connection-age", "1s"), config="{}")
+        stream = client.begin("Subscribe", {"snapshot": True})
+        begun, id_ = time.monotonic(), 0
+        while time.monotonic() - begun < 4:
+            id_ += 1
+            self.assertTrue(self.call(client, "CreateSession", sessionId=str(id_))["created"])
+        cursor = None
+        while "end" not in (last := stream.get(timeout=DEADLINE)):
+            cursor = last["message"]["cursor"] or cursor
+        ended = CallFailed(last["end"])
+        self.assertEqual(ended.code, "UNAVAILABLE")
+        self.assertIn("google.rpc.RetryInfo", ended.details)
+        resumed = client.begin("Subscribe", {"cursor": cursor})
+        self.assertIn("subscribed", resumed.get(timeout=DEADLINE)["message"])
+
+
+class GrpcJs(Cases, unittest.TestCase):
+    RETRIES, DURATIONS_AS_OBJECTS = True, True
+
+    def command(self):
+        return ["node", str(CLIENTS / "grpc-js.js")]
+
+
+class ConnectNode(Cases, unittest.TestCase):
+    RETRIES, DURATIONS_AS_OBJECTS = False, False
+
+    def command(self):
+        return ["node", str(CLIENTS / "connect-node.js")]
+
+
+class GrpcGo(Cases, unittest.TestCase):
+    RETRIES, DURATIONS_AS_OBJECTS = True, False
+
+    def command(self):
+        return [GRPC_GO]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 4 or not os.access(sys.argv[1], os.X_OK):
+        sys.exit(f"usage: {sys.argv[0]} PATH-OF-SESSIOND NODE_MODULES GRPC_GO [unittest's arguments]")
+    interop.BINARY, MODULES, GRPC_GO = (sys.argv.pop(1) for _ in range(3))
+    unittest.main(verbosity=1)
