@@ -241,8 +241,9 @@ impl Server {
         &self.subject
     }
 
-    /// Serves until `shutdown` is ready, or a task that the server needs panics, and then drains: readiness fails, streams end
-    /// with their cursors, calls finish. Returns when every connection has ended, or when the drain timeout has passed.
+    /// Serves until `shutdown` is ready, or a task that the server needs panics, and then drains: readiness fails,
+    /// streams end with their cursors, calls finish. Returns when every connection has ended, or when the drain timeout
+    /// has passed.
     ///
     /// The current thread is the first worker: its runtime also accepts connections, publishes events and serves the
     /// admin port. Whoever else waits for this registry on that thread must leave it to that runtime: a second executor that

@@ -95,7 +95,8 @@ pub struct SubjectOptions {
     pub max_observers: usize,
     /// How many ids the filters of one observer may name. 4096 by default.
     pub max_filter_ids: usize,
-    /// How many ids the filters of all observers may name together. Each takes about a hundred bytes. 16,777,216 by default.
+    /// How many ids the filters of all observers may name together. Each takes about a hundred bytes. 16,777,216 by
+    /// default.
     pub max_total_filter_ids: usize,
 }
 
@@ -332,8 +333,8 @@ impl SessionSubject {
         Ok(Observer::new(Arc::clone(&self.inner), admission, filter, beginning))
     }
 
-    /// Whether one more observer may filter by `count` ids at present. [`observe`](Self::observe) checks it too: this is for who
-    /// would make a [`Filter`] of them first.
+    /// Whether one more observer may filter by `count` ids at present. [`observe`](Self::observe) checks it too: this
+    /// is for who would make a [`Filter`] of them first.
     ///
     /// # Errors
     ///
@@ -371,8 +372,8 @@ impl SessionSubject {
         self.inner.is_following.load(Ordering::Relaxed) && self.failed_task().is_none()
     }
 
-    /// Returns the name of a task, of the subject or its storage, that the registry cannot be served without and that has
-    /// panicked. Nothing restarts it: the process should end.
+    /// Returns the name of a task, of the subject or its storage, that the registry cannot be served without and that
+    /// has panicked. Nothing restarts it: the process should end.
     #[must_use]
     pub fn failed_task(&self) -> Option<&'static str> {
         self.vitals.failed().or_else(|| self.inner.storage.failed_task())

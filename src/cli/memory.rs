@@ -2,8 +2,8 @@
 
 use std::{fs, path::Path};
 
-/// Returns the least of the machine's memory, the limits of the control groups (the container's), and the address space that the
-/// process may have. None if nothing tells.
+/// Returns the least of the machine's memory, the limits of the control groups (the container's), and the address space
+/// that the process may have. None if nothing tells.
 pub(crate) fn limit() -> Option<u64> {
     limit_in(Path::new("/"))
 }
@@ -48,7 +48,8 @@ fn limit_in(root: &Path) -> Option<u64> {
             }
             _ => return None,
         };
-        // The limit of each group above holds as well. In a container only the lowest ones can be seen, perhaps under the root.
+        // The limit of each group above holds as well. In a container only the lowest ones can be seen, perhaps under
+        // the root.
         let groups = Path::new(path).ancestors().chain([Path::new("/")]);
         groups.filter_map(|group| number(&read(&format!("{folder}{}/{file}", group.display())))).min()
     });

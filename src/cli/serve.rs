@@ -31,8 +31,8 @@ use super::{
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// The address on which gRPC is served: HOST:PORT, or unix:PATH for a Unix socket, to which its owner and group may connect.
-    /// Of a name that has several addresses, the first is taken that can be.
+    /// The address on which gRPC is served: HOST:PORT, or unix:PATH for a Unix socket, to which its owner and group may
+    /// connect. Of a name that has several addresses, the first is taken that can be.
     #[arg(long, env = "SESSIOND_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:50051")]
     listen: ListenAddress,
 
@@ -91,8 +91,8 @@ pub(crate) struct ServeArgs {
         value_parser = positive())]
     retain_events: u64,
 
-    /// How many bytes of memory the retained events may take [default: 268435456, or a quarter of the memory that this process
-    /// may use if that is less].
+    /// How many bytes of memory the retained events may take [default: 268435456, or a quarter of the memory that this
+    /// process may use if that is less].
     #[arg(long, env = "SESSIOND_RETAIN_BYTES", value_name = "BYTES", value_parser = positive())]
     retain_bytes: Option<u64>,
 
@@ -123,8 +123,8 @@ pub(crate) struct ServeArgs {
         value_parser = positive())]
     max_filter_ids: u64,
 
-    /// How many ids the filters of all observers together may name [default: one for each 512 bytes of the memory that this
-    /// process may use, and 1048576 at least].
+    /// How many ids the filters of all observers together may name [default: one for each 512 bytes of the memory that
+    /// this process may use, and 1048576 at least].
     #[arg(long, env = "SESSIOND_MAX_TOTAL_FILTER_IDS", value_name = "N", value_parser = positive())]
     max_total_filter_ids: Option<u64>,
 
@@ -149,9 +149,9 @@ pub(crate) struct ServeArgs {
         value_parser = parse_duration)]
     idle_timeout: Duration,
 
-    /// How old a connection may become, a tenth more or less, or off. Then its client is told to connect anew (GOAWAY): calls under
-    /// way finish, and streams end with UNAVAILABLE once they are synced, to go on from their cursors. So replicas that are
-    /// added get their share.
+    /// How old a connection may become, a tenth more or less, or off. Then its client is told to connect anew (GOAWAY):
+    /// calls under way finish, and streams end with UNAVAILABLE once they are synced, to go on from their cursors. So
+    /// replicas that are added get their share.
     #[arg(long, env = "SESSIOND_MAX_CONNECTION_AGE", value_name = "DURATION", default_value = "30m",
         value_parser = parse_age)]
     max_connection_age: MaxAge,
@@ -171,8 +171,8 @@ pub(crate) struct ServeArgs {
         value_parser = value_parser!(u64).range(1024..=1 << 30))]
     max_message_bytes: u64,
 
-    /// How many bytes all requests together may take that have not come whole, with 1024 more for each of them [default:
-    /// 1073741824, or an eighth of the memory that this process may use if that is less].
+    /// How many bytes all requests together may take that have not come whole, with 1024 more for each of them
+    /// [default: 1073741824, or an eighth of the memory that this process may use if that is less].
     #[arg(long, env = "SESSIOND_MAX_PENDING_BYTES", value_name = "BYTES", value_parser = positive())]
     max_pending_bytes: Option<u64>,
 

@@ -18,8 +18,8 @@ type BoxError = Box<dyn Error + Send + Sync>;
 
 /// A channel that makes a call once more if it was not sent, because its connection was about to be closed.
 ///
-/// A server ends a connection that has become too old, or drains. A call that is made at that moment may still wait for the
-/// connection then, and hyper gives it back. It is sent over a new one.
+/// A server ends a connection that has become too old, or drains. A call that is made at that moment may still wait for
+/// the connection then, and hyper gives it back. It is sent over a new one.
 #[derive(Clone, Debug)]
 pub(super) struct Resend(pub(super) Channel);
 

@@ -19,8 +19,8 @@ use tokio::{
 use super::{connection::ConnectionOptions, stats::ServerStats};
 use crate::status::ServiceError;
 
-/// How much later than its connection's GOAWAY a stream of events ends, in milliseconds: the client must know by then that it is to
-/// connect anew, and a thousand streams of a connection must not come back at once.
+/// How much later than its connection's GOAWAY a stream of events ends, in milliseconds: the client must know by then
+/// that it is to connect anew, and a thousand streams of a connection must not come back at once.
 const GRACE: RangeInclusive<u64> = 100..=3000;
 
 /// What a connection does.

@@ -63,7 +63,8 @@ impl<S: Write + Unpin> Flusher<S> {
 impl<S: Read + Unpin> Flusher<S> {
     /// Reads what the peer still sends, until it has closed its side too, and forgets it.
     ///
-    /// A socket that is closed resets the connection when something more comes, and what the peer has not read yet is lost.
+    /// A socket that is closed resets the connection when something more comes, and what the peer has not read yet is
+    /// lost.
     pub(super) async fn read_to_end(&self) {
         poll_fn(|context| {
             let mut bytes = [0; 1024];

@@ -69,8 +69,8 @@ pub struct ConnectionOptions {
     /// A connection without a call or a stream for this long, or up to twice as long, is ended. Streams that watch the server's
     /// health do not count.
     pub idle_timeout: Duration,
-    /// How old a connection may become, a tenth more or less. Then it takes no new calls; those under way end as ever, and streams of
-    /// events once they are synced. None for any age.
+    /// How old a connection may become, a tenth more or less. Then it takes no new calls; those under way end as ever,
+    /// and streams of events once they are synced. None for any age.
     pub max_age: Option<Duration>,
     /// A connection is pinged when it was quiet for so long.
     pub keepalive_interval: Duration,
@@ -110,7 +110,8 @@ struct Open {
 }
 
 impl Open {
-    /// It watches the server's health, which is open to all: it must not keep a connection open that is of no other use.
+    /// It watches the server's health, which is open to all: it must not keep a connection open that is of no other
+    /// use.
     fn is_probe(&mut self) {
         self.is_probe = true;
         self.handler.activity.begin_probe();

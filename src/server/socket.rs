@@ -34,7 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// An address that was taken and is not listened on yet.
 pub(super) enum Taken {
     Tcp(TcpSocket),
-    /// It is taken when it is listened on: whoever finds a socket that nobody listens on takes it for one that was left behind.
+    /// It is taken when it is listened on: whoever finds a socket that nobody listens on takes it for one that was left
+    /// behind.
     Unix(PathBuf),
 }
 
@@ -208,7 +209,8 @@ pub(super) enum Stream {
 }
 
 impl Stream {
-    /// Waits for the first bytes and leaves them to be read. Only of TCP: see [`ServerError::TlsOverUnix`](super::ServerError).
+    /// Waits for the first bytes and leaves them to be read. Only of TCP: see
+    /// [`ServerError::TlsOverUnix`](super::ServerError).
     pub(super) async fn peek(&self, bytes: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.peek(bytes).await,

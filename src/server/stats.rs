@@ -68,7 +68,8 @@ impl ServerStats {
             tracing::warn!(
                 %peer,
                 max_streams,
-                "a connection has as many calls and streams open as it may, and its further calls wait in the client:                  use more connections, or raise --max-streams"
+                "a connection has as many calls and streams open as it may, and further calls wait in the client: \
+                 use more connections, or raise --max-streams"
             );
         }
     }

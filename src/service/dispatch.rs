@@ -100,7 +100,8 @@ where
     }
 }
 
-/// Returns the method that a request is for, by a name of our own: a call that waits must not hold what a stranger has sent.
+/// Returns the method that a request is for, by a name of our own: a call that waits must not hold what a stranger has
+/// sent.
 fn known_method(uri: Uri) -> Result<&'static str, Uri> {
     let method = uri.path().strip_prefix(PATH);
     let mut names = METHODS.iter().filter_map(|name| name.strip_prefix(PACKAGE));

@@ -88,7 +88,8 @@ where
     let mut bytes = Bytes::new();
     let mut held = Held { limits, bytes: 0 };
     loop {
-        // What has come whole needs no wait, and is not counted. Nearly always the first frame is all, and nothing is copied.
+        // What has come whole needs no wait, and is not counted. Nearly always the first frame is all, and nothing is
+        // copied.
         let frame = match body.as_mut().frame().now_or_never() {
             Some(frame) => frame,
             None => {

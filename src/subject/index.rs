@@ -55,8 +55,8 @@ impl Hash for ByAddress {
     }
 }
 
-/// The mailboxes of those who watch one id: a list, or a table if they are many, so that nobody who leaves is searched for among
-/// thousands.
+/// The mailboxes of those who watch one id: a list, or a table if they are many, so that nobody who leaves is searched
+/// for among thousands.
 enum Watchers {
     Few(Vec<Arc<Mailbox>>),
     #[expect(clippy::box_collection, reason = "most ids have a list, which must not take the room of a table")]

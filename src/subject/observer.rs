@@ -115,7 +115,8 @@ impl Observer {
         matches!(self.phase, Phase::Following) && self.progress.load(Ordering::Relaxed) == WAITS
     }
 
-    /// Whether it is in no snapshot, and has none before it: its cursor is the place after the last change that it was told of.
+    /// Whether it is in no snapshot, and has none before it: its cursor is the place after the last change that it was
+    /// told of.
     #[must_use]
     pub fn is_synced(&self) -> bool {
         matches!(self.phase, Phase::Following)

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 /// The extensions that were given so far.
 ///
-/// Each is for all leases that there are. To give one takes constant time all the same: what it means for a lease is found out when
-/// the lease's deadline comes.
+/// Each is for all leases that there are. To give one takes constant time all the same: what it means for a lease is
+/// found out when the lease's deadline comes.
 #[derive(Default)]
 pub(super) struct Extensions {
     /// How many were given.
     count: u32,
     /// When the last one was given.
     last: Duration,
-    /// Until when a lease lives at least that was there before this extension. Later ones that last no longer than an earlier one
-    /// come behind it; earlier ones that a later one outlasts are left out.
+    /// Until when a lease lives at least that was there before this extension. Later ones that last no longer than an
+    /// earlier one come behind it; earlier ones that a later one outlasts are left out.
     least: Vec<(u32, Duration)>,
 }
 
