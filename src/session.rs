@@ -76,8 +76,10 @@ impl FromStr for LeaseId {
 /// Why a session was destroyed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DestroyReason {
-    /// By a call that asked for it.
+    /// By a call that asked for it, and did not name the session's lease.
     Requested,
+    /// By a call under its own lease, that is, by the gateway that held it.
+    Released,
     /// Its lease was not kept alive.
     LeaseExpired,
     /// Its lease was revoked.
@@ -91,15 +93,43 @@ pub enum SessionChange {
     Created,
     /// It existed and does not any more.
     Destroyed(DestroyReason),
+    /// It existed and came under another lease.
+    Moved {
+        /// The lease that it was under before.
+        previous: Option<LeaseId>,
+    },
 }
 
-/// One change of the registry: what happened to which session.
+/// One change of the registry: what happened to which session, and under which lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SessionEvent {
     /// The session.
     pub session: SessionKey,
     /// What happened to it.
     pub change: SessionChange,
+    /// The lease that it is under after the change; for a session that was destroyed, the lease that it was under. `None` for no
+    /// lease, and on streams that do not tell leases.
+    pub lease: Option<LeaseId>,
+}
+
+impl SessionEvent {
+    /// The event of a session that was created under a lease, or under none.
+    #[must_use]
+    pub const fn created(session: SessionKey, lease: Option<LeaseId>) -> Self {
+        Self { session, change: SessionChange::Created, lease }
+    }
+
+    /// The event of a session that was destroyed.
+    #[must_use]
+    pub const fn destroyed(session: SessionKey, reason: DestroyReason, lease: Option<LeaseId>) -> Self {
+        Self { session, change: SessionChange::Destroyed(reason), lease }
+    }
+
+    /// The event of a session that came under `lease`.
+    #[must_use]
+    pub const fn moved(session: SessionKey, lease: LeaseId, previous: Option<LeaseId>) -> Self {
+        Self { session, change: SessionChange::Moved { previous }, lease: Some(lease) }
+    }
 }
 
 macro_rules! id_text {

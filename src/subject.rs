@@ -178,9 +178,9 @@ pub struct SubjectStats {
     pub observers_behind: usize,
     /// How many events the slowest of them is behind.
     pub max_lag_events: u64,
-    /// How many sessions were created, and destroyed by request, by a lease that expired, and by one that was revoked, as far as
-    /// this process has seen.
-    pub changes: [u64; 4],
+    /// How many sessions were created; destroyed by request, by a lease that expired, by one that was revoked, and under their own
+    /// lease; and moved to another lease, as far as this process has seen.
+    pub changes: [u64; 6],
     /// How many events are retained.
     pub retained_events: usize,
     /// How many bytes those take, about.

@@ -32,7 +32,7 @@ fn event(event: proto::SessionEvent) -> Result<SessionEvent, ClientError> {
         // To leave it out could make an observer hold what is not: better to stop.
         proto::SessionEventType::Unspecified => return Err(ClientError::Protocol("an event of an unknown type")),
     };
-    Ok(SessionEvent { session: SessionKey::new(event.auth_key_id, event.session_id), change })
+    Ok(SessionEvent { session: SessionKey::new(event.auth_key_id, event.session_id), change, lease: None })
 }
 
 fn destroy_reason(reason: proto::DestroyReason) -> DestroyReason {
@@ -78,6 +78,9 @@ mod tests {
         assert!(matches!(event(proto), Err(ClientError::Protocol(_))));
         proto.r#type = proto::SessionEventType::Destroyed.into();
         let destroyed = SessionChange::Destroyed(DestroyReason::Requested);
-        assert_eq!(event(proto).unwrap(), SessionEvent { session: SessionKey::new(2, 1), change: destroyed });
+        assert_eq!(
+            event(proto).unwrap(),
+            SessionEvent { session: SessionKey::new(2, 1), change: destroyed, lease: None }
+        );
     }
 }

@@ -120,7 +120,7 @@ async fn register(registry: &mut Registry, subject: &SessionSubject) {
     for ((kind, reason), count) in CHANGES.into_iter().zip(stats.changes) {
         changes.get_or_create(&[("type", kind), ("reason", reason)]).inc_by(count);
     }
-    registry.register("changes", "Sessions created and destroyed, as far as this replica has seen", changes);
+    registry.register("changes", "Sessions created, moved and destroyed, as far as this replica has seen", changes);
     registry.register(
         "log_retained_events",
         "Events retained for observers to resume from",
@@ -145,8 +145,14 @@ async fn register(registry: &mut Registry, subject: &SessionSubject) {
 }
 
 /// The labels of [`SubjectStats::changes`](crate::subject::SubjectStats::changes), in its order.
-const CHANGES: [(&str, &str); 4] =
-    [("created", "none"), ("destroyed", "requested"), ("destroyed", "lease_expired"), ("destroyed", "lease_revoked")];
+const CHANGES: [(&str, &str); 6] = [
+    ("created", "none"),
+    ("destroyed", "requested"),
+    ("destroyed", "lease_expired"),
+    ("destroyed", "lease_revoked"),
+    ("destroyed", "released"),
+    ("moved", "none"),
+];
 
 fn gauge(value: impl TryInto<i64>) -> ConstGauge<i64> {
     ConstGauge::new(value.try_into().unwrap_or(i64::MAX))

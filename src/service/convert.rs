@@ -88,6 +88,8 @@ pub(super) fn session_event(event: &SessionEvent) -> proto::SessionEvent {
     let (r#type, reason) = match event.change {
         SessionChange::Created => (proto::SessionEventType::Created, proto::DestroyReason::Unspecified),
         SessionChange::Destroyed(reason) => (proto::SessionEventType::Destroyed, destroy_reason(reason)),
+        // These streams are not told of moves.
+        SessionChange::Moved { .. } => (proto::SessionEventType::Unspecified, proto::DestroyReason::Unspecified),
     };
     proto::SessionEvent {
         r#type: r#type.into(),
@@ -99,7 +101,7 @@ pub(super) fn session_event(event: &SessionEvent) -> proto::SessionEvent {
 
 fn destroy_reason(reason: DestroyReason) -> proto::DestroyReason {
     match reason {
-        DestroyReason::Requested => proto::DestroyReason::Requested,
+        DestroyReason::Requested | DestroyReason::Released => proto::DestroyReason::Requested,
         DestroyReason::LeaseExpired => proto::DestroyReason::LeaseExpired,
         DestroyReason::LeaseRevoked => proto::DestroyReason::LeaseRevoked,
     }

@@ -113,7 +113,9 @@ mod tests {
         let ids = [0, 1, -1, i64::MIN, i64::MAX];
         let events: Vec<SessionEvent> = changes
             .flat_map(|change| ids.map(|id| (change, id)))
-            .flat_map(|(change, id)| ids.map(|key| SessionEvent { session: SessionKey::new(key, id), change }))
+            .flat_map(|(change, id)| {
+                ids.map(|key| SessionEvent { session: SessionKey::new(key, id), change, lease: None })
+            })
             .collect();
         // Some checksum is the right one.
         let cursor: Cursor =

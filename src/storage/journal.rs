@@ -233,7 +233,7 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::session::{LeaseId, SessionKey};
+    use crate::session::{LeaseId, SessionEvent, SessionKey};
 
     fn is_admitted(journal: &Journal) -> bool {
         journal.admit().now_or_never().is_some_and(|admitted| admitted.is_ok())
@@ -242,7 +242,7 @@ mod tests {
     #[test]
     fn no_outage_is_left_when_all_records_are_on_disk() {
         let outage = || WriteRefusal::new(RefusalCause::DiskFailed, "gone");
-        let record = Record::Created { session: SessionKey::new(0, 1), lease: LeaseId::from_number(1) };
+        let record = Record::Event(SessionEvent::created(SessionKey::new(0, 1), LeaseId::from_number(1)));
         for seed in 0..2000 {
             let mut random = fastrand::Rng::with_seed(seed);
             let journal = Journal::new(Lsn(0));

@@ -13,6 +13,7 @@ mod lease;
 mod log;
 mod marks;
 mod restore;
+mod slots;
 
 use std::{
     convert::Infallible,
@@ -45,7 +46,7 @@ use super::{
 };
 use crate::{
     random::random_u64,
-    session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
+    session::{DestroyReason, LeaseId, SessionEvent, SessionKey},
 };
 
 pub(super) use self::{
@@ -233,14 +234,9 @@ impl MemoryStorage {
         let mut bucket = self.buckets[bucket_index as usize].lock();
         let sessions = bucket.take_leased(lease.slot, SESSIONS_A_SWEEP, &self.hash);
         self.session_count.fetch_sub(sessions.len() as u64, Ordering::Relaxed);
-        let change = SessionChange::Destroyed(reason);
-        let made: Vec<_> = sessions
-            .iter()
-            .enumerate()
-            .map(|(nth, session)| {
-                Made::new(nth, bucket_index, SessionEvent { session: *session, change }, Some(lease.id))
-            })
-            .collect();
+        let gone = |session: &SessionKey| SessionEvent::destroyed(*session, reason, Some(lease.id));
+        let made: Vec<_> =
+            sessions.iter().enumerate().map(|(nth, session)| Made::new(nth, bucket_index, gone(session))).collect();
         self.append(&made, |made, lsn| self.note(&mut bucket, made.session(), lsn));
         if !sessions.is_empty() {
             self.fit(&mut bucket, false);

@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::{
     relay::wake_all,
-    session::{DestroyReason, SessionChange},
+    session::{DestroyReason, SessionChange, SessionEvent},
     storage::{Changes, LogExtent, LogPoint, Position, RegistryId},
 };
 
@@ -31,17 +32,28 @@ pub(super) struct Feed {
     index: Mutex<FilterIndex>,
     encoder: Box<dyn EventEncoder>,
     /// How many changes were published, by [`kind`].
-    changes: [AtomicU64; 4],
+    changes: [AtomicU64; KINDS],
 }
 
-/// What a change is counted as: created, or destroyed for one of the reasons.
+/// How many kinds of changes are counted.
+pub(super) const KINDS: usize = 6;
+
+/// What a change is counted as: created, destroyed for one of the reasons, or moved.
 fn kind(change: SessionChange) -> usize {
     match change {
         SessionChange::Created => 0,
         SessionChange::Destroyed(DestroyReason::Requested) => 1,
         SessionChange::Destroyed(DestroyReason::LeaseExpired) => 2,
         SessionChange::Destroyed(DestroyReason::LeaseRevoked) => 3,
+        SessionChange::Destroyed(DestroyReason::Released) => 4,
+        SessionChange::Moved { .. } => 5,
     }
+}
+
+/// The events for streams without placements, if they are others than `events`.
+fn plain(events: &[SessionEvent]) -> Option<Box<[SessionEvent]>> {
+    let is_move = |event: &SessionEvent| matches!(event.change, SessionChange::Moved { .. });
+    events.iter().any(is_move).then(|| events.iter().filter(|event| !is_move(event)).copied().collect())
 }
 
 impl Feed {
@@ -50,14 +62,14 @@ impl Feed {
         Self { log, index: Mutex::default(), encoder, changes: Default::default() }
     }
 
-    /// How many changes were published: created, and destroyed by request, by a lease that expired, and by one that was revoked.
-    pub(super) fn changes(&self) -> [u64; 4] {
+    /// How many changes were published, in the order of [`SubjectStats::changes`](super::SubjectStats::changes).
+    pub(super) fn changes(&self) -> [u64; KINDS] {
         std::array::from_fn(|n| self.changes[n].load(Ordering::Relaxed))
     }
 
     /// Publishes the changes of `partition` right after `after` as one chunk. Returns the point at the last of them.
     pub(super) fn publish(&self, partition: u32, after: LogPoint, changes: Changes) -> LogPoint {
-        let mut counts = [0; 4];
+        let mut counts = [0; KINDS];
         changes.events.iter().for_each(|event| counts[kind(event.change)] += 1);
         for (count, more) in self.changes.iter().zip(counts) {
             count.fetch_add(more, Ordering::Relaxed);
@@ -69,11 +81,16 @@ impl Feed {
         let head = self.log.head();
         let mut points = head.points;
         points[partition as usize] = last;
-        let wire = self.encoder.encode(&events, &Cursor::after(head.registry_id, &points));
+        let plain = plain(&events);
+        // A stream without placements is told nothing of a chunk that contains only moves.
+        let wire = match plain.as_deref().unwrap_or(&events) {
+            [] => Bytes::new(),
+            told => self.encoder.encode(told, &Cursor::after(head.registry_id, &points)),
+        };
         let mut woken = Vec::new();
         let index = self.index.lock();
         index.deliver(head.place.chunk(), &events, &mut woken);
-        self.log.append(Arc::new(Chunk { partition, first, events: events.into(), points, wire }));
+        self.log.append(Arc::new(Chunk { partition, first, events: events.into(), plain, points, wire }));
         drop(index);
         self.log.take_waiters(&mut woken);
         wake_all(woken);

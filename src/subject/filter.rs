@@ -59,7 +59,7 @@ impl Filter {
 
     pub(crate) fn passes_change(&self, change: SessionChange) -> bool {
         match self.changes {
-            ChangeFilter::All => true,
+            ChangeFilter::All => !matches!(change, SessionChange::Moved { .. }),
             ChangeFilter::Created => matches!(change, SessionChange::Created),
             ChangeFilter::Destroyed => matches!(change, SessionChange::Destroyed(_)),
         }

@@ -252,7 +252,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::session::{SessionChange, SessionKey};
+    use crate::session::SessionKey;
 
     fn filter(session_ids: &[i64], auth_key_ids: &[i64]) -> Arc<Filter> {
         Arc::new(Filter {
@@ -273,7 +273,7 @@ mod tests {
     }
 
     fn created(auth_key_id: i64, session_id: i64) -> SessionEvent {
-        SessionEvent { session: SessionKey::new(auth_key_id, session_id), change: SessionChange::Created }
+        SessionEvent::created(SessionKey::new(auth_key_id, session_id), None)
     }
 
     #[test]

@@ -31,15 +31,28 @@ pub(crate) struct Chunk {
     /// The position of the first event; the others follow without gaps.
     pub(crate) first: Position,
     pub(crate) events: Box<[SessionEvent]>,
+    /// What streams without placements are told, if that is not all of them.
+    pub(crate) plain: Option<Box<[SessionEvent]>>,
     /// The place after this chunk.
     pub(crate) points: Points,
-    /// What the encoder made of it.
+    /// What the encoder made of the events for streams without placements. Empty if there are none.
     pub(crate) wire: Bytes,
 }
 
 impl Chunk {
+    /// What streams without placements are told.
+    pub(super) fn plain(&self) -> &[SessionEvent] {
+        self.plain.as_deref().unwrap_or(&self.events)
+    }
+
+    /// Whether streams without placements are told anything.
+    pub(super) fn has_plain(&self) -> bool {
+        !self.plain().is_empty()
+    }
+
     fn bytes(&self) -> usize {
-        self.wire.len() + size_of_val(&*self.events) + CHUNK_OVERHEAD
+        let plain = self.plain.as_deref().map_or(0, size_of_val);
+        self.wire.len() + size_of_val(&*self.events) + plain + CHUNK_OVERHEAD
     }
 }
 

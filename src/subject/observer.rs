@@ -246,7 +246,7 @@ impl Observer {
         self.progress.store(sum(&self.at), Ordering::Relaxed);
         self.forget_resumed_if_passed();
         match chosen {
-            None => Some(Events::shared(Arc::clone(chunk))),
+            None => chunk.has_plain().then(|| Events::shared(Arc::clone(chunk))),
             Some(events) => (!events.is_empty()).then(|| Events::chosen(events)),
         }
     }

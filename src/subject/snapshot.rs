@@ -147,6 +147,7 @@ impl Snapshot {
             match event.change {
                 SessionChange::Created => self.held += 1,
                 SessionChange::Destroyed(_) => self.held = self.held.saturating_sub(1),
+                SessionChange::Moved { .. } => {}
             }
             if filter.passes_change(event.change) {
                 chosen.push(*event);

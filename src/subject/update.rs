@@ -70,7 +70,7 @@ impl Events {
     #[must_use]
     pub fn events(&self) -> &[SessionEvent] {
         match &self.0 {
-            Kind::Shared(chunk) => &chunk.events,
+            Kind::Shared(chunk) => chunk.plain(),
             Kind::Chosen(events) => events,
         }
     }

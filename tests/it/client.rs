@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use sessiond::{
     client::{Client, ClientError, EventType, MAX_BATCH, ResetReason, Watch, WatchOptions, WatchUpdate},
     proto::{self, SessionEventType, SubscribeRequest, Subscribed, subscribe_request::Start, subscribe_response::Body},
-    session::{AuthKeyId, SessionChange, SessionEvent, SessionId, SessionKey},
+    session::{AuthKeyId, SessionEvent, SessionId, SessionKey},
 };
 use tokio::time::Instant;
 use tonic::{Code, Status};
@@ -147,7 +147,7 @@ async fn a_broken_watch_goes_on_after_its_last_update() {
     });
     assert_eq!(watch.cursor(), Some("c0"));
     stream.send("c1", created(&[1, 2])).await;
-    let event = |id| SessionEvent { session: SessionKey::new(7, id), change: SessionChange::Created };
+    let event = |id| SessionEvent::created(SessionKey::new(7, id), None);
     assert_update!(next(&mut watch).await, WatchUpdate::Events(events) if *events == [event(1), event(2)]);
     stream.send("c2", heartbeat()).await;
     assert_update!(next(&mut watch).await, WatchUpdate::Heartbeat);

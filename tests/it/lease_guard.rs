@@ -159,7 +159,7 @@ async fn assert_all(watch: &mut Watch, sessions: &[SessionKey], change: SessionC
         }
     }
     heard.sort_by_key(|event| event.session);
-    let expected: Vec<_> = sessions.iter().map(|&session| SessionEvent { session, change }).collect();
+    let expected: Vec<_> = sessions.iter().map(|&session| SessionEvent { session, change, lease: None }).collect();
     assert_eq!(heard, expected);
 }
 

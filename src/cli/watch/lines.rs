@@ -17,10 +17,11 @@ pub(super) fn text(update: &WatchUpdate, out: &mut String) {
     match update {
         WatchUpdate::Snapshot(sessions) => sessions.iter().for_each(|session| line("exists", session, "")),
         WatchUpdate::Events(events) => {
-            for SessionEvent { session, change } in events {
+            for SessionEvent { session, change, .. } in events {
                 match change {
                     SessionChange::Created => line("created", session, ""),
                     SessionChange::Destroyed(reason) => line("destroyed", session, destroy_reason(*reason)),
+                    SessionChange::Moved { .. } => line("moved", session, ""),
                 }
             }
         }
@@ -88,6 +89,7 @@ fn json_event(event: &SessionEvent, cursor: Option<&str>, out: &mut String) {
     let (what, reason) = match event.change {
         SessionChange::Created => ("created", None),
         SessionChange::Destroyed(reason) => ("destroyed", Some(destroy_reason(reason))),
+        SessionChange::Moved { .. } => ("moved", None),
     };
     with_ids(JsonLine::begin(out).text("type", what), &event.session)
         .text_if("reason", reason)
@@ -102,6 +104,7 @@ fn with_ids<'a>(line: JsonLine<'a>, session: &SessionKey) -> JsonLine<'a> {
 fn destroy_reason(reason: DestroyReason) -> &'static str {
     match reason {
         DestroyReason::Requested => "requested",
+        DestroyReason::Released => "released",
         DestroyReason::LeaseExpired => "lease_expired",
         DestroyReason::LeaseRevoked => "lease_revoked",
     }
@@ -113,11 +116,8 @@ mod tests {
 
     fn events() -> WatchUpdate {
         WatchUpdate::Events(vec![
-            SessionEvent { session: SessionKey::new(7, i64::MIN), change: SessionChange::Created },
-            SessionEvent {
-                session: SessionKey::new(0, 42),
-                change: SessionChange::Destroyed(DestroyReason::LeaseExpired),
-            },
+            SessionEvent::created(SessionKey::new(7, i64::MIN), None),
+            SessionEvent::destroyed(SessionKey::new(0, 42), DestroyReason::LeaseExpired, None),
         ])
     }
 

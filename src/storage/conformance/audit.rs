@@ -14,7 +14,7 @@ use super::{
     violation::{Outcome, broken, ensure, ensure_eq},
 };
 use crate::{
-    session::{DestroyReason, SessionChange, SessionEvent, SessionKey},
+    session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
     storage::{LogError, LogPoint, Position},
 };
 
@@ -129,6 +129,8 @@ pub(super) async fn read_on(
 #[derive(Default)]
 pub(super) struct Replay {
     pub(super) live: HashSet<SessionKey>,
+    /// The lease that each of them is under.
+    pub(super) leases: HashMap<SessionKey, Option<LeaseId>>,
     created: HashMap<SessionKey, u64>,
     destroyed: HashMap<(SessionKey, DestroyReason), u64>,
 }
@@ -154,17 +156,30 @@ impl Replay {
 pub(super) fn replay(registry: &Registry, log: &WholeLog) -> Outcome<Replay> {
     let mut replay = Replay::default();
     for (partition, events) in log.iter().enumerate() {
-        for (index, SessionEvent { session, change }) in events.iter().enumerate() {
+        for (index, SessionEvent { session, change, lease }) in events.iter().enumerate() {
             let own = registry.partition_of(session);
             ensure_eq!(partition, own, Divided, "the partition that logged {change:?} of {session:?}");
             let alternates = match change {
                 SessionChange::Created => {
                     *replay.created.entry(*session).or_default() += 1;
+                    replay.leases.insert(*session, *lease);
                     replay.live.insert(*session)
                 }
                 SessionChange::Destroyed(reason) => {
                     *replay.destroyed.entry((*session, *reason)).or_default() += 1;
+                    let before = replay.leases.remove(session).flatten();
+                    ensure_eq!(*lease, before, Placed, "the lease that {session:?} was under when it was destroyed");
                     replay.live.remove(session)
+                }
+                SessionChange::Moved { previous } => {
+                    let before = replay.leases.insert(*session, *lease).flatten();
+                    ensure_eq!(*previous, before, Placed, "the lease that {session:?} moved from");
+                    ensure!(
+                        lease.is_some() && *lease != before,
+                        Placed,
+                        "{session:?} moved from {before:?} to {lease:?}"
+                    );
+                    replay.live.contains(session)
                 }
             };
             let position = index + 1;
@@ -199,7 +214,7 @@ pub(super) fn check_reads(registry: &Registry, log: &WholeLog, reads: &[BucketRe
         let changes = changes.get(bucket).map_or(&[][..], Vec::as_slice);
         let mut expected = HashSet::new();
         let mut last = Position(0);
-        for (at, SessionEvent { session, change }) in changes {
+        for (at, SessionEvent { session, change, .. }) in changes {
             if at <= before {
                 last = *at;
             }
@@ -207,6 +222,7 @@ pub(super) fn check_reads(registry: &Registry, log: &WholeLog, reads: &[BucketRe
                 match change {
                     SessionChange::Created => expected.insert(*session),
                     SessionChange::Destroyed(_) => expected.remove(session),
+                    SessionChange::Moved { .. } => true,
                 };
             }
         }

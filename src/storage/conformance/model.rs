@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use super::{
     StorageFactory,
     audit::{audit_settled, lease_count_becomes, read_on},
-    registry::{LONG_TTL, Registry, created, destroyed, key, unless_gone},
+    registry::{LONG_TTL, Registry, key, unless_gone},
     violation::{Outcome, ensure, ensure_eq},
 };
 use crate::{
-    session::{DestroyReason, LeaseId, SessionEvent, SessionKey},
+    session::{DestroyReason, LeaseId, SessionChange::Created, SessionEvent, SessionKey},
     storage::LogExtent,
 };
 
@@ -57,17 +57,29 @@ impl Model {
         }
     }
 
-    fn create(&mut self, session: SessionKey, lease: Option<LeaseId>) -> bool {
-        let existed = self.sessions.get(&session).copied();
-        self.sessions.insert(session, lease.or(existed.flatten()));
-        existed.is_none()
+    /// Gives the change, if there is one.
+    fn create(&mut self, session: SessionKey, lease: Option<LeaseId>) -> Option<SessionEvent> {
+        match (self.sessions.get(&session).copied(), lease) {
+            (None, _) => {
+                self.sessions.insert(session, lease);
+                Some(SessionEvent::created(session, lease))
+            }
+            (Some(held), Some(to)) if held != lease => {
+                self.sessions.insert(session, lease);
+                Some(SessionEvent::moved(session, to, held))
+            }
+            _ => None,
+        }
     }
 
-    fn destroy(&mut self, session: SessionKey, lease: Option<LeaseId>) -> bool {
-        match self.sessions.get(&session) {
-            Some(held) if lease.is_none() || *held == lease => self.sessions.remove(&session).is_some(),
-            _ => false,
+    fn destroy(&mut self, session: SessionKey, lease: Option<LeaseId>) -> Option<SessionEvent> {
+        let held = *self.sessions.get(&session)?;
+        if lease.is_some() && held != lease {
+            return None;
         }
+        self.sessions.remove(&session);
+        let reason = if lease.is_some() { DestroyReason::Released } else { DestroyReason::Requested };
+        Some(SessionEvent::destroyed(session, reason, held))
     }
 
     /// Ends a lease; nothing when it is gone. Gives the sessions that go with it.
@@ -92,15 +104,12 @@ async fn history(factory: &dyn StorageFactory, mut random: fastrand::Rng) -> Out
     }
     lease_count_becomes(&registry, model.live.len() as u64).await?;
     let replay = audit_settled(&registry).await?;
-    ensure_eq!(replay.live, model.sessions.into_keys().collect(), Atomic, "the sessions in the end");
+    ensure_eq!(replay.leases, model.sessions, Placed, "the sessions and their leases in the end");
     Ok(())
 }
 
 /// Makes the call to both, compares the answers, and gives the changes that the log must have now.
 async fn step_both(registry: &Registry, model: &mut Model, call: &Call) -> Outcome<Vec<SessionEvent>> {
-    let changed = |sessions: &[SessionKey], answers: &[bool], event: fn(SessionKey) -> SessionEvent| {
-        sessions.iter().zip(answers).filter(|(_, changed)| **changed).map(|(session, _)| event(*session)).collect()
-    };
     Ok(match call {
         Call::Create(sessions, Some(lease)) if !model.live.contains(lease) => {
             let created = unless_gone(registry.storage().create(sessions, Some(*lease)).await, *lease)?;
@@ -108,9 +117,11 @@ async fn step_both(registry: &Registry, model: &mut Model, call: &Call) -> Outco
             Vec::new()
         }
         Call::Create(sessions, lease) => {
-            let expected: Vec<bool> = sessions.iter().map(|session| model.create(*session, *lease)).collect();
+            let changes: Vec<_> = sessions.iter().map(|session| model.create(*session, *lease)).collect();
+            let is_created = |change: &Option<SessionEvent>| change.is_some_and(|event| event.change == Created);
+            let expected: Vec<bool> = changes.iter().map(is_created).collect();
             ensure_eq!(registry.create(sessions, *lease).await?, expected, Answers, "create");
-            changed(sessions, &expected, created)
+            changes.into_iter().flatten().collect()
         }
         Call::Has(sessions) => {
             let expected: Vec<bool> = sessions.iter().map(|session| model.sessions.contains_key(session)).collect();
@@ -118,9 +129,10 @@ async fn step_both(registry: &Registry, model: &mut Model, call: &Call) -> Outco
             Vec::new()
         }
         Call::Destroy(sessions, lease) => {
-            let expected: Vec<bool> = sessions.iter().map(|session| model.destroy(*session, *lease)).collect();
+            let changes: Vec<_> = sessions.iter().map(|session| model.destroy(*session, *lease)).collect();
+            let expected: Vec<bool> = changes.iter().map(Option::is_some).collect();
             ensure_eq!(registry.destroy(sessions, *lease).await?, expected, Answers, "destroy");
-            changed(sessions, &expected, |session| destroyed(session, DestroyReason::Requested))
+            changes.into_iter().flatten().collect()
         }
         Call::Grant => {
             let lease = registry.grant(LONG_TTL).await?;
@@ -139,8 +151,8 @@ async fn step_both(registry: &Registry, model: &mut Model, call: &Call) -> Outco
             let under = model.revoke(*lease);
             let count = unless_gone(registry.storage().revoke_lease(*lease).await, *lease)?;
             ensure_eq!(count, under.as_ref().map(|under| under.len() as u64), Leased, "revoke_lease");
-            let under = under.unwrap_or_default().into_iter();
-            under.map(|session| destroyed(session, DestroyReason::LeaseRevoked)).collect()
+            let gone = |session| SessionEvent::destroyed(session, DestroyReason::LeaseRevoked, Some(*lease));
+            under.unwrap_or_default().into_iter().map(gone).collect()
         }
     })
 }

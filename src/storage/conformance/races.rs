@@ -287,7 +287,7 @@ pub(super) async fn gateways_that_come_and_go_leave_no_ghost(factory: &dyn Stora
     all_gone_by(&registry, &keys(0..clients.new.load(Ordering::Relaxed)), Instant::now() + TTL + SOON + registry.slack)
         .await?;
     let replay = audit_settled(&registry).await?;
-    let logged = replay.all_destroyed(DestroyReason::Requested);
+    let logged = replay.all_destroyed(DestroyReason::Requested) + replay.all_destroyed(DestroyReason::Released);
     ensure_eq!(logged, destroyed, Leased, "sessions destroyed on request by the log, against the answers");
     Ok(())
 }

@@ -18,7 +18,7 @@ use super::{
     violation::{Broken, Outcome, broken, ensure_eq},
 };
 use crate::{
-    session::{LeaseId, SessionChange, SessionEvent, SessionKey},
+    session::{DestroyReason, LeaseId, SessionEvent, SessionKey},
     storage::{
         BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage,
         StorageError, StorageOptions,
@@ -219,11 +219,11 @@ pub(super) fn keys(numbers: std::ops::Range<i64>) -> Vec<SessionKey> {
 }
 
 pub(super) fn created(session: SessionKey) -> SessionEvent {
-    SessionEvent { session, change: SessionChange::Created }
+    SessionEvent::created(session, None)
 }
 
-pub(super) fn destroyed(session: SessionKey, reason: crate::session::DestroyReason) -> SessionEvent {
-    SessionEvent { session, change: SessionChange::Destroyed(reason) }
+pub(super) fn destroyed(session: SessionKey, reason: DestroyReason) -> SessionEvent {
+    SessionEvent::destroyed(session, reason, None)
 }
 
 /// How many answers are yes.

@@ -76,7 +76,7 @@ impl Tail {
         let mut left: HashSet<SessionKey> = sessions.iter().copied().collect();
         let mut seen = Vec::new();
         while !left.is_empty() {
-            let Some(SessionEvent { session, change }) = self.next(deadline).await? else {
+            let Some(SessionEvent { session, change, .. }) = self.next(deadline).await? else {
                 broken!(
                     Leased,
                     "{} of {} sessions were not destroyed in time though their leases have ended",
@@ -84,7 +84,7 @@ impl Tail {
                     sessions.len()
                 );
             };
-            if change == SessionChange::Created {
+            if matches!(change, SessionChange::Created | SessionChange::Moved { .. }) {
                 continue;
             }
             ensure_eq!(change, SessionChange::Destroyed(reason), Leased, "what happened to {session:?}");

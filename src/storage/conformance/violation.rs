@@ -24,6 +24,8 @@ pub enum Obligation {
     ExactReads,
     /// The mark at a position never changes, and who comes from another history is refused.
     Histories,
+    /// The log tells the lease of each session, and when it moves.
+    Placed,
     /// Sessions end with their lease, once; those that moved do not.
     Leased,
     /// A dropped call leaves nothing half done.
@@ -47,6 +49,7 @@ impl fmt::Display for Obligation {
             Self::Ordered => "positions grow in the order of the changes",
             Self::ExactReads => "a bucket's read is of the position it names",
             Self::Histories => "the mark at a position never changes, and who comes from another history is refused",
+            Self::Placed => "the log tells the lease of each session, and when it moves",
             Self::Leased => "sessions end with their lease, once; those that moved do not",
             Self::Cancellable => "a dropped call leaves nothing half done",
             Self::Concurrent => "any number of calls and followers at once",

@@ -93,6 +93,7 @@ pub(super) fn reason_byte(reason: DestroyReason) -> u8 {
         DestroyReason::Requested => 1,
         DestroyReason::LeaseExpired => 2,
         DestroyReason::LeaseRevoked => 3,
+        DestroyReason::Released => 4,
     }
 }
 
@@ -102,6 +103,7 @@ fn lease_row((ttl, ended, owner): (u64, u8, &str)) -> Result<LeaseRow, Malformed
         1 => DestroyReason::Requested,
         2 => DestroyReason::LeaseExpired,
         3 => DestroyReason::LeaseRevoked,
+        4 => DestroyReason::Released,
         _ => return Err(Malformed),
     }))
 }

@@ -41,7 +41,7 @@ const META_BUCKETS: &str = "buckets";
 pub(super) const META_SERVED: &str = "served";
 
 /// Goes up with each change of what is in the tables.
-const FORMAT: u64 = 3;
+const FORMAT: u64 = 4;
 
 /// What a redb database begins with.
 const MAGIC: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";

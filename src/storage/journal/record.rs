@@ -15,6 +15,7 @@ const DESTROYED: u8 = 3;
 const DESTROYED_LEASE_EXPIRED: u8 = 4;
 const DESTROYED_LEASE_REVOKED: u8 = 5;
 const LEASE: u8 = 6;
+const RELEASED: u8 = 7;
 
 /// Added to a tag: the session's lease follows.
 const UNDER_LEASE: u8 = 0x10;
@@ -24,21 +25,8 @@ const FROM_LEASE: u8 = 0x20;
 /// Something that must outlive the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::storage) enum Record<'a> {
-    Created {
-        session: SessionKey,
-        lease: Option<LeaseId>,
-    },
-    Destroyed {
-        session: SessionKey,
-        reason: DestroyReason,
-        lease: Option<LeaseId>,
-    },
-    /// A session that existed came under another lease, which no observer hears of.
-    Moved {
-        session: SessionKey,
-        lease: LeaseId,
-        previous: Option<LeaseId>,
-    },
+    /// An entry of the log.
+    Event(SessionEvent),
     LeaseGranted {
         lease: LeaseId,
         ttl: Duration,
@@ -69,25 +57,21 @@ pub(in crate::storage) enum LeaseRow {
 impl Record<'_> {
     /// Whether it is an entry of the log.
     pub(super) fn is_event(&self) -> bool {
-        matches!(self, Self::Created { .. } | Self::Destroyed { .. })
+        matches!(self, Self::Event(_))
     }
 
     pub(super) fn write(&self, bytes: &mut Vec<u8>) {
-        let (tag, session, lease, previous) = match *self {
-            Self::Created { session, lease } => (CREATED, session, lease, None),
-            Self::Moved { session, lease, previous } => (MOVED, session, Some(lease), previous),
-            Self::Destroyed { session, reason, lease } => {
-                let tag = match reason {
-                    DestroyReason::Requested => DESTROYED,
-                    DestroyReason::LeaseExpired => DESTROYED_LEASE_EXPIRED,
-                    DestroyReason::LeaseRevoked => DESTROYED_LEASE_REVOKED,
-                };
-                (tag, session, lease, None)
-            }
-            Self::LeaseGranted { .. } | Self::LeaseEnded { .. } | Self::LeaseSwept { .. } => {
-                bytes.push(LEASE);
-                return;
-            }
+        let Self::Event(SessionEvent { session, change, lease }) = *self else {
+            bytes.push(LEASE);
+            return;
+        };
+        let (tag, previous) = match change {
+            SessionChange::Created => (CREATED, None),
+            SessionChange::Moved { previous } => (MOVED, previous),
+            SessionChange::Destroyed(DestroyReason::Requested) => (DESTROYED, None),
+            SessionChange::Destroyed(DestroyReason::Released) => (RELEASED, None),
+            SessionChange::Destroyed(DestroyReason::LeaseExpired) => (DESTROYED_LEASE_EXPIRED, None),
+            SessionChange::Destroyed(DestroyReason::LeaseRevoked) => (DESTROYED_LEASE_REVOKED, None),
         };
         let mut record = [0; 33];
         record[0] = tag;
@@ -153,13 +137,7 @@ impl<'a> Reader<'a> {
 /// A record as it is read back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::storage) enum ReadRecord {
-    /// With the lease that the session is under, or was when it was destroyed.
-    Event(SessionEvent, Option<LeaseId>),
-    Moved {
-        session: SessionKey,
-        lease: LeaseId,
-        previous: Option<LeaseId>,
-    },
+    Event(SessionEvent),
     /// A lease changed: its row says how.
     Lease,
 }
@@ -186,15 +164,16 @@ impl<'a> Records<'a> {
         let session = reader.session()?;
         let mut lease = |flag| if tag & flag == 0 { Some(None) } else { reader.lease().map(Some) };
         let (lease, previous) = (lease(UNDER_LEASE)?, lease(FROM_LEASE)?);
-        let event = |change| Some(ReadRecord::Event(SessionEvent { session, change }, lease));
-        match tag & !UNDER_LEASE {
-            CREATED => event(SessionChange::Created),
-            DESTROYED => event(SessionChange::Destroyed(DestroyReason::Requested)),
-            DESTROYED_LEASE_EXPIRED => event(SessionChange::Destroyed(DestroyReason::LeaseExpired)),
-            DESTROYED_LEASE_REVOKED => event(SessionChange::Destroyed(DestroyReason::LeaseRevoked)),
-            tag if tag & !FROM_LEASE == MOVED => Some(ReadRecord::Moved { session, lease: lease?, previous }),
-            _ => None,
-        }
+        let change = match tag & !(UNDER_LEASE | FROM_LEASE) {
+            CREATED => SessionChange::Created,
+            DESTROYED => SessionChange::Destroyed(DestroyReason::Requested),
+            RELEASED => SessionChange::Destroyed(DestroyReason::Released),
+            DESTROYED_LEASE_EXPIRED => SessionChange::Destroyed(DestroyReason::LeaseExpired),
+            DESTROYED_LEASE_REVOKED => SessionChange::Destroyed(DestroyReason::LeaseRevoked),
+            MOVED if lease.is_some() => SessionChange::Moved { previous },
+            _ => return None,
+        };
+        Some(ReadRecord::Event(SessionEvent { session, change, lease }))
     }
 }
 
@@ -221,16 +200,18 @@ mod tests {
     fn what_is_written_is_read_back_and_what_is_cut_is_not() {
         let session = SessionKey::new(-7, i64::MAX);
         let lease = LeaseId::from_number(u64::MAX).unwrap();
-        let event = |change, lease| ReadRecord::Event(SessionEvent { session, change }, lease);
         let mut pairs = vec![(Record::LeaseSwept { lease }, ReadRecord::Lease)];
         for other in [None, LeaseId::from_number(1)] {
-            let previous = other;
-            pairs.push((Record::Created { session, lease: other }, event(SessionChange::Created, other)));
-            pairs.push((Record::Moved { session, lease, previous }, ReadRecord::Moved { session, lease, previous }));
-            for reason in [DestroyReason::Requested, DestroyReason::LeaseExpired, DestroyReason::LeaseRevoked] {
-                let read = event(SessionChange::Destroyed(reason), other);
-                pairs.push((Record::Destroyed { session, reason, lease: other }, read));
+            let mut events = vec![SessionEvent::created(session, other), SessionEvent::moved(session, lease, other)];
+            for reason in [
+                DestroyReason::Requested,
+                DestroyReason::Released,
+                DestroyReason::LeaseExpired,
+                DestroyReason::LeaseRevoked,
+            ] {
+                events.push(SessionEvent::destroyed(session, reason, other));
             }
+            pairs.extend(events.into_iter().map(|event| (Record::Event(event), ReadRecord::Event(event))));
         }
         let mut bytes = Vec::new();
         for &(written, read) in &pairs {

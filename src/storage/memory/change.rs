@@ -41,13 +41,11 @@ pub(super) struct Made {
     nth: usize,
     bucket: u32,
     event: SessionEvent,
-    /// The lease that the session is under, or was when it was destroyed, as far as it is recorded.
-    lease: Option<LeaseId>,
 }
 
 impl Made {
-    pub(super) fn new(nth: usize, bucket: u32, event: SessionEvent, lease: Option<LeaseId>) -> Self {
-        Self { nth, bucket, event, lease }
+    pub(super) fn new(nth: usize, bucket: u32, event: SessionEvent) -> Self {
+        Self { nth, bucket, event }
     }
 
     pub(super) fn session(&self) -> SessionKey {
@@ -57,9 +55,8 @@ impl Made {
 
 /// What became of one session.
 enum Done {
-    /// With the lease that it is or was under, as far as it is recorded.
-    Changed(SessionChange, Option<LeaseId>),
-    /// No change for observers. What it is like is told by this record.
+    Changed(SessionEvent),
+    /// Nothing. What it is like is told by this record.
     Unchanged(Lsn),
 }
 
@@ -130,9 +127,9 @@ impl MemoryStorage {
                     Change::Destroy(lease) => Ok(self.destroy_in(bucket, *spot, *session, lease)),
                 };
                 match done {
-                    Ok(Done::Changed(change, lease)) => {
-                        made.push(Made::new(nth, spot.bucket, SessionEvent { session: *session, change }, lease));
-                        results.push((true, Lsn(0)));
+                    Ok(Done::Changed(event)) => {
+                        made.push(Made::new(nth, spot.bucket, event));
+                        results.push((!matches!(event.change, SessionChange::Moved { .. }), Lsn(0)));
                         // For the next one, which would have to wait for it with all others of its group.
                         if bucket.need(is_leased).is_some() {
                             misfits.push(spot.bucket);
@@ -182,12 +179,9 @@ impl MemoryStorage {
             let Some((lease, _)) = lease.filter(|_| bucket.lease(place) != slot) else {
                 return Ok(Done::Unchanged(bucket.recorded(&session)));
             };
-            let previous = self.recorded_lease(bucket, place);
+            let previous = self.leases.id(bucket.lease(place));
             bucket.set_lease(place, slot);
-            let record = Record::Moved { session, lease, previous };
-            let lsn = self.journal.as_ref().map_or(Lsn(0), |journal| journal.record(record));
-            self.note(bucket, session, lsn);
-            return Ok(Done::Unchanged(lsn));
+            return Ok(Done::Changed(SessionEvent::moved(session, lease, previous)));
         }
         // Counted before it is inserted: two buckets at once must not both take the last place.
         let counted = self
@@ -198,12 +192,7 @@ impl MemoryStorage {
             self.session_count.fetch_sub(1, Ordering::Relaxed);
             return Err(too_many());
         }
-        Ok(Done::Changed(SessionChange::Created, lease.map(|(id, _)| id)))
-    }
-
-    /// The lease of the session at a place of a bucket, where changes are recorded.
-    fn recorded_lease(&self, bucket: &Bucket, place: usize) -> Option<LeaseId> {
-        self.journal.as_ref().and_then(|_| self.leases.id(bucket.lease(place)))
+        Ok(Done::Changed(SessionEvent::created(session, lease.map(|(id, _)| id))))
     }
 
     fn destroy_in(&self, bucket: &mut Bucket, spot: Spot, session: SessionKey, lease: Option<&Lease>) -> Done {
@@ -217,10 +206,11 @@ impl MemoryStorage {
                 return Done::Unchanged(bucket.recorded(&session));
             }
         }
-        let under = lease.map(|lease| lease.id).or_else(|| self.recorded_lease(bucket, place));
+        let under = self.leases.id(bucket.lease(place));
+        let reason = if lease.is_some() { DestroyReason::Released } else { DestroyReason::Requested };
         bucket.remove(spot.hash, place, &self.hash);
         self.session_count.fetch_sub(1, Ordering::Relaxed);
-        Done::Changed(SessionChange::Destroyed(DestroyReason::Requested), under)
+        Done::Changed(SessionEvent::destroyed(session, reason, under))
     }
 
     /// Puts changes into the log, and records them at the same places; `recorded` hears of each record. Their buckets must be locked
@@ -233,14 +223,9 @@ impl MemoryStorage {
             // One partition's at a time: two of these cannot wait for each other.
             let mut log = self.log_of(made[0].bucket).appending();
             for made in made {
-                let (SessionEvent { session, change }, lease) = (made.event, made.lease);
                 log.append(made.event);
                 if let Some(journal) = &self.journal {
-                    let record = match change {
-                        SessionChange::Created => Record::Created { session, lease },
-                        SessionChange::Destroyed(reason) => Record::Destroyed { session, reason, lease },
-                    };
-                    recorded(made, journal.record(record));
+                    recorded(made, journal.record(Record::Event(made.event)));
                 }
             }
         }

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use self::{clock::Clock, extensions::Extensions, undoable::Undoable};
-use super::bucket::LeaseSlot;
+use super::{bucket::LeaseSlot, slots::Slots};
 use crate::{
     random::random_u64,
     session::{DestroyReason, LeaseId},
@@ -69,6 +69,7 @@ pub(super) struct Ended {
 /// All leases of a storage.
 pub(super) struct Leases {
     table: Mutex<Table>,
+    slots: Slots,
     /// Told when the next deadline may have come nearer, and when an ended lease was left behind.
     pub(super) changed: Notify,
     max: u64,
@@ -87,8 +88,8 @@ struct Table {
     /// Ended, and a crash may still undo it.
     undoable: Undoable,
     free: Vec<LeaseSlot>,
-    /// The lease that has each slot, or had it last. Slots count from 1.
-    slots: Vec<LeaseId>,
+    /// How many slots there are, free ones too.
+    slots: LeaseSlot,
 }
 
 struct Live {
@@ -101,7 +102,8 @@ struct Live {
 
 impl Leases {
     pub(super) fn new(max: u64, journal: Option<Arc<Journal>>) -> Self {
-        Self { table: Mutex::default(), changed: Notify::new(), max: max.min(u64::from(LeaseSlot::MAX - 1)), journal }
+        let max = max.min(u64::from(LeaseSlot::MAX - 1));
+        Self { table: Mutex::default(), slots: Slots::default(), changed: Notify::new(), max, journal }
     }
 
     fn record(&self, record: Record<'_>) -> Lsn {
@@ -142,7 +144,7 @@ impl Leases {
         let mut table = self.table.lock();
         let table = &mut *table;
         // Leases that have ended count until their sessions are gone.
-        if (table.slots.len() - table.free.len()) as u64 >= self.max {
+        if u64::from(table.slots) - table.free.len() as u64 >= self.max {
             return Err(StorageError::TooManyLeases { limit: self.max });
         }
         // By chance: a gateway that comes back with an old one must not meet somebody else's.
@@ -153,7 +155,7 @@ impl Leases {
                 break id;
             }
         };
-        let deadline = table.insert(id, ttl, owner);
+        let deadline = table.insert(&self.slots, id, ttl, owner);
         self.record(Record::LeaseGranted { lease: id, ttl, owner });
         let is_next = table.deadlines.first() == Some(&(deadline, id));
         if is_next {
@@ -167,11 +169,11 @@ impl Leases {
         let mut table = self.table.lock();
         match row {
             LeaseRow::Live { ttl, owner } => {
-                table.insert(id, ttl, &owner);
+                table.insert(&self.slots, id, ttl, &owner);
                 Arc::clone(&table.live[&id].lease)
             }
             LeaseRow::Ended(reason) => {
-                let lease = Arc::new(table.lease(id, Duration::ZERO, "", false));
+                let lease = Arc::new(table.lease(&self.slots, id, Duration::ZERO, "", false));
                 table.ended.push(Ended { lease: Arc::clone(&lease), reason });
                 lease
             }
@@ -180,7 +182,7 @@ impl Leases {
 
     /// Adds a lease that is gone, for the sessions that were under it for a while.
     pub(super) fn restore_gone(&self, id: LeaseId) -> Arc<Lease> {
-        Arc::new(self.table.lock().lease(id, Duration::ZERO, "", false))
+        Arc::new(self.table.lock().lease(&self.slots, id, Duration::ZERO, "", false))
     }
 
     /// No session is left under a lease that is gone.
@@ -188,15 +190,9 @@ impl Leases {
         self.table.lock().free.push(lease.slot);
     }
 
-    /// The lease that has a slot, for slots under which there are sessions.
-    pub(super) fn ids(&self, slots: impl Iterator<Item = LeaseSlot>) -> Vec<Option<LeaseId>> {
-        let table = self.table.lock();
-        slots.map(|slot| table.slots.get((slot as usize).wrapping_sub(1)).copied()).collect()
-    }
-
     /// The lease that has this slot, under which there is a session; none for 0.
     pub(super) fn id(&self, slot: LeaseSlot) -> Option<LeaseId> {
-        if slot == 0 { None } else { self.table.lock().slots.get(slot as usize - 1).copied() }
+        self.slots.id(slot)
     }
 
     pub(super) fn get(&self, id: LeaseId) -> Option<Arc<Lease>> {
@@ -281,8 +277,8 @@ impl Leases {
 
 impl Table {
     /// Adds a live lease and gives its deadline.
-    fn insert(&mut self, id: LeaseId, ttl: Duration, owner: &str) -> Duration {
-        let lease = self.lease(id, ttl, owner, true);
+    fn insert(&mut self, slots: &Slots, id: LeaseId, ttl: Duration, owner: &str) -> Duration {
+        let lease = self.lease(slots, id, ttl, owner, true);
         let deadline = self.clock.now() + ttl;
         let seen = self.extensions.count();
         self.live.insert(id, Live { lease: Arc::new(lease), deadline, seen });
@@ -305,17 +301,12 @@ impl Table {
     }
 
     /// Makes a lease with a slot of its own.
-    fn lease(&mut self, id: LeaseId, ttl: Duration, owner: &str, is_live: bool) -> Lease {
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.slots[slot as usize - 1] = id;
-                slot
-            }
-            None => {
-                self.slots.push(id);
-                self.slots.len() as LeaseSlot
-            }
-        };
+    fn lease(&mut self, slots: &Slots, id: LeaseId, ttl: Duration, owner: &str, is_live: bool) -> Lease {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots += 1;
+            self.slots
+        });
+        slots.set(slot, id);
         Lease { id, slot, ttl, owner: owner.into(), is_live: AtomicBool::new(is_live), buckets: Mutex::default() }
     }
 

@@ -6,7 +6,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::marks::Marks;
 use crate::{
-    session::{SessionChange, SessionEvent, SessionKey},
+    session::{SessionEvent, SessionKey},
     storage::{Changes, LogError, LogPoint, Mark, Position},
 };
 
@@ -15,7 +15,7 @@ use crate::{
 const SEGMENT: usize = 4096;
 
 /// Of the changes that a follower has read so many stay, for another that is not as far: the subject keeps for its observers what
-/// it has read, and a million changes in two logs take 24 MB more.
+/// it has read, and a million changes in two logs take 40 MB more.
 const KEPT_OF_READ: usize = 16 * SEGMENT;
 
 pub(super) struct Log {
@@ -111,7 +111,7 @@ impl Log {
         followers.into_iter().for_each(Waker::wake);
         drop(unused);
         if wants_spare {
-            let unwritten = SessionEvent { session: SessionKey::new(0, 0), change: SessionChange::Created };
+            let unwritten = SessionEvent::created(SessionKey::new(0, 0), None);
             let spare = vec![unwritten; segment_len];
             self.state.lock().spare = spare;
         }
@@ -277,7 +277,7 @@ mod tests {
     use super::*;
 
     fn event(session: i64) -> SessionEvent {
-        SessionEvent { session: SessionKey::new(0, session), change: SessionChange::Created }
+        SessionEvent::created(SessionKey::new(0, session), None)
     }
 
     /// Between a change and its being settled its bucket is unlocked already.

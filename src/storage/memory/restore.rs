@@ -86,17 +86,14 @@ impl Restore {
 
     /// Repeats what was recorded, in order.
     pub(in crate::storage) fn record(&mut self, lsn: Lsn, record: ReadRecord) {
+        let ReadRecord::Event(event) = record else { return };
+        self.storage.logs[0].restore(event);
+        let SessionEvent { session, change, lease } = event;
         // The leases that the session comes under, and that it was under before.
-        let (session, lease, before) = match record {
-            ReadRecord::Event(event, lease) => {
-                self.storage.logs[0].restore(event);
-                match event.change {
-                    SessionChange::Created => (event.session, lease, None),
-                    SessionChange::Destroyed(_) => (event.session, None, lease),
-                }
-            }
-            ReadRecord::Moved { session, lease, previous } => (session, Some(lease), previous),
-            ReadRecord::Lease => return,
+        let (lease, before) = match change {
+            SessionChange::Created => (lease, None),
+            SessionChange::Moved { previous } => (lease, previous),
+            SessionChange::Destroyed(_) => (None, lease),
         };
         let Spot { hash, bucket: bucket_index } = self.storage.spot_of(&session);
         if self.reflected[bucket_index as usize] >= lsn {
@@ -111,15 +108,15 @@ impl Restore {
         let slot_of = |lease: Option<LeaseId>| lease.map_or(0, |id| self.leases.get(&id).map_or(0, |lease| lease.slot));
         let is_under = |place| bucket.lease(place) == slot_of(before);
         debug_assert!(bucket.find(hash, &session).is_none_or(is_under), "{record:?} of a session under another lease");
-        match (record, bucket.find(hash, &session)) {
-            (ReadRecord::Event(SessionEvent { change: SessionChange::Destroyed(_), .. }, _), Some(place)) => {
+        match (change, bucket.find(hash, &session)) {
+            (SessionChange::Destroyed(_), Some(place)) => {
                 bucket.remove(hash, place, &self.storage.hash);
                 *count -= 1;
             }
-            (ReadRecord::Event(SessionEvent { change: SessionChange::Created, .. }, _), None) => {
+            (SessionChange::Created, None) => {
                 *count += u64::from(bucket.insert(hash, session, slot, &self.storage.hash));
             }
-            (ReadRecord::Moved { .. }, Some(place)) => bucket.set_lease(place, slot),
+            (SessionChange::Moved { .. }, Some(place)) => bucket.set_lease(place, slot),
             // A file that tells of such a thing is not of this program.
             _ => {}
         }
@@ -170,8 +167,7 @@ impl MemoryStorage {
         let bucket = self.buckets[bucket as usize].lock();
         // Under the bucket's lock nothing of it is recorded, and no slot under which it has sessions changes hands.
         let lsn = self.journal.as_ref().map_or(Lsn(0), |journal| journal.newest());
-        let leases = self.leases.ids(bucket.leased().map(|(_, slot)| slot));
-        let sessions = leases.into_iter().zip(bucket.sessions().flatten().copied()).collect();
+        let sessions = bucket.leased().map(|(session, slot)| (self.leases.id(slot), session)).collect();
         (lsn, sessions)
     }
 

@@ -1,19 +1,18 @@
 //! Entries of a partition's log. Each holds the changes of one script.
 //!
 //! An entry's id is the position of its last change and the number of its changes. Its field has the mark of the entry
-//! before it, its own mark, and the changes. A change is a letter, the session and, if there is one, its lease. See
-//! `scripts/append.lua`.
+//! before it, its own mark, and the changes. A change is a letter, the session and, if there is one, its lease; for a move also
+//! the lease before, or zeros. See `scripts/append.lua`.
 
 use redis::Value;
 
 use super::{fault::Fault, registry::session_of};
 use crate::{
-    session::{DestroyReason, SessionChange, SessionEvent},
+    session::{DestroyReason, LeaseId, SessionChange, SessionEvent},
     storage::{LogPoint, Mark, Position},
 };
 
 const SESSION_BYTES: usize = 16;
-const LEASE_BYTES: usize = 8;
 
 /// A parsed entry.
 #[derive(Debug)]
@@ -54,17 +53,32 @@ fn events(mut bytes: &[u8]) -> Option<Vec<SessionEvent>> {
     while let Some((letter, rest)) = bytes.split_first() {
         let change = match letter.to_ascii_lowercase() {
             b'c' => SessionChange::Created,
-            // 'l': under its own lease, which means by its own gateway. 'r': by any other call.
-            b'r' | b'l' => SessionChange::Destroyed(DestroyReason::Requested),
+            b'm' => SessionChange::Moved { previous: None },
+            b'r' => SessionChange::Destroyed(DestroyReason::Requested),
+            b'l' => SessionChange::Destroyed(DestroyReason::Released),
             b'x' => SessionChange::Destroyed(DestroyReason::LeaseExpired),
             b'v' => SessionChange::Destroyed(DestroyReason::LeaseRevoked),
             _ => return None,
         };
         let (session, rest) = rest.split_at_checked(SESSION_BYTES)?;
-        events.push(SessionEvent { session: session_of(session)?, change });
-        bytes = if letter.is_ascii_uppercase() { rest.get(LEASE_BYTES..)? } else { rest };
+        let (lease, rest) = if letter.is_ascii_uppercase() { lease(rest)? } else { (None, rest) };
+        let (change, rest) = match change {
+            SessionChange::Moved { .. } => {
+                let (previous, rest) = self::lease(rest)?;
+                (SessionChange::Moved { previous }, rest)
+            }
+            change => (change, rest),
+        };
+        events.push(SessionEvent { session: session_of(session)?, change, lease });
+        bytes = rest;
     }
     Some(events)
+}
+
+/// Reads a lease, or zeros for none. Returns what follows, too.
+fn lease(bytes: &[u8]) -> Option<(Option<LeaseId>, &[u8])> {
+    let (number, rest) = bytes.split_first_chunk()?;
+    Some((LeaseId::from_number(u64::from_be_bytes(*number)), rest))
 }
 
 /// Reads a mark of 8 bytes.

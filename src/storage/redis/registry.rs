@@ -25,7 +25,7 @@ use crate::{
 
 /// The version of the layout of keys and values. It is raised if an older sessiond could not read what a newer one
 /// writes.
-const FORMAT: &str = "2";
+const FORMAT: &str = "3";
 
 /// How often a call is repeated because the registry was replaced meanwhile.
 const TRIES: usize = 3;

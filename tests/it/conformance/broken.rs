@@ -58,6 +58,8 @@ enum Fault {
     DestroysUnderAnyLease,
     MiscountsARevoke,
     ConfusesReasons,
+    ForgetsWhereASessionMovedFrom,
+    ForgetsTheLeaseOfADestroyedSession,
     ForgetsADroppedRevoke,
     ExpiresEarly,
     ExpiresLate,
@@ -124,7 +126,10 @@ const FOUND: &[(Fault, &str, Obligation)] = &[
     (LeavesOutWhatWasDropped, "a_dropped_call_leaves_set_and_log_agreed", Obligation::ExactReads),
     (KeepsRevokedLeases, "a_lease_lives_until_it_is_revoked", Obligation::Leased),
     (KeepsRevokedLeases, "a_lease_that_is_gone_takes_no_sessions", Obligation::Leased),
-    (MovesNothing, "a_session_moves_to_the_lease_it_is_created_under", Obligation::Leased),
+    (MovesNothing, "a_session_moves_to_the_lease_it_is_created_under", Obligation::Placed),
+    (ForgetsWhereASessionMovedFrom, "a_session_moves_to_the_lease_it_is_created_under", Obligation::Placed),
+    (ForgetsWhereASessionMovedFrom, "random_calls_answer_as_a_model_does", Obligation::Ordered),
+    (ForgetsTheLeaseOfADestroyedSession, "a_lease_destroys_only_what_is_under_it", Obligation::Placed),
     (MovesNothing, "moves_that_meet_a_revoke_keep_the_session", Obligation::Leased),
     (MovesNothing, "a_session_that_moved_in_time_survives", Obligation::Leased),
     (DropsTheLeaseWhenCreatedWithout, "a_session_keeps_its_lease_when_created_without", Obligation::Leased),
@@ -642,6 +647,22 @@ impl SessionStorage for Broken {
                 Err(LogError::Restarted) => pending().await,
                 answer => answer,
             },
+            ForgetsWhereASessionMovedFrom => {
+                let mut changes = follow(limit).await?;
+                for event in &mut changes.events {
+                    if let SessionChange::Moved { previous } = &mut event.change {
+                        *previous = None;
+                    }
+                }
+                Ok(changes)
+            }
+            ForgetsTheLeaseOfADestroyedSession => {
+                let mut changes = follow(limit).await?;
+                for event in &mut changes.events {
+                    event.lease = event.lease.filter(|_| !matches!(event.change, SessionChange::Destroyed(_)));
+                }
+                Ok(changes)
+            }
             ConfusesReasons => {
                 let mut changes = follow(limit).await?;
                 for event in &mut changes.events {

@@ -8,7 +8,7 @@ use sessiond::{
 };
 
 use super::{
-    model::{Model, Place, Places},
+    model::{Model, Place, Places, plain},
     segment::Segment,
 };
 
@@ -55,7 +55,10 @@ impl From<&Update> for Told {
             Update::Subscribed => Self::Subscribed,
             Update::Snapshot(sessions) => Self::Snapshot(sessions.clone()),
             Update::Synced { session_count } => Self::Synced(*session_count),
-            Update::Events(events) => Self::Events(events.events().to_vec()),
+            Update::Events(events) => {
+                let plain = |event| plain(event).expect("a stream without placements is told of no moves");
+                Self::Events(events.events().iter().map(plain).collect())
+            }
             Update::Reset(reason) => Self::Reset(*reason),
             Update::Closed => Self::Closed,
         }
@@ -296,6 +299,7 @@ impl Checker<'_> {
             let is_exact = match event.change {
                 SessionChange::Created => held.insert(event.session),
                 SessionChange::Destroyed(_) => held.remove(&event.session),
+                SessionChange::Moved { .. } => held.contains(&event.session),
             };
             if !is_exact && self.is_whole() {
                 self.breaks(Promise::Exact, format!("{event:?} does not fit what is held"));

@@ -18,7 +18,7 @@ use super::{
     Fixture, Memory,
     checker::{Broken, Promise, Started, Told, Trace},
     history::{From, Shape, Step, all_sessions, change, filter, from, shape},
-    model::{Model, Place},
+    model::{Model, Place, plain},
     replica::{CHUNK_OVERHEAD, EVENTS_A_CHUNK},
     twisted::{Paced, Twisted},
     watcher::Watcher,
@@ -158,7 +158,7 @@ impl Made {
     fn check(self, model: &Model) {
         let mut logged = Self::default();
         let by_call = |event: &&SessionEvent| event.change != SessionChange::Destroyed(DestroyReason::LeaseRevoked);
-        model.changes().filter(by_call).for_each(|event| logged.add(&[*event]));
+        model.changes().filter(by_call).filter_map(plain).for_each(|event| logged.add(&[event]));
         assert_eq!(self.0, logged.0);
     }
 }
@@ -176,7 +176,7 @@ async fn call(
     };
     let changed = result.unwrap();
     let changed = sessions.iter().zip(changed).filter(|(_, changed)| *changed);
-    changed.map(|(session, _)| SessionEvent { session: *session, change }).collect()
+    changed.map(|(session, _)| SessionEvent { session: *session, change, lease: None }).collect()
 }
 
 async fn write(shared: Arc<Shared>, number: usize, steps: Vec<Step>) -> (Vec<SessionEvent>, Vec<Broken>) {
@@ -194,7 +194,7 @@ async fn write(shared: Arc<Shared>, number: usize, steps: Vec<Step>) -> (Vec<Ses
                 for session in sessions {
                     match subject.create(&[session], lease(Some(number))).await {
                         Ok(created) if created[0] => {
-                            made.push(SessionEvent { session, change: SessionChange::Created });
+                            made.push(SessionEvent::created(session, None));
                         }
                         Ok(_) | Err(StorageError::UnknownLease(_)) => {}
                         Err(error) => panic!("{error}"),

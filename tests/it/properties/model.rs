@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use sessiond::{
-    session::{SessionChange, SessionEvent, SessionKey},
+    session::{DestroyReason, SessionChange, SessionEvent, SessionKey},
     storage::{LogPoint, SessionStorage},
     subject::Filter,
 };
@@ -21,6 +21,16 @@ pub(crate) struct Model {
     /// The point up to which each partition has been read.
     ends: Vec<LogPoint>,
     alive: BTreeSet<SessionKey>,
+}
+
+/// What a stream without placements is told of an event.
+pub(crate) fn plain(event: &SessionEvent) -> Option<SessionEvent> {
+    let change = match event.change {
+        SessionChange::Moved { .. } => return None,
+        SessionChange::Destroyed(DestroyReason::Released) => SessionChange::Destroyed(DestroyReason::Requested),
+        change => change,
+    };
+    Some(SessionEvent { change, lease: None, ..*event })
 }
 
 /// Where a cursor leads.
@@ -67,6 +77,7 @@ impl Model {
             let alternates = match event.change {
                 SessionChange::Created => self.alive.insert(event.session),
                 SessionChange::Destroyed(_) => self.alive.remove(&event.session),
+                SessionChange::Moved { .. } => self.alive.contains(&event.session),
             };
             assert!(alternates, "the storage's log says {event:?} of a session of which that cannot be true");
         }
@@ -113,7 +124,7 @@ impl Model {
         let changes = &self.changes[partition];
         let to = changes.len().min(to as usize);
         let from = to.min(from as usize);
-        changes[from..to].iter().filter(|event| filter.passes(event)).copied().collect()
+        changes[from..to].iter().filter(|event| filter.passes(event)).filter_map(plain).collect()
     }
 
     /// The sessions that pass `filter` by id and existed at a place.
@@ -124,6 +135,7 @@ impl Model {
                 match event.change {
                     SessionChange::Created => held.insert(event.session),
                     SessionChange::Destroyed(_) => held.remove(&event.session),
+                    SessionChange::Moved { .. } => continue,
                 };
             }
         }

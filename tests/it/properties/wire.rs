@@ -147,7 +147,7 @@ fn event(event: &proto::SessionEvent) -> SessionEvent {
         }),
         _ => panic!("{event:?} is no event"),
     };
-    SessionEvent { session: SessionKey::new(event.auth_key_id, event.session_id), change }
+    SessionEvent { session: SessionKey::new(event.auth_key_id, event.session_id), change, lease: None }
 }
 
 fn reset_reason(reason: proto::ResetReason) -> ResetReason {

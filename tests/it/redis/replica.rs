@@ -91,6 +91,7 @@ impl Held {
                     let is_exact = match event.change {
                         SessionChange::Created => self.sessions.insert(event.session),
                         SessionChange::Destroyed(_) => self.sessions.remove(&event.session),
+                        SessionChange::Moved { .. } => self.sessions.contains(&event.session),
                     };
                     assert!(is_exact, "{event:?} does not fit what is held");
                 }

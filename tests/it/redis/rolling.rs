@@ -57,7 +57,7 @@ async fn write(writer: i64, mut client: Retrying, progress: &Progress) -> (Vec<S
         // Only a call that was made again may find its work done.
         assert!(changed.answer || !changed.at_once, "{session:?}");
         exists[id] = !exists[id];
-        written.push(SessionEvent { session, change });
+        written.push(SessionEvent { session, change, lease: None });
         progress.calls.set(progress.calls.get() + 1);
         sleep(Duration::from_millis(fastrand::u64(0..8))).await;
     }
@@ -190,8 +190,7 @@ async fn a_rolling_restart_under_load_fails_no_call_and_resets_no_observer() {
     }
     for (number, id, lease, sessions) in gateways {
         assert!(lease.is_held() && lease.id() == id, "the lease lived");
-        let created: Vec<SessionEvent> =
-            sessions.iter().map(|session| SessionEvent { session: *session, change: SessionChange::Created }).collect();
+        let created: Vec<SessionEvent> = sessions.iter().map(|session| SessionEvent::created(*session, None)).collect();
         observers.iter().for_each(|observer| observer.is_exact(number, &created));
         assert_eq!(lease.revoke().await.unwrap(), created.len() as u64);
     }

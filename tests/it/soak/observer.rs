@@ -193,6 +193,7 @@ impl Observer {
         let is_news = match event.change {
             SessionChange::Created => self.held.insert(event.session),
             SessionChange::Destroyed(_) => self.held.remove(&event.session),
+            SessionChange::Moved { .. } => self.held.contains(&event.session),
         };
         assert!(is_news, "{:?}: {event:?}", self.habit);
         self.events += 1;

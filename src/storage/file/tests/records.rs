@@ -6,7 +6,7 @@ use redb::{ReadableDatabase as _, ReadableTable as _};
 
 use super::{open, sim::Sim};
 use crate::{
-    session::{DestroyReason, SessionChange, SessionEvent, SessionKey},
+    session::{DestroyReason, SessionEvent, SessionKey},
     storage::{
         SessionStorage,
         file::store::{LOG, LOG_HEADER, open_database},
@@ -40,10 +40,9 @@ async fn each_change_is_logged_with_the_lease_of_its_session() {
         let records = Records::new(&row.value()[LOG_HEADER..]).map(Result::unwrap);
         found.extend(records.filter(|record| *record != ReadRecord::Lease));
     }
-    let event = |session, change, lease| ReadRecord::Event(SessionEvent { session, change }, lease);
-    let created = |session, lease| event(session, SessionChange::Created, lease);
-    let destroyed = |session, reason, lease| event(session, SessionChange::Destroyed(reason), lease);
-    let moved = |session, lease, previous| ReadRecord::Moved { session, lease, previous };
+    let created = |session, lease| ReadRecord::Event(SessionEvent::created(session, lease));
+    let destroyed = |session, reason, lease| ReadRecord::Event(SessionEvent::destroyed(session, reason, lease));
+    let moved = |session, lease, previous| ReadRecord::Event(SessionEvent::moved(session, lease, previous));
     let [first, second] = [first, second].map(Some);
     let wanted = [
         created(a, None),
@@ -51,7 +50,7 @@ async fn each_change_is_logged_with_the_lease_of_its_session() {
         moved(a, second.unwrap(), first),
         created(b, second),
         destroyed(a, DestroyReason::Requested, second),
-        destroyed(b, DestroyReason::Requested, second),
+        destroyed(b, DestroyReason::Released, second),
         created(a, None),
         destroyed(a, DestroyReason::Requested, None),
         created(b, first),

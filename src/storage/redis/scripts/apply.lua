@@ -111,6 +111,13 @@ local function add_bucket(place, step)
     return done
 end
 
+-- Returns the lease of a slot that a session leaves.
+local lease_of, NO_LEASE = {}, string.rep('\0', 8)
+local function lease_at(slot)
+    lease_of[slot] = lease_of[slot] or call('HGET', keys[4], slot) or NO_LEASE
+    return lease_of[slot]
+end
+
 -- Creates a session under the lease of the step, or moves it there. Returns the answer, or an error.
 local function create_leased(step, bucket, session)
     local place = byte(places, step)
@@ -138,21 +145,16 @@ local function create_leased(step, bucket, session)
     changed[n], found[n] = step, held
     hold(slot, 1)
     if held then
+        local before = held == '' and NO_LEASE or lease_at(held)
         if held ~= '' then
             hold(held, -1)
         end
+        log('M', session, sub(leases, place * 8 - 7, place * 8) .. before)
         return '0'
     end
     more = more + 1
     log('C', session, sub(leases, place * 8 - 7, place * 8))
     return '1'
-end
-
--- Returns the lease of a slot that a session leaves.
-local lease_of = {}
-local function lease_at(slot)
-    lease_of[slot] = lease_of[slot] or call('HGET', keys[4], slot) or string.rep('\0', 8)
-    return lease_of[slot]
 end
 
 -- Destroys a session. If the step names a lease, does so only if the session is under it. Returns the answer, or an

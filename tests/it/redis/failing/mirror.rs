@@ -75,6 +75,7 @@ impl State {
                 let unfit = events.events().iter().find(|event| match event.change {
                     SessionChange::Created => !self.held.insert(event.session),
                     SessionChange::Destroyed(_) => !self.held.remove(&event.session),
+                    SessionChange::Moved { .. } => !self.held.contains(&event.session),
                 });
                 unfit.map(|event| format!("{event:?} does not fit what is held"))
             }
