@@ -5,6 +5,7 @@ pub mod file;
 mod journal;
 pub mod memory;
 mod open;
+mod placement;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod writability;
@@ -21,6 +22,7 @@ use crate::session::{LeaseId, SessionEvent, SessionKey};
 pub use self::{
     error::{LogError, StorageError},
     open::{OpenError, StorageOptions, StorageUrl},
+    placement::{Answers, CreateOptions, Creation, Lookup, Place, Places, Takeover},
     writability::{RefusalCause, Writability, WriteRefusal},
 };
 
@@ -36,8 +38,10 @@ pub use self::{
 ///
 /// - **Atomic**: a change of the set and its entry in the log are one step, for each session by itself. There is no
 ///   moment at which a caller could see one without the other.
-/// - **Alternating**: a session's changes in the log are created, destroyed, created, …; a call that changes nothing
-///   appends nothing.
+/// - **Alternating**: a session's changes in the log are created, destroyed, created, …, with any number of moves while it exists; a call
+///   that changes nothing appends nothing.
+/// - **Placed**: the log tells each session's lease: the one that it is created under, the ones that it moves from and to, and the
+///   one that it was under when it was destroyed. A lookup agrees with the log, except that it tells no lease that has ended.
 /// - **Visible**: once a call has returned, every later call sees its change, through every handle to the registry.
 /// - **Ordered**: positions grow in the order in which changes took effect, and the changes of one batch that share a
 ///   partition keep the order of the batch.
@@ -89,15 +93,31 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// Makes sessions exist. Tells for each, in order, whether this call created it.
+    /// Makes sessions exist. Tells for each, in order, whether this call created it, and the lease that it is under now.
     ///
-    /// Under a lease, all of them come under it, those that existed too; without one, those that existed keep theirs.
+    /// Under a lease, all of them come under it, except for those that exist and that [`Takeover`] does not let it take. Without a
+    /// lease, those that existed keep theirs.
     ///
     /// # Errors
     ///
     /// [`StorageError`], [`StorageError::UnknownLease`] among them; sessions earlier in the list may have been created all
     /// the same, and a retry is safe.
-    async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError>;
+    async fn create_with(
+        &self,
+        sessions: &[SessionKey],
+        options: CreateOptions,
+    ) -> Result<Answers<Creation>, StorageError>;
+
+    /// Calls [`create_with`](Self::create_with) to create sessions that may be taken from any lease. Tells for each, in order, whether
+    /// this call created it.
+    ///
+    /// # Errors
+    ///
+    /// As `create_with`.
+    async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
+        let answers = self.create_with(sessions, lease.into()).await?;
+        Ok(answers.sessions.into_iter().map(|creation| creation.created).collect())
+    }
 
     /// Tells for each session, in order, whether it exists.
     ///
@@ -106,6 +126,13 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
     /// [`StorageError::Unavailable`] when the storage cannot be asked.
     async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError>;
 
+    /// Tells for each session, in order, whether it exists and which lease it is under.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError::Unavailable`] when the storage cannot be asked.
+    async fn lookup(&self, sessions: &[SessionKey]) -> Result<Vec<Lookup>, StorageError>;
+
     /// Makes sessions not exist. Tells for each, in order, whether this call destroyed it.
     ///
     /// With a lease only those that are under it are destroyed; none is when there is no such lease.
@@ -113,7 +140,20 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     ///
     /// [`StorageError`]; sessions earlier in the list may have been destroyed all the same, and a retry is safe.
-    async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError>;
+    async fn destroy_with(
+        &self,
+        sessions: &[SessionKey],
+        lease: Option<LeaseId>,
+    ) -> Result<Answers<bool>, StorageError>;
+
+    /// Calls [`destroy_with`](Self::destroy_with), for callers who need no places.
+    ///
+    /// # Errors
+    ///
+    /// As `destroy_with`.
+    async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
+        Ok(self.destroy_with(sessions, lease).await?.sessions)
+    }
 
     /// Grants a lease that expires when it is not kept alive for `ttl`. `owner` is a label for people.
     ///

@@ -59,7 +59,9 @@ use self::{
 };
 use crate::{
     session::{LeaseId, SessionKey},
-    storage::{RefusalCause, SessionStorage, StorageError, Writability, WriteRefusal},
+    storage::{
+        Answers, CreateOptions, Creation, Lookup, RefusalCause, SessionStorage, StorageError, Writability, WriteRefusal,
+    },
     vital::Vitals,
 };
 
@@ -241,13 +243,27 @@ impl SessionSubject {
         Ok(Self { inner, vitals, tasks })
     }
 
-    /// Makes sessions exist; see [`SessionStorage::create`].
+    /// Makes sessions exist; see [`SessionStorage::create_with`].
+    ///
+    /// # Errors
+    ///
+    /// As the storage.
+    pub async fn create_with(
+        &self,
+        sessions: &[SessionKey],
+        options: CreateOptions,
+    ) -> Result<Answers<Creation>, StorageError> {
+        self.inner.waits.of(StorageOperation::Create, self.inner.storage.create_with(sessions, options)).await
+    }
+
+    /// Makes sessions exist, and takes those that exist from any lease; see [`SessionStorage::create`].
     ///
     /// # Errors
     ///
     /// As the storage.
     pub async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
-        self.inner.waits.of(StorageOperation::Create, self.inner.storage.create(sessions, lease)).await
+        let answers = self.create_with(sessions, lease.into()).await?;
+        Ok(answers.sessions.into_iter().map(|creation| creation.created).collect())
     }
 
     /// Tells which sessions exist; see [`SessionStorage::has`].
@@ -259,13 +275,35 @@ impl SessionSubject {
         self.inner.waits.of(StorageOperation::Has, self.inner.storage.has(sessions)).await
     }
 
+    /// Tells which sessions exist, and the lease of each; see [`SessionStorage::lookup`].
+    ///
+    /// # Errors
+    ///
+    /// As the storage.
+    pub async fn lookup(&self, sessions: &[SessionKey]) -> Result<Vec<Lookup>, StorageError> {
+        self.inner.waits.of(StorageOperation::Lookup, self.inner.storage.lookup(sessions)).await
+    }
+
+    /// Makes sessions not exist; see [`SessionStorage::destroy_with`].
+    ///
+    /// # Errors
+    ///
+    /// As the storage.
+    pub async fn destroy_with(
+        &self,
+        sessions: &[SessionKey],
+        lease: Option<LeaseId>,
+    ) -> Result<Answers<bool>, StorageError> {
+        self.inner.waits.of(StorageOperation::Destroy, self.inner.storage.destroy_with(sessions, lease)).await
+    }
+
     /// Makes sessions not exist; see [`SessionStorage::destroy`].
     ///
     /// # Errors
     ///
     /// As the storage.
     pub async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
-        self.inner.waits.of(StorageOperation::Destroy, self.inner.storage.destroy(sessions, lease)).await
+        Ok(self.destroy_with(sessions, lease).await?.sessions)
     }
 
     /// Grants a lease; see [`SessionStorage::grant_lease`].

@@ -39,6 +39,7 @@ mod history;
 mod leases;
 mod log;
 mod model;
+mod placement;
 mod races;
 mod refusal;
 mod registry;

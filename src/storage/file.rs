@@ -41,8 +41,8 @@ use self::{
     writer::Writer,
 };
 use super::{
-    BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage,
-    StorageError, StorageOptions, Writability,
+    Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LogError, LogExtent, LogPoint, Lookup, Mark,
+    Position, RegistryId, SessionStorage, StorageError, StorageOptions, Writability,
     journal::Journal,
     memory::{MemoryOptions, MemoryStorage},
 };
@@ -154,16 +154,28 @@ impl SessionStorage for FileStorage {
         }
     }
 
-    async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
-        self.memory.create(sessions, lease).await
+    async fn create_with(
+        &self,
+        sessions: &[SessionKey],
+        options: CreateOptions,
+    ) -> Result<Answers<Creation>, StorageError> {
+        self.memory.create_with(sessions, options).await
     }
 
     async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
         self.memory.has(sessions).await
     }
 
-    async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
-        self.memory.destroy(sessions, lease).await
+    async fn lookup(&self, sessions: &[SessionKey]) -> Result<Vec<Lookup>, StorageError> {
+        self.memory.lookup(sessions).await
+    }
+
+    async fn destroy_with(
+        &self,
+        sessions: &[SessionKey],
+        lease: Option<LeaseId>,
+    ) -> Result<Answers<bool>, StorageError> {
+        self.memory.destroy_with(sessions, lease).await
     }
 
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {

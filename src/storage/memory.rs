@@ -40,8 +40,8 @@ use self::{
     log::Log,
 };
 use super::{
-    BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage,
-    StorageError, StorageOptions, WriteRefusal,
+    Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LogError, LogExtent, LogPoint, Lookup, Mark, Place,
+    Places, Position, RegistryId, SessionStorage, StorageError, StorageOptions, WriteRefusal,
     journal::{Journal, Lsn},
 };
 use crate::{
@@ -155,6 +155,11 @@ impl MemoryStorage {
         }
     }
 
+    /// The place of the newest change in a bucket's partition.
+    fn newest_place(&self, bucket: u32) -> Place {
+        Place { partition: self.partition_of(bucket), position: self.log_of(bucket).newest() }
+    }
+
     fn log_of(&self, bucket: u32) -> &Log {
         &self.logs[self.partition_of(bucket) as usize]
     }
@@ -163,7 +168,13 @@ impl MemoryStorage {
         Spot { hash: self.hash.within(session), bucket: self.bucket_of(session) }
     }
 
-    fn has_some<const N: usize>(&self, sessions: &[SessionKey], mut told: impl FnMut(bool, Lsn)) {
+    /// Calls `told` with what `look` finds at each session's place in its bucket, and with the record of that.
+    fn look_some<const N: usize, T>(
+        &self,
+        sessions: &[SessionKey],
+        look: impl Fn(&Bucket, Option<usize>) -> (T, Lsn),
+        mut told: impl FnMut(T, Lsn),
+    ) {
         let spots: SmallVec<[Spot; N]> = sessions.iter().map(|session| self.spot_of(session)).collect();
         let mut held = Held::<N>::lock(&self.buckets, spots.iter().map(|spot| spot.bucket));
         if sessions.len() > 1 {
@@ -171,7 +182,42 @@ impl MemoryStorage {
         }
         for (nth, (session, spot)) in sessions.iter().zip(spots).enumerate() {
             let bucket = held.bucket(nth);
-            told(bucket.find(spot.hash, session).is_some(), bucket.recorded(session));
+            let (found, lsn) = look(bucket, bucket.find(spot.hash, session));
+            told(found, lsn.max(bucket.recorded(session)));
+        }
+    }
+
+    /// Looks at each session, letting other tasks run in between, and waits until what was found is durable.
+    async fn look<T>(
+        &self,
+        sessions: &[SessionKey],
+        look: impl Fn(&Bucket, Option<usize>) -> (T, Lsn),
+    ) -> Result<Vec<T>, StorageError> {
+        let mut all = Vec::with_capacity(sessions.len());
+        let mut newest = Lsn(0);
+        for part in sessions.chunks(SESSIONS_BETWEEN_YIELDS) {
+            if !all.is_empty() {
+                tokio::task::yield_now().await;
+            }
+            let mut told = |found, lsn| {
+                all.push(found);
+                newest = newest.max(lsn);
+            };
+            match part {
+                [_] => self.look_some::<1, T>(part, &look, &mut told),
+                _ => part.chunks(GROUP).for_each(|some| self.look_some::<GROUP, T>(some, &look, &mut told)),
+            }
+        }
+        self.durable(newest).await.map_err(unreadable)?;
+        Ok(all)
+    }
+
+    /// The lease that a session at a place of a bucket is under, and the record that it is not under the one that has ended.
+    fn lease_at(&self, bucket: &Bucket, place: usize) -> (Option<LeaseId>, Lsn) {
+        let slot = bucket.lease(place);
+        match self.leases.id(slot) {
+            Some(ended) if self.leases.has_ended(slot) => (None, self.leases.end_of(ended)),
+            lease => (lease, Lsn(0)),
         }
     }
 
@@ -237,7 +283,7 @@ impl MemoryStorage {
         let gone = |session: &SessionKey| SessionEvent::destroyed(*session, reason, Some(lease.id));
         let made: Vec<_> =
             sessions.iter().enumerate().map(|(nth, session)| Made::new(nth, bucket_index, gone(session))).collect();
-        self.append(&made, |made, lsn| self.note(&mut bucket, made.session(), lsn));
+        self.append(&made, None, |made, lsn| self.note(&mut bucket, made.session(), lsn));
         if !sessions.is_empty() {
             self.fit(&mut bucket, false);
         }
@@ -296,8 +342,12 @@ impl SessionStorage for MemoryStorage {
         bucket % self.logs.len() as u32
     }
 
-    async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
-        let lease = match lease {
+    async fn create_with(
+        &self,
+        sessions: &[SessionKey],
+        options: CreateOptions,
+    ) -> Result<Answers<Creation>, StorageError> {
+        let lease = match options.lease {
             Some(id) => match self.leases.get(id) {
                 Some(lease) => Some((id, lease)),
                 None => {
@@ -308,41 +358,40 @@ impl SessionStorage for MemoryStorage {
             None => None,
         };
         let lease = lease.as_ref().map(|(id, lease)| (*id, &**lease));
-        self.change(sessions, Change::Create(lease)).await
+        self.change(sessions, Change::Create(lease, options.takeover), |creation| creation).await
     }
 
     async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
-        let mut exist = Vec::with_capacity(sessions.len());
-        let mut newest = Lsn(0);
-        for part in sessions.chunks(SESSIONS_BETWEEN_YIELDS) {
-            if !exist.is_empty() {
-                tokio::task::yield_now().await;
-            }
-            let mut told = |exists, lsn| {
-                exist.push(exists);
-                newest = newest.max(lsn);
-            };
-            match part {
-                [_] => self.has_some::<1>(part, &mut told),
-                _ => part.chunks(GROUP).for_each(|some| self.has_some::<GROUP>(some, &mut told)),
-            }
-        }
-        self.durable(newest).await.map_err(unreadable)?;
-        Ok(exist)
+        self.look(sessions, |_, place| (place.is_some(), Lsn(0))).await
     }
 
-    async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
+    async fn lookup(&self, sessions: &[SessionKey]) -> Result<Vec<Lookup>, StorageError> {
+        let look = |bucket: &Bucket, place: Option<usize>| {
+            let (lease, lsn) = place.map_or((None, Lsn(0)), |place| self.lease_at(bucket, place));
+            (Lookup { exists: place.is_some(), lease }, lsn)
+        };
+        self.look(sessions, look).await
+    }
+
+    async fn destroy_with(
+        &self,
+        sessions: &[SessionKey],
+        lease: Option<LeaseId>,
+    ) -> Result<Answers<bool>, StorageError> {
         let lease = match lease {
             Some(id) => match self.leases.get(id) {
                 Some(lease) => Some(lease),
                 None => {
                     self.durable(self.leases.end_of(id)).await.map_err(StorageError::Refused)?;
-                    return Ok(vec![false; sessions.len()]);
+                    // What is under no lease of that name now stays so: any place from here on will do.
+                    let mut places = Places::default();
+                    places.extend(sessions.iter().map(|session| self.newest_place(self.bucket_of(session))));
+                    return Ok(Answers { sessions: vec![false; sessions.len()], places });
                 }
             },
             None => None,
         };
-        self.change(sessions, Change::Destroy(lease.as_deref())).await
+        self.change(sessions, Change::Destroy(lease.as_deref()), |destroyed| destroyed.created).await
     }
 
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {

@@ -14,6 +14,7 @@ mod extent;
 mod fault;
 mod lane;
 mod lease;
+mod lookup;
 mod mend;
 mod partition;
 mod probe;
@@ -44,7 +45,7 @@ use tokio::task::JoinSet;
 use self::{
     entry::{mark_bytes, mark_in},
     fault::Fault,
-    lane::{Answer, Change, Lane},
+    lane::{Answer, Change, Lane, Outcome, Taking},
     partition::ASK,
     probe::Findings,
     reads::Reads,
@@ -52,8 +53,9 @@ use self::{
     tail::{TRIES, Tail},
 };
 use super::{
-    BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RefusalCause, RegistryId,
-    SessionStorage, StorageError, StorageOptions, Writability, WriteRefusal,
+    Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LogError, LogExtent, LogPoint, Lookup, Mark, Place,
+    Places, Position, RefusalCause, RegistryId, SessionStorage, StorageError, StorageOptions, Takeover, Writability,
+    WriteRefusal,
 };
 use crate::{
     session::{LeaseId, SessionKey},
@@ -127,13 +129,13 @@ impl RedisStorage {
     /// Calls `ask` with the sessions of each partition. Starts again if the registry was replaced meanwhile, because
     /// then sessions belong to other partitions. Returns once every partition has answered, so nothing is still under
     /// way after a failure.
-    async fn ask<F>(
+    async fn ask<T: Copy + Default, F>(
         &self,
         sessions: &[SessionKey],
         ask: impl Fn(u32, Arc<Identity>, Vec<SessionKey>) -> F,
-    ) -> Result<Vec<bool>, StorageError>
+    ) -> Result<Answers<T>, StorageError>
     where
-        F: Future<Output = Result<Vec<bool>, Unanswered>>,
+        F: Future<Output = Result<Answers<T>, Unanswered>>,
     {
         for _ in 0..TRIES {
             let identity = self.registry.identity();
@@ -146,14 +148,14 @@ impl RedisStorage {
         Err(Fault::Registry.into())
     }
 
-    async fn ask_once<F>(
+    async fn ask_once<T: Copy + Default, F>(
         &self,
         sessions: &[SessionKey],
         identity: &Arc<Identity>,
         ask: impl Fn(u32, Arc<Identity>, Vec<SessionKey>) -> F,
-    ) -> Result<Vec<bool>, Unanswered>
+    ) -> Result<Answers<T>, Unanswered>
     where
-        F: Future<Output = Result<Vec<bool>, Unanswered>>,
+        F: Future<Output = Result<Answers<T>, Unanswered>>,
     {
         let partition_of = |session| self.registry.partition_of(self.registry.bucket_of(identity, session));
         if self.lanes.len() == 1 || sessions.len() == 1 {
@@ -170,47 +172,64 @@ impl RedisStorage {
             let asked = ask(partition, Arc::clone(identity), part);
             async move { asked.await.map(|answers| (indexes, answers)) }
         });
-        let mut answers = vec![false; sessions.len()];
+        let mut answers = Answers { sessions: vec![T::default(); sessions.len()], places: Places::default() };
         for outcome in join_all(asked).await {
             let (indexes, part) = outcome?;
-            indexes.into_iter().zip(part).for_each(|(index, answer)| answers[index] = answer);
+            indexes.into_iter().zip(part.sessions).for_each(|(index, answer)| answers.sessions[index] = answer);
+            answers.places.extend(part.places.iter().copied());
         }
         Ok(answers)
     }
 
     async fn change(
         &self,
-        change: Change,
+        mut change: Change,
         number: u32,
         identity: Arc<Identity>,
         mut sessions: Vec<SessionKey>,
-    ) -> Result<Vec<bool>, Unanswered> {
+    ) -> Result<Answers<Creation>, Unanswered> {
         let partition = self.registry.partition(number);
-        let mut done = Vec::with_capacity(sessions.len());
+        let mut done = Answers { sessions: Vec::with_capacity(sessions.len()), places: Places::default() };
         while !sessions.is_empty() {
-            let answers = self.lanes[number as usize].ask(change, &identity, sessions.clone()).await?;
-            let some = answers.iter().take_while(|answer| !answer.is_last());
-            done.extend(some.map(|answer| *answer == Answer::Yes));
-            sessions.drain(..answers.iter().filter(|answer| !answer.is_last()).count());
-            match (answers.last(), change) {
-                (Some(Answer::NoLease), _) => {
+            let answers = self.lanes[number as usize].ask(change.clone(), &identity, sessions.clone()).await?;
+            let under = if let Change::Destroy(_) = change { None } else { change.lease() };
+            let count = answers.iter().take_while(|answer| !answer.what.is_last()).count();
+            for Answer { what, position } in &answers[..count] {
+                done.places.add(Place { partition: number, position: Position(*position) });
+                let lease = match *what {
+                    Outcome::Stays(lease) => Some(lease),
+                    Outcome::StaysUnderClosed(lease) => self.registry.lives(lease).await?.then_some(lease),
+                    _ => under,
+                };
+                done.sessions.push(Creation { created: *what == Outcome::Yes, lease });
+            }
+            sessions.drain(..count);
+            match (answers.last().map(|answer| answer.what), &mut change) {
+                (Some(Outcome::Closed(lease)), Change::Take(taking)) => {
+                    // It protects its sessions unless it has ended.
+                    if !self.registry.attach_lease(partition, lease).await? {
+                        Arc::make_mut(taking).ended.push(lease);
+                    }
+                }
+                (Some(Outcome::NoLease), change) => {
                     let lease = change
                         .lease()
                         .ok_or_else(|| Fault::malformed("a script misses a lease, but the call names none"))?;
                     if !self.registry.attach_lease(partition, lease).await? {
                         // No session is under a lease that has ended.
-                        if let Change::Create(_) = change {
-                            return Err(StorageError::UnknownLease(lease).into());
+                        let Change::Destroy(_) = change else { return Err(StorageError::UnknownLease(lease).into()) };
+                        done.sessions.extend(sessions.drain(..).map(|_| Creation::default()));
+                        if let Some(Answer { position, .. }) = answers.last() {
+                            done.places.add(Place { partition: number, position: Position(*position) });
                         }
-                        done.extend(sessions.drain(..).map(|_| false));
                     }
                 }
-                (Some(Answer::Full), _) => {
+                (Some(Outcome::Full), _) => {
                     let has_room = self.registry.more_room(partition, sessions.len() as u64).await?;
                     let limit = self.registry.options.max_sessions;
                     has_room.then_some(()).ok_or(StorageError::TooManySessions { limit })?;
                 }
-                (Some(Answer::NoMemory), _) => {
+                (Some(Outcome::NoMemory), _) => {
                     let detail = "Redis has used all the memory that it may use (maxmemory)";
                     return Err(StorageError::Refused(WriteRefusal::new(RefusalCause::OutOfMemory, detail)).into());
                 }
@@ -297,21 +316,47 @@ impl SessionStorage for RedisStorage {
         self.registry.partition_of(bucket)
     }
 
-    async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
-        let create = |partition, identity, sessions| self.change(Change::Create(lease), partition, identity, sessions);
-        self.ask(sessions, create).await
+    async fn create_with(
+        &self,
+        sessions: &[SessionKey],
+        options: CreateOptions,
+    ) -> Result<Answers<Creation>, StorageError> {
+        let CreateOptions { lease, takeover } = options;
+        let change = match (lease, takeover) {
+            (Some(lease), Takeover::OnlyFrom(from)) => {
+                Change::Take(Arc::new(Taking { lease, from, ended: Vec::new() }))
+            }
+            _ => Change::Create(lease),
+        };
+        self.ask(sessions, |partition, identity, sessions| self.change(change.clone(), partition, identity, sessions))
+            .await
     }
 
     async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
-        let look =
-            async |partition, identity, sessions| Ok(self.reads[partition as usize].ask(&identity, sessions).await?);
-        self.ask(sessions, look).await
+        let look = async |partition, identity, sessions| {
+            let exist = self.reads[partition as usize].ask(&identity, sessions).await?;
+            Ok(Answers { sessions: exist, places: Places::default() })
+        };
+        Ok(self.ask(sessions, look).await?.sessions)
     }
 
-    async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
+    async fn lookup(&self, sessions: &[SessionKey]) -> Result<Vec<Lookup>, StorageError> {
+        let look = async |partition, identity: Arc<Identity>, sessions: Vec<SessionKey>| {
+            let found = self.registry.lookup(self.registry.partition(partition), &identity, &sessions).await?;
+            Ok(Answers { sessions: found, places: Places::default() })
+        };
+        Ok(self.ask(sessions, look).await?.sessions)
+    }
+
+    async fn destroy_with(
+        &self,
+        sessions: &[SessionKey],
+        lease: Option<LeaseId>,
+    ) -> Result<Answers<bool>, StorageError> {
         let destroy =
             |partition, identity, sessions| self.change(Change::Destroy(lease), partition, identity, sessions);
-        self.ask(sessions, destroy).await
+        let Answers { sessions, places } = self.ask(sessions, destroy).await?;
+        Ok(Answers { sessions: sessions.into_iter().map(|destroyed| destroyed.created).collect(), places })
     }
 
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {

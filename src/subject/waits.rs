@@ -21,6 +21,8 @@ pub enum StorageOperation {
     Create,
     /// To tell which sessions exist.
     Has,
+    /// To tell which leases sessions are under.
+    Lookup,
     /// To destroy sessions.
     Destroy,
     /// To grant a lease.
@@ -39,9 +41,10 @@ pub enum StorageOperation {
 
 impl StorageOperation {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Create,
         Self::Has,
+        Self::Lookup,
         Self::Destroy,
         Self::GrantLease,
         Self::KeepLeaseAlive,
@@ -57,6 +60,7 @@ impl StorageOperation {
         match self {
             Self::Create => "create",
             Self::Has => "has",
+            Self::Lookup => "lookup",
             Self::Destroy => "destroy",
             Self::GrantLease => "grant_lease",
             Self::KeepLeaseAlive => "keep_lease_alive",

@@ -21,8 +21,8 @@ use sessiond::{
     service::{Service, ServiceOptions, WireEncoder},
     session::{LeaseId, SessionKey},
     storage::{
-        BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RefusalCause, RegistryId,
-        SessionStorage, StorageError, Writability, WriteRefusal,
+        Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LogError, LogExtent, LogPoint, Lookup, Mark,
+        Position, RefusalCause, RegistryId, SessionStorage, StorageError, Writability, WriteRefusal,
         memory::{MemoryOptions, MemoryStorage},
     },
     subject::{SessionSubject, SubjectOptions},
@@ -100,14 +100,25 @@ impl SessionStorage for Faulty {
             _ => Writability::Writable,
         }
     }
-    async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
-        self.check_change()?.create(sessions, lease).await
+    async fn create_with(
+        &self,
+        sessions: &[SessionKey],
+        options: CreateOptions,
+    ) -> Result<Answers<Creation>, StorageError> {
+        self.check_change()?.create_with(sessions, options).await
+    }
+    async fn lookup(&self, sessions: &[SessionKey]) -> Result<Vec<Lookup>, StorageError> {
+        self.check()?.lookup(sessions).await
     }
     async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
         self.check()?.has(sessions).await
     }
-    async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
-        self.check_change()?.destroy(sessions, lease).await
+    async fn destroy_with(
+        &self,
+        sessions: &[SessionKey],
+        lease: Option<LeaseId>,
+    ) -> Result<Answers<bool>, StorageError> {
+        self.check_change()?.destroy_with(sessions, lease).await
     }
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
         self.check_change()?.grant_lease(ttl, owner).await

@@ -273,9 +273,9 @@ async fn what_is_no_registry_is_left_alone() {
     write(table, "format", 9);
     let told = why_not(&path).await;
     let of_format =
-        |format| format!("{} has format {format}, and this version of sessiond reads format 3", path.display());
+        |format| format!("{} has format {format}, and this version of sessiond reads format 4", path.display());
     assert!(told.starts_with(&of_format(9)), "{told}");
-    for older in [1, 2] {
+    for older in [1, 2, 3] {
         write(table, "format", older);
         let told = why_not(&path).await;
         assert!(told.starts_with(&of_format(older)), "{told}");

@@ -83,6 +83,14 @@ macro_rules! storage_conformance_tests {
                 too_many_leases_are_refused
                 a_dropped_revoke_is_finished
             }
+            placement {
+                a_lookup_tells_the_lease_of_each_session
+                a_create_tells_the_lease_of_each_session
+                a_takeover_takes_only_from_the_lease_it_names
+                an_ended_lease_protects_nothing
+                of_takeovers_at_once_one_succeeds
+                answers_name_the_place_where_they_are_true
+            }
             expiry {
                 a_lease_expires_after_its_ttl_and_soon
                 a_lease_kept_alive_does_not_expire

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     session::{DestroyReason, LeaseId, SessionChange::Created, SessionEvent, SessionKey},
-    storage::LogExtent,
+    storage::{CreateOptions, Creation, LogExtent, Lookup, Takeover},
 };
 
 pub(super) async fn random_calls_answer_as_a_model_does(factory: &dyn StorageFactory) -> Outcome {
@@ -31,7 +31,8 @@ struct Model {
 
 #[derive(Debug)]
 enum Call {
-    Create(Vec<SessionKey>, Option<LeaseId>),
+    Create(Vec<SessionKey>, CreateOptions),
+    Lookup(Vec<SessionKey>),
     Has(Vec<SessionKey>),
     Destroy(Vec<SessionKey>, Option<LeaseId>),
     Grant,
@@ -47,8 +48,13 @@ impl Model {
         let lease = random.choice(all);
         let sometimes = lease.filter(|_| random.u8(..3) > 0);
         match (random.u8(..20), lease) {
-            (0..8, _) => Call::Create(sessions, sometimes),
-            (8..11, _) => Call::Has(sessions),
+            (0..5, _) => Call::Create(sessions, sometimes.into()),
+            (5..8, _) => {
+                let takeover = Takeover::OnlyFrom(random.choice(&self.live).copied().filter(|_| random.bool()));
+                Call::Create(sessions, CreateOptions { lease: sometimes, takeover })
+            }
+            (8, _) => Call::Has(sessions),
+            (9..11, _) => Call::Lookup(sessions),
             (11..15, _) => Call::Destroy(sessions, sometimes),
             (15, Some(lease)) => Call::KeepAlive(lease),
             (16 | 17, Some(lease)) => Call::Revoke(lease),
@@ -58,13 +64,18 @@ impl Model {
     }
 
     /// Gives the change, if there is one.
-    fn create(&mut self, session: SessionKey, lease: Option<LeaseId>) -> Option<SessionEvent> {
+    fn create(&mut self, session: SessionKey, options: CreateOptions) -> Option<SessionEvent> {
+        let CreateOptions { lease, takeover } = options;
+        let may_take = |held| match takeover {
+            Takeover::Always => true,
+            Takeover::OnlyFrom(from) => held == None || held == from,
+        };
         match (self.sessions.get(&session).copied(), lease) {
             (None, _) => {
                 self.sessions.insert(session, lease);
                 Some(SessionEvent::created(session, lease))
             }
-            (Some(held), Some(to)) if held != lease => {
+            (Some(held), Some(to)) if held != lease && may_take(held) => {
                 self.sessions.insert(session, lease);
                 Some(SessionEvent::moved(session, to, held))
             }
@@ -111,17 +122,30 @@ async fn history(factory: &dyn StorageFactory, mut random: fastrand::Rng) -> Out
 /// Makes the call to both, compares the answers, and gives the changes that the log must have now.
 async fn step_both(registry: &Registry, model: &mut Model, call: &Call) -> Outcome<Vec<SessionEvent>> {
     Ok(match call {
-        Call::Create(sessions, Some(lease)) if !model.live.contains(lease) => {
-            let created = unless_gone(registry.storage().create(sessions, Some(*lease)).await, *lease)?;
+        Call::Create(sessions, CreateOptions { lease: Some(lease), takeover }) if !model.live.contains(lease) => {
+            let options = CreateOptions { lease: Some(*lease), takeover: *takeover };
+            let created = unless_gone(registry.storage().create_with(sessions, options).await, *lease)?;
             ensure!(created.is_none(), Leased, "sessions were created under a lease that is gone");
             Vec::new()
         }
-        Call::Create(sessions, lease) => {
-            let changes: Vec<_> = sessions.iter().map(|session| model.create(*session, *lease)).collect();
-            let is_created = |change: &Option<SessionEvent>| change.is_some_and(|event| event.change == Created);
-            let expected: Vec<bool> = changes.iter().map(is_created).collect();
-            ensure_eq!(registry.create(sessions, *lease).await?, expected, Answers, "create");
-            changes.into_iter().flatten().collect()
+        Call::Create(sessions, options) => {
+            let (mut changes, mut expected) = (Vec::new(), Vec::new());
+            for session in sessions {
+                let change = model.create(*session, *options);
+                let created = change.is_some_and(|event| event.change == Created);
+                expected.push(Creation { created, lease: model.sessions.get(session).copied().flatten() });
+                changes.extend(change);
+            }
+            ensure_eq!(registry.create_with(sessions, *options).await?.sessions, expected, Answers, "create");
+            changes
+        }
+        Call::Lookup(sessions) => {
+            let held = |session: &SessionKey| model.sessions.get(session);
+            let found =
+                |held: Option<&Option<LeaseId>>| Lookup { exists: held.is_some(), lease: held.copied().flatten() };
+            let expected: Vec<_> = sessions.iter().map(|session| found(held(session))).collect();
+            ensure_eq!(registry.lookup(sessions).await?, expected, Placed, "lookup");
+            Vec::new()
         }
         Call::Has(sessions) => {
             let expected: Vec<bool> = sessions.iter().map(|session| model.sessions.contains_key(session)).collect();

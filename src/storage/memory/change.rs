@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::{
     MemoryStorage, SESSIONS_BETWEEN_YIELDS, Spot,
-    bucket::Bucket,
+    bucket::{Bucket, LeaseSlot},
     held::{GROUP, Held},
     lease::Lease,
     log::Log,
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
     storage::{
-        SessionStorage, StorageError,
+        Answers, Creation, Place, Places, SessionStorage, StorageError, Takeover,
         journal::{Lsn, Record},
     },
 };
@@ -22,7 +22,7 @@ use crate::{
 /// What is made of sessions, under a lease or not.
 #[derive(Clone, Copy)]
 pub(super) enum Change<'a> {
-    Create(Option<(LeaseId, &'a Lease)>),
+    Create(Option<(LeaseId, &'a Lease)>, Takeover),
     Destroy(Option<&'a Lease>),
 }
 
@@ -30,7 +30,7 @@ impl Change<'_> {
     /// The lease that a session is under when it is created.
     fn lease(self) -> Option<LeaseId> {
         match self {
-            Self::Create(lease) => lease.map(|(id, _)| id),
+            Self::Create(lease, _) => lease.map(|(id, _)| id),
             Self::Destroy(_) => None,
         }
     }
@@ -56,15 +56,21 @@ impl Made {
 /// What became of one session.
 enum Done {
     Changed(SessionEvent),
-    /// Nothing. What it is like is told by this record.
-    Unchanged(Lsn),
+    /// Nothing. It is under this lease, if it exists, and what it is like is told by this record.
+    Unchanged(Option<LeaseId>, Lsn),
 }
 
 impl MemoryStorage {
     /// Makes a change to each session, letting other tasks run in between, and waits until all of it is durable. Those who
     /// follow the log are woken once for as many sessions as are done in one go.
-    pub(super) async fn change(&self, sessions: &[SessionKey], change: Change<'_>) -> Result<Vec<bool>, StorageError> {
+    pub(super) async fn change<T>(
+        &self,
+        sessions: &[SessionKey],
+        change: Change<'_>,
+        answer: impl Fn(Creation) -> T,
+    ) -> Result<Answers<T>, StorageError> {
         let mut results = Vec::with_capacity(sessions.len());
+        let mut places = Places::default();
         let mut newest = Lsn(0);
         for part in sessions.chunks(SESSIONS_BETWEEN_YIELDS) {
             if !results.is_empty() {
@@ -72,12 +78,15 @@ impl MemoryStorage {
             }
             self.admit().await?;
             let mut told = |changed, lsn| {
-                results.push(changed);
+                results.push(answer(changed));
                 newest = newest.max(lsn);
             };
             let done = match part {
-                [_] => self.change_some::<1>(part, change, &mut told),
-                _ => part.chunks(GROUP).try_for_each(|some| self.change_some::<GROUP>(some, change, &mut told)),
+                [_] => self.change_some::<1>(part, change, &mut places, &mut told),
+                _ => {
+                    let mut change_some = |some| self.change_some::<GROUP>(some, change, &mut places, &mut told);
+                    part.chunks(GROUP).try_for_each(&mut change_some)
+                }
             };
             self.logs.iter().for_each(Log::settle);
             if let Err(error) = done {
@@ -87,7 +96,7 @@ impl MemoryStorage {
             }
         }
         self.durable(newest).await.map_err(StorageError::Refused)?;
-        Ok(results)
+        Ok(Answers { sessions: results, places })
     }
 
     /// Makes a change to some sessions, no more than `N` of them, in order. `told` hears of each whether it was changed.
@@ -95,11 +104,12 @@ impl MemoryStorage {
         &self,
         sessions: &[SessionKey],
         change: Change<'_>,
-        mut told: impl FnMut(bool, Lsn),
+        places: &mut Places,
+        mut told: impl FnMut(Creation, Lsn),
     ) -> Result<(), StorageError> {
         let all: SmallVec<[(SessionKey, Spot); N]> =
             sessions.iter().map(|session| (*session, self.spot_of(session))).collect();
-        if let Change::Create(Some((_, lease))) = change {
+        if let Change::Create(Some((_, lease)), _) = change {
             all.iter().for_each(|(_, spot)| lease.enter(spot.bucket));
         }
         let is_leased = change.lease().is_some();
@@ -113,39 +123,45 @@ impl MemoryStorage {
                 }
             }
             let mut made: SmallVec<[Made; N]> = SmallVec::new();
-            let mut results: SmallVec<[(bool, Lsn); N]> = SmallVec::new();
+            let mut results: SmallVec<[(Creation, Lsn); N]> = SmallVec::new();
             let mut misfits: SmallVec<[u32; N]> = SmallVec::new();
             let mut failed = None;
             for (nth, (session, spot)) in rest.iter().enumerate() {
                 let bucket = held.bucket(nth);
-                if matches!(change, Change::Create(_)) && bucket.need(is_leased).is_some() {
+                if matches!(change, Change::Create(..)) && bucket.need(is_leased).is_some() {
                     misfits.push(spot.bucket);
                     break;
                 }
                 let done = match change {
-                    Change::Create(lease) => self.create_in(bucket, *spot, *session, lease),
+                    Change::Create(lease, takeover) => self.create_in(bucket, *spot, *session, lease, takeover),
                     Change::Destroy(lease) => Ok(self.destroy_in(bucket, *spot, *session, lease)),
                 };
                 match done {
                     Ok(Done::Changed(event)) => {
                         made.push(Made::new(nth, spot.bucket, event));
-                        results.push((!matches!(event.change, SessionChange::Moved { .. }), Lsn(0)));
+                        let created = !matches!(event.change, SessionChange::Moved { .. });
+                        results.push((Creation { created, lease: event.lease }, Lsn(0)));
                         // For the next one, which would have to wait for it with all others of its group.
                         if bucket.need(is_leased).is_some() {
                             misfits.push(spot.bucket);
                         }
                     }
-                    Ok(Done::Unchanged(lsn)) => results.push((false, lsn)),
+                    Ok(Done::Unchanged(lease, lsn)) => {
+                        // Asked while the bucket is locked: it is true at that place.
+                        places.add(self.newest_place(spot.bucket));
+                        results.push((Creation { created: false, lease }, lsn));
+                    }
                     Err(error) => {
                         failed = Some(error);
                         break;
                     }
                 }
             }
-            self.append(&made, |made, lsn| {
+            let recorded = |made: &Made, lsn| {
                 self.note(held.bucket(made.nth), made.session(), lsn);
                 results[made.nth].1 = lsn;
-            });
+            };
+            self.append(&made, Some(places), recorded);
             drop(held);
             rest = &rest[results.len()..];
             results.into_iter().for_each(|(changed, lsn)| told(changed, lsn));
@@ -164,6 +180,7 @@ impl MemoryStorage {
         spot: Spot,
         session: SessionKey,
         lease: Option<(LeaseId, &Lease)>,
+        takeover: Takeover,
     ) -> Result<Done, StorageError> {
         let too_many = || StorageError::TooManySessions { limit: self.max_sessions };
         let slot = match lease {
@@ -176,10 +193,12 @@ impl MemoryStorage {
             None => 0,
         };
         if let Some(place) = bucket.find(spot.hash, &session) {
-            let Some((lease, _)) = lease.filter(|_| bucket.lease(place) != slot) else {
-                return Ok(Done::Unchanged(bucket.recorded(&session)));
+            let held = bucket.lease(place);
+            let Some((lease, _)) = lease.filter(|_| held != slot && self.may_take(held, takeover)) else {
+                let (lease, lsn) = self.lease_at(bucket, place);
+                return Ok(Done::Unchanged(lease, lsn.max(bucket.recorded(&session))));
             };
-            let previous = self.leases.id(bucket.lease(place));
+            let previous = self.leases.id(held);
             bucket.set_lease(place, slot);
             return Ok(Done::Changed(SessionEvent::moved(session, lease, previous)));
         }
@@ -195,15 +214,25 @@ impl MemoryStorage {
         Ok(Done::Changed(SessionEvent::created(session, lease.map(|(id, _)| id))))
     }
 
+    /// Whether a session may be taken from the lease that has this slot. A lease that has ended protects nothing.
+    fn may_take(&self, held: LeaseSlot, takeover: Takeover) -> bool {
+        match takeover {
+            Takeover::Always => true,
+            Takeover::OnlyFrom(from) => held == 0 || self.leases.id(held) == from || self.leases.has_ended(held),
+        }
+    }
+
     fn destroy_in(&self, bucket: &mut Bucket, spot: Spot, session: SessionKey, lease: Option<&Lease>) -> Done {
-        let Some(place) = bucket.find(spot.hash, &session) else { return Done::Unchanged(bucket.recorded(&session)) };
+        let Some(place) = bucket.find(spot.hash, &session) else {
+            return Done::Unchanged(None, bucket.recorded(&session));
+        };
         // Asked under the bucket's lock: once a lease has ended, its slot may name another.
         if let Some(lease) = lease {
             if !lease.is_live() {
-                return Done::Unchanged(self.leases.end_of(lease.id));
+                return Done::Unchanged(None, self.leases.end_of(lease.id));
             }
             if bucket.lease(place) != lease.slot {
-                return Done::Unchanged(bucket.recorded(&session));
+                return Done::Unchanged(None, bucket.recorded(&session));
             }
         }
         let under = self.leases.id(bucket.lease(place));
@@ -213,20 +242,24 @@ impl MemoryStorage {
         Done::Changed(SessionEvent::destroyed(session, reason, under))
     }
 
-    /// Puts changes into the log, and records them at the same places; `recorded` hears of each record. Their buckets must be locked
-    /// still.
+    /// Puts changes into the log, and records them at the same places; `recorded` hears of each record, and `places` gets the last place
+    /// in each partition. Their buckets must be locked still.
     ///
     /// The log is where all threads meet. It is locked once for all of a group, and when nothing is left to be done but this.
-    pub(super) fn append(&self, made: &[Made], mut recorded: impl FnMut(&Made, Lsn)) {
+    pub(super) fn append(&self, made: &[Made], mut places: Option<&mut Places>, mut recorded: impl FnMut(&Made, Lsn)) {
         let partition = |made: &Made| self.partition_of(made.bucket);
         for made in made.chunk_by(|one, next| partition(one) == partition(next)) {
             // One partition's at a time: two of these cannot wait for each other.
-            let mut log = self.log_of(made[0].bucket).appending();
+            let partition = partition(&made[0]);
+            let mut log = self.logs[partition as usize].appending();
             for made in made {
                 log.append(made.event);
                 if let Some(journal) = &self.journal {
                     recorded(made, journal.record(Record::Event(made.event)));
                 }
+            }
+            if let Some(places) = &mut places {
+                places.add(Place { partition, position: log.newest() });
             }
         }
     }

@@ -195,6 +195,11 @@ impl Leases {
         self.slots.id(slot)
     }
 
+    /// Whether the lease that has this slot has ended. Asked while a bucket with a session under it is locked.
+    pub(super) fn has_ended(&self, slot: LeaseSlot) -> bool {
+        self.slots.has_ended(slot)
+    }
+
     pub(super) fn get(&self, id: LeaseId) -> Option<Arc<Lease>> {
         self.table.lock().live.get(&id).map(|live| Arc::clone(&live.lease))
     }
@@ -267,6 +272,7 @@ impl Leases {
 
     fn end(&self, table: &mut Table, id: LeaseId, reason: DestroyReason) -> Option<Ended> {
         let lease = table.end(id)?;
+        self.slots.end(lease.slot);
         let lsn = self.record(Record::LeaseEnded { lease: id, reason });
         if reason == DestroyReason::LeaseExpired || !self.is_durable(lsn) {
             table.undoable.add(lsn, Ended { lease: Arc::clone(&lease), reason });
@@ -307,6 +313,9 @@ impl Table {
             self.slots
         });
         slots.set(slot, id);
+        if !is_live {
+            slots.end(slot);
+        }
         Lease { id, slot, ttl, owner: owner.into(), is_live: AtomicBool::new(is_live), buckets: Mutex::default() }
     }
 

@@ -166,6 +166,11 @@ impl Appending<'_> {
     pub(super) fn append(&mut self, event: SessionEvent) {
         self.0.append(event);
     }
+
+    /// The position of the newest change.
+    pub(super) fn newest(&self) -> Position {
+        Position(self.0.newest)
+    }
 }
 
 impl State {

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     fault::Fault,
+    lease::lease_number,
     partition::Partition,
     queue::{self, Limits, Queue},
     registry::{Identity, Registry, session_bytes},
@@ -18,19 +19,36 @@ use super::{
 };
 use crate::session::{LeaseId, SessionKey};
 
-/// The limits of one script. It takes Redis a few milliseconds, and the number of each lease has to fit in a byte.
-const LIMITS: Limits = Limits { sessions: 384, share: 64, calls: 255 };
+/// The limits of one script. It takes Redis a few milliseconds, and the number of each lease has to fit in a byte. A call has at most
+/// two.
+const LIMITS: Limits = Limits { sessions: 384, share: 64, calls: 127 };
 
 /// How long to wait before a script that was certainly not executed is sent again.
 const RETRY: Duration = Duration::from_millis(10);
 
 /// What became of one session in a script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) struct Answer {
+    pub(super) what: Outcome,
+    /// The position in the log at which this is true.
+    pub(super) position: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
     /// Nothing changed.
     No,
+    /// Nothing changed, because the session is under this lease.
+    Stays(LeaseId),
+    /// The same, but the lease is closed in this partition, so it may have ended.
+    StaysUnderClosed(LeaseId),
     /// The session was created or destroyed.
     Yes,
+    /// The session moved to the lease of the call.
+    Moved,
+    /// The session is under a lease that is closed in this partition, and may be taken only if it has ended. The script
+    /// stopped here.
+    Closed(LeaseId),
     /// The lease is not attached to this partition. The script stopped here.
     NoLease,
     /// The partition may hold no more sessions. The script stopped here.
@@ -40,17 +58,32 @@ pub(super) enum Answer {
 }
 
 /// What to do with sessions.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Change {
     Create(Option<LeaseId>),
+    /// Create them under a lease, but take those that exist only from a certain one.
+    Take(Arc<Taking>),
     Destroy(Option<LeaseId>),
 }
 
-impl Answer {
-    fn from_letter(letter: u8) -> Option<Self> {
+#[derive(Clone, Debug)]
+pub(super) struct Taking {
+    pub(super) lease: LeaseId,
+    pub(super) from: Option<LeaseId>,
+    /// Leases that are known to have ended.
+    pub(super) ended: Vec<LeaseId>,
+}
+
+impl Outcome {
+    /// Reads an answer. `lease` reads the next lease that the script returned.
+    fn read(letter: u8, lease: impl FnOnce() -> Option<LeaseId>) -> Option<Self> {
         match letter {
             b'0' => Some(Self::No),
+            b'S' => lease().map(Self::Stays),
+            b'Z' => lease().map(Self::StaysUnderClosed),
             b'1' => Some(Self::Yes),
+            b'm' => Some(Self::Moved),
+            b'E' => lease().map(Self::Closed),
             b'L' => Some(Self::NoLease),
             b'F' => Some(Self::Full),
             b'M' => Some(Self::NoMemory),
@@ -60,23 +93,30 @@ impl Answer {
 
     /// Returns whether the script stopped at this session.
     pub(super) fn is_last(self) -> bool {
-        !matches!(self, Self::No | Self::Yes)
+        matches!(self, Self::Closed(_) | Self::NoLease | Self::Full | Self::NoMemory)
+    }
+
+    /// Returns whether the log has a change for this.
+    fn is_logged(self) -> bool {
+        matches!(self, Self::Yes | Self::Moved)
     }
 }
 
 impl Change {
-    fn letter(self) -> u8 {
+    fn letter(&self) -> u8 {
         match self {
             Self::Create(None) => b'c',
             Self::Create(Some(_)) => b'C',
+            Self::Take(_) => b'T',
             Self::Destroy(None) => b'd',
             Self::Destroy(Some(_)) => b'D',
         }
     }
 
-    pub(super) fn lease(self) -> Option<LeaseId> {
+    pub(super) fn lease(&self) -> Option<LeaseId> {
         match self {
-            Self::Create(lease) | Self::Destroy(lease) => lease,
+            Self::Create(lease) | Self::Destroy(lease) => *lease,
+            Self::Take(taking) => Some(taking.lease),
         }
     }
 }
@@ -89,7 +129,7 @@ type Part = queue::Part<Change, Answer>;
 
 impl Lane {
     /// Creates or destroys sessions that belong to this partition by `identity`. Returns an answer for each, or for
-    /// those up to the first at which [a script stopped](Answer::is_last).
+    /// those up to the first at which [a script stopped](Outcome::is_last).
     pub(super) async fn ask(
         &self,
         change: Change,
@@ -110,7 +150,7 @@ impl Lane {
                     if mem::replace(&mut is_failing, false) {
                         tracing::info!(partition = number, "changes reach Redis again");
                     }
-                    self.give(batch, &answers);
+                    self.give(batch, answers);
                 }
                 Err(fault) => {
                     // A line for each failing script would flood the log.
@@ -123,22 +163,34 @@ impl Lane {
         }
     }
 
-    fn give(&self, batch: Vec<Part>, mut answers: &[u8]) {
+    fn give(&self, batch: Vec<Part>, answers: Vec<Answer>) {
+        let mut answers = answers.into_iter();
         for part in batch {
             let count = part.sessions().len();
-            let (own, rest) = answers.split_at(count.min(answers.len()));
-            answers = rest;
-            let parsed: Option<SmallVec<[Answer; 8]>> = own.iter().map(|letter| Answer::from_letter(*letter)).collect();
-            match parsed {
-                Some(mut parsed) if parsed.len() == count => {
-                    let last = parsed.iter().position(|answer| answer.is_last());
-                    parsed.truncate(last.map_or(count, |last| last + 1));
-                    self.0.give(part, parsed, last.is_some());
-                }
-                _ => part.fail(Fault::malformed("a script gave too few answers")),
+            let mut own: SmallVec<[Answer; 8]> = answers.by_ref().take(count).collect();
+            if own.len() < count {
+                part.fail(Fault::malformed("a script gave too few answers"));
+                continue;
             }
+            let last = own.iter().position(|answer| answer.what.is_last());
+            own.truncate(last.map_or(count, |last| last + 1));
+            self.0.give(part, own, last.is_some());
         }
     }
+}
+
+/// Reads what a script answered. `end` is the position of its last change.
+fn read(letters: &[u8], leases: &[u8], end: u64) -> Option<Vec<Answer>> {
+    let mut leases = leases.chunks_exact(8).map(|lease| LeaseId::from_number(lease_number(lease)));
+    let outcomes: Option<Vec<Outcome>> =
+        letters.iter().map(|letter| Outcome::read(*letter, || leases.next().flatten())).collect();
+    let outcomes = outcomes?;
+    let mut position = end.checked_sub(outcomes.iter().filter(|what| what.is_logged()).count() as u64)?;
+    let answer = |what: Outcome| {
+        position += u64::from(what.is_logged());
+        Answer { what, position }
+    };
+    Some(outcomes.into_iter().map(answer).collect())
 }
 
 /// Runs a script for the batch. Retries within the timeout if the script was certainly not executed. Once this has
@@ -148,7 +200,7 @@ async fn apply(
     partition: &Partition,
     identity: &Arc<Identity>,
     batch: &[Part],
-) -> Result<Vec<u8>, Fault> {
+) -> Result<Vec<Answer>, Fault> {
     let last_try = Instant::now() + partition.timeout();
     loop {
         let fault = match try_apply(registry, partition, identity, batch, last_try).await {
@@ -169,16 +221,16 @@ async fn try_apply(
     identity: &Identity,
     batch: &[Part],
     over: Instant,
-) -> Result<Vec<u8>, Fault> {
+) -> Result<Vec<Answer>, Fault> {
     let link = partition.changing_link(over).await?;
     let call = script(registry, partition, identity, batch, over);
     match partition.change(&link, &call, over).await {
         Ok(answer) => {
-            let (time, end, answers): (u64, u64, Vec<u8>) =
+            let (time, end, letters, leases): (u64, u64, Vec<u8>, Vec<u8>) =
                 redis::from_redis_value(answer).map_err(RedisError::from)?;
             partition.clock.read_from(time, &link);
             partition.has_read_up_to(end);
-            Ok(answers)
+            read(&letters, &leases, end).ok_or_else(|| Fault::malformed("a script gave an unknown answer"))
         }
         Err(fault) => {
             if matches!(fault, Fault::Unknown(_)) {
@@ -191,22 +243,35 @@ async fn try_apply(
 
 fn script(registry: &Registry, partition: &Partition, identity: &Identity, batch: &[Part], over: Instant) -> Call {
     let mut leases = Vec::<LeaseId>::new();
+    let mut ended = Vec::new();
     let (mut steps, mut places, mut offsets, mut buckets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut froms = Vec::new();
     let is_plain = batch.iter().all(|part| matches!(part.what(), Change::Create(None)));
     for part in batch {
-        let place = part.what().lease().map_or(0, |lease| {
-            let known = leases.iter().position(|known| *known == lease);
-            known.unwrap_or_else(|| {
-                leases.push(lease);
-                leases.len() - 1
-            }) as u8
-                + 1
-        });
+        let mut place_of = |lease: Option<LeaseId>| {
+            lease.map_or(0, |lease| {
+                let known = leases.iter().position(|known| *known == lease);
+                known.unwrap_or_else(|| {
+                    leases.push(lease);
+                    leases.len() - 1
+                }) as u8
+                    + 1
+            })
+        };
+        let place = place_of(part.what().lease());
+        let from = match part.what() {
+            Change::Take(taking) => {
+                ended.extend(taking.ended.iter().flat_map(|lease| lease.number().to_be_bytes()));
+                place_of(taking.from)
+            }
+            _ => 0,
+        };
         for session in part.sessions() {
             let bucket = registry.bucket_of(identity, session);
             steps.push(part.what().letter());
             steps.extend_from_slice(&session_bytes(session));
             places.push(place);
+            froms.push(from);
             offsets.extend_from_slice(&registry.offset_of(bucket).to_be_bytes());
             buckets.push(bucket);
         }
@@ -224,5 +289,6 @@ fn script(registry: &Registry, partition: &Partition, identity: &Identity, batch
     }
     let call = call.arg(&identity.birth).arg(partition.clock.until(over)).arg(partition.read_up_to());
     let call = call.arg(registry.options.retain_events).arg(registry.session_limit()).arg(&registry.new_mark()[..]);
-    call.arg(lease_bytes).arg(i32::from(is_plain)).arg(steps).arg(places).arg(offsets).arg(registry.buckets_a_bit())
+    let call = call.arg(lease_bytes).arg(i32::from(is_plain)).arg(steps).arg(places).arg(offsets);
+    call.arg(registry.buckets_a_bit()).arg(froms).arg(ended)
 }

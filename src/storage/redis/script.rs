@@ -79,6 +79,7 @@ scripts! {
     partition_mend = ["head", "partition_mend"];
     apply = ["head", "append", "apply"];
     read = ["head", "mark_at", "read"];
+    lookup = ["head", "lookup"];
     extent = ["head", "mark_at", "extent"];
     marks = ["head", "mark_at", "holds_tail", "marks"];
     changes = ["head", "mark_at", "holds_tail", "changes"];

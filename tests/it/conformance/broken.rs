@@ -1,7 +1,7 @@
 //! Storages that break one obligation each, and the case that must find it.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     convert::Infallible,
     future::pending,
     mem::{forget, replace},
@@ -15,8 +15,9 @@ use std::{
 use sessiond::{
     session::{DestroyReason, LeaseId, SessionChange, SessionKey},
     storage::{
-        BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RefusalCause, RegistryId,
-        SessionStorage, StorageError, StorageOptions, Writability, WriteRefusal,
+        Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LogError, LogExtent, LogPoint, Lookup, Mark,
+        Place, Places, Position, RefusalCause, RegistryId, SessionStorage, StorageError, StorageOptions, Takeover,
+        Writability, WriteRefusal,
         conformance::{Obligation, Refusable, RefusalSwitch, StorageFactory, cases},
         memory::MemoryStorage,
     },
@@ -57,6 +58,12 @@ enum Fault {
     DropsTheLeaseWhenCreatedWithout,
     DestroysUnderAnyLease,
     MiscountsARevoke,
+    TakesFromAnyLease,
+    TakesNothing,
+    TellsNoLease,
+    LooksUpNoLease,
+    LooksUpEndedLeases,
+    NamesTheStart,
     ConfusesReasons,
     ForgetsWhereASessionMovedFrom,
     ForgetsTheLeaseOfADestroyedSession,
@@ -127,6 +134,15 @@ const FOUND: &[(Fault, &str, Obligation)] = &[
     (KeepsRevokedLeases, "a_lease_lives_until_it_is_revoked", Obligation::Leased),
     (KeepsRevokedLeases, "a_lease_that_is_gone_takes_no_sessions", Obligation::Leased),
     (MovesNothing, "a_session_moves_to_the_lease_it_is_created_under", Obligation::Placed),
+    (TakesFromAnyLease, "a_takeover_takes_only_from_the_lease_it_names", Obligation::Placed),
+    (TakesFromAnyLease, "of_takeovers_at_once_one_succeeds", Obligation::Placed),
+    (TakesFromAnyLease, "random_calls_answer_as_a_model_does", Obligation::Answers),
+    (TakesNothing, "a_takeover_takes_only_from_the_lease_it_names", Obligation::Placed),
+    (TellsNoLease, "a_create_tells_the_lease_of_each_session", Obligation::Placed),
+    (LooksUpNoLease, "a_lookup_tells_the_lease_of_each_session", Obligation::Placed),
+    (LooksUpNoLease, "random_calls_answer_as_a_model_does", Obligation::Placed),
+    (LooksUpEndedLeases, "an_ended_lease_protects_nothing", Obligation::Placed),
+    (NamesTheStart, "answers_name_the_place_where_they_are_true", Obligation::Placed),
     (ForgetsWhereASessionMovedFrom, "a_session_moves_to_the_lease_it_is_created_under", Obligation::Placed),
     (ForgetsWhereASessionMovedFrom, "random_calls_answer_as_a_model_does", Obligation::Ordered),
     (ForgetsTheLeaseOfADestroyedSession, "a_lease_destroys_only_what_is_under_it", Obligation::Placed),
@@ -285,6 +301,8 @@ struct State {
     calls: u32,
     /// Sessions that do not show yet.
     hidden: HashSet<SessionKey>,
+    /// The lease that each session was created under last.
+    leases: HashMap<SessionKey, LeaseId>,
     extent: Option<LogExtent>,
     following: bool,
     missed: usize,
@@ -322,66 +340,8 @@ impl Broken {
         Ok(lease)
     }
 
-    /// Creates sessions one by one.
-    async fn create_each(
-        &self,
-        sessions: impl IntoIterator<Item = (SessionKey, Option<LeaseId>)> + Send,
-    ) -> Result<Vec<bool>, StorageError> {
-        let sessions: Vec<_> = sessions.into_iter().collect();
-        let mut created = Vec::new();
-        for (session, lease) in sessions {
-            created.extend(self.memory.create(&[session], lease).await?);
-        }
-        Ok(created)
-    }
-}
-
-/// Does something when a future is dropped before it is done.
-struct WhenDropped<F: FnMut()>(F);
-
-impl<F: FnMut()> Drop for WhenDropped<F> {
-    fn drop(&mut self) {
-        (self.0)();
-    }
-}
-
-fn without_auth_keys(sessions: &[SessionKey]) -> Vec<SessionKey> {
-    sessions.iter().map(|session| SessionKey::new(0, session.session_id.0)).collect()
-}
-
-const SHORT_OF: Duration = Duration::from_millis(50);
-
-#[async_trait::async_trait]
-impl SessionStorage for Broken {
-    fn layout(&self) -> Layout {
-        self.memory.layout()
-    }
-
-    fn bucket_of(&self, session: &SessionKey) -> u32 {
-        let mut bucket = self.memory.bucket_of(session);
-        if self.fault == WandersBetweenBuckets {
-            let mut state = self.state();
-            state.calls += 1;
-            bucket = (bucket + state.calls) % self.layout().buckets;
-        }
-        bucket
-    }
-
-    fn partition_of(&self, bucket: u32) -> u32 {
-        self.memory.partition_of(bucket)
-    }
-
-    fn writability(&self) -> Writability {
-        match self.fault {
-            IsNeverWritable => Writability::Refused(Self::refusal()),
-            HidesRefusals => Writability::Writable,
-            NamesAnotherCause if self.refuses() => Writability::Refused(WriteRefusal::new(RefusalCause::Other, "")),
-            _ if self.refuses() => Writability::Refused(Self::refusal()),
-            _ => Writability::Writable,
-        }
-    }
-
-    async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
+    /// Creates sessions that may be taken from any lease.
+    async fn create_always(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
         if self.fault == AppliesWhatItRefuses && self.refuses() {
             self.memory.create(sessions, lease).await?;
         }
@@ -460,6 +420,114 @@ impl SessionStorage for Broken {
         }
     }
 
+    /// Creates sessions one by one.
+    async fn create_each(
+        &self,
+        sessions: impl IntoIterator<Item = (SessionKey, Option<LeaseId>)> + Send,
+    ) -> Result<Vec<bool>, StorageError> {
+        let sessions: Vec<_> = sessions.into_iter().collect();
+        let mut created = Vec::new();
+        for (session, lease) in sessions {
+            created.extend(self.memory.create(&[session], lease).await?);
+        }
+        Ok(created)
+    }
+}
+
+/// Does something when a future is dropped before it is done.
+struct WhenDropped<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for WhenDropped<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+fn without_auth_keys(sessions: &[SessionKey]) -> Vec<SessionKey> {
+    sessions.iter().map(|session| SessionKey::new(0, session.session_id.0)).collect()
+}
+
+const SHORT_OF: Duration = Duration::from_millis(50);
+
+#[async_trait::async_trait]
+impl SessionStorage for Broken {
+    fn layout(&self) -> Layout {
+        self.memory.layout()
+    }
+
+    fn bucket_of(&self, session: &SessionKey) -> u32 {
+        let mut bucket = self.memory.bucket_of(session);
+        if self.fault == WandersBetweenBuckets {
+            let mut state = self.state();
+            state.calls += 1;
+            bucket = (bucket + state.calls) % self.layout().buckets;
+        }
+        bucket
+    }
+
+    fn partition_of(&self, bucket: u32) -> u32 {
+        self.memory.partition_of(bucket)
+    }
+
+    fn writability(&self) -> Writability {
+        match self.fault {
+            IsNeverWritable => Writability::Refused(Self::refusal()),
+            HidesRefusals => Writability::Writable,
+            NamesAnotherCause if self.refuses() => Writability::Refused(WriteRefusal::new(RefusalCause::Other, "")),
+            _ if self.refuses() => Writability::Refused(Self::refusal()),
+            _ => Writability::Writable,
+        }
+    }
+
+    async fn create_with(
+        &self,
+        sessions: &[SessionKey],
+        options: CreateOptions,
+    ) -> Result<Answers<Creation>, StorageError> {
+        let mut options = options;
+        match self.fault {
+            TakesFromAnyLease => options.takeover = Takeover::Always,
+            TakesNothing if options.takeover != Takeover::Always => {
+                options.takeover = Takeover::OnlyFrom(options.lease)
+            }
+            _ => {}
+        }
+        if options.takeover != Takeover::Always {
+            self.admit()?;
+            return self.memory.create_with(sessions, options).await;
+        }
+        let created = self.create_always(sessions, options.lease).await?;
+        if let Some(lease) = options.lease {
+            self.state().leases.extend(sessions.iter().map(|session| (*session, lease)));
+        }
+        let mut places = Places::default();
+        let end = self.memory.log().await?.partitions;
+        for session in sessions {
+            let partition = self.memory.partition_of(self.memory.bucket_of(session));
+            let position = end[partition as usize].end.position;
+            let position = if self.fault == NamesTheStart { Position(0) } else { position };
+            places.add(Place { partition, position });
+        }
+        let found = self.memory.lookup(sessions).await?;
+        let lease = |found: Lookup| found.lease.filter(|_| self.fault != TellsNoLease);
+        let answer = |(created, found)| Creation { created, lease: lease(found) };
+        Ok(Answers { sessions: created.into_iter().zip(found).map(answer).collect(), places })
+    }
+
+    async fn lookup(&self, sessions: &[SessionKey]) -> Result<Vec<Lookup>, StorageError> {
+        let mut found = self.memory.lookup(sessions).await?;
+        if self.fault == LooksUpNoLease {
+            found.iter_mut().for_each(|found| found.lease = None);
+        }
+        if self.fault == LooksUpEndedLeases {
+            let state = self.state();
+            for (found, session) in found.iter_mut().zip(sessions).filter(|(found, _)| found.exists) {
+                found.lease = found.lease.or_else(|| state.leases.get(session).copied());
+            }
+        }
+        Ok(found)
+    }
+
     async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
         if self.fault == ForgetsAuthKeys {
             return self.memory.has(&without_auth_keys(sessions)).await;
@@ -477,13 +545,21 @@ impl SessionStorage for Broken {
         Ok(exist)
     }
 
-    async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
+    async fn destroy_with(
+        &self,
+        sessions: &[SessionKey],
+        lease: Option<LeaseId>,
+    ) -> Result<Answers<bool>, StorageError> {
         self.admit()?;
         match self.fault {
-            DestroysTwice => self.memory.destroy(sessions, lease).await.map(|answers| vec![true; answers.len()]),
-            ForgetsAuthKeys => self.memory.destroy(&without_auth_keys(sessions), lease).await,
-            DestroysUnderAnyLease => self.memory.destroy(sessions, None).await,
-            _ => self.memory.destroy(sessions, lease).await,
+            DestroysTwice => {
+                let mut answers = self.memory.destroy_with(sessions, lease).await?;
+                answers.sessions.fill(true);
+                Ok(answers)
+            }
+            ForgetsAuthKeys => self.memory.destroy_with(&without_auth_keys(sessions), lease).await,
+            DestroysUnderAnyLease => self.memory.destroy_with(sessions, None).await,
+            _ => self.memory.destroy_with(sessions, lease).await,
         }
     }
 

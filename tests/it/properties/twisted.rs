@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use sessiond::{
     session::{LeaseId, SessionKey},
     storage::{
-        BucketRun, Changes, Layout, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage,
-        StorageError,
+        Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LogError, LogExtent, LogPoint, Lookup, Mark,
+        Position, RegistryId, SessionStorage, StorageError,
     },
 };
 use tokio::sync::watch;
@@ -82,17 +82,29 @@ impl<T: Twist> SessionStorage for Twisted<T> {
         self.truth.partition_of(bucket)
     }
 
-    async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
+    async fn create_with(
+        &self,
+        sessions: &[SessionKey],
+        options: CreateOptions,
+    ) -> Result<Answers<Creation>, StorageError> {
         self.twist.before_create().await;
-        self.truth.create(sessions, lease).await
+        self.truth.create_with(sessions, options).await
     }
 
     async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
         self.truth.has(sessions).await
     }
 
-    async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
-        self.truth.destroy(sessions, lease).await
+    async fn lookup(&self, sessions: &[SessionKey]) -> Result<Vec<Lookup>, StorageError> {
+        self.truth.lookup(sessions).await
+    }
+
+    async fn destroy_with(
+        &self,
+        sessions: &[SessionKey],
+        lease: Option<LeaseId>,
+    ) -> Result<Answers<bool>, StorageError> {
+        self.truth.destroy_with(sessions, lease).await
     }
 
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {

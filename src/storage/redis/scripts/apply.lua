@@ -1,14 +1,17 @@
--- Creates and destroys sessions, in order. A step creates ('c', or 'C' under a lease) or destroys ('d', or 'D' only if
--- under the lease).
+-- Creates and destroys sessions, in order. A step creates ('c', or 'C' under a lease, or 'T' under a lease but takes the
+-- session only from a certain one) or destroys ('d', or 'D' only if under the lease).
 -- KEYS: meta, log, leases attached here, slots, sessions held by slot, for each lease its set of buckets, for each step
 -- its bucket.
 -- ARGV: birth, until when the script is good, the position up to which the caller has read, how many changes to retain,
 -- the limit of sessions (-1: the partition's quota), a random mark, the leases (8 bytes each), '1' if all steps create
 -- without a lease, the steps (a letter and the session's 16 bytes each), the lease of each step (a byte: the lease's
 -- number, or 0), the bucket's number within the partition (4 bytes each), how many buckets share a bit of a lease's
--- set.
--- Returns the time, the end of the log, and a letter for each step: 0 nothing changed, 1 something did, L the lease is
--- not attached here, F the partition is full, M Redis has no memory for it.
+-- set, the lease that each step may take the session from (a byte: the lease's number, or 0), leases that have ended (8
+-- bytes each).
+-- Returns the time, the end of the log, a letter for each step, and a lease (8 bytes) for each letter that has one: 0
+-- nothing changed, S the same because the session is under that lease, Z the same but that lease is closed here, 1
+-- something changed, m the session moved, E that lease is closed here and must be known to have ended first, L the
+-- step's lease is not attached here, F the partition is full, M Redis has no memory for it.
 -- Errors, after which nothing has changed: LATE if the script is no longer good, BEHIND if this Redis lacks what the
 -- caller has read.
 local problem = late(ARGV[2])
@@ -118,16 +121,58 @@ local function lease_at(slot)
     return lease_of[slot]
 end
 
+-- Returns the answer for a session that stays under this slot.
+local told = {}
+local function stays(slot)
+    local lease = slot ~= '' and lease_at(slot) or NO_LEASE
+    if lease == NO_LEASE then
+        return '0'
+    end
+    told[#told + 1] = lease
+    return call('HEXISTS', keys[3], lease) == 1 and 'S' or 'Z'
+end
+
+-- Leases that are known to have ended. By a step's lease, the lease that its takeovers wait for: later ones of the batch
+-- wait, too, so it keeps its order.
+local ended, waits_for = {}, {}
+for i = 1, #ARGV[14], 8 do
+    ended[sub(ARGV[14], i, i + 7)] = true
+end
+-- Returns the answer if a session must not be taken from this slot, or nil if it may be.
+local function protects(step, slot)
+    local place, from = byte(places, step), byte(ARGV[13], step)
+    if not waits_for[place] then
+        local lease = slot and slot ~= '' and lease_at(slot) or NO_LEASE
+        if lease == NO_LEASE or ended[lease] or from > 0 and lease == sub(leases, from * 8 - 7, from * 8) then
+            return nil
+        end
+        local answer = stays(slot)
+        if answer == 'S' then
+            return 'S'
+        end
+        told[#told] = nil
+        waits_for[place] = lease
+    end
+    told[#told + 1] = waits_for[place]
+    return 'E'
+end
+
 -- Creates a session under the lease of the step, or moves it there. Returns the answer, or an error.
-local function create_leased(step, bucket, session)
+local function create_leased(step, bucket, session, takes_from)
     local place = byte(places, step)
     local slot = slot_of[place]
     if not slot then
         return 'L'
     end
     local held = pcall('HGET', bucket, session)
-    if type(held) == 'table' or held == slot then
-        return held == slot and '0' or held
+    if type(held) == 'table' then
+        return held
+    end
+    local protected = takes_from and held ~= slot and protects(step, held)
+    if protected then
+        return protected
+    elseif held == slot then
+        return '0'
     elseif refused then
         return 'M'
     elseif not held and (full or count + more >= most) then
@@ -150,7 +195,7 @@ local function create_leased(step, bucket, session)
             hold(held, -1)
         end
         log('M', session, sub(leases, place * 8 - 7, place * 8) .. before)
-        return '0'
+        return 'm'
     end
     more = more + 1
     log('C', session, sub(leases, place * 8 - 7, place * 8))
@@ -210,7 +255,7 @@ if ARGV[8] == '1' and not refused and count + step_count <= most then
     local created = steps
     for step = 1, n < step_count and step_count or 0 do
         if existed[step] then
-            answers[step] = '0'
+            answers[step] = stays(call('HGET', keys[base + step], session_of(step)))
         else
             answers[step], part_count = '1', part_count + 1
             parts[part_count] = sub(steps, step * 17 - 16, step * 17)
@@ -223,7 +268,7 @@ if ARGV[8] == '1' and not refused and count + step_count <= most then
     if problem then
         return undo_created(problem, step_count + 1)
     end
-    return {now, last + n, n == step_count and string.rep('1', n) or table.concat(answers)}
+    return {now, last + n, n == step_count and string.rep('1', n) or table.concat(answers), table.concat(told)}
 end
 for step = 1, step_count do
     local letter, session, bucket = byte(steps, step * 17 - 16), session_of(step), keys[base + step]
@@ -232,7 +277,7 @@ for step = 1, step_count do
         if refused or full or count + more >= most then
             answer = pcall('HEXISTS', bucket, session)
             if answer == 1 then
-                answer = '0'
+                answer = stays(call('HGET', bucket, session))
             elseif answer == 0 then
                 answer, full = refused and 'M' or 'F', full or not refused
             end
@@ -245,11 +290,11 @@ for step = 1, step_count do
                 log('c', session, '')
                 answer = '1'
             elseif answer == 0 then
-                answer = '0'
+                answer = stays(call('HGET', bucket, session))
             end
         end
-    elseif letter == 67 then
-        answer = create_leased(step, bucket, session)
+    elseif letter == 67 or letter == 84 then
+        answer = create_leased(step, bucket, session, letter == 84)
     elseif letter == 100 then
         answer = destroy(step, bucket, session)
     else
@@ -265,4 +310,4 @@ problem = append(parts, logged, more, ARGV[6], tonumber(ARGV[4]), keys[5])
 if problem then
     return undo(problem)
 end
-return {now, last + logged, table.concat(answers)}
+return {now, last + logged, table.concat(answers), table.concat(told)}
