@@ -126,6 +126,7 @@ impl Client {
             session_id: Some(session.session_id.0),
             auth_key_id: session.auth_key_id.0,
             lease_id,
+            ..Default::default()
         };
         Ok(self.within_timeout(self.calls.clone().create_session(request)).await?.created)
     }
@@ -156,6 +157,7 @@ impl Client {
             session_id: Some(session.session_id.0),
             auth_key_id: session.auth_key_id.0,
             lease_id,
+            ..Default::default()
         };
         Ok(self.within_timeout(self.calls.clone().destroy_session(request)).await?.destroyed)
     }
@@ -177,7 +179,8 @@ impl Client {
         let mut created = Vec::with_capacity(sessions.len());
         for part in sessions.chunks(MAX_BATCH) {
             let (session_ids, auth_key_ids) = convert::ids(part);
-            let request = proto::BatchCreateSessionsRequest { session_ids, auth_key_ids, lease_id };
+            let request =
+                proto::BatchCreateSessionsRequest { session_ids, auth_key_ids, lease_id, ..Default::default() };
             let answer = self.within_timeout(self.calls.clone().batch_create_sessions(request)).await?;
             created.extend(one_each(part, answer.created)?);
         }
@@ -219,7 +222,8 @@ impl Client {
         let mut destroyed = Vec::with_capacity(sessions.len());
         for part in sessions.chunks(MAX_BATCH) {
             let (session_ids, auth_key_ids) = convert::ids(part);
-            let request = proto::BatchDestroySessionsRequest { session_ids, auth_key_ids, lease_id };
+            let request =
+                proto::BatchDestroySessionsRequest { session_ids, auth_key_ids, lease_id, ..Default::default() };
             let answer = self.within_timeout(self.calls.clone().batch_destroy_sessions(request)).await?;
             destroyed.extend(one_each(part, answer.destroyed)?);
         }

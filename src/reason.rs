@@ -47,7 +47,8 @@ pub struct ReasonRow {
 }
 
 const CREATES: &[&str] = &["CreateSession", "BatchCreateSessions"];
-const BATCHES: &[&str] = &["BatchHasSessions", "BatchCreateSessions", "BatchDestroySessions"];
+const BATCHES: &[&str] = &["BatchHasSessions", "BatchLookupSessions", "BatchCreateSessions", "BatchDestroySessions"];
+const SINGLES: &[&str] = &["HasSession", "LookupSession", "CreateSession", "DestroySession"];
 const CHANGES: &[&str] = &[
     "CreateSession",
     "DestroySession",
@@ -60,7 +61,7 @@ const CHANGES: &[&str] = &[
 
 /// All reasons, in the order of their numbers, which begin with 1.
 #[rustfmt::skip]
-pub const REASONS: [ReasonRow; 31] = [
+pub const REASONS: [ReasonRow; 32] = [
     row(ErrorReason::BadDuration, &[(Code::InvalidArgument, Calls::Of(&["GrantLease", "Subscribe"]))], Retry::Never),
     row(ErrorReason::BatchTooLarge, &[(Code::InvalidArgument, Calls::Of(BATCHES))], Retry::Never),
     row(ErrorReason::CallTimeout, &[(Code::DeadlineExceeded, Calls::Any)], Retry::WithBackoff),
@@ -82,7 +83,7 @@ pub const REASONS: [ReasonRow; 31] = [
     row(ErrorReason::ScopeMissing, &[(Code::PermissionDenied, Calls::Any)], Retry::Never),
     row(ErrorReason::ServerDraining, &[(Code::Unavailable, Calls::Of(&["Subscribe"]))], Retry::AfterRetryInfo),
     row(
-        ErrorReason::SessionIdMissing, &[(Code::InvalidArgument, Calls::Of(&["HasSession", "CreateSession", "DestroySession"]))], Retry::Never,
+        ErrorReason::SessionIdMissing, &[(Code::InvalidArgument, Calls::Of(SINGLES))], Retry::Never,
     ),
     row(ErrorReason::StorageRefusesChanges, &[(Code::Unavailable, Calls::Of(CHANGES))], Retry::AfterRetryInfo),
     row(ErrorReason::StorageUnavailable, &[(Code::Unavailable, Calls::Any)], Retry::AfterRetryInfo),
@@ -99,6 +100,7 @@ pub const REASONS: [ReasonRow; 31] = [
     row(ErrorReason::UnequalLists, &[(Code::InvalidArgument, Calls::Of(BATCHES))], Retry::Never),
     row(ErrorReason::UnknownEventType, &[(Code::InvalidArgument, Calls::Of(&["Subscribe"]))], Retry::Never),
     row(ErrorReason::UnknownMethod, &[(Code::Unimplemented, Calls::Any)], Retry::Never),
+    row(ErrorReason::LeaseIdMissing, &[(Code::InvalidArgument, Calls::Of(CREATES))], Retry::Never),
 ];
 
 const fn row(reason: ErrorReason, returned: &'static [(Code, Calls)], retry: Retry) -> ReasonRow {

@@ -5,6 +5,7 @@ mod deadline;
 mod dispatch;
 mod encode;
 mod lease;
+mod lookup;
 mod message;
 mod response;
 mod stats;
@@ -15,13 +16,13 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     proto::{
-        BatchCreateSessionsRequest, BatchCreateSessionsResponse, BatchDestroySessionsRequest,
+        self, BatchCreateSessionsRequest, BatchCreateSessionsResponse, BatchDestroySessionsRequest,
         BatchDestroySessionsResponse, BatchHasSessionsRequest, BatchHasSessionsResponse, CreateSessionRequest,
         CreateSessionResponse, DestroySessionRequest, DestroySessionResponse, HasSessionRequest, HasSessionResponse,
     },
     session::{LeaseId, SessionKey},
     status::{MAX_BATCH, ServiceError},
-    storage::StorageError,
+    storage::{Answers, CreateOptions, Creation, Place, StorageError, Takeover},
     subject::SessionSubject,
 };
 
@@ -83,21 +84,30 @@ impl Calls {
 
     async fn has(self, request: HasSessionRequest) -> Result<HasSessionResponse, ServiceError> {
         let session = session_key(request.auth_key_id, request.session_id)?;
-        let exists = first(&self.shared.subject.has(&[session]).await?)?;
+        let exists = *first(&self.shared.subject.has(&[session]).await?)?;
         Ok(HasSessionResponse { exists })
     }
 
     async fn create(self, request: CreateSessionRequest) -> Result<CreateSessionResponse, ServiceError> {
         let session = session_key(request.auth_key_id, request.session_id)?;
-        let created = first(&self.create_under(&[session], request.lease_id).await?)?;
-        Ok(CreateSessionResponse { created })
+        let options = create_options(request.lease_id, request.only_from_lease_id)?;
+        let Answers { sessions, places } = self.create_with(&[session], options).await?;
+        let Creation { created, lease } = *first(&sessions)?;
+        let lease = match lease.filter(|lease| options.lease != Some(*lease)) {
+            // In a box, because it is rare and would make the future of every call larger.
+            Some(lease) => Box::pin(self.holder(lease)).await?,
+            None => None,
+        };
+        let place = if request.with_place { places.first().map(convert::place) } else { None };
+        Ok(CreateSessionResponse { created, lease, place })
     }
 
     async fn destroy(self, request: DestroySessionRequest) -> Result<DestroySessionResponse, ServiceError> {
         let session = session_key(request.auth_key_id, request.session_id)?;
         let lease = LeaseId::from_number(request.lease_id);
-        let destroyed = first(&self.shared.subject.destroy(&[session], lease).await?)?;
-        Ok(DestroySessionResponse { destroyed })
+        let Answers { sessions, places } = self.shared.subject.destroy_with(&[session], lease).await?;
+        let place = if request.with_place { places.first().map(convert::place) } else { None };
+        Ok(DestroySessionResponse { destroyed: *first(&sessions)?, place })
     }
 
     async fn batch_has(self, request: BatchHasSessionsRequest) -> Result<BatchHasSessionsResponse, ServiceError> {
@@ -111,8 +121,14 @@ impl Calls {
         request: BatchCreateSessionsRequest,
     ) -> Result<BatchCreateSessionsResponse, ServiceError> {
         let sessions = self.session_keys(&request.auth_key_ids, &request.session_ids)?;
-        let created = self.create_under(&sessions, request.lease_id).await?;
-        Ok(BatchCreateSessionsResponse { created })
+        let options = create_options(request.lease_id, request.only_from_lease_id)?;
+        let Answers { sessions, places } = self.create_with(&sessions, options).await?;
+        let lease_ids = match request.only_from_lease_id {
+            Some(_) => sessions.iter().map(|creation| convert::lease_number(creation.lease)).collect(),
+            None => Vec::new(),
+        };
+        let created = sessions.into_iter().map(|creation| creation.created).collect();
+        Ok(BatchCreateSessionsResponse { created, lease_ids, places: places_if(request.with_place, &places) })
     }
 
     async fn batch_destroy(
@@ -121,19 +137,38 @@ impl Calls {
     ) -> Result<BatchDestroySessionsResponse, ServiceError> {
         let sessions = self.session_keys(&request.auth_key_ids, &request.session_ids)?;
         let lease = LeaseId::from_number(request.lease_id);
-        let destroyed = self.shared.subject.destroy(&sessions, lease).await?;
-        Ok(BatchDestroySessionsResponse { destroyed })
+        let Answers { sessions, places } = self.shared.subject.destroy_with(&sessions, lease).await?;
+        Ok(BatchDestroySessionsResponse { destroyed: sessions, places: places_if(request.with_place, &places) })
     }
 
-    async fn create_under(&self, sessions: &[SessionKey], lease_id: u64) -> Result<Vec<bool>, ServiceError> {
-        self.shared.subject.create(sessions, LeaseId::from_number(lease_id)).await.map_err(|error| match error {
-            StorageError::UnknownLease(_) => ServiceError::CreateUnderUnknownLease(lease_id),
+    async fn create_with(
+        &self,
+        sessions: &[SessionKey],
+        options: CreateOptions,
+    ) -> Result<Answers<Creation>, ServiceError> {
+        self.shared.subject.create_with(sessions, options).await.map_err(|error| match error {
+            StorageError::UnknownLease(lease) => ServiceError::CreateUnderUnknownLease(lease.number()),
             error => error.into(),
         })
     }
 }
 
+/// Sessions are taken only for a lease.
+fn create_options(lease_id: u64, only_from: Option<u64>) -> Result<CreateOptions, ServiceError> {
+    let lease = LeaseId::from_number(lease_id);
+    let takeover = match only_from {
+        Some(_) if lease.is_none() => return Err(ServiceError::LeaseIdMissing),
+        Some(from) => Takeover::OnlyFrom(LeaseId::from_number(from)),
+        None => Takeover::Always,
+    };
+    Ok(CreateOptions { lease, takeover })
+}
+
+fn places_if(wanted: bool, places: &[Place]) -> Vec<proto::Place> {
+    if wanted { places.iter().map(convert::place).collect() } else { Vec::new() }
+}
+
 /// The answer for the one session that was asked about.
-fn first(answers: &[bool]) -> Result<bool, StorageError> {
-    answers.first().copied().ok_or_else(|| StorageError::Broken("the storage gave no answer".into()))
+fn first<T>(answers: &[T]) -> Result<&T, StorageError> {
+    answers.first().ok_or_else(|| StorageError::Broken("the storage gave no answer".into()))
 }

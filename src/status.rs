@@ -22,6 +22,9 @@ pub enum ServiceError {
     /// The request has no session id.
     #[error("session_id is missing: set it (0 is an id like any other, and must be sent)")]
     SessionIdMissing,
+    /// The request says which lease to take sessions from, and not which to move them to.
+    #[error("lease_id is missing: only_from_lease_id moves sessions to a lease, so name it")]
+    LeaseIdMissing,
     /// The lists of a batch do not fit together.
     #[error("auth_key_ids has {auth_key_ids} entries and session_ids {session_ids}: send none, or one for each")]
     UnequalLists {
@@ -188,6 +191,7 @@ fn reason(error: &ServiceError) -> ErrorReason {
         ServiceError::DeadlineExceeded => ErrorReason::DeadlineExceeded,
         ServiceError::CallTimeout { .. } => ErrorReason::CallTimeout,
         ServiceError::OwnerTooLong(_) => ErrorReason::OwnerTooLong,
+        ServiceError::LeaseIdMissing => ErrorReason::LeaseIdMissing,
         ServiceError::CreateUnderUnknownLease(_) | ServiceError::LeaseGone(_) => ErrorReason::LeaseGone,
         ServiceError::ConnectionClosing | ServiceError::ConnectionTooOld => ErrorReason::ConnectionClosing,
         ServiceError::Draining | ServiceError::Observe(ObserveError::Closed) => ErrorReason::ServerDraining,
@@ -209,6 +213,7 @@ fn reason(error: &ServiceError) -> ErrorReason {
 fn field(error: &ServiceError) -> Option<&'static str> {
     Some(match error {
         ServiceError::SessionIdMissing => "session_id",
+        ServiceError::LeaseIdMissing => "lease_id",
         ServiceError::UnequalLists { .. } => "auth_key_ids",
         ServiceError::BatchTooLarge { .. } => "session_ids",
         ServiceError::BadHeartbeat => "heartbeat",
@@ -299,6 +304,7 @@ mod tests {
         let io = || Box::new(std::io::Error::other("secret cause"));
         let table = [
             (ServiceError::SessionIdMissing, Code::InvalidArgument, "SESSION_ID_MISSING", "set it"),
+            (ServiceError::LeaseIdMissing, Code::InvalidArgument, "LEASE_ID_MISSING", "name it"),
             (
                 ServiceError::UnequalLists { session_ids: 2, auth_key_ids: 1 },
                 Code::InvalidArgument,

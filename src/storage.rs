@@ -13,7 +13,7 @@ mod writability;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 
-use std::{convert::Infallible, fmt, ops::Range, time::Duration};
+use std::{convert::Infallible, fmt, ops::Range, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
@@ -155,7 +155,8 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
         Ok(self.destroy_with(sessions, lease).await?.sessions)
     }
 
-    /// Grants a lease that expires when it is not kept alive for `ttl`. `owner` is a label for people.
+    /// Grants a lease that expires when it is not kept alive for `ttl`. `owner` says who holds it, by convention as the address
+    /// of a gateway.
     ///
     /// # Errors
     ///
@@ -168,6 +169,13 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
     ///
     /// [`StorageError::UnknownLease`] when it is gone.
     async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, StorageError>;
+
+    /// Tells the owner that a lease was granted to, which never changes. `None` if the lease is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError::Unavailable`] when the storage cannot be asked.
+    async fn lease_owner(&self, lease: LeaseId) -> Result<Option<Arc<str>>, StorageError>;
 
     /// Ends a lease and destroys the sessions under it with [`LeaseRevoked`](crate::session::DestroyReason::LeaseRevoked).
     /// Tells how many those were.

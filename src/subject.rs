@@ -36,6 +36,7 @@ mod index;
 mod kept;
 mod log;
 mod observer;
+mod owners;
 mod snapshot;
 mod subscription;
 mod update;
@@ -55,7 +56,8 @@ use std::{
 use tokio::task::AbortHandle;
 
 use self::{
-    admission::Admission, beginning::Beginning, feed::Feed, kept::KeptLeases, log::Retention, waits::WaitCounts,
+    admission::Admission, beginning::Beginning, feed::Feed, kept::KeptLeases, log::Retention, owners::Owners,
+    waits::WaitCounts,
 };
 use crate::{
     session::{LeaseId, SessionKey},
@@ -197,6 +199,7 @@ pub(crate) struct Inner {
     storage: Arc<dyn SessionStorage>,
     waits: WaitCounts,
     kept: KeptLeases,
+    owners: Owners,
     feed: Feed,
     options: SubjectOptions,
     observers: AtomicUsize,
@@ -227,6 +230,7 @@ impl SessionSubject {
             storage,
             waits: WaitCounts::default(),
             kept: KeptLeases::default(),
+            owners: Owners::default(),
             feed: Feed::new(retention, &extent, Box::new(encoder)),
             options,
             observers: AtomicUsize::new(0),
@@ -325,6 +329,16 @@ impl SessionSubject {
         let Inner { storage, waits, kept, .. } = &*self.inner;
         kept.keep(lease, async { waits.of(StorageOperation::KeepLeaseAlive, storage.keep_lease_alive(lease)).await })
             .await
+    }
+
+    /// Tells the owner of a lease; see [`SessionStorage::lease_owner`]. The owner of a lease that has ended may be told as well.
+    ///
+    /// # Errors
+    ///
+    /// As the storage.
+    pub async fn lease_owner(&self, lease: LeaseId) -> Result<Option<Arc<str>>, StorageError> {
+        let Inner { storage, waits, owners, .. } = &*self.inner;
+        owners.get(lease, async { waits.of(StorageOperation::LeaseOwner, storage.lease_owner(lease)).await }).await
     }
 
     /// Revokes a lease; see [`SessionStorage::revoke_lease`].

@@ -20,11 +20,18 @@ pub(crate) async fn run(report: &mut Report) {
     let (mut ours, mut redis) = (Least::default(), Least::default());
     for _ in 0..ROUNDS {
         let server = peers::sessiond(&[]);
-        let create =
-            |session_ids| framed(&BatchCreateSessionsRequest { session_ids, auth_key_ids: vec![], lease_id: 0 });
+        let create = |session_ids| {
+            framed(&BatchCreateSessionsRequest { session_ids, auth_key_ids: vec![], lease_id: 0, ..Default::default() })
+        };
         let has = |session_ids| framed(&BatchHasSessionsRequest { session_ids, auth_key_ids: vec![] });
-        let destroy =
-            |session_ids| framed(&BatchDestroySessionsRequest { session_ids, auth_key_ids: vec![], lease_id: 0 });
+        let destroy = |session_ids| {
+            framed(&BatchDestroySessionsRequest {
+                session_ids,
+                auth_key_ids: vec![],
+                lease_id: 0,
+                ..Default::default()
+            })
+        };
         ours.add(0, batches(&server, "/sessiond.v1.SessionService/BatchCreateSessions", create).await);
         ours.add(1, batches(&server, "/sessiond.v1.SessionService/BatchHasSessions", has).await);
         ours.add(2, batches(&server, "/sessiond.v1.SessionService/BatchDestroySessions", destroy).await);

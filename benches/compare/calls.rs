@@ -171,12 +171,16 @@ async fn has_each(server: &Server) -> Taken {
 }
 
 async fn create(server: &Server) -> Taken {
-    let create = |n| framed(&CreateSessionRequest { session_id: Some(n as i64), auth_key_id: 0, lease_id: 0 });
+    let create = |n| {
+        framed(&CreateSessionRequest { session_id: Some(n as i64), auth_key_id: 0, lease_id: 0, ..Default::default() })
+    };
     Taken::by(server, load(server.address, "/sessiond.v1.SessionService/CreateSession", CALLS, (10, 10), create)).await
 }
 
 async fn destroy(server: &Server) -> Taken {
-    let destroy = |n| framed(&DestroySessionRequest { session_id: Some(n as i64), auth_key_id: 0, lease_id: 0 });
+    let destroy = |n| {
+        framed(&DestroySessionRequest { session_id: Some(n as i64), auth_key_id: 0, lease_id: 0, ..Default::default() })
+    };
     Taken::by(server, load(server.address, "/sessiond.v1.SessionService/DestroySession", CALLS, (10, 10), destroy))
         .await
 }

@@ -43,7 +43,12 @@ async fn measure(server: &Server, calls: u64, work: impl Future<Output = ()>) ->
 /// Creates sessions that no round has created before.
 async fn create(server: &Server, round: u64) -> Cost {
     let body = move |n: u64| {
-        framed(&CreateSessionRequest { session_id: Some((round * CALLS + n) as i64), auth_key_id: 0, lease_id: 0 })
+        framed(&CreateSessionRequest {
+            session_id: Some((round * CALLS + n) as i64),
+            auth_key_id: 0,
+            lease_id: 0,
+            ..Default::default()
+        })
     };
     measure(server, CALLS, load(server.address, CREATE, CALLS, (CONNECTIONS, IN_FLIGHT), body)).await
 }

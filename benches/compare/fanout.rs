@@ -146,7 +146,8 @@ async fn sessiond(observers: u64, events: u64) -> Rate {
             }
             progress.wait(first).await;
             let session_ids = (first..first + BATCH).map(|n| n as i64).collect();
-            let request = BatchCreateSessionsRequest { session_ids, auth_key_ids: vec![], lease_id: 0 };
+            let request =
+                BatchCreateSessionsRequest { session_ids, auth_key_ids: vec![], lease_id: 0, ..Default::default() };
             writer.call(&framed(&request));
             writer.send().await;
         }
@@ -162,8 +163,14 @@ async fn sessiond(observers: u64, events: u64) -> Rate {
 async fn warm_up(address: SocketAddr) {
     const CHANGES: u64 = 1_100_000;
     let ids = |n: u64| (0..BATCH).map(|i| -((n * BATCH + i) as i64) - 1).collect();
-    let create =
-        move |n| framed(&BatchCreateSessionsRequest { session_ids: ids(n), auth_key_ids: vec![], lease_id: 0 });
+    let create = move |n| {
+        framed(&BatchCreateSessionsRequest {
+            session_ids: ids(n),
+            auth_key_ids: vec![],
+            lease_id: 0,
+            ..Default::default()
+        })
+    };
     load(address, CREATE, CHANGES / BATCH, (2, 1), create).await;
 }
 

@@ -42,7 +42,13 @@ pub(crate) async fn run(report: &mut Report) {
 }
 
 async fn creates(server: &Server, from: i64) -> Taken {
-    let body =
-        move |n| framed(&CreateSessionRequest { session_id: Some(from + n as i64), auth_key_id: 0, lease_id: 0 });
+    let body = move |n| {
+        framed(&CreateSessionRequest {
+            session_id: Some(from + n as i64),
+            auth_key_id: 0,
+            lease_id: 0,
+            ..Default::default()
+        })
+    };
     Taken::by(server, load(server.address, "/sessiond.v1.SessionService/CreateSession", CALLS, (10, 10), body)).await
 }

@@ -82,7 +82,8 @@ async fn sessiond() -> Times {
     let mut writer = Wire::connect(server.address, "/sessiond.v1.SessionService/CreateSession").await;
     let mut times = Times::new();
     for n in 0..EVENTS as i64 {
-        let request = framed(&CreateSessionRequest { session_id: Some(n), auth_key_id: 0, lease_id: 0 });
+        let request =
+            framed(&CreateSessionRequest { session_id: Some(n), auth_key_id: 0, lease_id: 0, ..Default::default() });
         let started = Instant::now();
         writer.answer(&request).await;
         let answered = started.elapsed();

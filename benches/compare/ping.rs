@@ -2,9 +2,9 @@
 
 use sessiond::proto::{
     BatchCreateSessionsRequest, BatchCreateSessionsResponse, BatchDestroySessionsRequest, BatchDestroySessionsResponse,
-    BatchHasSessionsRequest, BatchHasSessionsResponse, CreateSessionRequest, CreateSessionResponse,
-    DestroySessionRequest, DestroySessionResponse, HasSessionRequest, HasSessionResponse, SubscribeRequest,
-    SubscribeResponse,
+    BatchHasSessionsRequest, BatchHasSessionsResponse, BatchLookupSessionsRequest, BatchLookupSessionsResponse,
+    CreateSessionRequest, CreateSessionResponse, DestroySessionRequest, DestroySessionResponse, HasSessionRequest,
+    HasSessionResponse, LookupSessionRequest, LookupSessionResponse, SubscribeRequest, SubscribeResponse,
     session_service_server::{SessionService, SessionServiceServer},
 };
 use tonic::{Request, Response, Status};
@@ -33,6 +33,8 @@ macro_rules! unimplemented_calls {
 }
 
 unimplemented_calls! {
+    lookup_session(LookupSessionRequest) -> LookupSessionResponse;
+    batch_lookup_sessions(BatchLookupSessionsRequest) -> BatchLookupSessionsResponse;
     create_session(CreateSessionRequest) -> CreateSessionResponse;
     destroy_session(DestroySessionRequest) -> DestroySessionResponse;
     batch_has_sessions(BatchHasSessionsRequest) -> BatchHasSessionsResponse;

@@ -138,7 +138,12 @@ fn by_benchmark(redis: &Server, command: &[String]) -> Rate {
 
 async fn by_sessiond(redis: &Server, sessiond: &Server, round: u64) -> Rate {
     let create = move |n| {
-        framed(&CreateSessionRequest { session_id: Some((round * CREATES + n) as i64), auth_key_id: 0, lease_id: 0 })
+        framed(&CreateSessionRequest {
+            session_id: Some((round * CREATES + n) as i64),
+            auth_key_id: 0,
+            lease_id: 0,
+            ..Default::default()
+        })
     };
     let (cpu, own, started) = (redis.cpu(), sessiond.cpu(), Instant::now());
     load(sessiond.address, CREATE, CREATES, (CONNECTIONS, PIPELINE), create).await;
@@ -224,7 +229,8 @@ async fn between_services(redis: &Server) -> Vec<Duration> {
     let mut writer = Wire::connect(first.address, CREATE).await;
     let mut times = Vec::new();
     for n in 0..EVENTS {
-        let request = framed(&CreateSessionRequest { session_id: Some(n), auth_key_id: 0, lease_id: 0 });
+        let request =
+            framed(&CreateSessionRequest { session_id: Some(n), auth_key_id: 0, lease_id: 0, ..Default::default() });
         let started = Instant::now();
         let heard = async {
             observer.expect_in_order(n, n, |_| ()).await;

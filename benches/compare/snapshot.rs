@@ -22,7 +22,14 @@ pub(crate) async fn run(report: &mut Report) {
     let server = peers::sessiond(&[]);
     let before = server.resident();
     let ids = |n: u64| (0..BATCH).map(|i| (n * BATCH + i) as i64).collect();
-    let body = move |n| framed(&BatchCreateSessionsRequest { session_ids: ids(n), auth_key_ids: vec![], lease_id: 0 });
+    let body = move |n| {
+        framed(&BatchCreateSessionsRequest {
+            session_ids: ids(n),
+            auth_key_ids: vec![],
+            lease_id: 0,
+            ..Default::default()
+        })
+    };
     load(server.address, "/sessiond.v1.SessionService/BatchCreateSessions", SESSIONS / BATCH, (4, 1), body).await;
     let bytes = (server.resident() - before) as f64 / SESSIONS as f64;
     let (cpu, started) = (server.cpu(), Instant::now());

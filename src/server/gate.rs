@@ -99,7 +99,10 @@ impl Gate {
 fn takes(path: &str) -> Takes {
     if let Some(method) = path.strip_prefix(service::PATH) {
         return match method {
-            "SessionService/HasSession" | "SessionService/BatchHasSessions" => Takes::Scope(Scope::Read),
+            "SessionService/HasSession"
+            | "SessionService/LookupSession"
+            | "SessionService/BatchHasSessions"
+            | "SessionService/BatchLookupSessions" => Takes::Scope(Scope::Read),
             "SessionService/Subscribe" => Takes::Scope(Scope::Observe),
             "SessionService/CreateSession"
             | "SessionService/DestroySession"
@@ -180,7 +183,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(methods, 10);
+        assert_eq!(methods, 12);
         assert_eq!(takes("/grpc.health.v1.Health/Check"), Takes::Nothing);
         assert_eq!(takes("/sessiond.v1.SessionService/Nonsense"), Takes::Credentials);
         assert_eq!(takes("/"), Takes::Credentials);

@@ -4,8 +4,9 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use crate::{
     duration, proto,
-    session::{AuthKeyId, DestroyReason, SessionChange, SessionEvent, SessionId, SessionKey},
+    session::{AuthKeyId, DestroyReason, LeaseId, SessionChange, SessionEvent, SessionId, SessionKey},
     status::ServiceError,
+    storage::Place,
     subject::{ChangeFilter, Filter, ObserveOptions, ResetReason, Start},
 };
 
@@ -78,6 +79,14 @@ pub(super) fn heartbeat(heartbeat: Option<prost_types::Duration>) -> Result<Dura
 
 pub(super) fn duration_within(duration: prost_types::Duration, bounds: RangeInclusive<Duration>) -> Option<Duration> {
     duration::from_proto(duration).filter(|duration| bounds.contains(duration))
+}
+
+pub(super) fn lease_number(lease: Option<LeaseId>) -> u64 {
+    lease.map_or(0, LeaseId::number)
+}
+
+pub(super) fn place(place: &Place) -> proto::Place {
+    proto::Place { partition: place.partition, position: place.position.0 }
 }
 
 pub(super) fn session(session: &SessionKey) -> proto::Session {

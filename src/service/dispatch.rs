@@ -84,9 +84,11 @@ where
         }
         match method {
             Ok("SessionService/HasSession") => unary(calls, body, Calls::has).await,
+            Ok("SessionService/LookupSession") => unary(calls, body, Calls::lookup).await,
             Ok("SessionService/CreateSession") => unary(calls, body, Calls::create).await,
             Ok("SessionService/DestroySession") => unary(calls, body, Calls::destroy).await,
             Ok("SessionService/BatchHasSessions") => unary(calls, body, Calls::batch_has).await,
+            Ok("SessionService/BatchLookupSessions") => unary(calls, body, Calls::batch_lookup).await,
             Ok("SessionService/BatchCreateSessions") => unary(calls, body, Calls::batch_create).await,
             Ok("SessionService/BatchDestroySessions") => unary(calls, body, Calls::batch_destroy).await,
             // In a box, as is all that is rare and large: the future of every call is as large as the largest of these.

@@ -19,11 +19,13 @@ use crate::{
 };
 
 /// The methods that are counted, by service. Others are not: whoever calls could make up as many as they like.
-pub(super) const METHODS: [&str; 10] = [
+pub(super) const METHODS: [&str; 12] = [
     "sessiond.v1.SessionService/HasSession",
+    "sessiond.v1.SessionService/LookupSession",
     "sessiond.v1.SessionService/CreateSession",
     "sessiond.v1.SessionService/DestroySession",
     "sessiond.v1.SessionService/BatchHasSessions",
+    "sessiond.v1.SessionService/BatchLookupSessions",
     "sessiond.v1.SessionService/BatchCreateSessions",
     "sessiond.v1.SessionService/BatchDestroySessions",
     "sessiond.v1.SessionService/Subscribe",

@@ -186,6 +186,10 @@ impl SessionStorage for FileStorage {
         self.memory.keep_lease_alive(lease).await
     }
 
+    async fn lease_owner(&self, lease: LeaseId) -> Result<Option<Arc<str>>, StorageError> {
+        self.memory.lease_owner(lease).await
+    }
+
     async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
         self.memory.revoke_lease(lease).await
     }

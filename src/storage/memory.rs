@@ -410,6 +410,14 @@ impl SessionStorage for MemoryStorage {
         kept
     }
 
+    async fn lease_owner(&self, lease: LeaseId) -> Result<Option<Arc<str>>, StorageError> {
+        let owner = self.leases.get(lease).map(|lease| Arc::clone(&lease.owner));
+        if owner.is_none() {
+            self.durable(self.leases.end_of(lease)).await.map_err(unreadable)?;
+        }
+        Ok(owner)
+    }
+
     async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
         self.admit().await?;
         let Ok(ended) = self.leases.revoke(lease) else {

@@ -370,6 +370,10 @@ impl SessionStorage for RedisStorage {
     async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
         self.registry.revoke_lease(lease).await
     }
+    async fn lease_owner(&self, lease: LeaseId) -> Result<Option<Arc<str>>, StorageError> {
+        self.registry.lease_owner(lease).await
+    }
+
 
     async fn expire_leases(&self) -> Result<Infallible, StorageError> {
         Ok(self.registry.expire_leases().await?)

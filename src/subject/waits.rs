@@ -29,6 +29,8 @@ pub enum StorageOperation {
     GrantLease,
     /// To keep a lease alive.
     KeepLeaseAlive,
+    /// To tell the owner of a lease.
+    LeaseOwner,
     /// To revoke a lease.
     RevokeLease,
     /// To tell where its log ends, as for each observer that starts.
@@ -41,13 +43,14 @@ pub enum StorageOperation {
 
 impl StorageOperation {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Create,
         Self::Has,
         Self::Lookup,
         Self::Destroy,
         Self::GrantLease,
         Self::KeepLeaseAlive,
+        Self::LeaseOwner,
         Self::RevokeLease,
         Self::Log,
         Self::ReadBuckets,
@@ -64,6 +67,7 @@ impl StorageOperation {
             Self::Destroy => "destroy",
             Self::GrantLease => "grant_lease",
             Self::KeepLeaseAlive => "keep_lease_alive",
+            Self::LeaseOwner => "lease_owner",
             Self::RevokeLease => "revoke_lease",
             Self::Log => "log",
             Self::ReadBuckets => "read_buckets",

@@ -187,15 +187,16 @@ async fn a_lease_that_is_gone_is_told_by_what_was_to_be_done() {
         gone.of(leases.revoke_lease(RevokeLeaseRequest { lease_id })).await;
     }
     let gone = refusal(Code::FailedPrecondition, "LEASE_GONE", None, "grant a new one");
-    let request = CreateSessionRequest { session_id: Some(1), auth_key_id: 0, lease_id: 7 };
+    let request = CreateSessionRequest { session_id: Some(1), auth_key_id: 0, lease_id: 7, ..Default::default() };
     gone.of(client.create_session(request)).await;
-    let request = BatchCreateSessionsRequest { session_ids: vec![1, 2], auth_key_ids: vec![], lease_id: 7 };
+    let request =
+        BatchCreateSessionsRequest { session_ids: vec![1, 2], auth_key_ids: vec![], lease_id: 7, ..Default::default() };
     gone.of(client.batch_create_sessions(request)).await;
     assert!(!has(&client, 0, 1).await);
     assert!(create(&client, 0, 1).await);
-    let request = CreateSessionRequest { session_id: Some(1), auth_key_id: 0, lease_id: 7 };
+    let request = CreateSessionRequest { session_id: Some(1), auth_key_id: 0, lease_id: 7, ..Default::default() };
     gone.of(client.create_session(request)).await;
-    let request = DestroySessionRequest { session_id: Some(1), auth_key_id: 0, lease_id: 7 };
+    let request = DestroySessionRequest { session_id: Some(1), auth_key_id: 0, lease_id: 7, ..Default::default() };
     assert!(!client.destroy_session(request).await.unwrap().into_inner().destroyed);
 }
 

@@ -10,10 +10,10 @@ use std::{
 
 use sessiond::proto::{
     BatchCreateSessionsRequest, BatchCreateSessionsResponse, BatchDestroySessionsRequest, BatchDestroySessionsResponse,
-    BatchHasSessionsRequest, BatchHasSessionsResponse, CreateSessionRequest, CreateSessionResponse,
-    DestroySessionRequest, DestroySessionResponse, HasSessionRequest, HasSessionResponse, Heartbeat, Reset,
-    ResetReason, Session, SessionEvent, SessionEventType, SessionEvents, Snapshot, SubscribeRequest, SubscribeResponse,
-    Subscribed, Synced,
+    BatchHasSessionsRequest, BatchHasSessionsResponse, BatchLookupSessionsRequest, BatchLookupSessionsResponse,
+    CreateSessionRequest, CreateSessionResponse, DestroySessionRequest, DestroySessionResponse, HasSessionRequest,
+    HasSessionResponse, Heartbeat, LookupSessionRequest, LookupSessionResponse, Reset, ResetReason, Session,
+    SessionEvent, SessionEventType, SessionEvents, Snapshot, SubscribeRequest, SubscribeResponse, Subscribed, Synced,
     session_service_server::{SessionService, SessionServiceServer},
     subscribe_response::Body,
 };
@@ -215,6 +215,20 @@ impl SessionService for FakeService {
         Ok(Response::new(HasSessionResponse { exists: self.registry.sessions.lock().unwrap().contains(&key) }))
     }
 
+    async fn lookup_session(
+        &self,
+        _: Request<LookupSessionRequest>,
+    ) -> Result<Response<LookupSessionResponse>, Status> {
+        Err(Status::unimplemented("a fake has no leases"))
+    }
+
+    async fn batch_lookup_sessions(
+        &self,
+        _: Request<BatchLookupSessionsRequest>,
+    ) -> Result<Response<BatchLookupSessionsResponse>, Status> {
+        Err(Status::unimplemented("a fake has no leases"))
+    }
+
     async fn create_session(
         &self,
         request: Request<CreateSessionRequest>,
@@ -222,7 +236,10 @@ impl SessionService for FakeService {
         self.admit().await?;
         let request = request.into_inner();
         let key = (request.auth_key_id, request.session_id.unwrap());
-        Ok(Response::new(CreateSessionResponse { created: self.registry.sessions.lock().unwrap().insert(key) }))
+        Ok(Response::new(CreateSessionResponse {
+            created: self.registry.sessions.lock().unwrap().insert(key),
+            ..Default::default()
+        }))
     }
 
     async fn destroy_session(
@@ -232,7 +249,10 @@ impl SessionService for FakeService {
         self.admit().await?;
         let request = request.into_inner();
         let key = (request.auth_key_id, request.session_id.unwrap());
-        Ok(Response::new(DestroySessionResponse { destroyed: self.registry.sessions.lock().unwrap().remove(&key) }))
+        Ok(Response::new(DestroySessionResponse {
+            destroyed: self.registry.sessions.lock().unwrap().remove(&key),
+            ..Default::default()
+        }))
     }
 
     async fn batch_has_sessions(
@@ -252,7 +272,7 @@ impl SessionService for FakeService {
         self.admit().await?;
         let request = request.into_inner();
         let created = self.each(request.session_ids, request.auth_key_ids, BTreeSet::insert);
-        Ok(Response::new(BatchCreateSessionsResponse { created }))
+        Ok(Response::new(BatchCreateSessionsResponse { created, ..Default::default() }))
     }
 
     async fn batch_destroy_sessions(
@@ -262,7 +282,7 @@ impl SessionService for FakeService {
         self.admit().await?;
         let request = request.into_inner();
         let destroyed = self.each(request.session_ids, request.auth_key_ids, |sessions, key| sessions.remove(&key));
-        Ok(Response::new(BatchDestroySessionsResponse { destroyed }))
+        Ok(Response::new(BatchDestroySessionsResponse { destroyed, ..Default::default() }))
     }
 
     type SubscribeStream =

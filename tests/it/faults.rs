@@ -143,7 +143,8 @@ async fn a_server_that_was_held_up_ends_no_lease_for_it() {
     let leases = crate::server::Leases::new(channel.connect_lazy());
     let ttl = Duration::from_secs(2);
     let lease_id = grant(&leases, ttl).await;
-    let request = sessiond::proto::CreateSessionRequest { session_id: Some(9), auth_key_id: 0, lease_id };
+    let request =
+        sessiond::proto::CreateSessionRequest { session_id: Some(9), auth_key_id: 0, lease_id, ..Default::default() };
     assert!(client.clone().create_session(request).await.unwrap().into_inner().created);
     // The clock of the process jumps by more than the ttl.
     target.program.signal("STOP").await;

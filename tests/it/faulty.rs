@@ -127,6 +127,10 @@ impl SessionStorage for Faulty {
         self.kept.fetch_add(1, Ordering::SeqCst);
         self.check()?.keep_lease_alive(lease).await
     }
+    async fn lease_owner(&self, lease: LeaseId) -> Result<Option<Arc<str>>, StorageError> {
+        self.check()?.lease_owner(lease).await
+    }
+
     async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
         self.check()?.revoke_lease(lease).await
     }

@@ -33,12 +33,12 @@ pub(crate) async fn revoke(client: &Leases, lease_id: u64) -> Result<u64, Status
 }
 
 async fn create_under(client: &Sessions, lease_id: u64, id: i64) -> bool {
-    let request = CreateSessionRequest { session_id: Some(id), auth_key_id: 0, lease_id };
+    let request = CreateSessionRequest { session_id: Some(id), auth_key_id: 0, lease_id, ..Default::default() };
     soon(client.clone().create_session(request)).await.unwrap().into_inner().created
 }
 
 async fn destroy_under(client: &Sessions, lease_id: u64, id: i64) -> bool {
-    let request = DestroySessionRequest { session_id: Some(id), auth_key_id: 0, lease_id };
+    let request = DestroySessionRequest { session_id: Some(id), auth_key_id: 0, lease_id, ..Default::default() };
     soon(client.clone().destroy_session(request)).await.unwrap().into_inner().destroyed
 }
 
@@ -53,8 +53,12 @@ async fn a_lease_that_is_revoked_takes_its_sessions_with_it() {
     assert_ne!(lease, grant(&leases, LONG).await);
     assert_eq!(keep_alive(&leases, lease).await.unwrap(), Some(duration(LONG)));
     assert!(create(&writer, 0, -1).await);
-    let request =
-        BatchCreateSessionsRequest { session_ids: (0..1000).collect(), auth_key_ids: vec![], lease_id: lease };
+    let request = BatchCreateSessionsRequest {
+        session_ids: (0..1000).collect(),
+        auth_key_ids: vec![],
+        lease_id: lease,
+        ..Default::default()
+    };
     let created = soon(writer.clone().batch_create_sessions(request)).await.unwrap().into_inner().created;
     assert!(created.iter().all(|created| *created));
     assert_eq!(created_ids(&observed.events(1001).await).len(), 1001);
@@ -140,7 +144,12 @@ async fn a_session_that_moved_is_safe_from_its_old_gateway() {
 
     assert!(create_under(&new_gateway, new, 2).await && create(&new_gateway, 0, 3).await);
     assert!(!destroy_under(&new_gateway, new, 3).await, "it is under no lease");
-    let request = BatchDestroySessionsRequest { session_ids: vec![3, 2, 2], auth_key_ids: vec![], lease_id: new };
+    let request = BatchDestroySessionsRequest {
+        session_ids: vec![3, 2, 2],
+        auth_key_ids: vec![],
+        lease_id: new,
+        ..Default::default()
+    };
     let destroyed = soon(new_gateway.clone().batch_destroy_sessions(request)).await.unwrap().into_inner().destroyed;
     assert_eq!(destroyed, [false, true, false]);
     assert!(create_under(&new_gateway, new, 4).await);

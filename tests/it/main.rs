@@ -49,6 +49,7 @@ mod startup;
 mod strangers;
 mod stuck;
 mod subscribe;
+mod takeover;
 mod tls;
 mod traces;
 mod wall_clock;

@@ -8,9 +8,10 @@ use sessiond::{
     access::NewToken,
     client::{Client, ClientError},
     proto::{
-        BatchCreateSessionsRequest, BatchDestroySessionsRequest, BatchHasSessionsRequest, CreateSessionRequest,
-        DestroySessionRequest, GrantLeaseRequest, HasSessionRequest, KeepLeaseAliveRequest, RevokeLeaseRequest,
-        SubscribeRequest, lease_service_client::LeaseServiceClient, session_service_client::SessionServiceClient,
+        BatchCreateSessionsRequest, BatchDestroySessionsRequest, BatchHasSessionsRequest, BatchLookupSessionsRequest,
+        CreateSessionRequest, DestroySessionRequest, GrantLeaseRequest, HasSessionRequest, KeepLeaseAliveRequest,
+        LookupSessionRequest, RevokeLeaseRequest, SubscribeRequest, lease_service_client::LeaseServiceClient,
+        session_service_client::SessionServiceClient,
     },
     reason::{Calls, ERROR_DOMAIN, ErrorReason, REASONS, Retry},
     server::{ConnectionOptions, RateLimit, ServerConfig},
@@ -87,11 +88,20 @@ async fn bad_requests(seen: &mut Seen) {
     let server = Running::start().await;
     let (mut client, mut leases) = (server.sessions(), server.leases());
     seen.call("HasSession", client.has_session(HasSessionRequest::default())).await;
+    seen.call("LookupSession", client.lookup_session(LookupSessionRequest::default())).await;
     seen.call("CreateSession", client.create_session(CreateSessionRequest::default())).await;
+    let request = CreateSessionRequest { session_id: Some(1), only_from_lease_id: Some(7), ..Default::default() };
+    seen.call("CreateSession", client.create_session(request)).await;
+    let request =
+        BatchCreateSessionsRequest { session_ids: vec![1], only_from_lease_id: Some(0), ..Default::default() };
+    seen.call("BatchCreateSessions", client.batch_create_sessions(request)).await;
     seen.call("DestroySession", client.destroy_session(DestroySessionRequest::default())).await;
     for (session_ids, auth_key_ids) in [(vec![1, 2], vec![1]), (vec![0; 65_537], vec![])] {
         let request = BatchHasSessionsRequest { session_ids: session_ids.clone(), auth_key_ids: auth_key_ids.clone() };
         seen.call("BatchHasSessions", client.batch_has_sessions(request)).await;
+        let request =
+            BatchLookupSessionsRequest { session_ids: session_ids.clone(), auth_key_ids: auth_key_ids.clone() };
+        seen.call("BatchLookupSessions", client.batch_lookup_sessions(request)).await;
         let request = BatchCreateSessionsRequest {
             session_ids: session_ids.clone(),
             auth_key_ids: auth_key_ids.clone(),
@@ -281,7 +291,8 @@ async fn the_server_sends_every_reason_as_the_table_says() {
     limits(&mut seen).await;
     strangers(&mut seen).await;
     troubles(&mut seen).await;
-    let all: Vec<_> = REASONS.iter().map(|row| row.reason.name()).collect();
+    let mut all: Vec<_> = REASONS.iter().map(|row| row.reason.name()).collect();
+    all.sort_unstable();
     assert_eq!(seen.0.keys().copied().collect::<Vec<_>>(), all);
 }
 

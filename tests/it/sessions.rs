@@ -12,7 +12,7 @@ use crate::{
 };
 
 pub(crate) async fn create(client: &Sessions, auth_key_id: i64, session_id: i64) -> bool {
-    let request = CreateSessionRequest { session_id: Some(session_id), auth_key_id, lease_id: 0 };
+    let request = CreateSessionRequest { session_id: Some(session_id), auth_key_id, lease_id: 0, ..Default::default() };
     soon(client.clone().create_session(request)).await.unwrap().into_inner().created
 }
 
@@ -22,7 +22,8 @@ pub(crate) async fn has(client: &Sessions, auth_key_id: i64, session_id: i64) ->
 }
 
 pub(crate) async fn destroy(client: &Sessions, auth_key_id: i64, session_id: i64) -> bool {
-    let request = DestroySessionRequest { session_id: Some(session_id), auth_key_id, lease_id: 0 };
+    let request =
+        DestroySessionRequest { session_id: Some(session_id), auth_key_id, lease_id: 0, ..Default::default() };
     soon(client.clone().destroy_session(request)).await.unwrap().into_inner().destroyed
 }
 
@@ -77,10 +78,20 @@ async fn a_batch_is_answered_in_its_order_with_its_duplicates() {
     assert_eq!(batch_destroy(&client, &[2, 2, 7, 5]).await, [true, false, false, true]);
     let destroyed: Vec<i64> = observed.events(2).await.iter().map(|event| event.session_id).collect();
     assert_eq!(destroyed, [2, 5]);
-    let request = BatchCreateSessionsRequest { session_ids: vec![1, 1], auth_key_ids: vec![8, 9], lease_id: 0 };
+    let request = BatchCreateSessionsRequest {
+        session_ids: vec![1, 1],
+        auth_key_ids: vec![8, 9],
+        lease_id: 0,
+        ..Default::default()
+    };
     assert_eq!(client.clone().batch_create_sessions(request).await.unwrap().into_inner().created, [true, true]);
     assert!(has(&client, 9, 1).await && !has(&client, 0, 1).await);
-    let request = BatchDestroySessionsRequest { session_ids: vec![1, 1], auth_key_ids: vec![9, 0], lease_id: 0 };
+    let request = BatchDestroySessionsRequest {
+        session_ids: vec![1, 1],
+        auth_key_ids: vec![9, 0],
+        lease_id: 0,
+        ..Default::default()
+    };
     assert_eq!(client.clone().batch_destroy_sessions(request).await.unwrap().into_inner().destroyed, [true, false]);
 }
 
@@ -92,7 +103,8 @@ async fn the_largest_batch_goes_through_and_its_events_keep_its_order() {
     // In an order that no sort makes.
     let ids: Vec<i64> = (0..65_536i64).map(|n| n * 40_503 % 65_536 - 1000).collect();
     let auth_key_ids = vec![0; ids.len()];
-    let request = BatchCreateSessionsRequest { session_ids: ids.clone(), auth_key_ids, lease_id: 0 };
+    let request =
+        BatchCreateSessionsRequest { session_ids: ids.clone(), auth_key_ids, lease_id: 0, ..Default::default() };
     let created = soon(writer.clone().batch_create_sessions(request)).await.unwrap().into_inner().created;
     assert!(created.len() == ids.len() && created.iter().all(|created| *created));
     let (events, messages) = observed.events_in(ids.len()).await;

@@ -85,7 +85,10 @@ mod tests {
     #[test]
     fn requests_are_those_of_the_protocol() {
         let request = proto::CreateSessionRequest::decode(message(&unary(-9, 7))).unwrap();
-        assert_eq!(request, proto::CreateSessionRequest { session_id: Some(7), auth_key_id: -9, lease_id: 0 });
+        assert_eq!(
+            request,
+            proto::CreateSessionRequest { session_id: Some(7), auth_key_id: -9, lease_id: 0, ..Default::default() }
+        );
         for len in [1, 2, 15, 16, 65_536] {
             let asked: Vec<_> = (0..len).map(|session| Asked { session, expected: true }).collect();
             let bytes = batch(-9, &asked);
@@ -98,10 +101,13 @@ mod tests {
     #[test]
     fn answers_are_those_of_the_protocol() {
         for created in [true, false] {
-            assert_eq!(read_unary(&proto::CreateSessionResponse { created }.encode_to_vec()), Ok(created));
+            assert_eq!(
+                read_unary(&proto::CreateSessionResponse { created, ..Default::default() }.encode_to_vec()),
+                Ok(created)
+            );
         }
         let created = vec![true, false, true];
-        let bytes = proto::BatchCreateSessionsResponse { created }.encode_to_vec();
+        let bytes = proto::BatchCreateSessionsResponse { created, ..Default::default() }.encode_to_vec();
         assert_eq!(read_batch(&bytes), Ok(&[1, 0, 1][..]));
         assert_eq!(read_batch(&[0x0a]), Err(Malformed));
     }

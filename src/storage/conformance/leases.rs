@@ -25,6 +25,11 @@ pub(super) async fn a_lease_lives_until_it_is_revoked(factory: &dyn StorageFacto
     let label = "é".repeat(64);
     for (ttl, owner) in [(TTL, "gateway-1"), (LONG_TTL, ""), (longest, &label)] {
         let lease = registry.storage().grant_lease(ttl, owner).await?;
+        if let Some(told) = registry.storage().lease_owner(lease).await? {
+            ensure_eq!(&*told, owner, Answers, "the owner of a lease");
+        } else {
+            ensure_eq!(ttl, TTL, Leased, "the ttl of a lease that was gone at once");
+        }
         // Kept alive, it has at least a second to live, which is more than the next call takes; if not, it has expired.
         if let Some(answer) = unless_gone(registry.storage().keep_lease_alive(lease).await, lease)? {
             ensure_eq!(answer, ttl, Answers, "the ttl that keep_lease_alive gives");
@@ -45,6 +50,8 @@ pub(super) async fn a_lease_lives_until_it_is_revoked(factory: &dyn StorageFacto
         ensure!(kept.is_none(), Leased, "a lease was kept alive after it was revoked");
         let revoked = unless_gone(registry.storage().revoke_lease(lease).await, lease)?;
         ensure!(revoked.is_none(), Leased, "a lease was revoked twice");
+        let owner = registry.storage().lease_owner(lease).await?;
+        ensure_eq!(owner, None, Leased, "the owner of a lease that was revoked");
         all.push(registry.grant(LONG_TTL).await?);
     }
     lease_count_becomes(&registry, 20).await?;

@@ -36,7 +36,7 @@ pub(super) struct Lease {
     /// What names it in the buckets. Not used again before every session under it is gone.
     pub(super) slot: LeaseSlot,
     ttl: Duration,
-    owner: Box<str>,
+    pub(super) owner: Arc<str>,
     /// Read under a bucket's lock before a session comes under the lease there: see [`Lease::enter`].
     is_live: AtomicBool,
     buckets: Mutex<BucketSet>,

@@ -1,7 +1,7 @@
 //! Leases. They are granted and kept in the first partition, and attached to each partition that has sessions under
 //! them.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 
@@ -58,6 +58,24 @@ impl Registry {
                 (0, known) => self.finish_ending(lease, &known).await?,
                 (-1, _) => return Err(StorageError::UnknownLease(lease)),
                 (ttl, _) => return Ok(Duration::from_millis(ttl.unsigned_abs())),
+            }
+        }
+    }
+
+    pub(super) async fn lease_owner(&self, lease: LeaseId) -> Result<Option<Arc<str>>, StorageError> {
+        loop {
+            let known: Option<Vec<u8>> = {
+                let mut ask = redis::cmd("HGET");
+                self.first().ask(ask.arg(self.first().key("leases")).arg(&lease_bytes(lease)[..])).await?
+            };
+            if let Some(known) = known {
+                // Its ttl and its owner.
+                let text = String::from_utf8_lossy(&known);
+                return Ok(Some(text.split_once(' ').map_or("", |(_, owner)| owner).into()));
+            }
+            // It may be ending, and turn out to be alive.
+            if !self.lives(lease).await? {
+                return Ok(None);
             }
         }
     }

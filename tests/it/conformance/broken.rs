@@ -64,6 +64,7 @@ enum Fault {
     LooksUpNoLease,
     LooksUpEndedLeases,
     NamesTheStart,
+    ForgetsOwners,
     ConfusesReasons,
     ForgetsWhereASessionMovedFrom,
     ForgetsTheLeaseOfADestroyedSession,
@@ -142,6 +143,7 @@ const FOUND: &[(Fault, &str, Obligation)] = &[
     (LooksUpNoLease, "a_lookup_tells_the_lease_of_each_session", Obligation::Placed),
     (LooksUpNoLease, "random_calls_answer_as_a_model_does", Obligation::Placed),
     (LooksUpEndedLeases, "an_ended_lease_protects_nothing", Obligation::Placed),
+    (ForgetsOwners, "a_lease_lives_until_it_is_revoked", Obligation::Answers),
     (NamesTheStart, "answers_name_the_place_where_they_are_true", Obligation::Placed),
     (ForgetsWhereASessionMovedFrom, "a_session_moves_to_the_lease_it_is_created_under", Obligation::Placed),
     (ForgetsWhereASessionMovedFrom, "random_calls_answer_as_a_model_does", Obligation::Ordered),
@@ -580,6 +582,11 @@ impl SessionStorage for Broken {
             KeepsRevokedLeases => Ok(self.memory.keep_lease_alive(lease).await.unwrap_or(Duration::from_secs(3600))),
             _ => self.memory.keep_lease_alive(lease).await,
         }
+    }
+
+    async fn lease_owner(&self, lease: LeaseId) -> Result<Option<Arc<str>>, StorageError> {
+        let owner = self.memory.lease_owner(lease).await?;
+        Ok(if self.fault == ForgetsOwners { owner.map(|_| "".into()) } else { owner })
     }
 
     async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {

@@ -116,6 +116,10 @@ impl<T: Twist> SessionStorage for Twisted<T> {
     }
 
     async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
+    async fn lease_owner(&self, lease: LeaseId) -> Result<Option<Arc<str>>, StorageError> {
+        self.truth.lease_owner(lease).await
+    }
+
         self.truth.revoke_lease(lease).await
     }
 

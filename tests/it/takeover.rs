@@ -1,0 +1,155 @@
+//! Which gateway has a session, and how a session moves from one gateway to another, over the wire.
+
+use std::time::Duration;
+
+use sessiond::proto::{
+    BatchCreateSessionsRequest, BatchCreateSessionsResponse, BatchLookupSessionsRequest, CreateSessionRequest,
+    CreateSessionResponse, DestroySessionRequest, GrantLeaseRequest, Lease, LookupSessionRequest,
+    LookupSessionResponse, Place,
+};
+
+use crate::{
+    fake::{duration, soon},
+    leases::{keep_alive, revoke},
+    server::{Leases, Running, Sessions},
+};
+
+const LONG: Duration = Duration::from_secs(3600);
+
+async fn grant(client: &Leases, owner: &str, ttl: Duration) -> Lease {
+    let request = GrantLeaseRequest { ttl: Some(duration(ttl)), owner: owner.to_owned() };
+    let lease_id = soon(client.clone().grant_lease(request)).await.unwrap().into_inner().lease_id;
+    Lease { lease_id, owner: owner.to_owned() }
+}
+
+async fn lookup(client: &Sessions, id: i64) -> LookupSessionResponse {
+    let request = LookupSessionRequest { session_id: Some(id), auth_key_id: 0 };
+    soon(client.clone().lookup_session(request)).await.unwrap().into_inner()
+}
+
+async fn holder(client: &Sessions, id: i64) -> Option<Lease> {
+    let found = lookup(client, id).await;
+    assert!(found.exists);
+    found.lease
+}
+
+async fn take(client: &Sessions, id: i64, lease: &Lease, only_from: Option<u64>) -> CreateSessionResponse {
+    let request = CreateSessionRequest {
+        session_id: Some(id),
+        lease_id: lease.lease_id,
+        only_from_lease_id: only_from,
+        with_place: true,
+        ..Default::default()
+    };
+    soon(client.clone().create_session(request)).await.unwrap().into_inner()
+}
+
+async fn take_all(client: &Sessions, ids: Vec<i64>, lease: &Lease) -> BatchCreateSessionsResponse {
+    let request = BatchCreateSessionsRequest {
+        session_ids: ids,
+        lease_id: lease.lease_id,
+        only_from_lease_id: Some(0),
+        ..Default::default()
+    };
+    soon(client.clone().batch_create_sessions(request)).await.unwrap().into_inner()
+}
+
+#[tokio::test]
+async fn a_session_is_looked_up_with_its_lease_and_the_owner_of_it() {
+    let server = Running::start().await;
+    let (leases, client) = (server.leases(), server.sessions());
+    let (a, b) = (grant(&leases, "10.0.0.1:443", LONG).await, grant(&leases, "10.0.0.2:443", LONG).await);
+    assert_eq!(lookup(&client, 1).await, LookupSessionResponse::default());
+    let free = CreateSessionRequest { session_id: Some(1), ..Default::default() };
+    assert!(soon(client.clone().create_session(free)).await.unwrap().into_inner().created);
+    assert_eq!(holder(&client, 1).await, None);
+    assert_eq!(take(&client, 1, &a, None).await.lease, None, "only another lease than the request's is told");
+    assert_eq!(holder(&client, 1).await, Some(a.clone()));
+    assert_eq!(take(&client, 2, &b, None).await.lease, None);
+    let request = BatchLookupSessionsRequest { session_ids: vec![2, 3, 1], ..Default::default() };
+    let found = soon(client.clone().batch_lookup_sessions(request)).await.unwrap().into_inner();
+    assert_eq!((found.exists, found.lease_ids), (vec![true, false, true], vec![b.lease_id, 0, a.lease_id]));
+    // A create without a lease tells who has the session.
+    let free = CreateSessionRequest { session_id: Some(1), ..Default::default() };
+    let answer = soon(client.clone().create_session(free)).await.unwrap().into_inner();
+    assert_eq!((answer.created, answer.lease), (false, Some(a.clone())));
+    revoke(&leases, a.lease_id).await.unwrap();
+    assert_eq!(lookup(&client, 1).await, LookupSessionResponse::default());
+}
+
+#[tokio::test]
+async fn a_gateway_that_returns_takes_back_only_what_nobody_holds() {
+    let server = Running::start().await;
+    let (leases, client) = (server.leases(), server.sessions());
+    let a = grant(&leases, "a", Duration::from_secs(1)).await;
+    let b = grant(&leases, "b", LONG).await;
+    assert!(take_all(&client, (0..100).collect(), &a).await.created.iter().all(|created| *created));
+    // A is cut off. Half of its clients come to B, before its lease has expired or after.
+    for id in 0..50 {
+        if id == 25 {
+            soon(async {
+                while keep_alive_is_over(&client).await {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            })
+            .await;
+        }
+        take(&client, id, &b, None).await;
+    }
+    assert!(keep_alive(&leases, a.lease_id).await.is_err());
+    // A returns and registers what it still has connections for.
+    let again = grant(&leases, "a", LONG).await;
+    let answer = take_all(&client, (0..100).collect(), &again).await;
+    let expected: Vec<u64> = (0..100).map(|id| if id < 50 { b.lease_id } else { again.lease_id }).collect();
+    assert_eq!(answer.lease_ids, expected);
+    assert_eq!(answer.created, (0..100).map(|id| id >= 50).collect::<Vec<_>>());
+    assert_eq!(holder(&client, 0).await, Some(b));
+    // What A destroys under its lease is no session of B's.
+    let request = DestroySessionRequest { session_id: Some(0), lease_id: again.lease_id, ..Default::default() };
+    assert!(!soon(client.clone().destroy_session(request)).await.unwrap().into_inner().destroyed);
+    let answer = take_all(&client, (0..100).collect(), &again).await;
+    assert_eq!(answer.lease_ids, expected, "a retry changes nothing");
+}
+
+/// Whether the last session of the gateway that was cut off is left.
+async fn keep_alive_is_over(client: &Sessions) -> bool {
+    lookup(client, 99).await.exists
+}
+
+#[tokio::test]
+async fn a_delayed_create_does_not_take_a_session_back() {
+    let server = Running::start().await;
+    let (leases, client) = (server.leases(), server.sessions());
+    let [old, a, b] =
+        [grant(&leases, "old", LONG).await, grant(&leases, "a", LONG).await, grant(&leases, "b", LONG).await];
+    take(&client, 1, &old, None).await;
+    let seen_by_a = holder(&client, 1).await.unwrap().lease_id;
+    let seen_by_b = holder(&client, 1).await.unwrap().lease_id;
+    let answer = take(&client, 1, &b, Some(seen_by_b)).await;
+    assert_eq!((answer.created, answer.lease), (false, None));
+    let late = take(&client, 1, &a, Some(seen_by_a)).await;
+    assert_eq!((late.created, late.lease), (false, Some(b.clone())));
+    assert_eq!(holder(&client, 1).await, Some(b));
+}
+
+#[tokio::test]
+async fn places_tell_the_order_of_changes() {
+    let server = Running::start().await;
+    let (leases, client) = (server.leases(), server.sessions());
+    let (a, b) = (grant(&leases, "a", LONG).await, grant(&leases, "b", LONG).await);
+    let place = |position| Some(Place { partition: 0, position });
+    assert_eq!(take(&client, 1, &a, None).await.place, place(1));
+    assert_eq!(take(&client, 2, &a, None).await.place, place(2));
+    assert_eq!(take(&client, 1, &a, None).await.place, place(2), "nothing changed, and this is true at the end");
+    assert_eq!(take(&client, 1, &b, Some(0)).await.place, place(2));
+    assert_eq!(take(&client, 1, &b, Some(a.lease_id)).await.place, place(3));
+    let request = DestroySessionRequest { session_id: Some(1), with_place: true, ..Default::default() };
+    let answer = soon(client.clone().destroy_session(request)).await.unwrap().into_inner();
+    assert_eq!((answer.destroyed, answer.place), (true, place(4)));
+    let request = BatchCreateSessionsRequest { session_ids: vec![3, 4], with_place: true, ..Default::default() };
+    let answer = soon(client.clone().batch_create_sessions(request)).await.unwrap().into_inner();
+    assert_eq!(answer.places, Vec::from_iter(place(6)));
+    assert!(answer.lease_ids.is_empty(), "they are told only to who asks whose they are");
+    let plain = CreateSessionRequest { session_id: Some(5), ..Default::default() };
+    assert_eq!(soon(client.clone().create_session(plain)).await.unwrap().into_inner().place, None);
+}
