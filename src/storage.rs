@@ -245,6 +245,8 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
     /// The sessions of some buckets from `first` on: of at least one bucket, and of no more once `limit` sessions are
     /// read.
     ///
+    /// With `with_leases`, the lease of each session is read as well: the one that the log tells, even if it has ended.
+    ///
     /// `known` is for each partition the point up to which the caller has read the log of `registry_id`. The sessions are read
     /// from a registry whose log contains the points of their partitions.
     ///
@@ -258,6 +260,7 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
         known: &[LogPoint],
         first: u32,
         limit: usize,
+        with_leases: bool,
     ) -> Result<BucketRun, LogError>;
 }
 
@@ -335,4 +338,6 @@ pub struct BucketRun {
     pub points: Vec<LogPoint>,
     /// The sessions in those buckets, in no particular order.
     pub sessions: Vec<SessionKey>,
+    /// The lease of each of them, if leases were asked for; empty otherwise.
+    pub leases: Vec<Option<LeaseId>>,
 }

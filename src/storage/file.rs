@@ -230,8 +230,9 @@ impl SessionStorage for FileStorage {
         known: &[LogPoint],
         first: u32,
         limit: usize,
+        with_leases: bool,
     ) -> Result<BucketRun, LogError> {
-        self.memory.read_buckets(registry_id, known, first, limit).await
+        self.memory.read_buckets(registry_id, known, first, limit, with_leases).await
     }
 }
 

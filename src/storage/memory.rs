@@ -504,17 +504,21 @@ impl SessionStorage for MemoryStorage {
         known: &[LogPoint],
         first: u32,
         limit: usize,
+        with_leases: bool,
     ) -> Result<BucketRun, LogError> {
         // Of all partitions, as neighbouring buckets are of different ones.
         let knows = |(log, point): (&Log, &LogPoint)| log.mark(point.position) == Some(point.mark);
         if registry_id != self.registry_id || !self.logs.iter().zip(known).all(knows) {
             return Err(LogError::Restarted);
         }
-        let mut run = BucketRun { points: Vec::new(), sessions: Vec::new() };
+        let mut run = BucketRun { points: Vec::new(), sessions: Vec::new(), leases: Vec::new() };
         let end = first.saturating_add(BUCKETS_A_READ).min(self.buckets.len() as u32);
         for index in first..end {
             let bucket = self.buckets[index as usize].lock();
             bucket.sessions().for_each(|sessions| run.sessions.extend_from_slice(sessions));
+            if with_leases {
+                run.leases.extend(bucket.leased().map(|(_, slot)| self.leases.id(slot)));
+            }
             // Read under the bucket's lock: no change of this bucket can come between.
             run.points.push(self.log_of(index).newest_point());
             if run.sessions.len() >= limit {

@@ -46,6 +46,7 @@ use self::{
     entry::{mark_bytes, mark_in},
     fault::Fault,
     lane::{Answer, Change, Lane, Outcome, Taking},
+    lease::lease_number,
     partition::ASK,
     probe::Findings,
     reads::Reads,
@@ -246,25 +247,27 @@ impl RedisStorage {
         known: LogPoint,
         first: u32,
         limit: usize,
+        with_leases: bool,
     ) -> Result<(BucketRun, LogPoint), Fault> {
         let registry = &*self.registry;
         let partition = registry.partition(registry.partition_of(first));
         let left = registry.buckets_of(partition.number).end - first;
         let some = (self.read_ahead.load(Ordering::Relaxed) as u32).min(left);
-        let read = partition.run::<(u64, Vec<u8>, i64, Vec<u8>)>(ASK, |_| {
-            let call = registry.call(&registry.scripts.read, partition, &["log"], some as usize);
+        let read = partition.run::<(u64, Vec<u8>, i64, Vec<u8>, Vec<u8>)>(ASK, |_| {
+            let call = registry.call(&registry.scripts.read, partition, &["log", "slots"], some as usize);
             let call = (first..first + some).fold(call, |call, bucket| call.arg(partition.bucket_key(bucket)));
             let call = call.arg(&identity.birth).arg(known.position.0).arg(&mark_bytes(known.mark)[..]);
-            call.arg(limit.max(1))
+            call.arg(limit.max(1)).arg(i32::from(with_leases))
         });
-        let (position, mark, read, bytes) = read.await?;
+        let (position, mark, read, bytes, leases) = read.await?;
+        let leases = leases.chunks_exact(8).map(|lease| LeaseId::from_number(lease_number(lease))).collect();
         let sessions: Vec<SessionKey> = bytes.chunks_exact(16).filter_map(session_of).collect();
         let read = usize::try_from(read).unwrap_or(left as usize);
         let wanted = limit.saturating_mul(read) / sessions.len().max(1);
         self.read_ahead.store(wanted.clamp(8, BUCKETS_A_READ), Ordering::Relaxed);
         let mark = mark_in(&mark).ok_or_else(|| Fault::malformed("the mark of the log is missing"))?;
         let end = LogPoint { position: Position(position), mark };
-        Ok((BucketRun { points: vec![end; read], sessions }, end))
+        Ok((BucketRun { points: vec![end; read], sessions, leases }, end))
     }
 }
 
@@ -367,13 +370,13 @@ impl SessionStorage for RedisStorage {
         self.registry.keep_lease_alive(lease).await
     }
 
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
-        self.registry.revoke_lease(lease).await
-    }
     async fn lease_owner(&self, lease: LeaseId) -> Result<Option<Arc<str>>, StorageError> {
         self.registry.lease_owner(lease).await
     }
 
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
+        self.registry.revoke_lease(lease).await
+    }
 
     async fn expire_leases(&self) -> Result<Infallible, StorageError> {
         Ok(self.registry.expire_leases().await?)
@@ -421,6 +424,7 @@ impl SessionStorage for RedisStorage {
         known: &[LogPoint],
         first: u32,
         limit: usize,
+        with_leases: bool,
     ) -> Result<BucketRun, LogError> {
         let registry = &*self.registry;
         let identity = registry.identity();
@@ -430,7 +434,7 @@ impl SessionStorage for RedisStorage {
         let number = registry.partition_of(first);
         let known = known.get(number as usize).copied().ok_or(LogError::Restarted)?;
         for _ in 0..TRIES {
-            let run = self.read_run(&identity, known, first, limit);
+            let run = self.read_run(&identity, known, first, limit, with_leases);
             let outcome = match run.await {
                 Ok((run, end)) => {
                     let promised = self.tails[number as usize].promise(registry, &identity, end).await;

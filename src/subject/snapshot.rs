@@ -124,7 +124,7 @@ impl Snapshot {
                 tokio::time::sleep(pause).await;
             }
             let known = inner.feed.log.known(began).ok_or(LogError::Restarted)?;
-            let read = inner.storage.read_buckets(registry_id, &known, first, SESSIONS_A_READ);
+            let read = inner.storage.read_buckets(registry_id, &known, first, SESSIONS_A_READ, false);
             inner.waits.of(StorageOperation::ReadBuckets, read).await
         })
     }

@@ -165,8 +165,9 @@ impl SessionStorage for Faulty {
         known: &[LogPoint],
         first: u32,
         limit: usize,
+        with_leases: bool,
     ) -> Result<BucketRun, LogError> {
-        self.check()?.read_buckets(registry_id, known, first, limit).await
+        self.check()?.read_buckets(registry_id, known, first, limit, with_leases).await
     }
 }
 

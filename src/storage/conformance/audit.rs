@@ -23,7 +23,7 @@ pub(super) struct BucketRead {
     bucket: u32,
     /// What its sessions reflect, as the storage says.
     position: Position,
-    sessions: HashSet<SessionKey>,
+    sessions: HashMap<SessionKey, Option<LeaseId>>,
     /// How far the log of its partition reached before the read: what had happened by then must show.
     before: Position,
 }
@@ -43,7 +43,8 @@ pub(super) async fn read_some(registry: &Registry, first: u32, limit: usize) -> 
     let buckets = registry.layout().buckets;
     let before = registry.extent().await?;
     let known: Vec<_> = before.partitions.iter().map(|held| held.end).collect();
-    let run = registry.read_buckets(&known, first, limit).await?;
+    let run = registry.read_buckets(&known, first, limit, true).await?;
+    ensure_eq!(run.leases.len(), run.sessions.len(), Answers, "leases of {} sessions", run.sessions.len());
     let storage = registry.storage();
     ensure!(!run.points.is_empty(), Answers, "read_buckets({first}, {limit}) read no bucket");
     let end = u64::from(first) + run.points.len() as u64;
@@ -52,10 +53,10 @@ pub(super) async fn read_some(registry: &Registry, first: u32, limit: usize) -> 
         .zip(run.points)
         .map(|(bucket, LogPoint { position, .. })| {
             let before = known[storage.partition_of(bucket) as usize].position;
-            BucketRead { bucket, position, sessions: HashSet::new(), before }
+            BucketRead { bucket, position, sessions: HashMap::new(), before }
         })
         .collect();
-    for session in run.sessions {
+    for (session, lease) in run.sessions.into_iter().zip(run.leases) {
         let bucket = storage.bucket_of(&session);
         let read = bucket.checked_sub(first).and_then(|index| reads.get_mut(index as usize));
         let Some(read) = read else {
@@ -64,7 +65,11 @@ pub(super) async fn read_some(registry: &Registry, first: u32, limit: usize) -> 
                 "read_buckets({first}, {limit}) gave {session:?} of bucket {bucket}, which it did not read"
             );
         };
-        ensure!(read.sessions.insert(session), ExactReads, "bucket {bucket} was read with {session:?} twice");
+        ensure!(
+            read.sessions.insert(session, lease).is_none(),
+            ExactReads,
+            "bucket {bucket} was read with {session:?} twice"
+        );
     }
     let all_but_last = reads.split_last().map_or(0, |(_, others)| others.iter().map(|read| read.sessions.len()).sum());
     ensure!(
@@ -212,21 +217,22 @@ pub(super) fn check_reads(registry: &Registry, log: &WholeLog, reads: &[BucketRe
             "bucket {bucket} was read at {position:?}, ahead of its log, which reaches {end:?}"
         );
         let changes = changes.get(bucket).map_or(&[][..], Vec::as_slice);
-        let mut expected = HashSet::new();
+        let mut expected = HashMap::new();
         let mut last = Position(0);
-        for (at, SessionEvent { session, change, .. }) in changes {
+        for (at, SessionEvent { session, change, lease }) in changes {
             if at <= before {
                 last = *at;
             }
             if at <= position {
                 match change {
-                    SessionChange::Created => expected.insert(*session),
+                    SessionChange::Created | SessionChange::Moved { .. } => expected.insert(*session, *lease),
                     SessionChange::Destroyed(_) => expected.remove(session),
-                    SessionChange::Moved { .. } => true,
                 };
             }
         }
-        if let Some(difference) = difference(sessions, &expected) {
+        let pairs =
+            |map: &HashMap<SessionKey, Option<LeaseId>>| map.iter().map(|(key, lease)| (*key, *lease)).collect();
+        if let Some(difference) = difference::<(SessionKey, Option<LeaseId>)>(&pairs(sessions), &pairs(&expected)) {
             broken!(ExactReads, "bucket {bucket}, read at {position:?}, is not what its log says there: {difference}");
         }
         ensure!(
@@ -257,7 +263,8 @@ pub(super) async fn audit_settled(registry: &Registry) -> Outcome<Replay> {
             ensure_eq!(exists, expected, Atomic, "whether {session:?} exists, where the log says so");
         }
     }
-    let read: HashSet<_> = read_all(registry, 4096).await?.into_iter().flat_map(|read| read.sessions).collect();
+    let read: HashSet<_> =
+        read_all(registry, 4096).await?.into_iter().flat_map(|read| read.sessions.into_keys()).collect();
     if let Some(difference) = difference(&read, &replay.live) {
         broken!(ExactReads, "all buckets together are not what the log says: {difference}");
     }

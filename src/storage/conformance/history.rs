@@ -201,7 +201,7 @@ pub(super) async fn a_read_for_another_history_is_refused(factory: &dyn StorageF
                 expect_refused(&registry, registry_id, &known, first, what).await?;
             }
             for known in [&starts, &ends] {
-                registry.read_buckets(known, first, 10).await?;
+                registry.read_buckets(known, first, 10, false).await?;
             }
         }
         change_some(&registry, round * 20..round * 20 + 20).await?;
@@ -217,7 +217,7 @@ async fn expect_refused(
     first: u32,
     what: &str,
 ) -> Outcome {
-    match registry.storage().read_buckets(registry_id, known, first, 10).await {
+    match registry.storage().read_buckets(registry_id, known, first, 10, false).await {
         Err(LogError::Restarted) => Ok(()),
         Err(error) => Err(error.into()),
         Ok(_) => broken!(Histories, "read_buckets({first}) for {what} gave sessions instead of Restarted"),

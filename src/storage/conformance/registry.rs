@@ -160,8 +160,9 @@ impl Registry {
         known: &[LogPoint],
         first: u32,
         limit: usize,
+        with_leases: bool,
     ) -> Result<BucketRun, LogError> {
-        self.storage().read_buckets(self.registry_id, known, first, limit).await
+        self.storage().read_buckets(self.registry_id, known, first, limit, with_leases).await
     }
 
     pub(super) async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Outcome<Vec<bool>> {

@@ -50,6 +50,7 @@ enum Fault {
     ReadsAtTooLow,
     ReadsAtTooHigh,
     ReadsOneLess,
+    ReadsNoLeases,
     ReadsPastTheLimit,
     LogsBeforeItChanges,
     LeavesOutWhatWasDropped,
@@ -129,6 +130,7 @@ const FOUND: &[(Fault, &str, Obligation)] = &[
     (ReadsAtTooLow, "reads_are_exact_while_sessions_change", Obligation::ExactReads),
     (ReadsAtTooHigh, "reads_are_exact_while_sessions_change", Obligation::ExactReads),
     (ReadsOneLess, "reading_all_buckets_gives_each_session_once", Obligation::ExactReads),
+    (ReadsNoLeases, "a_create_tells_the_lease_of_each_session", Obligation::ExactReads),
     (ReadsPastTheLimit, "a_read_ends_with_the_bucket_that_reaches_its_limit", Obligation::Answers),
     (LogsBeforeItChanges, "a_change_and_its_log_entry_are_one_step", Obligation::Atomic),
     (LeavesOutWhatWasDropped, "a_dropped_call_leaves_set_and_log_agreed", Obligation::ExactReads),
@@ -788,6 +790,7 @@ impl SessionStorage for Broken {
         known: &[LogPoint],
         first: u32,
         limit: usize,
+        with_leases: bool,
     ) -> Result<BucketRun, LogError> {
         let limit = if self.fault == ReadsPastTheLimit { usize::MAX } else { limit };
         let extent = self.memory.log().await?;
@@ -800,16 +803,23 @@ impl SessionStorage for Broken {
             }
         }
         let registry_id = if self.fault == ReadsAnyRegistry { extent.registry_id } else { registry_id };
-        let mut run = self.memory.read_buckets(registry_id, &known, first, limit).await?;
+        let mut run = self.memory.read_buckets(registry_id, &known, first, limit, with_leases).await?;
         match self.fault {
             ReadsAtTooLow => {
                 run.points.iter_mut().for_each(|point| point.position.0 = point.position.0.saturating_sub(1))
             }
             ReadsAtTooHigh => run.points.iter_mut().for_each(|point| point.position.0 += 1),
-            ReadsOneLess => drop(run.sessions.pop()),
+            ReadsOneLess => {
+                run.sessions.pop();
+                run.leases.pop();
+            }
+            ReadsNoLeases => run.leases.fill(None),
             LeavesOutWhatWasDropped => {
                 let state = self.state();
-                run.sessions.retain(|session| !state.hidden.contains(session));
+                let shown: Vec<bool> = run.sessions.iter().map(|session| !state.hidden.contains(session)).collect();
+                let (mut of_session, mut of_lease) = (shown.iter(), shown.iter());
+                run.sessions.retain(|_| of_session.next() == Some(&true));
+                run.leases.retain(|_| of_lease.next() == Some(&true));
             }
             _ => {}
         }

@@ -92,8 +92,9 @@ impl Twist for ReadsUnderOldPositions {
         known: &[LogPoint],
         first: u32,
         limit: usize,
+        with_leases: bool,
     ) -> Result<BucketRun, LogError> {
-        let mut run = truth.read_buckets(registry_id, known, first, limit).await?;
+        let mut run = truth.read_buckets(registry_id, known, first, limit, with_leases).await?;
         run.points.iter_mut().for_each(|point| point.position.0 = 0);
         Ok(run)
     }

@@ -399,11 +399,12 @@ impl Twist for Restarts {
         known: &[LogPoint],
         first: u32,
         limit: usize,
+        with_leases: bool,
     ) -> Result<BucketRun, LogError> {
         if self.has() {
-            return self.next.read_buckets(registry_id, known, first, limit).await;
+            return self.next.read_buckets(registry_id, known, first, limit, with_leases).await;
         }
-        truth.read_buckets(registry_id, known, first, limit).await
+        truth.read_buckets(registry_id, known, first, limit, with_leases).await
     }
 }
 

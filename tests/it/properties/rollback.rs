@@ -131,6 +131,7 @@ impl Twist for RollsBack {
         known: &[LogPoint],
         first: u32,
         limit: usize,
+        with_leases: bool,
     ) -> Result<BucketRun, LogError> {
         if registry_id != truth.log().await?.registry_id || !known.iter().all(|point| self.contains(*point)) {
             return Err(LogError::Restarted);
@@ -138,7 +139,7 @@ impl Twist for RollsBack {
         let storage = self.storage(truth);
         let log = storage.log().await?;
         let known: Vec<_> = log.partitions.iter().map(|held| held.end).collect();
-        storage.read_buckets(log.registry_id, &known, first, limit).await
+        storage.read_buckets(log.registry_id, &known, first, limit, with_leases).await
     }
 }
 

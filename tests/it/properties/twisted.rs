@@ -51,8 +51,9 @@ pub(crate) trait Twist: fmt::Debug + Send + Sync + 'static {
         known: &[LogPoint],
         first: u32,
         limit: usize,
+        with_leases: bool,
     ) -> Result<BucketRun, LogError> {
-        truth.read_buckets(registry_id, known, first, limit).await
+        truth.read_buckets(registry_id, known, first, limit, with_leases).await
     }
 }
 
@@ -115,11 +116,11 @@ impl<T: Twist> SessionStorage for Twisted<T> {
         self.truth.keep_lease_alive(lease).await
     }
 
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
     async fn lease_owner(&self, lease: LeaseId) -> Result<Option<Arc<str>>, StorageError> {
         self.truth.lease_owner(lease).await
     }
 
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
         self.truth.revoke_lease(lease).await
     }
 
@@ -159,8 +160,9 @@ impl<T: Twist> SessionStorage for Twisted<T> {
         known: &[LogPoint],
         first: u32,
         limit: usize,
+        with_leases: bool,
     ) -> Result<BucketRun, LogError> {
-        self.twist.read_buckets(&*self.truth, registry_id, known, first, limit).await
+        self.twist.read_buckets(&*self.truth, registry_id, known, first, limit, with_leases).await
     }
 }
 
@@ -229,8 +231,9 @@ impl Twist for Paced {
         known: &[LogPoint],
         first: u32,
         _: usize,
+        with_leases: bool,
     ) -> Result<BucketRun, LogError> {
         open(&self.reads, true).await;
-        truth.read_buckets(registry_id, known, first, 1).await
+        truth.read_buckets(registry_id, known, first, 1, with_leases).await
     }
 }

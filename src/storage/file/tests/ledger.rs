@@ -125,7 +125,7 @@ impl Ledger {
         let mut read = BTreeSet::new();
         let mut first = 0;
         while first < storage.layout().buckets {
-            let run = storage.read_buckets(log.registry_id, &[held.end], first, usize::MAX).await.unwrap();
+            let run = storage.read_buckets(log.registry_id, &[held.end], first, usize::MAX, false).await.unwrap();
             first += run.points.len() as u32;
             read.extend(run.sessions);
         }

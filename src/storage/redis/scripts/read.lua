@@ -1,21 +1,34 @@
 -- Reads buckets together with the place in the log that they reflect.
--- KEYS: meta, log, the buckets. ARGV: birth, the position and mark of a place that the caller has read, how many
--- sessions are enough.
--- Returns the end of the log and its mark, how many buckets were read (-1: the whole partition is empty), and the bytes
--- of their sessions. Error: OTHER if that place is not in this log.
+-- KEYS: meta, log, slots, the buckets. ARGV: birth, the position and mark of a place that the caller has read, how many
+-- sessions are enough, '1' if leases are asked for.
+-- Returns the end of the log and its mark, how many buckets were read (-1: the whole partition is empty), the bytes of their
+-- sessions, and the lease of each (8 bytes, zeros for none) if they are asked for. Error: OTHER if that place is not in this log.
 if mark_at(tonumber(ARGV[2])) ~= ARGV[3] then
     return redis.error_reply('OTHER the log has another history')
 end
 if count == 0 then
-    return {last, mark, -1, ''}
+    return {last, mark, -1, '', ''}
 end
-local read, found, parts = 0, 0, {}
-for i = 3, #KEYS do
-    local sessions = call('HKEYS', KEYS[i])
-    read, found = read + 1, found + #sessions
-    parts[read] = table.concat(sessions)
+local read, found, parts, leases, lease_of = 0, 0, {}, {}, {[''] = string.rep('\0', 8)}
+local function lease_at(slot)
+    lease_of[slot] = lease_of[slot] or call('HGET', KEYS[3], slot) or lease_of['']
+    return lease_of[slot]
+end
+for i = 4, #KEYS do
+    read = read + 1
+    if ARGV[5] == '1' then
+        local held = call('HGETALL', KEYS[i])
+        for n = 1, #held, 2 do
+            parts[#parts + 1], leases[#leases + 1] = held[n], lease_at(held[n + 1])
+        end
+        found = found + #held / 2
+    else
+        local sessions = call('HKEYS', KEYS[i])
+        found = found + #sessions
+        parts[read] = table.concat(sessions)
+    end
     if found >= tonumber(ARGV[4]) then
         break
     end
 end
-return {last, mark, read, table.concat(parts)}
+return {last, mark, read, table.concat(parts), table.concat(leases)}
