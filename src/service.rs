@@ -91,14 +91,16 @@ impl Calls {
     async fn create(self, request: CreateSessionRequest) -> Result<CreateSessionResponse, ServiceError> {
         let session = session_key(request.auth_key_id, request.session_id)?;
         let options = create_options(request.lease_id, request.only_from_lease_id)?;
-        let Answers { sessions, places } = self.create_with(&[session], options).await?;
-        let Creation { created, lease } = *first(&sessions)?;
+        let (Creation { created, lease }, place) = {
+            let answers = self.shared.subject.create_with(&[session], options).await.map_err(create_error)?;
+            let place = if request.with_place { answers.places.first().map(convert::place) } else { None };
+            (*first(&answers.sessions)?, place)
+        };
         let lease = match lease.filter(|lease| options.lease != Some(*lease)) {
             // In a box, because it is rare and would make the future of every call larger.
             Some(lease) => Box::pin(self.holder(lease)).await?,
             None => None,
         };
-        let place = if request.with_place { places.first().map(convert::place) } else { None };
         Ok(CreateSessionResponse { created, lease, place })
     }
 
@@ -122,7 +124,8 @@ impl Calls {
     ) -> Result<BatchCreateSessionsResponse, ServiceError> {
         let sessions = self.session_keys(&request.auth_key_ids, &request.session_ids)?;
         let options = create_options(request.lease_id, request.only_from_lease_id)?;
-        let Answers { sessions, places } = self.create_with(&sessions, options).await?;
+        let answers = self.shared.subject.create_with(&sessions, options).await.map_err(create_error)?;
+        let Answers { sessions, places } = answers;
         let lease_ids = match request.only_from_lease_id {
             Some(_) => sessions.iter().map(|creation| convert::lease_number(creation.lease)).collect(),
             None => Vec::new(),
@@ -140,16 +143,12 @@ impl Calls {
         let Answers { sessions, places } = self.shared.subject.destroy_with(&sessions, lease).await?;
         Ok(BatchDestroySessionsResponse { destroyed: sessions, places: places_if(request.with_place, &places) })
     }
+}
 
-    async fn create_with(
-        &self,
-        sessions: &[SessionKey],
-        options: CreateOptions,
-    ) -> Result<Answers<Creation>, ServiceError> {
-        self.shared.subject.create_with(sessions, options).await.map_err(|error| match error {
-            StorageError::UnknownLease(lease) => ServiceError::CreateUnderUnknownLease(lease.number()),
-            error => error.into(),
-        })
+fn create_error(error: StorageError) -> ServiceError {
+    match error {
+        StorageError::UnknownLease(lease) => ServiceError::CreateUnderUnknownLease(lease.number()),
+        error => error.into(),
     }
 }
 

@@ -252,12 +252,12 @@ impl SessionSubject {
     /// # Errors
     ///
     /// As the storage.
-    pub async fn create_with(
-        &self,
-        sessions: &[SessionKey],
+    pub fn create_with<'a>(
+        &'a self,
+        sessions: &'a [SessionKey],
         options: CreateOptions,
-    ) -> Result<Answers<Creation>, StorageError> {
-        self.inner.waits.of(StorageOperation::Create, self.inner.storage.create_with(sessions, options)).await
+    ) -> impl Future<Output = Result<Answers<Creation>, StorageError>> + Send + use<'a> {
+        self.inner.waits.of(StorageOperation::Create, self.inner.storage.create_with(sessions, options))
     }
 
     /// Makes sessions exist, and takes those that exist from any lease; see [`SessionStorage::create`].
@@ -293,12 +293,12 @@ impl SessionSubject {
     /// # Errors
     ///
     /// As the storage.
-    pub async fn destroy_with(
-        &self,
-        sessions: &[SessionKey],
+    pub fn destroy_with<'a>(
+        &'a self,
+        sessions: &'a [SessionKey],
         lease: Option<LeaseId>,
-    ) -> Result<Answers<bool>, StorageError> {
-        self.inner.waits.of(StorageOperation::Destroy, self.inner.storage.destroy_with(sessions, lease)).await
+    ) -> impl Future<Output = Result<Answers<bool>, StorageError>> + Send + use<'a> {
+        self.inner.waits.of(StorageOperation::Destroy, self.inner.storage.destroy_with(sessions, lease))
     }
 
     /// Makes sessions not exist; see [`SessionStorage::destroy`].
@@ -338,7 +338,15 @@ impl SessionSubject {
     /// As the storage.
     pub async fn lease_owner(&self, lease: LeaseId) -> Result<Option<Arc<str>>, StorageError> {
         let Inner { storage, waits, owners, .. } = &*self.inner;
-        owners.get(lease, async { waits.of(StorageOperation::LeaseOwner, storage.lease_owner(lease)).await }).await
+        if let Some(owner) = owners.known(lease) {
+            return Ok(Some(owner));
+        }
+        // In a box, because it is rare and would make the future of every lookup larger.
+        let owner = Box::pin(waits.of(StorageOperation::LeaseOwner, storage.lease_owner(lease))).await?;
+        if let Some(owner) = &owner {
+            owners.remember(lease, owner);
+        }
+        Ok(owner)
     }
 
     /// Revokes a lease; see [`SessionStorage::revoke_lease`].

@@ -29,6 +29,8 @@ fn event(event: proto::SessionEvent) -> Result<SessionEvent, ClientError> {
     let change = match event.r#type() {
         proto::SessionEventType::Created => SessionChange::Created,
         proto::SessionEventType::Destroyed => SessionChange::Destroyed(destroy_reason(event.reason())),
+        // This client asks for no placements.
+        proto::SessionEventType::Moved => return Err(ClientError::Protocol("a move on a stream without placements")),
         // To leave it out could make an observer hold what is not: better to stop.
         proto::SessionEventType::Unspecified => return Err(ClientError::Protocol("an event of an unknown type")),
     };
@@ -42,6 +44,7 @@ fn destroy_reason(reason: proto::DestroyReason) -> DestroyReason {
         // A reason that only a newer server knows: that the session is gone is what counts, and no lease that this
         // client knows of was the cause.
         proto::DestroyReason::Requested | proto::DestroyReason::Unspecified => DestroyReason::Requested,
+        proto::DestroyReason::Released => DestroyReason::Released,
     }
 }
 
@@ -74,7 +77,8 @@ mod tests {
 
     #[test]
     fn an_event_of_an_unknown_type_is_an_error_and_an_unknown_reason_is_not() {
-        let mut proto = proto::SessionEvent { r#type: 9, session_id: 1, auth_key_id: 2, reason: 9 };
+        let mut proto =
+            proto::SessionEvent { r#type: 9, session_id: 1, auth_key_id: 2, reason: 9, ..Default::default() };
         assert!(matches!(event(proto), Err(ClientError::Protocol(_))));
         proto.r#type = proto::SessionEventType::Destroyed.into();
         let destroyed = SessionChange::Destroyed(DestroyReason::Requested);

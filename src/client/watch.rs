@@ -90,6 +90,7 @@ impl Watch {
             types: types.into_iter().map(|r#type| convert::event_type(r#type).into()).collect(),
             heartbeat: heartbeat.map(duration::to_proto),
             start: None,
+            ..SubscribeRequest::default()
         };
         Self {
             target,

@@ -1,6 +1,6 @@
 //! From what a request says to values, and back.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{collections::HashSet, num::NonZeroU64, ops::RangeInclusive, time::Duration};
 
 use crate::{
     duration, proto,
@@ -45,29 +45,35 @@ pub(super) fn observe_options(request: proto::SubscribeRequest) -> Result<Observ
         Some(Cursor(text)) if text.is_empty() => return Err(ServiceError::EmptyCursor),
         Some(Cursor(text)) => Start::After(text.parse().map_err(|_| ServiceError::MalformedCursor)?),
     };
+    let (changes, names_moves) = change_filter(&request.types)?;
     let filter = Filter {
         session_ids: request.session_ids.into_iter().map(SessionId).collect(),
         auth_key_ids: request.auth_key_ids.into_iter().map(AuthKeyId).collect(),
-        changes: change_filter(&request.types)?,
+        lease_ids: lease_ids(&request.lease_ids),
+        changes,
+        placements: request.placements || names_moves,
     };
     Ok(ObserveOptions { start, filter })
 }
 
-fn change_filter(types: &[i32]) -> Result<ChangeFilter, ServiceError> {
-    use proto::SessionEventType::{Created, Destroyed, Unspecified};
-    let (mut created, mut destroyed) = (false, false);
+/// Zero is no lease: it matches nothing, as a lease that has ended.
+fn lease_ids(numbers: &[u64]) -> HashSet<LeaseId> {
+    numbers.iter().map(|number| LeaseId::from_number(*number).unwrap_or(LeaseId(NonZeroU64::MAX))).collect()
+}
+
+/// Which changes are wanted, and whether moves are named among them.
+fn change_filter(types: &[i32]) -> Result<(ChangeFilter, bool), ServiceError> {
+    use proto::SessionEventType::{Created, Destroyed, Moved, Unspecified};
+    let mut named = ChangeFilter { created: false, destroyed: false, moved: false };
     for number in types {
         match proto::SessionEventType::try_from(*number) {
-            Ok(Created) => created = true,
-            Ok(Destroyed) => destroyed = true,
+            Ok(Created) => named.created = true,
+            Ok(Destroyed) => named.destroyed = true,
+            Ok(Moved) => named.moved = true,
             Ok(Unspecified) | Err(_) => return Err(ServiceError::UnknownEventType(*number)),
         }
     }
-    Ok(match (created, destroyed) {
-        (true, false) => ChangeFilter::Created,
-        (false, true) => ChangeFilter::Destroyed,
-        _ => ChangeFilter::All,
-    })
+    Ok((if types.is_empty() { ChangeFilter::ALL } else { named }, named.moved))
 }
 
 pub(super) fn heartbeat(heartbeat: Option<prost_types::Duration>) -> Result<Duration, ServiceError> {
@@ -89,27 +95,33 @@ pub(super) fn place(place: &Place) -> proto::Place {
     proto::Place { partition: place.partition, position: place.position.0 }
 }
 
-pub(super) fn session(session: &SessionKey) -> proto::Session {
-    proto::Session { session_id: session.session_id.0, auth_key_id: session.auth_key_id.0 }
+pub(super) fn session(session: &SessionKey, lease: Option<LeaseId>) -> proto::Session {
+    let (session_id, auth_key_id) = (session.session_id.0, session.auth_key_id.0);
+    proto::Session { session_id, auth_key_id, lease_id: lease_number(lease) }
 }
 
-pub(super) fn session_event(event: &SessionEvent) -> proto::SessionEvent {
-    let (r#type, reason) = match event.change {
-        SessionChange::Created => (proto::SessionEventType::Created, proto::DestroyReason::Unspecified),
-        SessionChange::Destroyed(reason) => (proto::SessionEventType::Destroyed, destroy_reason(reason)),
-        // These streams are not told of moves.
-        SessionChange::Moved { .. } => (proto::SessionEventType::Unspecified, proto::DestroyReason::Unspecified),
+/// An event as a stream with placements is told of it, or one without, which is told of no moves.
+pub(super) fn session_event(event: &SessionEvent, is_placed: bool) -> proto::SessionEvent {
+    use proto::SessionEventType::{Created, Destroyed, Moved};
+    let (r#type, reason, previous) = match event.change {
+        SessionChange::Created => (Created, proto::DestroyReason::Unspecified, None),
+        SessionChange::Destroyed(reason) => (Destroyed, destroy_reason(reason, is_placed), None),
+        SessionChange::Moved { previous } => (Moved, proto::DestroyReason::Unspecified, previous),
     };
+    let lease_id = |lease: Option<LeaseId>| if is_placed { lease_number(lease) } else { 0 };
     proto::SessionEvent {
         r#type: r#type.into(),
         session_id: event.session.session_id.0,
         auth_key_id: event.session.auth_key_id.0,
         reason: reason.into(),
+        lease_id: lease_id(event.lease),
+        previous_lease_id: lease_id(previous),
     }
 }
 
-fn destroy_reason(reason: DestroyReason) -> proto::DestroyReason {
+fn destroy_reason(reason: DestroyReason, is_placed: bool) -> proto::DestroyReason {
     match reason {
+        DestroyReason::Released if is_placed => proto::DestroyReason::Released,
         DestroyReason::Requested | DestroyReason::Released => proto::DestroyReason::Requested,
         DestroyReason::LeaseExpired => proto::DestroyReason::LeaseExpired,
         DestroyReason::LeaseRevoked => proto::DestroyReason::LeaseRevoked,

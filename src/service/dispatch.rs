@@ -87,11 +87,11 @@ where
             Ok("SessionService/LookupSession") => unary(calls, body, Calls::lookup).await,
             Ok("SessionService/CreateSession") => unary(calls, body, Calls::create).await,
             Ok("SessionService/DestroySession") => unary(calls, body, Calls::destroy).await,
-            Ok("SessionService/BatchHasSessions") => unary(calls, body, Calls::batch_has).await,
-            Ok("SessionService/BatchLookupSessions") => unary(calls, body, Calls::batch_lookup).await,
-            Ok("SessionService/BatchCreateSessions") => unary(calls, body, Calls::batch_create).await,
-            Ok("SessionService/BatchDestroySessions") => unary(calls, body, Calls::batch_destroy).await,
-            // In a box, as is all that is rare and large: the future of every call is as large as the largest of these.
+            // In a box, as is all that is rare or large: the future of every call is as large as the largest of these.
+            Ok("SessionService/BatchHasSessions") => Box::pin(unary(calls, body, Calls::batch_has)).await,
+            Ok("SessionService/BatchLookupSessions") => Box::pin(unary(calls, body, Calls::batch_lookup)).await,
+            Ok("SessionService/BatchCreateSessions") => Box::pin(unary(calls, body, Calls::batch_create)).await,
+            Ok("SessionService/BatchDestroySessions") => Box::pin(unary(calls, body, Calls::batch_destroy)).await,
             Ok("SessionService/Subscribe") => Box::pin(subscribe(calls, wish, body)).await,
             Ok("LeaseService/GrantLease") => unary(calls, body, Calls::grant_lease).await,
             Ok("LeaseService/KeepLeaseAlive") => unary(calls, body, Calls::keep_lease_alive).await,
@@ -141,7 +141,10 @@ where
 {
     let request: SubscribeRequest = message::read(body, &calls.shared.limits).await?;
     // Before a set is made of them.
-    calls.shared.subject.check_filter_ids(request.session_ids.len() + request.auth_key_ids.len())?;
+    calls
+        .shared
+        .subject
+        .check_filter_ids(request.session_ids.len() + request.auth_key_ids.len() + request.lease_ids.len())?;
     let heartbeat = convert::heartbeat(request.heartbeat)?;
     let options = convert::observe_options(request)?;
     let resumes = matches!(options.start, Start::After(_));

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len, string};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len, message, string};
 
 use super::convert;
 use crate::{
     duration,
     proto::{self, subscribe_response::Body},
-    session::{SessionChange, SessionEvent},
+    session::{LeaseId, SessionChange, SessionEvent},
+    storage::Place,
     subject::{Cursor, EventEncoder, Update},
 };
 
@@ -19,42 +20,61 @@ pub struct WireEncoder;
 
 impl EventEncoder for WireEncoder {
     fn encode(&self, events: &[SessionEvent], cursor: &Cursor) -> Bytes {
-        encode_events(events, Some(cursor))
+        encode_events(events, Some(cursor), None)
+    }
+
+    fn encode_placed(&self, events: &[SessionEvent], cursor: &Cursor, last: Place) -> Bytes {
+        encode_events(events, Some(cursor), Some(last))
     }
 }
 
-/// The message of an update that is for one observer alone.
+/// The message of an update that is for one observer alone. `places` are told to an observer with placements.
 pub(super) fn update(
     update: &Update,
     cursor: Option<&Cursor>,
     registry_id: impl ToString,
     heartbeat: Duration,
+    places: Option<Vec<Place>>,
 ) -> Bytes {
+    let has_placements = places.is_some();
+    let places = places.iter().flatten().map(convert::place).collect();
     let body = match update {
-        Update::Events(events) => return encode_events(events.events(), cursor),
+        Update::Events(events) => {
+            return encode_events(events.events(), cursor, has_placements.then(|| events.last()));
+        }
         Update::Subscribed => {
             let heartbeat = Some(duration::to_proto(heartbeat));
-            Body::Subscribed(proto::Subscribed { registry_id: registry_id.to_string(), heartbeat })
+            Body::Subscribed(proto::Subscribed { registry_id: registry_id.to_string(), heartbeat, places })
         }
         Update::Snapshot(sessions) => {
-            Body::Snapshot(proto::Snapshot { sessions: sessions.iter().map(convert::session).collect() })
+            let session = |session| convert::session(session, None);
+            Body::Snapshot(proto::Snapshot { sessions: sessions.iter().map(session).collect() })
         }
-        Update::Synced { session_count } => Body::Synced(proto::Synced { session_count: *session_count }),
+        Update::Placements(sessions) => {
+            let session = |(session, lease): &(_, _)| convert::session(session, *lease);
+            Body::Snapshot(proto::Snapshot { sessions: sessions.iter().map(session).collect() })
+        }
+        Update::Synced { session_count } => Body::Synced(proto::Synced { session_count: *session_count, places }),
         Update::Reset(reason) => Body::Reset(proto::Reset { reason: convert::reset_reason(*reason).into() }),
         // The last message of a stream, before its status.
-        Update::Closed => Body::Heartbeat(proto::Heartbeat {}),
+        Update::Closed => Body::Heartbeat(proto::Heartbeat { places }),
     };
-    message(body, cursor)
+    response(body, cursor)
 }
 
-pub(super) fn heartbeat(cursor: Option<&Cursor>) -> Bytes {
-    message(Body::Heartbeat(proto::Heartbeat {}), cursor)
+pub(super) fn heartbeat(cursor: Option<&Cursor>, places: Option<Vec<Place>>) -> Bytes {
+    let places = places.iter().flatten().map(convert::place).collect();
+    response(Body::Heartbeat(proto::Heartbeat { places }), cursor)
 }
 
 /// What prost makes of a `SubscribeResponse` with these events, without a value of the protocol for each: every change goes
-/// through here.
-fn encode_events(events: &[SessionEvent], cursor: Option<&Cursor>) -> Bytes {
-    let events_len: usize = events.iter().map(|event| EVENT_HEAD + event_len(event)).sum();
+/// through here. With the place of the last event, it is for streams with placements.
+fn encode_events(events: &[SessionEvent], cursor: Option<&Cursor>, last: Option<Place>) -> Bytes {
+    let is_placed = last.is_some();
+    let last = last.map(|last| convert::place(&last));
+    let last_len = last.as_ref().map_or(0, |last| message::encoded_len(PLACE, last));
+    let events_len: usize =
+        events.iter().map(|event| EVENT_HEAD + event_len(event, is_placed)).sum::<usize>() + last_len;
     let cursor = cursor.map(ToString::to_string).unwrap_or_default();
     let cursor_len = if cursor.is_empty() { 0 } else { string::encoded_len(CURSOR, &cursor) };
     let mut bytes =
@@ -62,8 +82,9 @@ fn encode_events(events: &[SessionEvent], cursor: Option<&Cursor>) -> Bytes {
     encode_key(EVENTS, WireType::LengthDelimited, &mut bytes);
     encode_varint(events_len as u64, &mut bytes);
     for event in events {
-        bytes.put_slice(&[0x0a, event_len(event) as u8]);
-        let proto::SessionEvent { r#type, session_id, auth_key_id, reason } = convert::session_event(event);
+        bytes.put_slice(&[0x0a, event_len(event, is_placed) as u8]);
+        let proto::SessionEvent { r#type, session_id, auth_key_id, reason, lease_id, previous_lease_id } =
+            convert::session_event(event, is_placed);
         bytes.put_slice(&[0x08, r#type as u8]);
         for (key, id) in [(0x11, session_id), (0x19, auth_key_id)] {
             if id != 0 {
@@ -74,6 +95,15 @@ fn encode_events(events: &[SessionEvent], cursor: Option<&Cursor>) -> Bytes {
         if reason != 0 {
             bytes.put_slice(&[0x20, reason as u8]);
         }
+        for (key, lease) in [(0x29, lease_id), (0x31, previous_lease_id)] {
+            if lease != 0 {
+                bytes.put_u8(key);
+                bytes.put_u64_le(lease);
+            }
+        }
+    }
+    if let Some(last) = last {
+        message::encode(PLACE, &last, &mut bytes);
     }
     if !cursor.is_empty() {
         string::encode(CURSOR, &cursor, &mut bytes);
@@ -81,20 +111,26 @@ fn encode_events(events: &[SessionEvent], cursor: Option<&Cursor>) -> Bytes {
     bytes.freeze()
 }
 
-/// Field numbers of `SubscribeResponse`.
+/// Field numbers of `SubscribeResponse`, and of `SessionEvents`.
 const EVENTS: u32 = 1;
 const CURSOR: u32 = 2;
+const PLACE: u32 = 2;
 
-/// The key and the length of an event within its list; no event has more than 22 bytes.
+/// The key and the length of an event within its list; no event has more than 40 bytes.
 const EVENT_HEAD: usize = 2;
 
-fn event_len(event: &SessionEvent) -> usize {
+fn event_len(event: &SessionEvent, is_placed: bool) -> usize {
     let id_len = |id: i64| if id == 0 { 0 } else { 9 };
-    let reason_len = if event.change == SessionChange::Created { 0 } else { 2 };
-    2 + id_len(event.session.session_id.0) + id_len(event.session.auth_key_id.0) + reason_len
+    let lease_len = |lease: Option<LeaseId>| if is_placed && lease.is_some() { 9 } else { 0 };
+    let change_len = match event.change {
+        SessionChange::Created => 0,
+        SessionChange::Destroyed(_) => 2,
+        SessionChange::Moved { previous } => lease_len(previous),
+    };
+    2 + id_len(event.session.session_id.0) + id_len(event.session.auth_key_id.0) + change_len + lease_len(event.lease)
 }
 
-fn message(body: Body, cursor: Option<&Cursor>) -> Bytes {
+fn response(body: Body, cursor: Option<&Cursor>) -> Bytes {
     let cursor = cursor.map(ToString::to_string).unwrap_or_default();
     super::message::encode(&proto::SubscribeResponse { body: Some(body), cursor })
 }
@@ -104,32 +140,49 @@ mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::session::{DestroyReason, SessionKey};
+    use crate::{
+        session::{DestroyReason, SessionKey},
+        storage::Position,
+    };
 
     #[test]
     fn events_are_encoded_as_prost_does() {
-        let reasons = [DestroyReason::Requested, DestroyReason::LeaseExpired, DestroyReason::LeaseRevoked];
-        let changes = [SessionChange::Created].into_iter().chain(reasons.map(SessionChange::Destroyed));
+        let reasons = [
+            DestroyReason::Requested,
+            DestroyReason::Released,
+            DestroyReason::LeaseExpired,
+            DestroyReason::LeaseRevoked,
+        ];
+        let leases = [None, LeaseId::from_number(1), LeaseId::from_number(u64::MAX)];
+        let changes: Vec<_> =
+            [SessionChange::Created].into_iter().chain(reasons.map(SessionChange::Destroyed)).collect();
+        let moves = leases.map(|previous| SessionChange::Moved { previous });
         let ids = [0, 1, -1, i64::MIN, i64::MAX];
-        let events: Vec<SessionEvent> = changes
-            .flat_map(|change| ids.map(|id| (change, id)))
-            .flat_map(|(change, id)| {
-                ids.map(|key| SessionEvent { session: SessionKey::new(key, id), change, lease: None })
-            })
-            .collect();
+        let events_of = |changes: &[SessionChange]| -> Vec<SessionEvent> {
+            let each = changes.iter().flat_map(|change| ids.map(|id| (*change, id)));
+            let each = each.flat_map(|(change, id)| ids.map(|key| (change, SessionKey::new(key, id))));
+            each.flat_map(|(change, session)| leases.map(|lease| SessionEvent { session, change, lease })).collect()
+        };
+        let plain = events_of(&changes);
+        let placed = events_of(&[&changes[..], &moves].concat());
         // Some checksum is the right one.
         let cursor: Cursor =
             (0..=u16::MAX).find_map(|sum| format!("0000000000000007-1f-{:016x}-{sum:04x}", 9).parse().ok()).unwrap();
-        for count in [0, 1, 2, 7, events.len()] {
+        let place = Place { partition: 3, position: Position(1 << 40) };
+        let cases = [(&plain, None), (&placed, Some(place)), (&placed, Some(Place::default()))];
+        for ((events, last), count) in
+            cases.into_iter().flat_map(|case| [0, 1, 2, 7, usize::MAX].map(|count| (case, count)))
+        {
             for cursor in [None, Some(&cursor)] {
-                let events = &events[..count];
+                let events = &events[..count.min(events.len())];
                 let plain = proto::SubscribeResponse {
                     body: Some(Body::Events(proto::SessionEvents {
-                        events: events.iter().map(convert::session_event).collect(),
+                        events: events.iter().map(|event| convert::session_event(event, last.is_some())).collect(),
+                        place: last.as_ref().map(convert::place),
                     })),
                     cursor: cursor.map(ToString::to_string).unwrap_or_default(),
                 };
-                let ours = encode_events(events, cursor);
+                let ours = encode_events(events, cursor, last);
                 assert_eq!(ours, super::super::message::encode(&plain));
                 assert_eq!(proto::SubscribeResponse::decode(&ours[5..]).unwrap(), plain);
             }

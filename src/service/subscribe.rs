@@ -98,7 +98,13 @@ impl ObserverBody {
         let shared = if let Update::Events(events) = &update { events.wire() } else { None };
         Poll::Ready(shared.unwrap_or_else(|| {
             let cursor = self.observer.cursor();
-            encode::update(&update, cursor.as_ref(), self.observer.registry_id(), self.heartbeat)
+            encode::update(
+                &update,
+                cursor.as_ref(),
+                self.observer.registry_id(),
+                self.heartbeat,
+                self.observer.places(),
+            )
         }))
     }
 
@@ -122,7 +128,7 @@ impl ObserverBody {
     fn poll_heartbeat(&mut self, context: &mut Context<'_>) -> Poll<Bytes> {
         if self.owes_heartbeat && self.observer.has_caught_up() {
             self.owes_heartbeat = false;
-            return Poll::Ready(encode::heartbeat(self.observer.cursor().as_ref()));
+            return Poll::Ready(encode::heartbeat(self.observer.cursor().as_ref(), self.observer.places()));
         }
         while self.timer.as_mut().poll(context).is_ready() {
             let now = Instant::now();
@@ -131,7 +137,7 @@ impl ObserverBody {
                 return Poll::Ready(self.retire());
             }
             if self.last_sent + self.heartbeat <= now {
-                return Poll::Ready(encode::heartbeat(self.observer.cursor().as_ref()));
+                return Poll::Ready(encode::heartbeat(self.observer.cursor().as_ref(), self.observer.places()));
             }
             self.set_timer(now);
         }
@@ -149,7 +155,7 @@ impl ObserverBody {
     /// The last message: a stream goes on from its cursor over another connection.
     fn retire(&mut self) -> Bytes {
         self.state = State::Ending(LastWord::TooOld);
-        encode::heartbeat(self.observer.cursor().as_ref())
+        encode::heartbeat(self.observer.cursor().as_ref(), self.observer.places())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
 use bytes::Bytes;
@@ -13,12 +13,12 @@ use super::{
     cursor::{Cursor, Points},
     filter::Filter,
     index::{FilterIndex, Mailbox, WatchedId},
-    log::{Chunk, EventEncoder, EventLog, Place, Retention},
+    log::{self, Chunk, EventEncoder, EventLog, Retention},
 };
 use crate::{
     relay::wake_all,
     session::{DestroyReason, SessionChange, SessionEvent},
-    storage::{Changes, LogExtent, LogPoint, Position, RegistryId},
+    storage::{Changes, LogExtent, LogPoint, Place, Position, RegistryId},
 };
 
 /// So many ids of a filter are added or removed under one hold of the index.
@@ -33,6 +33,8 @@ pub(super) struct Feed {
     encoder: Box<dyn EventEncoder>,
     /// How many changes were published, by [`kind`].
     changes: [AtomicU64; KINDS],
+    /// How many observers have placements: chunks are encoded for them only while there are some.
+    pub(super) placed_observers: AtomicUsize,
 }
 
 /// How many kinds of changes are counted.
@@ -59,7 +61,8 @@ fn plain(events: &[SessionEvent]) -> Option<Box<[SessionEvent]>> {
 impl Feed {
     pub(super) fn new(retention: Retention, extent: &LogExtent, encoder: Box<dyn EventEncoder>) -> Self {
         let log = EventLog::new(retention, extent);
-        Self { log, index: Mutex::default(), encoder, changes: Default::default() }
+        let placed_observers = AtomicUsize::new(0);
+        Self { log, index: Mutex::default(), encoder, changes: Default::default(), placed_observers }
     }
 
     /// How many changes were published, in the order of [`SubjectStats::changes`](super::SubjectStats::changes).
@@ -81,16 +84,20 @@ impl Feed {
         let head = self.log.head();
         let mut points = head.points;
         points[partition as usize] = last;
+        let cursor = Cursor::after(head.registry_id, &points);
         let plain = plain(&events);
         // A stream without placements is told nothing of a chunk that contains only moves.
         let wire = match plain.as_deref().unwrap_or(&events) {
             [] => Bytes::new(),
-            told => self.encoder.encode(told, &Cursor::after(head.registry_id, &points)),
+            told => self.encoder.encode(told, &cursor),
         };
+        let place = |position| Place { partition, position };
+        let has_placed = self.placed_observers.load(Ordering::Relaxed) > 0;
+        let placed = has_placed.then(|| self.encoder.encode_placed(&events, &cursor, place(last.position)));
         let mut woken = Vec::new();
         let index = self.index.lock();
-        index.deliver(head.place.chunk(), &events, &mut woken);
-        self.log.append(Arc::new(Chunk { partition, first, events: events.into(), plain, points, wire }));
+        index.deliver(head.place.chunk(), place(first), &events, &mut woken);
+        self.log.append(Arc::new(Chunk { partition, first, events: events.into(), plain, points, wire, placed }));
         drop(index);
         self.log.take_waiters(&mut woken);
         wake_all(woken);
@@ -117,7 +124,7 @@ impl Feed {
     }
 
     /// Has what passes `filter` put into a mailbox, from the place given back on.
-    pub(super) fn watch(&self, filter: &Arc<Filter>) -> (Arc<Mailbox>, Place) {
+    pub(super) fn watch(&self, filter: &Arc<Filter>) -> (Arc<Mailbox>, log::Place) {
         let mailbox = Mailbox::new(filter);
         self.in_parts(&mailbox, |index, ids| index.insert(&mailbox, ids));
         // What came while only a part of the ids was watched is read from the log.
@@ -126,7 +133,7 @@ impl Feed {
     }
 
     /// Empties a mailbox that has overflowed; it holds what comes from the place given back on.
-    pub(super) fn rewatch(&self, mailbox: &Mailbox) -> Place {
+    pub(super) fn rewatch(&self, mailbox: &Mailbox) -> log::Place {
         let _index = self.index.lock();
         mailbox.clear();
         self.log.head().place

@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 use super::filter::Filter;
 use crate::{
     relay::Waiter,
-    session::{AuthKeyId, SessionEvent, SessionId},
+    session::{AuthKeyId, LeaseId, SessionChange, SessionEvent, SessionId},
+    storage::{Place, Position},
 };
 
 /// The most events that wait in a mailbox, which takes 32 KiB then. An observer that falls further behind reads the log instead.
@@ -27,6 +28,8 @@ pub(super) struct FilterIndex {
     by_session: HashMap<SessionId, Watchers>,
     /// Those that name auth keys alone.
     by_auth_key: HashMap<AuthKeyId, Watchers>,
+    /// Those that name leases alone.
+    by_lease: HashMap<LeaseId, Watchers>,
     /// Each mailbox once, however many ids it watches.
     mailboxes: HashSet<ByAddress>,
 }
@@ -36,6 +39,7 @@ pub(super) struct FilterIndex {
 pub(super) enum WatchedId {
     Session(SessionId),
     AuthKey(AuthKeyId),
+    Lease(LeaseId),
 }
 
 /// A mailbox that is told from others by its address.
@@ -103,10 +107,10 @@ impl Watchers {
         }
     }
 
-    fn deliver(&self, chunk: u64, event: &SessionEvent, woken: &mut Vec<Waiter>) {
+    fn for_each(&self, mut visit: impl FnMut(&Mailbox)) {
         match self {
-            Self::Few(list) => list.iter().for_each(|mailbox| mailbox.deliver(chunk, event, woken)),
-            Self::Many(table) => table.iter().for_each(|ByAddress(mailbox)| mailbox.deliver(chunk, event, woken)),
+            Self::Few(list) => list.iter().for_each(|mailbox| visit(mailbox)),
+            Self::Many(table) => table.iter().for_each(|ByAddress(mailbox)| visit(mailbox)),
         }
     }
 }
@@ -119,16 +123,16 @@ pub(super) struct Mailbox {
 
 #[derive(Default)]
 struct Mail {
-    /// Each with the number of its chunk.
-    events: VecDeque<(u64, SessionEvent)>,
+    /// Each with the number of its chunk and its place in the storage's log.
+    events: VecDeque<(u64, Place, SessionEvent)>,
     overflowed: bool,
     waiter: Option<Waiter>,
 }
 
 /// What was in a mailbox.
 pub(super) enum Taken {
-    /// All of the chunks before the one asked for.
-    Events(Vec<SessionEvent>),
+    /// All of the chunks before the one asked for, with the place of the last.
+    Events(Vec<SessionEvent>, Place),
     /// There were more than it holds, and they are gone.
     Overflow,
 }
@@ -140,6 +144,7 @@ impl FilterIndex {
             match id {
                 WatchedId::Session(id) => self.by_session.entry(id).or_default().add(mailbox),
                 WatchedId::AuthKey(id) => self.by_auth_key.entry(id).or_default().add(mailbox),
+                WatchedId::Lease(id) => self.by_lease.entry(id).or_default().add(mailbox),
             }
         }
     }
@@ -150,21 +155,35 @@ impl FilterIndex {
             match id {
                 WatchedId::Session(id) => remove_from(&mut self.by_session, id, mailbox),
                 WatchedId::AuthKey(id) => remove_from(&mut self.by_auth_key, id, mailbox),
+                WatchedId::Lease(id) => remove_from(&mut self.by_lease, id, mailbox),
             }
         }
     }
 
-    /// Puts the events of chunk number `chunk` into the mailboxes of those who watch them, and those who wait into `woken`, to
-    /// be woken when the log has the chunk.
-    pub(super) fn deliver(&self, chunk: u64, events: &[SessionEvent], woken: &mut Vec<Waiter>) {
-        if self.by_session.is_empty() && self.by_auth_key.is_empty() {
+    /// Puts the events of chunk number `chunk`, of which the first is at `first`, into the mailboxes of those who watch them, and
+    /// those who wait into `woken`, to be woken when the log has the chunk.
+    pub(super) fn deliver(&self, chunk: u64, first: Place, events: &[SessionEvent], woken: &mut Vec<Waiter>) {
+        if self.mailboxes.is_empty() {
             return;
         }
-        for event in events {
+        for (position, event) in (first.position.0..).map(Position).zip(events) {
+            let place = Place { position, ..first };
             let by_session = self.by_session.get(&event.session.session_id);
             let by_auth_key = self.by_auth_key.get(&event.session.auth_key_id);
-            for watchers in by_session.into_iter().chain(by_auth_key) {
-                watchers.deliver(chunk, event, woken);
+            let by_lease = event.lease.and_then(|lease| self.by_lease.get(&lease));
+            for watchers in by_session.into_iter().chain(by_auth_key).chain(by_lease) {
+                watchers.for_each(|mailbox| mailbox.deliver(chunk, place, event, woken));
+            }
+            if let SessionChange::Moved { previous: Some(previous) } = event.change
+                && let Some(watchers) = self.by_lease.get(&previous)
+            {
+                // Those who watch both leases have it already.
+                let has_it = |mailbox: &Mailbox| event.lease.is_some_and(|to| mailbox.filter.lease_ids.contains(&to));
+                watchers.for_each(|mailbox| {
+                    if !has_it(mailbox) {
+                        mailbox.deliver(chunk, place, event, woken);
+                    }
+                });
             }
         }
     }
@@ -192,13 +211,16 @@ impl Mailbox {
 
     /// What it is found by.
     pub(super) fn watched_ids(&self) -> impl Iterator<Item = WatchedId> + use<'_> {
-        let Filter { session_ids, auth_key_ids, .. } = &*self.filter;
-        let auth_keys = if session_ids.is_empty() { Some(auth_key_ids) } else { None };
+        let Filter { session_ids, auth_key_ids, lease_ids, .. } = &*self.filter;
+        // By what names the fewest sessions.
+        let auth_keys = session_ids.is_empty().then_some(auth_key_ids);
+        let leases = (session_ids.is_empty() && auth_key_ids.is_empty()).then_some(lease_ids);
         let auth_keys = auth_keys.into_iter().flatten().map(|id| WatchedId::AuthKey(*id));
-        session_ids.iter().map(|id| WatchedId::Session(*id)).chain(auth_keys)
+        let leases = leases.into_iter().flatten().map(|id| WatchedId::Lease(*id));
+        session_ids.iter().map(|id| WatchedId::Session(*id)).chain(auth_keys).chain(leases)
     }
 
-    fn deliver(&self, chunk: u64, event: &SessionEvent, woken: &mut Vec<Waiter>) {
+    fn deliver(&self, chunk: u64, place: Place, event: &SessionEvent, woken: &mut Vec<Waiter>) {
         if !self.filter.passes(event) {
             return;
         }
@@ -208,7 +230,7 @@ impl Mailbox {
             mail.events = VecDeque::new();
         }
         if !mail.overflowed {
-            mail.events.push_back((chunk, *event));
+            mail.events.push_back((chunk, place, *event));
         }
         woken.extend(mail.waiter.take());
     }
@@ -234,12 +256,13 @@ impl Mailbox {
         if mail.overflowed {
             return Taken::Overflow;
         }
-        let ready = mail.events.iter().take_while(|(chunk, _)| *chunk < before).count();
+        let ready = mail.events.iter().take_while(|(chunk, ..)| *chunk < before).count();
         if ready == 0 && !mail.events.is_empty() {
             // The publisher put them here before this task waited, and is about to append their chunk: look again soon.
             context.waker().wake_by_ref();
         }
-        Taken::Events(mail.events.drain(..ready).map(|(_, event)| event).collect())
+        let last = ready.checked_sub(1).map_or_else(Place::default, |last| mail.events[last].1);
+        Taken::Events(mail.events.drain(..ready).map(|(.., event)| event).collect(), last)
     }
 }
 
@@ -282,15 +305,15 @@ mod tests {
         let mailbox = join(&mut index, &filter(&[1], &[]));
         let context = Context::from_waker(Waker::noop());
         for chunk in 0..100_000 {
-            index.deliver(chunk, &[created(0, 1), created(0, 2)], &mut Vec::new());
+            index.deliver(chunk, Place::default(), &[created(0, 1), created(0, 2)], &mut Vec::new());
             assert!(mailbox.state.lock().events.capacity() <= MAILBOX_EVENTS);
         }
         assert!(matches!(mailbox.take(u64::MAX, &context), Taken::Overflow));
         assert_eq!(mailbox.state.lock().events.capacity(), 0);
 
         mailbox.clear();
-        index.deliver(7, &[created(0, 1)], &mut Vec::new());
-        assert!(matches!(mailbox.take(8, &context), Taken::Events(events) if events == [created(0, 1)]));
+        index.deliver(7, Place::default(), &[created(0, 1)], &mut Vec::new());
+        assert!(matches!(mailbox.take(8, &context), Taken::Events(events, _) if events == [created(0, 1)]));
     }
 
     #[test]
@@ -306,19 +329,24 @@ mod tests {
         let context = Context::from_waker(&waker);
         let mut index = FilterIndex::default();
         let mailbox = join(&mut index, &filter(&[1], &[]));
-        index.deliver(5, &[created(0, 1)], &mut Vec::new());
-        assert!(matches!(mailbox.take(5, &context), Taken::Events(events) if events.is_empty()));
+        index.deliver(5, Place::default(), &[created(0, 1)], &mut Vec::new());
+        assert!(matches!(mailbox.take(5, &context), Taken::Events(events, _) if events.is_empty()));
         assert!(woken.0.load(Ordering::SeqCst));
-        assert!(matches!(mailbox.take(6, &context), Taken::Events(events) if events == [created(0, 1)]));
+        assert!(matches!(mailbox.take(6, &context), Taken::Events(events, _) if events == [created(0, 1)]));
     }
 
     #[test]
     fn a_mailbox_gets_an_event_once_however_many_of_its_filters_pass_it() {
         let mut index = FilterIndex::default();
         let mailbox = join(&mut index, &filter(&[1, 2], &[7, 8]));
-        index.deliver(0, &[created(7, 1), created(8, 2), created(9, 1), created(7, 3)], &mut Vec::new());
+        index.deliver(
+            0,
+            Place::default(),
+            &[created(7, 1), created(8, 2), created(9, 1), created(7, 3)],
+            &mut Vec::new(),
+        );
         let taken = mailbox.take(1, &Context::from_waker(Waker::noop()));
-        assert!(matches!(taken, Taken::Events(events) if events == [created(7, 1), created(8, 2)]));
+        assert!(matches!(taken, Taken::Events(events, _) if events == [created(7, 1), created(8, 2)]));
     }
 
     #[test]
@@ -349,7 +377,7 @@ mod tests {
             while let Some(left) = mailboxes.pop() {
                 leave(&mut index, &left);
                 assert_eq!(Arc::strong_count(&left), 1);
-                index.deliver(1, &[created(7, 1)], &mut Vec::new());
+                index.deliver(1, Place::default(), &[created(7, 1)], &mut Vec::new());
                 assert!(mailboxes.iter().all(|mailbox| !mailbox.state.lock().events.is_empty()));
                 mailboxes.iter().for_each(|mailbox| mailbox.clear());
             }

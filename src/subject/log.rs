@@ -14,7 +14,7 @@ use super::{
 use crate::{
     relay::Waiter,
     session::SessionEvent,
-    storage::{LogExtent, LogPoint, Mark, Position, RegistryId},
+    storage::{self, LogExtent, LogPoint, Mark, Position, RegistryId},
 };
 
 /// The most events of a chunk. Its message takes up to 36 KB, and 58 KB with auth keys, which still fits the window of a stream that
@@ -37,12 +37,19 @@ pub(crate) struct Chunk {
     pub(crate) points: Points,
     /// What the encoder made of the events for streams without placements. Empty if there are none.
     pub(crate) wire: Bytes,
+    /// The message for streams with placements. None if there was no such stream when it was published.
+    pub(crate) placed: Option<Bytes>,
 }
 
 impl Chunk {
     /// What streams without placements are told.
     pub(super) fn plain(&self) -> &[SessionEvent] {
         self.plain.as_deref().unwrap_or(&self.events)
+    }
+
+    /// The place of its last event.
+    pub(super) fn last(&self) -> storage::Place {
+        storage::Place { partition: self.partition, position: self.points[self.partition as usize].position }
     }
 
     /// Whether streams without placements are told anything.
@@ -52,7 +59,8 @@ impl Chunk {
 
     fn bytes(&self) -> usize {
         let plain = self.plain.as_deref().map_or(0, size_of_val);
-        self.wire.len() + size_of_val(&*self.events) + plain + CHUNK_OVERHEAD
+        let placed = self.placed.as_ref().map_or(0, Bytes::len);
+        self.wire.len() + placed + size_of_val(&*self.events) + plain + CHUNK_OVERHEAD
     }
 }
 
@@ -60,11 +68,18 @@ impl Chunk {
 pub trait EventEncoder: Send + Sync + 'static {
     /// The message for `events`, after which an observer is at `cursor`.
     fn encode(&self, events: &[SessionEvent], cursor: &Cursor) -> Bytes;
+
+    /// The message for streams with placements. `last` is the place of the last event.
+    fn encode_placed(&self, events: &[SessionEvent], cursor: &Cursor, last: storage::Place) -> Bytes;
 }
 
 /// For subjects whose observers read events and not messages.
 impl EventEncoder for () {
     fn encode(&self, _: &[SessionEvent], _: &Cursor) -> Bytes {
+        Bytes::new()
+    }
+
+    fn encode_placed(&self, _: &[SessionEvent], _: &Cursor, _: storage::Place) -> Bytes {
         Bytes::new()
     }
 }

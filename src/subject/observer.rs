@@ -14,10 +14,10 @@ use super::{
     filter::Filter,
     index::{Mailbox, Taken},
     log::{Chunk, Next, Place, sum},
-    snapshot::Snapshot,
+    snapshot::{Chosen, Snapshot},
     waiters::{Progress, WAITS},
 };
-use crate::{session::SessionEvent, storage::RegistryId};
+use crate::storage::{self, LogPoint, Position, RegistryId};
 
 /// An observer lets other tasks of its thread run after this many events that it was not told of.
 const EVENTS_BETWEEN_YIELDS: usize = 16_384;
@@ -71,6 +71,9 @@ pub(super) enum Opening {
 
 impl Observer {
     pub(super) fn new(inner: Arc<Inner>, admission: Admission, filter: Filter, beginning: Beginning) -> Self {
+        if filter.has_placements() {
+            inner.feed.placed_observers.fetch_add(1, Ordering::Relaxed);
+        }
         let (waiter, progress) = inner.feed.log.join();
         let Beginning { registry_id, place, at, opening, cursor } = beginning;
         Self {
@@ -107,6 +110,19 @@ impl Observer {
                 None => Cursor::after(self.registry_id, &self.at),
             }),
         }
+    }
+
+    /// The place in each partition that the observer has come to. None for an observer without placements.
+    #[must_use]
+    pub fn places(&self) -> Option<Vec<storage::Place>> {
+        let points = match (&self.phase, &self.resumed) {
+            _ if !self.filter.has_placements() => return None,
+            (Phase::Opening { opening: Opening::Follow(points), .. }, _) => points.clone(),
+            (_, Some(resumed)) => later(&self.at, resumed),
+            _ => self.at.clone(),
+        };
+        let place = |(partition, point): (u32, &LogPoint)| storage::Place { partition, position: point.position };
+        Some((0..).zip(&points).map(place).collect())
     }
 
     /// Whether the observer waits for the next change: it is in no snapshot and has read all that was published.
@@ -149,8 +165,8 @@ impl Observer {
                     return Poll::Ready(Some(Update::Reset(reason)));
                 }
                 Phase::Reading(snapshot) => {
-                    if let Some(sessions) = snapshot.take() {
-                        return Poll::Ready(Some(Update::Snapshot(sessions)));
+                    if let Some(part) = snapshot.take(&self.filter) {
+                        return Poll::Ready(Some(part));
                     }
                     if snapshot.is_passed(&self.at) {
                         // What was read before the log was lost and after it must not be mixed.
@@ -246,20 +262,30 @@ impl Observer {
         self.progress.store(sum(&self.at), Ordering::Relaxed);
         self.forget_resumed_if_passed();
         match chosen {
+            None if self.filter.has_placements() => Some(Events::placed(Arc::clone(chunk))),
             None => chunk.has_plain().then(|| Events::shared(Arc::clone(chunk))),
-            Some(events) => (!events.is_empty()).then(|| Events::chosen(events)),
+            Some(Chosen { events, last }) => {
+                let last = storage::Place { partition: chunk.partition, position: Position(last) };
+                (!events.is_empty()).then(|| Events::chosen(events, last))
+            }
         }
     }
 
     /// The events of a chunk that pass; none when it is told as it is.
-    fn choose(&self, chunk: &Chunk) -> Option<Vec<SessionEvent>> {
-        if self.resumed.is_none() && self.filter.is_all() {
+    fn choose(&self, chunk: &Chunk) -> Option<Chosen> {
+        let is_encoded = chunk.placed.is_some() || !self.filter.has_placements();
+        if self.resumed.is_none() && self.filter.is_all() && is_encoded {
             return None;
         }
         let after = self.resumed.as_ref().map_or(0, |resumed| resumed[chunk.partition as usize].position.0);
         let numbered = (chunk.first.0..).zip(&*chunk.events);
         let passing = numbered.filter(|(position, event)| *position > after && self.filter.passes(event));
-        Some(passing.map(|(_, event)| *event).collect())
+        let mut chosen = Chosen::default();
+        for (position, event) in passing {
+            chosen.events.push(*event);
+            chosen.last = position;
+        }
+        Some(chosen)
     }
 
     fn forget_resumed_if_passed(&mut self) {
@@ -291,13 +317,13 @@ impl Observer {
                 watch.from = feed.rewatch(&watch.mailbox);
                 None
             }
-            Taken::Events(events) => {
+            Taken::Events(events, last) => {
                 self.place = head.place;
                 self.at = head.points;
                 let read = if events.is_empty() { WAITS } else { sum(&self.at) };
                 self.progress.store(read, Ordering::Relaxed);
                 Some(match (events.is_empty(), head.closed) {
-                    (false, _) => Poll::Ready(Some(Update::Events(Events::chosen(events)))),
+                    (false, _) => Poll::Ready(Some(Update::Events(Events::chosen(events, last)))),
                     (true, true) => self.close(),
                     (true, false) => Poll::Pending,
                 })
@@ -314,6 +340,9 @@ impl Observer {
 
 impl Drop for Observer {
     fn drop(&mut self) {
+        if self.filter.has_placements() {
+            self.inner.feed.placed_observers.fetch_sub(1, Ordering::Relaxed);
+        }
         self.unwatch();
         self.inner.feed.log.leave(self.waiter);
     }

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
 
-use crate::{session::LeaseId, storage::StorageError};
+use crate::session::LeaseId;
 
 /// The most leases that are remembered.
 const MAX_LEASES: usize = 65_536;
@@ -14,24 +14,18 @@ const MAX_LEASES: usize = 65_536;
 pub(super) struct Owners(Mutex<HashMap<LeaseId, Arc<str>>>);
 
 impl Owners {
-    /// The owner of a lease, by `ask` if it is not known yet.
-    pub(super) async fn get(
-        &self,
-        lease: LeaseId,
-        ask: impl Future<Output = Result<Option<Arc<str>>, StorageError>>,
-    ) -> Result<Option<Arc<str>>, StorageError> {
-        if let Some(owner) = self.0.lock().get(&lease) {
-            return Ok(Some(Arc::clone(owner)));
+    /// The owner of a lease, if it was asked for before.
+    pub(super) fn known(&self, lease: LeaseId) -> Option<Arc<str>> {
+        self.0.lock().get(&lease).cloned()
+    }
+
+    /// Remembers the owner of a lease.
+    pub(super) fn remember(&self, lease: LeaseId, owner: &Arc<str>) {
+        let mut owners = self.0.lock();
+        // Most of them have ended by then, and those that have not are asked for again.
+        if owners.len() >= MAX_LEASES {
+            owners.clear();
         }
-        let owner = ask.await?;
-        if let Some(owner) = &owner {
-            let mut owners = self.0.lock();
-            // Most of them have ended by then, and those that have not are asked for again.
-            if owners.len() >= MAX_LEASES {
-                owners.clear();
-            }
-            owners.insert(lease, Arc::clone(owner));
-        }
-        Ok(owner)
+        owners.insert(lease, Arc::clone(owner));
     }
 }

@@ -9,14 +9,14 @@ use std::{
 };
 
 use super::{
-    Inner,
+    Inner, Update,
     cursor::Points,
     filter::Filter,
     log::{Chunk, EVENTS_A_CHUNK, Place},
     waits::StorageOperation,
 };
 use crate::{
-    session::{SessionChange, SessionEvent, SessionKey},
+    session::{LeaseId, SessionChange, SessionEvent, SessionKey},
     storage::{BucketRun, LogError, LogPoint, RegistryId},
 };
 
@@ -25,6 +25,26 @@ const SESSIONS_A_READ: usize = EVENTS_A_CHUNK;
 
 /// How long to wait before a storage that cannot be read is asked again.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// Events of a chunk that were chosen for one observer.
+#[derive(Default)]
+pub(super) struct Chosen {
+    pub(super) events: Vec<SessionEvent>,
+    /// The position of the last of them.
+    pub(super) last: u64,
+}
+
+/// Leaves those sessions of a run that pass a filter by id.
+fn choose_sessions(run: &mut BucketRun, filter: &Filter) {
+    if filter.has_placements() {
+        let all = run.sessions.drain(..).zip(run.leases.drain(..));
+        let (sessions, leases) = all.filter(|(session, lease)| filter.passes_placement(session, *lease)).unzip();
+        (run.sessions, run.leases) = (sessions, leases);
+    } else {
+        run.sessions.retain(|session| filter.passes_session(session));
+        run.sessions.shrink_to_fit();
+    }
+}
 
 type Read = Pin<Box<dyn Future<Output = Result<BucketRun, LogError>> + Send>>;
 
@@ -46,13 +66,16 @@ pub(super) struct Snapshot {
     points: Vec<LogPoint>,
     /// Read and not yet told of.
     sessions: Vec<SessionKey>,
+    /// The lease of each of them, for an observer with placements.
+    leases: Vec<Option<LeaseId>>,
     read: Option<Read>,
     held: u64,
 }
 
 impl Snapshot {
     pub(super) fn new(inner: Arc<Inner>, registry_id: RegistryId, began: Place) -> Self {
-        Self { inner, registry_id, began, first: 0, points: Vec::new(), sessions: Vec::new(), read: None, held: 0 }
+        let (points, sessions, leases) = (Vec::new(), Vec::new(), Vec::new());
+        Self { inner, registry_id, began, first: 0, points, sessions, leases, read: None, held: 0 }
     }
 
     /// How many sessions that pass the filter by id the observer holds.
@@ -66,11 +89,18 @@ impl Snapshot {
     }
 
     /// The next sessions of the run that has been read, if some are left.
-    pub(super) fn take(&mut self) -> Option<Vec<SessionKey>> {
+    pub(super) fn take(&mut self, filter: &Filter) -> Option<Update> {
         let rest = self.sessions.len().saturating_sub(EVENTS_A_CHUNK);
         let part = self.sessions.split_off(rest);
+        if part.is_empty() {
+            return None;
+        }
         self.held += part.len() as u64;
-        (!part.is_empty()).then_some(part)
+        Some(if filter.has_placements() {
+            Update::Placements(part.into_iter().zip(self.leases.split_off(rest)).collect())
+        } else {
+            Update::Snapshot(part)
+        })
     }
 
     /// Whether an observer at `at` has passed the positions of the run.
@@ -93,17 +123,17 @@ impl Snapshot {
     pub(super) fn poll_read(&mut self, filter: &Filter, context: &mut Context<'_>) -> Poll<()> {
         loop {
             let first = self.next_bucket();
-            let read = self.read.take().unwrap_or_else(|| self.read_run(first, Duration::ZERO));
+            let read = self.read.take().unwrap_or_else(|| self.read_run(filter, first, Duration::ZERO));
             match ready!(self.read.insert(read).as_mut().poll(context)) {
                 Ok(mut run) => {
                     if filter.is_by_id() {
-                        run.sessions.retain(|session| filter.passes_session(session));
-                        run.sessions.shrink_to_fit();
+                        choose_sessions(&mut run, filter);
                     }
                     self.read = None;
                     self.first = first;
                     self.points = run.points;
                     self.sessions = run.sessions;
+                    self.leases = run.leases;
                     return Poll::Ready(());
                 }
                 // After `Restarted` the follower will find out too that the log was lost, and end this snapshot. Until then
@@ -111,29 +141,30 @@ impl Snapshot {
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
                     tracing::debug!(error, "a snapshot waits for the storage");
-                    self.read = Some(self.read_run(first, RETRY));
+                    self.read = Some(self.read_run(filter, first, RETRY));
                 }
             }
         }
     }
 
-    fn read_run(&self, first: u32, pause: Duration) -> Read {
+    fn read_run(&self, filter: &Filter, first: u32, pause: Duration) -> Read {
+        let with_leases = filter.has_placements();
         let (inner, registry_id, began) = (Arc::clone(&self.inner), self.registry_id, self.began);
         Box::pin(async move {
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
             }
             let known = inner.feed.log.known(began).ok_or(LogError::Restarted)?;
-            let read = inner.storage.read_buckets(registry_id, &known, first, SESSIONS_A_READ, false);
+            let read = inner.storage.read_buckets(registry_id, &known, first, SESSIONS_A_READ, with_leases);
             inner.waits.of(StorageOperation::ReadBuckets, read).await
         })
     }
 
-    /// The events of a chunk that an observer in the midst of this snapshot is told of.
-    pub(super) fn choose(&mut self, chunk: &Chunk, filter: &Filter) -> Vec<SessionEvent> {
-        let mut chosen = Vec::new();
+    /// The events of a chunk that an observer in the midst of this snapshot is told of, and the position of the last.
+    pub(super) fn choose(&mut self, chunk: &Chunk, filter: &Filter) -> Chosen {
+        let mut chosen = Chosen::default();
         for (position, event) in (chunk.first.0..).zip(&*chunk.events) {
-            if !filter.passes_session(&event.session) {
+            if !filter.passes_by_id(event) {
                 continue;
             }
             let bucket = self.inner.storage.bucket_of(&event.session);
@@ -144,13 +175,16 @@ impl Snapshot {
             if !told {
                 continue;
             }
-            match event.change {
-                SessionChange::Created => self.held += 1,
-                SessionChange::Destroyed(_) => self.held = self.held.saturating_sub(1),
-                SessionChange::Moved { .. } => {}
-            }
+            let holds = |lease| u64::from(filter.passes_placement(&event.session, lease));
+            let (before, after) = match event.change {
+                SessionChange::Created => (0, 1),
+                SessionChange::Destroyed(_) => (1, 0),
+                SessionChange::Moved { previous } => (holds(previous), holds(event.lease)),
+            };
+            self.held = (self.held + after).saturating_sub(before);
             if filter.passes_change(event.change) {
-                chosen.push(*event);
+                chosen.events.push(*event);
+                chosen.last = position;
             }
         }
         chosen

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::log::Chunk;
-use crate::session::{SessionEvent, SessionKey};
+use crate::{
+    session::{LeaseId, SessionEvent, SessionKey},
+    storage::Place,
+};
 
 /// One thing that an observer is told.
 #[derive(Clone, Debug)]
@@ -14,6 +17,8 @@ pub enum Update {
     Subscribed,
     /// A part of the sessions that exist and pass the filter; never empty.
     Snapshot(Vec<SessionKey>),
+    /// The same for an observer with placements: each session with the lease that it is under.
+    Placements(Vec<(SessionKey, Option<LeaseId>)>),
     /// The snapshot is complete: the observer holds what the registry holds. What follows is live.
     Synced {
         /// How many sessions that is, of those that pass the filter by id.
@@ -53,8 +58,10 @@ pub struct Events(Kind);
 enum Kind {
     /// Just as they are in the log, for everybody.
     Shared(Arc<Chunk>),
-    /// Chosen for one observer.
-    Chosen(Arc<[SessionEvent]>),
+    /// The same with placements.
+    Placed(Arc<Chunk>),
+    /// Chosen for one observer, with the place of the last.
+    Chosen(Arc<[SessionEvent]>, Place),
 }
 
 impl Events {
@@ -62,8 +69,12 @@ impl Events {
         Self(Kind::Shared(chunk))
     }
 
-    pub(super) fn chosen(events: Vec<SessionEvent>) -> Self {
-        Self(Kind::Chosen(events.into()))
+    pub(super) fn placed(chunk: Arc<Chunk>) -> Self {
+        Self(Kind::Placed(chunk))
+    }
+
+    pub(super) fn chosen(events: Vec<SessionEvent>, last: Place) -> Self {
+        Self(Kind::Chosen(events.into(), last))
     }
 
     /// The changes; at least one.
@@ -71,7 +82,17 @@ impl Events {
     pub fn events(&self) -> &[SessionEvent] {
         match &self.0 {
             Kind::Shared(chunk) => chunk.plain(),
-            Kind::Chosen(events) => events,
+            Kind::Placed(chunk) => &chunk.events,
+            Kind::Chosen(events, _) => events,
+        }
+    }
+
+    /// The place of the last change that the observer has been told of or has passed.
+    #[must_use]
+    pub fn last(&self) -> Place {
+        match &self.0 {
+            Kind::Shared(chunk) | Kind::Placed(chunk) => chunk.last(),
+            Kind::Chosen(_, last) => *last,
         }
     }
 
@@ -80,7 +101,8 @@ impl Events {
     pub fn wire(&self) -> Option<Bytes> {
         match &self.0 {
             Kind::Shared(chunk) => Some(chunk.wire.clone()),
-            Kind::Chosen(_) => None,
+            Kind::Placed(chunk) => chunk.placed.clone(),
+            Kind::Chosen(..) => None,
         }
     }
 }

@@ -132,6 +132,7 @@ async fn a_watch_asks_for_what_it_is_told() {
         types: vec![SessionEventType::Destroyed.into()],
         heartbeat: Some(fake::duration(Duration::from_millis(1500))),
         start: Some(Start::Cursor("c9".to_owned())),
+        ..Default::default()
     };
     assert_eq!(call.1, expected);
 }
@@ -257,7 +258,7 @@ async fn the_servers_wish_to_wait_is_obeyed() {
 async fn a_silent_stream_is_given_up() {
     let (mut fake, mut watch) = watching(WatchOptions::default()).await;
     let heartbeat = Some(fake::duration(Duration::from_millis(100)));
-    let subscribed = Body::Subscribed(Subscribed { registry_id: "fake".to_owned(), heartbeat });
+    let subscribed = Body::Subscribed(Subscribed { registry_id: "fake".to_owned(), heartbeat, ..Default::default() });
     let (_, stream) = next!(watch, async {
         let stream = fake.stream().await.accept_in_silence();
         stream.send("c0", subscribed).await;

@@ -115,7 +115,12 @@ impl StreamCall {
     pub(crate) async fn accept(self, cursor: &str) -> Stream {
         let stream = self.accept_in_silence();
         let heartbeat = Some(self::duration(Duration::from_secs(15)));
-        stream.send(cursor, Body::Subscribed(Subscribed { registry_id: "fake".to_owned(), heartbeat })).await;
+        stream
+            .send(
+                cursor,
+                Body::Subscribed(Subscribed { registry_id: "fake".to_owned(), heartbeat, ..Default::default() }),
+            )
+            .await;
         stream
     }
 
@@ -155,18 +160,23 @@ pub(crate) fn duration(duration: Duration) -> prost_types::Duration {
 }
 
 pub(crate) fn snapshot(ids: &[i64]) -> Body {
-    let sessions = ids.iter().map(|&session_id| Session { session_id, auth_key_id: 0 }).collect();
+    let sessions = ids.iter().map(|&session_id| Session { session_id, auth_key_id: 0, ..Default::default() }).collect();
     Body::Snapshot(Snapshot { sessions })
 }
 
 pub(crate) fn synced(session_count: u64) -> Body {
-    Body::Synced(Synced { session_count })
+    Body::Synced(Synced { session_count, ..Default::default() })
 }
 
 pub(crate) fn created(ids: &[i64]) -> Body {
-    let event =
-        |&session_id| SessionEvent { r#type: SessionEventType::Created.into(), session_id, auth_key_id: 7, reason: 0 };
-    Body::Events(SessionEvents { events: ids.iter().map(event).collect() })
+    let event = |&session_id| SessionEvent {
+        r#type: SessionEventType::Created.into(),
+        session_id,
+        auth_key_id: 7,
+        reason: 0,
+        ..Default::default()
+    };
+    Body::Events(SessionEvents { events: ids.iter().map(event).collect(), ..Default::default() })
 }
 
 pub(crate) fn reset(reason: ResetReason) -> Body {
@@ -174,7 +184,7 @@ pub(crate) fn reset(reason: ResetReason) -> Body {
 }
 
 pub(crate) fn heartbeat() -> Body {
-    Body::Heartbeat(Heartbeat {})
+    Body::Heartbeat(Heartbeat::default())
 }
 
 struct FakeService {

@@ -33,6 +33,7 @@ mod listen;
 mod long;
 mod observed;
 mod passwords;
+mod placements;
 mod program;
 mod properties;
 mod raw;

@@ -101,7 +101,7 @@ impl Observed {
         let mut held = BTreeSet::new();
         loop {
             match self.next().await {
-                Body::Synced(Synced { session_count }) => {
+                Body::Synced(Synced { session_count, .. }) => {
                     assert!(!self.cursor.is_empty());
                     assert_eq!(session_count, held.len() as u64);
                     return held;
@@ -126,7 +126,7 @@ pub(crate) fn apply(held: &mut BTreeSet<Key>, event: &SessionEvent) {
     let is_news = match event.r#type() {
         SessionEventType::Created => held.insert(key),
         SessionEventType::Destroyed => held.remove(&key),
-        SessionEventType::Unspecified => panic!("{event:?}"),
+        SessionEventType::Moved | SessionEventType::Unspecified => panic!("{event:?}"),
     };
     assert!(is_news, "{event:?}");
 }

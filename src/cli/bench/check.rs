@@ -141,12 +141,13 @@ mod tests {
             session_id,
             auth_key_id,
             reason: r#type - 1,
+            ..Default::default()
         };
-        Body::Events(SessionEvents { events: events.iter().map(event).collect() })
+        Body::Events(SessionEvents { events: events.iter().map(event).collect(), ..Default::default() })
     }
 
     fn snapshot(sessions: &[i64]) -> Body {
-        let session = |&session_id: &i64| Session { session_id, auth_key_id: KEY };
+        let session = |&session_id: &i64| Session { session_id, auth_key_id: KEY, ..Default::default() };
         Body::Snapshot(Snapshot { sessions: sessions.iter().map(session).collect() })
     }
 

@@ -68,7 +68,8 @@ mod tests {
 
     #[test]
     fn fields_are_as_prost_writes_them() {
-        let event = proto::SessionEvent { r#type: 2, session_id: -3, auth_key_id: i64::MAX, reason: 300 };
+        let event =
+            proto::SessionEvent { r#type: 2, session_id: -3, auth_key_id: i64::MAX, reason: 300, ..Default::default() };
         let bytes = event.encode_to_vec();
         let mut fields = Fields(&bytes);
         for field in [(1, 2), (2, -3_i64 as u64), (3, i64::MAX as u64), (4, 300)] {

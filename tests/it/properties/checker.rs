@@ -54,6 +54,7 @@ impl From<&Update> for Told {
         match update {
             Update::Subscribed => Self::Subscribed,
             Update::Snapshot(sessions) => Self::Snapshot(sessions.clone()),
+            Update::Placements(_) => panic!("nobody asked for placements"),
             Update::Synced { session_count } => Self::Synced(*session_count),
             Update::Events(events) => {
                 let plain = |event| plain(event).expect("a stream without placements is told of no moves");
@@ -288,7 +289,7 @@ impl Checker<'_> {
 
     /// Whether the stream tells of every change of what passes by id, so that what it says can be applied.
     fn is_whole(&self) -> bool {
-        self.trace.filter.changes == ChangeFilter::All
+        self.trace.filter.changes == ChangeFilter::ALL
     }
 
     fn apply(&mut self, held: &mut BTreeSet<SessionKey>, events: &[SessionEvent]) {

@@ -159,14 +159,15 @@ pub(crate) fn filter() -> impl Strategy<Value = Filter> {
     let session_ids = vec(select(&SESSION_IDS[..]).prop_map(SessionId), 0..4);
     let auth_key_ids = vec(select(&AUTH_KEY_IDS[..]).prop_map(AuthKeyId), 0..3);
     let changes = prop_oneof![
-        4 => Just(ChangeFilter::All),
-        1 => Just(ChangeFilter::Created),
-        1 => Just(ChangeFilter::Destroyed),
+        4 => Just(ChangeFilter::ALL),
+        1 => Just(ChangeFilter::CREATED),
+        1 => Just(ChangeFilter::DESTROYED),
     ];
     let narrow = (session_ids, auth_key_ids, changes).prop_map(|(session_ids, auth_key_ids, changes)| Filter {
         session_ids: session_ids.into_iter().collect(),
         auth_key_ids: auth_key_ids.into_iter().collect(),
         changes,
+        ..Filter::default()
     });
     prop_oneof![Just(Filter::default()), narrow]
 }

@@ -143,7 +143,9 @@ fn event(event: &proto::SessionEvent) -> SessionEvent {
             proto::DestroyReason::Requested => DestroyReason::Requested,
             proto::DestroyReason::LeaseExpired => DestroyReason::LeaseExpired,
             proto::DestroyReason::LeaseRevoked => DestroyReason::LeaseRevoked,
-            proto::DestroyReason::Unspecified => panic!("{event:?} has no reason"),
+            proto::DestroyReason::Released | proto::DestroyReason::Unspecified => {
+                panic!("{event:?} has no such reason")
+            }
         }),
         _ => panic!("{event:?} is no event"),
     };

@@ -72,6 +72,7 @@ impl Held {
     pub(super) async fn read(&mut self) {
         match timeout(PATIENCE, self.observer.next()).await.expect("it is told something").expect("it goes on") {
             Update::Subscribed | Update::Closed => {}
+            Update::Placements(_) => panic!("nobody asked for placements"),
             Update::Reset(reason) => {
                 self.resets.push(reason);
                 self.sessions.clear();

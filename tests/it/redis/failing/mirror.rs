@@ -53,6 +53,7 @@ impl Mirror {
 impl State {
     fn apply(&mut self, update: &Update) {
         let broken = match update {
+            Update::Placements(_) => Some("nobody asked for placements".to_owned()),
             Update::Subscribed => None,
             Update::Closed => Some("the stream was closed".to_owned()),
             Update::Reset(reason) => {

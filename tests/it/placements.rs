@@ -1,0 +1,199 @@
+//! Streams that tell where sessions are, over the wire.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use sessiond::proto::{
+    BatchCreateSessionsRequest, CreateSessionRequest, DestroyReason, DestroySessionRequest, SessionEvent,
+    SessionEventType, SubscribeRequest, SubscribeResponse, subscribe_request::Start, subscribe_response::Body,
+};
+use tonic::Streaming;
+
+use crate::{
+    fake::soon,
+    leases::{grant, revoke},
+    observed::Observed,
+    server::{Running, Sessions},
+};
+
+const LONG: Duration = Duration::from_secs(3600);
+
+/// An observer with placements, and the leases of the sessions that it holds.
+struct Mirror {
+    stream: Streaming<SubscribeResponse>,
+    held: BTreeMap<i64, u64>,
+    /// The leases that it filters by; empty for all.
+    leases: Vec<u64>,
+    events: Vec<SessionEvent>,
+    /// The last place of partition 0.
+    position: u64,
+}
+
+impl Mirror {
+    /// Observes from a snapshot on, and comes back when that is complete.
+    async fn synced(client: &Sessions, leases: &[u64]) -> Self {
+        let request = SubscribeRequest {
+            start: Some(Start::Snapshot(true)),
+            placements: leases.is_empty(),
+            lease_ids: leases.to_vec(),
+            ..Default::default()
+        };
+        let stream = soon(client.clone().subscribe(request)).await.unwrap().into_inner();
+        let (held, events) = (BTreeMap::new(), Vec::new());
+        let mut mirror = Self { stream, held, leases: leases.to_vec(), events, position: 0 };
+        loop {
+            match mirror.message().await {
+                Body::Synced(synced) => {
+                    assert_eq!(synced.session_count, mirror.held.len() as u64);
+                    mirror.position = synced.places[0].position;
+                    return mirror;
+                }
+                Body::Snapshot(snapshot) => {
+                    for session in snapshot.sessions {
+                        assert!(mirror.watches(session.lease_id));
+                        assert_eq!(mirror.held.insert(session.session_id, session.lease_id), None);
+                    }
+                }
+                Body::Subscribed(subscribed) => assert_eq!(subscribed.places.len(), 1),
+                Body::Events(events) => mirror.apply(events.events),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    async fn message(&mut self) -> Body {
+        soon(self.stream.message()).await.unwrap().unwrap().body.unwrap()
+    }
+
+    fn watches(&self, lease: u64) -> bool {
+        self.leases.is_empty() || self.leases.contains(&lease)
+    }
+
+    fn apply(&mut self, events: Vec<SessionEvent>) {
+        for event in events {
+            let held = self.held.get(&event.session_id).copied();
+            let before = match event.r#type() {
+                SessionEventType::Created => None,
+                SessionEventType::Destroyed => Some(event.lease_id),
+                SessionEventType::Moved => Some(event.previous_lease_id),
+                SessionEventType::Unspecified => panic!("{event:?}"),
+            };
+            assert_eq!(held, before.filter(|lease| self.watches(*lease)), "{event:?} does not fit what is held");
+            if event.r#type() == SessionEventType::Destroyed || !self.watches(event.lease_id) {
+                self.held.remove(&event.session_id);
+            } else {
+                self.held.insert(event.session_id, event.lease_id);
+            }
+            self.events.push(event);
+        }
+    }
+
+    /// Reads until so many events have come since it was synced, and gives the newest of these.
+    async fn reaches(&mut self, count: usize) -> Vec<SessionEvent> {
+        let known = self.events.len();
+        while self.events.len() < count {
+            match self.message().await {
+                Body::Events(events) => {
+                    let place = events.place.expect("events come with a place");
+                    assert!(place.position > self.position, "places only grow");
+                    self.position = place.position;
+                    self.apply(events.events);
+                }
+                Body::Heartbeat(heartbeat) => assert_eq!(heartbeat.places.len(), 1),
+                other => panic!("{other:?}"),
+            }
+        }
+        self.events[known..].to_vec()
+    }
+}
+
+async fn put(client: &Sessions, ids: std::ops::Range<i64>, lease_id: u64) {
+    let request = BatchCreateSessionsRequest { session_ids: ids.collect(), lease_id, ..Default::default() };
+    soon(client.clone().batch_create_sessions(request)).await.unwrap();
+}
+
+async fn destroy(client: &Sessions, id: i64, lease_id: u64) -> bool {
+    let request = DestroySessionRequest { session_id: Some(id), lease_id, ..Default::default() };
+    soon(client.clone().destroy_session(request)).await.unwrap().into_inner().destroyed
+}
+
+#[tokio::test]
+async fn a_stream_with_placements_tells_the_lease_of_each_session() {
+    let server = Running::start().await;
+    let (leases, writer) = (server.leases(), server.sessions());
+    let (a, b) = (grant(&leases, LONG).await, grant(&leases, LONG).await);
+    put(&writer, 0..10, a).await;
+    put(&writer, 10..20, 0).await;
+    let mut mirror = Mirror::synced(&server.sessions(), &[]).await;
+    let mut late = Mirror::synced(&server.sessions(), &[]).await;
+    put(&writer, 5..15, b).await;
+    assert!(destroy(&writer, 0, a).await && destroy(&writer, 5, 0).await);
+    revoke(&leases, a).await.unwrap();
+    let events = mirror.reaches(16).await;
+    let moved = |event: &SessionEvent| (event.previous_lease_id, event.lease_id);
+    assert!(events[..5].iter().all(|event| moved(event) == (a, b)), "{events:?}");
+    assert!(events[5..10].iter().all(|event| moved(event) == (0, b)), "{events:?}");
+    assert_eq!((events[10].reason(), events[10].lease_id), (DestroyReason::Released, a));
+    assert_eq!((events[11].reason(), events[11].lease_id), (DestroyReason::Requested, b));
+    assert!(events[12..].iter().all(|event| (event.reason(), event.lease_id) == (DestroyReason::LeaseRevoked, a)));
+    let expected = (6..15).map(|id| (id, b)).chain((15..20).map(|id| (id, 0))).collect();
+    assert_eq!(mirror.held, expected);
+    late.reaches(16).await;
+    assert_eq!(late.held, expected);
+    assert_eq!(Mirror::synced(&server.sessions(), &[]).await.held, expected);
+}
+
+#[tokio::test]
+async fn a_stream_of_a_lease_tells_what_comes_and_goes_under_it() {
+    let server = Running::start().await;
+    let (leases, writer) = (server.leases(), server.sessions());
+    let [a, b, c] = [grant(&leases, LONG).await, grant(&leases, LONG).await, grant(&leases, LONG).await];
+    put(&writer, 0..10, a).await;
+    put(&writer, 10..20, b).await;
+    let mut own = Mirror::synced(&server.sessions(), &[a]).await;
+    let mut both = Mirror::synced(&server.sessions(), &[a, b]).await;
+    assert_eq!((own.held.len(), both.held.len()), (10, 20));
+    // From a to b, from b to a, away from both, and what is none of theirs.
+    put(&writer, 0..1, b).await;
+    put(&writer, 10..11, a).await;
+    put(&writer, 1..2, c).await;
+    put(&writer, 30..40, c).await;
+    assert!(destroy(&writer, 2, 0).await);
+    revoke(&leases, a).await.unwrap();
+    own.reaches(4 + 8).await;
+    both.reaches(4 + 8).await;
+    assert!(own.held.is_empty());
+    assert_eq!(both.held, [0].into_iter().chain(11..20).map(|id| (id, b)).collect());
+}
+
+#[tokio::test]
+async fn other_streams_are_told_nothing_of_moves() {
+    let server = Running::start().await;
+    let (leases, writer) = (server.leases(), server.sessions());
+    let (a, b) = (grant(&leases, LONG).await, grant(&leases, LONG).await);
+    let mut plain = Observed::now(&server.sessions()).await;
+    let mut placed = Mirror::synced(&server.sessions(), &[]).await;
+    put(&writer, 0..2, a).await;
+    put(&writer, 0..2, b).await;
+    assert!(destroy(&writer, 0, b).await);
+    let create = CreateSessionRequest { session_id: Some(7), lease_id: a, ..Default::default() };
+    soon(writer.clone().create_session(create)).await.unwrap();
+    placed.reaches(6).await;
+    let told = plain.events(4).await;
+    let types: Vec<_> = told.iter().map(|event| (event.session_id, event.r#type(), event.reason())).collect();
+    let created = |id| (id, SessionEventType::Created, DestroyReason::Unspecified);
+    let destroyed = (0, SessionEventType::Destroyed, DestroyReason::Requested);
+    assert_eq!(types, [created(0), created(1), destroyed, created(7)]);
+    assert!(told.iter().all(|event| (event.lease_id, event.previous_lease_id) == (0, 0)));
+}
+
+#[tokio::test]
+async fn a_holder_hears_at_once_that_its_session_was_ended() {
+    let server = Running::start().await;
+    let (leases, writer) = (server.leases(), server.sessions());
+    let a = grant(&leases, LONG).await;
+    put(&writer, 0..1, a).await;
+    let mut own = Mirror::synced(&server.sessions(), &[a]).await;
+    assert!(destroy(&writer, 0, 0).await);
+    let events = own.reaches(1).await;
+    assert_eq!((events[0].reason(), events[0].lease_id), (DestroyReason::Requested, a));
+}
