@@ -8,6 +8,7 @@ mod format;
 mod health;
 mod ids;
 mod lease;
+mod lookup;
 mod memory;
 mod otlp;
 mod output;
@@ -52,6 +53,10 @@ enum Command {
     ///
     /// Prints one line for each session. Exits with 1 when any of them is missing.
     Has(sessions::SessionsArgs),
+    /// Tells which gateway has sessions.
+    ///
+    /// Prints the lease and its owner for each session. Exits with 1 when any of them is missing.
+    Lookup(sessions::SessionsArgs),
     /// Makes sessions not exist.
     ///
     /// Prints one line for each session, which tells whether this call destroyed it or there was none.
@@ -91,8 +96,9 @@ impl Command {
     fn run(self) -> Result<Exit, CliError> {
         match self {
             Self::Serve(args) => block_on(serve::run(*args)),
-            Self::Create(args) => block_on(sessions::run(args.sessions, Verb::Create(args.lease))),
+            Self::Create(args) => block_on(sessions::run(args.sessions, Verb::create(args.lease, args.only_from))),
             Self::Has(args) => block_on(sessions::run(args, Verb::Has)),
+            Self::Lookup(args) => block_on(lookup::run(args)),
             Self::Destroy(args) => block_on(sessions::run(args.sessions, Verb::Destroy(args.lease))),
             Self::Lease(command) => block_on(lease::run(command)),
             Self::Watch(args) => block_on(watch::run(args)),

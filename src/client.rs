@@ -26,6 +26,7 @@ mod builder;
 mod convert;
 mod error;
 mod lease;
+mod lookup;
 mod resend;
 mod transport;
 mod watch;
@@ -39,6 +40,7 @@ pub use self::{
     builder::ClientBuilder,
     error::ClientError,
     lease::{Lease, LeaseEvent, LeaseEvents, LeaseGrant},
+    lookup::{LeaseHolder, Located, Placed},
     watch::{EventType, ResetReason, Watch, WatchOptions, WatchStart, WatchUpdate},
 };
 use crate::{

@@ -21,22 +21,22 @@ pub(crate) struct SessionsArgs {
     /// The ids of the sessions: signed 64-bit decimal numbers, or their bits in hexadecimal behind 0x. `-` stands for
     /// the ids on standard input, one a line, which are sent in batches as they come.
     #[arg(value_name = "ID", required = true, allow_negative_numbers = true)]
-    ids: Vec<IdArg>,
+    pub(super) ids: Vec<IdArg>,
 
     /// The id of the auth key that the sessions belong to, 0 for none.
     #[arg(long, env = "SESSIOND_AUTH_KEY_ID", value_name = "K", default_value = "0", allow_negative_numbers = true)]
-    auth_key_id: AuthKeyId,
+    pub(super) auth_key_id: AuthKeyId,
 
     /// The form of the lines that are printed.
     #[arg(long, env = "SESSIOND_FORMAT", value_enum, default_value = "text")]
-    format: Format,
+    pub(super) format: Format,
 
     #[command(flatten)]
-    addr: AddrArgs,
+    pub(super) addr: AddrArgs,
 
     /// How long each call may take, connecting included.
     #[arg(long, env = "SESSIOND_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
-    timeout: Duration,
+    pub(super) timeout: Duration,
 }
 
 #[derive(Debug, Args)]
@@ -45,6 +45,10 @@ pub(crate) struct CreateArgs {
     /// the one that they have.
     #[arg(long, env = "SESSIOND_LEASE", value_name = "LEASE_ID")]
     pub(crate) lease: Option<LeaseId>,
+
+    /// Moves sessions that exist only from this lease, 0 for none. Those under another live lease stay there.
+    #[arg(long, env = "SESSIOND_ONLY_FROM", value_name = "LEASE_ID", requires = "lease")]
+    pub(crate) only_from: Option<u64>,
 
     #[command(flatten)]
     pub(crate) sessions: SessionsArgs,
@@ -64,6 +68,8 @@ pub(crate) struct DestroyArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verb {
     Create(Option<LeaseId>),
+    /// Under a lease, and taken only from another one or from none.
+    Take(LeaseId, Option<LeaseId>),
     Has,
     Destroy(Option<LeaseId>),
 }
@@ -94,11 +100,23 @@ async fn do_all(args: SessionsArgs, verb: Verb, output: &Output) -> Result<Exit,
 }
 
 impl Verb {
+    pub(crate) fn create(lease: Option<LeaseId>, only_from: Option<u64>) -> Self {
+        match (lease, only_from) {
+            (Some(lease), Some(from)) => Self::Take(lease, LeaseId::from_number(from)),
+            _ => Self::Create(lease),
+        }
+    }
+
     async fn call(self, client: &Client, sessions: &[SessionKey]) -> Result<Vec<bool>, ClientError> {
         match (self, sessions) {
             (Self::Create(None), &[session]) => client.create(session).await.map(|yes| vec![yes]),
             (Self::Create(None), sessions) => client.batch_create(sessions).await,
             (Self::Create(Some(lease)), sessions) => client.batch_create_under(sessions, lease).await,
+            (Self::Take(lease, from), sessions) => {
+                // Whether the session is under the lease now.
+                let placed = client.batch_take(sessions, lease, from).await?;
+                Ok(placed.into_iter().map(|placed| placed.lease == Some(lease)).collect())
+            }
             (Self::Has, &[session]) => client.has(session).await.map(|yes| vec![yes]),
             (Self::Has, sessions) => client.batch_has(sessions).await,
             (Self::Destroy(None), &[session]) => client.destroy(session).await.map(|yes| vec![yes]),
@@ -111,6 +129,8 @@ impl Verb {
         let (member, text) = match (self, yes) {
             (Self::Create(_), true) => ("created", "created"),
             (Self::Create(_), false) => ("created", "existed already"),
+            (Self::Take(..), true) => ("held", "held"),
+            (Self::Take(..), false) => ("held", "held by another lease"),
             (Self::Has, true) => ("exists", "exists"),
             (Self::Has, false) => ("exists", "missing"),
             (Self::Destroy(_), true) => ("destroyed", "destroyed"),

@@ -90,8 +90,17 @@ use crate::session::LeaseId;
 ///             loop {
 ///                 let order = self.order.write().await;
 ///                 let sessions: Vec<_> = self.held.lock().unwrap().iter().copied().collect();
-///                 match self.client.batch_create_under(&sessions, lease).await {
-///                     Ok(_) => break,
+///                 // Takes only what nobody holds: the clients of the others have come back through another gateway.
+///                 match self.client.batch_take(&sessions, lease, None).await {
+///                     Ok(placed) => {
+///                         let mut held = self.held.lock().unwrap();
+///                         for (session, placed) in sessions.iter().zip(placed) {
+///                             if placed.lease != Some(lease) {
+///                                 held.remove(session);
+///                             }
+///                         }
+///                         break;
+///                     }
 ///                     // Lost once more: the next event tells of the next lease.
 ///                     Err(error) if error.is_lease_gone() => break,
 ///                     Err(error) => eprintln!("{error}: trying again"),
@@ -104,8 +113,8 @@ use crate::session::LeaseId;
 /// }
 /// ```
 ///
-/// A gateway that was cut off should close the connections that died meanwhile before it creates its sessions again: one
-/// whose client has come back through another gateway would be taken from there.
+/// A gateway that was cut off takes no session from another: one whose client has come back through another gateway stays there, and
+/// the gateway closes its own connection.
 ///
 /// Methods may be called at once from any number of tasks; put it into an `Arc` to share it.
 #[derive(Debug)]

@@ -41,6 +41,28 @@ async fn a_lease_is_granted_used_and_revoked() {
 }
 
 #[tokio::test]
+async fn sessions_are_looked_up_and_taken_only_from_a_certain_lease() {
+    let registry = Registry::start().await;
+    let grant = async |owner| registry.client().grant_lease(TTL, owner).await.unwrap().id.to_string();
+    let (a, b) = (grant("10.0.0.1:443").await, grant("10.0.0.2:443").await);
+    ended(&registry, &["create", "--lease", &a, "1"]).await;
+    ended(&registry, &["create", "2"]).await;
+    let lookup = ended(&registry, &["lookup", "1", "2"]).await;
+    assert_eq!(lookup, printed(0, &format!("1 {a} 10.0.0.1:443\n2 under no lease\n")));
+    let take = ended(&registry, &["create", "--lease", &b, "--only-from", "0", "1", "2", "3"]).await;
+    assert_eq!(take, printed(0, "1 held by another lease\n2 held\n3 held\n"));
+    let take = ended(&registry, &["create", "--lease", &b, "--only-from", &a, "1"]).await;
+    assert_eq!(take, printed(0, "1 held\n"));
+    let lookup = ended(&registry, &["lookup", "1", "4"]).await;
+    assert_eq!(lookup, printed(1, &format!("1 {b} 10.0.0.2:443\n4 missing\n")));
+    let json = ended(&registry, &["lookup", "1", "--format", "json"]).await;
+    let line = format!(
+        "{{\"session_id\":\"1\",\"auth_key_id\":\"0\",\"exists\":true,\"lease_id\":\"{b}\",\"owner\":\"10.0.0.2:443\"}}\n"
+    );
+    assert_eq!(json, printed(0, &line));
+}
+
+#[tokio::test]
 async fn json_lines_have_lease_ids_as_strings() {
     let registry = Registry::start().await;
     let grant = ended(&registry, &["lease", "grant", "--format", "json"]).await;

@@ -1,0 +1,93 @@
+//! `lookup`.
+
+use std::{collections::HashMap, fmt::Write as _};
+
+use sessiond::{
+    client::{Client, ClientError, Placed},
+    session::{LeaseId, SessionKey},
+};
+
+use super::{
+    exit::{CliError, Exit},
+    format::{Format, JsonLine},
+    ids::Ids,
+    output::Output,
+    sessions::SessionsArgs,
+};
+
+pub(crate) async fn run(args: SessionsArgs) -> Result<Exit, CliError> {
+    let output = Output::stdout()?;
+    let result = look_up_all(args, &output).await;
+    output.finish(result).await
+}
+
+async fn look_up_all(args: SessionsArgs, output: &Output) -> Result<Exit, CliError> {
+    let client = args.addr.client(args.timeout)?;
+    let mut ids = Ids::new(args.ids);
+    let mut owners = HashMap::new();
+    let mut all = true;
+    while let Some(batch) = ids.next_batch().await? {
+        let sessions: Vec<_> =
+            batch.into_iter().map(|session_id| SessionKey { auth_key_id: args.auth_key_id, session_id }).collect();
+        let error = |error| args.addr.error(&error);
+        let found = client.batch_lookup(&sessions).await.map_err(error)?;
+        let mut lines = String::new();
+        for (session, Placed { yes, lease, .. }) in sessions.into_iter().zip(found) {
+            all &= yes;
+            let owner = match lease {
+                Some(lease) => owner_of(&client, session, lease, &mut owners).await.map_err(error)?,
+                None => None,
+            };
+            print(session, yes, lease, owner.as_deref(), args.format, &mut lines);
+        }
+        output.write(lines).await?;
+    }
+    Ok(if all { Exit::Done } else { Exit::No })
+}
+
+/// Asks for the owner of a lease once, by one of its sessions. None if the session has left the lease meanwhile.
+async fn owner_of(
+    client: &Client,
+    session: SessionKey,
+    lease: LeaseId,
+    owners: &mut HashMap<LeaseId, String>,
+) -> Result<Option<String>, ClientError> {
+    if !owners.contains_key(&lease)
+        && let Some(holder) = client.lookup(session).await?.lease
+    {
+        owners.insert(holder.id, holder.owner);
+    }
+    Ok(owners.get(&lease).cloned())
+}
+
+fn print(
+    session: SessionKey,
+    exists: bool,
+    lease: Option<LeaseId>,
+    owner: Option<&str>,
+    format: Format,
+    out: &mut String,
+) {
+    match format {
+        Format::Text => {
+            let text = match (exists, lease) {
+                (false, _) => "missing".to_owned(),
+                (true, None) => "under no lease".to_owned(),
+                (true, Some(lease)) => format!("{lease} {}", owner.unwrap_or_default()),
+            };
+            // Writing to a `String` cannot fail.
+            let line = format!("{} {text}", session.session_id);
+            let _ = writeln!(out, "{}", line.trim_end());
+        }
+        Format::Json => {
+            let line = JsonLine::begin(out)
+                .int64("session_id", session.session_id)
+                .int64("auth_key_id", session.auth_key_id)
+                .plain("exists", exists);
+            match lease {
+                Some(lease) => line.int64("lease_id", lease).text("owner", owner.unwrap_or_default()).end(),
+                None => line.end(),
+            }
+        }
+    }
+}
