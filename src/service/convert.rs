@@ -1,6 +1,6 @@
 //! From what a request says to values, and back.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{collections::HashSet, hash::Hash, ops::RangeInclusive, time::Duration};
 
 use crate::{
     duration, proto,
@@ -36,7 +36,11 @@ pub(super) fn session_keys(
     Ok(auth_key_ids.iter().zip(session_ids).map(|(auth_key, id)| SessionKey::new(*auth_key, *id)).collect())
 }
 
-pub(super) fn observe_options(request: proto::SubscribeRequest) -> Result<ObserveOptions, ServiceError> {
+/// Reads no more than one id over `max_filter_ids` of each kind into the filter. The subject refuses it then.
+pub(super) fn observe_options(
+    request: proto::SubscribeRequest,
+    max_filter_ids: usize,
+) -> Result<ObserveOptions, ServiceError> {
     use proto::subscribe_request::Start::{Cursor, Snapshot};
     let start = match request.start {
         None | Some(Snapshot(false)) => Start::Now,
@@ -45,11 +49,23 @@ pub(super) fn observe_options(request: proto::SubscribeRequest) -> Result<Observ
         Some(Cursor(text)) => Start::After(text.parse().map_err(|_| ServiceError::MalformedCursor)?),
     };
     let filter = Filter {
-        session_ids: request.session_ids.into_iter().map(SessionId).collect(),
-        auth_key_ids: request.auth_key_ids.into_iter().map(AuthKeyId).collect(),
+        session_ids: distinct(request.session_ids.into_iter().map(SessionId), max_filter_ids),
+        auth_key_ids: distinct(request.auth_key_ids.into_iter().map(AuthKeyId), max_filter_ids),
         changes: change_filter(&request.types)?,
     };
     Ok(ObserveOptions { start, filter })
+}
+
+/// Returns the ids, each once, up to one more than `most`.
+fn distinct<T: Eq + Hash>(ids: impl Iterator<Item = T>, most: usize) -> HashSet<T> {
+    let mut distinct = HashSet::new();
+    for id in ids {
+        distinct.insert(id);
+        if distinct.len() > most {
+            break;
+        }
+    }
+    distinct
 }
 
 fn change_filter(types: &[i32]) -> Result<ChangeFilter, ServiceError> {
