@@ -55,7 +55,7 @@ pub(super) fn heartbeat(cursor: Option<&Cursor>) -> Bytes {
 /// through here.
 fn encode_events(events: &[SessionEvent], cursor: Option<&Cursor>) -> Bytes {
     let events_len: usize = events.iter().map(|event| EVENT_HEAD + event_len(event)).sum();
-    let cursor = cursor.map(ToString::to_string).unwrap_or_default();
+    let cursor = cursor.map(Cursor::text).unwrap_or_default();
     let cursor_len = if cursor.is_empty() { 0 } else { string::encoded_len(CURSOR, &cursor) };
     let mut bytes =
         super::message::begin(key_len(EVENTS) + encoded_len_varint(events_len as u64) + events_len + cursor_len);
@@ -95,7 +95,7 @@ fn event_len(event: &SessionEvent) -> usize {
 }
 
 fn message(body: Body, cursor: Option<&Cursor>) -> Bytes {
-    let cursor = cursor.map(ToString::to_string).unwrap_or_default();
+    let cursor = cursor.map(Cursor::text).unwrap_or_default();
     super::message::encode(&proto::SubscribeResponse { body: Some(body), cursor })
 }
 
