@@ -93,7 +93,7 @@ systemd() {
     value=$(sed -n 's/^TimeoutStopSec=//p' "$unit")
     ((value >= drain + 5)) || fail "a service that drains for $drain s is killed after $value s"
     while read -r value; do
-        "$server" serve --help | grep -qF "[env: $value=" || fail "sessiond.env: $value is no flag of the program"
+        "$server" serve --help | grep -qE "\[env: ${value}[]=]" || fail "sessiond.env: $value is no flag of the program"
     done < <(sed -n 's/^#\{0,1\}\(SESSIOND_[A-Z_]*\)=.*/\1/p' deploy/systemd/sessiond.env)
     pass "the unit is right, and its variables are flags"
 }

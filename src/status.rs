@@ -232,8 +232,8 @@ fn message(error: &ServiceError) -> String {
         ServiceError::Observe(ObserveError::TooManyObservers { limit }) => {
             format!("there are {limit} observers already: raise the server's --max-observers")
         }
-        ServiceError::Observe(ObserveError::TooManyFilterIds { count, limit }) => {
-            format!("the filters name {count} ids and may name {limit}: raise the server's --max-filter-ids")
+        ServiceError::Observe(ObserveError::TooManyFilterIds { limit }) => {
+            format!("the filters name more than {limit} ids: raise the server's --max-filter-ids")
         }
         ServiceError::Observe(ObserveError::TooManyTotalFilterIds { .. }) => {
             format!("{error}: raise the server's --max-total-filter-ids")
@@ -401,7 +401,7 @@ mod tests {
                 "--max-observers",
             ),
             (
-                ObserveError::TooManyFilterIds { count: 4, limit: 3 }.into(),
+                ObserveError::TooManyFilterIds { limit: 3 }.into(),
                 Code::ResourceExhausted,
                 "TOO_MANY_FILTER_IDS",
                 "--max-filter-ids",

@@ -148,10 +148,8 @@ pub enum ObserveError {
         limit: usize,
     },
     /// The filter names more ids than it may.
-    #[error("the filters name {count} ids, more than the limit of {limit}")]
+    #[error("the filters name more ids than the limit of {limit}")]
     TooManyFilterIds {
-        /// How many it names.
-        count: usize,
         /// The limit.
         limit: usize,
     },
@@ -393,15 +391,10 @@ impl SessionSubject {
         Ok(Observer::new(Arc::clone(&self.inner), admission, filter, beginning))
     }
 
-    /// Whether one more observer may filter by `count` ids at present. [`observe`](Self::observe) checks it too: this
-    /// is for who would make a [`Filter`] of them first.
-    ///
-    /// # Errors
-    ///
-    /// [`ObserveError`] when a limit is reached.
-    pub fn check_filter_ids(&self, count: usize) -> Result<(), ObserveError> {
-        let taken = self.inner.filter_ids.load(Ordering::Relaxed);
-        admission::check_filter_ids(&self.inner.options, count, taken)
+    /// The most ids that a [`Filter`] may name.
+    #[must_use]
+    pub fn max_filter_ids(&self) -> usize {
+        self.inner.options.max_filter_ids
     }
 
     /// Tells `observer` in a task of the current tokio runtime, until it is unsubscribed.

@@ -15,8 +15,8 @@ def flags(server):
     """The environment variables that the server reads, each with its default or None."""
     text = subprocess.run([server, "serve", "--help"], check=True, capture_output=True, text=True).stdout
     text = re.sub(r"\s+", " ", text)
-    found = dict.fromkeys(re.findall(r"\[env: (SESSIOND_\w+)=", text))
-    found |= dict(re.findall(r"\[env: (SESSIOND_\w+)=[^\]]*\] \[default: ([^\]]+)\]", text))
+    found = dict.fromkeys(re.findall(r"\[env: (SESSIOND_\w+)[=\]]", text))
+    found |= dict(re.findall(r"\[env: (SESSIOND_\w+)(?:=[^\]]*)?\] \[default: ([^\]]+)\]", text))
     return found
 
 

@@ -1,6 +1,6 @@
 //! From what a request says to values, and back.
 
-use std::{collections::HashSet, num::NonZeroU64, ops::RangeInclusive, time::Duration};
+use std::{collections::HashSet, hash::Hash, num::NonZeroU64, ops::RangeInclusive, time::Duration};
 
 use crate::{
     duration, proto,
@@ -37,7 +37,11 @@ pub(super) fn session_keys(
     Ok(auth_key_ids.iter().zip(session_ids).map(|(auth_key, id)| SessionKey::new(*auth_key, *id)).collect())
 }
 
-pub(super) fn observe_options(request: proto::SubscribeRequest) -> Result<ObserveOptions, ServiceError> {
+/// Reads no more than one id over `max_filter_ids` of each kind into the filter. The subject refuses it then.
+pub(super) fn observe_options(
+    request: proto::SubscribeRequest,
+    max_filter_ids: usize,
+) -> Result<ObserveOptions, ServiceError> {
     use proto::subscribe_request::Start::{Cursor, Snapshot};
     let start = match request.start {
         None | Some(Snapshot(false)) => Start::Now,
@@ -47,9 +51,9 @@ pub(super) fn observe_options(request: proto::SubscribeRequest) -> Result<Observ
     };
     let (changes, names_moves) = change_filter(&request.types)?;
     let filter = Filter {
-        session_ids: request.session_ids.into_iter().map(SessionId).collect(),
-        auth_key_ids: request.auth_key_ids.into_iter().map(AuthKeyId).collect(),
-        lease_ids: lease_ids(&request.lease_ids),
+        session_ids: distinct(request.session_ids.into_iter().map(SessionId), max_filter_ids),
+        auth_key_ids: distinct(request.auth_key_ids.into_iter().map(AuthKeyId), max_filter_ids),
+        lease_ids: distinct(request.lease_ids.into_iter().map(lease_to_match), max_filter_ids),
         changes,
         placements: request.placements || names_moves,
     };
@@ -57,8 +61,20 @@ pub(super) fn observe_options(request: proto::SubscribeRequest) -> Result<Observ
 }
 
 /// Zero is no lease: it matches nothing, as a lease that has ended.
-fn lease_ids(numbers: &[u64]) -> HashSet<LeaseId> {
-    numbers.iter().map(|number| LeaseId::from_number(*number).unwrap_or(LeaseId(NonZeroU64::MAX))).collect()
+fn lease_to_match(number: u64) -> LeaseId {
+    LeaseId::from_number(number).unwrap_or(LeaseId(NonZeroU64::MAX))
+}
+
+/// Returns the ids, each once, up to one more than `most`.
+fn distinct<T: Eq + Hash>(ids: impl Iterator<Item = T>, most: usize) -> HashSet<T> {
+    let mut distinct = HashSet::new();
+    for id in ids {
+        distinct.insert(id);
+        if distinct.len() > most {
+            break;
+        }
+    }
+    distinct
 }
 
 /// Which changes are wanted, and whether moves are named among them.

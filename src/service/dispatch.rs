@@ -140,13 +140,8 @@ where
     B::Error: std::fmt::Display,
 {
     let request: SubscribeRequest = message::read(body, &calls.shared.limits).await?;
-    // Before a set is made of them.
-    calls
-        .shared
-        .subject
-        .check_filter_ids(request.session_ids.len() + request.auth_key_ids.len() + request.lease_ids.len())?;
     let heartbeat = convert::heartbeat(request.heartbeat)?;
-    let options = convert::observe_options(request)?;
+    let options = convert::observe_options(request, calls.shared.subject.max_filter_ids())?;
     let resumes = matches!(options.start, Start::After(_));
     let observer = calls.shared.subject.observe(options).await?;
     let response = ResponseBody::observer(ObserverBody::new(observer, heartbeat, resumes));

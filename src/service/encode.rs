@@ -75,7 +75,7 @@ fn encode_events(events: &[SessionEvent], cursor: Option<&Cursor>, last: Option<
     let last_len = last.as_ref().map_or(0, |last| message::encoded_len(PLACE, last));
     let events_len: usize =
         events.iter().map(|event| EVENT_HEAD + event_len(event, is_placed)).sum::<usize>() + last_len;
-    let cursor = cursor.map(ToString::to_string).unwrap_or_default();
+    let cursor = cursor.map(Cursor::text).unwrap_or_default();
     let cursor_len = if cursor.is_empty() { 0 } else { string::encoded_len(CURSOR, &cursor) };
     let mut bytes =
         super::message::begin(key_len(EVENTS) + encoded_len_varint(events_len as u64) + events_len + cursor_len);
@@ -131,7 +131,7 @@ fn event_len(event: &SessionEvent, is_placed: bool) -> usize {
 }
 
 fn response(body: Body, cursor: Option<&Cursor>) -> Bytes {
-    let cursor = cursor.map(ToString::to_string).unwrap_or_default();
+    let cursor = cursor.map(Cursor::text).unwrap_or_default();
     super::message::encode(&proto::SubscribeResponse { body: Some(body), cursor })
 }
 

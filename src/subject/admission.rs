@@ -16,13 +16,15 @@ pub(super) struct Admission {
 impl Admission {
     /// Admits an observer whose filter names `filter_ids` ids.
     pub(super) fn new(inner: &Arc<Inner>, filter_ids: usize) -> Result<Self, ObserveError> {
-        let limits @ SubjectOptions { max_observers, max_total_filter_ids, .. } = inner.options;
+        let SubjectOptions { max_observers, max_filter_ids, max_total_filter_ids, .. } = inner.options;
+        if filter_ids > max_filter_ids {
+            return Err(ObserveError::TooManyFilterIds { limit: max_filter_ids });
+        }
         if !take(&inner.observers, 1, max_observers) {
             return Err(ObserveError::TooManyObservers { limit: max_observers });
         }
         // Gives back the place if there is no room for the ids.
         let mut admission = Self { inner: Arc::clone(inner), filter_ids: 0 };
-        check_filter_ids(&limits, filter_ids, 0)?;
         if !take(&inner.filter_ids, filter_ids, max_total_filter_ids) {
             return Err(ObserveError::TooManyTotalFilterIds { count: filter_ids, limit: max_total_filter_ids });
         }
@@ -36,18 +38,6 @@ impl Drop for Admission {
         self.inner.observers.fetch_sub(1, Ordering::Relaxed);
         self.inner.filter_ids.fetch_sub(self.filter_ids, Ordering::Relaxed);
     }
-}
-
-/// Whether a filter may name `count` ids while others name `taken`.
-pub(super) fn check_filter_ids(limits: &SubjectOptions, count: usize, taken: usize) -> Result<(), ObserveError> {
-    let &SubjectOptions { max_filter_ids, max_total_filter_ids, .. } = limits;
-    if count > max_filter_ids {
-        return Err(ObserveError::TooManyFilterIds { count, limit: max_filter_ids });
-    }
-    if count > max_total_filter_ids.saturating_sub(taken) {
-        return Err(ObserveError::TooManyTotalFilterIds { count, limit: max_total_filter_ids });
-    }
-    Ok(())
 }
 
 /// Takes `count` of what there may be `limit` of, unless that is too many.

@@ -53,22 +53,15 @@ impl History {
 #[error("that is no cursor: send one as it was received, or none")]
 pub struct ParseCursorError;
 
+/// The most bytes of the text of a cursor with one position.
+const TEXT_LEN: usize = 16 + 1 + 16 + 1 + 16 + 1 + 4;
+
 /// More than any log has; what is longer is not worth reading.
 const MAX_PARTITIONS: usize = 1024;
 
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.registry_id)?;
-        match &self.place {
-            CursorPlace::SnapshotStart => f.write_str("-s")?,
-            CursorPlace::After(positions, history) => {
-                for position in positions {
-                    write!(f, "-{:x}", position.0)?;
-                }
-                write!(f, "-{:016x}", history.0)?;
-            }
-        }
-        write!(f, "-{:04x}", self.checksum())
+        f.write_str(&self.text())
     }
 }
 
@@ -91,7 +84,7 @@ impl FromStr for Cursor {
         };
         let cursor = Self { registry_id, place };
         // One place has one text: this refuses a wrong checksum, upper case, leading zeros and whatever else differs.
-        if cursor.to_string() == text { Ok(cursor) } else { Err(ParseCursorError) }
+        if cursor.text() == text { Ok(cursor) } else { Err(ParseCursorError) }
     }
 }
 
@@ -101,6 +94,26 @@ impl Cursor {
         let positions = points.iter().map(|point| point.position).collect();
         let history = History::of(points.iter().map(|point| point.mark));
         Self { registry_id, place: CursorPlace::After(positions, history) }
+    }
+
+    /// Returns the text. Every message of events has one, and `fmt` would double what it costs.
+    pub(crate) fn text(&self) -> String {
+        let mut text = String::with_capacity(TEXT_LEN);
+        push_hex(&mut text, self.registry_id.0, 16);
+        match &self.place {
+            CursorPlace::SnapshotStart => text.push_str("-s"),
+            CursorPlace::After(positions, history) => {
+                for position in positions {
+                    text.push('-');
+                    push_hex(&mut text, position.0, 1);
+                }
+                text.push('-');
+                push_hex(&mut text, history.0, 16);
+            }
+        }
+        text.push('-');
+        push_hex(&mut text, self.checksum().into(), 4);
+        text
     }
 
     /// Hashes all numbers to 16 bits. This is against accidents, not against forgers, who could gain nothing but another place
@@ -121,6 +134,12 @@ impl Cursor {
 fn fnv(numbers: impl IntoIterator<Item = u64>) -> u64 {
     let bytes = numbers.into_iter().flat_map(u64::to_le_bytes);
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+/// Appends a number in hexadecimal, of at least so many digits.
+fn push_hex(text: &mut String, number: u64, least: u32) {
+    let digits = (u64::BITS - number.leading_zeros()).div_ceil(4).max(least);
+    text.extend((0..digits).rev().map(|place| char::from(b"0123456789abcdef"[(number >> (4 * place)) as usize % 16])));
 }
 
 fn hex(text: &str) -> Option<u64> {

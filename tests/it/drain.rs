@@ -101,10 +101,15 @@ async fn a_drain_ends_with_its_timeout_whoever_is_stuck() {
     assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
+/// A program that heeds SIGHUP, though the tests themselves may run under `nohup`.
+async fn with_hangup(args: &[&str]) -> Program {
+    Program::start_within(&["env", "--default-signal=HUP"], args).await
+}
+
 #[tokio::test]
 async fn every_signal_that_ends_a_program_starts_a_drain() {
     for signal in ["TERM", "INT", "HUP"] {
-        let mut program = Program::start(&[]).await;
+        let mut program = with_hangup(&[]).await;
         let mut observed = Observed::now(&program.sessions()).await;
         program.signal(signal).await;
         assert!(matches!(observed.next().await, Body::Heartbeat(_)), "{signal}");
@@ -126,7 +131,7 @@ async fn nohup_keeps_a_server_alive_after_its_terminal_closes() {
 #[tokio::test]
 async fn a_second_signal_ends_the_drain_at_once() {
     for (first, second) in [("TERM", "TERM"), ("TERM", "INT"), ("INT", "INT"), ("HUP", "TERM"), ("TERM", "HUP")] {
-        let mut program = Program::start(&["--drain-timeout", "1h"]).await;
+        let mut program = with_hangup(&["--drain-timeout", "1h"]).await;
         let _stuck = stuck_observer(program.addr).await;
         program.signal(first).await;
         program.draining().await;

@@ -2,11 +2,17 @@
 -- KEYS: meta, ended leases, claims. ARGV: birth, for each lease its id and the number of the mark that it was swept
 -- for.
 -- A lease that was marked again meanwhile stays, and is handed out again.
+local leases, swept = {}, {}
 for i = 2, #ARGV, 2 do
-    local known = call('HGET', KEYS[2], ARGV[i])
-    if not known or string.sub(known, 1, 1) == 'c' and string.match(known, '^.. (%d+)') == ARGV[i + 1] then
-        call('ZREM', KEYS[3], ARGV[i])
-        call('HDEL', KEYS[2], ARGV[i])
+    leases[#leases + 1] = ARGV[i]
+end
+for i, known in ipairs(call('HMGET', KEYS[2], unpack(leases))) do
+    if not known or string.sub(known, 1, 1) == 'c' and string.match(known, '^.. (%d+)') == ARGV[2 * i + 1] then
+        swept[#swept + 1] = leases[i]
     end
+end
+if #swept > 0 then
+    call('ZREM', KEYS[3], unpack(swept))
+    call('HDEL', KEYS[2], unpack(swept))
 end
 return 1

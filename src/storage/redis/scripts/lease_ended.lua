@@ -4,13 +4,15 @@
 -- Returns for each lease 1 if it has ended, 0 if it lives on with its whole ttl because the call that was to end it has
 -- failed, 2 if it was marked again meanwhile.
 call('HDEL', meta, '')
-local answers = {}
+local answers, leases, ended = {}, {}, {}
 for i = 2, #ARGV, 2 do
-    local lease, answer = ARGV[i], 1
-    local known = call('HGET', KEYS[4], lease)
+    leases[#leases + 1] = ARGV[i]
+end
+for i, known in ipairs(call('HMGET', KEYS[4], unpack(leases))) do
+    local lease, answer = leases[i], 1
     if known then
         local state, number, good, ttl, owner = string.match(known, '^(..) (%d+) (%d+) (%d+) (.*)$')
-        if number ~= ARGV[i + 1] then
+        if number ~= ARGV[2 * i + 1] then
             answer = 2
         elseif string.sub(state, 1, 1) == 'm' then
             if tonumber(good) > 0 and now >= tonumber(good) then
@@ -21,12 +23,15 @@ for i = 2, #ARGV, 2 do
                 call('HINCRBY', meta, 'live', 1)
                 answer = 0
             else
-                call('HSET', KEYS[4], lease, 'c' .. string.sub(known, 2))
+                ended[#ended + 1], ended[#ended + 2] = lease, 'c' .. string.sub(known, 2)
             end
         end
     elseif call('HEXISTS', KEYS[2], lease) == 1 then
         answer = 0
     end
     answers[#answers + 1] = answer
+end
+if #ended > 0 then
+    call('HSET', KEYS[4], unpack(ended))
 end
 return answers

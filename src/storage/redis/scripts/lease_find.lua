@@ -3,11 +3,11 @@
 -- Returns for each lease its slot ('' if it is not closed here), how many sessions are under it, and its set of buckets
 -- as numbers or bits: see apply.lua.
 local found = {}
-for i = 2, #ARGV do
-    local slot, set = call('HGET', KEYS[2], ARGV[i]), ''
+for i, slot in ipairs(call('HMGET', KEYS[2], unpack(ARGV, 2))) do
+    local set = ''
     if slot then
-        local is_bits = call('TYPE', KEYS[2 + i]).ok == 'string'
-        set = is_bits and call('GET', KEYS[2 + i]) or call('SMEMBERS', KEYS[2 + i])
+        local is_bits = call('TYPE', KEYS[3 + i]).ok == 'string'
+        set = is_bits and call('GET', KEYS[3 + i]) or call('SMEMBERS', KEYS[3 + i])
     end
     found[#found + 1] = slot or ''
     -- A negative count shows that somebody has meddled with the counts. Then there may be sessions.

@@ -7,10 +7,14 @@
 -- for each lease.
 local enough, cursor = tonumber(ARGV[4]), ARGV[5]
 local lease_of, letter_of, destroyed = {}, {}, {}
+local leases = {}
 for i = 7, #ARGV, 3 do
+    leases[#leases + 1] = ARGV[i]
+end
+for i, slot in ipairs(#leases > 0 and call('HMGET', KEYS[3], unpack(leases)) or {}) do
     -- Another replica may have swept it meanwhile.
-    if call('HGET', KEYS[3], ARGV[i]) == ARGV[i + 1] then
-        lease_of[ARGV[i + 1]], letter_of[ARGV[i + 1]] = ARGV[i], string.upper(ARGV[i + 2])
+    if slot == ARGV[3 * i + 5] then
+        lease_of[slot], letter_of[slot] = leases[i], string.upper(ARGV[3 * i + 6])
     end
 end
 local is_known, looked_at = {[''] = true}, 0

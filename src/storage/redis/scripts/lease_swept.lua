@@ -3,18 +3,19 @@
 -- bucket was searched, the leases.
 -- Returns for each lease how many sessions are still counted under it. It is forgotten if there are none, or if every
 -- bucket was searched.
-local left = {}
-for i = 3, #ARGV do
-    local slot = call('HGET', KEYS[2], ARGV[i])
-    local held = slot and tonumber(call('HGET', KEYS[4], slot) or 0) or 0
-    if slot and (held == 0 or ARGV[2] == '1') then
-        call('UNLINK', KEYS[2 + i])
-        call('HDEL', KEYS[2], ARGV[i])
-        call('HDEL', KEYS[3], slot)
-        call('HDEL', KEYS[4], slot)
-        call('HINCRBY', meta, 'leases', -1)
-        held = 0
+local left, leases, slots, sets = {}, {}, {}, {}
+for i, slot in ipairs(call('HMGET', KEYS[2], unpack(ARGV, 3))) do
+    left[i] = slot and tonumber(call('HGET', KEYS[4], slot) or 0) or 0
+    if slot and (left[i] == 0 or ARGV[2] == '1') then
+        left[i] = 0
+        leases[#leases + 1], slots[#slots + 1], sets[#sets + 1] = ARGV[2 + i], slot, KEYS[4 + i]
     end
-    left[i - 2] = held
+end
+if #leases > 0 then
+    call('UNLINK', unpack(sets))
+    local forgotten = call('HDEL', KEYS[2], unpack(leases))
+    call('HDEL', KEYS[3], unpack(slots))
+    call('HDEL', KEYS[4], unpack(slots))
+    call('HINCRBY', meta, 'leases', -forgotten)
 end
 return left
