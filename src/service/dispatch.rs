@@ -138,7 +138,6 @@ where
     B::Error: std::fmt::Display,
 {
     let request: SubscribeRequest = message::read(body, &calls.shared.limits).await?;
-    // Before a set is made of them.
     let heartbeat = convert::heartbeat(request.heartbeat)?;
     let options = convert::observe_options(request, calls.shared.subject.max_filter_ids())?;
     let resumes = matches!(options.start, Start::After(_));
