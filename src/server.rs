@@ -305,6 +305,7 @@ impl Server {
     }
 }
 
+/// How often the server looks whether a task has panicked.
 const TASK_CHECK: Duration = Duration::from_millis(250);
 
 /// Waits until a task that the server, the subject or the storage needs has panicked, and returns its name.

@@ -87,8 +87,8 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// Returns the name of a task that the storage cannot work without and that has panicked. Whoever runs the storage
-    /// is not ready from then on, and should end.
+    /// Returns the name of a task that has panicked and that the storage cannot work without. A server over such a
+    /// storage is no longer ready, and should exit.
     fn failed_task(&self) -> Option<&'static str> {
         None
     }

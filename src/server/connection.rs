@@ -110,9 +110,9 @@ struct Open {
 }
 
 impl Open {
-    /// It watches the server's health, which is open to all: it must not keep a connection open that is of no other
-    /// use.
-    fn is_probe(&mut self) {
+    /// Notes that it watches the server's health. That is open to all, so it must not keep a connection open that is of
+    /// no other use.
+    fn mark_as_probe(&mut self) {
         self.is_probe = true;
         self.handler.activity.begin_probe();
     }
@@ -184,7 +184,7 @@ impl Handler {
             return response;
         }
         if is_of_health {
-            open.is_probe();
+            open.mark_as_probe();
         }
         let activity = &handler.activity;
         response.map(|mut body| {

@@ -34,8 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// An address that was taken and is not listened on yet.
 pub(super) enum Taken {
     Tcp(TcpSocket),
-    /// It is taken when it is listened on: whoever finds a socket that nobody listens on takes it for one that was left
-    /// behind.
+    /// The socket is made only when the server listens. If nobody listened on it, another server would take it for one
+    /// that was left behind.
     Unix(PathBuf),
 }
 

@@ -57,7 +57,7 @@ struct Counts {
     times: Histogram,
 }
 
-/// Why a call was refused. It goes with the response to whoever counts it.
+/// Why a call was refused. The response carries it to the code that counts refusals.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Refused(pub(super) ErrorReason);
 

@@ -66,7 +66,7 @@ async fn a_stream_on_an_old_connection_ends_and_goes_on_over_a_new_one() {
         };
         assert!(matches!(body, Some(Body::Heartbeat(_))), "{body:?}");
         assert_too_old(&status);
-        // What is created meanwhile is told of by the next stream.
+        // The next stream reports what is created in between.
         create(&client, 0, 1000 + round).await;
         observed = Observed::after(&client, &observed.cursor).await;
     }

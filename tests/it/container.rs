@@ -38,7 +38,7 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        // Nobody is left who would hear of an error.
+        // There is nobody to report an error to.
         let _ = fs::remove_dir(&self.0);
     }
 }

@@ -25,7 +25,7 @@ use sessiond::{
         Position, RefusalCause, RegistryId, SessionStorage, StorageError, Writability, WriteRefusal,
         memory::{MemoryOptions, MemoryStorage},
     },
-    subject::{SessionSubject, SubjectOptions},
+    subject::{EventEncoder, SessionSubject, SubjectOptions},
 };
 use tokio::net::TcpListener;
 use tonic::{
@@ -189,12 +189,17 @@ async fn serve(subject: Arc<SessionSubject>) -> SocketAddr {
     addr
 }
 
-/// A storage to be told what to do, and a connection to a server over it.
-pub(crate) async fn served() -> (Arc<Faulty>, Channel) {
+/// A subject over a storage that is well, and the storage.
+async fn over_faulty(encoder: impl EventEncoder) -> (SessionSubject, Arc<Faulty>) {
     let storage = MemoryStorage::new(MemoryOptions::default());
     let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL), kept: AtomicU64::new(0) });
     let storage: Arc<dyn SessionStorage> = faulty.clone();
-    let subject = SessionSubject::start(storage, SubjectOptions::default(), WireEncoder).await.unwrap();
+    (SessionSubject::start(storage, SubjectOptions::default(), encoder).await.unwrap(), faulty)
+}
+
+/// A storage to be told what to do, and a connection to a server over it.
+pub(crate) async fn served() -> (Arc<Faulty>, Channel) {
+    let (subject, faulty) = over_faulty(WireEncoder).await;
     let addr = serve(Arc::new(subject)).await;
     (faulty, Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy())
 }
@@ -226,10 +231,7 @@ async fn a_storage_that_fails_is_told_of_and_its_cause_is_not() {
 
 #[tokio::test(start_paused = true)]
 async fn a_registry_where_nothing_happens_is_ready_again_when_its_storage_is() {
-    let storage = MemoryStorage::new(MemoryOptions::default());
-    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL), kept: AtomicU64::new(0) });
-    let storage: Arc<dyn SessionStorage> = faulty.clone();
-    let subject = SessionSubject::start(storage, SubjectOptions::default(), ()).await.unwrap();
+    let (subject, faulty) = over_faulty(()).await;
     // The task that follows the storage has yet to run.
     for (state, is_following) in [(AWAY, false), (WELL, true)] {
         faulty.state.store(state, Ordering::SeqCst);
@@ -244,10 +246,7 @@ async fn a_registry_where_nothing_happens_is_ready_again_when_its_storage_is() {
 
 #[tokio::test]
 async fn a_storage_that_refuses_changes_is_read_as_before_and_callers_are_told_the_cause() {
-    let storage = MemoryStorage::new(MemoryOptions::default());
-    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL), kept: AtomicU64::new(0) });
-    let storage: Arc<dyn SessionStorage> = faulty.clone();
-    let subject = SessionSubject::start(storage, SubjectOptions::default(), WireEncoder).await.unwrap();
+    let (subject, faulty) = over_faulty(WireEncoder).await;
     let subject = Arc::new(subject);
     let addr = serve(Arc::clone(&subject)).await;
     let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();
@@ -280,10 +279,7 @@ async fn a_storage_that_refuses_changes_is_read_as_before_and_callers_are_told_t
 
 #[tokio::test(start_paused = true)]
 async fn a_registry_whose_storage_is_out_of_reach_cannot_be_changed() {
-    let storage = MemoryStorage::new(MemoryOptions::default());
-    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL), kept: AtomicU64::new(0) });
-    let storage: Arc<dyn SessionStorage> = faulty.clone();
-    let subject = SessionSubject::start(storage, SubjectOptions::default(), ()).await.unwrap();
+    let (subject, faulty) = over_faulty(()).await;
     faulty.state.store(AWAY, Ordering::SeqCst);
     // The task that follows the storage has yet to run.
     while subject.is_following() {
@@ -294,10 +290,7 @@ async fn a_registry_whose_storage_is_out_of_reach_cannot_be_changed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_keep_alive_that_repeats_within_a_tenth_of_the_ttl_is_answered_from_memory() {
-    let storage = MemoryStorage::new(MemoryOptions::default());
-    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL), kept: AtomicU64::new(0) });
-    let storage: Arc<dyn SessionStorage> = faulty.clone();
-    let subject = SessionSubject::start(storage, SubjectOptions::default(), ()).await.unwrap();
+    let (subject, faulty) = over_faulty(()).await;
     let ttl = Duration::from_secs(20);
     let lease = subject.grant_lease(ttl, "").await.unwrap();
     for rounds in 1..=3 {
@@ -312,14 +305,6 @@ async fn a_keep_alive_that_repeats_within_a_tenth_of_the_ttl_is_answered_from_me
     assert!(matches!(subject.keep_lease_alive(lease).await, Err(StorageError::UnknownLease(_))));
 }
 
-/// A subject over a storage that is well, and the storage.
-async fn over_faulty() -> (SessionSubject, Arc<Faulty>) {
-    let storage = MemoryStorage::new(MemoryOptions::default());
-    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL), kept: AtomicU64::new(0) });
-    let storage: Arc<dyn SessionStorage> = faulty.clone();
-    (SessionSubject::start(storage, SubjectOptions::default(), ()).await.unwrap(), faulty)
-}
-
 async fn is_noticed(subject: &SessionSubject) {
     soon(async {
         while subject.is_following() {
@@ -331,7 +316,7 @@ async fn is_noticed(subject: &SessionSubject) {
 
 #[tokio::test]
 async fn a_panic_of_the_task_that_publishes_changes_ends_readiness() {
-    let (subject, faulty) = over_faulty().await;
+    let (subject, faulty) = over_faulty(()).await;
     subject.create(&[SessionKey::new(0, 1)], None).await.unwrap();
     soon(async {
         while subject.stats().changes[0] == 0 {
@@ -348,10 +333,8 @@ async fn a_panic_of_the_task_that_publishes_changes_ends_readiness() {
 
 #[tokio::test]
 async fn a_panic_of_the_task_that_expires_leases_ends_readiness() {
-    let storage = MemoryStorage::new(MemoryOptions::default());
-    let storage = Arc::new(Faulty { storage, state: AtomicU8::new(WELL), kept: AtomicU64::new(0) });
-    let subject = SessionSubject::start(storage.clone(), SubjectOptions::default(), ()).await.unwrap();
+    let (subject, faulty) = over_faulty(()).await;
     // Neither task has run yet.
-    storage.state.store(EXPIRY_PANICS, Ordering::SeqCst);
+    faulty.state.store(EXPIRY_PANICS, Ordering::SeqCst);
     is_noticed(&subject).await;
 }

@@ -117,8 +117,8 @@ impl Registry {
         self.call(script, self.first(), &["leases", "deadlines", "ended", "claims"], 0)
     }
 
-    /// Ends a lease that somebody has marked, unless it turns out to be alive. The sweep is left to whoever looks for
-    /// leases to sweep.
+    /// Ends a lease that has been marked, unless it turns out to be alive. The next look for leases to sweep finds its
+    /// sessions.
     pub(super) async fn finish_ending(&self, lease: LeaseId, known: &[u8]) -> Result<(), Fault> {
         self.end(vec![Ending::parse(lease_bytes(lease).to_vec(), known)]).await.map(drop)
     }
