@@ -39,7 +39,7 @@ use self::transport::{Target, Transport};
 pub use self::{
     builder::ClientBuilder,
     error::ClientError,
-    lease::{Lease, LeaseEvent, LeaseEvents, LeaseGrant},
+    lease::{Lease, LeaseEvent, LeaseEvents, LeaseGrant, LeasePage, LeaseQuery, LeaseStatus},
     lookup::{LeaseHolder, Located, Placed},
     watch::{EventType, ResetReason, Watch, WatchOptions, WatchStart, WatchUpdate},
 };

@@ -48,6 +48,8 @@ pub struct ReasonRow {
 
 const CREATES: &[&str] = &["CreateSession", "BatchCreateSessions"];
 const BATCHES: &[&str] = &["BatchHasSessions", "BatchLookupSessions", "BatchCreateSessions", "BatchDestroySessions"];
+const LISTS: &[&str] =
+    &["BatchHasSessions", "BatchLookupSessions", "BatchCreateSessions", "BatchDestroySessions", "ListLeases"];
 const SINGLES: &[&str] = &["HasSession", "LookupSession", "CreateSession", "DestroySession"];
 const CHANGES: &[&str] = &[
     "CreateSession",
@@ -61,9 +63,9 @@ const CHANGES: &[&str] = &[
 
 /// All reasons, in the order of their numbers, which begin with 1.
 #[rustfmt::skip]
-pub const REASONS: [ReasonRow; 32] = [
-    row(ErrorReason::BadDuration, &[(Code::InvalidArgument, Calls::Of(&["GrantLease", "Subscribe"]))], Retry::Never),
-    row(ErrorReason::BatchTooLarge, &[(Code::InvalidArgument, Calls::Of(BATCHES))], Retry::Never),
+pub const REASONS: [ReasonRow; 34] = [
+    row(ErrorReason::BadDuration, &[(Code::InvalidArgument, Calls::Of(&["GrantLease", "RevokeLease", "Subscribe"]))], Retry::Never),
+    row(ErrorReason::BatchTooLarge, &[(Code::InvalidArgument, Calls::Of(LISTS))], Retry::Never),
     row(ErrorReason::CallTimeout, &[(Code::DeadlineExceeded, Calls::Any)], Retry::WithBackoff),
     row(ErrorReason::CertificateUnknown, &[(Code::PermissionDenied, Calls::Any)], Retry::Never),
     row(ErrorReason::CompressedRequest, &[(Code::Unimplemented, Calls::Any)], Retry::Never),
@@ -101,6 +103,12 @@ pub const REASONS: [ReasonRow; 32] = [
     row(ErrorReason::UnknownEventType, &[(Code::InvalidArgument, Calls::Of(&["Subscribe"]))], Retry::Never),
     row(ErrorReason::UnknownMethod, &[(Code::Unimplemented, Calls::Any)], Retry::Never),
     row(ErrorReason::LeaseIdMissing, &[(Code::InvalidArgument, Calls::Of(CREATES))], Retry::Never),
+    row(
+        ErrorReason::LeaseLingers,
+        &[(Code::FailedPrecondition, Calls::Of(&["CreateSession", "BatchCreateSessions", "KeepLeaseAlive"]))],
+        Retry::Never,
+    ),
+    row(ErrorReason::MalformedPageToken, &[(Code::InvalidArgument, Calls::Of(&["ListLeases"]))], Retry::Never),
 ];
 
 const fn row(reason: ErrorReason, returned: &'static [(Code, Calls)], retry: Retry) -> ReasonRow {

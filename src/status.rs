@@ -97,6 +97,20 @@ pub enum ServiceError {
     /// The ttl of a lease is not between 1 s and 24 h.
     #[error("ttl is not between 1 s and 24 h: set it within")]
     BadTtl,
+    /// The linger of a revoked lease is not between 0 and 1 h.
+    #[error("linger is not between 0 and 1 h: set it within")]
+    BadLinger,
+    /// A list of leases cannot go on from this page token.
+    #[error("page_token is not one that ListLeases returned: send the last next_page_token, or none to begin anew")]
+    MalformedPageToken,
+    /// Too many leases are asked about at once.
+    #[error("lease_ids has {count} ids: split it into requests of at most {limit}")]
+    TooManyLeaseIds {
+        /// How many there are.
+        count: usize,
+        /// How many may be.
+        limit: usize,
+    },
     /// The owner of a lease is too long a text.
     #[error("owner has {0} bytes: send at most 128")]
     OwnerTooLong(usize),
@@ -173,8 +187,9 @@ fn reason(error: &ServiceError) -> ErrorReason {
     match error {
         ServiceError::SessionIdMissing => ErrorReason::SessionIdMissing,
         ServiceError::UnequalLists { .. } => ErrorReason::UnequalLists,
-        ServiceError::BatchTooLarge { .. } => ErrorReason::BatchTooLarge,
-        ServiceError::BadHeartbeat | ServiceError::BadTtl => ErrorReason::BadDuration,
+        ServiceError::BatchTooLarge { .. } | ServiceError::TooManyLeaseIds { .. } => ErrorReason::BatchTooLarge,
+        ServiceError::MalformedPageToken => ErrorReason::MalformedPageToken,
+        ServiceError::BadHeartbeat | ServiceError::BadTtl | ServiceError::BadLinger => ErrorReason::BadDuration,
         ServiceError::EmptyCursor | ServiceError::MalformedCursor => ErrorReason::MalformedCursor,
         ServiceError::UnknownEventType(_) => ErrorReason::UnknownEventType,
         ServiceError::UnknownMethod(_) => ErrorReason::UnknownMethod,
@@ -202,6 +217,7 @@ fn reason(error: &ServiceError) -> ErrorReason {
             StorageError::TooManySessions { .. } => ErrorReason::TooManySessions,
             StorageError::TooManyLeases { .. } => ErrorReason::TooManyLeases,
             StorageError::UnknownLease(_) => ErrorReason::LeaseGone,
+            StorageError::LeaseLingers(_) => ErrorReason::LeaseLingers,
             StorageError::Unavailable(_) => ErrorReason::StorageUnavailable,
             StorageError::Refused(_) => ErrorReason::StorageRefusesChanges,
             StorageError::Broken(_) => ErrorReason::Internal,
@@ -218,6 +234,9 @@ fn field(error: &ServiceError) -> Option<&'static str> {
         ServiceError::BatchTooLarge { .. } => "session_ids",
         ServiceError::BadHeartbeat => "heartbeat",
         ServiceError::BadTtl => "ttl",
+        ServiceError::BadLinger => "linger",
+        ServiceError::MalformedPageToken => "page_token",
+        ServiceError::TooManyLeaseIds { .. } => "lease_ids",
         ServiceError::EmptyCursor | ServiceError::MalformedCursor => "cursor",
         ServiceError::UnknownEventType(_) => "types",
         ServiceError::OwnerTooLong(_) => "owner",
@@ -252,6 +271,9 @@ fn storage_message(error: &StorageError) -> String {
             format!("there are {limit} leases already: raise the server's --max-leases")
         }
         StorageError::UnknownLease(lease) => ServiceError::LeaseGone(lease.number()).to_string(),
+        StorageError::LeaseLingers(lease) => {
+            format!("lease {lease} was revoked, and lingers: grant a new one, and create the sessions again under it")
+        }
         StorageError::Unavailable(_) => {
             let source: &dyn Error = error;
             // The subject tells of the outage once; a line for each call would be a flood.

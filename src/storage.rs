@@ -3,6 +3,7 @@
 mod error;
 pub mod file;
 mod journal;
+mod lease;
 pub mod memory;
 mod open;
 mod placement;
@@ -21,6 +22,7 @@ use crate::session::{LeaseId, SessionEvent, SessionKey};
 
 pub use self::{
     error::{LogError, StorageError},
+    lease::{LeasePage, LeaseQuery, LeaseStatus, MAX_LINGER},
     open::{OpenError, StorageOptions, StorageUrl},
     placement::{Answers, CreateOptions, Creation, Lookup, Place, Places, Takeover},
     writability::{RefusalCause, Writability, WriteRefusal},
@@ -100,8 +102,8 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`StorageError`], [`StorageError::UnknownLease`] among them; sessions earlier in the list may have been created all
-    /// the same, and a retry is safe.
+    /// [`StorageError`], [`StorageError::UnknownLease`] and [`StorageError::LeaseLingers`] among them; sessions earlier in the list
+    /// may have been created all the same, and a retry is safe.
     async fn create_with(
         &self,
         sessions: &[SessionKey],
@@ -167,7 +169,7 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`StorageError::UnknownLease`] when it is gone.
+    /// [`StorageError::UnknownLease`] when it is gone, [`StorageError::LeaseLingers`] when it was revoked.
     async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, StorageError>;
 
     /// Tells the owner that a lease was granted to, which never changes. `None` if the lease is gone.
@@ -177,21 +179,42 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
     /// [`StorageError::Unavailable`] when the storage cannot be asked.
     async fn lease_owner(&self, lease: LeaseId) -> Result<Option<Arc<str>>, StorageError>;
 
-    /// Ends a lease and destroys the sessions under it with [`LeaseRevoked`](crate::session::DestroyReason::LeaseRevoked).
-    /// Tells how many those were.
+    /// Ends a lease once `linger` has passed, which is at most [`MAX_LINGER`], and destroys the sessions that are under it then, with
+    /// [`LeaseRevoked`](crate::session::DestroyReason::LeaseRevoked). Without a linger, ends it now and tells how many sessions that
+    /// destroyed. With one, tells 0.
     ///
-    /// The lease is gone before the first session is: when the future is dropped, the rest is destroyed by
+    /// While a lease lingers, no session comes under it, it cannot be kept alive, and it protects no session from
+    /// [`Takeover::OnlyFrom`]. Sessions under it can be destroyed, and moved to other leases. Its end does not change when the ttl
+    /// passes, and outages and restarts do not delay it. To revoke it once more can only bring its end forward.
+    ///
+    /// The lease is gone before the first session is destroyed. If the future is dropped, the rest is destroyed by
     /// [`expire_leases`](Self::expire_leases).
     ///
     /// # Errors
     ///
-    /// [`StorageError::UnknownLease`] when it is gone already.
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError>;
+    /// [`StorageError::UnknownLease`] if it is gone already.
+    async fn revoke_lease_with(&self, lease: LeaseId, linger: Duration) -> Result<u64, StorageError>;
+
+    /// Calls [`revoke_lease_with`](Self::revoke_lease_with) without a linger.
+    ///
+    /// # Errors
+    ///
+    /// As `revoke_lease_with`.
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
+        self.revoke_lease_with(lease, Duration::ZERO).await
+    }
+
+    /// Lists leases that have not ended, in the order of their ids.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError::Unavailable`] when the storage cannot be asked.
+    async fn list_leases(&self, query: &LeaseQuery) -> Result<LeasePage, StorageError>;
 
     /// Ends leases as they expire and destroys the sessions under them with
     /// [`LeaseExpired`](crate::session::DestroyReason::LeaseExpired), for as long as it is polled; never returns
-    /// but with an error, after which it may be called again. No lease expires before its ttl has passed. Whoever holds a
-    /// storage runs this once.
+    /// but with an error, after which it may be called again. No lease expires before its ttl has passed. Ends leases whose linger
+    /// has passed, too. Whoever holds a storage runs this once.
     ///
     /// # Errors
     ///
@@ -242,8 +265,22 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
     /// [`StorageError::Unavailable`] when the storage cannot be asked.
     async fn marks(&self, positions: &[Position]) -> Result<Vec<Option<Mark>>, StorageError>;
 
-    /// The sessions of some buckets from `first` on: of at least one bucket, and of no more once `limit` sessions are
-    /// read.
+    /// Tells which buckets have sessions under some leases, so that the others need not be read.
+    ///
+    /// `known` is as for [`read_buckets`](Self::read_buckets).
+    ///
+    /// # Errors
+    ///
+    /// As `read_buckets`.
+    async fn buckets_under(
+        &self,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        leases: &[LeaseId],
+    ) -> Result<LeaseBuckets, LogError>;
+
+    /// The sessions of the first of `buckets`, which are in ascending order: of at least one bucket, and of no more once
+    /// `limit` sessions are read.
     ///
     /// With `with_leases`, the lease of each session is read as well: the one that the log tells, even if it has ended.
     ///
@@ -258,7 +295,7 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
         &self,
         registry_id: RegistryId,
         known: &[LogPoint],
-        first: u32,
+        buckets: &[u32],
         limit: usize,
         with_leases: bool,
     ) -> Result<BucketRun, LogError>;
@@ -329,6 +366,16 @@ pub struct Changes {
     pub events: Vec<SessionEvent>,
     /// The mark at the last of them.
     pub mark: Mark,
+}
+
+/// Where the sessions under some leases are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeaseBuckets {
+    /// For each partition, the point of its log at which this is true.
+    pub points: Vec<LogPoint>,
+    /// In ascending order, the buckets that have sessions under the leases, by the log, also if the leases have ended. Others may be
+    /// among them.
+    pub buckets: Vec<u32>,
 }
 
 /// What is in some buckets.

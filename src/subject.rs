@@ -62,7 +62,8 @@ use self::{
 use crate::{
     session::{LeaseId, SessionKey},
     storage::{
-        Answers, CreateOptions, Creation, Lookup, RefusalCause, SessionStorage, StorageError, Writability, WriteRefusal,
+        Answers, CreateOptions, Creation, LeasePage, LeaseQuery, Lookup, RefusalCause, SessionStorage, StorageError,
+        Writability, WriteRefusal,
     },
     vital::Vitals,
 };
@@ -347,14 +348,33 @@ impl SessionSubject {
         Ok(owner)
     }
 
-    /// Revokes a lease; see [`SessionStorage::revoke_lease`].
+    /// Revokes a lease now; see [`SessionStorage::revoke_lease`].
     ///
     /// # Errors
     ///
     /// As the storage.
     pub async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
+        self.revoke_lease_with(lease, Duration::ZERO).await
+    }
+
+    /// Revokes a lease, now or after a linger; see [`SessionStorage::revoke_lease_with`].
+    ///
+    /// # Errors
+    ///
+    /// As the storage.
+    pub async fn revoke_lease_with(&self, lease: LeaseId, linger: Duration) -> Result<u64, StorageError> {
         let _ending = self.inner.kept.ending(lease);
-        self.inner.waits.of(StorageOperation::RevokeLease, self.inner.storage.revoke_lease(lease)).await
+        let Inner { storage, waits, .. } = &*self.inner;
+        waits.of(StorageOperation::RevokeLease, storage.revoke_lease_with(lease, linger)).await
+    }
+
+    /// Lists leases; see [`SessionStorage::list_leases`].
+    ///
+    /// # Errors
+    ///
+    /// As the storage.
+    pub async fn list_leases(&self, query: &LeaseQuery) -> Result<LeasePage, StorageError> {
+        self.inner.waits.of(StorageOperation::ListLeases, self.inner.storage.list_leases(query)).await
     }
 
     /// How many leases there are; see [`SessionStorage::lease_count`].

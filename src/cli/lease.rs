@@ -1,10 +1,10 @@
 //! `lease`.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use clap::{Args, Subcommand, builder::FalseyValueParser};
 use sessiond::{
-    client::{Client, ClientError, LeaseGrant},
+    client::{Client, ClientError, LeaseGrant, LeaseQuery, LeaseStatus},
     session::LeaseId,
 };
 use tokio::time::sleep;
@@ -36,6 +36,11 @@ pub(crate) enum LeaseCommand {
     ///
     /// Prints how many sessions those were. Exits with 1 when the lease is gone already.
     Revoke(RevokeArgs),
+    /// Lists the leases that have not ended, in the order of their ids.
+    ///
+    /// Prints one line for each: its owner, how many sessions it has, and when it ends if nobody keeps it alive. Exits with 1 if
+    /// leases are named and one of them is gone.
+    List(ListArgs),
 }
 
 #[derive(Debug, Args)]
@@ -73,6 +78,24 @@ pub(crate) struct RevokeArgs {
     #[arg(value_name = "LEASE_ID")]
     lease: LeaseId,
 
+    /// Ends the lease only after this time, up to 1h. Until then its sessions can move to other leases, and it takes no new ones.
+    #[arg(long, env = "SESSIOND_LINGER", value_name = "DURATION", value_parser = parse_duration)]
+    linger: Option<Duration>,
+
+    #[command(flatten)]
+    call: CallArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Only these leases.
+    #[arg(value_name = "LEASE_ID")]
+    leases: Vec<LeaseId>,
+
+    /// Only leases that were granted to exactly this owner.
+    #[arg(long, env = "SESSIOND_OWNER", value_name = "NAME", default_value = "", hide_default_value = true)]
+    owner: String,
+
     #[command(flatten)]
     call: CallArgs,
 }
@@ -94,12 +117,13 @@ struct CallArgs {
 pub(crate) async fn run(command: LeaseCommand) -> Result<Exit, CliError> {
     let output = Output::stdout()?;
     let result = match command {
-        LeaseCommand::Grant(args) => grant(&args, &output).await,
-        LeaseCommand::KeepAlive(args) if args.hold => hold(&args, &output).await,
-        LeaseCommand::KeepAlive(args) => keep_alive(&args, &output).await,
-        LeaseCommand::Revoke(args) => revoke(&args, &output).await,
+        LeaseCommand::List(args) => list(args, &output).await,
+        LeaseCommand::Grant(args) => grant(&args, &output).await.map(|()| Exit::Done),
+        LeaseCommand::KeepAlive(args) if args.hold => hold(&args, &output).await.map(|()| Exit::Done),
+        LeaseCommand::KeepAlive(args) => keep_alive(&args, &output).await.map(|()| Exit::Done),
+        LeaseCommand::Revoke(args) => revoke(&args, &output).await.map(|()| Exit::Done),
     };
-    output.finish(result.map(|()| Exit::Done)).await
+    output.finish(result).await
 }
 
 async fn grant(args: &GrantArgs, output: &Output) -> Result<(), CliError> {
@@ -153,7 +177,15 @@ async fn hold(args: &KeepAliveArgs, output: &Output) -> Result<(), CliError> {
 }
 
 async fn revoke(args: &RevokeArgs, output: &Output) -> Result<(), CliError> {
-    let RevokeArgs { lease, call } = args;
+    let RevokeArgs { lease, linger, call } = args;
+    if let Some(linger) = linger.filter(|linger| !linger.is_zero()) {
+        call.client()?.linger_lease(*lease, linger).await.map_err(|error| call.error(&error))?;
+        let line = call.line(
+            || format!("{lease} lingers, and ends in {} at the latest\n", humantime::format_duration(linger)),
+            |line| line.int64("lease_id", lease).plain("linger_ms", linger.as_millis()),
+        );
+        return output.write(line).await;
+    }
     let destroyed = call.client()?.revoke_lease(*lease).await.map_err(|error| call.error(&error))?;
     output
         .write(call.line(
@@ -166,6 +198,46 @@ async fn revoke(args: &RevokeArgs, output: &Output) -> Result<(), CliError> {
             |line| line.int64("lease_id", lease).int64("sessions_destroyed", destroyed),
         ))
         .await
+}
+
+/// How long a lease lives that a list shows, in whole seconds.
+fn seconds(duration: Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_secs(duration.as_secs()))
+}
+
+async fn list(args: ListArgs, output: &Output) -> Result<Exit, CliError> {
+    let ListArgs { leases, owner, call } = args;
+    let client = call.client()?;
+    let mut query = LeaseQuery { owner, lease_ids: leases, page_size: 10_000, ..LeaseQuery::default() };
+    let mut missing: HashSet<LeaseId> = query.lease_ids.iter().copied().collect();
+    loop {
+        let page = client.list_leases(query.clone()).await.map_err(|error| call.error(&error))?;
+        let mut lines = String::new();
+        for LeaseStatus { lease, ttl, expires_in, session_count, lingers, .. } in page.leases {
+            missing.remove(&lease.id);
+            lines += &call.line(
+                || {
+                    let ends = if lingers { "lingers, ends in" } else { "ends in" };
+                    let sessions = if session_count == 1 { "session" } else { "sessions" };
+                    let owner = if lease.owner.is_empty() { "-" } else { &lease.owner };
+                    format!("{} {owner} {session_count} {sessions}, {ends} {}\n", lease.id, seconds(expires_in))
+                },
+                |line| {
+                    line.int64("lease_id", lease.id)
+                        .text("owner", &lease.owner)
+                        .int64("session_count", session_count)
+                        .plain("ttl_ms", ttl.as_millis())
+                        .plain("expires_in_ms", expires_in.as_millis())
+                        .plain("lingers", lingers)
+                },
+            );
+        }
+        output.write(lines).await?;
+        if page.next.is_empty() {
+            return Ok(if missing.is_empty() { Exit::Done } else { Exit::No });
+        }
+        query.page_token = page.next;
+    }
 }
 
 fn kept_alive(KeepAliveArgs { lease, call, .. }: &KeepAliveArgs, ttl: Duration) -> String {

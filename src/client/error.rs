@@ -82,14 +82,16 @@ impl ClientError {
         ErrorReason::from_name(&self.reason()?)
     }
 
-    /// Whether the call failed because the lease that it names is gone: expired, revoked, or lost with a registry that
-    /// began anew. A new lease is the way on, and the sessions are to be created again under it.
+    /// Whether the call failed because the lease that it names is gone: expired, revoked (if only to linger), or lost with a
+    /// registry that began anew. A new lease is the way on, and the sessions are to be created again under it.
     #[must_use]
     pub fn is_lease_gone(&self) -> bool {
         match self.status().map(Status::code) {
             // What a call is about is not found; only leases are called about in a way that can miss.
             Some(Code::NotFound) => true,
-            Some(Code::FailedPrecondition) => self.known_reason() == Some(ErrorReason::LeaseGone),
+            Some(Code::FailedPrecondition) => {
+                matches!(self.known_reason(), Some(ErrorReason::LeaseGone | ErrorReason::LeaseLingers))
+            }
             _ => false,
         }
     }
@@ -227,6 +229,7 @@ mod tests {
         };
         assert!(error(Code::NotFound, "LEASE_GONE").is_lease_gone());
         assert!(error(Code::FailedPrecondition, "LEASE_GONE").is_lease_gone());
+        assert!(error(Code::FailedPrecondition, "LEASE_LINGERS").is_lease_gone());
         assert!(!error(Code::FailedPrecondition, "OTHER").is_lease_gone());
         assert!(!error(Code::Unavailable, "LEASE_GONE").is_lease_gone());
         // A proxy may drop the details.

@@ -3,6 +3,7 @@
 mod calls;
 mod events;
 mod keeper;
+mod list;
 
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tokio::sync::{oneshot, watch};
 pub use self::{
     calls::LeaseGrant,
     events::{LeaseEvent, LeaseEvents},
+    list::{LeasePage, LeaseQuery, LeaseStatus},
 };
 use self::{
     events::LeaseState,

@@ -102,7 +102,8 @@ fn takes(path: &str) -> Takes {
             "SessionService/HasSession"
             | "SessionService/LookupSession"
             | "SessionService/BatchHasSessions"
-            | "SessionService/BatchLookupSessions" => Takes::Scope(Scope::Read),
+            | "SessionService/BatchLookupSessions"
+            | "LeaseService/ListLeases" => Takes::Scope(Scope::Read),
             "SessionService/Subscribe" => Takes::Scope(Scope::Observe),
             "SessionService/CreateSession"
             | "SessionService/DestroySession"

@@ -61,7 +61,7 @@ pub(super) fn observe_options(
 }
 
 /// Zero is no lease: it matches nothing, as a lease that has ended.
-fn lease_to_match(number: u64) -> LeaseId {
+pub(super) fn lease_to_match(number: u64) -> LeaseId {
     LeaseId::from_number(number).unwrap_or(LeaseId(NonZeroU64::MAX))
 }
 

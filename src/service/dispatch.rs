@@ -95,7 +95,8 @@ where
             Ok("SessionService/Subscribe") => Box::pin(subscribe(calls, wish, body)).await,
             Ok("LeaseService/GrantLease") => unary(calls, body, Calls::grant_lease).await,
             Ok("LeaseService/KeepLeaseAlive") => unary(calls, body, Calls::keep_lease_alive).await,
-            Ok("LeaseService/RevokeLease") => unary(calls, body, Calls::revoke_lease).await,
+            Ok("LeaseService/RevokeLease") => Box::pin(unary(calls, body, Calls::revoke_lease)).await,
+            Ok("LeaseService/ListLeases") => Box::pin(unary(calls, body, Calls::list_leases)).await,
             Ok(method) => Err(ServiceError::UnknownMethod(method.to_owned())),
             Err(uri) => Err(ServiceError::UnknownMethod(uri.path().to_owned())),
         }

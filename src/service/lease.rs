@@ -2,19 +2,26 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use super::{Calls, convert::duration_within};
+use super::{
+    Calls, MAX_BATCH,
+    convert::{self, duration_within},
+};
 use crate::{
     duration,
     proto::{
-        GrantLeaseRequest, GrantLeaseResponse, KeepLeaseAliveRequest, KeepLeaseAliveResponse, RevokeLeaseRequest,
-        RevokeLeaseResponse,
+        self, GrantLeaseRequest, GrantLeaseResponse, KeepLeaseAliveRequest, KeepLeaseAliveResponse, ListLeasesRequest,
+        ListLeasesResponse, RevokeLeaseRequest, RevokeLeaseResponse,
     },
     session::LeaseId,
     status::ServiceError,
+    storage::{LeasePage, LeaseQuery, LeaseStatus, MAX_LINGER},
 };
 
 const TTL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+const LINGER: RangeInclusive<Duration> = Duration::ZERO..=MAX_LINGER;
 const MAX_OWNER: usize = 128;
+const DEFAULT_PAGE: u32 = 1000;
+const MAX_PAGE: u32 = 10_000;
 
 impl Calls {
     pub(super) async fn grant_lease(self, request: GrantLeaseRequest) -> Result<GrantLeaseResponse, ServiceError> {
@@ -37,8 +44,52 @@ impl Calls {
     }
 
     pub(super) async fn revoke_lease(self, request: RevokeLeaseRequest) -> Result<RevokeLeaseResponse, ServiceError> {
-        let sessions_destroyed = self.shared.subject.revoke_lease(named(request.lease_id)?).await?;
+        let RevokeLeaseRequest { lease_id, linger } = request;
+        let linger = linger.map_or(Some(Duration::ZERO), |linger| duration_within(linger, LINGER));
+        let linger = linger.ok_or(ServiceError::BadLinger)?;
+        let sessions_destroyed = self.shared.subject.revoke_lease_with(named(lease_id)?, linger).await?;
         Ok(RevokeLeaseResponse { sessions_destroyed })
+    }
+
+    pub(super) async fn list_leases(self, request: ListLeasesRequest) -> Result<ListLeasesResponse, ServiceError> {
+        let ListLeasesRequest { page_size, page_token, owner, lease_ids } = request;
+        let (count, limit) = (lease_ids.len(), MAX_BATCH);
+        if count > limit {
+            return Err(ServiceError::TooManyLeaseIds { count, limit });
+        }
+        let after = if page_token.is_empty() { None } else { Some(page_after(&page_token)?) };
+        let query = LeaseQuery {
+            after,
+            limit: if page_size == 0 { DEFAULT_PAGE } else { page_size.min(MAX_PAGE) } as usize,
+            owner: (!owner.is_empty()).then_some(owner),
+            lease_ids: lease_ids.into_iter().map(convert::lease_to_match).collect(),
+        };
+        let LeasePage { leases, next } = self.shared.subject.list_leases(&query).await?;
+        Ok(ListLeasesResponse {
+            leases: leases.into_iter().map(status).collect(),
+            next_page_token: next.map(|next| page_token_after(next)).unwrap_or_default(),
+        })
+    }
+}
+
+/// The text of a page token: the id of the last lease of the page before, in hexadecimal digits.
+fn page_token_after(lease: LeaseId) -> String {
+    format!("{:x}", lease.number())
+}
+
+fn page_after(token: &str) -> Result<LeaseId, ServiceError> {
+    let number = u64::from_str_radix(token, 16).ok().filter(|number| format!("{number:x}") == token);
+    number.and_then(LeaseId::from_number).ok_or(ServiceError::MalformedPageToken)
+}
+
+fn status(status: LeaseStatus) -> proto::LeaseStatus {
+    let LeaseStatus { lease, owner, ttl, expires_in, session_count, lingers } = status;
+    proto::LeaseStatus {
+        lease: Some(proto::Lease { lease_id: lease.number(), owner: (*owner).to_owned() }),
+        ttl: Some(duration::to_proto(ttl)),
+        expires_in: Some(duration::to_proto(expires_in)),
+        session_count,
+        lingers,
     }
 }
 

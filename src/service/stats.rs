@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The methods that are counted, by service. Others are not: whoever calls could make up as many as they like.
-pub(super) const METHODS: [&str; 12] = [
+pub(super) const METHODS: [&str; 13] = [
     "sessiond.v1.SessionService/HasSession",
     "sessiond.v1.SessionService/LookupSession",
     "sessiond.v1.SessionService/CreateSession",
@@ -32,6 +32,7 @@ pub(super) const METHODS: [&str; 12] = [
     "sessiond.v1.LeaseService/GrantLease",
     "sessiond.v1.LeaseService/KeepLeaseAlive",
     "sessiond.v1.LeaseService/RevokeLease",
+    "sessiond.v1.LeaseService/ListLeases",
 ];
 
 /// The codes of gRPC count from 0 to 16.

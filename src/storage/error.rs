@@ -30,6 +30,9 @@ pub enum StorageError {
     /// There is no such lease: it expired, was revoked, or never was.
     #[error("lease {0} is gone")]
     UnknownLease(LeaseId),
+    /// The lease was revoked and lingers: it takes no sessions and cannot be kept alive.
+    #[error("lease {0} was revoked, and lingers")]
+    LeaseLingers(LeaseId),
     /// The storage does not keep its own contract: it or what lies beneath it is broken.
     #[error("the storage is broken")]
     Broken(#[source] Box<dyn Error + Send + Sync>),

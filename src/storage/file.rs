@@ -41,8 +41,8 @@ use self::{
     writer::Writer,
 };
 use super::{
-    Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LogError, LogExtent, LogPoint, Lookup, Mark,
-    Position, RegistryId, SessionStorage, StorageError, StorageOptions, Writability,
+    Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LeaseBuckets, LeasePage, LeaseQuery, LogError,
+    LogExtent, LogPoint, Lookup, Mark, Position, RegistryId, SessionStorage, StorageError, StorageOptions, Writability,
     journal::Journal,
     memory::{MemoryOptions, MemoryStorage},
 };
@@ -190,8 +190,12 @@ impl SessionStorage for FileStorage {
         self.memory.lease_owner(lease).await
     }
 
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
-        self.memory.revoke_lease(lease).await
+    async fn revoke_lease_with(&self, lease: LeaseId, linger: Duration) -> Result<u64, StorageError> {
+        self.memory.revoke_lease_with(lease, linger).await
+    }
+
+    async fn list_leases(&self, query: &LeaseQuery) -> Result<LeasePage, StorageError> {
+        self.memory.list_leases(query).await
     }
 
     async fn expire_leases(&self) -> Result<Infallible, StorageError> {
@@ -224,15 +228,24 @@ impl SessionStorage for FileStorage {
         self.memory.marks(positions).await
     }
 
+    async fn buckets_under(
+        &self,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        leases: &[LeaseId],
+    ) -> Result<LeaseBuckets, LogError> {
+        self.memory.buckets_under(registry_id, known, leases).await
+    }
+
     async fn read_buckets(
         &self,
         registry_id: RegistryId,
         known: &[LogPoint],
-        first: u32,
+        buckets: &[u32],
         limit: usize,
         with_leases: bool,
     ) -> Result<BucketRun, LogError> {
-        self.memory.read_buckets(registry_id, known, first, limit, with_leases).await
+        self.memory.read_buckets(registry_id, known, buckets, limit, with_leases).await
     }
 }
 

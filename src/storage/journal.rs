@@ -6,6 +6,7 @@
 
 mod record;
 mod waiting;
+mod wall;
 
 use std::{
     fmt, mem,
@@ -19,7 +20,10 @@ use tokio::time::timeout;
 use self::waiting::Waiters;
 use super::{RefusalCause, StorageError, WriteRefusal};
 
-pub(super) use self::record::{LeaseRow, Malformed, ReadRecord, Reader, Record, Records, session_bytes};
+pub(super) use self::{
+    record::{LeaseRow, Malformed, ReadRecord, Reader, Record, Records, session_bytes},
+    wall::WallTime,
+};
 
 /// Changes wait to be made while so many bytes are pending. A batch of them takes a disk a few tens of milliseconds.
 const MAX_PENDING_BYTES: usize = 4 << 20;

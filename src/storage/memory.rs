@@ -16,6 +16,7 @@ mod restore;
 mod slots;
 
 use std::{
+    collections::BTreeSet,
     convert::Infallible,
     fmt,
     sync::{
@@ -36,12 +37,13 @@ use self::{
     change::{Change, Made},
     hash::SessionHasher,
     held::{GROUP, Held},
-    lease::{Ended, Lease, Leases},
+    lease::{Ended, Lease, LeaseState, Leases},
     log::Log,
 };
 use super::{
-    Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LogError, LogExtent, LogPoint, Lookup, Mark, Place,
-    Places, Position, RegistryId, SessionStorage, StorageError, StorageOptions, WriteRefusal,
+    Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LeaseBuckets, LeasePage, LeaseQuery, LogError,
+    LogExtent, LogPoint, Lookup, MAX_LINGER, Mark, Place, Places, Position, RegistryId, SessionStorage, StorageError,
+    StorageOptions, WriteRefusal,
     journal::{Journal, Lsn},
 };
 use crate::{
@@ -59,7 +61,7 @@ pub(super) use self::{
 const SESSIONS_BETWEEN_YIELDS: usize = 1024;
 
 /// No more buckets than this are read at once, so that many empty ones do not make a long step.
-const BUCKETS_A_READ: u32 = 1024;
+const BUCKETS_A_READ: usize = 1024;
 
 /// The most sessions of a lease that are destroyed under one hold of a bucket's lock.
 const SESSIONS_A_SWEEP: usize = 512;
@@ -216,9 +218,16 @@ impl MemoryStorage {
     fn lease_at(&self, bucket: &Bucket, place: usize) -> (Option<LeaseId>, Lsn) {
         let slot = bucket.lease(place);
         match self.leases.id(slot) {
-            Some(ended) if self.leases.has_ended(slot) => (None, self.leases.end_of(ended)),
+            Some(ended) if self.leases.slots.has_ended(slot) => (None, self.leases.end_of(ended)),
             lease => (lease, Lsn(0)),
         }
+    }
+
+    /// Whether the logs contain what the caller has read. Asks about all partitions, as neighbouring buckets are of different ones.
+    fn check_known(&self, registry_id: RegistryId, known: &[LogPoint]) -> Result<(), LogError> {
+        let knows = |(log, point): (&Log, &LogPoint)| log.mark(point.position) == Some(point.mark);
+        let is_known = registry_id == self.registry_id && self.logs.iter().zip(known).all(knows);
+        is_known.then_some(()).ok_or(LogError::Restarted)
     }
 
     /// How long every lease lives at least after an outage; none if its length is unknown.
@@ -279,6 +288,7 @@ impl MemoryStorage {
     fn destroy_leased(&self, bucket_index: u32, lease: &Lease, reason: DestroyReason) -> usize {
         let mut bucket = self.buckets[bucket_index as usize].lock();
         let sessions = bucket.take_leased(lease.slot, SESSIONS_A_SWEEP, &self.hash);
+        self.leases.slots.leave(lease.slot, sessions.len() as u64);
         self.session_count.fetch_sub(sessions.len() as u64, Ordering::Relaxed);
         let gone = |session: &SessionKey| SessionEvent::destroyed(*session, reason, Some(lease.id));
         let made: Vec<_> =
@@ -349,6 +359,10 @@ impl SessionStorage for MemoryStorage {
     ) -> Result<Answers<Creation>, StorageError> {
         let lease = match options.lease {
             Some(id) => match self.leases.get(id) {
+                Some(lease) if lease.state() == LeaseState::Lingers => {
+                    self.all_durable().await.map_err(StorageError::Refused)?;
+                    return Err(StorageError::LeaseLingers(id));
+                }
                 Some(lease) => Some((id, lease)),
                 None => {
                     self.durable(self.leases.end_of(id)).await.map_err(StorageError::Refused)?;
@@ -404,8 +418,10 @@ impl SessionStorage for MemoryStorage {
 
     async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, StorageError> {
         let kept = self.leases.keep_alive(lease);
-        if kept.is_err() {
-            self.durable(self.leases.end_of(lease)).await.map_err(unreadable)?;
+        match kept {
+            Err(StorageError::LeaseLingers(_)) => self.all_durable().await.map_err(unreadable)?,
+            Err(_) => self.durable(self.leases.end_of(lease)).await.map_err(unreadable)?,
+            Ok(_) => {}
         }
         kept
     }
@@ -418,15 +434,29 @@ impl SessionStorage for MemoryStorage {
         Ok(owner)
     }
 
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
+    async fn revoke_lease_with(&self, lease: LeaseId, linger: Duration) -> Result<u64, StorageError> {
         self.admit().await?;
-        let Ok(ended) = self.leases.revoke(lease) else {
-            self.durable(self.leases.end_of(lease)).await.map_err(StorageError::Refused)?;
-            return Err(StorageError::UnknownLease(lease));
+        let revoked = if linger.is_zero() {
+            self.leases.revoke(lease).map(Some)
+        } else {
+            self.leases.linger(lease, linger.min(MAX_LINGER)).map(|()| None)
         };
-        let destroyed = self.sweep(ended).await?;
+        let destroyed = match revoked {
+            Ok(Some(ended)) => self.sweep(ended).await?,
+            Ok(None) => 0,
+            Err(error) => {
+                self.durable(self.leases.end_of(lease)).await.map_err(StorageError::Refused)?;
+                return Err(error);
+            }
+        };
         self.all_durable().await.map_err(StorageError::Refused)?;
         Ok(destroyed)
+    }
+
+    async fn list_leases(&self, query: &LeaseQuery) -> Result<LeasePage, StorageError> {
+        let page = self.leases.list(query);
+        self.durable(self.leases.newest_end()).await.map_err(unreadable)?;
+        Ok(page)
     }
 
     async fn expire_leases(&self) -> Result<Infallible, StorageError> {
@@ -498,22 +528,34 @@ impl SessionStorage for MemoryStorage {
         self.logs[partition as usize].changes_after(after, limit).await
     }
 
+    async fn buckets_under(
+        &self,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        leases: &[LeaseId],
+    ) -> Result<LeaseBuckets, LogError> {
+        self.check_known(registry_id, known)?;
+        // A lease that is swept while the points are taken is known before, and one that is granted meanwhile is known after.
+        let mut under = self.leases.unswept(leases);
+        let points = self.logs.iter().map(Log::newest_point).collect();
+        under.extend(self.leases.unswept(leases));
+        // A change in the log has its bucket noted, as that is done before the bucket is locked.
+        let buckets: BTreeSet<u32> = under.iter().flat_map(|lease| lease.buckets()).collect();
+        self.all_durable().await.map_err(unreadable)?;
+        Ok(LeaseBuckets { points, buckets: buckets.into_iter().collect() })
+    }
+
     async fn read_buckets(
         &self,
         registry_id: RegistryId,
         known: &[LogPoint],
-        first: u32,
+        buckets: &[u32],
         limit: usize,
         with_leases: bool,
     ) -> Result<BucketRun, LogError> {
-        // Of all partitions, as neighbouring buckets are of different ones.
-        let knows = |(log, point): (&Log, &LogPoint)| log.mark(point.position) == Some(point.mark);
-        if registry_id != self.registry_id || !self.logs.iter().zip(known).all(knows) {
-            return Err(LogError::Restarted);
-        }
+        self.check_known(registry_id, known)?;
         let mut run = BucketRun { points: Vec::new(), sessions: Vec::new(), leases: Vec::new() };
-        let end = first.saturating_add(BUCKETS_A_READ).min(self.buckets.len() as u32);
-        for index in first..end {
+        for &index in buckets.iter().take(BUCKETS_A_READ) {
             let bucket = self.buckets[index as usize].lock();
             bucket.sessions().for_each(|sessions| run.sessions.extend_from_slice(sessions));
             if with_leases {

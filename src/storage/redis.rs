@@ -54,9 +54,9 @@ use self::{
     tail::{TRIES, Tail},
 };
 use super::{
-    Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LogError, LogExtent, LogPoint, Lookup, Mark, Place,
-    Places, Position, RefusalCause, RegistryId, SessionStorage, StorageError, StorageOptions, Takeover, Writability,
-    WriteRefusal,
+    Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LeaseBuckets, LeasePage, LeaseQuery, LogError,
+    LogExtent, LogPoint, Lookup, Mark, Place, Places, Position, RefusalCause, RegistryId, SessionStorage, StorageError,
+    StorageOptions, Takeover, Writability, WriteRefusal,
 };
 use crate::{
     session::{LeaseId, SessionKey},
@@ -374,8 +374,12 @@ impl SessionStorage for RedisStorage {
         self.registry.lease_owner(lease).await
     }
 
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
+    async fn revoke_lease_with(&self, lease: LeaseId, _linger: Duration) -> Result<u64, StorageError> {
         self.registry.revoke_lease(lease).await
+    }
+
+    async fn list_leases(&self, _query: &LeaseQuery) -> Result<LeasePage, StorageError> {
+        Ok(LeasePage::default())
     }
 
     async fn expire_leases(&self) -> Result<Infallible, StorageError> {
@@ -418,14 +422,28 @@ impl SessionStorage for RedisStorage {
         self.tails[partition as usize].changes_after(&self.registry, registry_id, after, limit).await
     }
 
+    async fn buckets_under(
+        &self,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        _leases: &[LeaseId],
+    ) -> Result<LeaseBuckets, LogError> {
+        if self.registry.identity().registry_id != registry_id {
+            return Err(LogError::Restarted);
+        }
+        let buckets = (0..self.registry.layout.buckets).collect();
+        Ok(LeaseBuckets { points: known.to_vec(), buckets })
+    }
+
     async fn read_buckets(
         &self,
         registry_id: RegistryId,
         known: &[LogPoint],
-        first: u32,
+        buckets: &[u32],
         limit: usize,
         with_leases: bool,
     ) -> Result<BucketRun, LogError> {
+        let [first, ..] = *buckets else { return Err(LogError::Restarted) };
         let registry = &*self.registry;
         let identity = registry.identity();
         if identity.registry_id != registry_id {

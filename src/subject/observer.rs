@@ -174,7 +174,7 @@ impl Observer {
                             self.reset(reason);
                             continue;
                         }
-                        if snapshot.is_last() {
+                        if snapshot.is_last(&self.filter) {
                             let session_count = snapshot.held();
                             self.phase = Phase::Following;
                             return Poll::Ready(Some(Update::Synced { session_count }));

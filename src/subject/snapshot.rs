@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     session::{LeaseId, SessionChange, SessionEvent, SessionKey},
-    storage::{BucketRun, LogError, LogPoint, RegistryId},
+    storage::{BucketRun, LeaseBuckets, LogError, LogPoint, RegistryId},
 };
 
 /// Read at once: an observer that is stuck in its snapshot holds on to no more than this and one bucket.
@@ -46,7 +46,16 @@ fn choose_sessions(run: &mut BucketRun, filter: &Filter) {
     }
 }
 
-type Read = Pin<Box<dyn Future<Output = Result<BucketRun, LogError>> + Send>>;
+type Reading = Pin<Box<dyn Future<Output = Result<Read, LogError>> + Send>>;
+
+/// What was read of the storage.
+enum Read {
+    Buckets(LeaseBuckets),
+    Run(BucketRun),
+}
+
+/// The most buckets that are named in one read.
+const BUCKETS_A_READ: usize = 1024;
 
 /// A snapshot under way.
 ///
@@ -56,26 +65,31 @@ type Read = Pin<Box<dyn Future<Output = Result<BucketRun, LogError>> + Send>>;
 /// - of a run before this one: told, since the bucket was read before it;
 /// - of this run: told if it is after the position that its bucket was read at;
 /// - of a later run: not told, since its bucket is yet to be read.
+///
+/// An observer of some leases begins with which buckets have sessions under them, at a position of its own. The other buckets count as
+/// read at that position: nothing that passes the filter was in them.
 pub(super) struct Snapshot {
     inner: Arc<Inner>,
     registry_id: RegistryId,
     /// Where it began. Buckets are read from a registry whose log contains what was followed since.
     began: Place,
-    /// The buckets from here on are those of `points`; those before have been passed for good.
-    first: u32,
+    /// The buckets that are read, unless all are.
+    chosen: Option<LeaseBuckets>,
+    /// The buckets from here on are those of `points`; those before have been passed for good. Counts the buckets that are read.
+    first: usize,
     points: Vec<LogPoint>,
     /// Read and not yet told of.
     sessions: Vec<SessionKey>,
     /// The lease of each of them, for an observer with placements.
     leases: Vec<Option<LeaseId>>,
-    read: Option<Read>,
+    reading: Option<Reading>,
     held: u64,
 }
 
 impl Snapshot {
     pub(super) fn new(inner: Arc<Inner>, registry_id: RegistryId, began: Place) -> Self {
         let (points, sessions, leases) = (Vec::new(), Vec::new(), Vec::new());
-        Self { inner, registry_id, began, first: 0, points, sessions, leases, read: None, held: 0 }
+        Self { inner, registry_id, began, chosen: None, first: 0, points, sessions, leases, reading: None, held: 0 }
     }
 
     /// How many sessions that pass the filter by id the observer holds.
@@ -103,34 +117,62 @@ impl Snapshot {
         })
     }
 
-    /// Whether an observer at `at` has passed the positions of the run.
+    /// Whether an observer at `at` has passed the positions of the run, and those at which its buckets were chosen.
     pub(super) fn is_passed(&self, at: &Points) -> bool {
-        (self.first..)
-            .zip(&self.points)
-            .all(|(bucket, point)| at[self.inner.storage.partition_of(bucket) as usize].position >= point.position)
+        let chosen_at = self.chosen.iter().flat_map(|chosen| &chosen.points);
+        let has_passed = |(at, chosen): (&LogPoint, &LogPoint)| at.position >= chosen.position;
+        at.iter().zip(chosen_at).all(has_passed)
+            && (self.first..).zip(&self.points).all(|(nth, point)| {
+                let partition = self.inner.storage.partition_of(self.bucket(nth));
+                at[partition as usize].position >= point.position
+            })
     }
 
     /// Whether the run that has been read is the last.
-    pub(super) fn is_last(&self) -> bool {
-        self.next_bucket() >= self.inner.storage.layout().buckets
+    pub(super) fn is_last(&self, filter: &Filter) -> bool {
+        self.is_chosen(filter) && self.first + self.points.len() >= self.bucket_count()
     }
 
-    fn next_bucket(&self) -> u32 {
-        self.first + self.points.len() as u32
+    /// Whether it is known which buckets are read.
+    fn is_chosen(&self, filter: &Filter) -> bool {
+        filter.lease_ids.is_empty() || self.chosen.is_some()
+    }
+
+    /// How many buckets are read.
+    fn bucket_count(&self) -> usize {
+        let all = self.inner.storage.layout().buckets as usize;
+        self.chosen.as_ref().map_or(all, |chosen| chosen.buckets.len())
+    }
+
+    /// The nth bucket that is read.
+    fn bucket(&self, nth: usize) -> u32 {
+        self.chosen.as_ref().map_or(nth as u32, |chosen| chosen.buckets[nth])
+    }
+
+    /// Where a bucket is among those that are read.
+    fn nth_of(&self, bucket: u32) -> Option<usize> {
+        match &self.chosen {
+            Some(chosen) => chosen.buckets.binary_search(&bucket).ok(),
+            None => Some(bucket as usize),
+        }
     }
 
     /// Reads the next run, again and again while the storage cannot be read.
     pub(super) fn poll_read(&mut self, filter: &Filter, context: &mut Context<'_>) -> Poll<()> {
         loop {
-            let first = self.next_bucket();
-            let read = self.read.take().unwrap_or_else(|| self.read_run(filter, first, Duration::ZERO));
-            match ready!(self.read.insert(read).as_mut().poll(context)) {
-                Ok(mut run) => {
+            let reading = self.reading.take().unwrap_or_else(|| self.read(filter, Duration::ZERO));
+            match ready!(self.reading.insert(reading).as_mut().poll(context)) {
+                Ok(Read::Buckets(chosen)) => {
+                    self.reading = None;
+                    self.chosen = Some(chosen);
+                    return Poll::Ready(());
+                }
+                Ok(Read::Run(mut run)) => {
                     if filter.is_by_id() {
                         choose_sessions(&mut run, filter);
                     }
-                    self.read = None;
-                    self.first = first;
+                    self.reading = None;
+                    self.first += self.points.len();
                     self.points = run.points;
                     self.sessions = run.sessions;
                     self.leases = run.leases;
@@ -141,22 +183,31 @@ impl Snapshot {
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
                     tracing::debug!(error, "a snapshot waits for the storage");
-                    self.read = Some(self.read_run(filter, first, RETRY));
+                    self.reading = Some(self.read(filter, RETRY));
                 }
             }
         }
     }
 
-    fn read_run(&self, filter: &Filter, first: u32, pause: Duration) -> Read {
+    fn read(&self, filter: &Filter, pause: Duration) -> Reading {
         let with_leases = filter.has_placements();
+        let leases: Vec<_> =
+            if self.is_chosen(filter) { Vec::new() } else { filter.lease_ids.iter().copied().collect() };
+        let next = self.first + self.points.len();
+        let end = self.bucket_count().min(next + BUCKETS_A_READ);
+        let buckets: Vec<_> = (next..end).map(|nth| self.bucket(nth)).collect();
         let (inner, registry_id, began) = (Arc::clone(&self.inner), self.registry_id, self.began);
         Box::pin(async move {
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
             }
             let known = inner.feed.log.known(began).ok_or(LogError::Restarted)?;
-            let read = inner.storage.read_buckets(registry_id, &known, first, SESSIONS_A_READ, with_leases);
-            inner.waits.of(StorageOperation::ReadBuckets, read).await
+            if !leases.is_empty() {
+                let buckets = inner.storage.buckets_under(registry_id, &known, &leases);
+                return inner.waits.of(StorageOperation::BucketsUnder, buckets).await.map(Read::Buckets);
+            }
+            let run = inner.storage.read_buckets(registry_id, &known, &buckets, SESSIONS_A_READ, with_leases);
+            inner.waits.of(StorageOperation::ReadBuckets, run).await.map(Read::Run)
         })
     }
 
@@ -168,11 +219,15 @@ impl Snapshot {
                 continue;
             }
             let bucket = self.inner.storage.bucket_of(&event.session);
-            let told = match bucket.checked_sub(self.first) {
-                None => true,
-                Some(offset) => self.points.get(offset as usize).is_some_and(|read_at| position > read_at.position.0),
+            let read_at = match (self.nth_of(bucket), &self.chosen) {
+                (Some(nth), _) if nth < self.first => None,
+                (Some(nth), _) => Some(self.points.get(nth - self.first)),
+                (None, Some(chosen)) => Some(chosen.points.get(chunk.partition as usize)),
+                (None, None) => Some(None),
             };
-            if !told {
+            // Of a bucket that is yet to be read, nothing is told.
+            let is_told = read_at.is_none_or(|read_at| read_at.is_some_and(|read_at| position > read_at.position.0));
+            if !is_told {
                 continue;
             }
             let holds = |lease| u64::from(filter.passes_placement(&event.session, lease));

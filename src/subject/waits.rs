@@ -33,8 +33,12 @@ pub enum StorageOperation {
     LeaseOwner,
     /// To revoke a lease.
     RevokeLease,
+    /// To list leases.
+    ListLeases,
     /// To tell where its log ends, as for each observer that starts.
     Log,
+    /// To tell which buckets a snapshot of some leases has to read.
+    BucketsUnder,
     /// To read a part of a snapshot.
     ReadBuckets,
     /// To tell the marks of its log, as for an observer that resumes.
@@ -43,7 +47,7 @@ pub enum StorageOperation {
 
 impl StorageOperation {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Create,
         Self::Has,
         Self::Lookup,
@@ -52,7 +56,9 @@ impl StorageOperation {
         Self::KeepLeaseAlive,
         Self::LeaseOwner,
         Self::RevokeLease,
+        Self::ListLeases,
         Self::Log,
+        Self::BucketsUnder,
         Self::ReadBuckets,
         Self::Marks,
     ];
@@ -69,7 +75,9 @@ impl StorageOperation {
             Self::KeepLeaseAlive => "keep_lease_alive",
             Self::LeaseOwner => "lease_owner",
             Self::RevokeLease => "revoke_lease",
+            Self::ListLeases => "list_leases",
             Self::Log => "log",
+            Self::BucketsUnder => "buckets_under",
             Self::ReadBuckets => "read_buckets",
             Self::Marks => "marks",
         }

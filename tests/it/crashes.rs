@@ -123,7 +123,7 @@ async fn visit(channel: &Channel, held: &Leases, next: &AtomicI64) -> Result<(),
     assert!(!destroyed.contains(&true), "a late destroy of sessions that have moved");
     for lease_id in [old, new].into_iter().skip(usize::from(expires)) {
         held.lock().entry(lease_id).or_default().may_end = true;
-        leases.revoke_lease(RevokeLeaseRequest { lease_id }).await?;
+        leases.revoke_lease(RevokeLeaseRequest { lease_id, linger: None }).await?;
         held.lock().entry(lease_id).or_default().ended = true;
         let status = leases.keep_lease_alive(KeepLeaseAliveRequest { lease_id }).await.expect_err("it has ended");
         if !gone(&status, lease_id, held) {
@@ -178,7 +178,7 @@ async fn check_leases(client: &Sessions, channel: Channel, leases: BTreeMap<u64,
     }
     for lease_id in leases.keys() {
         // It may have expired since.
-        let _ = soon(service.revoke_lease(RevokeLeaseRequest { lease_id: *lease_id })).await;
+        let _ = soon(service.revoke_lease(RevokeLeaseRequest { lease_id: *lease_id, linger: None })).await;
     }
     let sessions: Vec<i64> = leases.into_values().flat_map(|held| [held.sure, held.unsure].concat()).collect();
     soon(async { while exist(client, &sessions).await.contains(&true) {} }).await;

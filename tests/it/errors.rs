@@ -184,7 +184,7 @@ async fn a_lease_that_is_gone_is_told_by_what_was_to_be_done() {
     let gone = refusal(Code::NotFound, "LEASE_GONE", None, "grant a new one");
     for lease_id in [0, 1, u64::MAX] {
         gone.of(leases.keep_lease_alive(KeepLeaseAliveRequest { lease_id })).await;
-        gone.of(leases.revoke_lease(RevokeLeaseRequest { lease_id })).await;
+        gone.of(leases.revoke_lease(RevokeLeaseRequest { lease_id, linger: None })).await;
     }
     let gone = refusal(Code::FailedPrecondition, "LEASE_GONE", None, "grant a new one");
     let request = CreateSessionRequest { session_id: Some(1), auth_key_id: 0, lease_id: 7, ..Default::default() };
@@ -231,7 +231,7 @@ async fn limits_name_the_flag_that_raises_them() {
     let lease = grant(&leases, Duration::from_secs(3600)).await;
     let request = GrantLeaseRequest { ttl: Some(duration(Duration::from_secs(1))), ..Default::default() };
     exhausted("TOO_MANY_LEASES", "--max-leases").of(leases.grant_lease(request)).await;
-    leases.revoke_lease(RevokeLeaseRequest { lease_id: lease }).await.unwrap();
+    leases.revoke_lease(RevokeLeaseRequest { lease_id: lease, linger: None }).await.unwrap();
     grant(&leases, Duration::from_secs(3600)).await;
 
     let request = BatchHasSessionsRequest { session_ids: vec![0; 200], ..Default::default() };

@@ -21,8 +21,9 @@ use sessiond::{
     service::{Service, ServiceOptions, WireEncoder},
     session::{LeaseId, SessionKey},
     storage::{
-        Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LogError, LogExtent, LogPoint, Lookup, Mark,
-        Position, RefusalCause, RegistryId, SessionStorage, StorageError, Writability, WriteRefusal,
+        Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LeaseBuckets, LeasePage, LeaseQuery, LogError,
+        LogExtent, LogPoint, Lookup, Mark, Position, RefusalCause, RegistryId, SessionStorage, StorageError,
+        Writability, WriteRefusal,
         memory::{MemoryOptions, MemoryStorage},
     },
     subject::{EventEncoder, SessionSubject, SubjectOptions},
@@ -131,8 +132,21 @@ impl SessionStorage for Faulty {
         self.check()?.lease_owner(lease).await
     }
 
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
-        self.check()?.revoke_lease(lease).await
+    async fn revoke_lease_with(&self, lease: LeaseId, linger: Duration) -> Result<u64, StorageError> {
+        self.check()?.revoke_lease_with(lease, linger).await
+    }
+
+    async fn list_leases(&self, query: &LeaseQuery) -> Result<LeasePage, StorageError> {
+        self.check()?.list_leases(query).await
+    }
+
+    async fn buckets_under(
+        &self,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        leases: &[LeaseId],
+    ) -> Result<LeaseBuckets, LogError> {
+        self.check()?.buckets_under(registry_id, known, leases).await
     }
     async fn expire_leases(&self) -> Result<Infallible, StorageError> {
         assert_ne!(self.state.load(Ordering::SeqCst), EXPIRY_PANICS, "a fault in the storage");
@@ -163,11 +177,11 @@ impl SessionStorage for Faulty {
         &self,
         registry_id: RegistryId,
         known: &[LogPoint],
-        first: u32,
+        buckets: &[u32],
         limit: usize,
         with_leases: bool,
     ) -> Result<BucketRun, LogError> {
-        self.check()?.read_buckets(registry_id, known, first, limit, with_leases).await
+        self.check()?.read_buckets(registry_id, known, buckets, limit, with_leases).await
     }
 }
 

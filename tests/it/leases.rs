@@ -28,7 +28,7 @@ pub(crate) async fn keep_alive(client: &Leases, lease_id: u64) -> Result<Option<
 }
 
 pub(crate) async fn revoke(client: &Leases, lease_id: u64) -> Result<u64, Status> {
-    let revoked = soon(client.clone().revoke_lease(RevokeLeaseRequest { lease_id })).await;
+    let revoked = soon(client.clone().revoke_lease(RevokeLeaseRequest { lease_id, linger: None })).await;
     revoked.map(|revoked| revoked.into_inner().sessions_destroyed)
 }
 

@@ -119,7 +119,7 @@ async fn bad_requests(seen: &mut Seen) {
     let request = GrantLeaseRequest { ttl: Some(duration(Duration::from_secs(9))), owner: "x".repeat(129) };
     seen.call("GrantLease", leases.grant_lease(request)).await;
     seen.call("KeepLeaseAlive", leases.keep_lease_alive(KeepLeaseAliveRequest { lease_id: 7 })).await;
-    seen.call("RevokeLease", leases.revoke_lease(RevokeLeaseRequest { lease_id: 7 })).await;
+    seen.call("RevokeLease", leases.revoke_lease(RevokeLeaseRequest { lease_id: 7, linger: None })).await;
     let request = CreateSessionRequest { session_id: Some(1), lease_id: 7, ..Default::default() };
     seen.call("CreateSession", client.create_session(request)).await;
     let request = BatchCreateSessionsRequest { session_ids: vec![1], lease_id: 7, ..Default::default() };

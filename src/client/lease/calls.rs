@@ -53,8 +53,23 @@ impl Client {
     ///
     /// Any [`ClientError`] of a call; [`ClientError::is_lease_gone`] when it is.
     pub async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, ClientError> {
-        let request = proto::RevokeLeaseRequest { lease_id: lease.number() };
+        let request = proto::RevokeLeaseRequest { lease_id: lease.number(), linger: None };
         Ok(self.within_timeout(self.leases.clone().revoke_lease(request)).await?.sessions_destroyed)
+    }
+
+    /// Lets a lease linger for up to 1 h before it ends. A gateway that shuts down does so: its clients come back through other
+    /// gateways, which take their sessions, and no observer sees those disappear. The rest is destroyed at the end.
+    ///
+    /// Meanwhile nothing comes under the lease, it cannot be kept alive, and any gateway may take its sessions. To call this again, or
+    /// [`revoke_lease`](Self::revoke_lease), can only bring the end forward.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ClientError`] of a call; [`ClientError::is_lease_gone`] when it is.
+    pub async fn linger_lease(&self, lease: LeaseId, linger: Duration) -> Result<(), ClientError> {
+        let request = proto::RevokeLeaseRequest { lease_id: lease.number(), linger: Some(duration::to_proto(linger)) };
+        self.within_timeout(self.leases.clone().revoke_lease(request)).await?;
+        Ok(())
     }
 
     /// [`create`](Self::create) under a lease, with which the session ends. A session that exists already moves to

@@ -217,7 +217,7 @@ async fn expect_refused(
     first: u32,
     what: &str,
 ) -> Outcome {
-    match registry.storage().read_buckets(registry_id, known, first, 10, false).await {
+    match registry.storage().read_buckets(registry_id, known, &[first], 10, false).await {
         Err(LogError::Restarted) => Ok(()),
         Err(error) => Err(error.into()),
         Ok(_) => broken!(Histories, "read_buckets({first}) for {what} gave sessions instead of Restarted"),

@@ -162,7 +162,8 @@ impl Registry {
         limit: usize,
         with_leases: bool,
     ) -> Result<BucketRun, LogError> {
-        self.storage().read_buckets(self.registry_id, known, first, limit, with_leases).await
+        let buckets: Vec<u32> = (first..self.storage().layout().buckets).collect();
+        self.storage().read_buckets(self.registry_id, known, &buckets, limit, with_leases).await
     }
 
     pub(super) async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Outcome<Vec<bool>> {

@@ -19,7 +19,7 @@ use crate::{
     session::{DestroyReason, LeaseId},
     storage::{
         Position,
-        journal::{Journal, LeaseRow, Lsn, Malformed, Records},
+        journal::{Journal, LeaseRow, Lsn, Malformed, Records, WallTime},
         memory::{MemoryOptions, MemoryStorage, Restore},
     },
 };
@@ -97,9 +97,12 @@ pub(super) fn reason_byte(reason: DestroyReason) -> u8 {
     }
 }
 
-fn lease_row((ttl, ended, owner): (u64, u8, &str)) -> Result<LeaseRow, Malformed> {
+fn lease_row((ttl, ended, lingers_until, owner): (u64, u8, u64, &str)) -> Result<LeaseRow, Malformed> {
     Ok(LeaseRow::Ended(match ended {
-        0 => return Ok(LeaseRow::Live { ttl: Duration::from_millis(ttl), owner: owner.to_owned() }),
+        0 => {
+            let lingers_until = (lingers_until > 0).then_some(WallTime(lingers_until));
+            return Ok(LeaseRow::Live { ttl: Duration::from_millis(ttl), owner: owner.to_owned(), lingers_until });
+        }
         1 => DestroyReason::Requested,
         2 => DestroyReason::LeaseExpired,
         3 => DestroyReason::LeaseRevoked,

@@ -31,7 +31,7 @@ pub(super) const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("lo
 /// The sessions of each bucket.
 pub(super) const CHECKPOINTS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("checkpoints");
 /// The leases that are live, and those whose sessions are still being destroyed: ttl in milliseconds, why it ended, owner.
-pub(super) const LEASES: TableDefinition<'_, u64, (u64, u8, &str)> = TableDefinition::new("leases");
+pub(super) const LEASES: TableDefinition<'_, u64, (u64, u8, u64, &str)> = TableDefinition::new("leases");
 
 const META_FORMAT: &str = "format";
 const META_REGISTRY_ID: &str = "registry_id";
@@ -343,11 +343,12 @@ fn write(database: &Database, commit: &Commit) -> Result<(), redb::Error> {
         let mut leases = transaction.open_table(LEASES)?;
         for (lease, row) in &batch.leases {
             match row {
-                Some(LeaseRow::Live { ttl, owner }) => {
-                    leases.insert(lease, (ttl.as_millis() as u64, 0, &**owner))?;
+                Some(LeaseRow::Live { ttl, owner, lingers_until }) => {
+                    let until = lingers_until.map_or(0, |until| until.0);
+                    leases.insert(lease, (ttl.as_millis() as u64, 0, until, &**owner))?;
                 }
                 Some(LeaseRow::Ended(reason)) => {
-                    leases.insert(lease, (0, super::load::reason_byte(*reason), ""))?;
+                    leases.insert(lease, (0, super::load::reason_byte(*reason), 0, ""))?;
                 }
                 None => drop(leases.remove(lease)?),
             }

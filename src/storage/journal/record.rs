@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use super::WallTime;
 use crate::session::{AuthKeyId, DestroyReason, LeaseId, SessionChange, SessionEvent, SessionId, SessionKey};
 
 const CREATED: u8 = 1;
@@ -32,6 +33,13 @@ pub(in crate::storage) enum Record<'a> {
         ttl: Duration,
         owner: &'a str,
     },
+    /// Nothing comes under the lease any more, and it ends later.
+    LeaseLingers {
+        lease: LeaseId,
+        ttl: Duration,
+        owner: &'a str,
+        lingers_until: WallTime,
+    },
     /// Nothing comes under the lease any more; the sessions under it are being destroyed.
     LeaseEnded {
         lease: LeaseId,
@@ -49,6 +57,7 @@ pub(in crate::storage) enum LeaseRow {
     Live {
         ttl: Duration,
         owner: String,
+        lingers_until: Option<WallTime>,
     },
     /// Its sessions are to be destroyed for that reason.
     Ended(DestroyReason),
@@ -91,7 +100,12 @@ impl Record<'_> {
     pub(super) fn lease_row(&self) -> Option<(u64, Option<LeaseRow>)> {
         match *self {
             Self::LeaseGranted { lease, ttl, owner } => {
-                Some((lease.number(), Some(LeaseRow::Live { ttl, owner: owner.to_owned() })))
+                let row = LeaseRow::Live { ttl, owner: owner.to_owned(), lingers_until: None };
+                Some((lease.number(), Some(row)))
+            }
+            Self::LeaseLingers { lease, ttl, owner, lingers_until } => {
+                let row = LeaseRow::Live { ttl, owner: owner.to_owned(), lingers_until: Some(lingers_until) };
+                Some((lease.number(), Some(row)))
             }
             Self::LeaseEnded { lease, reason } => Some((lease.number(), Some(LeaseRow::Ended(reason)))),
             Self::LeaseSwept { lease } => Some((lease.number(), None)),

@@ -8,7 +8,7 @@ use super::{
     MemoryStorage, SESSIONS_BETWEEN_YIELDS, Spot,
     bucket::{Bucket, LeaseSlot},
     held::{GROUP, Held},
-    lease::Lease,
+    lease::{Lease, LeaseState},
     log::Log,
 };
 use crate::{
@@ -184,12 +184,15 @@ impl MemoryStorage {
     ) -> Result<Done, StorageError> {
         let too_many = || StorageError::TooManySessions { limit: self.max_sessions };
         let slot = match lease {
-            Some((id, lease)) if !lease.is_live() => {
-                // Its end is recorded once this returns.
-                let _ = self.leases.end_of(id);
-                return Err(StorageError::UnknownLease(id));
-            }
-            Some((_, lease)) => lease.slot,
+            Some((id, lease)) => match lease.state() {
+                LeaseState::Live => lease.slot,
+                LeaseState::Lingers => return Err(StorageError::LeaseLingers(id)),
+                LeaseState::Ended => {
+                    // Its end is recorded once this returns.
+                    let _ = self.leases.end_of(id);
+                    return Err(StorageError::UnknownLease(id));
+                }
+            },
             None => 0,
         };
         if let Some(place) = bucket.find(spot.hash, &session) {
@@ -200,6 +203,8 @@ impl MemoryStorage {
             };
             let previous = self.leases.id(held);
             bucket.set_lease(place, slot);
+            self.leases.slots.leave(held, 1);
+            self.leases.slots.enter(slot);
             return Ok(Done::Changed(SessionEvent::moved(session, lease, previous)));
         }
         // Counted before it is inserted: two buckets at once must not both take the last place.
@@ -211,14 +216,15 @@ impl MemoryStorage {
             self.session_count.fetch_sub(1, Ordering::Relaxed);
             return Err(too_many());
         }
+        self.leases.slots.enter(slot);
         Ok(Done::Changed(SessionEvent::created(session, lease.map(|(id, _)| id))))
     }
 
-    /// Whether a session may be taken from the lease that has this slot. A lease that has ended protects nothing.
+    /// Whether a session may be taken from the lease that has this slot.
     fn may_take(&self, held: LeaseSlot, takeover: Takeover) -> bool {
         match takeover {
             Takeover::Always => true,
-            Takeover::OnlyFrom(from) => held == 0 || self.leases.id(held) == from || self.leases.has_ended(held),
+            Takeover::OnlyFrom(from) => !self.leases.slots.protects(held) || self.leases.id(held) == from,
         }
     }
 
@@ -228,16 +234,18 @@ impl MemoryStorage {
         };
         // Asked under the bucket's lock: once a lease has ended, its slot may name another.
         if let Some(lease) = lease {
-            if !lease.is_live() {
+            if lease.state() == LeaseState::Ended {
                 return Done::Unchanged(None, self.leases.end_of(lease.id));
             }
             if bucket.lease(place) != lease.slot {
                 return Done::Unchanged(None, bucket.recorded(&session));
             }
         }
-        let under = self.leases.id(bucket.lease(place));
+        let held = bucket.lease(place);
+        let under = self.leases.id(held);
         let reason = if lease.is_some() { DestroyReason::Released } else { DestroyReason::Requested };
         bucket.remove(spot.hash, place, &self.hash);
+        self.leases.slots.leave(held, 1);
         self.session_count.fetch_sub(1, Ordering::Relaxed);
         Done::Changed(SessionEvent::destroyed(session, reason, under))
     }

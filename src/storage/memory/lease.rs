@@ -6,15 +6,16 @@ mod undoable;
 
 use std::{
     collections::{BTreeSet, HashMap},
+    ops::Bound::{Excluded, Unbounded},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU8, Ordering},
     },
     time::Duration,
 };
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use self::{clock::Clock, extensions::Extensions, undoable::Undoable};
 use super::{bucket::LeaseSlot, slots::Slots};
@@ -22,13 +23,27 @@ use crate::{
     random::random_u64,
     session::{DestroyReason, LeaseId},
     storage::{
-        StorageError,
-        journal::{Journal, LeaseRow, Lsn, Record},
+        LeasePage, LeaseQuery, LeaseStatus, StorageError,
+        journal::{Journal, LeaseRow, Lsn, Record, WallTime},
     },
 };
 
 /// How many deadlines are moved under one hold of the table: calls under leases wait for it.
 const EXTENDED_A_HOLD: usize = 256;
+
+/// How many leases are listed under one hold of the table, and looked at for one page at least.
+const LISTED_A_HOLD: usize = 256;
+const LISTED_A_PAGE: usize = 1024;
+
+/// What a lease accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LeaseState {
+    Live,
+    /// It was revoked, and ends later. No session comes under it.
+    Lingers,
+    /// Its sessions are being destroyed.
+    Ended,
+}
 
 /// One lease.
 pub(super) struct Lease {
@@ -38,20 +53,24 @@ pub(super) struct Lease {
     ttl: Duration,
     pub(super) owner: Arc<str>,
     /// Read under a bucket's lock before a session comes under the lease there: see [`Lease::enter`].
-    is_live: AtomicBool,
+    state: AtomicU8,
     buckets: Mutex<BucketSet>,
 }
 
 impl Lease {
     /// Notes that sessions under the lease may be in `bucket`. Called before that bucket is locked, and before
-    /// [`is_live`](Self::is_live) is asked under its lock: if the lease ends in between, then either whoever sweeps it sees the bucket,
+    /// [`state`](Self::state) is asked under its lock: if the lease ends in between, then either whoever sweeps it sees the bucket,
     /// or who asks sees that it has ended.
     pub(super) fn enter(&self, bucket: u32) {
         self.buckets.lock().insert(bucket);
     }
 
-    pub(super) fn is_live(&self) -> bool {
-        self.is_live.load(Ordering::Acquire)
+    pub(super) fn state(&self) -> LeaseState {
+        match self.state.load(Ordering::Acquire) {
+            state if state == LeaseState::Live as u8 => LeaseState::Live,
+            state if state == LeaseState::Lingers as u8 => LeaseState::Lingers,
+            _ => LeaseState::Ended,
+        }
     }
 
     /// The buckets that the sessions under it may be in.
@@ -69,7 +88,7 @@ pub(super) struct Ended {
 /// All leases of a storage.
 pub(super) struct Leases {
     table: Mutex<Table>,
-    slots: Slots,
+    pub(super) slots: Slots,
     /// Told when the next deadline may have come nearer, and when an ended lease was left behind.
     pub(super) changed: Notify,
     max: u64,
@@ -80,9 +99,15 @@ pub(super) struct Leases {
 struct Table {
     clock: Clock,
     live: HashMap<LeaseId, Live>,
+    /// The live leases and those that linger, in the order in which they are listed.
+    ids: BTreeSet<LeaseId>,
+    /// Ended, with sessions that are to be destroyed.
+    unswept: HashMap<LeaseId, Arc<Lease>>,
     extensions: Extensions,
     /// The live leases by deadline, extensions left out: neither a timer for each, nor a scan of all.
     deadlines: BTreeSet<(Duration, LeaseId)>,
+    /// The leases that linger, by their ends. Those are no deadlines of the clock, which stands still in a pause.
+    lingers: BTreeSet<(Instant, LeaseId)>,
     /// Ended, and not yet taken by anybody to be swept.
     ended: Vec<Ended>,
     /// Ended, and a crash may still undo it.
@@ -98,6 +123,8 @@ struct Live {
     deadline: Duration,
     /// How many extensions had been given when the deadline was set.
     seen: u32,
+    /// If the lease lingers, when it ends, whatever its deadline is.
+    lingers_until: Option<Instant>,
 }
 
 impl Leases {
@@ -123,6 +150,11 @@ impl Leases {
     /// Returns the record that must be durable before anybody is told that this lease is gone.
     pub(super) fn end_of(&self, id: LeaseId) -> Lsn {
         self.table.lock().undoable.end_of(id)
+    }
+
+    /// Returns the record that must be durable before anybody is told which leases there are.
+    pub(super) fn newest_end(&self) -> Lsn {
+        self.table.lock().undoable.newest()
     }
 
     /// Logs the expiries that no crash can undo any more. Returns whether there are others.
@@ -151,6 +183,7 @@ impl Leases {
         let id = loop {
             if let Some(id) = LeaseId::from_number(random_u64() & LeaseId::MAX)
                 && !table.live.contains_key(&id)
+                && !table.unswept.contains_key(&id)
             {
                 break id;
             }
@@ -168,13 +201,16 @@ impl Leases {
     pub(super) fn restore(&self, id: LeaseId, row: LeaseRow) -> Arc<Lease> {
         let mut table = self.table.lock();
         match row {
-            LeaseRow::Live { ttl, owner } => {
+            LeaseRow::Live { ttl, owner, lingers_until } => {
                 table.insert(&self.slots, id, ttl, &owner);
+                if let Some(until) = lingers_until {
+                    table.linger(&self.slots, id, until.instant());
+                }
                 Arc::clone(&table.live[&id].lease)
             }
             LeaseRow::Ended(reason) => {
-                let lease = Arc::new(table.lease(&self.slots, id, Duration::ZERO, "", false));
-                table.ended.push(Ended { lease: Arc::clone(&lease), reason });
+                let lease = Arc::new(table.lease(&self.slots, id, Duration::ZERO, "", LeaseState::Ended));
+                table.leave(Ended { lease: Arc::clone(&lease), reason });
                 lease
             }
         }
@@ -182,7 +218,7 @@ impl Leases {
 
     /// Adds a lease that is gone, for the sessions that were under it for a while.
     pub(super) fn restore_gone(&self, id: LeaseId) -> Arc<Lease> {
-        Arc::new(self.table.lock().lease(&self.slots, id, Duration::ZERO, "", false))
+        Arc::new(self.table.lock().lease(&self.slots, id, Duration::ZERO, "", LeaseState::Ended))
     }
 
     /// No session is left under a lease that is gone.
@@ -195,24 +231,23 @@ impl Leases {
         self.slots.id(slot)
     }
 
-    /// Whether the lease that has this slot has ended. Asked while a bucket with a session under it is locked.
-    pub(super) fn has_ended(&self, slot: LeaseSlot) -> bool {
-        self.slots.has_ended(slot)
-    }
-
     pub(super) fn get(&self, id: LeaseId) -> Option<Arc<Lease>> {
         self.table.lock().live.get(&id).map(|live| Arc::clone(&live.lease))
     }
 
     pub(super) fn keep_alive(&self, id: LeaseId) -> Result<Duration, StorageError> {
         let mut table = self.table.lock();
-        let ttl = table.live.get(&id).ok_or(StorageError::UnknownLease(id))?.lease.ttl;
+        let live = table.live.get(&id).ok_or(StorageError::UnknownLease(id))?;
+        if live.lingers_until.is_some() {
+            return Err(StorageError::LeaseLingers(id));
+        }
+        let ttl = live.lease.ttl;
         let deadline = table.clock.now() + ttl;
         table.set_deadline(id, deadline);
         Ok(ttl)
     }
 
-    /// Lets every lease live for its whole ttl from now on, and for at least `grace`.
+    /// Lets every lease that does not linger live for its whole ttl from now on, and for at least `grace`.
     pub(super) fn keep_all_alive(&self, grace: Duration) {
         let mut table = self.table.lock();
         let now = table.clock.now();
@@ -229,11 +264,65 @@ impl Leases {
         self.end(&mut self.table.lock(), id, DestroyReason::LeaseRevoked).ok_or(StorageError::UnknownLease(id))
     }
 
+    /// Lets a lease linger: from now on nothing comes under it, and it ends later. If it lingers already, it ends no later
+    /// than before.
+    pub(super) fn linger(&self, id: LeaseId, linger: Duration) -> Result<(), StorageError> {
+        let mut table = self.table.lock();
+        if !table.live.contains_key(&id) {
+            return Err(StorageError::UnknownLease(id));
+        }
+        let until = Instant::now() + linger;
+        if table.linger(&self.slots, id, until) {
+            let lease = &table.live[&id].lease;
+            let lingers_until = WallTime::of(until);
+            self.record(Record::LeaseLingers { lease: id, ttl: lease.ttl, owner: &lease.owner, lingers_until });
+            self.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Lists leases that have not ended.
+    pub(super) fn list(&self, query: &LeaseQuery) -> LeasePage {
+        let named: BTreeSet<LeaseId> = query.lease_ids.iter().copied().collect();
+        let mut page = LeasePage { leases: Vec::new(), next: query.after };
+        let mut looked_at = 0;
+        while looked_at < query.limit.max(LISTED_A_PAGE) && page.leases.len() < query.limit {
+            let table = self.table.lock();
+            let ids = if named.is_empty() { &table.ids } else { &named };
+            let ids = ids.range((page.next.map_or(Unbounded, Excluded), Unbounded));
+            let before = looked_at;
+            for id in ids.take(LISTED_A_HOLD.min(query.limit - page.leases.len())) {
+                looked_at += 1;
+                page.next = Some(*id);
+                let status = table.live.get(id).map(|live| table.status(&self.slots, *id, live));
+                page.leases
+                    .extend(status.filter(|status| query.owner.as_ref().is_none_or(|owner| **owner == *status.owner)));
+            }
+            if looked_at == before {
+                page.next = None;
+                break;
+            }
+        }
+        page
+    }
+
+    /// The leases that are live or have sessions that are to be destroyed.
+    pub(super) fn unswept(&self, ids: &[LeaseId]) -> Vec<Arc<Lease>> {
+        let table = self.table.lock();
+        let get = |id| table.live.get(id).map(|live| &live.lease).or_else(|| table.unswept.get(id));
+        ids.iter().filter_map(get).cloned().collect()
+    }
+
     /// A lease to sweep: one that was left behind, or one whose deadline has passed and that is ended now.
     pub(super) fn next_ended(&self) -> Option<Ended> {
         let mut table = self.table.lock();
         if let Some(ended) = table.ended.pop() {
             return Some(ended);
+        }
+        if let Some((until, id)) = table.lingers.first().copied()
+            && until <= Instant::now()
+        {
+            return self.end(&mut table, id, DestroyReason::LeaseRevoked);
         }
         let now = table.clock.now();
         for _ in 0..EXTENDED_A_HOLD {
@@ -251,15 +340,18 @@ impl Leases {
         None
     }
 
-    /// How long it is to the next deadline, or to a look at one that was extended. None if there are no leases.
+    /// How long it is to the next deadline, to a look at one that was extended, or to the end of a linger. None if there are no
+    /// leases.
     pub(super) fn to_next_deadline(&self) -> Option<Duration> {
         let table = self.table.lock();
-        table.deadlines.first().map(|(deadline, _)| deadline.saturating_sub(table.clock.now()))
+        let deadline = table.deadlines.first().map(|(deadline, _)| deadline.saturating_sub(table.clock.now()));
+        let linger = table.lingers.first().map(|(until, _)| until.saturating_duration_since(Instant::now()));
+        deadline.into_iter().chain(linger).min()
     }
 
     /// Leaves an ended lease to whoever expires leases.
     pub(super) fn leave(&self, ended: Ended) {
-        self.table.lock().ended.push(ended);
+        self.table.lock().leave(ended);
         self.changed.notify_one();
     }
 
@@ -267,12 +359,12 @@ impl Leases {
     pub(super) fn swept(&self, lease: &Lease) {
         let mut table = self.table.lock();
         self.record(Record::LeaseSwept { lease: lease.id });
+        table.unswept.remove(&lease.id);
         table.free.push(lease.slot);
     }
 
     fn end(&self, table: &mut Table, id: LeaseId, reason: DestroyReason) -> Option<Ended> {
-        let lease = table.end(id)?;
-        self.slots.end(lease.slot);
+        let lease = table.end(&self.slots, id)?;
         let lsn = self.record(Record::LeaseEnded { lease: id, reason });
         if reason == DestroyReason::LeaseExpired || !self.is_durable(lsn) {
             table.undoable.add(lsn, Ended { lease: Arc::clone(&lease), reason });
@@ -284,18 +376,18 @@ impl Leases {
 impl Table {
     /// Adds a live lease and gives its deadline.
     fn insert(&mut self, slots: &Slots, id: LeaseId, ttl: Duration, owner: &str) -> Duration {
-        let lease = self.lease(slots, id, ttl, owner, true);
+        let lease = self.lease(slots, id, ttl, owner, LeaseState::Live);
         let deadline = self.clock.now() + ttl;
         let seen = self.extensions.count();
-        self.live.insert(id, Live { lease: Arc::new(lease), deadline, seen });
+        self.live.insert(id, Live { lease: Arc::new(lease), deadline, seen, lingers_until: None });
+        self.ids.insert(id);
         self.deadlines.insert((deadline, id));
         deadline
     }
 
     /// The deadline of a lease with the extensions that were given since it was set.
     fn extended(&self, id: LeaseId) -> Option<Duration> {
-        let Live { lease, deadline, seen } = self.live.get(&id)?;
-        Some(self.extensions.extend(*deadline, lease.ttl, *seen))
+        self.live.get(&id).map(|live| live.deadline(&self.extensions))
     }
 
     fn set_deadline(&mut self, id: LeaseId, deadline: Duration) {
@@ -307,23 +399,72 @@ impl Table {
     }
 
     /// Makes a lease with a slot of its own.
-    fn lease(&mut self, slots: &Slots, id: LeaseId, ttl: Duration, owner: &str, is_live: bool) -> Lease {
+    fn lease(&mut self, slots: &Slots, id: LeaseId, ttl: Duration, owner: &str, state: LeaseState) -> Lease {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots += 1;
             self.slots
         });
         slots.set(slot, id);
-        if !is_live {
+        if state == LeaseState::Ended {
             slots.end(slot);
         }
-        Lease { id, slot, ttl, owner: owner.into(), is_live: AtomicBool::new(is_live), buckets: Mutex::default() }
+        Lease { id, slot, ttl, owner: owner.into(), state: AtomicU8::new(state as u8), buckets: Mutex::default() }
     }
 
-    fn end(&mut self, id: LeaseId) -> Option<Arc<Lease>> {
-        let Live { lease, deadline, .. } = self.live.remove(&id)?;
-        self.deadlines.remove(&(deadline, id));
-        lease.is_live.store(false, Ordering::Release);
+    /// Lets a live lease linger, and tells whether that brings its end forward.
+    fn linger(&mut self, slots: &Slots, id: LeaseId, until: Instant) -> bool {
+        let Some(live) = self.live.get_mut(&id) else { return false };
+        match live.lingers_until {
+            Some(known) if known <= until => return false,
+            Some(known) => self.lingers.remove(&(known, id)),
+            None => self.deadlines.remove(&(live.deadline, id)),
+        };
+        live.lingers_until = Some(until);
+        self.lingers.insert((until, id));
+        live.lease.state.store(LeaseState::Lingers as u8, Ordering::Release);
+        slots.linger(live.lease.slot);
+        true
+    }
+
+    fn end(&mut self, slots: &Slots, id: LeaseId) -> Option<Arc<Lease>> {
+        let Live { lease, deadline, lingers_until, .. } = self.live.remove(&id)?;
+        self.ids.remove(&id);
+        match lingers_until {
+            Some(until) => self.lingers.remove(&(until, id)),
+            None => self.deadlines.remove(&(deadline, id)),
+        };
+        self.unswept.insert(id, Arc::clone(&lease));
+        lease.state.store(LeaseState::Ended as u8, Ordering::Release);
+        slots.end(lease.slot);
         Some(lease)
+    }
+
+    /// Leaves an ended lease to whoever expires leases.
+    fn leave(&mut self, ended: Ended) {
+        self.unswept.insert(ended.lease.id, Arc::clone(&ended.lease));
+        self.ended.push(ended);
+    }
+
+    fn status(&self, slots: &Slots, id: LeaseId, live: &Live) -> LeaseStatus {
+        let Live { lease, lingers_until, .. } = live;
+        LeaseStatus {
+            lease: id,
+            owner: Arc::clone(&lease.owner),
+            ttl: lease.ttl,
+            expires_in: match lingers_until {
+                Some(until) => until.saturating_duration_since(Instant::now()),
+                None => live.deadline(&self.extensions).saturating_sub(self.clock.now()),
+            },
+            session_count: slots.sessions(lease.slot),
+            lingers: lingers_until.is_some(),
+        }
+    }
+}
+
+impl Live {
+    /// The deadline with the extensions that were given since it was set.
+    fn deadline(&self, extensions: &Extensions) -> Duration {
+        extensions.extend(self.deadline, self.lease.ttl, self.seen)
     }
 }
 

@@ -69,7 +69,10 @@ impl Restore {
         let mut count = 0;
         for session in sessions {
             let hash = self.storage.hash.within(&session);
-            count += u64::from(bucket.insert(hash, session, slot, &self.storage.hash));
+            if bucket.insert(hash, session, slot, &self.storage.hash) {
+                self.storage.leases.slots.enter(slot);
+                count += 1;
+            }
         }
         *self.storage.session_count.get_mut() += count;
     }
@@ -104,19 +107,27 @@ impl Restore {
         while let Some(need) = bucket.need(slot != 0) {
             drop(bucket.move_into(need.make(), &self.storage.hash));
         }
-        let count = self.storage.session_count.get_mut();
+        let (count, slots) = (self.storage.session_count.get_mut(), &self.storage.leases.slots);
         let slot_of = |lease: Option<LeaseId>| lease.map_or(0, |id| self.leases.get(&id).map_or(0, |lease| lease.slot));
         let is_under = |place| bucket.lease(place) == slot_of(before);
         debug_assert!(bucket.find(hash, &session).is_none_or(is_under), "{record:?} of a session under another lease");
         match (change, bucket.find(hash, &session)) {
             (SessionChange::Destroyed(_), Some(place)) => {
+                slots.leave(bucket.lease(place), 1);
                 bucket.remove(hash, place, &self.storage.hash);
                 *count -= 1;
             }
             (SessionChange::Created, None) => {
-                *count += u64::from(bucket.insert(hash, session, slot, &self.storage.hash));
+                if bucket.insert(hash, session, slot, &self.storage.hash) {
+                    slots.enter(slot);
+                    *count += 1;
+                }
             }
-            (SessionChange::Moved { .. }, Some(place)) => bucket.set_lease(place, slot),
+            (SessionChange::Moved { .. }, Some(place)) => {
+                slots.leave(bucket.lease(place), 1);
+                slots.enter(slot);
+                bucket.set_lease(place, slot);
+            }
             // A file that tells of such a thing is not of this program.
             _ => {}
         }

@@ -15,9 +15,9 @@ use std::{
 use sessiond::{
     session::{DestroyReason, LeaseId, SessionChange, SessionKey},
     storage::{
-        Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LogError, LogExtent, LogPoint, Lookup, Mark,
-        Place, Places, Position, RefusalCause, RegistryId, SessionStorage, StorageError, StorageOptions, Takeover,
-        Writability, WriteRefusal,
+        Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LeaseBuckets, LeasePage, LeaseQuery, LogError,
+        LogExtent, LogPoint, Lookup, Mark, Place, Places, Position, RefusalCause, RegistryId, SessionStorage,
+        StorageError, StorageOptions, Takeover, Writability, WriteRefusal,
         conformance::{Obligation, Refusable, RefusalSwitch, StorageFactory, cases},
         memory::MemoryStorage,
     },
@@ -591,19 +591,32 @@ impl SessionStorage for Broken {
         Ok(if self.fault == ForgetsOwners { owner.map(|_| "".into()) } else { owner })
     }
 
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
+    async fn revoke_lease_with(&self, lease: LeaseId, linger: Duration) -> Result<u64, StorageError> {
         match self.fault {
             RevokesNothingWithoutRoom if self.refuses() => Err(StorageError::Refused(Self::refusal())),
-            MiscountsARevoke => self.memory.revoke_lease(lease).await.map(|count| count + 1),
+            MiscountsARevoke => self.memory.revoke_lease_with(lease, linger).await.map(|count| count + 1),
             ForgetsADroppedRevoke => {
                 if !self.state().revoked.insert(lease) {
                     return Err(StorageError::UnknownLease(lease));
                 }
                 yield_now().await;
-                self.memory.revoke_lease(lease).await
+                self.memory.revoke_lease_with(lease, linger).await
             }
-            _ => self.memory.revoke_lease(lease).await,
+            _ => self.memory.revoke_lease_with(lease, linger).await,
         }
+    }
+
+    async fn list_leases(&self, query: &LeaseQuery) -> Result<LeasePage, StorageError> {
+        self.memory.list_leases(query).await
+    }
+
+    async fn buckets_under(
+        &self,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        leases: &[LeaseId],
+    ) -> Result<LeaseBuckets, LogError> {
+        self.memory.buckets_under(registry_id, known, leases).await
     }
 
     async fn expire_leases(&self) -> Result<Infallible, StorageError> {
@@ -788,7 +801,7 @@ impl SessionStorage for Broken {
         &self,
         registry_id: RegistryId,
         known: &[LogPoint],
-        first: u32,
+        buckets: &[u32],
         limit: usize,
         with_leases: bool,
     ) -> Result<BucketRun, LogError> {
@@ -803,7 +816,7 @@ impl SessionStorage for Broken {
             }
         }
         let registry_id = if self.fault == ReadsAnyRegistry { extent.registry_id } else { registry_id };
-        let mut run = self.memory.read_buckets(registry_id, &known, first, limit, with_leases).await?;
+        let mut run = self.memory.read_buckets(registry_id, &known, buckets, limit, with_leases).await?;
         match self.fault {
             ReadsAtTooLow => {
                 run.points.iter_mut().for_each(|point| point.position.0 = point.position.0.saturating_sub(1))

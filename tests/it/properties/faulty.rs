@@ -90,11 +90,11 @@ impl Twist for ReadsUnderOldPositions {
         truth: &dyn SessionStorage,
         registry_id: RegistryId,
         known: &[LogPoint],
-        first: u32,
+        buckets: &[u32],
         limit: usize,
         with_leases: bool,
     ) -> Result<BucketRun, LogError> {
-        let mut run = truth.read_buckets(registry_id, known, first, limit, with_leases).await?;
+        let mut run = truth.read_buckets(registry_id, known, buckets, limit, with_leases).await?;
         run.points.iter_mut().for_each(|point| point.position.0 = 0);
         Ok(run)
     }

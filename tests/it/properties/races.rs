@@ -6,10 +6,10 @@ use async_trait::async_trait;
 use sessiond::{
     proto::{SubscribeRequest, subscribe_request},
     service::WireEncoder,
-    session::{SessionId, SessionKey},
+    session::{LeaseId, SessionId, SessionKey},
     storage::{
-        BucketRun, Changes, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage, StorageError,
-        memory::MemoryStorage,
+        BucketRun, Changes, LeaseBuckets, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage,
+        StorageError, memory::MemoryStorage,
     },
     subject::{Cursor, Filter, ObserveOptions, ResetReason, SessionSubject, Start},
 };
@@ -392,19 +392,30 @@ impl Twist for Restarts {
         if self.has() { self.next.marks(positions).await } else { truth.marks(positions).await }
     }
 
+    async fn buckets_under(
+        &self,
+        truth: &dyn SessionStorage,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        leases: &[LeaseId],
+    ) -> Result<LeaseBuckets, LogError> {
+        let truth = if self.has() { &*self.next } else { truth };
+        truth.buckets_under(registry_id, known, leases).await
+    }
+
     async fn read_buckets(
         &self,
         truth: &dyn SessionStorage,
         registry_id: RegistryId,
         known: &[LogPoint],
-        first: u32,
+        buckets: &[u32],
         limit: usize,
         with_leases: bool,
     ) -> Result<BucketRun, LogError> {
         if self.has() {
-            return self.next.read_buckets(registry_id, known, first, limit, with_leases).await;
+            return self.next.read_buckets(registry_id, known, buckets, limit, with_leases).await;
         }
-        truth.read_buckets(registry_id, known, first, limit, with_leases).await
+        truth.read_buckets(registry_id, known, buckets, limit, with_leases).await
     }
 }
 

@@ -4,10 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sessiond::{
-    session::SessionKey,
+    session::{LeaseId, SessionKey},
     storage::{
-        BucketRun, Changes, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage, StorageError,
-        memory::MemoryStorage,
+        BucketRun, Changes, LeaseBuckets, LogError, LogExtent, LogPoint, Mark, Position, RegistryId, SessionStorage,
+        StorageError, memory::MemoryStorage,
     },
     subject::{Filter, ResetReason, Start},
 };
@@ -61,6 +61,17 @@ impl RollsBack {
 
     fn contains(&self, point: LogPoint) -> bool {
         self.mark(point.position) == point.mark
+    }
+
+    /// Whether the log contains what the caller has read.
+    async fn check(
+        &self,
+        truth: &dyn SessionStorage,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+    ) -> Result<(), LogError> {
+        let is_known = registry_id == truth.log().await?.registry_id && known.iter().all(|point| self.contains(*point));
+        is_known.then_some(()).ok_or(LogError::Restarted)
     }
 
     fn storage<'a>(&'a self, truth: &'a dyn SessionStorage) -> &'a dyn SessionStorage {
@@ -124,22 +135,34 @@ impl Twist for RollsBack {
         Ok(marks)
     }
 
+    async fn buckets_under(
+        &self,
+        truth: &dyn SessionStorage,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        leases: &[LeaseId],
+    ) -> Result<LeaseBuckets, LogError> {
+        self.check(truth, registry_id, known).await?;
+        let storage = self.storage(truth);
+        let log = storage.log().await?;
+        let known: Vec<_> = log.partitions.iter().map(|held| held.end).collect();
+        storage.buckets_under(log.registry_id, &known, leases).await
+    }
+
     async fn read_buckets(
         &self,
         truth: &dyn SessionStorage,
         registry_id: RegistryId,
         known: &[LogPoint],
-        first: u32,
+        buckets: &[u32],
         limit: usize,
         with_leases: bool,
     ) -> Result<BucketRun, LogError> {
-        if registry_id != truth.log().await?.registry_id || !known.iter().all(|point| self.contains(*point)) {
-            return Err(LogError::Restarted);
-        }
+        self.check(truth, registry_id, known).await?;
         let storage = self.storage(truth);
         let log = storage.log().await?;
         let known: Vec<_> = log.partitions.iter().map(|held| held.end).collect();
-        storage.read_buckets(log.registry_id, &known, first, limit, with_leases).await
+        storage.read_buckets(log.registry_id, &known, buckets, limit, with_leases).await
     }
 }
 

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use sessiond::{
     session::{LeaseId, SessionKey},
     storage::{
-        Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LogError, LogExtent, LogPoint, Lookup, Mark,
-        Position, RegistryId, SessionStorage, StorageError,
+        Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LeaseBuckets, LeasePage, LeaseQuery, LogError,
+        LogExtent, LogPoint, Lookup, Mark, Position, RegistryId, SessionStorage, StorageError,
     },
 };
 use tokio::sync::watch;
@@ -44,16 +44,26 @@ pub(crate) trait Twist: fmt::Debug + Send + Sync + 'static {
         truth.marks(positions).await
     }
 
+    async fn buckets_under(
+        &self,
+        truth: &dyn SessionStorage,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        leases: &[LeaseId],
+    ) -> Result<LeaseBuckets, LogError> {
+        truth.buckets_under(registry_id, known, leases).await
+    }
+
     async fn read_buckets(
         &self,
         truth: &dyn SessionStorage,
         registry_id: RegistryId,
         known: &[LogPoint],
-        first: u32,
+        buckets: &[u32],
         limit: usize,
         with_leases: bool,
     ) -> Result<BucketRun, LogError> {
-        truth.read_buckets(registry_id, known, first, limit, with_leases).await
+        truth.read_buckets(registry_id, known, buckets, limit, with_leases).await
     }
 }
 
@@ -120,8 +130,21 @@ impl<T: Twist> SessionStorage for Twisted<T> {
         self.truth.lease_owner(lease).await
     }
 
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
-        self.truth.revoke_lease(lease).await
+    async fn revoke_lease_with(&self, lease: LeaseId, linger: Duration) -> Result<u64, StorageError> {
+        self.truth.revoke_lease_with(lease, linger).await
+    }
+
+    async fn list_leases(&self, query: &LeaseQuery) -> Result<LeasePage, StorageError> {
+        self.truth.list_leases(query).await
+    }
+
+    async fn buckets_under(
+        &self,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        leases: &[LeaseId],
+    ) -> Result<LeaseBuckets, LogError> {
+        self.twist.buckets_under(&*self.truth, registry_id, known, leases).await
     }
 
     async fn expire_leases(&self) -> Result<Infallible, StorageError> {
@@ -158,11 +181,11 @@ impl<T: Twist> SessionStorage for Twisted<T> {
         &self,
         registry_id: RegistryId,
         known: &[LogPoint],
-        first: u32,
+        buckets: &[u32],
         limit: usize,
         with_leases: bool,
     ) -> Result<BucketRun, LogError> {
-        self.twist.read_buckets(&*self.truth, registry_id, known, first, limit, with_leases).await
+        self.twist.read_buckets(&*self.truth, registry_id, known, buckets, limit, with_leases).await
     }
 }
 
@@ -229,11 +252,11 @@ impl Twist for Paced {
         truth: &dyn SessionStorage,
         registry_id: RegistryId,
         known: &[LogPoint],
-        first: u32,
+        buckets: &[u32],
         _: usize,
         with_leases: bool,
     ) -> Result<BucketRun, LogError> {
         open(&self.reads, true).await;
-        truth.read_buckets(registry_id, known, first, 1, with_leases).await
+        truth.read_buckets(registry_id, known, buckets, 1, with_leases).await
     }
 }

@@ -285,7 +285,7 @@ async fn what_was_told_of_a_lost_history_is_not_gone_on_from(kind: ServerKind) {
         create(&*other, &keys(50..80)).await;
         drop(other);
         let ahead = match told {
-            Told::Buckets => storage.read_buckets(id, &[after], 0, 1000, false).await.unwrap().points[0],
+            Told::Buckets => storage.read_buckets(id, &[after], &[0], 1000, false).await.unwrap().points[0],
             Told::Marks => {
                 let position = Position(75);
                 LogPoint { position, mark: storage.marks(&[position]).await.unwrap()[0].unwrap() }

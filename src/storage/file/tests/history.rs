@@ -95,11 +95,11 @@ async fn who_has_read_a_history_that_was_rolled_back_is_told_so() {
     create(&storage, 20..100).await;
     let lost = storage.changes_after(log.registry_id, 0, known, 10).await;
     assert!(matches!(lost, Err(LogError::Restarted)), "{lost:?}");
-    let lost = storage.read_buckets(log.registry_id, &[known], 0, 10, false).await;
+    let lost = storage.read_buckets(log.registry_id, &[known], &[0], 10, false).await;
     assert!(matches!(lost, Err(LogError::Restarted)), "{lost:?}");
     let shared = LogPoint { position: Position(10), mark: mark(&storage, 10).await.unwrap() };
     storage.changes_after(log.registry_id, 0, shared, 10).await.unwrap();
-    storage.read_buckets(log.registry_id, &[shared], 0, 10, false).await.unwrap();
+    storage.read_buckets(log.registry_id, &[shared], &[0], 10, false).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

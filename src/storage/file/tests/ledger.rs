@@ -123,10 +123,12 @@ impl Ledger {
             existing.extend(found.then_some(session));
         }
         let mut read = BTreeSet::new();
+        let all: Vec<u32> = (0..storage.layout().buckets).collect();
         let mut first = 0;
-        while first < storage.layout().buckets {
-            let run = storage.read_buckets(log.registry_id, &[held.end], first, usize::MAX, false).await.unwrap();
-            first += run.points.len() as u32;
+        while first < all.len() {
+            let run =
+                storage.read_buckets(log.registry_id, &[held.end], &all[first..], usize::MAX, false).await.unwrap();
+            first += run.points.len();
             read.extend(run.sessions);
         }
         assert_eq!(read, existing);
