@@ -37,6 +37,8 @@ mod concurrency;
 mod expiry;
 mod history;
 mod leases;
+mod linger;
+mod listing;
 mod log;
 mod model;
 mod placement;

@@ -91,6 +91,19 @@ macro_rules! storage_conformance_tests {
                 of_takeovers_at_once_one_succeeds
                 answers_name_the_place_where_they_are_true
             }
+            linger {
+                a_lingering_lease_takes_no_sessions
+                a_lingering_lease_protects_nothing
+                a_lingering_lease_ends_after_its_linger
+                a_second_revoke_only_brings_the_end_forward
+                no_session_comes_under_a_lease_once_it_lingers
+                moves_that_meet_the_end_of_a_linger_keep_the_session
+            }
+            listing {
+                a_list_tells_each_lease_with_its_sessions
+                the_buckets_of_leases_have_all_their_sessions
+                buckets_are_read_wherever_they_lie
+            }
             expiry {
                 a_lease_expires_after_its_ttl_and_soon
                 a_lease_kept_alive_does_not_expire

@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use super::{
     StorageFactory,
     audit::{audit_settled, lease_count_becomes, read_on},
-    registry::{LONG_TTL, Registry, key, unless_gone},
+    registry::{LONG_TTL, Registry, key, lingers, unless_gone},
     violation::{Outcome, ensure, ensure_eq},
 };
 use crate::{
     session::{DestroyReason, LeaseId, SessionChange::Created, SessionEvent, SessionKey},
-    storage::{CreateOptions, Creation, LogExtent, Lookup, Takeover},
+    storage::{CreateOptions, Creation, LeaseQuery, LogExtent, Lookup, MAX_LINGER, Takeover},
 };
 
 pub(super) async fn random_calls_answer_as_a_model_does(factory: &dyn StorageFactory) -> Outcome {
@@ -26,6 +26,8 @@ pub(super) async fn random_calls_answer_as_a_model_does(factory: &dyn StorageFac
 struct Model {
     sessions: HashMap<SessionKey, Option<LeaseId>>,
     live: Vec<LeaseId>,
+    /// Those of the live ones that linger.
+    lingering: Vec<LeaseId>,
     gone: Vec<LeaseId>,
 }
 
@@ -38,6 +40,8 @@ enum Call {
     Grant,
     KeepAlive(LeaseId),
     Revoke(LeaseId),
+    Linger(LeaseId),
+    List,
 }
 
 impl Model {
@@ -47,7 +51,7 @@ impl Model {
         let all: Vec<LeaseId> = self.live.iter().chain(self.gone.iter().rev().take(2)).copied().collect();
         let lease = random.choice(all);
         let sometimes = lease.filter(|_| random.u8(..3) > 0);
-        match (random.u8(..20), lease) {
+        match (random.u8(..22), lease) {
             (0..5, _) => Call::Create(sessions, sometimes.into()),
             (5..8, _) => {
                 let takeover = Takeover::OnlyFrom(random.choice(&self.live).copied().filter(|_| random.bool()));
@@ -58,6 +62,8 @@ impl Model {
             (11..15, _) => Call::Destroy(sessions, sometimes),
             (15, Some(lease)) => Call::KeepAlive(lease),
             (16 | 17, Some(lease)) => Call::Revoke(lease),
+            (18, Some(lease)) => Call::Linger(lease),
+            (19, _) => Call::List,
             _ if self.live.len() < 4 => Call::Grant,
             _ => Call::Has(sessions),
         }
@@ -66,9 +72,9 @@ impl Model {
     /// Gives the change, if there is one.
     fn create(&mut self, session: SessionKey, options: CreateOptions) -> Option<SessionEvent> {
         let CreateOptions { lease, takeover } = options;
-        let may_take = |held| match takeover {
+        let may_take = |held: Option<LeaseId>| match takeover {
             Takeover::Always => true,
-            Takeover::OnlyFrom(from) => held == None || held == from,
+            Takeover::OnlyFrom(from) => held == from || held.is_none_or(|held| self.lingering.contains(&held)),
         };
         match (self.sessions.get(&session).copied(), lease) {
             (None, _) => {
@@ -97,6 +103,7 @@ impl Model {
     fn revoke(&mut self, lease: LeaseId) -> Option<Vec<SessionKey>> {
         let index = self.live.iter().position(|live| *live == lease)?;
         self.gone.push(self.live.swap_remove(index));
+        self.lingering.retain(|lingering| *lingering != lease);
         let under = self.sessions.extract_if(|_, held| *held == Some(lease));
         Some(under.map(|(session, _)| session).collect())
     }
@@ -126,6 +133,11 @@ async fn step_both(registry: &Registry, model: &mut Model, call: &Call) -> Outco
             let options = CreateOptions { lease: Some(*lease), takeover: *takeover };
             let created = unless_gone(registry.storage().create_with(sessions, options).await, *lease)?;
             ensure!(created.is_none(), Leased, "sessions were created under a lease that is gone");
+            Vec::new()
+        }
+        Call::Create(sessions, CreateOptions { lease: Some(lease), takeover }) if model.lingering.contains(lease) => {
+            let options = CreateOptions { lease: Some(*lease), takeover: *takeover };
+            lingers(registry.storage().create_with(sessions, options).await, *lease)?;
             Vec::new()
         }
         Call::Create(sessions, options) => {
@@ -163,6 +175,29 @@ async fn step_both(registry: &Registry, model: &mut Model, call: &Call) -> Outco
             let used = model.live.contains(&lease) || model.gone.contains(&lease);
             ensure!(!used, Leased, "lease {lease} was granted twice");
             model.live.push(lease);
+            Vec::new()
+        }
+        Call::KeepAlive(lease) if model.lingering.contains(lease) => {
+            lingers(registry.storage().keep_lease_alive(*lease).await, *lease)?;
+            Vec::new()
+        }
+        Call::Linger(lease) => {
+            let told = unless_gone(registry.storage().revoke_lease_with(*lease, MAX_LINGER).await, *lease)?;
+            ensure_eq!(told, model.live.contains(lease).then_some(0), Leased, "revoke_lease_with a linger");
+            if told.is_some() && !model.lingering.contains(lease) {
+                model.lingering.push(*lease);
+            }
+            Vec::new()
+        }
+        Call::List => {
+            let query = LeaseQuery { after: None, limit: 3, owner: None, lease_ids: Vec::new() };
+            let list = registry.list(query).await?;
+            let told: Vec<_> = list.iter().map(|status| (status.lease, status.session_count, status.lingers)).collect();
+            let under = |lease| model.sessions.values().filter(|held| **held == Some(lease)).count() as u64;
+            let mut expected: Vec<_> =
+                model.live.iter().map(|&lease| (lease, under(lease), model.lingering.contains(&lease))).collect();
+            expected.sort_unstable();
+            ensure_eq!(told, expected, Answers, "list_leases");
             Vec::new()
         }
         Call::KeepAlive(lease) => {

@@ -245,6 +245,17 @@ pub(super) fn unless_gone<T>(answer: Result<T, StorageError>, lease: LeaseId) ->
     }
 }
 
+/// A call that names a lease must have been refused because the lease lingers.
+pub(super) fn lingers<T: std::fmt::Debug>(answer: Result<T, StorageError>, lease: LeaseId) -> Outcome {
+    match answer {
+        Err(StorageError::LeaseLingers(named)) => {
+            ensure_eq!(named, lease, Answers, "the lease that LeaseLingers names");
+            Ok(())
+        }
+        other => broken!(Leased, "a call about lease {lease}, which lingers, gave {other:?}"),
+    }
+}
+
 /// Waits for what should happen at once.
 pub(super) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> Outcome<T> {
     match tokio::time::timeout(PATIENCE, future).await {
