@@ -16,7 +16,7 @@ use crate::{
 
 const LONG: Duration = Duration::from_secs(3600);
 
-async fn grant(client: &Leases, owner: &str, ttl: Duration) -> Lease {
+pub(crate) async fn grant(client: &Leases, owner: &str, ttl: Duration) -> Lease {
     let request = GrantLeaseRequest { ttl: Some(duration(ttl)), owner: owner.to_owned() };
     let lease_id = soon(client.clone().grant_lease(request)).await.unwrap().into_inner().lease_id;
     Lease { lease_id, owner: owner.to_owned() }

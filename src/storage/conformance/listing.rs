@@ -179,7 +179,12 @@ pub(super) async fn the_buckets_of_leases_have_all_their_sessions(factory: &dyn 
     drop(super::registry::cut_short(storage.revoke_lease(leases[0]), 2).await);
     found.push((registry.buckets_under(&leases[..1]).await?, leases[..1].to_vec()));
     let unknown = LeaseId::from_number(LeaseId::MAX - 1).into_iter().collect::<Vec<_>>();
-    ensure_eq!(registry.buckets_under(&unknown).await?.buckets, [], Answers, "the buckets of an unknown lease");
+    ensure_eq!(
+        registry.buckets_under(&unknown).await?.buckets,
+        Vec::<u32>::new(),
+        Answers,
+        "the buckets of an unknown lease"
+    );
 
     let log = read_log(&registry).await?;
     for (LeaseBuckets { points, buckets }, asked) in found {
