@@ -157,7 +157,6 @@ const FOUND: &[(Fault, &str, Obligation)] = &[
     (LooksUpNoLease, "random_calls_answer_as_a_model_does", Obligation::Placed),
     (LooksUpEndedLeases, "an_ended_lease_protects_nothing", Obligation::Placed),
     (IgnoresALinger, "a_lingering_lease_takes_no_sessions", Obligation::Leased),
-    (IgnoresALinger, "random_calls_answer_as_a_model_does", Obligation::Leased),
     (ProtectsWhatLingers, "a_lingering_lease_protects_nothing", Obligation::Placed),
     (EndsALingerEarly, "a_lingering_lease_ends_after_its_linger", Obligation::Leased),
     (NeverEndsALinger, "a_lingering_lease_ends_after_its_linger", Obligation::Leased),
