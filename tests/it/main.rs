@@ -24,6 +24,7 @@ mod faults;
 mod faulty;
 mod file;
 mod frames;
+mod gateway;
 mod hostile;
 mod installed;
 mod lease_guard;
