@@ -57,3 +57,4 @@ mod takeover;
 mod tls;
 mod traces;
 mod wall_clock;
+mod watch_placements;

@@ -15,7 +15,7 @@ pub(super) fn text(update: &WatchUpdate, out: &mut String) {
         out.push('\n');
     };
     match update {
-        WatchUpdate::Snapshot(sessions) => sessions.iter().for_each(|session| line("exists", session, "")),
+        WatchUpdate::Snapshot(sessions) => sessions.iter().for_each(|found| line("exists", &found.session, "")),
         WatchUpdate::Events(events) => {
             for SessionEvent { session, change, .. } in events {
                 match change {
@@ -56,8 +56,8 @@ pub(super) fn json(update: &WatchUpdate, cursor: Option<&str>, out: &mut String)
             .text_if("cursor", cursor)
             .end(),
         WatchUpdate::Snapshot(sessions) => {
-            for session in sessions {
-                with_ids(JsonLine::begin(out).text("type", "snapshot"), session).end();
+            for found in sessions {
+                with_ids(JsonLine::begin(out).text("type", "snapshot"), &found.session).end();
             }
         }
         WatchUpdate::Synced { session_count } => JsonLine::begin(out)

@@ -16,7 +16,7 @@ pub enum LeaseEvent {
     /// what could not be done meanwhile.
     Recovered,
     /// There is a new lease in place of the one that is gone, and no session is under it: register them all again with
-    /// [`Client::batch_take`](crate::client::Client::batch_take) and `None`, which steals none that have moved meanwhile.
+    /// [`Client::batch_take`](crate::client::Client::batch_take) and `None`, which steals none that have moved since.
     /// Comes without `Lost` where both happened since the last event.
     Regranted(LeaseId),
 }
