@@ -11,6 +11,7 @@ mod certificates;
 mod cli;
 mod cli_bench;
 mod cli_lease;
+mod cli_watch;
 mod client;
 mod clock;
 mod conformance;
