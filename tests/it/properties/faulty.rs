@@ -1,9 +1,18 @@
 //! What breaks promises on purpose: storages that do not keep their obligations, and streams that lie.
 
 use async_trait::async_trait;
-use sessiond::storage::{BucketRun, Changes, LogError, LogExtent, LogPoint, RegistryId, SessionStorage, StorageError};
+use sessiond::{
+    session::SessionKey,
+    storage::{
+        Answers, BucketRun, Changes, CreateOptions, Creation, LogError, LogExtent, LogPoint, RegistryId,
+        SessionStorage, StorageError,
+    },
+};
 
-use super::{checker::Told, twisted::Twist};
+use super::{
+    told::{Message, Told},
+    twisted::Twist,
+};
 
 /// What happens to an observer's updates on their way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,25 +41,23 @@ pub(crate) enum Tamper {
     LoseHeartbeats,
 }
 
-type Message = (Told, Option<String>);
-
 impl Tamper {
     /// Adds what comes of an update to what was told before.
-    pub(crate) fn pass(self, told: Told, cursor: Option<String>, all: &mut Vec<Message>) {
-        let events_before = all.iter().filter(|(told, _)| matches!(told, Told::Events(_))).count();
-        let mut message = (told, cursor);
-        match (self, &mut message) {
-            (Self::SwapEvents, (Told::Events(events), _)) if events.len() > 1 => events.swap(0, 1),
-            (Self::RepeatEvents, (Told::Events(_), _)) if events_before == 1 => all.push(message.clone()),
+    pub(crate) fn pass(self, mut message: Message, all: &mut Vec<Message>) {
+        let events_before = all.iter().filter(|message| matches!(message.told, Told::Events(_))).count();
+        let Message { told, cursor, .. } = &mut message;
+        match (self, told) {
+            (Self::SwapEvents, Told::Events(events)) if events.len() > 1 => events.swap(0, 1),
+            (Self::RepeatEvents, Told::Events(_)) if events_before == 1 => all.push(message.clone()),
             // A message that is not an update of this stream takes its place in the count.
-            (Self::LoseEvents, (Told::Events(events), _)) if events_before == 1 => events.clear(),
-            (Self::LoseFromSnapshot, (Told::Snapshot(sessions), _)) => drop(sessions.pop()),
-            (Self::RepeatInSnapshot, (Told::Snapshot(sessions), _)) => sessions.extend_from_within(..1),
-            (Self::MiscountSynced, (Told::Synced(count), _)) => *count += 1,
-            (Self::StaleCursors, (Told::Events(_), cursor)) => *cursor = all.last().and_then(|last| last.1.clone()),
-            (Self::LoseCursors, (Told::Events(_), cursor)) => *cursor = None,
-            (Self::CursorsInSnapshot, (Told::Snapshot(_), cursor)) => *cursor = all[0].1.clone(),
-            (Self::LoseHeartbeats, (Told::Heartbeat, _)) => return,
+            (Self::LoseEvents, Told::Events(events)) if events_before == 1 => events.clear(),
+            (Self::LoseFromSnapshot, Told::Snapshot(sessions)) => drop(sessions.pop()),
+            (Self::RepeatInSnapshot, Told::Snapshot(sessions)) => sessions.extend_from_within(..1),
+            (Self::MiscountSynced, Told::Synced(count)) => *count += 1,
+            (Self::StaleCursors, Told::Events(_)) => *cursor = all.last().and_then(|last| last.cursor.clone()),
+            (Self::LoseCursors, Told::Events(_)) => *cursor = None,
+            (Self::CursorsInSnapshot, Told::Snapshot(_)) => cursor.clone_from(&all[0].cursor),
+            (Self::LoseHeartbeats, Told::Heartbeat) => return,
             _ => {}
         }
         all.push(message);
@@ -119,7 +126,13 @@ pub(crate) struct DelaysWriters;
 
 #[async_trait]
 impl Twist for DelaysWriters {
-    async fn before_create(&self) {
+    async fn create_with(
+        &self,
+        truth: &dyn SessionStorage,
+        sessions: &[SessionKey],
+        options: CreateOptions,
+    ) -> Result<Answers<Creation>, StorageError> {
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        truth.create_with(sessions, options).await
     }
 }
