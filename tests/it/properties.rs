@@ -9,6 +9,7 @@ mod file;
 mod held;
 mod history;
 mod live;
+mod misplaced;
 mod model;
 mod places;
 mod races;

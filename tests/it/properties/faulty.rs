@@ -2,9 +2,9 @@
 
 use async_trait::async_trait;
 use sessiond::{
-    session::SessionKey,
+    session::{LeaseId, SessionChange, SessionEvent, SessionKey},
     storage::{
-        Answers, BucketRun, Changes, CreateOptions, Creation, LogError, LogExtent, LogPoint, RegistryId,
+        Answers, BucketRun, Changes, CreateOptions, Creation, LogError, LogExtent, LogPoint, Place, RegistryId,
         SessionStorage, StorageError,
     },
 };
@@ -39,13 +39,34 @@ pub(crate) enum Tamper {
     CursorsInSnapshot,
     /// No heartbeats.
     LoseHeartbeats,
+    /// Moves to this lease never come.
+    LoseMovesTo(LeaseId),
+    /// Moves from this lease never come.
+    LoseMovesFrom(LeaseId),
+    /// Moves are said to be from no lease.
+    ForgetPrevious,
+    /// Sessions are said to be destroyed under no lease.
+    ForgetLastLease,
+    /// A move comes with each message of events to those without placements.
+    AddMoves,
+    /// Places are so far off: those of all partitions, or those of last events.
+    ShiftPlaces(i64),
+    ShiftLast(i64),
+    /// No places.
+    LosePlaces,
+    /// A place comes with each message of events.
+    AddPlaces,
+}
+
+fn shift(place: &mut Place, by: i64) {
+    place.position.0 = place.position.0.saturating_add_signed(by);
 }
 
 impl Tamper {
     /// Adds what comes of an update to what was told before.
     pub(crate) fn pass(self, mut message: Message, all: &mut Vec<Message>) {
         let events_before = all.iter().filter(|message| matches!(message.told, Told::Events(_))).count();
-        let Message { told, cursor, .. } = &mut message;
+        let Message { told, cursor, places, last } = &mut message;
         match (self, told) {
             (Self::SwapEvents, Told::Events(events)) if events.len() > 1 => events.swap(0, 1),
             (Self::RepeatEvents, Told::Events(_)) if events_before == 1 => all.push(message.clone()),
@@ -58,6 +79,35 @@ impl Tamper {
             (Self::LoseCursors, Told::Events(_)) => *cursor = None,
             (Self::CursorsInSnapshot, Told::Snapshot(_)) => cursor.clone_from(&all[0].cursor),
             (Self::LoseHeartbeats, Told::Heartbeat) => return,
+            (Self::LoseMovesTo(lease), Told::Events(events)) => {
+                events
+                    .retain(|event| !matches!(event.change, SessionChange::Moved { .. }) || event.lease != Some(lease));
+            }
+            (Self::LoseMovesFrom(lease), Told::Events(events)) => {
+                events.retain(|event| event.change != SessionChange::Moved { previous: Some(lease) });
+            }
+            (Self::ForgetPrevious, Told::Events(events)) => {
+                for event in events {
+                    if let SessionChange::Moved { previous } = &mut event.change {
+                        *previous = None;
+                    }
+                }
+            }
+            (Self::ForgetLastLease, Told::Events(events)) => {
+                let destroyed = |event: &&mut SessionEvent| matches!(event.change, SessionChange::Destroyed(_));
+                events.iter_mut().filter(destroyed).for_each(|event| event.lease = None);
+            }
+            (Self::AddMoves, Told::Events(events)) if last.is_none() => {
+                let change = SessionChange::Moved { previous: None };
+                events.push(SessionEvent { change, ..events[0] });
+            }
+            (Self::ShiftPlaces(by), _) => places.iter_mut().for_each(|place| shift(place, by)),
+            (Self::ShiftLast(by), _) => last.iter_mut().for_each(|place| shift(place, by)),
+            (Self::LosePlaces, _) => {
+                places.clear();
+                *last = None;
+            }
+            (Self::AddPlaces, Told::Events(_)) => *last = Some(Place::default()),
             _ => {}
         }
         all.push(message);

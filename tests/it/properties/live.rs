@@ -179,3 +179,18 @@ fn live_is_broken_by_a_stream_without_heartbeats() {
         assert_eq!(run(true, broken(&stream, &spans, Tamper::Nothing)), []);
     }
 }
+
+#[test]
+fn comparable_is_broken_over_the_wire_by_places_that_are_not_those_of_the_cursors_and_events() {
+    let every = Duration::from_millis(300);
+    let spans = [true, false].map(|resumes| Span { time: 5 * every, every, watched: true, reads: true, resumes });
+    for watches in [Watches::Placements, Watches::Lease] {
+        let stream = Stream { heartbeat: every / 2, snapshot: true, watches };
+        assert_eq!(run(true, broken(&stream, &spans, Tamper::Nothing)), []);
+        for tamper in [-1, 1].into_iter().flat_map(|by| [Tamper::ShiftPlaces(by), Tamper::ShiftLast(by)]) {
+            let found = run(true, broken(&stream, &spans, tamper));
+            assert!(!found.is_empty(), "{tamper:?}");
+            assert!(found.iter().all(|broken| broken.promise == Promise::Comparable), "{tamper:?}: {found:?}");
+        }
+    }
+}
