@@ -40,7 +40,7 @@ pub use self::{
     builder::ClientBuilder,
     error::ClientError,
     lease::{Lease, LeaseEvent, LeaseEvents, LeaseGrant, LeasePage, LeaseQuery, LeaseStatus},
-    lookup::{LeaseHolder, Located, Placed},
+    lookup::{LeaseHolder, Located, Placed, Taken},
     watch::{EventType, ResetReason, Watch, WatchOptions, WatchStart, WatchUpdate},
 };
 use crate::{

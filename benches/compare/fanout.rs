@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use sessiond::proto::BatchCreateSessionsRequest;
+use sessiond::proto::{BatchCreateSessionsRequest, SubscribeRequest};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     floor,
-    observer::{Observer, from_now},
+    observer::{Observer, from_now, placements_from_now},
     peers,
     process::{Server, Taken},
     report::Report,
@@ -47,9 +47,10 @@ pub(crate) async fn run(report: &mut Report) {
         );
         // The peers are slower: fewer events measure as well.
         let peers_events = events / 5;
-        let mut best: [Option<Rate>; 4] = Default::default();
+        let mut best: [Option<Rate>; 5] = Default::default();
         for _ in 0..ROUNDS {
-            keep_best(&mut best[0], sessiond(observers, events).await);
+            keep_best(&mut best[0], sessiond(observers, events, from_now()).await);
+            keep_best(&mut best[4], sessiond(observers, events, placements_from_now()).await);
             if let Some(server) = peers::redis() {
                 keep_best(&mut best[1], redis(&server, observers, peers_events).await);
             }
@@ -59,9 +60,9 @@ pub(crate) async fn run(report: &mut Report) {
             keep_best(&mut best[3], floor(observers, events).await);
         }
         let ours = best[0].as_ref().map_or(0.0, Rate::a_cpu_second);
-        for (what, best) in
-            ["sessiond", "Redis PUBLISH", "NATS PUB", "bare TCP, no order checked"].into_iter().zip(best)
-        {
+        let names =
+            ["sessiond", "Redis PUBLISH", "NATS PUB", "bare TCP, no order checked", "sessiond, with placements"];
+        for (what, best) in names.into_iter().zip(best) {
             match best {
                 Some(best) => best.row(report, what, ours),
                 None => report.note(format!("{what}: not installed.")),
@@ -126,13 +127,15 @@ async fn measure(server: &Server, deliveries: u64, work: impl Future<Output = ()
     Rate { taken: Taken::by(server, work).await, deliveries }
 }
 
-async fn sessiond(observers: u64, events: u64) -> Rate {
+/// All sessions are created under a lease, which only streams with placements are told.
+async fn sessiond(observers: u64, events: u64, request: SubscribeRequest) -> Rate {
     let server = peers::sessiond(&[]);
+    let lease_id = peers::leases(server.address, 1).await[0];
     warm_up(server.address).await;
     let progress = Progress::new(observers);
     let mut tasks = JoinSet::new();
     for n in 0..observers as usize {
-        let mut observer = Observer::connect(server.address, &from_now()).await;
+        let mut observer = Observer::connect(server.address, &request).await;
         let progress = Arc::clone(&progress);
         tasks.spawn(async move {
             observer.expect_in_order(0, events as i64 - 1, |next| progress.set(n, next as u64)).await;
@@ -146,8 +149,7 @@ async fn sessiond(observers: u64, events: u64) -> Rate {
             }
             progress.wait(first).await;
             let session_ids = (first..first + BATCH).map(|n| n as i64).collect();
-            let request =
-                BatchCreateSessionsRequest { session_ids, auth_key_ids: vec![], lease_id: 0, ..Default::default() };
+            let request = BatchCreateSessionsRequest { session_ids, lease_id, ..Default::default() };
             writer.call(&framed(&request));
             writer.send().await;
         }

@@ -4,7 +4,7 @@ use sessiond::proto::{CreateSessionRequest, SubscribeRequest};
 use tokio::task::JoinSet;
 
 use super::{
-    observer::{from_now, subscribe_all},
+    observer::{Observer, from_now, subscribe_all},
     peers,
     process::{Server, Taken},
     report::Report,
@@ -39,16 +39,52 @@ pub(crate) async fn run(report: &mut Report) {
         });
     }
     row("sessions that one observer each watches", creates(&server, 0).await);
+    by_lease(report).await;
+}
+
+/// What gateways watch: each the sessions under its own lease.
+async fn by_lease(report: &mut Report) {
+    report.part(
+        "10,000 observers that each watch a lease, on 20 connections",
+        &["what is created", "server CPU, us a CreateSession"],
+    );
+    let server = peers::sessiond(&[]);
+    let mut row = |what: &str, taken: Taken| report.measured(what, &taken, &[format!("{:.2}", taken.us_each(CALLS))]);
+    let leases = peers::leases(server.address, OBSERVERS as usize).await;
+    let nobody = peers::leases(server.address, 1).await[0];
+    row("sessions under a lease, no observers", creates_under(&server, 0, &[nobody]).await);
+    let mut one = Observer::connect(server.address, &SubscribeRequest { lease_ids: vec![nobody], ..from_now() }).await;
+    let reader = tokio::spawn(async move {
+        loop {
+            one.next().await;
+        }
+    });
+    row("the same, with one observer of that lease", creates_under(&server, 1_000_000_000, &[nobody]).await);
+    reader.abort();
+    let mut readers = JoinSet::new();
+    for some in leases.chunks(OBSERVERS as usize / 20) {
+        let request = |lease: &u64| SubscribeRequest { lease_ids: vec![*lease], ..from_now() };
+        let mut connection = subscribe_all(server.address, &some.iter().map(request).collect::<Vec<_>>()).await;
+        readers.spawn(async move {
+            loop {
+                connection.next().await;
+            }
+        });
+    }
+    row("sessions under a lease that nobody watches", creates_under(&server, 2_000_000_000, &[nobody]).await);
+    row("sessions under leases that one observer each watches", creates_under(&server, 3_000_000_000, &leases).await);
 }
 
 async fn creates(server: &Server, from: i64) -> Taken {
+    creates_under(server, from, &[0]).await
+}
+
+/// Creates sessions under these leases by turns.
+async fn creates_under(server: &Server, from: i64, leases: &[u64]) -> Taken {
+    let leases = leases.to_vec();
     let body = move |n| {
-        framed(&CreateSessionRequest {
-            session_id: Some(from + n as i64),
-            auth_key_id: 0,
-            lease_id: 0,
-            ..Default::default()
-        })
+        let lease_id = leases[n as usize % leases.len()];
+        framed(&CreateSessionRequest { session_id: Some(from + n as i64), lease_id, ..Default::default() })
     };
     Taken::by(server, load(server.address, "/sessiond.v1.SessionService/CreateSession", CALLS, (10, 10), body)).await
 }

@@ -85,7 +85,7 @@ fn each_session(message: &[u8], mut told: impl FnMut(i64)) {
         while let [key, value @ ..] = event {
             let len = match key {
                 0x08 | 0x20 => 1,
-                0x11 | 0x19 => 8,
+                0x11 | 0x19 | 0x29 | 0x31 => 8,
                 other => panic!("a field with the key {other:#x}"),
             };
             if *key == 0x11 {
@@ -96,7 +96,8 @@ fn each_session(message: &[u8], mut told: impl FnMut(i64)) {
         told(session_id);
         events = after;
     }
-    assert!(events.is_empty());
+    // The place of the last event, if the stream has placements.
+    assert!(matches!(events, [] | [0x12, ..]), "a field of the events with the key {:#x}", events[0]);
 }
 
 /// Subscribes several times on one connection. Nothing has been read of it.
@@ -125,6 +126,11 @@ pub(crate) async fn subscribe_all(address: SocketAddr, requests: &[SubscribeRequ
 pub(crate) fn from_now() -> SubscribeRequest {
     let heartbeat = prost_types::Duration::try_from(Duration::from_secs(3600)).unwrap();
     SubscribeRequest { heartbeat: Some(heartbeat), ..SubscribeRequest::default() }
+}
+
+/// The same with the lease of each session, and moves.
+pub(crate) fn placements_from_now() -> SubscribeRequest {
+    SubscribeRequest { placements: true, ..from_now() }
 }
 
 /// A snapshot, then everything.

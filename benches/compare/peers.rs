@@ -7,6 +7,8 @@ use std::{
     process::Command,
 };
 
+use sessiond::proto::{GrantLeaseRequest, lease_service_client::LeaseServiceClient};
+
 use super::{
     floor, ping,
     process::{Server, free_port},
@@ -18,6 +20,18 @@ pub(crate) fn sessiond(flags: &[&str]) -> Server {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
     command.args(["--listen", &format!("127.0.0.1:{port}"), "--admin-listen", "127.0.0.1:0", "--log", "off"]);
     Server::start(command.args(flags), port).unwrap()
+}
+
+/// Grants leases of an hour at a sessiond.
+pub(crate) async fn leases(address: SocketAddr, count: usize) -> Vec<u64> {
+    let mut client = LeaseServiceClient::connect(format!("http://{address}")).await.unwrap();
+    let ttl = Some(prost_types::Duration { seconds: 3600, nanos: 0 });
+    let mut leases = Vec::new();
+    for _ in 0..count {
+        let request = GrantLeaseRequest { ttl, owner: "10.0.0.1:443".to_owned() };
+        leases.push(client.grant_lease(request).await.unwrap().into_inner().lease_id);
+    }
+    leases
 }
 
 /// Redis without persistence, and without a limit on what a slow subscriber may have waiting.

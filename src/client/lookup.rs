@@ -26,6 +26,16 @@ pub struct LeaseHolder {
     pub owner: String,
 }
 
+/// What became of a session that [`Client::take`] was to take.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Taken {
+    /// Whether the session did not exist, and this call created it.
+    pub created: bool,
+    /// The lease that holds it. `None` if that is the one it was taken for.
+    pub held_by: Option<LeaseHolder>,
+}
+
 /// What a call of a batch tells of one session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -46,10 +56,33 @@ impl Client {
         let request =
             proto::LookupSessionRequest { session_id: Some(session.session_id.0), auth_key_id: session.auth_key_id.0 };
         let answer = self.within_timeout(self.calls.clone().lookup_session(request)).await?;
-        let lease = answer.lease.and_then(|proto::Lease { lease_id, owner }| {
-            LeaseId::from_number(lease_id).map(|id| LeaseHolder { id, owner })
-        });
-        Ok(Located { exists: answer.exists, lease })
+        Ok(Located { exists: answer.exists, lease: answer.lease.and_then(LeaseHolder::from_proto) })
+    }
+
+    /// Creates a session under a lease. If it exists, takes it only from `only_from` (`None`: from no lease), and from leases that
+    /// have ended or linger. Tells who holds it if another lease does.
+    ///
+    /// With the lease that [`lookup`](Self::lookup) told, this takes the session from that lease, but not from one that took
+    /// it later.
+    ///
+    /// # Errors
+    ///
+    /// Any [`ClientError`] of a call; [`ClientError::is_lease_gone`] when `lease` is.
+    pub async fn take(
+        &self,
+        session: SessionKey,
+        lease: LeaseId,
+        only_from: Option<LeaseId>,
+    ) -> Result<Taken, ClientError> {
+        let request = proto::CreateSessionRequest {
+            session_id: Some(session.session_id.0),
+            auth_key_id: session.auth_key_id.0,
+            lease_id: lease.number(),
+            only_from_lease_id: Some(only_from.map_or(0, LeaseId::number)),
+            ..Default::default()
+        };
+        let answer = self.within_timeout(self.calls.clone().create_session(request)).await?;
+        Ok(Taken { created: answer.created, held_by: answer.lease.and_then(LeaseHolder::from_proto) })
     }
 
     /// [`lookup`](Self::lookup) for many sessions, without the owners of their leases; the answers are in their order.
@@ -70,8 +103,7 @@ impl Client {
         Ok(all)
     }
 
-    /// Creates sessions under a lease, but takes those that exist only from `only_from` (`None`: from no lease), and from leases that
-    /// have ended. Tells which lease each is under then: another one if that holds it.
+    /// Does what [`take`](Self::take) does for many sessions. Tells which lease each is under then: another one if that holds it.
     ///
     /// A gateway that has lost its lease registers its sessions again with `None`, and so steals none that have moved meanwhile.
     ///
@@ -98,6 +130,12 @@ impl Client {
             all.extend(placed(part, answer.created, answer.lease_ids)?);
         }
         Ok(all)
+    }
+}
+
+impl LeaseHolder {
+    pub(super) fn from_proto(proto::Lease { lease_id, owner }: proto::Lease) -> Option<Self> {
+        LeaseId::from_number(lease_id).map(|id| Self { id, owner })
     }
 }
 

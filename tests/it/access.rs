@@ -11,7 +11,7 @@ use std::{
 use http::Request;
 use sessiond::{
     access::NewToken,
-    client::{Client, ClientError, WatchOptions, WatchStart, WatchUpdate},
+    client::{Client, ClientError, LeaseQuery, WatchOptions, WatchStart, WatchUpdate},
     proto::HasSessionRequest,
     session::SessionKey,
 };
@@ -96,7 +96,13 @@ async fn each_scope_allows_its_calls_and_no_others() {
     for (index, token) in [&reads, &writes, &observes].into_iter().enumerate() {
         let client = guarded.client(token);
         let mut results = [
-            vec![soon(client.has(SESSION)).await.map(drop), soon(client.batch_has(&[SESSION])).await.map(drop)],
+            vec![
+                soon(client.has(SESSION)).await.map(drop),
+                soon(client.batch_has(&[SESSION])).await.map(drop),
+                soon(client.lookup(SESSION)).await.map(drop),
+                soon(client.batch_lookup(&[SESSION])).await.map(drop),
+                soon(client.list_leases(LeaseQuery::default())).await.map(drop),
+            ],
             vec![
                 soon(client.create(SESSION)).await.map(drop),
                 soon(client.batch_create(&[SESSION])).await.map(drop),

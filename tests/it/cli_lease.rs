@@ -41,6 +41,30 @@ async fn a_lease_is_granted_used_and_revoked() {
 }
 
 #[tokio::test]
+async fn leases_are_listed_and_linger() {
+    let registry = Registry::start().await;
+    assert_eq!(ended(&registry, &["lease", "list"]).await, printed(0, ""));
+    let lease = ended(&registry, &["lease", "grant", "--ttl", "10m", "--owner", "10.0.0.1:443"]).await.stdout;
+    let lease = lease.trim_end();
+    ended(&registry, &["create", "--lease", lease, "1", "2"]).await;
+    let list = ended(&registry, &["lease", "list"]).await;
+    assert_eq!(list.code, Some(0), "{list:?}");
+    assert!(list.stdout.starts_with(&format!("{lease} 10.0.0.1:443 2 sessions, ends in 9m 5")), "{list:?}");
+    let list = ended(&registry, &["lease", "list", "--format", "json"]).await.stdout;
+    let line =
+        format!("{{\"lease_id\":\"{lease}\",\"owner\":\"10.0.0.1:443\",\"session_count\":\"2\",\"ttl_ms\":600000,");
+    assert!(list.starts_with(&line) && list.ends_with(",\"lingers\":false}\n"), "{list}");
+    let linger = ended(&registry, &["lease", "revoke", lease, "--linger", "1m"]).await;
+    assert_eq!(linger, printed(0, &format!("{lease} lingers, and ends in 1m at the latest\n")));
+    let list = ended(&registry, &["lease", "list", lease, "--owner", "10.0.0.1:443"]).await;
+    assert!(list.stdout.starts_with(&format!("{lease} 10.0.0.1:443 2 sessions, lingers, ends in 5")), "{list:?}");
+    assert_fails(&ended(&registry, &["create", "--lease", lease, "3"]).await, 1, "lingers");
+    let revoke = ended(&registry, &["lease", "revoke", lease]).await;
+    assert_eq!(revoke, printed(0, &format!("{lease} revoked, 2 sessions destroyed\n")));
+    assert_eq!(ended(&registry, &["lease", "list", lease]).await, printed(1, ""));
+}
+
+#[tokio::test]
 async fn sessions_are_looked_up_and_taken_only_from_a_certain_lease() {
     let registry = Registry::start().await;
     let grant = async |owner| registry.client().grant_lease(TTL, owner).await.unwrap().id.to_string();

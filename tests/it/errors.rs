@@ -6,8 +6,8 @@ use bytes::Bytes;
 use sessiond::{
     proto::{
         BatchCreateSessionsRequest, BatchDestroySessionsRequest, BatchHasSessionsRequest, CreateSessionRequest,
-        DestroySessionRequest, GrantLeaseRequest, HasSessionRequest, KeepLeaseAliveRequest, RevokeLeaseRequest,
-        SubscribeRequest,
+        DestroySessionRequest, GrantLeaseRequest, HasSessionRequest, KeepLeaseAliveRequest, ListLeasesRequest,
+        RevokeLeaseRequest, SubscribeRequest,
     },
     reason::{ErrorReason, Retry},
     server::ServerConfig,
@@ -143,6 +143,11 @@ async fn durations_are_within_their_bounds() {
         ttl.of(leases.grant_lease(GrantLeaseRequest { ttl: duration, ..Default::default() })).await;
     }
     ttl.of(leases.grant_lease(GrantLeaseRequest::default())).await;
+    let linger = invalid("BAD_DURATION", "linger", "between 0 and 1 h");
+    for (seconds, nanos) in NONSENSE.into_iter().chain([(3600, 1), (1 << 40, 0)]) {
+        let duration = Some(prost_types::Duration { seconds, nanos });
+        linger.of(leases.revoke_lease(RevokeLeaseRequest { lease_id: 7, linger: duration })).await;
+    }
     server.observers(0).await;
 }
 
@@ -165,9 +170,22 @@ async fn a_type_to_filter_by_is_one_of_ours() {
     let server = Running::start().await;
     let mut client = server.sessions();
     let unknown = invalid("UNKNOWN_EVENT_TYPE", "types", "CREATED");
-    for r#type in [0, 3, -1, i32::MAX] {
+    for r#type in [0, 4, -1, i32::MAX] {
         unknown.of(client.subscribe(SubscribeRequest { types: vec![1, r#type], ..Default::default() })).await;
     }
+}
+
+#[tokio::test]
+async fn a_list_of_leases_names_what_is_wrong_with_its_request() {
+    let server = Running::start().await;
+    let mut leases = server.leases();
+    let token = invalid("MALFORMED_PAGE_TOKEN", "page_token", "the last next_page_token");
+    for page_token in ["x", "0", "07", "-1", "+7", "ffffffffffffffffff", &"7".repeat(1000)] {
+        let request = ListLeasesRequest { page_token: page_token.to_owned(), ..Default::default() };
+        token.of(leases.list_leases(request)).await;
+    }
+    let request = ListLeasesRequest { lease_ids: vec![7; 65_537], ..Default::default() };
+    invalid("BATCH_TOO_LARGE", "lease_ids", "at most 65536").of(leases.list_leases(request)).await;
 }
 
 #[tokio::test]

@@ -10,8 +10,8 @@ use sessiond::{
     proto::{
         BatchCreateSessionsRequest, BatchDestroySessionsRequest, BatchHasSessionsRequest, BatchLookupSessionsRequest,
         CreateSessionRequest, DestroySessionRequest, GrantLeaseRequest, HasSessionRequest, KeepLeaseAliveRequest,
-        LookupSessionRequest, RevokeLeaseRequest, SubscribeRequest, lease_service_client::LeaseServiceClient,
-        session_service_client::SessionServiceClient,
+        ListLeasesRequest, LookupSessionRequest, RevokeLeaseRequest, SubscribeRequest,
+        lease_service_client::LeaseServiceClient, session_service_client::SessionServiceClient,
     },
     reason::{Calls, ERROR_DOMAIN, ErrorReason, REASONS, Retry},
     server::{ConnectionOptions, RateLimit, ServerConfig},
@@ -118,6 +118,22 @@ async fn bad_requests(seen: &mut Seen) {
     seen.call("GrantLease", leases.grant_lease(GrantLeaseRequest::default())).await;
     let request = GrantLeaseRequest { ttl: Some(duration(Duration::from_secs(9))), owner: "x".repeat(129) };
     seen.call("GrantLease", leases.grant_lease(request)).await;
+    let linger = Some(duration(Duration::from_secs(3601)));
+    seen.call("RevokeLease", leases.revoke_lease(RevokeLeaseRequest { lease_id: 7, linger })).await;
+    seen.call("ListLeases", leases.list_leases(ListLeasesRequest { page_token: "7x".into(), ..Default::default() }))
+        .await;
+    seen.call("ListLeases", leases.list_leases(ListLeasesRequest { lease_ids: vec![7; 65_537], ..Default::default() }))
+        .await;
+    let lease_id = grant(&leases, Duration::from_secs(60)).await;
+    leases
+        .revoke_lease(RevokeLeaseRequest { lease_id, linger: Some(duration(Duration::from_secs(60))) })
+        .await
+        .unwrap();
+    seen.call("KeepLeaseAlive", leases.keep_lease_alive(KeepLeaseAliveRequest { lease_id })).await;
+    let request = CreateSessionRequest { session_id: Some(1), lease_id, ..Default::default() };
+    seen.call("CreateSession", client.create_session(request)).await;
+    let request = BatchCreateSessionsRequest { session_ids: vec![1], lease_id, ..Default::default() };
+    seen.call("BatchCreateSessions", client.batch_create_sessions(request)).await;
     seen.call("KeepLeaseAlive", leases.keep_lease_alive(KeepLeaseAliveRequest { lease_id: 7 })).await;
     seen.call("RevokeLease", leases.revoke_lease(RevokeLeaseRequest { lease_id: 7, linger: None })).await;
     let request = CreateSessionRequest { session_id: Some(1), lease_id: 7, ..Default::default() };

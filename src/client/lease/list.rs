@@ -65,9 +65,8 @@ impl Client {
 }
 
 fn status(status: proto::LeaseStatus) -> Option<LeaseStatus> {
-    let proto::Lease { lease_id, owner } = status.lease?;
     Some(LeaseStatus {
-        lease: LeaseHolder { id: LeaseId::from_number(lease_id)?, owner },
+        lease: LeaseHolder::from_proto(status.lease?)?,
         ttl: duration::from_proto(status.ttl?)?,
         expires_in: duration::from_proto(status.expires_in?)?,
         session_count: status.session_count,

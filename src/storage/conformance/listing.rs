@@ -179,7 +179,12 @@ pub(super) async fn the_buckets_of_leases_have_all_their_sessions(factory: &dyn 
     drop(super::registry::cut_short(storage.revoke_lease(leases[0]), 2).await);
     found.push((registry.buckets_under(&leases[..1]).await?, leases[..1].to_vec()));
     let unknown = LeaseId::from_number(LeaseId::MAX - 1).into_iter().collect::<Vec<_>>();
-    ensure_eq!(registry.buckets_under(&unknown).await?.buckets, [], Answers, "the buckets of an unknown lease");
+    ensure_eq!(
+        registry.buckets_under(&unknown).await?.buckets,
+        Vec::<u32>::new(),
+        Answers,
+        "the buckets of an unknown lease"
+    );
 
     let log = read_log(&registry).await?;
     for (LeaseBuckets { points, buckets }, asked) in found {
@@ -209,30 +214,45 @@ pub(super) async fn the_buckets_of_leases_have_all_their_sessions(factory: &dyn 
 pub(super) async fn buckets_are_read_wherever_they_lie(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     let lease = registry.grant(LONG_TTL).await?;
-    registry.create(&keys(0..1000), None).await?;
-    registry.create(&keys(0..30), Some(lease)).await?;
+    let (own, all) = (keys(0..30), keys(0..1000));
+    registry.create(&all, None).await?;
+    registry.create(&own, Some(lease)).await?;
     let LeaseBuckets { buckets, .. } = registry.buckets_under(&[lease]).await?;
+    let read = read_listed(&registry, &buckets).await?;
+    let under = |(session, held): (&SessionKey, &Option<LeaseId>)| held.map(|_| *session);
+    let read: BTreeSet<SessionKey> = read.iter().filter_map(under).collect();
+    ensure_eq!(read, own.into_iter().collect(), ExactReads, "the sessions of a lease, by its buckets");
+    let every_other: Vec<u32> = (0..registry.layout().buckets).step_by(2).collect();
+    let read: BTreeSet<SessionKey> = read_listed(&registry, &every_other).await?.into_keys().collect();
+    let expected = all.into_iter().filter(|session| registry.storage().bucket_of(session) % 2 == 0).collect();
+    ensure_eq!(read, expected, ExactReads, "the sessions of every other bucket");
+
     let extent = registry.extent().await?;
     let known: Vec<_> = extent.partitions.iter().map(|held| held.end).collect();
-    let mut read = BTreeSet::new();
-    let mut rest = &buckets[..];
-    while !rest.is_empty() {
-        let run = registry.storage().read_buckets(extent.registry_id, &known, rest, 10, true).await?;
-        ensure!(!run.points.is_empty() && run.points.len() <= rest.len(), Answers, "{} of them", run.points.len());
-        let (now, later) = rest.split_at(run.points.len());
-        for (session, lease) in run.sessions.into_iter().zip(run.leases) {
-            let bucket = registry.storage().bucket_of(&session);
-            ensure!(now.contains(&bucket), Answers, "{session:?} of bucket {bucket} was read with {now:?}");
-            if lease.is_some() {
-                ensure!(read.insert(session), ExactReads, "{session:?} was read twice");
-            }
-        }
-        rest = later;
-    }
-    ensure_eq!(read, keys(0..30).into_iter().collect(), ExactReads, "the sessions of a lease, by its buckets");
     let foreign = RegistryId(extent.registry_id.0 ^ 1);
     match registry.storage().buckets_under(foreign, &known, &[lease]).await {
         Err(LogError::Restarted) => Ok(()),
         other => broken!(Histories, "buckets_under of another registry gave {other:?} instead of Restarted"),
     }
+}
+
+/// Reads just these buckets, some sessions at a time.
+async fn read_listed(registry: &Registry, buckets: &[u32]) -> Outcome<HashMap<SessionKey, Option<LeaseId>>> {
+    let extent = registry.extent().await?;
+    let known: Vec<_> = extent.partitions.iter().map(|held| held.end).collect();
+    let mut read = HashMap::new();
+    let mut rest = buckets;
+    while !rest.is_empty() {
+        let run = registry.storage().read_buckets(extent.registry_id, &known, rest, 10, true).await?;
+        let count = run.points.len();
+        ensure!((1..=rest.len()).contains(&count), Answers, "{count} buckets were read of {}", rest.len());
+        let (now, later) = rest.split_at(count);
+        for (session, lease) in run.sessions.into_iter().zip(run.leases) {
+            let bucket = registry.storage().bucket_of(&session);
+            ensure!(now.contains(&bucket), Answers, "{session:?} of bucket {bucket} was read with {now:?}");
+            ensure!(read.insert(session, lease).is_none(), ExactReads, "{session:?} was read twice");
+        }
+        rest = later;
+    }
+    Ok(read)
 }

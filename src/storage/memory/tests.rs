@@ -137,6 +137,20 @@ async fn a_pause_moves_deadlines_by_its_own_length() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pause_gives_a_lingering_lease_nothing() {
+    for pause in [900, 4500, 60_000].map(Duration::from_millis) {
+        let (storage, lease, expiring) = with_lease(TTL, Duration::from_secs(150)).await;
+        storage.revoke_lease_with(lease, pause + Duration::from_secs(2)).await.unwrap();
+        sleep(Duration::from_millis(500)).await;
+        advance(pause).await;
+        let rest = ends_after(&storage).await;
+        let wanted = Duration::from_millis(1500);
+        assert!(wanted <= rest && rest <= wanted + SOON, "after a pause of {pause:?} it ends in {rest:?}");
+        expiring.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lease_that_is_kept_alive_outlives_pauses_as_long_as_its_ttl() {
     let (storage, lease, expiring) = with_lease(Duration::from_secs(1), Duration::from_secs(150)).await;
     for pause in 0..20 {

@@ -16,8 +16,8 @@ use sessiond::{
     session::{DestroyReason, LeaseId, SessionChange, SessionKey},
     storage::{
         Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LeaseBuckets, LeasePage, LeaseQuery, LogError,
-        LogExtent, LogPoint, Lookup, Mark, Place, Places, Position, RefusalCause, RegistryId, SessionStorage,
-        StorageError, StorageOptions, Takeover, Writability, WriteRefusal,
+        LogExtent, LogPoint, Lookup, MAX_LINGER, Mark, Place, Places, Position, RefusalCause, RegistryId,
+        SessionStorage, StorageError, StorageOptions, Takeover, Writability, WriteRefusal,
         conformance::{Obligation, Refusable, RefusalSwitch, StorageFactory, cases},
         memory::MemoryStorage,
     },
@@ -65,6 +65,17 @@ enum Fault {
     LooksUpNoLease,
     LooksUpEndedLeases,
     NamesTheStart,
+    IgnoresALinger,
+    ProtectsWhatLingers,
+    EndsALingerEarly,
+    NeverEndsALinger,
+    IgnoresASecondRevoke,
+    LingersLate,
+    AnswersMovesAndMakesNone,
+    ListsNoSessions,
+    SkipsALeaseAtAPageEnd,
+    LeavesOutABucket,
+    ReadsNeighbours,
     ForgetsOwners,
     ConfusesReasons,
     ForgetsWhereASessionMovedFrom,
@@ -145,6 +156,18 @@ const FOUND: &[(Fault, &str, Obligation)] = &[
     (LooksUpNoLease, "a_lookup_tells_the_lease_of_each_session", Obligation::Placed),
     (LooksUpNoLease, "random_calls_answer_as_a_model_does", Obligation::Placed),
     (LooksUpEndedLeases, "an_ended_lease_protects_nothing", Obligation::Placed),
+    (IgnoresALinger, "a_lingering_lease_takes_no_sessions", Obligation::Leased),
+    (ProtectsWhatLingers, "a_lingering_lease_protects_nothing", Obligation::Placed),
+    (EndsALingerEarly, "a_lingering_lease_ends_after_its_linger", Obligation::Leased),
+    (NeverEndsALinger, "a_lingering_lease_ends_after_its_linger", Obligation::Leased),
+    (IgnoresASecondRevoke, "a_second_revoke_only_brings_the_end_forward", Obligation::Leased),
+    (LingersLate, "no_session_comes_under_a_lease_once_it_lingers", Obligation::Leased),
+    (AnswersMovesAndMakesNone, "moves_that_meet_the_end_of_a_linger_keep_the_session", Obligation::Leased),
+    (ListsNoSessions, "a_list_tells_each_lease_with_its_sessions", Obligation::Answers),
+    (ListsNoSessions, "random_calls_answer_as_a_model_does", Obligation::Answers),
+    (SkipsALeaseAtAPageEnd, "a_list_tells_each_lease_with_its_sessions", Obligation::Answers),
+    (LeavesOutABucket, "the_buckets_of_leases_have_all_their_sessions", Obligation::ExactReads),
+    (ReadsNeighbours, "buckets_are_read_wherever_they_lie", Obligation::Answers),
     (ForgetsOwners, "a_lease_lives_until_it_is_revoked", Obligation::Answers),
     (NamesTheStart, "answers_name_the_place_where_they_are_true", Obligation::Placed),
     (ForgetsWhereASessionMovedFrom, "a_session_moves_to_the_lease_it_is_created_under", Obligation::Placed),
@@ -311,6 +334,9 @@ struct State {
     following: bool,
     missed: usize,
     other_lease: Option<LeaseId>,
+    lingering: HashSet<LeaseId>,
+    /// A lease that is to linger, and after how many creates under it.
+    lingers_late: Option<(LeaseId, u32)>,
     revoked: HashSet<LeaseId>,
     expiry_dropped: bool,
 }
@@ -342,6 +368,22 @@ impl Broken {
         let lease = self.memory.grant_lease(Duration::from_secs(3600), "").await?;
         self.state().other_lease = Some(lease);
         Ok(lease)
+    }
+
+    /// Lets a lease linger when a few sessions more have come under it than there should.
+    async fn linger_at_last(&self, lease: Option<LeaseId>) -> Result<(), StorageError> {
+        let late = {
+            let mut state = self.state();
+            let late = state.lingers_late.take_if(|(late, left)| {
+                *left -= u32::from(Some(*late) == lease);
+                *left == 0
+            });
+            late.map(|(lease, _)| lease)
+        };
+        if let Some(lease) = late {
+            self.memory.revoke_lease_with(lease, MAX_LINGER).await?;
+        }
+        Ok(())
     }
 
     /// Creates sessions that may be taken from any lease.
@@ -496,8 +538,22 @@ impl SessionStorage for Broken {
             }
             _ => {}
         }
+        self.linger_at_last(options.lease).await?;
         if options.takeover != Takeover::Always {
             self.admit()?;
+            let found = self.memory.lookup(sessions).await?;
+            let lingers =
+                found.iter().any(|found| found.lease.is_some_and(|lease| self.state().lingering.contains(&lease)));
+            let stay = match self.fault {
+                ProtectsWhatLingers if lingers => Some(found.iter().map(|found| found.lease).collect()),
+                AnswersMovesAndMakesNone if lingers => Some(vec![options.lease; sessions.len()]),
+                _ => None,
+            };
+            if let Some(leases) = stay {
+                let leases: Vec<Option<LeaseId>> = leases;
+                let sessions = leases.into_iter().map(|lease| Creation { created: false, lease }).collect();
+                return Ok(Answers { sessions, places: Places::default() });
+            }
             return self.memory.create_with(sessions, options).await;
         }
         let created = self.create_always(sessions, options.lease).await?;
@@ -602,12 +658,29 @@ impl SessionStorage for Broken {
                 yield_now().await;
                 self.memory.revoke_lease_with(lease, linger).await
             }
-            _ => self.memory.revoke_lease_with(lease, linger).await,
+            IgnoresALinger if !linger.is_zero() => Ok(0),
+            EndsALingerEarly => self.memory.revoke_lease_with(lease, linger.saturating_sub(SHORT_OF)).await,
+            NeverEndsALinger if !linger.is_zero() => self.memory.revoke_lease_with(lease, MAX_LINGER).await,
+            IgnoresASecondRevoke if !linger.is_zero() && self.state().lingering.contains(&lease) => Ok(0),
+            LingersLate if !linger.is_zero() => {
+                self.state().lingers_late = Some((lease, 3));
+                Ok(0)
+            }
+            _ => {
+                self.state().lingering.insert(lease);
+                self.memory.revoke_lease_with(lease, linger).await
+            }
         }
     }
 
     async fn list_leases(&self, query: &LeaseQuery) -> Result<LeasePage, StorageError> {
-        self.memory.list_leases(query).await
+        let mut page = self.memory.list_leases(query).await?;
+        match self.fault {
+            ListsNoSessions => page.leases.iter_mut().for_each(|status| status.session_count = 0),
+            SkipsALeaseAtAPageEnd if page.leases.len() == query.limit && query.limit > 1 => drop(page.leases.pop()),
+            _ => {}
+        }
+        Ok(page)
     }
 
     async fn buckets_under(
@@ -616,7 +689,11 @@ impl SessionStorage for Broken {
         known: &[LogPoint],
         leases: &[LeaseId],
     ) -> Result<LeaseBuckets, LogError> {
-        self.memory.buckets_under(registry_id, known, leases).await
+        let mut found = self.memory.buckets_under(registry_id, known, leases).await?;
+        if self.fault == LeavesOutABucket {
+            found.buckets.pop();
+        }
+        Ok(found)
     }
 
     async fn expire_leases(&self) -> Result<Infallible, StorageError> {
@@ -816,6 +893,10 @@ impl SessionStorage for Broken {
             }
         }
         let registry_id = if self.fault == ReadsAnyRegistry { extent.registry_id } else { registry_id };
+        let neighbours: Vec<u32> =
+            buckets.first().map(|first| (*first..self.layout().buckets).collect()).unwrap_or_default();
+        let buckets =
+            if self.fault == ReadsNeighbours { &neighbours[..buckets.len().min(neighbours.len())] } else { buckets };
         let mut run = self.memory.read_buckets(registry_id, &known, buckets, limit, with_leases).await?;
         match self.fault {
             ReadsAtTooLow => {

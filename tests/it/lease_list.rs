@@ -1,0 +1,67 @@
+//! ListLeases over the wire.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use sessiond::proto::{LeaseStatus, ListLeasesRequest, RevokeLeaseRequest};
+
+use crate::{
+    fake::{duration, soon},
+    leases::revoke,
+    placements::put,
+    server::{Leases, Running},
+    takeover::grant,
+};
+
+const TTL: Duration = Duration::from_secs(600);
+
+/// All leases that match, and how many pages they came in.
+async fn list(client: &Leases, mut request: ListLeasesRequest) -> (Vec<LeaseStatus>, usize) {
+    let (mut all, mut pages) = (Vec::new(), 0);
+    loop {
+        let page = soon(client.clone().list_leases(request.clone())).await.unwrap().into_inner();
+        pages += 1;
+        all.extend(page.leases);
+        if page.next_page_token.is_empty() {
+            return (all, pages);
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
+#[tokio::test]
+async fn a_list_tells_which_gateways_there_are_and_what_each_holds() {
+    let server = Running::start().await;
+    let (leases, writer) = (server.leases(), server.sessions());
+    assert_eq!(list(&leases, ListLeasesRequest::default()).await, (Vec::new(), 1));
+    let mut sessions = BTreeMap::new();
+    for n in 0..5 {
+        let lease = grant(&leases, &format!("10.0.0.{}:443", n % 2), TTL).await;
+        put(&writer, n * 100..n * 100 + n, lease.lease_id).await;
+        sessions.insert(lease.lease_id, (lease, n as u64));
+    }
+    let ids: Vec<u64> = sessions.keys().copied().collect();
+    let linger = Some(duration(TTL / 2));
+    soon(leases.clone().revoke_lease(RevokeLeaseRequest { lease_id: ids[0], linger })).await.unwrap();
+    let (all, _) = list(&leases, ListLeasesRequest::default()).await;
+    assert_eq!(all.iter().map(|status| status.lease.as_ref().unwrap().lease_id).collect::<Vec<_>>(), ids);
+    for status in &all {
+        let (lease, count) = &sessions[&status.lease.as_ref().unwrap().lease_id];
+        assert_eq!((status.lease.as_ref(), status.session_count), (Some(lease), *count));
+        assert_eq!((status.ttl, status.lingers), (Some(duration(TTL)), lease.lease_id == ids[0]));
+        let most = if status.lingers { 300 } else { 600 };
+        let left = status.expires_in.unwrap().seconds;
+        assert!((most - 60..=most).contains(&left), "{status:?}");
+    }
+    // Over and over in small pages.
+    let (paged, pages) = list(&leases, ListLeasesRequest { page_size: 2, ..Default::default() }).await;
+    assert_eq!(paged.len(), 5);
+    assert!(pages >= 3, "{pages} pages of two");
+    let of_owner = ListLeasesRequest { owner: "10.0.0.1:443".to_owned(), ..Default::default() };
+    assert_eq!(list(&leases, of_owner).await.0.len(), 2);
+    let by_ids = ListLeasesRequest { lease_ids: vec![ids[3], 0, ids[1], 7], page_size: u32::MAX, ..Default::default() };
+    let (named, _) = list(&leases, by_ids).await;
+    let named: Vec<_> = named.into_iter().map(|status| status.lease.unwrap().lease_id).collect();
+    assert_eq!(named, [ids[1], ids[3]]);
+    revoke(&leases, ids[0]).await.unwrap();
+    assert_eq!(list(&leases, ListLeasesRequest::default()).await.0.len(), 4);
+}
