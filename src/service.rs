@@ -26,7 +26,10 @@ use crate::{
     subject::SessionSubject,
 };
 
-use self::convert::{session_key, session_keys};
+use self::{
+    convert::{session_key, session_keys},
+    lookup::HOLDER_TRIES,
+};
 
 pub use self::{
     dispatch::Service,
@@ -91,17 +94,25 @@ impl Calls {
     async fn create(self, request: CreateSessionRequest) -> Result<CreateSessionResponse, ServiceError> {
         let session = session_key(request.auth_key_id, request.session_id)?;
         let options = create_options(request.lease_id, request.only_from_lease_id)?;
-        let (Creation { created, lease }, place) = {
-            let answers = self.shared.subject.create_with(&[session], options).await.map_err(create_error)?;
-            let place = if request.with_place { answers.places.first().map(convert::place) } else { None };
-            (*first(&answers.sessions)?, place)
-        };
-        let lease = match lease.filter(|lease| options.lease != Some(*lease)) {
+        let mut tries = HOLDER_TRIES;
+        loop {
+            let (Creation { created, lease }, place) = {
+                let answers = self.shared.subject.create_with(&[session], options).await.map_err(create_error)?;
+                let place = if request.with_place { answers.places.first().map(convert::place) } else { None };
+                (*first(&answers.sessions)?, place)
+            };
+            let Some(other) = lease.filter(|lease| options.lease != Some(*lease)) else {
+                return Ok(CreateSessionResponse { created, lease: None, place });
+            };
             // In a box, because it is rare and would make the future of every call larger.
-            Some(lease) => Box::pin(self.holder(lease)).await?,
-            None => None,
-        };
-        Ok(CreateSessionResponse { created, lease, place })
+            let holder = Box::pin(self.holder(other)).await?;
+            tries -= 1;
+            // If it has ended meanwhile, it no longer holds the session. An answer without it would say that the caller does.
+            if holder.is_some() || tries == 0 {
+                let holder = holder.unwrap_or(proto::Lease { lease_id: other.number(), owner: String::new() });
+                return Ok(CreateSessionResponse { created, lease: Some(holder), place });
+            }
+        }
     }
 
     async fn destroy(self, request: DestroySessionRequest) -> Result<DestroySessionResponse, ServiceError> {

@@ -14,14 +14,14 @@ use crate::{
     storage::Lookup,
 };
 
-/// A lease may end between a lookup of its session and that of its owner. So often the session is looked up again.
-const TRIES: usize = 3;
+/// A lease may end between a call about its session and the lookup of its owner. The call is made so often.
+pub(super) const HOLDER_TRIES: u32 = 3;
 
 impl Calls {
     pub(super) async fn lookup(self, request: LookupSessionRequest) -> Result<LookupSessionResponse, ServiceError> {
         let session = session_key(request.auth_key_id, request.session_id)?;
         let mut exists = false;
-        for _ in 0..TRIES {
+        for _ in 0..HOLDER_TRIES {
             let found = self.shared.subject.lookup(&[session]).await?;
             let Lookup { exists: found, lease } = *first(&found)?;
             exists = found;

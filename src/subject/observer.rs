@@ -10,14 +10,14 @@ use super::{
     Events, Inner, ResetReason, Update,
     admission::Admission,
     beginning::Beginning,
-    cursor::{Cursor, Points, later},
+    cursor::{Cursor, CursorPlace, Points, Positions, later},
     filter::Filter,
     index::{Mailbox, Taken},
     log::{Chunk, Next, Place, sum},
     snapshot::{Chosen, Snapshot},
     waiters::{Progress, WAITS},
 };
-use crate::storage::{self, LogPoint, Position, RegistryId};
+use crate::storage::{self, Position, RegistryId};
 
 /// An observer lets other tasks of its thread run after this many events that it was not told of.
 const EVENTS_BETWEEN_YIELDS: usize = 16_384;
@@ -115,14 +115,21 @@ impl Observer {
     /// The place in each partition that the observer has come to. None for an observer without placements.
     #[must_use]
     pub fn places(&self) -> Option<Vec<storage::Place>> {
-        let points = match (&self.phase, &self.resumed) {
-            _ if !self.filter.has_placements() => return None,
-            (Phase::Opening { opening: Opening::Follow(points), .. }, _) => points.clone(),
-            (_, Some(resumed)) => later(&self.at, resumed),
-            _ => self.at.clone(),
+        if !self.filter.has_placements() {
+            return None;
+        }
+        let positions: Positions = match (&self.phase, &self.resumed) {
+            // Who resumes holds what it held at its cursor, until a reset says otherwise.
+            (Phase::Opening { cursor: Cursor { registry_id, place: CursorPlace::After(positions, _) }, .. }, _)
+                if *registry_id == self.registry_id && positions.len() == self.at.len() =>
+            {
+                positions.clone()
+            }
+            (_, Some(resumed)) => later(&self.at, resumed).iter().map(|point| point.position).collect(),
+            _ => self.at.iter().map(|point| point.position).collect(),
         };
-        let place = |(partition, point): (u32, &LogPoint)| storage::Place { partition, position: point.position };
-        Some((0..).zip(&points).map(place).collect())
+        let place = |(partition, position)| storage::Place { partition, position };
+        Some((0..).zip(positions).map(place).collect())
     }
 
     /// Whether the observer waits for the next change: it is in no snapshot and has read all that was published.

@@ -41,12 +41,14 @@ use crate::{
     sessions::{create, has},
 };
 
-const WELL: u8 = 0;
+pub(crate) const WELL: u8 = 0;
 pub(crate) const AWAY: u8 = 1;
 pub(crate) const BROKEN: u8 = 2;
 pub(crate) const REFUSES: u8 = 3;
 const PANICS: u8 = 4;
 const EXPIRY_PANICS: u8 = 5;
+/// Each lease ends just before its owner is asked for.
+pub(crate) const ENDS_LEASES: u8 = 6;
 
 /// A storage that fails when it is told to.
 #[derive(Debug)]
@@ -129,6 +131,9 @@ impl SessionStorage for Faulty {
         self.check()?.keep_lease_alive(lease).await
     }
     async fn lease_owner(&self, lease: LeaseId) -> Result<Option<Arc<str>>, StorageError> {
+        if self.state.load(Ordering::SeqCst) == ENDS_LEASES {
+            self.storage.revoke_lease(lease).await?;
+        }
         self.check()?.lease_owner(lease).await
     }
 

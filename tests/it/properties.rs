@@ -1,35 +1,42 @@
 //! The promises of a stream as properties: random histories with a model beside them.
 
+mod answers;
 mod broken;
 mod checker;
 mod concurrent;
 mod faulty;
 mod file;
+mod held;
 mod history;
 mod live;
+mod misplaced;
 mod model;
+mod places;
 mod races;
 mod redis;
 pub(crate) mod replica;
 mod rollback;
 mod segment;
+mod takeover;
+mod told;
 mod twisted;
 mod watcher;
 mod wire;
 mod world;
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use sessiond::{
-    session::{DestroyReason, SessionChange},
+    session::{DestroyReason, LeaseId, SessionChange},
     storage::{SessionStorage, memory::MemoryStorage},
     subject::{ResetReason, SubjectOptions},
 };
 
 use self::{
-    checker::{Broken, Started, Told, Trace},
+    checker::{Broken, Started, Trace},
     history::{Shape, Step, shape, steps},
+    told::Told,
     world::{World, run},
 };
 
@@ -97,33 +104,94 @@ proptest! {
     }
 }
 
+/// How often something happened to a stream.
+#[derive(Debug, Default)]
+struct Counts {
+    resets: [usize; ResetReason::ALL.len()],
+    resumed: usize,
+    events_in_snapshots: usize,
+    /// Sessions that ended with their leases, as streams with and without placements are told.
+    expired: [usize; 2],
+    lingered: [usize; 2],
+    released: usize,
+    moved: usize,
+    moved_in: usize,
+    moved_out: usize,
+    moved_in_snapshots: usize,
+    moved_after_resume: usize,
+    leases_in_snapshots: usize,
+}
+
+impl Counts {
+    fn add(&mut self, trace: &Trace) {
+        let has_placements = trace.filter.has_placements();
+        let mut in_snapshot = false;
+        for message in &trace.told {
+            match &message.told {
+                Told::Reset(reason) => self.resets[*reason as usize] += 1,
+                Told::Events(events) => {
+                    let is_resumed = matches!(trace.started, Started::After { .. });
+                    self.events_in_snapshots += usize::from(in_snapshot);
+                    self.resumed += usize::from(is_resumed);
+                    for event in events {
+                        match event.change {
+                            SessionChange::Destroyed(DestroyReason::LeaseExpired) => {
+                                self.expired[usize::from(has_placements)] += 1;
+                            }
+                            SessionChange::Destroyed(DestroyReason::LeaseRevoked) => {
+                                self.lingered[usize::from(has_placements)] += 1;
+                            }
+                            SessionChange::Destroyed(DestroyReason::Released) => self.released += 1,
+                            SessionChange::Moved { previous } => {
+                                let leases = &trace.filter.lease_ids;
+                                let is_outside = |lease: Option<LeaseId>| {
+                                    !leases.is_empty() && !lease.is_some_and(|lease| leases.contains(&lease))
+                                };
+                                self.moved += 1;
+                                self.moved_in += usize::from(is_outside(previous));
+                                self.moved_out += usize::from(is_outside(event.lease));
+                                self.moved_in_snapshots += usize::from(in_snapshot);
+                                self.moved_after_resume += usize::from(is_resumed);
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+                Told::Snapshot(sessions) => {
+                    in_snapshot = true;
+                    self.leases_in_snapshots += sessions.iter().filter(|(_, lease)| lease.is_some()).count();
+                }
+                Told::Synced(_) => in_snapshot = false,
+                _ => {}
+            }
+        }
+    }
+}
+
 /// A property of streams to which nothing happens would hold of any.
 #[test]
 fn histories_lead_streams_to_all_that_can_happen_to_them() {
     let mut runner = TestRunner::deterministic();
-    let mut resets = [0; ResetReason::ALL.len()];
-    let (mut resumed, mut events_in_snapshots, mut ended_leases) = (0, 0, 0);
+    let mut counts = Counts::default();
     for _ in 0..100 {
-        let (shape, steps) = (shape(), steps(60..120)).new_tree(&mut runner).unwrap().current();
-        for trace in play(&Memory, &shape, &steps).1 {
-            let mut in_snapshot = false;
-            for (told, _) in &trace.told {
-                match told {
-                    Told::Reset(reason) => resets[*reason as usize] += 1,
-                    Told::Events(events) => {
-                        let by_lease = SessionChange::Destroyed(DestroyReason::LeaseExpired);
-                        ended_leases += events.iter().filter(|event| event.change == by_lease).count();
-                        events_in_snapshots += usize::from(in_snapshot);
-                        resumed += usize::from(matches!(trace.started, Started::After { .. }));
-                    }
-                    _ => {}
-                }
-                in_snapshot = matches!(told, Told::Snapshot(_)) || in_snapshot && !matches!(told, Told::Synced(_));
-            }
-        }
+        let (shape, mut steps) = (shape(), steps(60..120)).new_tree(&mut runner).unwrap().current();
+        // What ends with a lease that was revoked has lingered.
+        steps.retain(|step| !matches!(step, Step::Revoke(_, Duration::ZERO)));
+        play(&Memory, &shape, &steps).1.iter().for_each(|trace| counts.add(trace));
     }
-    let [expired, foreign, lagged, _] = resets;
-    for count in [expired, foreign, lagged, resumed, events_in_snapshots, ended_leases] {
-        assert!(count > 0, "{resets:?}, {resumed}, {events_in_snapshots}, {ended_leases}");
-    }
+    let Counts { resets, expired, lingered, .. } = &counts;
+    let [cursor_expired, foreign, lagged, _] = *resets;
+    let others = [
+        counts.resumed,
+        counts.events_in_snapshots,
+        counts.released,
+        counts.moved,
+        counts.moved_in,
+        counts.moved_out,
+        counts.moved_in_snapshots,
+        counts.moved_after_resume,
+        counts.leases_in_snapshots,
+    ];
+    let all = [&[cursor_expired, foreign, lagged], &expired[..], &lingered[..], &others[..]].concat();
+    assert!(all.iter().all(|count| *count > 0), "{counts:?}");
 }

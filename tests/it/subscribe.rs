@@ -6,7 +6,9 @@ use std::{
 };
 
 use sessiond::{
-    proto::{ResetReason, SessionEventType, SubscribeRequest, subscribe_request::Start, subscribe_response::Body},
+    proto::{
+        Place, ResetReason, SessionEventType, SubscribeRequest, subscribe_request::Start, subscribe_response::Body,
+    },
     server::ServerConfig,
     subject::SubjectOptions,
 };
@@ -161,9 +163,13 @@ async fn a_cursor_that_cannot_be_honoured_gives_a_reset_and_a_snapshot() {
     let (old, registry_id) = (mine.cursor, mine.subscribed.registry_id);
     let foreign = Observed::now(&other.sessions()).await.cursor;
     batch_create(&client, &(0..20_000).collect::<Vec<_>>()).await;
-    for (cursor, reason) in [(old, ResetReason::CursorExpired), (foreign, ResetReason::CursorForeign)] {
-        let mut observed = Observed::after(&client, &cursor).await;
+    // The second stream comes after a destroy and a create. Its cursor's positions are those of another registry.
+    let cases = [(old, ResetReason::CursorExpired, 0), (foreign, ResetReason::CursorForeign, 20_002)];
+    for (cursor, reason, position) in cases {
+        let request = SubscribeRequest { placements: true, ..after(&cursor) };
+        let mut observed = Observed::start(&client, request).await;
         assert_eq!(observed.cursor, cursor, "until the snapshot begins that is where it is");
+        assert_eq!(observed.subscribed.places, [Place { partition: 0, position }]);
         assert_eq!(observed.subscribed.registry_id, registry_id);
         match observed.next().await {
             Body::Reset(reset) => assert_eq!(reset.reason(), reason),

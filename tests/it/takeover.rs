@@ -10,6 +10,7 @@ use sessiond::proto::{
 
 use crate::{
     fake::{duration, soon},
+    faulty,
     leases::{keep_alive, revoke},
     server::{Leases, Running, Sessions},
 };
@@ -130,6 +131,22 @@ async fn a_delayed_create_does_not_take_a_session_back() {
     let late = take(&client, 1, &a, Some(seen_by_a)).await;
     assert_eq!((late.created, late.lease), (false, Some(b.clone())));
     assert_eq!(holder(&client, 1).await, Some(b));
+}
+
+/// The answer must not leave out a lease because it has ended meanwhile: that would say that the session is the caller's.
+#[tokio::test]
+async fn a_takeover_from_a_lease_that_ends_meanwhile_tells_the_truth() {
+    let (storage, channel) = faulty::served().await;
+    let (leases, client) = (Leases::new(channel.clone()), Sessions::new(channel));
+    let (a, b) = (grant(&leases, "a", LONG).await, grant(&leases, "b", LONG).await);
+    for id in 0..10 {
+        take(&client, id, &a, None).await;
+    }
+    storage.is_now(faulty::ENDS_LEASES);
+    let answer = take(&client, 3, &b, Some(0)).await;
+    storage.is_now(faulty::WELL);
+    assert_eq!(answer.lease, None);
+    assert_eq!(holder(&client, 3).await, Some(b), "the answer said that the session is under the lease of the call");
 }
 
 #[tokio::test]

@@ -17,15 +17,15 @@ use super::{
     world::{World, run},
 };
 
-const SHAPE: Shape =
+pub(super) const SHAPE: Shape =
     Shape { buckets: 1, partitions: 1, storage_events: 4096, retain_events: 64, retain_bytes: 1 << 20, replicas: 1 };
 
-const A: SessionKey = SessionKey::new(0, 1);
-const B: SessionKey = SessionKey::new(0, 2);
-const C: SessionKey = SessionKey::new(0, 3);
+pub(super) const A: SessionKey = SessionKey::new(0, 1);
+pub(super) const B: SessionKey = SessionKey::new(0, 2);
+pub(super) const C: SessionKey = SessionKey::new(0, 3);
 
 /// Subjects over memory storages that are not what they should be, while the model reads them as they are.
-struct Faulty<T>(fn() -> T);
+pub(super) struct Faulty<T>(pub(super) fn() -> T);
 
 impl<T: Twist> Fixture for Faulty<T> {
     const IS_PAUSED: bool = true;
@@ -102,7 +102,7 @@ async fn resumed_elsewhere(back: isize) -> Vec<Broken> {
     world.finish().await
 }
 
-fn promises(broken: &[Broken]) -> Vec<Promise> {
+pub(super) fn promises(broken: &[Broken]) -> Vec<Promise> {
     broken.iter().map(|broken| broken.promise).collect::<BTreeSet<_>>().into_iter().collect()
 }
 

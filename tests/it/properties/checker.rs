@@ -1,15 +1,17 @@
 //! Holds what an observer was told against the model, promise by promise.
 
-use std::collections::BTreeSet;
-
 use sessiond::{
-    session::{SessionChange, SessionEvent, SessionKey},
-    subject::{ChangeFilter, Filter, ResetReason, Update},
+    session::{SessionChange, SessionEvent},
+    storage::{self, Position},
+    subject::{Filter, ResetReason},
 };
 
 use super::{
-    model::{Model, Place, Places, plain},
+    held::{Held, apply, is_whole, tells},
+    model::{Model, Place, Places},
+    places::Reached,
     segment::Segment,
+    told::{Message, Told},
 };
 
 /// The promises of a stream.
@@ -19,6 +21,10 @@ pub(crate) enum Promise {
     Unique,
     Reliable,
     Exact,
+    /// Whoever is told leases holds what the registry says of them, and nobody else hears of them.
+    Placed,
+    /// Places agree with what is told and answered there.
+    Comparable,
     Resumable,
     Bounded,
     Live,
@@ -34,35 +40,6 @@ pub(crate) struct Broken {
 impl Broken {
     pub(crate) fn new(promise: Promise, how: impl Into<String>) -> Self {
         Self { promise, how: how.into() }
-    }
-}
-
-/// What an observer was told at once, in process or over the wire.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Told {
-    Subscribed,
-    Snapshot(Vec<SessionKey>),
-    Synced(u64),
-    Events(Vec<SessionEvent>),
-    Reset(ResetReason),
-    Heartbeat,
-    Closed,
-}
-
-impl From<&Update> for Told {
-    fn from(update: &Update) -> Self {
-        match update {
-            Update::Subscribed => Self::Subscribed,
-            Update::Snapshot(sessions) => Self::Snapshot(sessions.clone()),
-            Update::Placements(_) => panic!("nobody asked for placements"),
-            Update::Synced { session_count } => Self::Synced(*session_count),
-            Update::Events(events) => {
-                let plain = |event| plain(event).expect("a stream without placements is told of no moves");
-                Self::Events(events.events().iter().map(plain).collect())
-            }
-            Update::Reset(reason) => Self::Reset(*reason),
-            Update::Closed => Self::Closed,
-        }
     }
 }
 
@@ -87,8 +64,7 @@ pub(crate) enum Started {
 pub(crate) struct Trace {
     pub(crate) started: Started,
     pub(crate) filter: Filter,
-    /// Each with the cursor that came with it.
-    pub(crate) told: Vec<(Told, Option<String>)>,
+    pub(crate) told: Vec<Message>,
     /// Whether it was read until there was nothing more, after the last change.
     pub(crate) drained: bool,
 }
@@ -100,20 +76,25 @@ impl Trace {
 
     /// What followed the first reset, as a stream of its own that starts with a snapshot of `registry`.
     pub(crate) fn after_reset(&self, reason: ResetReason, registry: &str) -> Self {
-        let reset = self.told.iter().position(|(told, _)| matches!(told, Told::Reset(_)));
+        let reset = self.told.iter().position(|message| matches!(message.told, Told::Reset(_)));
         let reset = reset.unwrap_or_else(|| panic!("no reset: {:?}", self.told));
-        assert_eq!(self.told[reset], (Told::Reset(reason), None), "{:?}", self.told);
+        let Message { told, cursor, .. } = &self.told[reset];
+        assert_eq!((told, cursor), (&Told::Reset(reason), &None), "{:?}", self.told);
         let mut after = Self::new(Started::Snapshot, self.filter.clone());
-        after.told.push((Told::Subscribed, Some(format!("{registry}-s-"))));
+        let mut subscribed = Message::new(Told::Subscribed, Some(format!("{registry}-s-")));
+        let start = |place: &storage::Place| storage::Place { position: Position(0), ..*place };
+        subscribed.places = self.told[0].places.iter().map(start).collect();
+        after.told.push(subscribed);
         after.told.extend_from_slice(&self.told[reset + 1..]);
         after
     }
 
     /// The promises that this stream did not keep, in a registry that did what the model says.
     pub(crate) fn judge(&self, model: &Model) -> Vec<Broken> {
-        let mut checker = Checker { model, trace: self, state: State::Unopened, broken: Vec::new() };
-        for (told, cursor) in &self.told {
-            checker.see(told, cursor.as_deref());
+        let (state, reached) = (State::Unopened, Reached::default());
+        let mut checker = Checker { model, trace: self, state, reached, broken: Vec::new() };
+        for message in &self.told {
+            checker.see(message);
         }
         checker.finish();
         checker.broken
@@ -124,6 +105,7 @@ struct Checker<'a> {
     model: &'a Model,
     trace: &'a Trace,
     state: State,
+    reached: Reached,
     broken: Vec<Broken>,
 }
 
@@ -133,7 +115,7 @@ enum State {
     /// A reset must come: the cursor is another registry's.
     Foreign,
     /// Between the start of a snapshot and its end.
-    Snapshot(BTreeSet<SessionKey>),
+    Snapshot(Held),
     Live(Segment),
     Closed,
     /// What broke tells no more of what should follow.
@@ -145,7 +127,13 @@ impl Checker<'_> {
         self.broken.push(Broken::new(promise, how));
     }
 
-    fn see(&mut self, told: &Told, cursor: Option<&str>) {
+    fn see(&mut self, message: &Message) {
+        if !matches!(self.state, State::Adrift)
+            && let Some(how) = self.reached.see(message, self.model, &self.trace.filter)
+        {
+            self.breaks(Promise::Comparable, how);
+        }
+        let (told, cursor) = (&message.told, message.cursor.as_deref());
         let state = std::mem::replace(&mut self.state, State::Adrift);
         self.state = match (state, told) {
             (State::Adrift, _) => State::Adrift,
@@ -156,7 +144,7 @@ impl Checker<'_> {
             (state, Told::Reset(reason)) => self.reset(state, *reason),
             (State::Foreign, _) => self.stray(told, "follows a cursor of another registry"),
             (State::Snapshot(held), told) => self.in_snapshot(held, told, cursor),
-            (State::Live(segment), told) => self.live(segment, told, cursor),
+            (State::Live(segment), _) => self.live(segment, message),
         };
     }
 
@@ -173,7 +161,7 @@ impl Checker<'_> {
         };
         let place = self.model.place(cursor);
         match (&self.trace.started, place) {
-            (Started::Snapshot, Place::SnapshotStart) => State::Snapshot(BTreeSet::new()),
+            (Started::Snapshot, Place::SnapshotStart) => State::Snapshot(Held::new()),
             (Started::Now { before, after }, Place::After(places)) => {
                 if places.iter().zip(after).any(|(place, end)| place > end) {
                     self.breaks(Promise::Reliable, format!("{places:?} is later than now: changes end at {after:?}"));
@@ -184,10 +172,10 @@ impl Checker<'_> {
             }
             (Started::After { cursor: asked, .. }, place) => match (self.model.place(asked), place) {
                 (Place::Foreign, _) => State::Foreign,
-                (Place::SnapshotStart, Place::SnapshotStart) => State::Snapshot(BTreeSet::new()),
+                (Place::SnapshotStart, Place::SnapshotStart) => State::Snapshot(Held::new()),
                 (Place::After(asked), Place::After(_)) => {
                     let mut segment = Segment::new(asked.clone(), true);
-                    segment.mark(cursor);
+                    segment.mark(cursor, None);
                     State::Live(segment)
                 }
                 (_, place) => {
@@ -226,19 +214,22 @@ impl Checker<'_> {
             let judged = segment.judge(self.model, &self.trace.filter, false);
             self.broken.extend(judged);
         }
-        State::Snapshot(BTreeSet::new())
+        State::Snapshot(Held::new())
     }
 
-    fn in_snapshot(&mut self, mut held: BTreeSet<SessionKey>, told: &Told, cursor: Option<&str>) -> State {
+    fn in_snapshot(&mut self, mut held: Held, told: &Told, cursor: Option<&str>) -> State {
         if cursor.is_some() && !matches!(told, Told::Synced(_)) {
             self.breaks(Promise::Resumable, format!("{told:?} within a snapshot carries a cursor"));
         }
         match told {
-            Told::Snapshot(sessions) => sessions.iter().for_each(|session| {
-                if !self.trace.filter.passes_session(session) {
-                    self.breaks(Promise::Exact, format!("a snapshot has {session:?}, which does not pass"));
+            Told::Snapshot(sessions) => sessions.iter().for_each(|(session, lease)| {
+                if !self.trace.filter.passes_placement(session, *lease) {
+                    self.breaks(
+                        self.held(),
+                        format!("a snapshot has {session:?} under {lease:?}, which does not pass"),
+                    );
                 }
-                if !held.insert(*session) && self.is_whole() {
+                if held.insert(*session, *lease).is_some() && self.is_whole() {
                     self.breaks(Promise::Exact, format!("a snapshot has {session:?}, which is held"));
                 }
             }),
@@ -250,35 +241,37 @@ impl Checker<'_> {
         State::Snapshot(held)
     }
 
-    fn synced(&mut self, held: BTreeSet<SessionKey>, count: u64, cursor: Option<&str>) -> State {
+    fn synced(&mut self, held: Held, count: u64, cursor: Option<&str>) -> State {
         let Some(Place::After(places)) = cursor.map(|cursor| self.model.place(cursor)) else {
             self.breaks(Promise::Resumable, format!("synced carries {cursor:?}"));
             return State::Adrift;
         };
         let true_held = self.model.held_at(&places, &self.trace.filter);
         if self.is_whole() && held != true_held {
-            let lacks: Vec<_> = true_held.difference(&held).collect();
-            let ghosts: Vec<_> = held.difference(&true_held).collect();
-            self.breaks(Promise::Exact, format!("synced at {places:?}: lacks {lacks:?}, has ghosts {ghosts:?}"));
+            let not_in = |held: &Held, other: &Held| -> Held {
+                let only = held.iter().filter(|(session, lease)| other.get(session) != Some(lease));
+                only.map(|(session, lease)| (*session, *lease)).collect()
+            };
+            let (lacks, ghosts) = (not_in(&true_held, &held), not_in(&held, &true_held));
+            self.breaks(self.held(), format!("synced at {places:?}: lacks {lacks:?}, has ghosts {ghosts:?}"));
         } else if count != true_held.len() as u64 {
-            self.breaks(Promise::Exact, format!("synced counts {count} at {places:?}, not {}", true_held.len()));
+            self.breaks(self.held(), format!("synced counts {count} at {places:?}, not {}", true_held.len()));
         }
         self.follow(places)
     }
 
-    fn live(&mut self, mut segment: Segment, told: &Told, cursor: Option<&str>) -> State {
+    fn live(&mut self, mut segment: Segment, message: &Message) -> State {
+        let Message { told, cursor, last, .. } = message;
         if let Told::Events(events) = told {
             for event in events {
-                if !self.trace.filter.passes(event) {
-                    self.breaks(Promise::Exact, format!("{event:?} does not pass"));
-                }
+                self.check_passes(event);
                 segment.tell(self.model.partition_of(&event.session), *event);
             }
         }
         match (told, cursor) {
             (Told::Snapshot(_) | Told::Synced(_), _) => return self.stray(told, "comes outside of a snapshot"),
             (_, None) => self.breaks(Promise::Resumable, format!("{told:?} carries no cursor")),
-            (_, Some(cursor)) => segment.mark(cursor),
+            (_, Some(cursor)) => segment.mark(cursor, *last),
         }
         if let Told::Closed = told {
             self.end(segment);
@@ -289,21 +282,27 @@ impl Checker<'_> {
 
     /// Whether the stream tells of every change of what passes by id, so that what it says can be applied.
     fn is_whole(&self) -> bool {
-        self.trace.filter.changes == ChangeFilter::ALL
+        is_whole(&self.trace.filter)
     }
 
-    fn apply(&mut self, held: &mut BTreeSet<SessionKey>, events: &[SessionEvent]) {
+    /// The promise about what is held.
+    fn held(&self) -> Promise {
+        if self.trace.filter.has_placements() { Promise::Placed } else { Promise::Exact }
+    }
+
+    fn check_passes(&mut self, event: &SessionEvent) {
+        if !tells(&self.trace.filter, event) {
+            let is_move = matches!(event.change, SessionChange::Moved { .. });
+            let promise = if is_move { Promise::Placed } else { self.held() };
+            self.breaks(promise, format!("{event:?} does not pass"));
+        }
+    }
+
+    fn apply(&mut self, held: &mut Held, events: &[SessionEvent]) {
         for event in events {
-            if !self.trace.filter.passes(event) {
-                self.breaks(Promise::Exact, format!("{event:?} does not pass"));
-            }
-            let is_exact = match event.change {
-                SessionChange::Created => held.insert(event.session),
-                SessionChange::Destroyed(_) => held.remove(&event.session),
-                SessionChange::Moved { .. } => held.contains(&event.session),
-            };
-            if !is_exact && self.is_whole() {
-                self.breaks(Promise::Exact, format!("{event:?} does not fit what is held"));
+            self.check_passes(event);
+            if !apply(held, event, &self.trace.filter) && self.is_whole() {
+                self.breaks(self.held(), format!("{event:?} does not fit what is held"));
             }
         }
     }
@@ -315,7 +314,7 @@ impl Checker<'_> {
             let mut held = self.model.held_at(segment.anchor(), filter);
             segment.events().for_each(|event| self.apply(&mut held, &[*event]));
             if self.trace.drained && held != self.model.held_at(&self.model.ends(), filter) {
-                self.breaks(Promise::Exact, "in the end it does not hold what the registry holds");
+                self.breaks(self.held(), "in the end it does not hold what the registry holds");
             }
         }
         self.broken.extend(judged);

@@ -9,17 +9,20 @@ use std::{
 use proptest::{collection::vec, prelude::*};
 use sessiond::{
     session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
-    storage::{SessionStorage, StorageError},
+    storage::{CreateOptions, SessionStorage, StorageError},
     subject::{Cursor, Filter, ObserveOptions, SessionSubject, Start},
 };
 use tokio::{sync::watch, time::timeout};
 
 use super::{
     Fixture, Memory,
-    checker::{Broken, Promise, Started, Told, Trace},
-    history::{From, Shape, Step, all_sessions, change, filter, from, shape},
-    model::{Model, Place, plain},
+    answers::{self, Answer},
+    checker::{Broken, Promise, Started, Trace},
+    held::plain,
+    history::{From, Shape, Step, all_sessions, change, create_options, filter, from, named, one_of, shape},
+    model::{Model, Place},
     replica::{CHUNK_OVERHEAD, EVENTS_A_CHUNK},
+    told::Told,
     twisted::{Paced, Twisted},
     watcher::Watcher,
 };
@@ -58,7 +61,8 @@ pub(super) fn plan() -> impl Strategy<Value = Plan> {
     let step = prop_oneof![
         20 => change(),
         2 => Just(Step::Grant(LONG)),
-        1 => any::<usize>().prop_map(Step::Revoke),
+        1 => (any::<usize>(), prop_oneof![Just(Duration::ZERO), Just(LONG)])
+            .prop_map(|(lease, linger)| Step::Revoke(lease, linger)),
         6 => (1..4usize).prop_map(Step::Run),
     ];
     let visit = (from(), filter(), vec((0..8usize, 0..20usize), 0..8)).prop_map(|(from, filter, rounds)| Visit {
@@ -114,21 +118,24 @@ pub(super) async fn run_plan(fixture: &impl Fixture, plan: &Plan) -> Vec<Broken>
         |(n, visits): (usize, &Vec<Visit>)| tokio::spawn(observe(Arc::clone(&shared), n, visits.clone()));
     let observers: Vec<_> = plan.observers.iter().enumerate().map(spawn_observer).collect();
 
-    let mut made = Made::default();
-    let mut broken = Vec::new();
+    let mut wrote = Wrote::default();
     for writer in writers {
-        let (changes, breaks) = writer.await.unwrap();
-        made.add(&changes);
-        broken.extend(breaks);
+        let Wrote { made, answers, broken } = writer.await.unwrap();
+        wrote.made.extend(made);
+        wrote.answers.extend(answers);
+        wrote.broken.extend(broken);
     }
     // Something that each filter lets pass is the last change, so that each observer must be woken once more.
     let all = all_sessions();
     for creates in [false, true, false] {
-        made.add(&call(shared.subject(0), creates, &all, None).await);
+        wrote.call(shared.subject(0), creates, &all, None).await;
     }
     let mut model = Model::new(truth).await;
     model.catch_up().await;
-    made.check(&model);
+    let Wrote { made, answers, mut broken } = wrote;
+    check_made(&made, &model);
+    let live = model.leases().await.live;
+    broken.extend(answers.iter().filter_map(|answer| answer.judge(&model, &live, false)));
     let model = Arc::new(model);
     ended.send_replace(Some(Arc::clone(&model)));
     for observer in observers {
@@ -145,74 +152,83 @@ pub(super) async fn run_plan(fixture: &impl Fixture, plan: &Plan) -> Vec<Broken>
     broken
 }
 
-/// What calls say that they changed.
+/// What calls say that they changed is what was logged, but for what ended with its lease.
+fn check_made(made: &[SessionEvent], model: &Model) {
+    let count = |events: &mut dyn Iterator<Item = SessionEvent>| {
+        let mut counts: HashMap<_, usize> = HashMap::new();
+        events.for_each(|event| *counts.entry((event.session, event.change)).or_default() += 1);
+        counts
+    };
+    let by_call = |event: &&SessionEvent| event.change != SessionChange::Destroyed(DestroyReason::LeaseRevoked);
+    let logged = count(&mut model.changes().filter(by_call).filter_map(plain));
+    assert_eq!(count(&mut made.iter().copied()), logged);
+}
+
+/// What a writer was told.
 #[derive(Default)]
-struct Made(HashMap<(SessionKey, SessionChange), usize>);
+struct Wrote {
+    /// What calls say that they changed, moves left out.
+    made: Vec<SessionEvent>,
+    answers: Vec<Answer>,
+    broken: Vec<Broken>,
+}
 
-impl Made {
-    fn add(&mut self, events: &[SessionEvent]) {
-        events.iter().for_each(|event| *self.0.entry((event.session, event.change)).or_default() += 1);
+impl Wrote {
+    /// Creates or destroys.
+    async fn call(&mut self, subject: &SessionSubject, creates: bool, sessions: &[SessionKey], lease: Option<LeaseId>) {
+        if creates {
+            return self.create(subject, sessions, lease.into()).await.unwrap();
+        }
+        let destroyed = subject.destroy_with(sessions, lease).await.unwrap();
+        self.answers.extend(answers::of_destroy(sessions, lease, &destroyed));
+        let reason = DestroyReason::Requested;
+        let gone = sessions.iter().zip(&destroyed.sessions).filter(|(_, destroyed)| **destroyed);
+        self.made.extend(gone.map(|(session, _)| SessionEvent::destroyed(*session, reason, None)));
     }
 
-    /// It is what was logged, but for what ended with its lease.
-    fn check(self, model: &Model) {
-        let mut logged = Self::default();
-        let by_call = |event: &&SessionEvent| event.change != SessionChange::Destroyed(DestroyReason::LeaseRevoked);
-        model.changes().filter(by_call).filter_map(plain).for_each(|event| logged.add(&[event]));
-        assert_eq!(self.0, logged.0);
+    async fn create(
+        &mut self,
+        subject: &SessionSubject,
+        sessions: &[SessionKey],
+        options: CreateOptions,
+    ) -> Result<(), StorageError> {
+        let created = subject.create_with(sessions, options).await?;
+        self.answers.extend(answers::of_create(sessions, &created));
+        let new = sessions.iter().zip(&created.sessions).filter(|(_, creation)| creation.created);
+        self.made.extend(new.map(|(session, _)| SessionEvent::created(*session, None)));
+        Ok(())
     }
 }
 
-/// Creates or destroys, and gives what was changed by that.
-async fn call(
-    subject: &SessionSubject,
-    creates: bool,
-    sessions: &[SessionKey],
-    lease: Option<LeaseId>,
-) -> Vec<SessionEvent> {
-    let (result, change) = match creates {
-        true => (subject.create(sessions, lease).await, SessionChange::Created),
-        false => (subject.destroy(sessions, lease).await, SessionChange::Destroyed(DestroyReason::Requested)),
-    };
-    let changed = result.unwrap();
-    let changed = sessions.iter().zip(changed).filter(|(_, changed)| *changed);
-    changed.map(|(session, _)| SessionEvent { session: *session, change, lease: None }).collect()
+/// What a lease that has ended or lingers may refuse.
+fn unless_refused<R>(result: Result<R, StorageError>) {
+    if let Err(error) = result {
+        assert!(matches!(error, StorageError::UnknownLease(_) | StorageError::LeaseLingers(_)), "{error}");
+    }
 }
 
-async fn write(shared: Arc<Shared>, number: usize, steps: Vec<Step>) -> (Vec<SessionEvent>, Vec<Broken>) {
-    let mut made = Vec::new();
-    let mut broken = Vec::new();
+async fn write(shared: Arc<Shared>, number: usize, steps: Vec<Step>) -> Wrote {
+    let mut wrote = Wrote::default();
     let subject = shared.subject(number);
-    let lease = |number: Option<usize>| {
-        let leases = shared.leases.lock().unwrap();
-        leases.get(number? % leases.len().max(1)).copied()
-    };
+    let lease = |number: Option<usize>| one_of(&shared.leases.lock().unwrap(), number?);
     for step in steps {
         match step {
             // One at a time: a lease that is revoked amid a batch leaves open what was changed before.
-            Step::Create { sessions, lease: Some(number) } => {
+            Step::Create { sessions, lease: number @ Some(_), only_from } => {
                 for session in sessions {
-                    match subject.create(&[session], lease(Some(number))).await {
-                        Ok(created) if created[0] => {
-                            made.push(SessionEvent::created(session, None));
-                        }
-                        Ok(_) | Err(StorageError::UnknownLease(_)) => {}
-                        Err(error) => panic!("{error}"),
-                    }
+                    let options = create_options(&shared.leases.lock().unwrap(), number, only_from);
+                    unless_refused(wrote.create(subject, &[session], options).await);
                 }
             }
-            Step::Create { sessions, lease: None } => made.extend(call(subject, true, &sessions, None).await),
-            Step::Destroy { sessions, lease: number } => {
-                made.extend(call(subject, false, &sessions, lease(number)).await);
-            }
+            Step::Create { sessions, lease: None, .. } => wrote.call(subject, true, &sessions, None).await,
+            Step::Destroy { sessions, lease: number } => wrote.call(subject, false, &sessions, lease(number)).await,
             Step::Grant(ttl) => {
                 let granted = subject.grant_lease(ttl, "writer").await.unwrap();
                 shared.leases.lock().unwrap().push(granted);
             }
-            Step::Revoke(number) => {
+            Step::Revoke(number, linger) => {
                 if let Some(lease) = lease(Some(number)) {
-                    let revoked = subject.revoke_lease(lease).await;
-                    assert!(matches!(revoked, Ok(_) | Err(StorageError::UnknownLease(_))), "{revoked:?}");
+                    unless_refused(subject.revoke_lease_with(lease, linger).await);
                 }
             }
             Step::Run(times) => {
@@ -222,9 +238,9 @@ async fn write(shared: Arc<Shared>, number: usize, steps: Vec<Step>) -> (Vec<Ses
             }
             step => panic!("a writer does not do {step:?}"),
         }
-        broken.extend(check_bounds(&shared, number));
+        wrote.broken.extend(check_bounds(&shared, number));
     }
-    (made, broken)
+    wrote
 }
 
 fn check_bounds(shared: &Shared, number: usize) -> Option<Broken> {
@@ -241,7 +257,8 @@ async fn observe(shared: Arc<Shared>, observer: usize, visits: Vec<Visit>) -> (V
     let count = visits.len();
     for (number, visit) in visits.into_iter().enumerate() {
         // Each visit is to another replica, with whatever cursor.
-        let mut watcher = join(&shared, observer + number, visit.from, visit.filter).await;
+        let filter = named(&visit.filter, &shared.leases.lock().unwrap());
+        let mut watcher = join(&shared, observer + number, visit.from, filter).await;
         for (updates, pauses) in visit.rounds {
             for _ in 0..updates {
                 let told = watcher.poll();

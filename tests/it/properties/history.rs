@@ -4,14 +4,17 @@ use std::{ops::Range, time::Duration};
 
 use proptest::{collection::vec, prelude::*, sample::select};
 use sessiond::{
-    session::{AuthKeyId, SessionId, SessionKey},
-    storage::memory::MemoryOptions,
+    session::{AuthKeyId, LeaseId, SessionId, SessionKey},
+    storage::{CreateOptions, Takeover, memory::MemoryOptions},
     subject::{ChangeFilter, Filter, SubjectOptions},
 };
 
 /// Few, so that several writers meet at the same sessions; the ends of the range among them.
 const SESSION_IDS: [i64; 6] = [0, 1, 2, -1, i64::MIN, i64::MAX];
 const AUTH_KEY_IDS: [i64; 3] = [0, 7, -7];
+
+/// So many of the newest leases are in use, so that sessions move among them.
+const LEASES_IN_USE: usize = 4;
 
 /// A storage and the subjects over it.
 #[derive(Clone, Debug)]
@@ -45,6 +48,8 @@ pub(crate) enum Step {
     Create {
         sessions: Vec<SessionKey>,
         lease: Option<usize>,
+        /// Takes sessions only from there.
+        only_from: Option<Option<usize>>,
     },
     Destroy {
         sessions: Vec<SessionKey>,
@@ -52,7 +57,8 @@ pub(crate) enum Step {
     },
     Grant(Duration),
     KeepAlive(usize),
-    Revoke(usize),
+    /// Revokes a lease after a linger, which may be none.
+    Revoke(usize, Duration),
     /// Lets time pass.
     Pass(Duration),
     /// Lets other tasks run a few times.
@@ -66,6 +72,7 @@ pub(crate) enum Step {
     Join {
         replica: usize,
         from: From,
+        /// Its leases are [`named`] when the observer joins.
         filter: Filter,
     },
     Poll {
@@ -112,8 +119,9 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         24 => change(),
         3 => (300..3000u64).prop_map(|ms| Step::Grant(Duration::from_millis(ms))),
+        2 => Just(Step::Grant(Duration::from_secs(3600))),
         2 => any::<usize>().prop_map(Step::KeepAlive),
-        1 => any::<usize>().prop_map(Step::Revoke),
+        2 => (any::<usize>(), linger()).prop_map(|(lease, linger)| Step::Revoke(lease, linger)),
         2 => (1..2000u64).prop_map(|ms| Step::Pass(Duration::from_millis(ms))),
         6 => (1..4usize).prop_map(Step::Run),
         4 => any::<usize>().prop_map(Step::Settle),
@@ -129,11 +137,39 @@ fn step() -> impl Strategy<Value = Step> {
 /// A change by a writer: of one session or of a batch.
 pub(crate) fn change() -> impl Strategy<Value = Step> {
     let sessions = prop_oneof![vec(session(), 1), vec(session(), 2..20)];
-    let lease = prop_oneof![2 => Just(None), 1 => any::<usize>().prop_map(Some)];
-    (any::<bool>(), sessions, lease).prop_map(|(creates, sessions, lease)| match creates {
-        true => Step::Create { sessions, lease },
+    let lease = prop_oneof![1 => Just(None), 1 => any::<usize>().prop_map(Some)];
+    let only_from = prop_oneof![1 => Just(None), 1 => prop::option::of(any::<usize>()).prop_map(Some)];
+    (any::<bool>(), sessions, lease, only_from).prop_map(|(creates, sessions, lease, only_from)| match creates {
+        true => Step::Create { sessions, lease, only_from },
         false => Step::Destroy { sessions, lease },
     })
+}
+
+fn linger() -> impl Strategy<Value = Duration> {
+    prop_oneof![Just(0), 1..3000u64].prop_map(Duration::from_millis)
+}
+
+/// One of the leases in use, if there are any.
+pub(crate) fn one_of(leases: &[LeaseId], number: usize) -> Option<LeaseId> {
+    let in_use = &leases[leases.len().saturating_sub(LEASES_IN_USE)..];
+    in_use.get(number % in_use.len().max(1)).copied()
+}
+
+/// How sessions are created under one of the leases.
+pub(crate) fn create_options(
+    leases: &[LeaseId],
+    lease: Option<usize>,
+    only_from: Option<Option<usize>>,
+) -> CreateOptions {
+    let of = |number: Option<usize>| number.and_then(|number| one_of(leases, number));
+    let takeover = only_from.map_or(Takeover::Always, |from| Takeover::OnlyFrom(of(from)));
+    CreateOptions { lease: of(lease), takeover }
+}
+
+/// A filter by leases that there are, instead of by numbers. Without leases its numbers match nothing.
+pub(crate) fn named(filter: &Filter, leases: &[LeaseId]) -> Filter {
+    let of = |number: &LeaseId| one_of(leases, number.number() as usize).unwrap_or(*number);
+    Filter { lease_ids: filter.lease_ids.iter().map(of).collect(), ..filter.clone() }
 }
 
 pub(crate) fn from() -> impl Strategy<Value = From> {
@@ -162,6 +198,8 @@ pub(crate) fn filter() -> impl Strategy<Value = Filter> {
         4 => Just(ChangeFilter::ALL),
         1 => Just(ChangeFilter::CREATED),
         1 => Just(ChangeFilter::DESTROYED),
+        1 => Just(ChangeFilter { created: false, destroyed: false, moved: true }),
+        1 => Just(ChangeFilter { created: true, destroyed: true, moved: false }),
     ];
     let narrow = (session_ids, auth_key_ids, changes).prop_map(|(session_ids, auth_key_ids, changes)| Filter {
         session_ids: session_ids.into_iter().collect(),
@@ -169,5 +207,14 @@ pub(crate) fn filter() -> impl Strategy<Value = Filter> {
         changes,
         ..Filter::default()
     });
-    prop_oneof![Just(Filter::default()), narrow]
+    let by_session = prop_oneof![Just(Filter::default()), narrow];
+    // Numbers, for which leases are chosen later.
+    let lease_ids = vec((1..100u64).prop_map(|number| LeaseId::from_number(number).unwrap()), 1..3);
+    let lease_ids = prop_oneof![Just(Vec::new()), lease_ids];
+    let placed = (by_session.clone(), lease_ids).prop_map(|(filter, lease_ids)| Filter {
+        placements: true,
+        lease_ids: lease_ids.into_iter().collect(),
+        ..filter
+    });
+    prop_oneof![by_session, placed]
 }

@@ -3,10 +3,12 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use sessiond::{
-    session::{DestroyReason, SessionChange, SessionEvent, SessionKey},
-    storage::{LogPoint, SessionStorage},
+    session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
+    storage::{self, LeaseQuery, LogPoint, SessionStorage},
     subject::Filter,
 };
+
+use super::held::{Held, apply, seen, tells};
 
 /// A position in each partition of the log.
 pub(crate) type Places = Vec<u64>;
@@ -20,17 +22,23 @@ pub(crate) struct Model {
     changes: Vec<Vec<SessionEvent>>,
     /// The point up to which each partition has been read.
     ends: Vec<LogPoint>,
-    alive: BTreeSet<SessionKey>,
+    held: Held,
+    /// The leases that the log has told the end of.
+    ended: BTreeSet<LeaseId>,
 }
 
-/// What a stream without placements is told of an event.
-pub(crate) fn plain(event: &SessionEvent) -> Option<SessionEvent> {
-    let change = match event.change {
-        SessionChange::Moved { .. } => return None,
-        SessionChange::Destroyed(DestroyReason::Released) => SessionChange::Destroyed(DestroyReason::Requested),
-        change => change,
-    };
-    Some(SessionEvent { change, lease: None, ..*event })
+/// The leases at one moment.
+#[derive(Debug, Default)]
+pub(crate) struct Leases {
+    pub(crate) live: BTreeSet<LeaseId>,
+    lingering: BTreeSet<LeaseId>,
+}
+
+impl Leases {
+    /// Whether a lease protects its sessions from takeover.
+    pub(crate) fn protects(&self, lease: LeaseId) -> bool {
+        self.live.contains(&lease) && !self.lingering.contains(&lease)
+    }
 }
 
 /// Where a cursor leads.
@@ -48,7 +56,7 @@ impl Model {
         let changes = extent.partitions.iter().map(|_| Vec::new()).collect();
         let ends = extent.partitions.iter().map(|held| held.start).collect();
         let registry = extent.registry_id.to_string();
-        let mut model = Self { storage, registry, changes, ends, alive: BTreeSet::new() };
+        let mut model = Self { storage, registry, changes, ends, held: Held::new(), ended: BTreeSet::new() };
         model.catch_up().await;
         model
     }
@@ -73,20 +81,51 @@ impl Model {
                 news.extend(read.events);
             }
         }
+        let all = Filter::default();
+        let known_ended = self.ended.clone();
         for event in &news {
-            let alternates = match event.change {
-                SessionChange::Created => self.alive.insert(event.session),
-                SessionChange::Destroyed(_) => self.alive.remove(&event.session),
-                SessionChange::Moved { .. } => self.alive.contains(&event.session),
-            };
-            assert!(alternates, "the storage's log says {event:?} of a session of which that cannot be true");
+            let fits = apply(&mut self.held, event, &all);
+            assert!(fits, "the storage's log says {event:?} of a session of which that cannot be true");
+            match (event.change, event.lease) {
+                (SessionChange::Destroyed(DestroyReason::LeaseExpired | DestroyReason::LeaseRevoked), lease) => {
+                    self.ended.extend(lease);
+                }
+                (SessionChange::Created | SessionChange::Moved { .. }, Some(lease)) => {
+                    assert!(!known_ended.contains(&lease), "{event:?} comes after the end of its lease was told");
+                }
+                _ => {}
+            }
         }
         news
     }
 
-    /// The sessions that exist.
-    pub(crate) fn alive(&self) -> &BTreeSet<SessionKey> {
-        &self.alive
+    /// The sessions that exist, and the lease of each.
+    pub(crate) fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// Whether the log has told the end of a lease.
+    pub(crate) fn has_ended(&self, lease: LeaseId) -> bool {
+        self.ended.contains(&lease)
+    }
+
+    /// The leases that have not ended, as the storage lists them.
+    pub(crate) async fn leases(&self) -> Leases {
+        let mut leases = Leases::default();
+        let mut query = LeaseQuery { after: None, limit: 1000, owner: None, lease_ids: Vec::new() };
+        loop {
+            let page = self.storage.list_leases(&query).await.unwrap();
+            for status in page.leases {
+                leases.live.insert(status.lease);
+                if status.lingers {
+                    leases.lingering.insert(status.lease);
+                }
+            }
+            if page.next.is_none() {
+                return leases;
+            }
+            query.after = page.next;
+        }
     }
 
     pub(crate) fn registry(&self) -> &str {
@@ -121,22 +160,42 @@ impl Model {
 
     /// What an observer is told of `partition` that goes on after `from`, up to `to`.
     pub(crate) fn told(&self, partition: usize, from: u64, to: u64, filter: &Filter) -> Vec<SessionEvent> {
+        self.told_at(partition, from, to, filter).map(|(_, event)| event).collect()
+    }
+
+    /// The same, each with its position.
+    pub(crate) fn told_at(
+        &self,
+        partition: usize,
+        from: u64,
+        to: u64,
+        filter: &Filter,
+    ) -> impl Iterator<Item = (u64, SessionEvent)> {
         let changes = &self.changes[partition];
         let to = changes.len().min(to as usize);
         let from = to.min(from as usize);
-        changes[from..to].iter().filter(|event| filter.passes(event)).filter_map(plain).collect()
+        let told = (from as u64 + 1..).zip(&changes[from..to]).filter(|(_, event)| tells(filter, event));
+        told.filter_map(|(position, event)| seen(event, filter).map(|event| (position, event)))
     }
 
-    /// The sessions that pass `filter` by id and existed at a place.
-    pub(crate) fn held_at(&self, places: &[u64], filter: &Filter) -> BTreeSet<SessionKey> {
-        let mut held = BTreeSet::new();
+    /// The change at a place.
+    pub(crate) fn change_at(&self, place: storage::Place) -> Option<&SessionEvent> {
+        self.changes.get(place.partition as usize)?.get(place.position.0.checked_sub(1)? as usize)
+    }
+
+    /// The lease that a session was under at a position of its partition, if it existed.
+    pub(crate) fn lease_at(&self, session: &SessionKey, position: u64) -> Option<Option<LeaseId>> {
+        let changes = self.changes[self.partition_of(session)].iter().take(position as usize);
+        let last = changes.rev().find(|event| event.session == *session)?;
+        (!matches!(last.change, SessionChange::Destroyed(_))).then_some(last.lease)
+    }
+
+    /// What an observer with that filter held at a place.
+    pub(crate) fn held_at(&self, places: &[u64], filter: &Filter) -> Held {
+        let mut held = Held::new();
         for (changes, place) in self.changes.iter().zip(places) {
-            for event in changes.iter().take(*place as usize).filter(|event| filter.passes_session(&event.session)) {
-                match event.change {
-                    SessionChange::Created => held.insert(event.session),
-                    SessionChange::Destroyed(_) => held.remove(&event.session),
-                    SessionChange::Moved { .. } => continue,
-                };
+            for event in changes.iter().take(*place as usize).filter_map(|event| seen(event, filter)) {
+                apply(&mut held, &event, filter);
             }
         }
         held

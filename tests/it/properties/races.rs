@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sessiond::{
-    proto::{SubscribeRequest, subscribe_request},
+    proto::subscribe_request,
     service::WireEncoder,
     session::{LeaseId, SessionId, SessionKey},
     storage::{
@@ -17,11 +17,12 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     Memory,
-    checker::{Started, Told, Trace},
+    checker::{Started, Trace},
     faulty::Tamper,
     history::{Shape, all_sessions},
     model::{Model, Place},
     replica::Replica,
+    told::{Message, Told},
     twisted::{Twist, Twisted},
     watcher::Watcher,
     wire::WireStream,
@@ -68,8 +69,8 @@ pub(super) async fn watch(replica: &Replica, model: &Model, start: Start, filter
 }
 
 pub(super) fn resets(watcher: &Watcher) -> Vec<ResetReason> {
-    let reset = |(told, _): &(Told, Option<String>)| match told {
-        Told::Reset(reason) => Some(*reason),
+    let reset = |message: &Message| match message.told {
+        Told::Reset(reason) => Some(reason),
         _ => None,
     };
     watcher.trace.told.iter().filter_map(reset).collect()
@@ -111,11 +112,10 @@ fn subscribed_names_the_registry_that_is_observed_and_not_that_of_the_cursor() {
         let cursor = foreign_cursor(1).await.to_string();
         let trace = Trace::new(Started::After { cursor: cursor.clone(), is_retained: false }, Filter::default());
         let start = Some(subscribe_request::Start::Cursor(cursor));
-        let request = SubscribeRequest { start, ..SubscribeRequest::default() };
         let second = Duration::from_secs(1);
-        let mut wire = WireStream::open(&subject, request, second, trace, Tamper::Nothing).await;
+        let mut wire = WireStream::open(&subject, start, second, trace, Tamper::Nothing).await;
         wire.read_until(Instant::now() + second / 2).await;
-        let told: Vec<_> = wire.trace.told.iter().map(|(told, _)| told.clone()).collect();
+        let told: Vec<_> = wire.trace.told.iter().map(|message| message.told.clone()).collect();
         assert_eq!(told, [Told::Subscribed, Told::Reset(ResetReason::CursorForeign), Told::Synced(0)]);
         assert_eq!(wire.registry_id, registry_id);
     });
@@ -171,7 +171,7 @@ fn what_is_published_while_an_observer_asks_where_the_log_ends_is_not_in_its_cur
         replica.lock().await.settle(&mut model).await;
         watcher.drain().await;
         let Place::After(places) = model.place(&cursor) else { panic!("{cursor} is no place") };
-        let told = watcher.trace.told.iter().filter_map(|(told, _)| match told {
+        let told = watcher.trace.told.iter().filter_map(|message| match &message.told {
             Told::Events(events) => Some(events.clone()),
             _ => None,
         });
@@ -335,7 +335,7 @@ fn closing_ends_a_stream_wherever_it_is_with_the_place_it_came_to() {
             assert!(watcher.is_over(), "{at:?}: {:?}", watcher.trace);
             assert_eq!(watcher.next().await, None);
             // Where a session lies is left to chance: a snapshot that was read to its last bucket is still told of.
-            let is_synced = watcher.trace.told.iter().any(|(told, _)| matches!(told, Told::Synced(_)));
+            let is_synced = watcher.trace.told.iter().any(|message| matches!(message.told, Told::Synced(_)));
             let expected = match at {
                 MidSnapshot | WaitingForTheStorage if !is_synced => None,
                 _ => Some(Place::After(model.ends())),
@@ -437,8 +437,9 @@ fn a_storage_that_begins_anew_resets_each_stream_wherever_it_is() {
 
         let mut watchers = Vec::new();
         // A snapshot that has not begun is that of the new registry, and needs no reset.
+        let placed = Filter { placements: true, ..Filter::default() };
         for (start, polls) in [(Start::Now, 1..5), (Start::Snapshot, 2..6)] {
-            for filter in [Filter::default(), only(1)] {
+            for filter in [Filter::default(), only(1), placed.clone()] {
                 for polls in polls.clone() {
                     let mut watcher = watch(&replica, &model, start.clone(), &filter).await;
                     (0..polls).for_each(|_| drop(watcher.poll()));
@@ -559,7 +560,8 @@ fn ten_thousand_stuck_observers_cost_nothing_more_and_each_is_reset_once() {
         for watcher in &mut watchers {
             watcher.drain().await;
             assert_eq!(resets(watcher), [ResetReason::Lagged]);
-            assert!(matches!(watcher.trace.told.last(), Some((Told::Synced(1 | 50), _))), "{:?}", watcher.trace);
+            let last = watcher.trace.told.last().map(|message| &message.told);
+            assert!(matches!(last, Some(Told::Synced(1 | 50))), "{:?}", watcher.trace);
         }
         drop(watchers);
         assert_eq!(replica.end().1, []);

@@ -64,7 +64,7 @@ impl Replica {
             if !self.storage.twist.follows() {
                 return;
             }
-            if timeout(DEADLINE, self.witness.next()).await.is_err() {
+            if timeout(DEADLINE, self.witness.woken()).await.is_err() {
                 let (ends, told, stats) =
                     (model.ends(), self.witness.trace.told.iter().rev().take(3), self.subject.stats());
                 panic!("it does not follow its storage to {ends:?}: {stats:?}, {:?}", told.collect::<Vec<_>>());

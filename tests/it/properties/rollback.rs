@@ -14,11 +14,11 @@ use sessiond::{
 use tokio::sync::watch;
 
 use super::{
-    checker::Told,
     history::Shape,
     model::Model,
     races::{resets, watch},
     replica::Replica,
+    told::Told,
     twisted::{Twist, Twisted},
     watcher::Watcher,
     world::run,
@@ -271,8 +271,12 @@ fn a_storage_that_is_rolled_back_resets_the_streams_that_run() {
         storage.create(&[session(10), session(11)], None).await.unwrap();
         replica.settle(&mut model).await;
         let mut watchers = Vec::new();
-        for start in [Start::Now, Start::Snapshot] {
-            let mut watcher = watch(&replica, &model, start, &Filter::default()).await;
+        let placed = Filter { placements: true, ..Filter::default() };
+        let plain = Filter::default();
+        for (start, filter) in
+            [(Start::Now, &plain), (Start::Snapshot, &plain), (Start::Now, &placed), (Start::Snapshot, &placed)]
+        {
+            let mut watcher = watch(&replica, &model, start, filter).await;
             watcher.drain().await;
             watchers.push(watcher);
         }
@@ -341,7 +345,7 @@ fn a_history_that_is_rolled_back_while_a_cursor_is_looked_up_is_not_gone_on_with
         let all = Filter::default();
         let (mut watcher, ()) = tokio::join!(watch(&replica, &model, Start::After(cursor), &all), looked_up);
         watcher.drain().await;
-        assert_eq!(watcher.trace.told[1].0, Told::Reset(ResetReason::StorageRestarted), "{:?}", watcher.trace);
+        assert_eq!(watcher.trace.told[1].told, Told::Reset(ResetReason::StorageRestarted), "{:?}", watcher.trace);
         let mut model = Model::new(storage.clone()).await;
         replica.settle(&mut model).await;
         judge_after_reset(watcher, &model).await;

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
-use sessiond::{session::SessionEvent, subject::Filter};
+use sessiond::{session::SessionEvent, storage, subject::Filter};
 
 use super::{
     checker::{Broken, Promise},
+    held::plain,
     model::{Model, Place, Places},
 };
 
@@ -14,8 +15,16 @@ pub(crate) struct Segment {
     anchor: Places,
     is_resumed: bool,
     told: Vec<Vec<SessionEvent>>,
-    /// How much of each partition was told when the cursor came.
-    marks: Vec<(Vec<usize>, String)>,
+    marks: Vec<Mark>,
+}
+
+/// Where a message left the one who was told.
+struct Mark {
+    /// How much of each partition was told by then.
+    counts: Vec<usize>,
+    cursor: String,
+    /// What the message says of the place of its last event.
+    last: Option<storage::Place>,
 }
 
 impl Segment {
@@ -40,8 +49,9 @@ impl Segment {
         self.told[partition].push(event);
     }
 
-    pub(crate) fn mark(&mut self, cursor: &str) {
-        self.marks.push((self.told.iter().map(Vec::len).collect(), cursor.to_owned()));
+    pub(crate) fn mark(&mut self, cursor: &str, last: Option<storage::Place>) {
+        let counts = self.told.iter().map(Vec::len).collect();
+        self.marks.push(Mark { counts, cursor: cursor.to_owned(), last });
     }
 
     /// The events; those of one session are in the order in which they were told.
@@ -57,11 +67,15 @@ impl Segment {
             let all = all(partition);
             if drained { *told == all } else { all.starts_with(told) }
         });
-        if is_right { self.judge_cursors(model, filter) } else { self.judge_events(model, filter, drained) }
+        if is_right {
+            [self.judge_cursors(model, filter), self.judge_places(model, filter)].concat()
+        } else {
+            self.judge_events(model, filter, drained)
+        }
     }
 
     fn judge_events(&self, model: &Model, filter: &Filter, drained: bool) -> Vec<Broken> {
-        let last = match self.marks.last().map(|(_, cursor)| model.place(cursor)) {
+        let last = match self.marks.last().map(|mark| model.place(&mark.cursor)) {
             Some(Place::After(places)) => places,
             _ => self.anchor.clone(),
         };
@@ -74,7 +88,10 @@ impl Segment {
                 continue;
             }
             let (extra, missing) = differences(told, &expected);
+            let plain = |events: &[SessionEvent]| events.iter().filter_map(plain).collect::<Vec<_>>();
             let promise = match (extra.as_slice(), missing.as_slice()) {
+                // Only moves and leases are not what they should be.
+                _ if plain(told) == plain(&expected) => Promise::Placed,
                 ([], []) => Promise::Ordered,
                 ([_, ..], []) => Promise::Unique,
                 // Nothing is missing between two events that were told: the stream went on somewhere else.
@@ -92,7 +109,7 @@ impl Segment {
 
     /// Each cursor leads just behind what was told before it: no event that passes lies between.
     fn judge_cursors(&self, model: &Model, filter: &Filter) -> Vec<Broken> {
-        let lies = self.marks.iter().filter_map(|(counts, cursor)| {
+        let lies = self.marks.iter().filter_map(|Mark { counts, cursor, .. }| {
             let Place::After(places) = model.place(cursor) else { return Some(format!("{cursor} is no place")) };
             let partitions = counts.iter().zip(&places).zip(&self.anchor).enumerate();
             let mut lies = partitions.filter(|(partition, ((count, place), from))| {
@@ -103,6 +120,22 @@ impl Segment {
             })
         });
         lies.map(|how| Broken::new(Promise::Resumable, how)).collect()
+    }
+
+    /// The last event of a message is at the place that the message says.
+    fn judge_places(&self, model: &Model, filter: &Filter) -> Vec<Broken> {
+        let positions = |(partition, from): (usize, &u64)| {
+            model.told_at(partition, *from, u64::MAX, filter).map(|(position, _)| position).collect()
+        };
+        let positions: Vec<Vec<u64>> = self.anchor.iter().enumerate().map(positions).collect();
+        let lies = self.marks.iter().filter_map(|mark| {
+            let last = mark.last?;
+            let partition = last.partition as usize;
+            let nth = mark.counts.get(partition).and_then(|count| count.checked_sub(1));
+            let position = nth.and_then(|nth| positions[partition].get(nth));
+            (position != Some(&last.position.0)).then(|| format!("an event at {position:?} is said to be at {last:?}"))
+        });
+        lies.map(|how| Broken::new(Promise::Comparable, how)).collect()
     }
 }
 

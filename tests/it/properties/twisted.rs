@@ -19,7 +19,27 @@ pub(crate) trait Twist: fmt::Debug + Send + Sync + 'static {
         true
     }
 
-    async fn before_create(&self) {}
+    async fn create_with(
+        &self,
+        truth: &dyn SessionStorage,
+        sessions: &[SessionKey],
+        options: CreateOptions,
+    ) -> Result<Answers<Creation>, StorageError> {
+        truth.create_with(sessions, options).await
+    }
+
+    async fn destroy_with(
+        &self,
+        truth: &dyn SessionStorage,
+        sessions: &[SessionKey],
+        lease: Option<LeaseId>,
+    ) -> Result<Answers<bool>, StorageError> {
+        truth.destroy_with(sessions, lease).await
+    }
+
+    async fn lookup(&self, truth: &dyn SessionStorage, sessions: &[SessionKey]) -> Result<Vec<Lookup>, StorageError> {
+        truth.lookup(sessions).await
+    }
 
     async fn log(&self, truth: &dyn SessionStorage) -> Result<LogExtent, StorageError> {
         truth.log().await
@@ -98,8 +118,7 @@ impl<T: Twist> SessionStorage for Twisted<T> {
         sessions: &[SessionKey],
         options: CreateOptions,
     ) -> Result<Answers<Creation>, StorageError> {
-        self.twist.before_create().await;
-        self.truth.create_with(sessions, options).await
+        self.twist.create_with(&*self.truth, sessions, options).await
     }
 
     async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
@@ -107,7 +126,7 @@ impl<T: Twist> SessionStorage for Twisted<T> {
     }
 
     async fn lookup(&self, sessions: &[SessionKey]) -> Result<Vec<Lookup>, StorageError> {
-        self.truth.lookup(sessions).await
+        self.twist.lookup(&*self.truth, sessions).await
     }
 
     async fn destroy_with(
@@ -115,7 +134,7 @@ impl<T: Twist> SessionStorage for Twisted<T> {
         sessions: &[SessionKey],
         lease: Option<LeaseId>,
     ) -> Result<Answers<bool>, StorageError> {
-        self.truth.destroy_with(sessions, lease).await
+        self.twist.destroy_with(&*self.truth, sessions, lease).await
     }
 
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {

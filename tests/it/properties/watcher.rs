@@ -1,7 +1,7 @@
 //! An observer that is polled a step at a time, and writes down what it is told.
 
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
     pin::pin,
     sync::{
         Arc,
@@ -14,9 +14,10 @@ use sessiond::subject::{Cursor, Observer, Update};
 use tokio::{task::unconstrained, time::timeout};
 
 use super::{
-    checker::{Broken, Promise, Told, Trace},
+    checker::{Broken, Promise, Trace},
     concurrent::DEADLINE,
     faulty::Tamper,
+    told::{Message, Told},
 };
 
 /// More polls than any stream of these tests needs to come to rest.
@@ -73,9 +74,16 @@ impl Watcher {
     }
 
     fn write_down(&mut self, update: &Update) -> Told {
-        let told = Told::from(update);
+        let told = Told::of(update, &self.trace.filter);
         let cursor = self.observer.cursor().map(|cursor| cursor.to_string());
-        self.tamper.pass(told.clone(), cursor, &mut self.trace.told);
+        let places = self.observer.places();
+        let last = match update {
+            // Without placements nobody asks for it.
+            Update::Events(events) if places.is_some() => Some(events.last()),
+            _ => None,
+        };
+        let message = Message { told: told.clone(), cursor, places: places.unwrap_or_default(), last };
+        self.tamper.pass(message, &mut self.trace.told);
         told
     }
 
@@ -85,7 +93,7 @@ impl Watcher {
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        matches!(self.trace.told.last(), Some((Told::Closed, _)))
+        matches!(self.trace.told.last(), Some(Message { told: Told::Closed, .. }))
     }
 
     /// Polls until there is nothing more at present, letting other tasks run wherever the observer does.
@@ -112,6 +120,20 @@ impl Watcher {
         self.waits = false;
         let update = self.observer.next().await?;
         Some(self.write_down(&update))
+    }
+
+    /// Waits until it is woken, be it for changes that it is not told of.
+    pub(crate) async fn woken(&mut self) {
+        self.waits = false;
+        let mut is_woken = false;
+        let update = poll_fn(|context| match self.observer.poll_next(context) {
+            Poll::Pending if !std::mem::replace(&mut is_woken, true) => Poll::Pending,
+            Poll::Pending => Poll::Ready(None),
+            Poll::Ready(update) => Poll::Ready(update),
+        });
+        if let Some(update) = update.await {
+            self.write_down(&update);
+        }
     }
 
     /// Drops the observer, and gives what it was told.

@@ -6,16 +6,18 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use prost::Message;
 use sessiond::{
-    proto::{self, SubscribeRequest, SubscribeResponse, subscribe_response::Body},
+    proto::{self, SubscribeRequest, SubscribeResponse, subscribe_request::Start, subscribe_response::Body},
     service::{ResponseBody, Service, ServiceOptions},
-    session::{DestroyReason, SessionChange, SessionEvent, SessionKey},
+    session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
+    storage::{Place, Position},
     subject::{ResetReason, SessionSubject},
 };
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    checker::{Broken, Promise, Told, Trace},
+    checker::{Broken, Promise, Started, Trace},
     faulty::Tamper,
+    told::{self, Told},
 };
 
 /// Timers fire up to so much late, since they count whole milliseconds.
@@ -38,14 +40,20 @@ pub(crate) struct WireStream {
 impl WireStream {
     pub(crate) async fn open(
         subject: &Arc<SessionSubject>,
-        mut request: SubscribeRequest,
+        start: Option<Start>,
         heartbeat: Duration,
         trace: Trace,
         tamper: Tamper,
     ) -> Self {
-        request.heartbeat = Some(heartbeat.try_into().unwrap());
-        request.session_ids = trace.filter.session_ids.iter().map(|id| id.0).collect();
-        request.auth_key_ids = trace.filter.auth_key_ids.iter().map(|id| id.0).collect();
+        let request = SubscribeRequest {
+            start,
+            session_ids: trace.filter.session_ids.iter().map(|id| id.0).collect(),
+            auth_key_ids: trace.filter.auth_key_ids.iter().map(|id| id.0).collect(),
+            lease_ids: trace.filter.lease_ids.iter().map(|id| id.number()).collect(),
+            placements: trace.filter.placements,
+            heartbeat: Some(heartbeat.try_into().unwrap()),
+            ..SubscribeRequest::default()
+        };
         let mut message = BytesMut::new();
         message.put_u8(0);
         message.put_u32(request.encoded_len() as u32);
@@ -90,36 +98,43 @@ impl WireStream {
             }
             let message = self.unread.split_to(end).freeze().slice(5..);
             let SubscribeResponse { cursor, body } = SubscribeResponse::decode(message).unwrap();
-            let told = self.told(body.expect("a message has a body"));
-            self.tamper.pass(told, Some(cursor).filter(|cursor| !cursor.is_empty()), &mut self.trace.told);
+            let mut message = self.told(body.expect("a message has a body"));
+            message.cursor = Some(cursor).filter(|cursor| !cursor.is_empty());
+            self.tamper.pass(message, &mut self.trace.told);
             self.times.resize(self.trace.told.len(), Instant::now());
         }
     }
 
-    fn told(&mut self, body: Body) -> Told {
-        match body {
+    fn told(&mut self, body: Body) -> told::Message {
+        let (told, places) = match body {
             Body::Subscribed(subscribed) => {
                 self.registry_id = subscribed.registry_id;
-                Told::Subscribed
+                (Told::Subscribed, subscribed.places)
             }
-            Body::Snapshot(snapshot) => Told::Snapshot(snapshot.sessions.iter().map(session).collect()),
-            Body::Synced(synced) => Told::Synced(synced.session_count),
-            Body::Events(events) => Told::Events(events.events.iter().map(event).collect()),
-            Body::Heartbeat(_) => Told::Heartbeat,
-            Body::Reset(reset) => Told::Reset(reset_reason(reset.reason())),
-        }
+            Body::Snapshot(snapshot) => (Told::Snapshot(snapshot.sessions.iter().map(session).collect()), Vec::new()),
+            Body::Synced(synced) => (Told::Synced(synced.session_count), synced.places),
+            Body::Events(events) => {
+                let told = Told::Events(events.events.iter().map(event).collect());
+                return told::Message { last: events.place.as_ref().map(place), ..told::Message::new(told, None) };
+            }
+            Body::Heartbeat(heartbeat) => (Told::Heartbeat, heartbeat.places),
+            Body::Reset(reset) => (Told::Reset(reset_reason(reset.reason())), Vec::new()),
+        };
+        told::Message { places: places.iter().map(place).collect(), ..told::Message::new(told, None) }
     }
 
     /// How this stream is not [`Live`](Promise::Live), of all streams that are read as soon as something comes.
     pub(crate) fn judge_heartbeats(&self) -> Vec<Broken> {
         let mut broken = Vec::new();
         let mut last = self.began;
-        for (time, (told, _)) in self.times.iter().zip(&self.trace.told) {
+        // A stream that resumed has one as soon as it has caught up.
+        let mut owed = matches!(self.trace.started, Started::After { .. });
+        for (time, told::Message { told, .. }) in self.times.iter().zip(&self.trace.told) {
             let silence = *time - last;
             if silence > self.heartbeat + SLACK {
                 broken.push(format!("nothing for {silence:?}, then {told:?}"));
             }
-            if *told == Told::Heartbeat && silence < self.heartbeat {
+            if *told == Told::Heartbeat && silence < self.heartbeat && !std::mem::take(&mut owed) {
                 broken.push(format!("a heartbeat after only {silence:?}"));
             }
             last = *time;
@@ -132,24 +147,32 @@ impl WireStream {
     }
 }
 
-fn session(session: &proto::Session) -> SessionKey {
-    SessionKey::new(session.auth_key_id, session.session_id)
+fn session(session: &proto::Session) -> (SessionKey, Option<LeaseId>) {
+    (SessionKey::new(session.auth_key_id, session.session_id), LeaseId::from_number(session.lease_id))
+}
+
+fn place(place: &proto::Place) -> Place {
+    Place { partition: place.partition, position: Position(place.position) }
 }
 
 fn event(event: &proto::SessionEvent) -> SessionEvent {
+    let previous = LeaseId::from_number(event.previous_lease_id);
     let change = match (event.r#type(), event.reason()) {
         (proto::SessionEventType::Created, proto::DestroyReason::Unspecified) => SessionChange::Created,
+        (proto::SessionEventType::Moved, proto::DestroyReason::Unspecified) => SessionChange::Moved { previous },
         (proto::SessionEventType::Destroyed, reason) => SessionChange::Destroyed(match reason {
             proto::DestroyReason::Requested => DestroyReason::Requested,
             proto::DestroyReason::LeaseExpired => DestroyReason::LeaseExpired,
             proto::DestroyReason::LeaseRevoked => DestroyReason::LeaseRevoked,
-            proto::DestroyReason::Released | proto::DestroyReason::Unspecified => {
-                panic!("{event:?} has no such reason")
-            }
+            proto::DestroyReason::Released => DestroyReason::Released,
+            proto::DestroyReason::Unspecified => panic!("{event:?} has no reason"),
         }),
         _ => panic!("{event:?} is no event"),
     };
-    SessionEvent { session: SessionKey::new(event.auth_key_id, event.session_id), change, lease: None }
+    let is_move = matches!(change, SessionChange::Moved { .. });
+    assert!(is_move || previous.is_none(), "{event:?} has a lease that it moved from");
+    let session = SessionKey::new(event.auth_key_id, event.session_id);
+    SessionEvent { session, change, lease: LeaseId::from_number(event.lease_id) }
 }
 
 fn reset_reason(reason: proto::ResetReason) -> ResetReason {

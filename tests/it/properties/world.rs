@@ -1,11 +1,13 @@
 //! Plays a history: a storage, the replicas over it, their observers, and the model beside them.
 
+mod calls;
+
 use std::{collections::BTreeSet, future::Future, sync::Arc, time::Duration};
 
 use sessiond::{
-    session::{LeaseId, SessionChange, SessionKey},
+    session::LeaseId,
     storage::{
-        SessionStorage, StorageError,
+        SessionStorage,
         memory::{MemoryOptions, MemoryStorage},
     },
     subject::{Cursor, Filter, ObserveOptions, SessionSubject, Start, SubjectOptions},
@@ -14,12 +16,13 @@ use tokio::time::Instant;
 
 use super::{
     Fixture,
-    checker::{Broken, Promise, Started, Told, Trace},
+    checker::{Broken, Promise, Started, Trace},
     concurrent::read_to_end,
     faulty::Tamper,
-    history::{From, Shape, Step, all_sessions},
+    history::{From, Shape, Step, all_sessions, create_options, named},
     model::Model,
     replica::Replica,
+    told::Told,
     watcher::Watcher,
 };
 
@@ -41,6 +44,8 @@ pub(crate) struct World {
     cursors: Vec<Cursor>,
     foreign: Cursor,
     leases: Vec<LeaseId>,
+    /// The leases that somebody was told the end of.
+    gone: BTreeSet<LeaseId>,
     broken: Vec<Broken>,
     /// Replicas are written to by turns.
     writes: usize,
@@ -71,6 +76,7 @@ impl World {
             cursors: Vec::new(),
             foreign: foreign_cursor(shape.partitions).await,
             leases: Vec::new(),
+            gone: BTreeSet::new(),
             broken: Vec::new(),
             writes: 0,
         }
@@ -78,22 +84,25 @@ impl World {
 
     pub(crate) async fn play(&mut self, step: &Step) {
         match step {
-            Step::Create { sessions, lease } => self.create(sessions, self.lease(*lease)).await,
-            Step::Destroy { sessions, lease } => self.destroy(sessions, self.lease(*lease)).await,
-            Step::Grant(ttl) => {
-                let lease = self.write(async |subject| subject.grant_lease(*ttl, "history").await).await;
-                self.leases.push(lease.unwrap());
+            Step::Create { sessions, lease, only_from } => {
+                self.create_with(sessions, create_options(&self.leases, *lease, *only_from)).await;
             }
+            Step::Destroy { sessions, lease } => self.destroy(sessions, self.lease(*lease)).await,
+            Step::Grant(ttl) => drop(self.grant(*ttl).await),
             Step::KeepAlive(lease) => {
                 if let Some(lease) = self.lease(Some(*lease)) {
                     let kept = self.write(async |subject| subject.keep_lease_alive(lease).await).await;
-                    assert!(matches!(kept, Ok(_) | Err(StorageError::UnknownLease(_))), "{kept:?}");
+                    self.accept(kept);
                 }
             }
-            Step::Revoke(lease) => {
+            Step::Revoke(lease, linger) => {
                 if let Some(lease) = self.lease(Some(*lease)) {
-                    let revoked = self.write(async |subject| subject.revoke_lease(lease).await).await;
-                    assert!(matches!(revoked, Ok(_) | Err(StorageError::UnknownLease(_))), "{revoked:?}");
+                    let revoked = self.write(async |subject| subject.revoke_lease_with(lease, *linger).await).await;
+                    match self.accept(revoked) {
+                        Some(count) if !linger.is_zero() => assert_eq!(count, 0, "it lingers"),
+                        Some(_) => drop(self.gone.insert(lease)),
+                        None => {}
+                    }
                     self.model.catch_up().await;
                 }
             }
@@ -110,7 +119,10 @@ impl World {
                 self.replicas[replica].storage.twist.let_follow(*follows);
             }
             Step::Restart(replica) => self.restart(replica % self.replicas.len()).await,
-            Step::Join { replica, from, filter } => self.join(replica % self.replicas.len(), *from, filter).await,
+            Step::Join { replica, from, filter } => {
+                let filter = named(filter, &self.leases);
+                self.join(replica % self.replicas.len(), *from, &filter).await;
+            }
             Step::Poll { who, updates } => self.poll(*who, *updates).await,
             Step::Leave(who) => drop(self.leave(*who)),
             Step::Resume { who, replica } => {
@@ -120,6 +132,7 @@ impl World {
             }
         }
         self.check_bounds();
+        self.check_lookups().await;
     }
 
     /// Reads every stream to its end, and judges all that was told.
@@ -163,53 +176,6 @@ impl World {
         (self.broken, self.traces)
     }
 
-    fn lease(&self, number: Option<usize>) -> Option<LeaseId> {
-        self.leases.get(number? % self.leases.len().max(1)).copied()
-    }
-
-    /// A call of a writer, which waits for nobody who observes.
-    async fn write<R>(&mut self, call: impl AsyncFnOnce(&SessionSubject) -> R) -> R {
-        let began = Instant::now();
-        self.writes += 1;
-        let result = call(&self.replicas[self.writes % self.replicas.len()].subject).await;
-        if self.is_paused && began.elapsed() > Duration::ZERO {
-            self.broken.push(Broken::new(Promise::Bounded, format!("a writer waited for {:?}", began.elapsed())));
-        }
-        result
-    }
-
-    pub(crate) async fn create(&mut self, sessions: &[SessionKey], lease: Option<LeaseId>) {
-        let result = self.write(async |subject| subject.create(sessions, lease).await).await;
-        let is_news = |change: &SessionChange| matches!(change, SessionChange::Created);
-        self.check_call(sessions, result, is_news).await;
-    }
-
-    pub(crate) async fn destroy(&mut self, sessions: &[SessionKey], lease: Option<LeaseId>) {
-        let result = self.write(async |subject| subject.destroy(sessions, lease).await).await;
-        let is_news = |change: &SessionChange| matches!(change, SessionChange::Destroyed(_));
-        self.check_call(sessions, result, is_news).await;
-    }
-
-    /// What a call says that it changed is what its storage logged.
-    async fn check_call(
-        &mut self,
-        sessions: &[SessionKey],
-        result: Result<Vec<bool>, StorageError>,
-        is_news: impl Fn(&SessionChange) -> bool,
-    ) {
-        let news = self.model.catch_up().await;
-        let changed = match result {
-            Ok(changed) => changed,
-            Err(StorageError::UnknownLease(_)) => return,
-            Err(error) => panic!("{error}"),
-        };
-        if self.is_paused {
-            let told = sessions.iter().zip(changed).filter(|(_, changed)| *changed).map(|(session, _)| *session);
-            let logged = news.iter().filter(|event| is_news(&event.change)).map(|event| event.session);
-            assert_eq!(told.collect::<BTreeSet<_>>(), logged.collect(), "{news:?}");
-        }
-    }
-
     async fn pass(&mut self, duration: Duration) {
         let end = Instant::now() + duration;
         while Instant::now() < end {
@@ -232,10 +198,11 @@ impl World {
             if !self.is_paused && !self.model.catch_up().await.is_empty() {
                 continue;
             }
-            let alive = all.iter().map(|session| self.model.alive().contains(session));
-            assert_eq!(exists, alive.collect::<Vec<_>>(), "{:?}", self.model);
+            let held = all.iter().map(|session| self.model.held().contains_key(session));
+            assert_eq!(exists, held.collect::<Vec<_>>(), "{:?}", self.model);
             break;
         }
+        self.check_lookups().await;
         self.replicas[replica].settle(&mut self.model).await;
     }
 

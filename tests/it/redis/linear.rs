@@ -15,11 +15,11 @@ use std::{
 use redis::cmd;
 use sessiond::{
     session::{LeaseId, SessionKey},
-    storage::{SessionStorage, StorageError},
+    storage::{CreateOptions, Creation, Lookup, SessionStorage, StorageError, Takeover},
 };
 use tokio::{select, task::JoinSet, time::sleep};
 
-use self::order::{Action, Call, Lease, is_linearizable};
+use self::order::{Action, Answer, Call, Lease, is_linearizable};
 use super::{
     ROOMY,
     cluster::{MASTERS, RedisCluster},
@@ -66,7 +66,9 @@ impl Registry {
                 let mut made = Vec::new();
                 for _ in 0..calls / CALLERS {
                     let lease = fastrand::u8(..3);
-                    let action = [Action::Create(lease), Action::Has, Action::Destroy(lease)][fastrand::usize(..3)];
+                    let take = Action::Take(fastrand::u8(1..3), fastrand::u8(..3));
+                    let actions = [Action::Create(lease), take, Action::Has, Action::Lookup, Action::Destroy(lease)];
+                    let action = actions[fastrand::usize(..actions.len())];
                     made.push(registry.call(caller, session, action, &clock).await);
                 }
                 made
@@ -79,18 +81,44 @@ impl Registry {
         let storage = &self.replicas[caller % self.replicas.len()];
         let one = [session];
         let begin = clock.fetch_add(1, Ordering::SeqCst);
-        let answer = match action {
-            Action::Create(lease) => storage.create(&one, self.lease(lease)).await,
-            Action::Has => storage.has(&one).await,
-            Action::Destroy(lease) => storage.destroy(&one, self.lease(lease)).await,
-        };
+        let answer = self.ask(&**storage, &one, action).await;
         let end = clock.fetch_add(1, Ordering::SeqCst);
         let answer = match answer {
-            Ok(answers) => Some(answers[0]),
+            Ok(answer) => Some(answer),
             Err(StorageError::Unavailable(_)) => None,
             Err(error) => panic!("{error:?}"),
         };
         Call { action, begin, end, answer }
+    }
+
+    async fn ask(
+        &self,
+        storage: &dyn SessionStorage,
+        one: &[SessionKey],
+        action: Action,
+    ) -> Result<Answer, StorageError> {
+        let untold = |yes| Answer { yes, lease: None };
+        let told = |yes, lease: Option<LeaseId>| {
+            let place = lease.map_or(0, |lease| 1 + u8::from(lease == self.leases[1]));
+            Answer { yes, lease: Some(place) }
+        };
+        let create = async |options| {
+            let Creation { created, lease } = storage.create_with(one, options).await?.sessions[0];
+            Ok::<_, StorageError>(told(created, lease))
+        };
+        Ok(match action {
+            Action::Create(lease) => create(self.lease(lease).into()).await?,
+            Action::Take(lease, from) => {
+                let takeover = Takeover::OnlyFrom(self.lease(from));
+                create(CreateOptions { lease: self.lease(lease), takeover }).await?
+            }
+            Action::Has => untold(storage.has(one).await?[0]),
+            Action::Lookup => match storage.lookup(one).await?[0] {
+                Lookup { exists: true, lease } => told(true, lease),
+                _ => untold(false),
+            },
+            Action::Destroy(lease) => untold(storage.destroy(one, self.lease(lease)).await?[0]),
+        })
     }
 
     /// Looks at so many histories, a few at a time. Gives how many calls were made and how many failed.

@@ -9,8 +9,19 @@ pub(super) type Lease = u8;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Action {
     Create(Lease),
+    /// A create under the first lease that takes the session only from the second.
+    Take(Lease, Lease),
     Has,
+    Lookup,
     Destroy(Lease),
+}
+
+/// What a call was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) yes: bool,
+    /// The lease that the session is under, if that was told.
+    pub(super) lease: Option<Lease>,
 }
 
 /// A session that exists is under a lease, or under none (0).
@@ -23,22 +34,25 @@ pub(super) struct Call {
     pub(super) action: Action,
     pub(super) begin: u64,
     pub(super) end: u64,
-    pub(super) answer: Option<bool>,
+    pub(super) answer: Option<Answer>,
 }
 
 impl Action {
     /// What a session in this state answers, and the state that follows.
-    fn apply(self, state: State) -> (bool, State) {
-        match (self, state) {
-            (Self::Has, _) => (state.is_some(), state),
-            (Self::Create(lease), None) => (true, Some(lease)),
+    fn apply(self, state: State) -> (Answer, State) {
+        let (yes, then) = match (self, state) {
+            (Self::Has | Self::Lookup, _) => (state.is_some(), state),
+            (Self::Create(lease) | Self::Take(lease, _), None) => (true, Some(lease)),
             // Without a lease, a session keeps the one that it has.
             (Self::Create(0), Some(_)) => (false, state),
             (Self::Create(lease), Some(_)) => (false, Some(lease)),
+            (Self::Take(lease, from), Some(held)) if held == 0 || held == from => (false, Some(lease)),
+            (Self::Take(..), Some(_)) => (false, state),
             (Self::Destroy(_), None) => (false, None),
             (Self::Destroy(lease), Some(held)) if lease == 0 || lease == held => (true, None),
             (Self::Destroy(_), Some(_)) => (false, state),
-        }
+        };
+        (Answer { yes, lease: then }, then)
     }
 }
 
@@ -67,7 +81,9 @@ pub(super) fn is_linearizable(history: &[Call]) -> bool {
         let first_end = left().filter(|(_, call)| call.answer.is_some()).map(|(_, call)| call.end).min();
         for (n, call) in left().filter(|(_, call)| first_end.is_none_or(|end| call.begin < end)) {
             let (answer, then) = call.action.apply(state);
-            if call.answer.is_none_or(|given| given == answer) {
+            let fits =
+                |given: Answer| given.yes == answer.yes && (given.lease.is_none() || given.lease == answer.lease);
+            if call.answer.is_none_or(fits) {
                 open.push((done | 1 << n | failed_before[n], then));
             }
         }
@@ -75,12 +91,45 @@ pub(super) fn is_linearizable(history: &[Call]) -> bool {
     false
 }
 
-fn call(action: Action, begin: u64, end: u64, answer: Option<bool>) -> Call {
+fn call(action: Action, begin: u64, end: u64, answer: Option<Answer>) -> Call {
     Call { action, begin, end, answer }
 }
 
-const YES: Option<bool> = Some(true);
-const NO: Option<bool> = Some(false);
+const YES: Option<Answer> = Some(Answer { yes: true, lease: None });
+const NO: Option<Answer> = Some(Answer { yes: false, lease: None });
+
+/// It did not create the session, or exists, and is under that lease.
+fn under(yes: bool, lease: Lease) -> Option<Answer> {
+    Some(Answer { yes, lease: Some(lease) })
+}
+
+#[test]
+fn a_takeover_takes_a_session_only_from_the_lease_that_it_names() {
+    let history = |from, answer, found| {
+        [
+            call(Action::Create(1), 0, 1, YES),
+            call(Action::Take(2, from), 2, 3, answer),
+            call(Action::Lookup, 4, 5, found),
+        ]
+    };
+    for (from, holder) in [(1, 2), (0, 1), (2, 1)] {
+        assert!(is_linearizable(&history(from, under(false, holder), under(true, holder))), "from {from}");
+        let other = 3 - holder;
+        assert!(!is_linearizable(&history(from, under(false, other), under(true, other))), "from {from}");
+        assert!(!is_linearizable(&history(from, under(false, holder), under(true, other))), "a stale lookup");
+    }
+    // Of two takeovers from one lease, one succeeds.
+    let both = |answers: [Option<Answer>; 2]| {
+        [
+            call(Action::Create(0), 0, 1, YES),
+            call(Action::Take(1, 0), 2, 5, answers[0]),
+            call(Action::Take(2, 0), 3, 4, answers[1]),
+        ]
+    };
+    assert!(is_linearizable(&both([under(false, 2), under(false, 2)])));
+    assert!(is_linearizable(&both([under(false, 1), under(false, 1)])));
+    assert!(!is_linearizable(&both([under(false, 1), under(false, 2)])));
+}
 
 #[test]
 fn two_creates_of_one_session_cannot_both_have_created_it() {
@@ -142,10 +191,13 @@ fn a_session_is_destroyed_only_under_the_lease_that_it_is_under() {
     };
     for (moved_to, by, answer) in [(2, 2, YES), (2, 1, NO), (0, 1, YES), (0, 2, NO), (2, 0, YES)] {
         assert!(is_linearizable(&history(moved_to, by, answer)), "{moved_to}, {by}");
-        assert!(!is_linearizable(&history(moved_to, by, answer.map(|answer| !answer))), "{moved_to}, {by}");
+        assert!(
+            !is_linearizable(&history(moved_to, by, answer.map(|answer| Answer { yes: !answer.yes, ..answer }))),
+            "{moved_to}, {by}"
+        );
     }
     // A move that failed may have happened or not, and stays so.
-    let failed = |answers: [Option<bool>; 2]| {
+    let failed = |answers: [Option<Answer>; 2]| {
         [
             call(Action::Create(1), 0, 1, YES),
             call(Action::Create(2), 2, 3, None),
