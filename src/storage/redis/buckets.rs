@@ -69,11 +69,7 @@ impl Registry {
 
     /// Returns the buckets of a partition that may have sessions under some leases, in order. `None` if every bucket may, because the set
     /// of a lease was lost.
-    pub(super) fn buckets_with<'a>(
-        &self,
-        partition: u32,
-        found: impl Iterator<Item = &'a Found>,
-    ) -> Option<Vec<u32>> {
+    pub(super) fn buckets_with<'a>(&self, partition: u32, found: impl Iterator<Item = &'a Found>) -> Option<Vec<u32>> {
         let first = self.first_bucket(partition);
         let (mut buckets, mut all_bits) = (Vec::new(), Vec::new());
         for Found { held, buckets: set, .. } in found {

@@ -252,8 +252,7 @@ impl Registry {
         // None if a set of buckets was lost. Then every bucket has to be searched.
         let buckets = self.buckets_with(partition.number, found.iter().filter(|found| !found.slot.is_empty()));
         let found = ended.iter().zip(found).enumerate().filter(|(_, (_, found))| !found.slot.is_empty());
-        let closed: Vec<_> =
-            found.map(|(place, (ending, found))| Closed { ending, place, slot: found.slot }).collect();
+        let closed: Vec<_> = found.map(|(place, (ending, found))| Closed { ending, place, slot: found.slot }).collect();
         if closed.is_empty() {
             return Ok(destroyed);
         }

@@ -73,8 +73,7 @@ impl Registry {
         let mut parts = listed.await?.into_iter();
         let head = Value::Array(parts.by_ref().take(2).collect());
         let (last, count): (Vec<u8>, usize) = redis::from_redis_value(head).map_err(RedisError::from)?;
-        let listed: Vec<Listed> =
-            redis::from_redis_value(Value::Array(parts.collect())).map_err(RedisError::from)?;
+        let listed: Vec<Listed> = redis::from_redis_value(Value::Array(parts.collect())).map_err(RedisError::from)?;
         let leases: Vec<&[u8]> = listed.iter().map(|(lease, ..)| &lease[..]).collect();
         let counts = self.session_counts(&leases).await?;
         let status = |((lease, lingers, left, ttl, owner), session_count): (Listed, u64)| {

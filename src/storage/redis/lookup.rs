@@ -77,7 +77,10 @@ impl Registry {
                     Found::Slot(slot) => living.get(&slot).copied(),
                     Found::Missing | Found::Exists => None,
                 };
-                return Ok(found.into_iter().map(|found| Lookup { exists: found.exists(), lease: lease(found) }).collect());
+                return Ok(found
+                    .into_iter()
+                    .map(|found| Lookup { exists: found.exists(), lease: lease(found) })
+                    .collect());
             }
             // Sessions may have moved before their lease ended, so they are read again.
             ended.extend(asked.into_iter().filter(|slot| !living.contains_key(slot)));
