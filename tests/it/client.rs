@@ -143,7 +143,6 @@ async fn a_watch_asks_for_what_it_is_told() {
         placements: true,
         heartbeat: Some(fake::duration(Duration::from_millis(1500))),
         start: Some(Start::Cursor("c9".to_owned())),
-        ..Default::default()
     };
     assert_eq!(call.1, expected);
 }
