@@ -64,7 +64,7 @@ enum Command {
     /// Grants, keeps alive and revokes leases, with which sessions end.
     #[command(subcommand)]
     Lease(lease::LeaseCommand),
-    /// Prints sessions as they are created and destroyed, until it is interrupted.
+    /// Prints sessions as they are created and destroyed, and where they are, until it is interrupted.
     Watch(watch::WatchArgs),
     /// Asks whether the server is serving, for container health checks and probes.
     ///

@@ -41,7 +41,7 @@ pub use self::{
     error::ClientError,
     lease::{Lease, LeaseEvent, LeaseEvents, LeaseGrant, LeasePage, LeaseQuery, LeaseStatus},
     lookup::{LeaseHolder, Located, Placed, Taken},
-    watch::{EventType, ResetReason, Watch, WatchOptions, WatchStart, WatchUpdate},
+    watch::{EventType, Place, ResetReason, SnapshotSession, Watch, WatchOptions, WatchStart, WatchUpdate},
 };
 use crate::{
     proto::{self, lease_service_client::LeaseServiceClient, session_service_client::SessionServiceClient},

@@ -34,6 +34,13 @@ impl<'a> JsonLine<'a> {
         self
     }
 
+    pub(crate) fn int64_if(self, name: &str, value: Option<impl Display>) -> Self {
+        match value {
+            Some(value) => self.int64(name, value),
+            None => self,
+        }
+    }
+
     /// A number that JavaScript can hold, or a boolean.
     pub(crate) fn plain(mut self, name: &str, value: impl Display) -> Self {
         self.name(name);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum, builder::FalseyValueParser};
 use sessiond::{
     client::{EventType, WatchOptions, WatchStart},
-    session::{AuthKeyId, SessionId},
+    session::{AuthKeyId, LeaseId, SessionId},
 };
 
 use super::{
@@ -22,13 +22,19 @@ use super::{
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 const AFTER_HELP: &str = "\
-Text lines have the columns: what happened (exists, created, destroyed), session id, auth key id, and why a session \
-was destroyed. What happens to the connection is told on standard error.
+Text lines have the columns: what happened (exists, created, destroyed, moved), session id, auth key id, and why a \
+session was destroyed. With --placements a line ends with lease=ID if the session is under a lease, or was when it was \
+destroyed, and with from=ID if it moved away from another lease. What happens to the connection is told on standard \
+error.
 
-JSON lines have the member \"type\": subscribed, snapshot (a session that exists), synced, created, destroyed, \
+JSON lines have the member \"type\": subscribed, snapshot (a session that exists), synced, created, destroyed, moved, \
 heartbeat, reset, disconnected. Ids are strings. \"cursor\" is on every line after which --after can go on. Events come \
 in messages, and a cursor is the place after a whole message: only the last line of a message has it. After a reset, \
 forget what you hold; a whole snapshot follows, to synced.
+
+With --placements, the JSON lines of sessions have \"lease_id\" and \"previous_lease_id\", each left out if there is \
+no such lease. \"places\" has the place in each partition of the change log on subscribed, synced and heartbeat. On the \
+last line of a message of events, it has the place of that event.
 
 Where the server cannot be reached, the command tries again until it can.";
 
@@ -50,6 +56,15 @@ pub(crate) struct WatchArgs {
     /// Shows only sessions of this auth key. May be given many times; in the environment, separate with commas.
     #[arg(long, env = "SESSIOND_AUTH_KEY", value_name = "K", value_delimiter = ',', allow_negative_numbers = true)]
     auth_key: Vec<AuthKeyId>,
+
+    /// Shows where sessions are, too: the lease of each, and moves from one lease to another.
+    #[arg(long, env = "SESSIOND_PLACEMENTS", value_parser = FalseyValueParser::new())]
+    placements: bool,
+
+    /// Shows only sessions under this lease, and those that move to it or away from it. Implies --placements. May be given
+    /// many times; in the environment, separate with commas.
+    #[arg(long, env = "SESSIOND_LEASE", value_name = "LEASE_ID", value_delimiter = ',')]
+    lease: Vec<LeaseId>,
 
     /// Shows only this kind of change. Does not narrow the snapshot.
     #[arg(long, env = "SESSIOND_TYPE", value_enum, value_delimiter = ',')]
@@ -79,6 +94,8 @@ enum ChangeType {
     Created,
     /// Sessions that are destroyed.
     Destroyed,
+    /// Sessions that move to another lease. Implies --placements.
+    Moved,
 }
 
 impl WatchArgs {
@@ -88,14 +105,17 @@ impl WatchArgs {
             None if self.snapshot => WatchStart::Snapshot,
             None => WatchStart::Now,
         };
-        WatchOptions::from_start(start)
+        let options = WatchOptions::from_start(start)
             .session_ids(self.session.iter().copied())
             .auth_key_ids(self.auth_key.iter().copied())
+            .lease_ids(self.lease.iter().copied())
             .types(self.r#type.iter().map(|r#type| match r#type {
                 ChangeType::Created => EventType::Created,
                 ChangeType::Destroyed => EventType::Destroyed,
+                ChangeType::Moved => EventType::Moved,
             }))
-            .heartbeat(self.heartbeat)
+            .heartbeat(self.heartbeat);
+        if self.placements { options.placements() } else { options }
     }
 }
 
@@ -131,7 +151,7 @@ async fn watch(args: &WatchArgs, output: &Output, place: &mut Option<String>) ->
                     print_status(&status);
                 }
             }
-            Format::Json => lines::json(&update, watch.cursor(), &mut chunk),
+            Format::Json => lines::json(&update, watch.cursor(), watch.places(), &mut chunk),
         }
         tokio::select! {
             () = signals.next() => return Ok(Exit::Done),

@@ -1,9 +1,9 @@
 //! The client's side of protobuf <-> values.
 
-use super::{ClientError, EventType, ResetReason};
+use super::{ClientError, EventType, Place, ResetReason, SnapshotSession};
 use crate::{
     proto,
-    session::{DestroyReason, SessionChange, SessionEvent, SessionKey},
+    session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
 };
 
 /// The two lists of a batch. Auth keys that are all 0 are left out, which halves the request.
@@ -17,24 +17,34 @@ pub(super) fn ids(sessions: &[SessionKey]) -> (Vec<i64>, Vec<i64>) {
     (session_ids, auth_key_ids)
 }
 
-pub(super) fn snapshot(snapshot: proto::Snapshot) -> Vec<SessionKey> {
-    snapshot.sessions.into_iter().map(|session| SessionKey::new(session.auth_key_id, session.session_id)).collect()
+pub(super) fn snapshot(snapshot: proto::Snapshot) -> Vec<SnapshotSession> {
+    let session = |proto::Session { session_id, auth_key_id, lease_id }| SnapshotSession {
+        session: SessionKey::new(auth_key_id, session_id),
+        lease: LeaseId::from_number(lease_id),
+    };
+    snapshot.sessions.into_iter().map(session).collect()
 }
 
-pub(super) fn events(events: proto::SessionEvents) -> Result<Vec<SessionEvent>, ClientError> {
-    events.events.into_iter().map(event).collect()
+pub(super) fn places(places: impl IntoIterator<Item = proto::Place>) -> Vec<Place> {
+    places.into_iter().map(|proto::Place { partition, position }| Place { partition, position }).collect()
+}
+
+pub(super) fn events(events: Vec<proto::SessionEvent>) -> Result<Vec<SessionEvent>, ClientError> {
+    events.into_iter().map(event).collect()
 }
 
 fn event(event: proto::SessionEvent) -> Result<SessionEvent, ClientError> {
     let change = match event.r#type() {
         proto::SessionEventType::Created => SessionChange::Created,
         proto::SessionEventType::Destroyed => SessionChange::Destroyed(destroy_reason(event.reason())),
-        // This client asks for no placements.
-        proto::SessionEventType::Moved => return Err(ClientError::Protocol("a move on a stream without placements")),
+        proto::SessionEventType::Moved => {
+            SessionChange::Moved { previous: LeaseId::from_number(event.previous_lease_id) }
+        }
         // To leave it out could make an observer hold what is not: better to stop.
         proto::SessionEventType::Unspecified => return Err(ClientError::Protocol("an event of an unknown type")),
     };
-    Ok(SessionEvent { session: SessionKey::new(event.auth_key_id, event.session_id), change, lease: None })
+    let session = SessionKey::new(event.auth_key_id, event.session_id);
+    Ok(SessionEvent { session, change, lease: LeaseId::from_number(event.lease_id) })
 }
 
 fn destroy_reason(reason: proto::DestroyReason) -> DestroyReason {
@@ -62,6 +72,7 @@ pub(super) fn event_type(event_type: EventType) -> proto::SessionEventType {
     match event_type {
         EventType::Created => proto::SessionEventType::Created,
         EventType::Destroyed => proto::SessionEventType::Destroyed,
+        EventType::Moved => proto::SessionEventType::Moved,
     }
 }
 

@@ -44,75 +44,13 @@ use crate::session::LeaseId;
 ///
 /// # A gateway
 ///
-/// It knows which sessions it holds, and after `Regranted` it creates them all again. Two rules keep that exact: what a
-/// gateway says of sessions does not overlap with creating them all, which a lock sees to; and a session is destroyed
+/// It knows which sessions it holds, and after `Regranted` it registers them all again. Two rules keep that exact: what a
+/// gateway says of sessions does not overlap with registering them all, which a lock sees to; and a session is destroyed
 /// only under the gateway's own lease, so that one that has moved to another gateway stays.
 ///
 /// ```no_run
-/// use std::{collections::HashSet, sync::Mutex, time::Duration};
-///
-/// use sessiond::{
-///     client::{Client, ClientError, Lease, LeaseEvent, LeaseEvents},
-///     session::SessionKey,
-/// };
-/// use tokio::{sync::RwLock, time::sleep};
-///
-/// struct Gateway {
-///     client: Client,
-///     lease: Lease,
-///     /// Read by whoever tells of one session, written by whoever tells of all.
-///     order: RwLock<()>,
-///     held: Mutex<HashSet<SessionKey>>,
-/// }
-///
-/// impl Gateway {
-///     async fn start(client: Client) -> Result<Self, ClientError> {
-///         let lease = client.lease(Duration::from_secs(30), "gateway-7").await?;
-///         Ok(Self { client, lease, order: RwLock::default(), held: Mutex::default() })
-///     }
-///
-///     /// A client came. An error needs no answer when it tells that the lease is gone: `hold_on` creates the session.
-///     async fn opened(&self, session: SessionKey) -> Result<bool, ClientError> {
-///         let _order = self.order.read().await;
-///         self.held.lock().unwrap().insert(session);
-///         self.client.create_under(session, self.lease.id()).await
-///     }
-///
-///     /// A client went.
-///     async fn closed(&self, session: SessionKey) -> Result<bool, ClientError> {
-///         let _order = self.order.read().await;
-///         self.held.lock().unwrap().remove(&session);
-///         self.client.destroy_under(session, self.lease.id()).await
-///     }
-///
-///     /// Runs beside everything else, with `self.lease.events()`.
-///     async fn hold_on(&self, mut events: LeaseEvents) {
-///         while let Some(event) = events.next().await {
-///             let LeaseEvent::Regranted(lease) = event else { continue };
-///             loop {
-///                 let order = self.order.write().await;
-///                 let sessions: Vec<_> = self.held.lock().unwrap().iter().copied().collect();
-///                 // Takes only what nobody holds: the clients of the others have come back through another gateway.
-///                 match self.client.batch_take(&sessions, lease, None).await {
-///                     Ok(placed) => {
-///                         let mut held = self.held.lock().unwrap();
-///                         for (session, placed) in sessions.iter().zip(placed) {
-///                             if placed.lease != Some(lease) {
-///                                 held.remove(session);
-///                             }
-///                         }
-///                         break;
-///                     }
-///                     // Lost once more: the next event tells of the next lease.
-///                     Err(error) if error.is_lease_gone() => break,
-///                     Err(error) => eprintln!("{error}: trying again"),
-///                 }
-///                 drop(order);
-///                 sleep(Duration::from_secs(1)).await;
-///             }
-///         }
-///     }
-/// }
+// A test runs this gateway, too: tests/it/gateway.rs.
+#[doc = include_str!("lease/gateway_example.rs")]
 /// ```
 ///
 /// A gateway that was cut off takes no session from another: one whose client has come back through another gateway stays there, and

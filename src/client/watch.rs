@@ -10,7 +10,7 @@ use tonic::{Status, Streaming};
 
 pub use self::{
     options::{EventType, WatchOptions, WatchStart},
-    update::{ResetReason, WatchUpdate},
+    update::{Place, ResetReason, SnapshotSession, WatchUpdate},
 };
 use super::{
     ClientError,
@@ -18,10 +18,13 @@ use super::{
     convert,
     transport::{Target, Transport},
 };
-use crate::duration;
-use crate::proto::{
-    SubscribeRequest, SubscribeResponse, session_service_client::SessionServiceClient, subscribe_request::Start,
-    subscribe_response::Body,
+use crate::{
+    duration,
+    proto::{
+        SubscribeRequest, SubscribeResponse, session_service_client::SessionServiceClient, subscribe_request::Start,
+        subscribe_response::Body,
+    },
+    session::LeaseId,
 };
 
 /// What the server uses when it is not told otherwise.
@@ -47,6 +50,8 @@ pub struct Watch {
     request: SubscribeRequest,
     /// Where the next stream starts.
     place: WatchStart,
+    /// The places in the log that came with the last update.
+    places: Vec<Place>,
     /// The caller was given a part of a snapshot that is not complete yet, by the stream that is open.
     in_snapshot: bool,
     /// The caller holds a part of a snapshot of a stream that broke, and was not told yet to forget it.
@@ -83,20 +88,22 @@ struct Stream {
 
 impl Watch {
     pub(super) fn new(target: Target, timeout: Duration, options: WatchOptions) -> Self {
-        let WatchOptions { start, session_ids, auth_key_ids, types, heartbeat } = options;
+        let WatchOptions { start, session_ids, auth_key_ids, lease_ids, types, placements, heartbeat } = options;
         let request = SubscribeRequest {
             session_ids: session_ids.into_iter().map(|id| id.0).collect(),
             auth_key_ids: auth_key_ids.into_iter().map(|id| id.0).collect(),
             types: types.into_iter().map(|r#type| convert::event_type(r#type).into()).collect(),
             heartbeat: heartbeat.map(duration::to_proto),
+            placements,
+            lease_ids: lease_ids.into_iter().map(LeaseId::number).collect(),
             start: None,
-            ..SubscribeRequest::default()
         };
         Self {
             target,
             timeout,
             request,
             place: start,
+            places: Vec::new(),
             in_snapshot: false,
             owes_reset: false,
             backoff: Backoff::default(),
@@ -114,6 +121,16 @@ impl Watch {
             WatchStart::After(cursor) if !self.owes_reset => Some(cursor),
             _ => None,
         }
+    }
+
+    /// The places in the change log that came with the last update, on a watch with
+    /// [`placements`](WatchOptions::placements).
+    ///
+    /// [`WatchUpdate::Subscribed`], [`WatchUpdate::Synced`] and [`WatchUpdate::Heartbeat`] come with one for each
+    /// partition, [`WatchUpdate::Events`] with that of its last event. Other updates come with none.
+    #[must_use]
+    pub fn places(&self) -> &[Place] {
+        &self.places
     }
 
     /// Waits for the next update.
@@ -152,6 +169,7 @@ impl Watch {
                 State::Open(open) => {
                     if open.subscribed && self.owes_reset {
                         self.owes_reset = false;
+                        self.places.clear();
                         return Ok(WatchUpdate::Reset(ResetReason::SnapshotInterrupted));
                     }
                     let update = match open.message().await {
@@ -186,12 +204,14 @@ impl Watch {
     /// Moves to the place after the message. Nothing to tell: a message of a kind that only a newer server knows.
     fn advance(&mut self, message: SubscribeResponse) -> Result<Option<WatchUpdate>, ClientError> {
         let State::Open(open) = &mut self.state else { return Ok(None) };
+        let mut places = Vec::new();
         let update = match message.body {
             Some(Body::Subscribed(body)) => {
                 let heartbeat =
                     body.heartbeat.and_then(duration::from_proto).unwrap_or(DEFAULT_HEARTBEAT).min(MAX_HEARTBEAT);
                 open.subscribed = true;
                 open.limit = silence_limit(heartbeat);
+                places = body.places;
                 Some(WatchUpdate::Subscribed {
                     registry_id: body.registry_id,
                     heartbeat,
@@ -200,13 +220,23 @@ impl Watch {
             }
             _ if !open.subscribed => return Err(ClientError::Protocol("a stream did not begin with `subscribed`")),
             Some(Body::Snapshot(body)) => Some(WatchUpdate::Snapshot(convert::snapshot(body))),
-            Some(Body::Synced(body)) => Some(WatchUpdate::Synced { session_count: body.session_count }),
-            Some(Body::Events(body)) => Some(WatchUpdate::Events(convert::events(body)?)),
-            Some(Body::Heartbeat(_)) => Some(WatchUpdate::Heartbeat),
+            Some(Body::Synced(body)) => {
+                places = body.places;
+                Some(WatchUpdate::Synced { session_count: body.session_count })
+            }
+            Some(Body::Events(body)) => {
+                places.extend(body.place);
+                Some(WatchUpdate::Events(convert::events(body.events)?))
+            }
+            Some(Body::Heartbeat(body)) => {
+                places = body.places;
+                Some(WatchUpdate::Heartbeat)
+            }
             Some(Body::Reset(body)) => Some(WatchUpdate::Reset(convert::reset_reason(body.reason()))),
             None => None,
         };
         open.heard();
+        self.places = convert::places(places);
         if message.cursor.is_empty() {
             self.place = WatchStart::Snapshot;
             self.in_snapshot = true;
@@ -225,6 +255,7 @@ impl Watch {
     fn disconnect(&mut self, error: ClientError) -> Result<WatchUpdate, ClientError> {
         self.owes_reset |= self.in_snapshot;
         self.in_snapshot = false;
+        self.places.clear();
         let retry_in = self.backoff.after_failure(error.retry_after());
         self.state = State::Waiting { until: Instant::now() + retry_in };
         if error.is_retryable() { Ok(WatchUpdate::Disconnected { error, retry_in }) } else { Err(error) }

@@ -5,6 +5,7 @@
 //! log, and a small hash with the log's end, the count of sessions and the registry's birth. Each script checks the
 //! birth first, so the next call notices a Redis that came back empty, or another registry.
 
+mod buckets;
 mod channel;
 mod clock;
 mod ending;
@@ -14,6 +15,7 @@ mod extent;
 mod fault;
 mod lane;
 mod lease;
+mod list;
 mod lookup;
 mod mend;
 mod partition;
@@ -46,10 +48,10 @@ use self::{
     entry::{mark_bytes, mark_in},
     fault::Fault,
     lane::{Answer, Change, Lane, Outcome, Taking},
-    lease::lease_number,
+    lease::{Standing, lease_bytes, lease_number},
     partition::ASK,
     probe::Findings,
-    reads::Reads,
+    reads::{Found, Reads, What},
     registry::{Identity, Registry, session_of},
     tail::{TRIES, Tail},
 };
@@ -207,22 +209,28 @@ impl RedisStorage {
             sessions.drain(..count);
             match (answers.last().map(|answer| answer.what), &mut change) {
                 (Some(Outcome::Closed(lease)), Change::Take(taking)) => {
-                    // It protects its sessions unless it has ended.
-                    if !self.registry.attach_lease(partition, lease).await? {
-                        Arc::make_mut(taking).ended.push(lease);
+                    // It protects its sessions unless it has ended or lingers.
+                    if self.registry.attach_lease(partition, lease).await? != Standing::Lives {
+                        Arc::make_mut(taking).powerless.push(lease);
+                    }
+                }
+                (Some(Outcome::NoLease), Change::Destroy(Some(lease))) => {
+                    if self.registry.attach_to_destroy(partition, *lease).await? == Standing::Ended {
+                        // No session is under a lease that has ended.
+                        done.sessions.extend(sessions.drain(..).map(|_| Creation::default()));
+                        if let Some(Answer { position, .. }) = answers.last() {
+                            done.places.add(Place { partition: number, position: Position(*position) });
+                        }
                     }
                 }
                 (Some(Outcome::NoLease), change) => {
                     let lease = change
                         .lease()
                         .ok_or_else(|| Fault::malformed("a script misses a lease, but the call names none"))?;
-                    if !self.registry.attach_lease(partition, lease).await? {
-                        // No session is under a lease that has ended.
-                        let Change::Destroy(_) = change else { return Err(StorageError::UnknownLease(lease).into()) };
-                        done.sessions.extend(sessions.drain(..).map(|_| Creation::default()));
-                        if let Some(Answer { position, .. }) = answers.last() {
-                            done.places.add(Place { partition: number, position: Position(*position) });
-                        }
+                    match self.registry.attach_lease(partition, lease).await? {
+                        Standing::Lives => {}
+                        Standing::Lingers => return Err(StorageError::LeaseLingers(lease).into()),
+                        Standing::Ended => return Err(StorageError::UnknownLease(lease).into()),
                     }
                 }
                 (Some(Outcome::Full), _) => {
@@ -240,29 +248,71 @@ impl RedisStorage {
         Ok(done)
     }
 
-    /// Reads some buckets of one partition, together with the place in the log that they reflect.
+    /// Reads something of a partition, together with the end of its log at that moment. `known` is a place in the log for each partition;
+    /// what is read is of a log that contains it.
+    async fn read_at<T, F>(
+        &self,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        number: u32,
+        read: impl Fn(Arc<Identity>, LogPoint) -> F,
+    ) -> Result<T, LogError>
+    where
+        F: Future<Output = Result<(T, LogPoint), Fault>>,
+    {
+        let registry = &*self.registry;
+        let identity = registry.identity();
+        if identity.registry_id != registry_id {
+            return Err(LogError::Restarted);
+        }
+        let known = known.get(number as usize).copied().ok_or(LogError::Restarted)?;
+        for _ in 0..TRIES {
+            let outcome = match read(Arc::clone(&identity), known).await {
+                Ok((found, end)) => {
+                    let promised = self.tails[number as usize].promise(registry, &identity, end).await;
+                    promised.map(|is_promised| is_promised.then_some(found))
+                }
+                Err(fault) => Err(fault),
+            };
+            match outcome {
+                Ok(Some(found)) => return Ok(found),
+                Ok(None) => {}
+                Err(Fault::Script(fault::Answer::Other)) => return Err(LogError::Restarted),
+                Err(Fault::Script(fault::Answer::Unfit)) => {
+                    registry.mend(registry.partition(number), &identity).await.map_err(StorageError::from)?;
+                }
+                Err(Fault::Registry) => {
+                    registry.rejoin(Some(&identity)).await.map_err(StorageError::from)?;
+                    return Err(LogError::Restarted);
+                }
+                Err(fault) => return Err(StorageError::from(fault).into()),
+            }
+        }
+        Err(StorageError::from(tail::too_fast()).into())
+    }
+
+    /// Reads the first of some buckets, which are in one partition, together with the place in the log that they reflect.
     async fn read_run(
         &self,
-        identity: &Identity,
+        identity: Arc<Identity>,
         known: LogPoint,
-        first: u32,
+        buckets: &[u32],
         limit: usize,
         with_leases: bool,
     ) -> Result<(BucketRun, LogPoint), Fault> {
         let registry = &*self.registry;
-        let partition = registry.partition(registry.partition_of(first));
-        let left = registry.buckets_of(partition.number).end - first;
-        let some = (self.read_ahead.load(Ordering::Relaxed) as u32).min(left);
+        let partition = registry.partition(buckets.first().map_or(0, |first| registry.partition_of(*first)));
+        let some = &buckets[..buckets.len().min(self.read_ahead.load(Ordering::Relaxed))];
         let read = partition.run::<(u64, Vec<u8>, i64, Vec<u8>, Vec<u8>)>(ASK, |_| {
-            let call = registry.call(&registry.scripts.read, partition, &["log", "slots"], some as usize);
-            let call = (first..first + some).fold(call, |call, bucket| call.arg(partition.bucket_key(bucket)));
+            let call = registry.call(&registry.scripts.read, partition, &["log", "slots"], some.len());
+            let call = some.iter().fold(call, |call, bucket| call.arg(partition.bucket_key(*bucket)));
             let call = call.arg(&identity.birth).arg(known.position.0).arg(&mark_bytes(known.mark)[..]);
             call.arg(limit.max(1)).arg(i32::from(with_leases))
         });
         let (position, mark, read, bytes, leases) = read.await?;
         let leases = leases.chunks_exact(8).map(|lease| LeaseId::from_number(lease_number(lease))).collect();
         let sessions: Vec<SessionKey> = bytes.chunks_exact(16).filter_map(session_of).collect();
-        let read = usize::try_from(read).unwrap_or(left as usize);
+        let read = usize::try_from(read).unwrap_or(buckets.len());
         let wanted = limit.saturating_mul(read) / sessions.len().max(1);
         self.read_ahead.store(wanted.clamp(8, BUCKETS_A_READ), Ordering::Relaxed);
         let mark = mark_in(&mark).ok_or_else(|| Fault::malformed("the mark of the log is missing"))?;
@@ -327,7 +377,7 @@ impl SessionStorage for RedisStorage {
         let CreateOptions { lease, takeover } = options;
         let change = match (lease, takeover) {
             (Some(lease), Takeover::OnlyFrom(from)) => {
-                Change::Take(Arc::new(Taking { lease, from, ended: Vec::new() }))
+                Change::Take(Arc::new(Taking { lease, from, powerless: Vec::new() }))
             }
             _ => Change::Create(lease),
         };
@@ -337,15 +387,16 @@ impl SessionStorage for RedisStorage {
 
     async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
         let look = async |partition, identity, sessions| {
-            let exist = self.reads[partition as usize].ask(&identity, sessions).await?;
-            Ok(Answers { sessions: exist, places: Places::default() })
+            let found = self.reads[partition as usize].ask(What::Existence, &identity, sessions).await?;
+            Ok(Answers { sessions: found.into_iter().map(Found::exists).collect(), places: Places::default() })
         };
         Ok(self.ask(sessions, look).await?.sessions)
     }
 
     async fn lookup(&self, sessions: &[SessionKey]) -> Result<Vec<Lookup>, StorageError> {
         let look = async |partition, identity: Arc<Identity>, sessions: Vec<SessionKey>| {
-            let found = self.registry.lookup(self.registry.partition(partition), &identity, &sessions).await?;
+            let (reads, partition) = (&self.reads[partition as usize], self.registry.partition(partition));
+            let found = self.registry.lookup(reads, partition, &identity, &sessions).await?;
             Ok(Answers { sessions: found, places: Places::default() })
         };
         Ok(self.ask(sessions, look).await?.sessions)
@@ -374,12 +425,12 @@ impl SessionStorage for RedisStorage {
         self.registry.lease_owner(lease).await
     }
 
-    async fn revoke_lease_with(&self, lease: LeaseId, _linger: Duration) -> Result<u64, StorageError> {
-        self.registry.revoke_lease(lease).await
+    async fn revoke_lease_with(&self, lease: LeaseId, linger: Duration) -> Result<u64, StorageError> {
+        self.registry.revoke_lease(lease, linger).await
     }
 
-    async fn list_leases(&self, _query: &LeaseQuery) -> Result<LeasePage, StorageError> {
-        Ok(LeasePage::default())
+    async fn list_leases(&self, query: &LeaseQuery) -> Result<LeasePage, StorageError> {
+        Ok(self.registry.list_leases(query).await?)
     }
 
     async fn expire_leases(&self) -> Result<Infallible, StorageError> {
@@ -426,13 +477,22 @@ impl SessionStorage for RedisStorage {
         &self,
         registry_id: RegistryId,
         known: &[LogPoint],
-        _leases: &[LeaseId],
+        leases: &[LeaseId],
     ) -> Result<LeaseBuckets, LogError> {
-        if self.registry.identity().registry_id != registry_id {
-            return Err(LogError::Restarted);
-        }
-        let buckets = (0..self.registry.layout.buckets).collect();
-        Ok(LeaseBuckets { points: known.to_vec(), buckets })
+        let leases: Vec<[u8; 8]> = leases.iter().copied().map(lease_bytes).collect();
+        let leases = &leases;
+        let find = |number| {
+            self.read_at(registry_id, known, number, move |identity, known| async move {
+                let partition = self.registry.partition(number);
+                let leases = leases.iter().map(|lease| &lease[..]);
+                let (end, found) = self.registry.find(partition, &identity, Some(known), leases).await?;
+                let buckets = self.registry.buckets_with(number, found.iter());
+                Ok(((end, buckets.unwrap_or_else(|| self.registry.buckets_of(number).collect())), end))
+            })
+        };
+        let found = (0..self.registry.layout.partitions).map(find);
+        let (points, buckets): (_, Vec<_>) = try_join_all(found).await?.into_iter().unzip();
+        Ok(LeaseBuckets { points, buckets: buckets.concat() })
     }
 
     async fn read_buckets(
@@ -444,34 +504,10 @@ impl SessionStorage for RedisStorage {
         with_leases: bool,
     ) -> Result<BucketRun, LogError> {
         let [first, ..] = *buckets else { return Err(LogError::Restarted) };
-        let registry = &*self.registry;
-        let identity = registry.identity();
-        if identity.registry_id != registry_id {
-            return Err(LogError::Restarted);
-        }
-        let number = registry.partition_of(first);
-        let known = known.get(number as usize).copied().ok_or(LogError::Restarted)?;
-        for _ in 0..TRIES {
-            let run = self.read_run(&identity, known, first, limit, with_leases);
-            let outcome = match run.await {
-                Ok((run, end)) => {
-                    let promised = self.tails[number as usize].promise(registry, &identity, end).await;
-                    promised.map(|is_promised| is_promised.then_some(run))
-                }
-                Err(fault) => Err(fault),
-            };
-            match outcome {
-                Ok(Some(run)) => return Ok(run),
-                Ok(None) => {}
-                Err(Fault::Script(fault::Answer::Other)) => return Err(LogError::Restarted),
-                Err(Fault::Registry) => {
-                    registry.rejoin(Some(&identity)).await.map_err(StorageError::from)?;
-                    return Err(LogError::Restarted);
-                }
-                Err(fault) => return Err(StorageError::from(fault).into()),
-            }
-        }
-        Err(StorageError::from(tail::too_fast()).into())
+        let number = self.registry.partition_of(first);
+        let count = buckets.partition_point(|bucket| self.registry.partition_of(*bucket) == number);
+        let read = |identity, known| self.read_run(identity, known, &buckets[..count], limit, with_leases);
+        self.read_at(registry_id, known, number, read).await
     }
 }
 

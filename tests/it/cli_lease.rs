@@ -133,7 +133,7 @@ async fn other_failures_have_their_exit_codes() {
 }
 
 #[tokio::test]
-async fn only_commands_that_change_sessions_read_the_lease_of_the_environment() {
+async fn only_commands_with_a_lease_flag_read_the_lease_of_the_environment() {
     let registry = Registry::start().await;
     let client = registry.client();
     let lease = granted(&client).await;

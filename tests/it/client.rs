@@ -3,9 +3,11 @@
 use std::{collections::HashMap, time::Duration};
 
 use sessiond::{
-    client::{Client, ClientError, EventType, MAX_BATCH, ResetReason, Watch, WatchOptions, WatchUpdate},
+    client::{
+        Client, ClientError, EventType, MAX_BATCH, ResetReason, SnapshotSession, Watch, WatchOptions, WatchUpdate,
+    },
     proto::{self, SessionEventType, SubscribeRequest, Subscribed, subscribe_request::Start, subscribe_response::Body},
-    session::{AuthKeyId, SessionEvent, SessionId, SessionKey},
+    session::{AuthKeyId, LeaseId, SessionEvent, SessionId, SessionKey},
 };
 use tokio::time::Instant;
 use tonic::{Code, Status};
@@ -15,6 +17,11 @@ use crate::fake::{self, Fake, created, heartbeat, reset, snapshot, soon, synced}
 
 fn sessions(ids: &[i64]) -> Vec<SessionKey> {
     ids.iter().map(|&id| SessionKey::new(0, id)).collect()
+}
+
+/// The sessions as a snapshot without placements has them.
+fn found(ids: &[i64]) -> Vec<SnapshotSession> {
+    sessions(ids).into_iter().map(|session| SnapshotSession { session, lease: None }).collect()
 }
 
 async fn watching(options: WatchOptions) -> (Fake, Watch) {
@@ -115,7 +122,9 @@ async fn a_watch_asks_for_what_it_is_told() {
     let options = WatchOptions::after("c9")
         .session_ids([SessionId(-5)])
         .auth_key_ids([AuthKeyId(6)])
-        .types([EventType::Destroyed])
+        .lease_ids([LeaseId::from_number(7).unwrap()])
+        .types([EventType::Destroyed, EventType::Moved])
+        .placements()
         .heartbeat(Duration::from_millis(1500));
     let (mut fake, mut watch) = watching(options).await;
     assert_eq!(watch.cursor(), Some("c9"));
@@ -129,7 +138,9 @@ async fn a_watch_asks_for_what_it_is_told() {
     let expected = SubscribeRequest {
         session_ids: vec![-5],
         auth_key_ids: vec![6],
-        types: vec![SessionEventType::Destroyed.into()],
+        lease_ids: vec![7],
+        types: vec![SessionEventType::Destroyed.into(), SessionEventType::Moved.into()],
+        placements: true,
         heartbeat: Some(fake::duration(Duration::from_millis(1500))),
         start: Some(Start::Cursor("c9".to_owned())),
         ..Default::default()
@@ -189,7 +200,7 @@ async fn a_snapshot_that_is_cut_begins_again_after_a_reset() {
     });
     assert_eq!(watch.cursor(), Some("c0"));
     stream.send("", snapshot(&[1])).await;
-    assert_update!(next(&mut watch).await, WatchUpdate::Snapshot(held) if *held == sessions(&[1]));
+    assert_update!(next(&mut watch).await, WatchUpdate::Snapshot(held) if *held == found(&[1]));
     assert_eq!(watch.cursor(), None);
     drop(stream);
     assert_update!(next(&mut watch).await, WatchUpdate::Disconnected { .. });
@@ -207,7 +218,7 @@ async fn a_snapshot_that_is_cut_begins_again_after_a_reset() {
     assert_update!(next(&mut watch).await, WatchUpdate::Reset(ResetReason::SnapshotInterrupted));
     assert_eq!(watch.cursor(), Some("c5"));
     stream.send("", snapshot(&[1, 2])).await;
-    assert_update!(next(&mut watch).await, WatchUpdate::Snapshot(held) if *held == sessions(&[1, 2]));
+    assert_update!(next(&mut watch).await, WatchUpdate::Snapshot(held) if *held == found(&[1, 2]));
     stream.send("c6", synced(2)).await;
     assert_update!(next(&mut watch).await, WatchUpdate::Synced { session_count: 2 });
     assert_eq!(watch.cursor(), Some("c6"));

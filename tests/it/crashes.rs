@@ -15,9 +15,10 @@ use std::{
 
 use parking_lot::Mutex;
 use sessiond::proto::{
-    BatchCreateSessionsRequest, BatchDestroySessionsRequest, BatchHasSessionsRequest, CreateSessionRequest,
-    DestroyReason, DestroySessionRequest, GrantLeaseRequest, KeepLeaseAliveRequest, RevokeLeaseRequest, SessionEvent,
-    lease_service_client::LeaseServiceClient, subscribe_response::Body,
+    BatchCreateSessionsRequest, BatchDestroySessionsRequest, BatchHasSessionsRequest, BatchLookupSessionsRequest,
+    CreateSessionRequest, DestroyReason, DestroySessionRequest, GrantLeaseRequest, KeepLeaseAliveRequest,
+    RevokeLeaseRequest, SessionEvent, SessionEventType, SubscribeRequest, lease_service_client::LeaseServiceClient,
+    subscribe_request::Start, subscribe_response::Body,
 };
 use tokio::task::JoinSet;
 use tonic::{
@@ -27,7 +28,7 @@ use tonic::{
 
 use crate::{
     fake::{duration, soon},
-    observed::{Key, Observed, apply},
+    observed::{Key, Observed},
     program::Program,
     server::Sessions,
     sessions::create,
@@ -40,7 +41,7 @@ type Told = Arc<Mutex<BTreeMap<i64, Option<bool>>>>;
 type Leases = Arc<Mutex<BTreeMap<u64, Held>>>;
 
 /// What a gateway knows of a lease.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 struct Held {
     /// Sessions that came under it for certain, and did not move since.
     sure: Vec<i64>,
@@ -48,6 +49,9 @@ struct Held {
     unsure: Vec<i64>,
     /// It may have ended: it has a short ttl, or its end was asked for.
     may_end: bool,
+    /// It may linger, because that was asked for; and does, because that was answered.
+    may_linger: bool,
+    lingers: bool,
     /// Somebody was told that it has ended.
     ended: bool,
 }
@@ -103,25 +107,37 @@ async fn visit(channel: &Channel, held: &Leases, next: &AtomicI64) -> Result<(),
     let first = next.fetch_add(50, Ordering::Relaxed);
     let ids: Vec<i64> = (first..first + 50).collect();
     let (moving, staying) = ids.split_at(25);
-    let mut come = async |lease_id: u64, session_ids: &[i64]| {
-        let batch = BatchCreateSessionsRequest { session_ids: session_ids.to_vec(), lease_id, ..Default::default() };
+    let mut come = async |lease_id: u64, session_ids: &[i64], only_from_lease_id: Option<u64>| {
+        let batch = BatchCreateSessionsRequest {
+            session_ids: session_ids.to_vec(),
+            lease_id,
+            only_from_lease_id,
+            ..Default::default()
+        };
         sessions.batch_create_sessions(batch).await.map(drop)
     };
     held.lock().entry(old).or_default().unsure = ids.clone();
     // It may have expired before it has any.
-    if let Err(status) = come(old, &ids).await {
+    if let Err(status) = come(old, &ids, None).await {
         return if gone(&status, old, held) && expires { Ok(()) } else { Err(status) };
     }
     *held.lock().entry(old).or_default() =
-        Held { sure: staying.to_vec(), unsure: moving.to_vec(), may_end: expires, ended: false };
+        Held { sure: staying.to_vec(), unsure: moving.to_vec(), may_end: expires, ..Held::default() };
     held.lock().entry(new).or_default().unsure = moving.to_vec();
-    come(new, moving).await?;
+    // The old lease may have ended by now. Then the sessions are created anew.
+    come(new, moving, fastrand::bool().then_some(old)).await?;
     held.lock().entry(new).or_default().sure = moving.to_vec();
     let session_ids = moving.to_vec();
     let late = BatchDestroySessionsRequest { session_ids, lease_id: old, ..Default::default() };
     let destroyed = Sessions::new(channel.clone()).batch_destroy_sessions(late).await?.into_inner().destroyed;
     assert!(!destroyed.contains(&true), "a late destroy of sessions that have moved");
     for lease_id in [old, new].into_iter().skip(usize::from(expires)) {
+        if fastrand::bool() {
+            held.lock().entry(lease_id).or_default().may_linger = true;
+            let linger = Some(duration(Duration::from_secs(3600)));
+            leases.revoke_lease(RevokeLeaseRequest { lease_id, linger }).await?;
+            held.lock().entry(lease_id).or_default().lingers = true;
+        }
         held.lock().entry(lease_id).or_default().may_end = true;
         leases.revoke_lease(RevokeLeaseRequest { lease_id, linger: None }).await?;
         held.lock().entry(lease_id).or_default().ended = true;
@@ -145,6 +161,12 @@ async fn exist(client: &Sessions, session_ids: &[i64]) -> Vec<bool> {
     soon(client.clone().batch_has_sessions(request)).await.unwrap().into_inner().exists
 }
 
+/// The lease that each session is under.
+async fn holders(client: &Sessions, session_ids: &[i64]) -> Vec<u64> {
+    let request = BatchLookupSessionsRequest { session_ids: session_ids.to_vec(), ..Default::default() };
+    soon(client.clone().batch_lookup_sessions(request)).await.unwrap().into_inner().lease_ids
+}
+
 /// Holds the registry to what callers were told, and takes what it is for what they were not.
 async fn check_told(client: &Sessions, told: &Told) {
     let ids: Vec<i64> = told.lock().keys().copied().collect();
@@ -164,17 +186,19 @@ async fn check_leases(client: &Sessions, channel: Channel, leases: BTreeMap<u64,
     let mut service = LeaseServiceClient::new(channel);
     for (lease_id, held) in &leases {
         let is_told = held.ended || held.sure.iter().any(|session| ended.contains(session));
-        match soon(service.keep_lease_alive(KeepLeaseAliveRequest { lease_id: *lease_id })).await {
-            Ok(_) => {
-                assert!(!is_told, "lease {lease_id} is back, and its end was told");
-                let exist = exist(client, &held.sure).await;
-                assert!(exist.iter().all(|exists| *exists), "lease {lease_id} lost sessions: {exist:?}");
-            }
+        let kept = soon(service.keep_lease_alive(KeepLeaseAliveRequest { lease_id: *lease_id })).await;
+        let lingers = kept.as_ref().is_err_and(|status| status.code() == Code::FailedPrecondition);
+        match kept {
+            Err(_) if lingers => assert!(held.may_linger && !is_told, "lease {lease_id} lingers: {held:?}"),
+            Ok(_) => assert!(!is_told && !held.lingers, "lease {lease_id} lives again: {held:?}"),
             Err(status) => {
                 assert_eq!(status.code(), Code::NotFound);
                 assert!(held.may_end, "lease {lease_id} is gone, and nobody has ended it");
+                continue;
             }
         }
+        let holders = holders(client, &held.sure).await;
+        assert!(holders.iter().all(|holder| holder == lease_id), "lease {lease_id} lost sessions: {holders:?}");
     }
     for lease_id in leases.keys() {
         // It may have expired since.
@@ -187,7 +211,10 @@ async fn check_leases(client: &Sessions, channel: Channel, leases: BTreeMap<u64,
 /// What one observer was told.
 #[derive(Clone, Default)]
 struct Observer {
-    view: BTreeSet<Key>,
+    /// Whether it has placements.
+    is_placed: bool,
+    /// The lease of each session; 0 without placements.
+    view: BTreeMap<Key, u64>,
     cursor: String,
     /// Since the last time that all were compared.
     heard: Vec<SessionEvent>,
@@ -195,14 +222,42 @@ struct Observer {
 
 impl Observer {
     fn hear(&mut self, events: Vec<SessionEvent>) {
-        events.iter().for_each(|event| apply(&mut self.view, event));
+        for event in &events {
+            let key = (event.auth_key_id, event.session_id);
+            let (before, expected) = match event.r#type() {
+                SessionEventType::Created => (self.view.insert(key, event.lease_id), None),
+                SessionEventType::Moved => (self.view.insert(key, event.lease_id), Some(event.previous_lease_id)),
+                _ => (self.view.remove(&key), Some(event.lease_id)),
+            };
+            assert_eq!(before, expected, "{event:?} does not fit what is held");
+        }
         self.heard.extend(events);
     }
 
+    fn request(&self) -> SubscribeRequest {
+        SubscribeRequest { placements: self.is_placed, ..Default::default() }
+    }
+
     async fn resume(&self, client: &Sessions) -> Observed {
-        match &*self.cursor {
-            "" => Observed::now(client).await,
-            cursor => Observed::after(client, cursor).await,
+        let start = (!self.cursor.is_empty()).then(|| Start::Cursor(self.cursor.clone()));
+        Observed::start(client, SubscribeRequest { start, ..self.request() }).await
+    }
+
+    /// What the registry tells a new observer.
+    async fn snapshot(&self, client: &Sessions) -> BTreeMap<Key, u64> {
+        let request = SubscribeRequest { start: Some(Start::Snapshot(true)), ..self.request() };
+        let mut observed = Observed::start(client, request).await;
+        let mut new = Self { is_placed: self.is_placed, ..Self::default() };
+        loop {
+            match observed.next().await {
+                Body::Snapshot(part) => {
+                    let placed = part.sessions.iter().map(|one| ((one.auth_key_id, one.session_id), one.lease_id));
+                    new.view.extend(placed);
+                }
+                Body::Events(body) => new.hear(body.events),
+                Body::Synced(_) => return new.view,
+                other => panic!("{other:?}"),
+            }
         }
     }
 }
@@ -228,7 +283,8 @@ async fn nothing_that_was_answered_is_lost_when_the_server_is_killed() {
     let args = ["--storage", &storage, "--retain-events", "20000", "--outage-grace", "1s"];
     let (told, leases) = (Told::default(), Leases::default());
     let next = Arc::new(AtomicI64::new(1_000_000));
-    let mut observers = vec![Observer::default(); OBSERVERS];
+    let new = |n| Observer { is_placed: n % 2 == 1, ..Observer::default() };
+    let mut observers: Vec<Observer> = (0..OBSERVERS).map(new).collect();
     for crash in 0..=crashes {
         let program = Program::start(&args).await;
         let client = program.sessions();
@@ -247,17 +303,19 @@ async fn nothing_that_was_answered_is_lost_when_the_server_is_killed() {
         let marker = -1 - i64::from(crash);
         assert!(create(&client, 0, marker).await);
         for (observer, stream) in observers.iter_mut().zip(&mut streams) {
-            while !observer.view.contains(&(0, marker)) {
+            while !observer.view.contains_key(&(0, marker)) {
                 observer.hear(stream.more_events().await);
             }
             observer.cursor.clone_from(&stream.cursor);
         }
-        let heard = mem::take(&mut observers[0].heard);
-        for observer in &mut observers[1..] {
-            assert!(mem::take(&mut observer.heard) == heard, "two observers differ after crash {crash}");
+        for n in 0..2 {
+            let heard = observers[n].heard.clone();
+            let snapshot = observers[n].snapshot(&client).await;
+            for observer in observers.iter_mut().skip(n).step_by(2) {
+                assert!(mem::take(&mut observer.heard) == heard, "two observers differ after crash {crash}");
+                assert!(observer.view == snapshot, "a view differs after crash {crash}");
+            }
         }
-        let snapshot = Observed::snapshot(&client).await.synced().await;
-        assert!(observers.iter().all(|observer| observer.view == snapshot), "a view differs after crash {crash}");
 
         let mut running = JoinSet::new();
         let mut observing = Vec::new();

@@ -71,7 +71,7 @@ impl Registry {
 }
 
 /// What lies between a gateway and its registry.
-struct Network {
+pub(crate) struct Network {
     addr: SocketAddr,
     is_cut: watch::Sender<bool>,
     stalls: watch::Sender<()>,
@@ -79,7 +79,7 @@ struct Network {
 }
 
 impl Network {
-    async fn before(registry: &Registry) -> Self {
+    pub(crate) async fn before(registry: &Registry) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (is_cut, cut) = watch::channel(false);
@@ -88,16 +88,16 @@ impl Network {
         Self { addr, is_cut, stalls, task }
     }
 
-    fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::connect_lazy(&format!("http://{}", self.addr)).unwrap()
     }
 
     /// Ends all connections and accepts no more.
-    fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.is_cut.send_replace(true);
     }
 
-    fn mend(&self) {
+    pub(crate) fn mend(&self) {
         self.is_cut.send_replace(false);
     }
 

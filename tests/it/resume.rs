@@ -35,7 +35,7 @@ async fn snapshot(watch: &mut Watch) -> Vec<SessionKey> {
     let mut held = Vec::new();
     loop {
         match next(watch).await {
-            WatchUpdate::Snapshot(part) => held.extend(part),
+            WatchUpdate::Snapshot(part) => held.extend(part.iter().map(|found| found.session)),
             WatchUpdate::Synced { session_count } => {
                 assert_eq!(session_count, held.len() as u64);
                 held.sort_unstable();

@@ -1,32 +1,53 @@
 //! The lines that `watch` prints for an update.
 
+use std::fmt::Write as _;
+
 use sessiond::{
-    client::WatchUpdate,
-    session::{DestroyReason, SessionChange, SessionEvent, SessionKey},
+    client::{Place, SnapshotSession, WatchUpdate},
+    session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
 };
 
 use crate::cli::format::JsonLine;
 
-/// Sessions and events, in columns as wide as the longest id.
+/// Sessions and events, in columns as wide as the longest id. Leases only where the watch has placements.
 pub(super) fn text(update: &WatchUpdate, out: &mut String) {
-    let mut line = |what: &str, session: &SessionKey, reason: &str| {
-        let text = format!("{what:<9} {:>20} {:>20}  {reason}", session.session_id, session.auth_key_id);
-        out.push_str(text.trim_end());
-        out.push('\n');
-    };
     match update {
-        WatchUpdate::Snapshot(sessions) => sessions.iter().for_each(|session| line("exists", session, "")),
+        WatchUpdate::Snapshot(sessions) => {
+            for SnapshotSession { session, lease } in sessions {
+                text_line("exists", session, None, *lease, None, out);
+            }
+        }
         WatchUpdate::Events(events) => {
-            for SessionEvent { session, change, .. } in events {
-                match change {
-                    SessionChange::Created => line("created", session, ""),
-                    SessionChange::Destroyed(reason) => line("destroyed", session, destroy_reason(*reason)),
-                    SessionChange::Moved { .. } => line("moved", session, ""),
-                }
+            for event in events {
+                let (what, reason, previous) = describe(event.change);
+                text_line(what, &event.session, reason, event.lease, previous, out);
             }
         }
         _ => {}
     }
+}
+
+fn text_line(
+    what: &str,
+    session: &SessionKey,
+    reason: Option<&str>,
+    lease: Option<LeaseId>,
+    previous: Option<LeaseId>,
+    out: &mut String,
+) {
+    let mut line = format!("{what:<9} {:>20} {:>20} ", session.session_id, session.auth_key_id);
+    // Writing to a `String` cannot fail.
+    if let Some(reason) = reason {
+        let _ = write!(line, " {reason}");
+    }
+    if let Some(lease) = lease {
+        let _ = write!(line, " lease={lease}");
+    }
+    if let Some(previous) = previous {
+        let _ = write!(line, " from={previous}");
+    }
+    out.push_str(line.trim_end());
+    out.push('\n');
 }
 
 /// What people want to know beside sessions and events, for standard error.
@@ -46,32 +67,30 @@ pub(super) fn status(update: &WatchUpdate, addr: &str) -> Option<String> {
     }
 }
 
-/// A line for every session, event and other update. `cursor` is the place after the update: only its last line has it.
-pub(super) fn json(update: &WatchUpdate, cursor: Option<&str>, out: &mut String) {
+/// A line for every session, event and other update. `cursor` and `places` are those after the update: only its last
+/// line has them.
+pub(super) fn json(update: &WatchUpdate, cursor: Option<&str>, places: &[Place], out: &mut String) {
+    let end = |line: JsonLine<'_>| with_places(line, places).text_if("cursor", cursor).end();
     match update {
-        WatchUpdate::Subscribed { registry_id, heartbeat, .. } => JsonLine::begin(out)
+        WatchUpdate::Subscribed { registry_id, heartbeat, .. } => end(JsonLine::begin(out)
             .text("type", "subscribed")
             .text("registry_id", registry_id)
-            .plain("heartbeat_ms", heartbeat.as_millis())
-            .text_if("cursor", cursor)
-            .end(),
+            .plain("heartbeat_ms", heartbeat.as_millis())),
         WatchUpdate::Snapshot(sessions) => {
-            for session in sessions {
-                with_ids(JsonLine::begin(out).text("type", "snapshot"), session).end();
+            for SnapshotSession { session, lease } in sessions {
+                with_ids(JsonLine::begin(out).text("type", "snapshot"), session).int64_if("lease_id", *lease).end();
             }
         }
-        WatchUpdate::Synced { session_count } => JsonLine::begin(out)
-            .text("type", "synced")
-            .int64("session_count", session_count)
-            .text_if("cursor", cursor)
-            .end(),
+        WatchUpdate::Synced { session_count } => {
+            end(JsonLine::begin(out).text("type", "synced").int64("session_count", session_count));
+        }
         WatchUpdate::Events(events) => {
-            for (index, event) in events.iter().enumerate() {
-                let is_last = index + 1 == events.len();
-                json_event(event, cursor.filter(|_| is_last), out);
+            if let [earlier @ .., last] = &events[..] {
+                earlier.iter().for_each(|event| json_event(event, out).end());
+                end(json_event(last, out));
             }
         }
-        WatchUpdate::Heartbeat => JsonLine::begin(out).text("type", "heartbeat").text_if("cursor", cursor).end(),
+        WatchUpdate::Heartbeat => end(JsonLine::begin(out).text("type", "heartbeat")),
         WatchUpdate::Reset(reason) => {
             JsonLine::begin(out).text("type", "reset").text("reason", &reason.to_string()).end();
         }
@@ -85,16 +104,31 @@ pub(super) fn json(update: &WatchUpdate, cursor: Option<&str>, out: &mut String)
     }
 }
 
-fn json_event(event: &SessionEvent, cursor: Option<&str>, out: &mut String) {
-    let (what, reason) = match event.change {
-        SessionChange::Created => ("created", None),
-        SessionChange::Destroyed(reason) => ("destroyed", Some(destroy_reason(reason))),
-        SessionChange::Moved { .. } => ("moved", None),
-    };
+fn json_event<'a>(event: &SessionEvent, out: &'a mut String) -> JsonLine<'a> {
+    let (what, reason, previous) = describe(event.change);
     with_ids(JsonLine::begin(out).text("type", what), &event.session)
         .text_if("reason", reason)
-        .text_if("cursor", cursor)
-        .end();
+        .int64_if("lease_id", event.lease)
+        .int64_if("previous_lease_id", previous)
+}
+
+/// What happened, why, and the lease that the session came from.
+fn describe(change: SessionChange) -> (&'static str, Option<&'static str>, Option<LeaseId>) {
+    match change {
+        SessionChange::Created => ("created", None, None),
+        SessionChange::Destroyed(reason) => ("destroyed", Some(destroy_reason(reason)), None),
+        SessionChange::Moved { previous } => ("moved", None, previous),
+    }
+}
+
+fn with_places<'a>(line: JsonLine<'a>, places: &[Place]) -> JsonLine<'a> {
+    if places.is_empty() {
+        return line;
+    }
+    let place =
+        |Place { partition, position }: &Place| format!("{{\"partition\":{partition},\"position\":\"{position}\"}}");
+    let list: Vec<String> = places.iter().map(place).collect();
+    line.plain("places", format_args!("[{}]", list.join(",")))
 }
 
 fn with_ids<'a>(line: JsonLine<'a>, session: &SessionKey) -> JsonLine<'a> {
@@ -135,7 +169,7 @@ mod tests {
     #[test]
     fn only_the_last_line_of_a_message_has_its_cursor() {
         let mut out = String::new();
-        json(&events(), Some("c1"), &mut out);
+        json(&events(), Some("c1"), &[], &mut out);
         assert_eq!(
             out,
             "{\"type\":\"created\",\"session_id\":\"-9223372036854775808\",\"auth_key_id\":\"7\"}\n\

@@ -15,8 +15,9 @@ pub enum LeaseEvent {
     /// The registry answers again, and the lease has outlived it: so have its sessions. Nothing needs to be done but
     /// what could not be done meanwhile.
     Recovered,
-    /// There is a new lease in place of the one that is gone, and no session is under it: create them all again. Comes
-    /// without `Lost` where both happened since the last event.
+    /// There is a new lease in place of the one that is gone, and no session is under it: register them all again with
+    /// [`Client::batch_take`](crate::client::Client::batch_take) and `None`, which steals none that have moved since.
+    /// Comes without `Lost` where both happened since the last event.
     Regranted(LeaseId),
 }
 

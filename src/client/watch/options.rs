@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::session::{AuthKeyId, SessionId};
+use crate::session::{AuthKeyId, LeaseId, SessionId};
 
 /// Where a watch starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,7 +12,8 @@ pub enum WatchStart {
     Now,
     /// With a snapshot of the sessions that exist.
     Snapshot,
-    /// Right after the update at which [`Watch::cursor`](super::Watch::cursor) gave this cursor.
+    /// Right after the update at which [`Watch::cursor`](super::Watch::cursor) gave this cursor. The cursor is exact
+    /// only with the filters of that watch.
     After(String),
 }
 
@@ -23,6 +24,8 @@ pub enum EventType {
     Created,
     /// It was destroyed.
     Destroyed,
+    /// It came under another lease. Implies [`WatchOptions::placements`].
+    Moved,
 }
 
 /// What a watch shows and where it starts. By default: everything, from now on.
@@ -34,7 +37,9 @@ pub struct WatchOptions {
     pub(super) start: WatchStart,
     pub(super) session_ids: Vec<SessionId>,
     pub(super) auth_key_ids: Vec<AuthKeyId>,
+    pub(super) lease_ids: Vec<LeaseId>,
     pub(super) types: Vec<EventType>,
+    pub(super) placements: bool,
     pub(super) heartbeat: Option<Duration>,
 }
 
@@ -63,6 +68,22 @@ impl WatchOptions {
     /// Only sessions of these auth keys.
     pub fn auth_key_ids(mut self, ids: impl IntoIterator<Item = AuthKeyId>) -> Self {
         self.auth_key_ids = ids.into_iter().collect();
+        self
+    }
+
+    /// Only sessions under these leases. Implies [`placements`](Self::placements).
+    ///
+    /// A session that comes under one of these leases, or leaves it for another, is reported as moved. A lease that has
+    /// ended matches nothing. A gateway watches its own lease to learn which of its sessions others moved or destroyed.
+    pub fn lease_ids(mut self, ids: impl IntoIterator<Item = LeaseId>) -> Self {
+        self.lease_ids = ids.into_iter().collect();
+        self
+    }
+
+    /// Also tells where sessions are: the lease of every session and event, sessions that move to another lease, and
+    /// the [`places`](super::Watch::places) of updates.
+    pub fn placements(mut self) -> Self {
+        self.placements = true;
         self
     }
 

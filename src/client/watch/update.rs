@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use crate::{
     client::ClientError,
-    session::{SessionEvent, SessionKey},
+    session::{LeaseId, SessionEvent, SessionKey},
 };
 
 /// One step of a [`Watch`](super::Watch).
@@ -13,6 +13,11 @@ use crate::{
 /// without a filter by type: insert the sessions of `Snapshot` and those created by `Events`, remove those destroyed,
 /// forget everything at `Reset`. From `Synced` on, what is held is what is. Updates that are of no interest can be
 /// left aside.
+///
+/// With [`WatchOptions::placements`](super::WatchOptions::placements), hold the lease of each session, too: it comes
+/// with the session and changes when the session moves. With
+/// [`WatchOptions::lease_ids`](super::WatchOptions::lease_ids), insert a session that moves to one of those leases, and
+/// remove one that moves to any other.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum WatchUpdate {
@@ -26,7 +31,7 @@ pub enum WatchUpdate {
         cursor: String,
     },
     /// A part of the sessions that exist and pass the filters.
-    Snapshot(Vec<SessionKey>),
+    Snapshot(Vec<SnapshotSession>),
     /// The snapshot is complete; what follows is live.
     Synced {
         /// How many sessions exist that pass the filters.
@@ -46,6 +51,24 @@ pub enum WatchUpdate {
         /// The wait before the next try.
         retry_in: Duration,
     },
+}
+
+/// A session in a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SnapshotSession {
+    /// The session.
+    pub session: SessionKey,
+    /// The lease that it is under. `None` for no lease, and on a watch without placements.
+    pub lease: Option<LeaseId>,
+}
+
+/// A position in the change log. Within one partition of one registry, positions only grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// The partition of the log.
+    pub partition: u32,
+    /// The position of a change in the partition.
+    pub position: u64,
 }
 
 /// Why a watch lost its place.

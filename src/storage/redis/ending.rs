@@ -5,7 +5,6 @@
 //! come under it in any partition, whatever crashes. Any replica may take each step, any number of times. Several
 //! leases go through the steps together.
 
-use redis::{FromRedisValue, ParsingError, RedisError, Value};
 use tokio::time::interval;
 
 use super::{
@@ -37,6 +36,8 @@ pub(super) struct Ending {
     pub(super) owner: String,
     /// How many sessions are under it, if the counts can be trusted.
     pub(super) sessions: u64,
+    /// Whether it lingers first.
+    lingers: bool,
     /// Whether it has ended already.
     has_ended: bool,
     /// The number of its mark.
@@ -45,16 +46,17 @@ pub(super) struct Ending {
 
 impl Ending {
     /// Parses what `lease_end.lua` records of a lease: state and reason, the number of its mark, until when its end may
-    /// be recorded, its ttl and its owner.
+    /// be recorded, when it ends if it is to linger, its ttl and its owner.
     pub(super) fn parse(lease: Vec<u8>, known: &[u8]) -> Self {
         let text = String::from_utf8_lossy(known);
         let state = text.as_bytes();
-        let part = |n: usize| text.splitn(5, ' ').nth(n).unwrap_or_default().to_owned();
+        let part = |n: usize| text.splitn(6, ' ').nth(n).unwrap_or_default().to_owned();
         Self {
             lease,
             reason: state.get(1).copied().unwrap_or(0),
-            owner: part(4),
+            owner: part(5),
             sessions: 0,
+            lingers: part(3) != "0",
             has_ended: state.first() == Some(&b'c'),
             number: part(1),
         }
@@ -64,6 +66,7 @@ impl Ending {
 /// What the first partition says about a lease.
 pub(super) enum State {
     Lives,
+    Lingers,
     /// Marked, with its record.
     Ending(Vec<u8>),
     /// Ended and not yet swept everywhere, with its record.
@@ -80,30 +83,9 @@ struct Closed<'a> {
     slot: Vec<u8>,
 }
 
-/// The buckets of a partition that may have sessions under a lease, as `lease_find.lua` returns them.
-enum Buckets {
-    /// Numbers of buckets within the partition.
-    Numbers(Vec<u32>),
-    /// Bits, each for a few neighbouring buckets.
-    Bits(Vec<u8>),
-}
-
-impl Buckets {
-    fn is_empty(&self) -> bool {
-        match self {
-            Self::Numbers(numbers) => numbers.is_empty(),
-            Self::Bits(bits) => bits.is_empty(),
-        }
-    }
-}
-
-impl FromRedisValue for Buckets {
-    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        match value {
-            Value::Array(_) | Value::Set(_) => redis::from_redis_value(value).map(Self::Numbers),
-            value => redis::from_redis_value(value).map(Self::Bits),
-        }
-    }
+/// The fault if the end of a lease, or its linger, was not recorded in time.
+pub(super) fn too_slow() -> Fault {
+    Fault::unsent("Redis was too slow to end the lease in time; it lives on")
 }
 
 /// Returns a number that tells one mark or closing from all others. Scripts take it as digits.
@@ -135,7 +117,7 @@ impl Registry {
             match self.state_of(lease).await? {
                 // A replica has marked it again, perhaps because it found sessions from before the end.
                 State::Ending(again) | State::Ended(again) => known = again,
-                State::Lives => return Err(Fault::unsent("Redis was too slow to end the lease in time; it lives on")),
+                State::Lives | State::Lingers => return Err(too_slow()),
                 State::Gone => return Ok(destroyed),
             }
         }
@@ -154,6 +136,7 @@ impl Registry {
         });
         Ok(match asked.await? {
             (1, _) => State::Lives,
+            (2, _) => State::Lingers,
             (0, known) if known.first() == Some(&b'm') => State::Ending(known),
             (0, known) => State::Ended(known),
             _ => State::Gone,
@@ -164,6 +147,8 @@ impl Registry {
     pub(super) async fn end(&self, mut endings: Vec<Ending>) -> Result<Vec<Ending>, Fault> {
         let leases: Vec<&[u8]> = endings.iter().map(|ending| &ending.lease[..]).collect();
         let leases = &leases[..];
+        let ways: String = endings.iter().map(|ending| if ending.lingers { '~' } else { '.' }).collect();
+        let ways = ways.as_str();
         let marks: Vec<_> = endings.iter().map(|ending| (&ending.lease[..], ending.number.as_str())).collect();
         let marks = &marks[..];
         let (held, ended) = self
@@ -173,13 +158,14 @@ impl Registry {
                     let number = random_number();
                     let closed = partition.run::<Vec<u64>>(DURABLE, |_| {
                         let call = self.call(&self.scripts.lease_close, &partition, &["attached", "closed", "held"], 0);
-                        call.arg(birth).arg(number).arg(leases)
+                        call.arg(birth).arg(number).arg(ways).arg(leases)
                     });
                     closed.await
                 });
                 let held = closed.await?;
                 let ended = self.first().run::<Vec<u64>>(DURABLE, |_| {
-                    let call = self.ending_call(&self.scripts.lease_ended).arg(birth);
+                    let names = ["leases", "deadlines", "ended", "claims", "ids"];
+                    let call = self.call(&self.scripts.lease_ended, self.first(), &names, 0).arg(birth);
                     marks.iter().fold(call, |call, (lease, number)| call.arg(*lease).arg(*number))
                 });
                 Ok((held, ended.await?))
@@ -261,44 +247,23 @@ impl Registry {
         ended: &[Ending],
     ) -> Result<Vec<u64>, Fault> {
         let mut destroyed = vec![0; ended.len()];
-        let found = partition.run::<Vec<Value>>(ASK, |_| {
-            let call = self.call(&self.scripts.lease_find, partition, &["closed", "held"], ended.len());
-            let call = ended.iter().fold(call, |call, ending| call.arg(partition.lease_key(&ending.lease)));
-            ended.iter().fold(call.arg(&identity.birth), |call, ending| call.arg(&ending.lease[..]))
-        });
-        let found: Vec<(Vec<u8>, u64, Buckets)> =
-            redis::from_redis_value(Value::Array(found.await?)).map_err(RedisError::from)?;
-        let mut closed = Vec::new();
-        // The buckets of all these leases.
-        let (mut buckets, mut all_bits) = (Vec::new(), Vec::new());
-        let mut is_all = false;
-        let first = self.first_bucket(partition.number);
-        for (place, (ending, (slot, held, set))) in ended.iter().zip(found).enumerate() {
-            if slot.is_empty() {
-                continue;
-            }
-            // If its set of buckets was lost, every bucket has to be searched.
-            is_all |= held > 0 && set.is_empty();
-            match set {
-                Buckets::Numbers(numbers) => buckets.extend(numbers.into_iter().map(|number| first + number)),
-                Buckets::Bits(bits) => {
-                    all_bits.resize(all_bits.len().max(bits.len()), 0);
-                    all_bits.iter_mut().zip(&bits).for_each(|(all, bits)| *all |= bits);
-                }
-            }
-            closed.push(Closed { ending, place, slot });
-        }
-        buckets.sort_unstable();
-        buckets.dedup();
+        let leases = ended.iter().map(|ending| &ending.lease[..]);
+        let (_, found) = self.find(partition, identity, None, leases).await?;
+        // None if a set of buckets was lost. Then every bucket has to be searched.
+        let buckets = self.buckets_with(partition.number, found.iter().filter(|found| !found.slot.is_empty()));
+        let found = ended.iter().zip(found).enumerate().filter(|(_, (_, found))| !found.slot.is_empty());
+        let closed: Vec<_> = found.map(|(place, (ending, found))| Closed { ending, place, slot: found.slot }).collect();
         if closed.is_empty() {
             return Ok(destroyed);
         }
-        if !is_all {
-            let buckets = buckets.into_iter().chain(self.buckets_in(partition.number, &all_bits));
-            self.sweep_buckets(partition, identity, &closed, buckets, false, &mut destroyed).await?;
-            is_all = self.forget_swept(partition, identity, &closed, false).await?;
-        }
-        if is_all {
+        let is_over = match buckets {
+            Some(buckets) => {
+                self.sweep_buckets(partition, identity, &closed, buckets.into_iter(), false, &mut destroyed).await?;
+                !self.forget_swept(partition, identity, &closed, false).await?
+            }
+            None => false,
+        };
+        if !is_over {
             let buckets = self.buckets_of(partition.number);
             self.sweep_buckets(partition, identity, &closed, buckets, true, &mut destroyed).await?;
             self.forget_swept(partition, identity, &closed, true).await?;

@@ -157,7 +157,7 @@ impl Registry {
     async fn look(&self, most: usize, room: usize) -> Result<(Vec<Ending>, usize, Duration), Fault> {
         let sent = Instant::now();
         let looked = self.with_identity(|identity| async move {
-            let looked = self.first().run::<Look>(DURABLE, |_| {
+            let looked = self.first().run::<Look>(DURABLE, |until| {
                 let ms = |duration: Duration| duration.as_millis() as u64;
                 let own = self.last_look.get();
                 let number = own.map(|own| own.number.to_string()).unwrap_or_default();
@@ -166,6 +166,8 @@ impl Registry {
                 let call = call.arg(ms(BEYOND_OUTAGE)).arg(random_number()).arg(number);
                 call.arg(own.map_or(0, |own| ms(own.answered.elapsed())))
                     .arg(own.map_or(0, |own| ms(own.sent.elapsed()) + 1))
+                    .arg(until)
+                    .arg(own.map_or(0, |own| ms(own.sent.elapsed() + self.first().timeout()) + 1))
             });
             looked.await
         });

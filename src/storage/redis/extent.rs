@@ -33,7 +33,7 @@ impl Registry {
         identity: &Identity,
         at: Option<Position>,
     ) -> Result<Extent, Fault> {
-        let names = ["log", "attached", "closed", "slots", "held", "leases", "deadlines"];
+        let names = ["log", "attached", "closed", "slots", "held", "leases", "deadlines", "ids"];
         let names = if partition.number == 0 { &names[..] } else { &names[..5] };
         let position = at.map(|position| position.0.to_string()).unwrap_or_default();
         let asked = partition.run::<Answer>(ASK, |_| {

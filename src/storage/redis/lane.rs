@@ -46,10 +46,10 @@ pub(super) enum Outcome {
     Yes,
     /// The session moved to the lease of the call.
     Moved,
-    /// The session is under a lease that is closed in this partition, and may be taken only if it has ended. The script
-    /// stopped here.
+    /// The session is under a lease that is closed or lingers in this partition, and may be taken only if it has ended or lingers
+    /// everywhere. The script stopped here.
     Closed(LeaseId),
-    /// The lease is not attached to this partition. The script stopped here.
+    /// No session comes under the lease in this partition. The script stopped here.
     NoLease,
     /// The partition may hold no more sessions. The script stopped here.
     Full,
@@ -70,8 +70,8 @@ pub(super) enum Change {
 pub(super) struct Taking {
     pub(super) lease: LeaseId,
     pub(super) from: Option<LeaseId>,
-    /// Leases that are known to have ended.
-    pub(super) ended: Vec<LeaseId>,
+    /// Leases that are known to protect nothing, because they have ended or linger.
+    pub(super) powerless: Vec<LeaseId>,
 }
 
 impl Outcome {
@@ -243,7 +243,7 @@ async fn try_apply(
 
 fn script(registry: &Registry, partition: &Partition, identity: &Identity, batch: &[Part], over: Instant) -> Call {
     let mut leases = Vec::<LeaseId>::new();
-    let mut ended = Vec::new();
+    let mut powerless = Vec::new();
     let (mut steps, mut places, mut offsets, mut buckets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut froms = Vec::new();
     let is_plain = batch.iter().all(|part| matches!(part.what(), Change::Create(None)));
@@ -261,7 +261,7 @@ fn script(registry: &Registry, partition: &Partition, identity: &Identity, batch
         let place = place_of(part.what().lease());
         let from = match part.what() {
             Change::Take(taking) => {
-                ended.extend(taking.ended.iter().flat_map(|lease| lease.number().to_be_bytes()));
+                powerless.extend(taking.powerless.iter().flat_map(|lease| lease.number().to_be_bytes()));
                 place_of(taking.from)
             }
             _ => 0,
@@ -290,5 +290,5 @@ fn script(registry: &Registry, partition: &Partition, identity: &Identity, batch
     let call = call.arg(&identity.birth).arg(partition.clock.until(over)).arg(partition.read_up_to());
     let call = call.arg(registry.options.retain_events).arg(registry.session_limit()).arg(&registry.new_mark()[..]);
     let call = call.arg(lease_bytes).arg(i32::from(is_plain)).arg(steps).arg(places).arg(offsets);
-    call.arg(registry.buckets_a_bit()).arg(froms).arg(ended)
+    call.arg(registry.buckets_a_bit()).arg(froms).arg(powerless)
 }

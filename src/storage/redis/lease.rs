@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    ending::{State, random_number},
+    ending::{State, random_number, too_slow},
     expiry::CLAIM,
     fault::{Answer, Fault},
     partition::{CHANGE, FENCED, Partition},
@@ -16,6 +16,14 @@ use crate::{random::random_u64, session::LeaseId, storage::StorageError};
 
 /// How often attaching a lease is retried because another one ended at the same moment.
 const ATTACH_TRIES: usize = 32;
+
+/// How a lease stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Lives,
+    Lingers,
+    Ended,
+}
 
 impl Registry {
     pub(super) async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
@@ -27,7 +35,7 @@ impl Registry {
             let granted = self.with_identity(|identity| async move {
                 let first = self.first();
                 let granted = first.run(CHANGE, |until| {
-                    let names = ["leases", "deadlines", "ended", "attached", "slots", "held"];
+                    let names = ["leases", "deadlines", "ended", "attached", "slots", "held", "ids"];
                     let call = self.call(&self.scripts.lease_grant, first, &names, 0).arg(&identity.birth).arg(until);
                     call.arg(&lease_bytes(lease)[..]).arg(ttl).arg(owner).arg(self.options.max_leases)
                 });
@@ -57,6 +65,7 @@ impl Registry {
                 // Somebody has marked it, but it may turn out to be alive.
                 (0, known) => self.finish_ending(lease, &known).await?,
                 (-1, _) => return Err(StorageError::UnknownLease(lease)),
+                (-2, _) => return Err(StorageError::LeaseLingers(lease)),
                 (ttl, _) => return Ok(Duration::from_millis(ttl.unsigned_abs())),
             }
         }
@@ -69,9 +78,10 @@ impl Registry {
                 self.first().ask(ask.arg(self.first().key("leases")).arg(&lease_bytes(lease)[..])).await?
             };
             if let Some(known) = known {
-                // Its ttl and its owner.
+                // Its ttl and its owner, behind when it ends if it lingers.
                 let text = String::from_utf8_lossy(&known);
-                return Ok(Some(text.split_once(' ').map_or("", |(_, owner)| owner).into()));
+                let nth = if text.starts_with('~') { 2 } else { 1 };
+                return Ok(Some(text.splitn(nth + 1, ' ').nth(nth).unwrap_or_default().into()));
             }
             // It may be ending, and turn out to be alive.
             if !self.lives(lease).await? {
@@ -80,17 +90,19 @@ impl Registry {
         }
     }
 
-    pub(super) async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
+    pub(super) async fn revoke_lease(&self, lease: LeaseId, linger: Duration) -> Result<u64, StorageError> {
         // The end of the lease may be recorded until then, so no failure is returned earlier.
         let over = Instant::now() + 2 * self.first().timeout();
-        let revoked = self.revoke(lease, over).await;
+        let revoked = self.revoke(lease, linger, over).await;
         if let Err(StorageError::Unavailable(_) | StorageError::Refused(_)) = &revoked {
             sleep_until(over).await;
         }
         revoked
     }
 
-    async fn revoke(&self, lease: LeaseId, over: Instant) -> Result<u64, StorageError> {
+    async fn revoke(&self, lease: LeaseId, linger: Duration, over: Instant) -> Result<u64, StorageError> {
+        // Rounded up, because no lease may end before it has lingered.
+        let linger_ms = linger.as_nanos().div_ceil(1_000_000) as u64;
         loop {
             let revoked = self.with_identity(|identity| async move {
                 let first = self.first();
@@ -98,12 +110,19 @@ impl Registry {
                     let good = first.clock.until(over);
                     let call = self.ending_call(&self.scripts.lease_revoke).arg(&identity.birth).arg(until.min(good));
                     let call = call.arg(&lease_bytes(lease)[..]).arg(CLAIM.as_millis() as u64);
-                    call.arg(random_number()).arg(good)
+                    call.arg(random_number()).arg(good).arg(linger_ms)
                 });
                 revoked.await
             });
             match revoked.await? {
-                (1, known) => return Ok(self.end_and_sweep(lease, known).await?),
+                (1, known) if linger.is_zero() => return Ok(self.end_and_sweep(lease, known).await?),
+                (1, _) => {
+                    return match self.settled_state_of(lease).await? {
+                        State::Lives => Err(too_slow().into()),
+                        _ => Ok(0),
+                    };
+                }
+                (2, _) => return Ok(0),
                 (0, known) => self.finish_ending(lease, &known).await?,
                 _ => return Err(StorageError::UnknownLease(lease)),
             }
@@ -114,26 +133,32 @@ impl Registry {
         self.first().ask(redis::cmd("HLEN").arg(self.first().key("leases"))).await
     }
 
-    /// Lets sessions of a partition come under a lease. Returns whether the lease is alive; if not, it has ended
-    /// everywhere.
-    pub(super) async fn attach_lease(&self, partition: &Partition, lease: LeaseId) -> Result<bool, Fault> {
+    /// Lets sessions of a partition come under a lease, if it lives. Otherwise it has ended, or lingers, everywhere.
+    pub(super) async fn attach_lease(&self, partition: &Partition, lease: LeaseId) -> Result<Standing, Fault> {
+        self.attach(partition, lease, false).await
+    }
+
+    /// Lets sessions of a partition that are under a lease be destroyed, unless it has ended.
+    pub(super) async fn attach_to_destroy(&self, partition: &Partition, lease: LeaseId) -> Result<Standing, Fault> {
+        self.attach(partition, lease, true).await
+    }
+
+    async fn attach(&self, partition: &Partition, lease: LeaseId, to_destroy: bool) -> Result<Standing, Fault> {
         for _ in 0..ATTACH_TRIES {
             let closing: Option<String> =
                 partition.ask(redis::cmd("HGET").arg(partition.key("meta")).arg("closing")).await?;
-            match self.state_of(lease).await? {
-                State::Lives => {}
-                State::Ending(known) => {
-                    self.finish_ending(lease, &known).await?;
-                    continue;
-                }
-                State::Ended(_) | State::Gone => return Ok(false),
-            }
+            let (standing, lingers) = match self.settled_state_of(lease).await? {
+                State::Lives => (Standing::Lives, ""),
+                State::Lingers if to_destroy => (Standing::Lingers, "~"),
+                State::Lingers => return Ok(Standing::Lingers),
+                _ => return Ok(Standing::Ended),
+            };
             let closing = closing.as_deref().unwrap_or("0");
             let adopted = self.with_identity(|identity| async move {
                 let adopted = partition.run::<u32>(CHANGE, |until| {
                     let names = ["attached", "slots", "held", "closed"];
                     let call = self.call(&self.scripts.lease_adopt, partition, &names, 0).arg(&identity.birth);
-                    call.arg(until).arg(&lease_bytes(lease)[..]).arg(closing)
+                    call.arg(until).arg(&lease_bytes(lease)[..]).arg(closing).arg(lingers)
                 });
                 match adopted.await {
                     Err(Fault::Script(Answer::Unfit)) => self.mend(partition, &identity).await.map(|()| 0),
@@ -141,7 +166,7 @@ impl Registry {
                 }
             });
             if adopted.await? == 1 {
-                return Ok(true);
+                return Ok(standing);
             }
         }
         Err(Fault::unsent("leases end faster than this one can be attached to a partition"))

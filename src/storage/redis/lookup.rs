@@ -1,64 +1,142 @@
 //! Lookups of the leases that sessions of one partition are under.
 //!
-//! One script reads a session's slot, and whether the lease of that slot is attached: read apart, they need not fit each other.
+//! A session's slot is read as cheaply as whether the session exists (`reads.rs`). The lease of a slot never changes, and a lease that
+//! is attached lives. So a replica remembers which slots are attached, and at which closing of the partition that was so. Only if
+//! something was closed since does it ask again.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
 
 use super::{
     ending::State,
     fault::Fault,
     lease::lease_number,
     partition::{ASK, Partition},
-    registry::{Identity, Registry, session_bytes},
+    reads::{Found, Reads, What},
+    registry::{Identity, Registry},
 };
 use crate::{
     session::{LeaseId, SessionKey},
     storage::Lookup,
 };
 
-/// The most sessions of one script: they take Redis a millisecond.
-const SESSIONS_A_SCRIPT: usize = 256;
+/// The most slots that a replica remembers in a partition.
+const REMEMBERED: usize = 1 << 16;
 
-/// A letter and a lease: see `lookup.lua`.
-const FOUND_BYTES: usize = 9;
+/// The leases of slots that are attached in a partition.
+#[derive(Default)]
+pub(super) struct Attached(Mutex<Remembered>);
+
+#[derive(Default)]
+struct Remembered {
+    /// The registry's birth, and the number of the partition's newest closing.
+    as_of: (String, String),
+    leases: HashMap<u64, LeaseId>,
+}
+
+impl Attached {
+    /// Returns the lease of a slot, if it was attached after this closing.
+    pub(super) fn get(&self, birth: &str, closing: &str, slot: u64) -> Option<LeaseId> {
+        let remembered = self.0.lock();
+        let (known_birth, known_closing) = &remembered.as_of;
+        (known_birth == birth && known_closing == closing).then(|| remembered.leases.get(&slot).copied())?
+    }
+
+    fn add(&self, birth: &str, closing: &str, leases: &HashMap<u64, LeaseId>) {
+        let as_of = (birth.to_owned(), closing.to_owned());
+        let mut remembered = self.0.lock();
+        if remembered.as_of != as_of || remembered.leases.len() >= REMEMBERED {
+            *remembered = Remembered { as_of, leases: HashMap::new() };
+        }
+        remembered.leases.extend(leases);
+    }
+}
 
 impl Registry {
     /// Looks up sessions that belong to `partition` by `identity`.
     pub(super) async fn lookup(
         &self,
+        reads: &Reads,
         partition: &Partition,
-        identity: &Identity,
+        identity: &Arc<Identity>,
         sessions: &[SessionKey],
     ) -> Result<Vec<Lookup>, Fault> {
-        let mut all = Vec::with_capacity(sessions.len());
-        for some in sessions.chunks(SESSIONS_A_SCRIPT) {
-            let keys: Vec<u8> = some.iter().flat_map(session_bytes).collect();
-            let found = partition.run::<Vec<u8>>(ASK, |_| {
-                let call = self.call(&self.scripts.lookup, partition, &["attached", "slots"], some.len());
-                let bucket = |session| partition.bucket_key(self.bucket_of(identity, session));
-                let call = some.iter().fold(call, |call, session| call.arg(bucket(session)));
-                call.arg(&identity.birth).arg(partition.read_up_to()).arg(&keys)
-            });
-            let found = found.await?;
-            if found.len() != some.len() * FOUND_BYTES {
-                return Err(Fault::malformed("a lookup gave too few answers"));
-            }
-            for one in found.chunks_exact(FOUND_BYTES) {
-                let lease = match (one[0], LeaseId::from_number(lease_number(&one[1..]))) {
-                    (b'Z', Some(lease)) => self.lives(lease).await?.then_some(lease),
-                    (_, lease) => lease,
+        let mut ended = BTreeSet::new();
+        loop {
+            let found = reads.ask(What::Leases, identity, sessions.to_vec()).await?;
+            let slots = found.iter().filter_map(|found| if let Found::Slot(slot) = found { Some(*slot) } else { None });
+            let asked: BTreeSet<u64> = slots.filter(|slot| !ended.contains(slot)).collect();
+            let living = self.living(&reads.attached, partition, identity, &asked).await?;
+            if living.len() == asked.len() {
+                let lease = |found| match found {
+                    Found::Under(lease) => Some(lease),
+                    Found::Slot(slot) => living.get(&slot).copied(),
+                    Found::Missing | Found::Exists => None,
                 };
-                all.push(Lookup { exists: one[0] != b'-', lease });
+                return Ok(found
+                    .into_iter()
+                    .map(|found| Lookup { exists: found.exists(), lease: lease(found) })
+                    .collect());
             }
+            // Sessions may have moved before their lease ended, so they are read again.
+            ended.extend(asked.into_iter().filter(|slot| !living.contains_key(slot)));
         }
-        Ok(all)
     }
 
-    /// Returns whether a lease that is closed in some partition lives on; if not, it has ended everywhere.
+    /// Returns the leases of those slots whose leases have not ended.
+    async fn living(
+        &self,
+        attached: &Attached,
+        partition: &Partition,
+        identity: &Identity,
+        slots: &BTreeSet<u64>,
+    ) -> Result<HashMap<u64, LeaseId>, Fault> {
+        let mut living = HashMap::new();
+        if slots.is_empty() {
+            return Ok(living);
+        }
+        let told = partition.run::<Vec<Vec<u8>>>(ASK, |_| {
+            let call = self.call(&self.scripts.lease_slots, partition, &["attached", "slots"], 0);
+            let call = call.arg(&identity.birth).arg(partition.read_up_to());
+            slots.iter().fold(call, |call, slot| call.arg(*slot))
+        });
+        let told = told.await?;
+        let Some((closing, told)) = told.split_first() else {
+            return Err(Fault::malformed("a script does not tell the newest closing"));
+        };
+        let mut closed = Vec::new();
+        for (slot, told) in slots.iter().zip(told) {
+            let lease = told.get(1..).and_then(|lease| LeaseId::from_number(lease_number(lease)));
+            match (told.first(), lease) {
+                (Some(b'S'), Some(lease)) => drop(living.insert(*slot, lease)),
+                (Some(b'Z'), Some(lease)) => closed.push((*slot, lease)),
+                _ => {}
+            }
+        }
+        attached.add(&identity.birth, &String::from_utf8_lossy(closing), &living);
+        for (slot, lease) in closed {
+            if self.lives(lease).await? {
+                living.insert(slot, lease);
+            }
+        }
+        Ok(living)
+    }
+
+    /// Returns whether a lease that is closed in some partition has not ended; if it has, then everywhere.
     pub(super) async fn lives(&self, lease: LeaseId) -> Result<bool, Fault> {
+        Ok(!matches!(self.settled_state_of(lease).await?, State::Ended(_) | State::Gone))
+    }
+
+    /// Asks the first partition about a lease, and finishes its end if somebody has marked it.
+    pub(super) async fn settled_state_of(&self, lease: LeaseId) -> Result<State, Fault> {
         loop {
             match self.state_of(lease).await? {
-                State::Lives => return Ok(true),
                 State::Ending(known) => self.finish_ending(lease, &known).await?,
-                State::Ended(_) | State::Gone => return Ok(false),
+                state => return Ok(state),
             }
         }
     }

@@ -14,6 +14,9 @@ use super::{
 /// How many leases are reported in one step.
 const LEASES_A_STEP: usize = 512;
 
+/// A lease and its slot.
+type Row = (Vec<u8>, Vec<u8>);
+
 impl Registry {
     /// Makes the keys of a partition consistent again.
     pub(super) async fn mend(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
@@ -48,7 +51,7 @@ impl Registry {
             let mut cursor = "0".to_owned();
             loop {
                 let mended = first.run::<String>(DURABLE, |_| {
-                    let names = ["leases", "deadlines", "ended", "claims"];
+                    let names = ["leases", "deadlines", "ended", "claims", "ids"];
                     self.call(&self.scripts.lease_mend, first, &names, 0).arg(&identity.birth).arg(part).arg(&cursor)
                 });
                 cursor = mended.await?;
@@ -83,30 +86,39 @@ impl Registry {
         // it here. Otherwise a lease that has ended could be attached just after the list below was read.
         let closed = partition.run::<Vec<u64>>(DURABLE, |_| {
             let call = self.call(&self.scripts.lease_close, partition, &["attached", "closed", "held"], 0);
-            call.arg(&identity.birth).arg(random_number())
+            call.arg(&identity.birth).arg(random_number()).arg("")
         });
         closed.await?;
-        let mut leases = self.leases_in(partition, "attached").await?;
-        leases.extend(self.leases_in(partition, "closed").await?);
+        let attached = self.leases_in(partition, "attached").await?;
+        let (closed, open): (Vec<_>, Vec<_>) = attached.into_iter().partition(|(_, slot)| slot.starts_with(b"~"));
+        self.report(identity, true, &open).await?;
+        self.report(identity, false, &closed).await?;
+        self.report(identity, false, &self.leases_in(partition, "closed").await?).await
+    }
+
+    /// Has the first partition end those leases that are not alive, though another partition has them. `is_open` says that sessions may
+    /// come under them there.
+    async fn report(&self, identity: &Identity, is_open: bool, leases: &[Row]) -> Result<(), Fault> {
         for leases in leases.chunks(LEASES_A_STEP) {
             let ended = self.first().run::<u32>(DURABLE, |_| {
-                let call = self.call(&self.scripts.lease_orphans, self.first(), &["leases", "ended", "claims"], 0);
-                call.arg(&identity.birth).arg(random_number()).arg(leases)
+                let call = self.ending_call(&self.scripts.lease_orphans).arg(&identity.birth);
+                let call = call.arg(random_number()).arg(i32::from(is_open));
+                leases.iter().fold(call, |call, (lease, _)| call.arg(lease))
             });
             ended.await?;
         }
         Ok(())
     }
 
-    /// Lists the leases in a key of a partition.
-    async fn leases_in(&self, partition: &Partition, name: &str) -> Result<Vec<Vec<u8>>, Fault> {
+    /// Lists the leases in a key of a partition, and their slots there.
+    async fn leases_in(&self, partition: &Partition, name: &str) -> Result<Vec<Row>, Fault> {
         let mut leases = Vec::new();
         let mut cursor = 0u64;
         loop {
             let mut scan = redis::cmd("HSCAN");
             scan.arg(partition.key(name)).arg(cursor).arg("COUNT").arg(LEASES_A_STEP);
-            let (next, found): (u64, Vec<Vec<u8>>) = partition.ask(&scan).await?;
-            leases.extend(found.into_iter().step_by(2));
+            let (next, found): (u64, Vec<Row>) = partition.ask(&scan).await?;
+            leases.extend(found);
             cursor = next;
             if cursor == 0 {
                 return Ok(leases);

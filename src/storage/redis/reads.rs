@@ -1,6 +1,6 @@
-//! Lookups of sessions in one partition.
+//! Reads of sessions in one partition: whether they exist, and which leases they are under.
 //!
-//! A lookup is a pipeline of plain reads, which costs Redis a fraction of what a script costs. Each answer is true at
+//! A read is a pipeline of plain commands, which costs Redis a fraction of what a script costs. Each answer is true at
 //! some moment between its call and its return, which is all that the contract asks for.
 
 use std::{sync::Arc, time::Duration};
@@ -10,11 +10,12 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     fault::Fault,
+    lookup::Attached,
     partition::Partition,
     queue::{self, Limits, Queue},
     registry::{Identity, Registry, session_bytes},
 };
-use crate::session::SessionKey;
+use crate::session::{LeaseId, SessionKey};
 
 /// The limits of one pipeline: it takes Redis about a millisecond.
 const LIMITS: Limits = Limits { sessions: 1024, share: 128, calls: usize::MAX };
@@ -22,78 +23,140 @@ const LIMITS: Limits = Limits { sessions: 1024, share: 128, calls: usize::MAX };
 /// How long to wait before asking again if the wrong server answered.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// The lookups that wait for one partition.
-#[derive(Default)]
-pub(super) struct Reads(Queue<(), bool>);
+/// What a call asks of its sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    Existence,
+    Leases,
+}
 
-type Part = queue::Part<(), bool>;
+/// What was found of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    Missing,
+    /// It is under no lease, or nobody asked.
+    Exists,
+    /// It is under a lease that had not ended.
+    Under(LeaseId),
+    /// It is under a lease with this slot, of which nothing else is known here.
+    Slot(u64),
+}
+
+impl Found {
+    pub(super) fn exists(self) -> bool {
+        self != Self::Missing
+    }
+}
+
+/// The reads that wait for one partition.
+#[derive(Default)]
+pub(super) struct Reads {
+    queue: Queue<What, Found>,
+    pub(super) attached: Attached,
+}
+
+type Part = queue::Part<What, Found>;
 
 impl Reads {
-    /// Returns which of the sessions exist. By `identity` they belong to this partition.
-    pub(super) async fn ask(&self, identity: &Arc<Identity>, sessions: Vec<SessionKey>) -> Result<Vec<bool>, Fault> {
-        self.0.ask((), Arc::clone(identity), sessions).await
+    /// Returns what there is of sessions that belong to this partition by `identity`.
+    pub(super) async fn ask(
+        &self,
+        what: What,
+        identity: &Arc<Identity>,
+        sessions: Vec<SessionKey>,
+    ) -> Result<Vec<Found>, Fault> {
+        self.queue.ask(what, Arc::clone(identity), sessions).await
     }
 
-    /// Sends the waiting lookups, for as long as it is polled.
+    /// Sends the waiting reads, for as long as it is polled.
     pub(super) async fn run(self: Arc<Self>, registry: Arc<Registry>, number: u32) {
         let partition = Arc::clone(registry.partition(number));
         loop {
-            let (identity, batch) = self.0.take(&LIMITS, partition.timeout(), || registry.identity()).await;
-            match look(&registry, &partition, &identity, &batch).await {
+            let (identity, batch) = self.queue.take(&LIMITS, partition.timeout(), || registry.identity()).await;
+            match self.read(&registry, &partition, &identity, &batch).await {
                 Ok(answers) => {
                     let mut answers = answers.into_iter();
                     for part in batch {
                         let count = part.sessions().len();
-                        self.0.give(part, answers.by_ref().take(count), false);
+                        self.queue.give(part, answers.by_ref().take(count), false);
                     }
                 }
                 Err(fault) => batch.into_iter().for_each(|part| part.fail(fault.clone())),
             }
         }
     }
-}
 
-/// Looks up all sessions of a batch. Retries within the timeout if it did not reach the right server.
-async fn look(
-    registry: &Registry,
-    partition: &Partition,
-    identity: &Arc<Identity>,
-    batch: &[Part],
-) -> Result<Vec<bool>, Fault> {
-    let last_try = Instant::now() + partition.timeout();
-    let mut all = Pipeline::with_capacity(1 + LIMITS.sessions);
-    all.cmd("HMGET").arg(partition.key("meta")).arg("birth").arg("end");
-    for session in batch.iter().flat_map(Part::sessions) {
-        let bucket = registry.bucket_of(identity, session);
-        all.cmd("HEXISTS").arg(partition.bucket_key(bucket)).arg(&session_bytes(session)[..]);
-    }
-    loop {
-        // Noted before the read: what the tail reads meanwhile may be newer than the answer.
-        let read_up_to = partition.read_up_to();
-        let fault = match partition.read(&all, last_try).await {
-            Ok(answers) => match parse(answers, &identity.birth, partition, read_up_to) {
-                Err(Fault::Registry) => registry.rejoin_same(identity).await?,
-                Err(fault) => fault,
-                answers => return answers,
-            },
-            Err(fault) => fault,
-        };
-        if !matches!(fault, Fault::Undone(_)) || Instant::now() + RETRY >= last_try {
-            return Err(fault);
+    /// Reads all sessions of a batch. Retries within the timeout if it did not reach the right server.
+    async fn read(
+        &self,
+        registry: &Registry,
+        partition: &Partition,
+        identity: &Arc<Identity>,
+        batch: &[Part],
+    ) -> Result<Vec<Found>, Fault> {
+        let last_try = Instant::now() + partition.timeout();
+        let mut all = Pipeline::with_capacity(2 + LIMITS.sessions);
+        all.cmd("HMGET").arg(partition.key("meta")).arg("birth").arg("end");
+        for part in batch {
+            let command = if *part.what() == What::Leases { "HGET" } else { "HEXISTS" };
+            for session in part.sessions() {
+                let bucket = registry.bucket_of(identity, session);
+                all.cmd(command).arg(partition.bucket_key(bucket)).arg(&session_bytes(session)[..]);
+            }
         }
-        sleep(RETRY).await;
+        // Read after the sessions: a lease that has not been closed by now was not closed then.
+        let asks_leases = batch.iter().any(|part| *part.what() == What::Leases);
+        if asks_leases {
+            all.cmd("HGET").arg(partition.key("meta")).arg("closing");
+        }
+        loop {
+            // Noted before the read: what the tail reads meanwhile may be newer than the answer.
+            let read_up_to = partition.read_up_to();
+            let fault = match partition.read(&all, last_try).await {
+                Ok(answers) => match self.parse(answers, asks_leases, &identity.birth, partition, read_up_to) {
+                    Err(Fault::Registry) => registry.rejoin_same(identity).await?,
+                    Err(fault) => fault,
+                    answers => return answers,
+                },
+                Err(fault) => fault,
+            };
+            if !matches!(fault, Fault::Undone(_)) || Instant::now() + RETRY >= last_try {
+                return Err(fault);
+            }
+            sleep(RETRY).await;
+        }
     }
-}
 
-fn parse(answers: Vec<Value>, birth: &str, partition: &Partition, read_up_to: u64) -> Result<Vec<bool>, Fault> {
-    let mut answers = answers.into_iter();
-    let head = answers.next().ok_or_else(|| Fault::malformed("an answer is missing"))?;
-    let (found, end): (Option<String>, Option<u64>) = redis::from_redis_value(head).map_err(RedisError::from)?;
-    if found.as_deref() != Some(birth) {
-        return Err(Fault::Registry);
+    fn parse(
+        &self,
+        mut answers: Vec<Value>,
+        asks_leases: bool,
+        birth: &str,
+        partition: &Partition,
+        read_up_to: u64,
+    ) -> Result<Vec<Found>, Fault> {
+        let closing = if asks_leases { answers.pop().unwrap_or(Value::Nil) } else { Value::Nil };
+        let closing: Option<String> = redis::from_redis_value(closing).map_err(RedisError::from)?;
+        let closing = closing.unwrap_or_default();
+        let mut answers = answers.into_iter();
+        let head = answers.next().ok_or_else(|| Fault::malformed("an answer is missing"))?;
+        let (found, end): (Option<String>, Option<u64>) = redis::from_redis_value(head).map_err(RedisError::from)?;
+        if found.as_deref() != Some(birth) {
+            return Err(Fault::Registry);
+        }
+        if end.unwrap_or(0) < read_up_to {
+            return Err(partition.is_behind());
+        }
+        let found = |answer| match answer {
+            Value::Int(0) | Value::Nil => Ok(Found::Missing),
+            Value::Int(_) => Ok(Found::Exists),
+            Value::BulkString(slot) if slot.is_empty() => Ok(Found::Exists),
+            Value::BulkString(slot) => {
+                let slot = std::str::from_utf8(&slot).ok().and_then(|slot| slot.parse().ok()).unwrap_or(0);
+                Ok(self.attached.get(birth, &closing, slot).map_or(Found::Slot(slot), Found::Under))
+            }
+            _ => Err(Fault::malformed("a bucket is no hash")),
+        };
+        answers.map(found).collect()
     }
-    if end.unwrap_or(0) < read_up_to {
-        return Err(partition.is_behind());
-    }
-    answers.map(|answer| Ok(redis::from_redis_value(answer).map_err(RedisError::from)?)).collect()
 }

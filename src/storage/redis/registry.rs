@@ -336,7 +336,8 @@ async fn wipe(partition: &Partition, scripts: &Scripts, buckets: std::ops::Range
     let closed: Vec<Vec<u8>> = partition.ask(redis::cmd("HKEYS").arg(partition.key("closed"))).await?;
     let mut keys: Vec<String> = attached.iter().chain(&closed).map(|lease| partition.lease_key(lease)).collect();
     keys.extend(buckets.map(|bucket| partition.bucket_key(bucket)));
-    let names = ["log", "attached", "closed", "slots", "held", "leases", "deadlines", "ended", "claims", "quotas"];
+    let names = ["log", "attached", "closed", "slots", "held"];
+    let names = names.into_iter().chain(["leases", "deadlines", "ended", "claims", "ids", "quotas"]);
     keys.extend(names.map(|name| partition.key(name)));
     for keys in keys.chunks(KEYS_A_STEP) {
         let wiped = partition
@@ -390,7 +391,7 @@ impl Head {
         ] {
             fields.push((name.to_owned(), value.into_bytes()));
         }
-        for name in ["live", "lease_time", "looks", "revived", "grace"] {
+        for name in ["live", "lease_time", "linger_time", "looks", "revived", "grace"] {
             fields.push((name.to_owned(), b"0".to_vec()));
         }
         fields

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, net::SocketAddr, time::Duration};
 
 use sessiond::{
-    client::{Client, ResetReason, Watch, WatchOptions, WatchUpdate},
+    client::{Client, ResetReason, SnapshotSession, Watch, WatchOptions, WatchUpdate},
     session::{SessionChange, SessionEvent, SessionKey},
 };
 use tokio::time::{Instant, sleep, sleep_until};
@@ -156,7 +156,7 @@ impl Observer {
         self.position = cursor.and_then(position).unwrap_or(self.position);
         match update {
             WatchUpdate::Snapshot(sessions) => {
-                for session in sessions {
+                for SnapshotSession { session, .. } in sessions {
                     assert!(self.held.insert(session), "{:?}: {session:?} is held already", self.habit);
                 }
             }

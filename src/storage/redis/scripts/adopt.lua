@@ -1,9 +1,10 @@
--- Attaches a lease to a partition. Its slot is never used again.
-local function adopt(lease, attached_key, slots_key, held_key)
+-- Attaches a lease to a partition. Its slot is never used again. A lease that lingers has '~' before its slot: sessions
+-- under it can be destroyed, but none comes under it.
+local function adopt(lease, lingers, attached_key, slots_key, held_key)
     local state = call('HMGET', meta, 'slots', 'leases')
     local slot = text(state[1] + 1)
     call('HSET', meta, 'slots', slot, 'leases', text(state[2] + 1))
-    call('HSET', attached_key, lease, slot)
+    call('HSET', attached_key, lease, lingers .. slot)
     call('HSET', slots_key, slot, lease)
     call('HSET', held_key, slot, 0)
 end

@@ -1,17 +1,17 @@
 -- Creates and destroys sessions, in order. A step creates ('c', or 'C' under a lease, or 'T' under a lease but takes the
 -- session only from a certain one) or destroys ('d', or 'D' only if under the lease).
--- KEYS: meta, log, leases attached here, slots, sessions held by slot, for each lease its set of buckets, for each step
+-- KEYS: meta, log, leases attached here (those that linger have '~' before their slot), slots, sessions held by slot, for each lease its set of buckets, for each step
 -- its bucket.
 -- ARGV: birth, until when the script is good, the position up to which the caller has read, how many changes to retain,
 -- the limit of sessions (-1: the partition's quota), a random mark, the leases (8 bytes each), '1' if all steps create
 -- without a lease, the steps (a letter and the session's 16 bytes each), the lease of each step (a byte: the lease's
 -- number, or 0), the bucket's number within the partition (4 bytes each), how many buckets share a bit of a lease's
--- set, the lease that each step may take the session from (a byte: the lease's number, or 0), leases that have ended (8
--- bytes each).
+-- set, the lease that each step may take the session from (a byte: the lease's number, or 0), leases that protect
+-- nothing because they have ended or linger (8 bytes each).
 -- Returns the time, the end of the log, a letter for each step, and a lease (8 bytes) for each letter that has one: 0
 -- nothing changed, S the same because the session is under that lease, Z the same but that lease is closed here, 1
--- something changed, m the session moved, E that lease is closed here and must be known to have ended first, L the
--- step's lease is not attached here, F the partition is full, M Redis has no memory for it.
+-- something changed, m the session moved, E that lease is closed or lingers here and must be known to protect nothing
+-- first, L no session comes under the step's lease here, F the partition is full, M Redis has no memory for it.
 -- Errors, after which nothing has changed: LATE if the script is no longer good, BEHIND if this Redis lacks what the
 -- caller has read.
 local problem = late(ARGV[2])
@@ -27,7 +27,7 @@ local lease_count, step_count = #leases / 8, #steps / 17
 local function session_of(step)
     return sub(steps, step * 17 - 15, step * 17)
 end
-local slot_of = {}
+local slot_of, LINGERS = {}, byte('~')
 for i = 1, lease_count do
     slot_of[i] = call('HGET', keys[3], sub(leases, i * 8 - 7, i * 8))
 end
@@ -71,7 +71,7 @@ local full = false
 -- The set of a lease's buckets is a set of numbers while these are few. Then it becomes a string of bits, each of which
 -- may stand for several buckets. Bits take less memory, but a sweep of a small lease must not look into thousands of
 -- buckets.
-local FEW = 256
+local FEW, MOST_BITS = 256, 2 ^ 14
 -- How many buckets share a bit. By lease, how many numbers its set holds, or false if it holds bits.
 local a_bit, size_of = tonumber(ARGV[12]), {}
 local function as_bits(numbers)
@@ -99,6 +99,15 @@ local function add_bucket(place, step)
     local number = ((a * 256 + b) * 256 + c) * 256 + d
     if size_of[place] == nil then
         size_of[place] = call('TYPE', key).ok ~= 'string' and call('SCARD', key)
+        if size_of[place] == 0 and tonumber(call('HGET', keys[5], slot_of[place]) or 0) ~= 0 then
+            -- The set was lost, so it stands for all buckets from now on.
+            local done = pcall('SET', key, string.rep('\255', MOST_BITS / 8))
+            if done.err then
+                size_of[place] = nil
+                return done
+            end
+            size_of[place] = false
+        end
     end
     if not size_of[place] then
         return pcall('SETBIT', key, math.floor(number / a_bit), 1)
@@ -132,25 +141,23 @@ local function stays(slot)
     return call('HEXISTS', keys[3], lease) == 1 and 'S' or 'Z'
 end
 
--- Leases that are known to have ended. By a step's lease, the lease that its takeovers wait for: later ones of the batch
+-- Leases that are known to protect nothing. By a step's lease, the lease that its takeovers wait for: later ones of the batch
 -- wait, too, so it keeps its order.
-local ended, waits_for = {}, {}
+local protects_nothing, waits_for = {}, {}
 for i = 1, #ARGV[14], 8 do
-    ended[sub(ARGV[14], i, i + 7)] = true
+    protects_nothing[sub(ARGV[14], i, i + 7)] = true
 end
 -- Returns the answer if a session must not be taken from this slot, or nil if it may be.
 local function protects(step, slot)
     local place, from = byte(places, step), byte(ARGV[13], step)
     if not waits_for[place] then
         local lease = slot and slot ~= '' and lease_at(slot) or NO_LEASE
-        if lease == NO_LEASE or ended[lease] or from > 0 and lease == sub(leases, from * 8 - 7, from * 8) then
+        if lease == NO_LEASE or protects_nothing[lease] or from > 0 and lease == sub(leases, from * 8 - 7, from * 8) then
             return nil
         end
-        local answer = stays(slot)
-        if answer == 'S' then
-            return 'S'
+        if call('HGET', keys[3], lease) == slot then
+            return stays(slot)
         end
-        told[#told] = nil
         waits_for[place] = lease
     end
     told[#told + 1] = waits_for[place]
@@ -161,7 +168,7 @@ end
 local function create_leased(step, bucket, session, takes_from)
     local place = byte(places, step)
     local slot = slot_of[place]
-    if not slot then
+    if not slot or byte(slot) == LINGERS then
         return 'L'
     end
     local held = pcall('HGET', bucket, session)
@@ -299,7 +306,7 @@ for step = 1, step_count do
         answer = destroy(step, bucket, session)
     else
         local slot = slot_of[byte(places, step)]
-        answer = slot and destroy(step, bucket, session, slot) or 'L'
+        answer = slot and destroy(step, bucket, session, string.match(slot, '%d+')) or 'L'
     end
     if type(answer) == 'table' then
         return undo(answer)

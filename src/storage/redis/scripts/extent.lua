@@ -1,6 +1,6 @@
 -- Returns how far the log reaches, and whether the partition's keys are consistent.
--- KEYS: meta, log, attached leases, closed leases, slots, sessions held by slot; of the first partition also leases and
--- deadlines.
+-- KEYS: meta, log, attached leases, closed leases, slots, sessions held by slot; of the first partition also leases,
+-- deadlines and ids.
 -- ARGV: birth, a position or ''.
 -- Returns the time, the registry's id (of the first partition), the end of the log and its mark, the start and its
 -- mark, the count of sessions, the mark at the position ('' if the log does not hold it), and 0 if a key was lost.
@@ -14,14 +14,13 @@ if oldest then
     local final, changes = string.match(oldest[1], '^(%d+)-(%d+)$')
     start, start_mark = final - changes, string.sub(oldest[2][2], 1, 8)
 end
-local known = call('HMGET', meta, 'id', 'leases', 'live')
-local slots = call('HLEN', KEYS[5])
-local fits = slots == tonumber(known[2]) and slots == call('HLEN', KEYS[6])
-    and slots == call('HLEN', KEYS[3]) + call('HLEN', KEYS[4])
-if KEYS[7] and fits then
-    local live = tonumber(known[3])
-    fits = live == call('HLEN', KEYS[7]) and live == call('ZCARD', KEYS[8])
+local known = call('HMGET', meta, 'id', 'live')
+local is_whole = fits(KEYS[3], KEYS[4], KEYS[5], KEYS[6])
+if KEYS[7] and is_whole then
+    local live = tonumber(known[2])
+    -- Leases that are ending have an id, too.
+    is_whole = live == call('HLEN', KEYS[7]) and live == call('ZCARD', KEYS[8]) and live <= call('ZCARD', KEYS[9])
 end
 local at = ARGV[2] ~= '' and mark_at(tonumber(ARGV[2]))
 local told = is_stored and now or tonumber(head[2])
-return {told, known[1] or '', last, mark, start, start_mark, count, at or '', fits and 1 or 0}
+return {told, known[1] or '', last, mark, start, start_mark, count, at or '', is_whole and 1 or 0}

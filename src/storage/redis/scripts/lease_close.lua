@@ -1,18 +1,24 @@
--- Closes leases that are ending: no session of this partition can come under them any more.
--- KEYS: meta, attached leases, closed leases, sessions held by slot. ARGV: birth, a random number, the leases (if
--- none is named, only the number changes).
+-- Closes leases that end or begin to linger: no session of this partition can come under them any more.
+-- KEYS: meta, attached leases, closed leases, sessions held by slot. ARGV: birth, a random number, '~' for each lease
+-- that begins to linger and '.' for each that ends, the leases (if none is named, only the number changes).
+-- A lease that is closed already stays so, even if it was to linger: this may be executed late.
 -- Returns how many sessions are under each lease here.
 call('HSET', meta, 'closing', ARGV[2])
-if #ARGV == 2 then
+if #ARGV == 3 then
     return {}
 end
-local attached = call('HMGET', KEYS[2], unpack(ARGV, 3))
-local held, leases, closed = {}, {}, {}
-for i, slot in ipairs(call('HMGET', KEYS[3], unpack(ARGV, 3))) do
-    if not slot and attached[i] then
-        slot = attached[i]
-        leases[#leases + 1] = ARGV[2 + i]
-        closed[#closed + 1], closed[#closed + 2] = ARGV[2 + i], slot
+local attached = call('HMGET', KEYS[2], unpack(ARGV, 4))
+local held, leases, closed, lingering = {}, {}, {}, {}
+for i, slot in ipairs(call('HMGET', KEYS[3], unpack(ARGV, 4))) do
+    local lease = ARGV[3 + i]
+    if attached[i] then
+        slot = string.match(attached[i], '%d+')
+        if string.sub(ARGV[3], i, i) == '~' then
+            lingering[#lingering + 1], lingering[#lingering + 2] = lease, '~' .. slot
+        else
+            leases[#leases + 1] = lease
+            closed[#closed + 1], closed[#closed + 2] = lease, slot
+        end
     end
     -- The count is negative if somebody has meddled with the counts.
     held[i] = slot and math.max(0, tonumber(call('HGET', KEYS[4], slot) or 1)) or 0
@@ -20,5 +26,8 @@ end
 if #leases > 0 then
     call('HSET', KEYS[3], unpack(closed))
     call('HDEL', KEYS[2], unpack(leases))
+end
+if #lingering > 0 then
+    call('HSET', KEYS[2], unpack(lingering))
 end
 return held

@@ -1,5 +1,5 @@
 -- Grants a lease. All leases are kept in the first partition, and attached there from the start.
--- KEYS: meta, leases, deadlines, ended leases, attached leases, slots, sessions held by slot.
+-- KEYS: meta, leases, deadlines, ended leases, attached leases, slots, sessions held by slot, ids.
 -- ARGV: birth, until when the script is good, lease, ttl in ms, owner, the limit of leases.
 -- Returns 1, or 0 if the limit is reached. Error: TAKEN if there is a lease of that id.
 local problem = late(ARGV[2])
@@ -15,9 +15,12 @@ end
 -- Checks the keys' types before anything is written.
 call('HLEN', KEYS[6])
 call('HLEN', KEYS[7])
+call('ZCARD', KEYS[8])
 store_clock()
-call('ZADD', KEYS[3], text(lease_now + 1 + ARGV[4]), ARGV[3])
-call('HSET', KEYS[2], ARGV[3], ARGV[4] .. ' ' .. ARGV[5])
-adopt(ARGV[3], KEYS[5], KEYS[6], KEYS[7])
+local record = ARGV[4] .. ' ' .. ARGV[5]
+set_deadline(ARGV[3], record)
+list_lease(KEYS[8], ARGV[3])
+call('HSET', KEYS[2], ARGV[3], record)
+adopt(ARGV[3], '', KEYS[5], KEYS[6], KEYS[7])
 call('HINCRBY', meta, 'live', 1)
 return 1

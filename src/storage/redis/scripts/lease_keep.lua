@@ -1,6 +1,7 @@
 -- Gives a lease its whole ttl from now on.
 -- KEYS: meta, leases, deadlines, ended leases. ARGV: birth, until when the script is good, lease.
--- Returns the ttl in ms and '', 0 and the lease's record if it is ending, -1 and '' if it is gone.
+-- Returns the ttl in ms and '', 0 and the lease's record if it is ending, -1 and '' if it is gone, -2 and '' if it
+-- lingers.
 local problem = late(ARGV[2])
 if problem then
     return problem
@@ -11,6 +12,9 @@ if not lease then
     return ended and string.sub(ended, 1, 1) == 'm' and {0, ended} or {-1, ''}
 end
 local ttl = tonumber(string.match(lease, '^%d+'))
+if not ttl then
+    return {-2, ''}
+end
 call('HDEL', meta, '')
-call('ZADD', KEYS[3], text(lease_now + 1 + ttl), ARGV[3])
+set_deadline(ARGV[3], lease)
 return {ttl, ''}

@@ -1,11 +1,16 @@
--- Moves the leases' clock, marks leases that are due as ending, and hands out leases that nobody ends or sweeps.
+-- Moves the clocks of leases, marks leases that are due as ending, and hands out leases that nobody ends or sweeps.
 -- KEYS: meta, leases, deadlines, ended leases, claims.
 -- ARGV: birth, how many leases to mark at most, how many others to hand out at most, for how many ms the caller claims
 -- them, how many ms without a look are an outage, the ms that leases get after an outage of unknown length, the ms that
 -- leases get beyond the length of an outage, a random number, the number of the caller's own last look ('' if it has
--- none), and by the caller's clock the ms since that was answered and since it was sent.
+-- none), and by the caller's clock the ms since that was answered and since it was sent, until when the script is good,
+-- and the most ms until then from when that look was sent.
 -- Returns the number of this look, the ms that an outage lasted (-1: there was none, -2: unknown), the ms until the
 -- next deadline (-1: there is none), how many leases were due, and for each lease its id and its record.
+local problem = late(ARGV[12])
+if problem then
+    return problem
+end
 local most, claim = tonumber(ARGV[2]), tonumber(ARGV[4])
 local state = call('HMGET', meta, 'looks', 'revived', 'grace', 'look_wall')
 local looks, revived, grace = tonumber(state[1]), tonumber(state[2]), tonumber(state[3])
@@ -24,6 +29,9 @@ else
     end
 end
 local lease_now = lease_time + math.min(LONGEST_LOOK, passed)
+if ARGV[9] ~= '' then
+    linger_now = math.min(linger_now, clocks[2] + ARGV[13])
+end
 local outage = length == -2 or length > tonumber(ARGV[5])
 -- Checks the keys' types before anything is written.
 call('HLEN', KEYS[2])
@@ -41,30 +49,43 @@ if outage then
     end
 end
 call('HSET', meta, 'time', text(now), 'wall', text(wall), 'look_wall', text(wall), 'lease_time', text(lease_now),
-    'looks', text(looks), 'revived', text(revived), 'grace', text(grace))
+    'linger_time', text(linger_now), 'look_time', text(now), 'looks', text(looks), 'revived', text(revived),
+    'grace', text(grace))
 
 local given, marked = {}, 0
 for _, lease in ipairs(call('ZRANGEBYSCORE', KEYS[5], '-inf', text(now), 'LIMIT', 0, ARGV[3])) do
     call('ZADD', KEYS[5], text(now + claim), lease)
     given[#given + 1] = lease
-    given[#given + 1] = call('HGET', KEYS[4], lease) or 'mx 0 0 0 '
+    given[#given + 1] = call('HGET', KEYS[4], lease) or 'mx 0 0 0 0 '
 end
-local due = call('ZRANGEBYSCORE', KEYS[3], '-inf', text(lease_now), 'WITHSCORES', 'LIMIT', 0, most)
+local function mark_due(lease, reason)
+    local known = end_lease(lease, reason, claim, ARGV[8], '0', '0')
+    if known then
+        given[#given + 1] = lease
+        given[#given + 1] = known
+    end
+end
+for _, lease in ipairs(call('ZRANGEBYSCORE', KEYS[3], '-inf', text(linger_now - LINGERS), 'LIMIT', 0, most)) do
+    mark_due(lease, 'v')
+    marked = marked + 1
+end
+local due = call('ZRANGEBYSCORE', KEYS[3], 0, text(lease_now), 'WITHSCORES', 'LIMIT', 0, most - marked)
 for i = 1, #due, 2 do
     local lease, deadline = due[i], tonumber(due[i + 1])
     local ttl = tonumber(string.match(call('HGET', KEYS[2], lease) or '', '^%d+')) or 0
-    local extended = revived + 1 + math.max(ttl, grace)
-    if deadline - 1 - LONGEST_LOOK - ttl < revived and extended > lease_now then
-        call('ZADD', KEYS[3], text(extended), lease)
+    deadline = extended(deadline, ttl, revived, grace)
+    if deadline > lease_now then
+        call('ZADD', KEYS[3], text(deadline), lease)
     else
-        local known = end_lease(lease, 'x', claim, ARGV[8], '0')
-        if known then
-            given[#given + 1] = lease
-            given[#given + 1] = known
-        end
+        mark_due(lease, 'x')
     end
     marked = marked + 1
 end
-local next = call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2]
-local wait = next and math.max(0, next - lease_now) or -1
+local next = call('ZRANGEBYSCORE', KEYS[3], 0, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
+local wait = next and math.max(0, next - lease_now) or math.huge
+next = tonumber(call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2])
+if next and next < 0 then
+    wait = math.min(wait, math.max(0, next + LINGERS - linger_now))
+end
+wait = wait < math.huge and wait or -1
 return {looks, outage and length or -1, wait, marked, unpack(given)}

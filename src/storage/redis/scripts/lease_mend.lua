@@ -1,6 +1,6 @@
--- Makes leases and their deadlines consistent again after one of the keys was lost. A lease without a deadline gets its
--- whole ttl from now on. A deadline without a lease ends that lease.
--- KEYS: meta, leases, deadlines, ended leases, claims. ARGV: birth, which key to go through ('leases' or 'deadlines';
+-- Makes leases, their deadlines and their ids consistent again after one of the keys was lost. A lease without a deadline
+-- gets its whole ttl from now on. A deadline without a lease ends that lease.
+-- KEYS: meta, leases, deadlines, ended leases, claims, ids. ARGV: birth, which key to go through ('leases' or 'deadlines';
 -- 'counts' at the end), the cursor in it.
 -- Returns the next cursor.
 call('HDEL', meta, '')
@@ -8,9 +8,9 @@ if ARGV[2] == 'leases' then
     local found = call('HSCAN', KEYS[2], ARGV[3], 'COUNT', 512)
     for i = 1, #found[2], 2 do
         if not call('ZSCORE', KEYS[3], found[2][i]) then
-            local ttl = tonumber(string.match(found[2][i + 1], '^%d+')) or 0
-            call('ZADD', KEYS[3], text(lease_now + 1 + ttl), found[2][i])
+            set_deadline(found[2][i], found[2][i + 1])
         end
+        list_lease(KEYS[6], found[2][i])
     end
     return found[1]
 elseif ARGV[2] == 'deadlines' then
@@ -18,7 +18,7 @@ elseif ARGV[2] == 'deadlines' then
     for i = 1, #found[2], 2 do
         local lease = found[2][i]
         if call('HEXISTS', KEYS[2], lease) == 0 then
-            if call('HSETNX', KEYS[4], lease, 'mx 0 0 0 ') == 1 then
+            if call('HSETNX', KEYS[4], lease, 'mx 0 0 0 0 ') == 1 then
                 call('ZADD', KEYS[5], 0, lease)
             end
             call('ZREM', KEYS[3], lease)

@@ -1,7 +1,8 @@
--- Marks a lease as ending.
+-- Marks a lease as ending, now or when it has lingered.
 -- ARGV: birth, until when the script is good, lease, for how many ms the caller claims it, a random number, until when
--- the end may be recorded.
--- Returns 1 and the lease's record, 0 and its record if somebody else is ending it, -1 and '' if it is gone.
+-- the end may be recorded, for how many ms the lease lingers.
+-- Returns 1 and the lease's record, 0 and its record if somebody else is ending it, 2 and '' if it lingers already, and
+-- not for longer than that, -1 and '' if it is gone.
 local problem = late(ARGV[2])
 if problem then
     return problem
@@ -10,8 +11,19 @@ local ended = call('HGET', KEYS[4], ARGV[3])
 if ended then
     return string.sub(ended, 1, 1) == 'm' and {0, ended} or {-1, ''}
 end
-if call('HEXISTS', KEYS[2], ARGV[3]) == 0 then
+local known = call('HGET', KEYS[2], ARGV[3])
+if not known then
     return {-1, ''}
 end
 call('HDEL', meta, '')
-return {1, end_lease(ARGV[3], 'v', ARGV[4], ARGV[5], ARGV[6])}
+local lingers, over = tonumber(ARGV[7]) > 0, text(linger_now + ARGV[7])
+local before, record = string.match(known, '^~(%d+) (.*)$')
+if before and lingers then
+    if tonumber(over) < tonumber(before) then
+        known = '~' .. over .. ' ' .. record
+        call('HSET', KEYS[2], ARGV[3], known)
+        set_deadline(ARGV[3], known)
+    end
+    return {2, ''}
+end
+return {1, end_lease(ARGV[3], 'v', ARGV[4], ARGV[5], ARGV[6], lingers and over or '0')}

@@ -13,14 +13,15 @@ for i = 1, #found[2], 2 do
     local name, value = found[2][i], found[2][i + 1]
     if ARGV[2] == 'slots' then
         if call('HEXISTS', KEYS[2], value) + call('HEXISTS', KEYS[3], value) == 0 then
-            call('HSET', KEYS[2], value, name)
+            -- Nothing comes under it until the first partition was asked about it.
+            call('HSET', KEYS[3], value, name)
         end
         -- The sessions are not counted again, so sweeps may not rely on the counts any more.
         if call('HSETNX', KEYS[5], name, 0) == 1 then
             call('HSET', meta, 'uncounted', 1)
         end
     else
-        call('HSET', KEYS[4], value, name)
+        call('HSET', KEYS[4], string.match(value, '%d+'), name)
     end
 end
 return found[1]

@@ -1,0 +1,115 @@
+//! Lists of leases. The first partition knows them in the order of their ids; how many sessions are under them is asked of every
+//! partition.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use redis::{RedisError, Value};
+
+use super::{
+    fault::Fault,
+    lease::{lease_bytes, lease_number},
+    partition::ASK,
+    registry::Registry,
+};
+use crate::{
+    session::LeaseId,
+    storage::{LeasePage, LeaseQuery, LeaseStatus},
+};
+
+/// The most leases of one script, which takes Redis half a millisecond.
+const LEASES_A_STEP: usize = 256;
+
+/// A page looks at so many leases at most, unless it may have more. An owner's leases may be few among many.
+const LEASES_A_PAGE: usize = 10_000;
+
+/// What `lease_list.lua` returns of a lease: its id, whether it lingers, the ms until it ends, its ttl and its owner.
+type Listed = (Vec<u8>, u8, u64, u64, Vec<u8>);
+
+impl Registry {
+    pub(super) async fn list_leases(&self, query: &LeaseQuery) -> Result<LeasePage, Fault> {
+        let named: BTreeSet<LeaseId> = query.lease_ids.iter().copied().filter(|id| Some(*id) > query.after).collect();
+        let named: Vec<[u8; 8]> = named.into_iter().map(lease_bytes).collect();
+        let mut page = LeasePage { leases: Vec::new(), next: query.after };
+        let mut looked_at = 0;
+        while looked_at < query.limit.max(LEASES_A_PAGE) && page.leases.len() < query.limit {
+            let some = LEASES_A_STEP.min(query.limit - page.leases.len());
+            let names = &named[looked_at.min(named.len())..(looked_at + some).min(named.len())];
+            if !query.lease_ids.is_empty() && names.is_empty() {
+                page.next = None;
+                break;
+            }
+            let (last, count, leases) = self.list_some(page.next, some, query.owner.as_deref(), names).await?;
+            page.leases.extend(leases);
+            looked_at += count;
+            let is_end = if names.is_empty() { count < some } else { looked_at == named.len() };
+            page.next = last.filter(|_| !is_end);
+            if is_end {
+                break;
+            }
+        }
+        Ok(page)
+    }
+
+    /// Looks at the next leases, or at those that are named. Returns the last one, how many there were, and those to list.
+    async fn list_some(
+        &self,
+        after: Option<LeaseId>,
+        some: usize,
+        owner: Option<&str>,
+        named: &[[u8; 8]],
+    ) -> Result<(Option<LeaseId>, usize, Vec<LeaseStatus>), Fault> {
+        let owner = owner.map(|owner| format!("={owner}")).unwrap_or_default();
+        let owner = owner.as_str();
+        let listed = self.with_identity(|identity| async move {
+            let first = self.first();
+            let listed = first.run::<Vec<Value>>(ASK, |_| {
+                let names = ["leases", "deadlines", "ended", "ids"];
+                let call = self.call(&self.scripts.lease_list, first, &names, 0).arg(&identity.birth);
+                let call = call.arg(after.map_or(0, LeaseId::number)).arg(some).arg(owner);
+                named.iter().fold(call, |call, lease| call.arg(&lease[..]))
+            });
+            listed.await
+        });
+        let mut parts = listed.await?.into_iter();
+        let head = Value::Array(parts.by_ref().take(2).collect());
+        let (last, count): (Vec<u8>, usize) = redis::from_redis_value(head).map_err(RedisError::from)?;
+        let listed: Vec<Listed> = redis::from_redis_value(Value::Array(parts.collect())).map_err(RedisError::from)?;
+        let leases: Vec<&[u8]> = listed.iter().map(|(lease, ..)| &lease[..]).collect();
+        let counts = self.session_counts(&leases).await?;
+        let status = |((lease, lingers, left, ttl, owner), session_count): (Listed, u64)| {
+            Some(LeaseStatus {
+                lease: LeaseId::from_number(lease_number(&lease))?,
+                owner: String::from_utf8_lossy(&owner).into(),
+                ttl: Duration::from_millis(ttl),
+                expires_in: Duration::from_millis(left),
+                session_count,
+                lingers: lingers == 1,
+            })
+        };
+        let leases = listed.into_iter().zip(counts).filter_map(status).collect();
+        Ok((LeaseId::from_number(lease_number(&last)), count, leases))
+    }
+
+    /// Counts the sessions under leases.
+    async fn session_counts(&self, leases: &[&[u8]]) -> Result<Vec<u64>, Fault> {
+        let mut sums = vec![0; leases.len()];
+        if leases.is_empty() {
+            return Ok(sums);
+        }
+        let counts = self.with_identity(|identity| async move {
+            let birth = &identity.birth;
+            let counts = self.each_partition(|partition| async move {
+                let counted = partition.run::<Vec<u64>>(ASK, |_| {
+                    let call = self.call(&self.scripts.lease_held, &partition, &["attached", "closed", "held"], 0);
+                    call.arg(birth).arg(leases)
+                });
+                counted.await
+            });
+            counts.await
+        });
+        for counts in counts.await? {
+            sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+        }
+        Ok(sums)
+    }
+}
