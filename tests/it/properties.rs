@@ -118,6 +118,8 @@ struct Counts {
     moved_in: usize,
     moved_out: usize,
     moved_in_snapshots: usize,
+    /// In or out of a part.
+    crossed_in_snapshots: usize,
     moved_after_resume: usize,
     leases_in_snapshots: usize,
 }
@@ -148,8 +150,10 @@ impl Counts {
                                     !leases.is_empty() && !lease.is_some_and(|lease| leases.contains(&lease))
                                 };
                                 self.moved += 1;
-                                self.moved_in += usize::from(is_outside(previous));
-                                self.moved_out += usize::from(is_outside(event.lease));
+                                let (moved_in, moved_out) = (is_outside(previous), is_outside(event.lease));
+                                self.moved_in += usize::from(moved_in);
+                                self.moved_out += usize::from(moved_out);
+                                self.crossed_in_snapshots += usize::from(in_snapshot && (moved_in || moved_out));
                                 self.moved_in_snapshots += usize::from(in_snapshot);
                                 self.moved_after_resume += usize::from(is_resumed);
                             }
@@ -189,6 +193,7 @@ fn histories_lead_streams_to_all_that_can_happen_to_them() {
         counts.moved_in,
         counts.moved_out,
         counts.moved_in_snapshots,
+        counts.crossed_in_snapshots,
         counts.moved_after_resume,
         counts.leases_in_snapshots,
     ];

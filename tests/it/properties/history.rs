@@ -14,7 +14,7 @@ const SESSION_IDS: [i64; 6] = [0, 1, 2, -1, i64::MIN, i64::MAX];
 const AUTH_KEY_IDS: [i64; 3] = [0, 7, -7];
 
 /// So many of the newest leases are in use, so that sessions move among them.
-const LEASES_IN_USE: usize = 4;
+const LEASES_IN_USE: usize = 3;
 
 /// A storage and the subjects over it.
 #[derive(Clone, Debug)]
@@ -41,6 +41,9 @@ impl Shape {
         SubjectOptions { retain_events, retain_bytes, ..SubjectOptions::default() }
     }
 }
+
+/// The observer that joined last.
+pub(crate) const NEWEST: usize = usize::MAX;
 
 /// One step of a history. Numbers choose among what there is when the step is taken.
 #[derive(Clone, Debug)]
@@ -76,6 +79,7 @@ pub(crate) enum Step {
         filter: Filter,
     },
     Poll {
+        /// May be [`NEWEST`].
         who: usize,
         updates: usize,
     },
@@ -112,14 +116,30 @@ pub(crate) fn shape() -> impl Strategy<Value = Shape> {
 }
 
 pub(crate) fn steps(count: Range<usize>) -> impl Strategy<Value = Vec<Step>> {
-    vec(step(), count)
+    // Most begin with leases that last.
+    let leases = vec(Just(Step::Grant(Duration::from_secs(3600))), 0..LEASES_IN_USE);
+    let one = step().prop_map(|step| vec![step]);
+    let some = vec(prop_oneof![12 => one, 1 => snapshot_amid_changes()], count);
+    (leases, some).prop_map(|(leases, steps)| [leases, steps.concat()].concat())
+}
+
+/// An observer that is told bit by bit of what changes while it reads its snapshot.
+fn snapshot_amid_changes() -> impl Strategy<Value = Vec<Step>> {
+    let rounds = vec((change(), 1..4usize), 1..6);
+    (any::<usize>(), filter(), rounds).prop_map(|(replica, filter, rounds)| {
+        let poll = |updates| Step::Poll { who: NEWEST, updates };
+        let join = [Step::Join { replica, from: From::Snapshot, filter }, poll(2)];
+        let round = |(change, updates)| [change, Step::Run(2), poll(updates)];
+        join.into_iter().chain(rounds.into_iter().flat_map(round)).collect()
+    })
 }
 
 fn step() -> impl Strategy<Value = Step> {
+    // Often few, so that something happens while an observer is amid its snapshot.
+    let updates = prop_oneof![Just(1), 1..6usize];
     prop_oneof![
         24 => change(),
         3 => (300..3000u64).prop_map(|ms| Step::Grant(Duration::from_millis(ms))),
-        2 => Just(Step::Grant(Duration::from_secs(3600))),
         2 => any::<usize>().prop_map(Step::KeepAlive),
         2 => (any::<usize>(), linger()).prop_map(|(lease, linger)| Step::Revoke(lease, linger)),
         2 => (1..2000u64).prop_map(|ms| Step::Pass(Duration::from_millis(ms))),
@@ -128,7 +148,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (any::<usize>(), any::<bool>()).prop_map(|(replica, follows)| Step::LetFollow(replica, follows)),
         1 => any::<usize>().prop_map(Step::Restart),
         8 => (any::<usize>(), from(), filter()).prop_map(|(replica, from, filter)| Step::Join { replica, from, filter }),
-        24 => (any::<usize>(), 1..6usize).prop_map(|(who, updates)| Step::Poll { who, updates }),
+        24 => (any::<usize>(), updates).prop_map(|(who, updates)| Step::Poll { who, updates }),
         2 => any::<usize>().prop_map(Step::Leave),
         6 => (any::<usize>(), any::<usize>()).prop_map(|(who, replica)| Step::Resume { who, replica }),
     ]
@@ -137,11 +157,13 @@ fn step() -> impl Strategy<Value = Step> {
 /// A change by a writer: of one session or of a batch.
 pub(crate) fn change() -> impl Strategy<Value = Step> {
     let sessions = prop_oneof![vec(session(), 1), vec(session(), 2..20)];
-    let lease = prop_oneof![1 => Just(None), 1 => any::<usize>().prop_map(Some)];
+    let lease = prop_oneof![1 => Just(None), 3 => any::<usize>().prop_map(Some)];
     let only_from = prop_oneof![1 => Just(None), 1 => prop::option::of(any::<usize>()).prop_map(Some)];
-    (any::<bool>(), sessions, lease, only_from).prop_map(|(creates, sessions, lease, only_from)| match creates {
-        true => Step::Create { sessions, lease, only_from },
-        false => Step::Destroy { sessions, lease },
+    (prop::bool::weighted(0.6), sessions, lease, only_from).prop_map(|(creates, sessions, lease, only_from)| {
+        match creates {
+            true => Step::Create { sessions, lease, only_from },
+            false => Step::Destroy { sessions, lease },
+        }
     })
 }
 
@@ -210,7 +232,7 @@ pub(crate) fn filter() -> impl Strategy<Value = Filter> {
     let by_session = prop_oneof![Just(Filter::default()), narrow];
     // Numbers, for which leases are chosen later.
     let lease_ids = vec((1..100u64).prop_map(|number| LeaseId::from_number(number).unwrap()), 1..3);
-    let lease_ids = prop_oneof![Just(Vec::new()), lease_ids];
+    let lease_ids = prop_oneof![1 => Just(Vec::new()), 2 => lease_ids];
     let placed = (by_session.clone(), lease_ids).prop_map(|(filter, lease_ids)| Filter {
         placements: true,
         lease_ids: lease_ids.into_iter().collect(),

@@ -19,7 +19,7 @@ use super::{
     checker::{Broken, Promise, Started, Trace},
     concurrent::read_to_end,
     faulty::Tamper,
-    history::{From, Shape, Step, all_sessions, create_options, named},
+    history::{From, NEWEST, Shape, Step, all_sessions, create_options, named},
     model::Model,
     replica::Replica,
     told::Told,
@@ -123,6 +123,7 @@ impl World {
                 let filter = named(filter, &self.leases);
                 self.join(replica % self.replicas.len(), *from, &filter).await;
             }
+            Step::Poll { who: NEWEST, updates } => self.poll(self.watchers.len().saturating_sub(1), *updates).await,
             Step::Poll { who, updates } => self.poll(*who, *updates).await,
             Step::Leave(who) => drop(self.leave(*who)),
             Step::Resume { who, replica } => {
