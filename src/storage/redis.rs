@@ -248,8 +248,8 @@ impl RedisStorage {
         Ok(done)
     }
 
-    /// Reads something of a partition, together with the end of its log at that moment. `known` is a place in the log for each partition;
-    /// what is read is of a log that contains it.
+    /// Reads something of a partition, together with the end of its log at that moment. `known` is a place in the log
+    /// for each partition; what is read is of a log that contains it.
     async fn read_at<T, F>(
         &self,
         registry_id: RegistryId,
@@ -291,7 +291,8 @@ impl RedisStorage {
         Err(StorageError::from(tail::too_fast()).into())
     }
 
-    /// Reads the first of some buckets, which are in one partition, together with the place in the log that they reflect.
+    /// Reads the first of some buckets, which are in one partition, together with the place in the log that they
+    /// reflect.
     async fn read_run(
         &self,
         identity: Arc<Identity>,

@@ -19,6 +19,8 @@ mod histories;
 mod layouts;
 mod lease_end;
 mod linear;
+mod linger;
+mod listing;
 mod lost_keys;
 mod made_anew;
 mod name;

@@ -37,7 +37,8 @@ impl FromRedisValue for Buckets {
 }
 
 impl Registry {
-    /// Asks a partition about leases. With `known`, a place up to which its log was read, also about those that are not closed there.
+    /// Asks a partition about leases. With `known`, a place up to which its log was read, also about those that are not
+    /// closed there.
     /// Returns the end of its log at that moment, too.
     pub(super) async fn find<'a>(
         &self,
@@ -67,8 +68,8 @@ impl Registry {
         Ok((LogPoint { position: Position(position), mark }, found.collect()))
     }
 
-    /// Returns the buckets of a partition that may have sessions under some leases, in order. `None` if every bucket may, because the set
-    /// of a lease was lost.
+    /// Returns the buckets of a partition that may have sessions under some leases, in order. `None` if every bucket
+    /// may, because the set of a lease was lost.
     pub(super) fn buckets_with<'a>(&self, partition: u32, found: impl Iterator<Item = &'a Found>) -> Option<Vec<u32>> {
         let first = self.first_bucket(partition);
         let (mut buckets, mut all_bits) = (Vec::new(), Vec::new());

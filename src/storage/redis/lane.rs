@@ -19,8 +19,8 @@ use super::{
 };
 use crate::session::{LeaseId, SessionKey};
 
-/// The limits of one script. It takes Redis a few milliseconds, and the number of each lease has to fit in a byte. A call has at most
-/// two.
+/// The limits of one script. It takes Redis a few milliseconds, and the number of each lease has to fit in a byte. A
+/// call has at most two.
 const LIMITS: Limits = Limits { sessions: 384, share: 64, calls: 127 };
 
 /// How long to wait before a script that was certainly not executed is sent again.
@@ -46,8 +46,8 @@ pub(super) enum Outcome {
     Yes,
     /// The session moved to the lease of the call.
     Moved,
-    /// The session is under a lease that is closed or lingers in this partition, and may be taken only if it has ended or lingers
-    /// everywhere. The script stopped here.
+    /// The session is under a lease that is closed or lingers in this partition, and may be taken only if it has ended
+    /// or lingers everywhere. The script stopped here.
     Closed(LeaseId),
     /// No session comes under the lease in this partition. The script stopped here.
     NoLease,

@@ -94,7 +94,7 @@ impl Registry {
         // The end of the lease may be recorded until then, so no failure is returned earlier.
         let over = Instant::now() + 2 * self.first().timeout();
         let revoked = self.revoke(lease, linger, over).await;
-        if let Err(StorageError::Unavailable(_) | StorageError::Refused(_)) = &revoked {
+        if revoked.as_ref().is_err_and(|error| !matches!(error, StorageError::UnknownLease(_))) {
             sleep_until(over).await;
         }
         revoked

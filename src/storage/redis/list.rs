@@ -1,5 +1,5 @@
-//! Lists of leases. The first partition knows them in the order of their ids; how many sessions are under them is asked of every
-//! partition.
+//! Lists of leases. The first partition knows them in the order of their ids; how many sessions are under them is asked
+//! of every partition.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -50,7 +50,8 @@ impl Registry {
         Ok(page)
     }
 
-    /// Looks at the next leases, or at those that are named. Returns the last one, how many there were, and those to list.
+    /// Looks at the next leases, or at those that are named. Returns the last one, how many there were, and those to
+    /// list.
     async fn list_some(
         &self,
         after: Option<LeaseId>,

@@ -1,8 +1,8 @@
 //! Lookups of the leases that sessions of one partition are under.
 //!
-//! A session's slot is read as cheaply as whether the session exists (`reads.rs`). The lease of a slot never changes, and a lease that
-//! is attached lives. So a replica remembers which slots are attached, and at which closing of the partition that was so. Only if
-//! something was closed since does it ask again.
+//! A session's slot is read as cheaply as whether the session exists (`reads.rs`). The lease of a slot never changes,
+//! and a lease that is attached lives. So a replica remembers which slots are attached, and at which closing of the
+//! partition that was so. Only if something was closed since does it ask again.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -77,10 +77,8 @@ impl Registry {
                     Found::Slot(slot) => living.get(&slot).copied(),
                     Found::Missing | Found::Exists => None,
                 };
-                return Ok(found
-                    .into_iter()
-                    .map(|found| Lookup { exists: found.exists(), lease: lease(found) })
-                    .collect());
+                let lookup = |found: Found| Lookup { exists: found.exists(), lease: lease(found) };
+                return Ok(found.into_iter().map(lookup).collect());
             }
             // Sessions may have moved before their lease ended, so they are read again.
             ended.extend(asked.into_iter().filter(|slot| !living.contains_key(slot)));

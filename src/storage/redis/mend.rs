@@ -96,8 +96,8 @@ impl Registry {
         self.report(identity, false, &self.leases_in(partition, "closed").await?).await
     }
 
-    /// Has the first partition end those leases that are not alive, though another partition has them. `is_open` says that sessions may
-    /// come under them there.
+    /// Has the first partition end those leases that are not alive, though another partition has them. `is_open` says
+    /// that sessions may come under them there.
     async fn report(&self, identity: &Identity, is_open: bool, leases: &[Row]) -> Result<(), Fault> {
         for leases in leases.chunks(LEASES_A_STEP) {
             let ended = self.first().run::<u32>(DURABLE, |_| {

@@ -30,6 +30,9 @@ use super::{
 
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// How long leases linger that do.
+const LINGER: Duration = Duration::from_secs(1);
+
 const PARTITIONS: u32 = 4;
 const PARAMETERS: &str = "timeout_ms=1000&partitions=4&buckets=64";
 
@@ -56,14 +59,19 @@ async fn is_gone(storage: &dyn SessionStorage, lease: LeaseId) {
     }
 }
 
-/// Tries to create a session under a lease that is gone, in each partition.
+/// Whether a create, or a keep-alive, was refused because the lease has ended or lingers.
+fn is_over<T>(answer: &Result<T, StorageError>) -> bool {
+    matches!(answer, Err(StorageError::UnknownLease(_) | StorageError::LeaseLingers(_)))
+}
+
+/// Tries to create a session under a lease that is gone or lingers, in each partition.
 async fn takes_no_more(storage: &dyn SessionStorage, lease: LeaseId) {
     for session in one_in_each(storage) {
         let created = storage.create(&[session], Some(lease)).await;
         let partition = storage.partition_of(storage.bucket_of(&session));
         assert!(
-            matches!(created, Err(StorageError::UnknownLease(_))),
-            "a lease that is gone takes a session in partition {partition}: {created:?}"
+            is_over(&created),
+            "a lease that is gone, or lingers, takes a session in partition {partition}: {created:?}"
         );
         assert_eq!(storage.has(&[session]).await.unwrap(), [false]);
     }
@@ -125,7 +133,7 @@ async fn ender_dies(url: &str, rounds: u64) {
 #[derive(Default)]
 struct Story {
     clock: AtomicU64,
-    /// When somebody had first been told that the lease is gone. 0 until then.
+    /// When somebody had first been told that the lease is gone, or lingers. 0 until then.
     told: AtomicU64,
 }
 
@@ -155,7 +163,7 @@ async fn create_until_refused(
                     assert_eq!(answers, [true]);
                     created.push((begin, session));
                 }
-                Err(StorageError::UnknownLease(_)) => {
+                refused if is_over(&refused) => {
                     story.tell();
                     return created;
                 }
@@ -165,10 +173,11 @@ async fn create_until_refused(
     }
 }
 
-/// Callers of three replicas create sessions under a lease while it ends: it is revoked, it expires, or who revokes it dies.
-/// Gives the sessions that were created.
+/// Callers of three replicas create sessions under a lease while it ends: it is revoked, with a linger or without, it expires, or
+/// who revokes it dies. Gives the sessions that were created.
 async fn race(url: &str, replicas: &[Replica; 3], round: usize) -> Vec<SessionKey> {
     let expires = round % 3 == 1;
+    let linger = if round % 2 == 0 { Duration::ZERO } else { LINGER };
     let ttl = if expires { Duration::from_millis(fastrand::u64(20..60)) } else { HOUR };
     let lease = replicas[round % 3].storage.grant_lease(ttl, "gateway").await.unwrap();
     let story = Arc::new(Story::default());
@@ -181,7 +190,7 @@ async fn race(url: &str, replicas: &[Replica; 3], round: usize) -> Vec<SessionKe
         let storage = open(url, ROOMY).await;
         let teller = Arc::clone(&story);
         let revoking = tokio::spawn(async move {
-            let revoked = storage.revoke_lease(lease).await;
+            let revoked = storage.revoke_lease_with(lease, linger).await;
             teller.tell();
             revoked
         });
@@ -190,7 +199,7 @@ async fn race(url: &str, replicas: &[Replica; 3], round: usize) -> Vec<SessionKe
             revoking.abort();
         }
         if !matches!(revoking.await, Ok(Ok(_))) {
-            match replicas[1].storage.revoke_lease(lease).await {
+            match replicas[1].storage.revoke_lease_with(lease, linger).await {
                 Ok(_) | Err(StorageError::UnknownLease(_)) => story.tell(),
                 Err(error) => panic!("{error}"),
             }
@@ -199,7 +208,7 @@ async fn race(url: &str, replicas: &[Replica; 3], round: usize) -> Vec<SessionKe
     let created = creating.join_all().await.concat();
     let told = story.told.load(Ordering::SeqCst);
     let late = created.iter().filter(|(begin, _)| *begin > told).count();
-    assert_eq!(late, 0, "creates under a lease succeeded after somebody was told that it is gone");
+    assert_eq!(late, 0, "creates under a lease succeeded after somebody was told that it is gone, or lingers");
     takes_no_more(&*replicas[0].storage, lease).await;
     created.into_iter().map(|(_, session)| session).collect()
 }

@@ -41,10 +41,10 @@ const OF_EACH_PARTITION: [&str; 9] = [
 ];
 
 /// The same of keys in the first partition alone.
-const OF_THE_FIRST: [&str; 5] = ["leases", "deadlines", "ended", "claims", "quotas"];
+const OF_THE_FIRST: [&str; 6] = ["leases", "deadlines", "ended", "claims", "ids", "quotas"];
 
 /// Those that every registry has.
-const MUST_BE_THERE: [&str; 7] = ["meta", "log", "attached", "b*", "*", "leases", "deadlines"];
+const MUST_BE_THERE: [&str; 8] = ["meta", "log", "attached", "b*", "*", "leases", "deadlines", "ids"];
 
 fn options() -> StorageOptions {
     // The test has no patience for leases that are kept long after an outage.

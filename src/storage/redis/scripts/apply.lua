@@ -1,7 +1,7 @@
--- Creates and destroys sessions, in order. A step creates ('c', or 'C' under a lease, or 'T' under a lease but takes the
--- session only from a certain one) or destroys ('d', or 'D' only if under the lease).
--- KEYS: meta, log, leases attached here (those that linger have '~' before their slot), slots, sessions held by slot, for each lease its set of buckets, for each step
--- its bucket.
+-- Creates and destroys sessions, in order. A step creates ('c', or 'C' under a lease, or 'T' under a lease but takes
+-- the session only from a certain one) or destroys ('d', or 'D' only if under the lease).
+-- KEYS: meta, log, leases attached here (those that linger have '~' before their slot), slots, sessions held by slot,
+-- for each lease its set of buckets, for each step its bucket.
 -- ARGV: birth, until when the script is good, the position up to which the caller has read, how many changes to retain,
 -- the limit of sessions (-1: the partition's quota), a random mark, the leases (8 bytes each), '1' if all steps create
 -- without a lease, the steps (a letter and the session's 16 bytes each), the lease of each step (a byte: the lease's
@@ -141,18 +141,18 @@ local function stays(slot)
     return call('HEXISTS', keys[3], lease) == 1 and 'S' or 'Z'
 end
 
--- Leases that are known to protect nothing. By a step's lease, the lease that its takeovers wait for: later ones of the batch
--- wait, too, so it keeps its order.
-local protects_nothing, waits_for = {}, {}
+-- Leases that are known to protect nothing. By a step's lease, the lease that its takeovers wait for: later ones of the
+-- batch wait, too, so it keeps its order.
+local powerless, waits_for = {}, {}
 for i = 1, #ARGV[14], 8 do
-    protects_nothing[sub(ARGV[14], i, i + 7)] = true
+    powerless[sub(ARGV[14], i, i + 7)] = true
 end
 -- Returns the answer if a session must not be taken from this slot, or nil if it may be.
 local function protects(step, slot)
     local place, from = byte(places, step), byte(ARGV[13], step)
     if not waits_for[place] then
         local lease = slot and slot ~= '' and lease_at(slot) or NO_LEASE
-        if lease == NO_LEASE or protects_nothing[lease] or from > 0 and lease == sub(leases, from * 8 - 7, from * 8) then
+        if lease == NO_LEASE or powerless[lease] or from > 0 and lease == sub(leases, from * 8 - 7, from * 8) then
             return nil
         end
         if call('HGET', keys[3], lease) == slot then

@@ -3,8 +3,8 @@
 
 -- `reason` is the letter of its sessions' events. The caller claims the lease for `claim` ms, to close and sweep it.
 -- `number` is random and tells this mark from others. `good` is until when the end may be recorded, for a call whose
--- failure must not take effect later. It is 0 if nobody can take the end back. `over` is when the lease ends if it is to
--- linger, and 0 if it ends now.
+-- failure must not take effect later. It is 0 if nobody can take the end back. `over` is when the lease ends if it is
+-- to linger, and 0 if it ends now.
 -- Returns the lease's record ('m' and the reason, the number, `good`, `over`, and its record until now), or nil if
 -- it is unknown.
 local function end_lease(lease, reason, claim, number, good, over)

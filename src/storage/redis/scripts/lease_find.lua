@@ -3,8 +3,8 @@
 -- ARGV: birth, the position and mark of a place that the caller has read ('' if it asks only about closed leases), the
 -- leases.
 -- Returns the end of the log and its mark, and for each lease its slot ('' if it is not closed here), how many sessions
--- are under it, and its set of buckets as numbers or bits: see apply.lua. Errors: OTHER if that place is not in this log,
--- UNFIT if a key was lost, because then leases may be missing here.
+-- are under it, and its set of buckets as numbers or bits: see apply.lua. Errors: OTHER if that place is not in this
+-- log, UNFIT if a key was lost, because then leases may be missing here.
 if ARGV[2] ~= '' then
     if mark_at(tonumber(ARGV[2])) ~= ARGV[3] then
         return redis.error_reply('OTHER the log has another history')

@@ -1,10 +1,12 @@
 -- Lists leases that have not ended, in the order of their ids.
--- KEYS: meta, leases, deadlines, ended leases, ids. ARGV: birth, the id after which to begin, how many to look at, '=' and
--- an owner or '' for all, leases to look at instead of all.
--- Returns the last lease that was looked at ('' if there was none), how many there were, and for each that is listed its
--- id, 1 if it lingers, the ms until it ends, its ttl and its owner.
+-- KEYS: meta, leases, deadlines, ended leases, ids. ARGV: birth, the id after which to begin, how many to look at, '='
+-- and an owner or '' for all, leases to look at instead of all.
+-- Returns the last lease that was looked at ('' if there was none), how many there were, and for each that is listed
+-- its id, 1 if it lingers, the ms until it ends, its ttl and its owner.
 local state = call('HMGET', meta, 'revived', 'grace')
 local revived, grace = tonumber(state[1]), tonumber(state[2])
+-- What the clock of deadlines shows once somebody looks.
+local shown = lease_time + math.min(LONGEST_LOOK, now - clocks[3])
 
 -- Returns the record of a lease, whether it lingers, and the ms until it ends. Returns nil if it has ended.
 local function look_up(lease, known)
@@ -17,7 +19,8 @@ local function look_up(lease, known)
         return record, true, over - linger_now
     end
     local deadline, ttl = call('ZSCORE', KEYS[3], lease), tonumber(string.match(known or '', '^%d+'))
-    return known, false, deadline and extended(tonumber(deadline), ttl, revived, grace) - 1 - lease_now or 0
+    local left = deadline and extended(tonumber(deadline), ttl, revived, grace) - 1 - shown or 0
+    return known, false, math.min(left, math.max(ttl or 0, grace))
 end
 
 local leases = #ARGV > 4 and {unpack(ARGV, 5)}

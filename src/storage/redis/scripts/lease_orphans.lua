@@ -1,8 +1,8 @@
 -- Ends leases that a partition has and that are not alive in the first partition.
--- KEYS: meta, leases, deadlines, ended leases, claims. ARGV: birth, a random number, '1' if sessions of that partition may
--- come under the leases, the leases that are attached or closed there.
--- A lease that is ending or has ended gets a mark with another number, so that it is closed and swept in every
--- partition once more. Whoever has claimed it does that. One that lingers is closed once more if it has to be.
+-- KEYS: meta, leases, deadlines, ended leases, claims. ARGV: birth, a random number, '1' if sessions of that partition
+-- may come under the leases, the leases that are attached or closed there. A lease that is ending or has ended gets a
+-- mark with another number, so that it is closed and swept in every partition once more. Whoever has claimed it does
+-- that. One that lingers is closed once more if it has to be.
 for i = 4, #ARGV do
     local lease = ARGV[i]
     local known = call('HGET', KEYS[2], lease)

@@ -1,0 +1,165 @@
+//! Lists of many leases, and of those whose keys were lost.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt as _, stream};
+use redis::cmd;
+use sessiond::{
+    session::{LeaseId, SessionKey},
+    storage::{LeaseQuery, LeaseStatus, SessionStorage},
+};
+
+use super::{
+    ROOMY, open,
+    replica::{Replica, eventually, keys, run_all},
+    server::{RedisServer, is_installed},
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+const ALL: LeaseQuery = LeaseQuery { after: None, limit: 10_000, owner: None, lease_ids: Vec::new() };
+
+/// All leases, page by page. Gives how many pages there were, too.
+async fn list(storage: &dyn SessionStorage, mut query: LeaseQuery) -> (Vec<LeaseStatus>, usize) {
+    let (mut all, mut pages) = (Vec::new(), 0);
+    loop {
+        let page = storage.list_leases(&query).await.unwrap();
+        assert!(page.leases.len() <= query.limit);
+        all.extend(page.leases);
+        pages += 1;
+        if page.next.is_none() {
+            assert!(all.is_sorted_by(|one, next| one.lease < next.lease));
+            return (all, pages);
+        }
+        query.after = page.next;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_leases_are_listed_page_by_page() {
+    const LEASES: usize = 12_000;
+    const AT_ONCE: usize = 256;
+    if !is_installed() {
+        return;
+    }
+    let server = RedisServer::start(&[]);
+    let url = server.url("partitions=3&buckets=48");
+    let [a, b] = [open(&url, ROOMY).await, open(&url, ROOMY).await];
+    let grant = async |n: usize| {
+        let lease = a.grant_lease(HOUR, if n % 1000 == 0 { "rare" } else { "common" }).await.unwrap();
+        if n % 100 == 0 {
+            let first = 100 * n as i64;
+            a.create(&keys(first..first + 10), Some(lease)).await.unwrap();
+        }
+        (lease, if n % 100 == 0 { 10 } else { 0 })
+    };
+    let granted: BTreeMap<LeaseId, u64> =
+        stream::iter((0..LEASES).map(grant)).buffer_unordered(AT_ONCE).collect().await;
+
+    let (all, pages) = list(&*b, ALL).await;
+    let told: BTreeMap<LeaseId, u64> = all.iter().map(|status| (status.lease, status.session_count)).collect();
+    assert_eq!((all.len(), told), (LEASES, granted.clone()));
+    assert!(pages <= 3, "{LEASES} leases take {pages} pages");
+    let (rare, _) = list(&*b, LeaseQuery { owner: Some("rare".to_owned()), limit: 5, ..ALL }).await;
+    assert_eq!(rare.len(), LEASES / 1000);
+    assert!(rare.iter().all(|status| &*status.owner == "rare"));
+
+    let ids: Vec<LeaseId> = granted.keys().copied().rev().step_by(7).collect();
+    let unknown = LeaseId::from_number((1 << 53) - 1);
+    let lease_ids = ids.iter().copied().chain(unknown).chain(ids[..3].iter().copied()).collect();
+    let (named, _) = list(&*b, LeaseQuery { lease_ids, limit: 1000, ..ALL }).await;
+    assert_eq!(named.iter().rev().map(|status| status.lease).collect::<Vec<_>>(), ids);
+}
+
+/// A registry whose keys somebody deletes.
+struct Losing {
+    server: Arc<RedisServer>,
+    registry: String,
+}
+
+impl Losing {
+    fn url(&self) -> String {
+        self.server.url(&format!("registry={}&partitions=3&buckets=48", self.registry))
+    }
+
+    /// Deletes the keys of all partitions whose names end like this.
+    fn lose(&self, name: &str) {
+        let pattern = format!("{{{}:*}}:{name}", self.registry);
+        let found: Vec<String> = self.server.ask(cmd("KEYS").arg(pattern)).unwrap();
+        assert!(self.server.ask::<u32>(cmd("DEL").arg(found)).unwrap() > 0, "there are no keys like {name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_key_leaves_leases_listed_and_lingering() {
+    if !is_installed() {
+        return;
+    }
+    let server = Arc::new(RedisServer::start(&[]));
+    let names = ["ids", "deadlines", "attached", "slots", "l????????????????"];
+    let cases = (0..).zip(names).map(|(number, name)| {
+        let losing = Losing { server: Arc::clone(&server), registry: format!("r{number}") };
+        (name.to_owned(), loses(losing, name))
+    });
+    run_all(cases).await;
+}
+
+async fn loses(losing: Losing, name: &str) {
+    let a = Replica::start(&losing.url()).await;
+    let [live, lingering] = [a.storage.grant_lease(HOUR, "live").await.unwrap(), grant_lingering(&*a.storage).await];
+    a.storage.create(&keys(0..60), Some(live)).await.unwrap();
+    let linger = Duration::from_secs(5);
+    assert_eq!(a.storage.revoke_lease_with(lingering, linger).await.unwrap(), 0);
+    losing.lose(name);
+
+    eventually(|| async {
+        let (all, _) = list(&*a.storage, ALL).await;
+        let told: BTreeMap<_, _> =
+            all.iter().map(|status| (status.lease, (status.session_count, status.lingers))).collect();
+        (told == BTreeMap::from([(live, (60, false)), (lingering, (60, true))])).then_some(())
+    })
+    .await;
+    // After a slot was lost, its lease may be attached anew, but none comes under one that lingers.
+    let refused = a.storage.create(&keys(200..203), Some(lingering)).await;
+    assert!(refused.is_err(), "{refused:?}");
+    eventually(|| async { (!a.storage.has(&keys(60..120)).await.ok()?.contains(&true)).then_some(()) }).await;
+    assert_eq!(list(&*a.storage, ALL).await.0.len(), 1);
+    assert_eq!(a.storage.has(&keys(0..60)).await.unwrap(), [true; 60]);
+}
+
+async fn grant_lingering(storage: &dyn SessionStorage) -> LeaseId {
+    let lease = storage.grant_lease(HOUR, "lingers").await.unwrap();
+    storage.create(&keys(60..120), Some(lease)).await.unwrap();
+    lease
+}
+
+/// The buckets of a lease are still told after its sets of buckets were lost, even if more sessions have come under it since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_set_of_buckets_hides_no_session() {
+    if !is_installed() {
+        return;
+    }
+    let losing = Losing { server: Arc::new(RedisServer::start(&[])), registry: "r".to_owned() };
+    let storage = open(&losing.url(), ROOMY).await;
+    let [lease, other] = [storage.grant_lease(HOUR, "").await.unwrap(), storage.grant_lease(HOUR, "").await.unwrap()];
+    let own = keys(0..30);
+    storage.create(&own, Some(lease)).await.unwrap();
+    storage.create(&keys(100..101), Some(other)).await.unwrap();
+    tells(&*storage, lease, &own).await;
+    assert_eq!(tells(&*storage, other, &keys(100..101)).await, 1);
+    losing.lose("l????????????????");
+    tells(&*storage, lease, &own).await;
+    storage.create(&keys(30..31), Some(lease)).await.unwrap();
+    tells(&*storage, lease, &keys(0..31)).await;
+}
+
+/// The buckets of a lease hold its sessions. Gives how many these are.
+async fn tells(storage: &dyn SessionStorage, lease: LeaseId, sessions: &[SessionKey]) -> usize {
+    let log = storage.log().await.unwrap();
+    let known: Vec<_> = log.partitions.iter().map(|held| held.end).collect();
+    let found = storage.buckets_under(log.registry_id, &known, &[lease]).await.unwrap();
+    for session in sessions {
+        assert!(found.buckets.contains(&storage.bucket_of(session)), "the bucket of {session:?} is not told");
+    }
+    found.buckets.len()
+}
