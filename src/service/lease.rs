@@ -67,7 +67,7 @@ impl Calls {
         let LeasePage { leases, next } = self.shared.subject.list_leases(&query).await?;
         Ok(ListLeasesResponse {
             leases: leases.into_iter().map(status).collect(),
-            next_page_token: next.map(|next| page_token_after(next)).unwrap_or_default(),
+            next_page_token: next.map(page_token_after).unwrap_or_default(),
         })
     }
 }

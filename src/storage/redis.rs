@@ -210,12 +210,14 @@ impl RedisStorage {
             match (answers.last().map(|answer| answer.what), &mut change) {
                 (Some(Outcome::Closed(lease)), Change::Take(taking)) => {
                     // It protects its sessions unless it has ended or lingers.
-                    if self.registry.attach_lease(partition, lease).await? != Standing::Lives {
+                    let standing = self.registry.attach_lease(partition, lease).await?;
+                    if standing != Standing::Lives {
                         Arc::make_mut(taking).powerless.push(lease);
                     }
                 }
                 (Some(Outcome::NoLease), Change::Destroy(Some(lease))) => {
-                    if self.registry.attach_to_destroy(partition, *lease).await? == Standing::Ended {
+                    let standing = self.registry.attach_to_destroy(partition, *lease).await?;
+                    if standing == Standing::Ended {
                         // No session is under a lease that has ended.
                         done.sessions.extend(sessions.drain(..).map(|_| Creation::default()));
                         if let Some(Answer { position, .. }) = answers.last() {

@@ -95,9 +95,9 @@ macro_rules! reflection {
                 }
             }
             let expected = [
-                ("sessiond/v1/session_service.proto", vec![7]),
-                ("sessiond/v1/lease_service.proto", vec![3]),
-                ("sessiond/v1/session_service.proto", vec![7]),
+                ("sessiond/v1/session_service.proto", vec![9]),
+                ("sessiond/v1/lease_service.proto", vec![4]),
+                ("sessiond/v1/session_service.proto", vec![9]),
                 ("google/protobuf/duration.proto", vec![]),
             ];
             for ((name, services), (expected_name, methods)) in files.iter().zip(expected) {

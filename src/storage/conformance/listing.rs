@@ -243,7 +243,7 @@ async fn read_listed(registry: &Registry, buckets: &[u32]) -> Outcome<HashMap<Se
     let mut read = HashMap::new();
     let mut rest = buckets;
     while !rest.is_empty() {
-        let run = registry.storage().read_buckets(extent.registry_id, &known, rest, 10, true).await?;
+        let run = registry.storage().read_buckets(extent.registry_id, &known, rest, 200, true).await?;
         let count = run.points.len();
         ensure!((1..=rest.len()).contains(&count), Answers, "{count} buckets were read of {}", rest.len());
         let (now, later) = rest.split_at(count);

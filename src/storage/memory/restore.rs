@@ -118,10 +118,9 @@ impl Restore {
                 *count -= 1;
             }
             (SessionChange::Created, None) => {
-                if bucket.insert(hash, session, slot, &self.storage.hash) {
-                    slots.enter(slot);
-                    *count += 1;
-                }
+                let is_new = bucket.insert(hash, session, slot, &self.storage.hash);
+                *count += u64::from(is_new);
+                slots.enter(if is_new { slot } else { 0 });
             }
             (SessionChange::Moved { .. }, Some(place)) => {
                 slots.leave(bucket.lease(place), 1);

@@ -177,7 +177,7 @@ async fn create_until_refused(
 /// who revokes it dies. Gives the sessions that were created.
 async fn race(url: &str, replicas: &[Replica; 3], round: usize) -> Vec<SessionKey> {
     let expires = round % 3 == 1;
-    let linger = if round % 2 == 0 { Duration::ZERO } else { LINGER };
+    let linger = if round.is_multiple_of(2) { Duration::ZERO } else { LINGER };
     let ttl = if expires { Duration::from_millis(fastrand::u64(20..60)) } else { HOUR };
     let lease = replicas[round % 3].storage.grant_lease(ttl, "gateway").await.unwrap();
     let story = Arc::new(Story::default());
@@ -232,7 +232,7 @@ async fn told_by_an_event(url: &str, rounds: u64) {
     let [a, b] = [Replica::start(url).await, Replica::start(url).await];
     for round in 0..rounds {
         let mut ends = Ends::watch(&b).await;
-        let expires = round % 2 == 0;
+        let expires = round.is_multiple_of(2);
         let ttl = if expires { Duration::from_secs(1) } else { HOUR };
         let lease = a.storage.grant_lease(ttl, "gateway").await.unwrap();
         let sessions = keys(0..4000);

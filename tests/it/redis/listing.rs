@@ -46,12 +46,12 @@ async fn many_leases_are_listed_page_by_page() {
     let url = server.url("partitions=3&buckets=48");
     let [a, b] = [open(&url, ROOMY).await, open(&url, ROOMY).await];
     let grant = async |n: usize| {
-        let lease = a.grant_lease(HOUR, if n % 1000 == 0 { "rare" } else { "common" }).await.unwrap();
-        if n % 100 == 0 {
+        let lease = a.grant_lease(HOUR, if n.is_multiple_of(1000) { "rare" } else { "common" }).await.unwrap();
+        if n.is_multiple_of(100) {
             let first = 100 * n as i64;
             a.create(&keys(first..first + 10), Some(lease)).await.unwrap();
         }
-        (lease, if n % 100 == 0 { 10 } else { 0 })
+        (lease, if n.is_multiple_of(100) { 10 } else { 0 })
     };
     let granted: BTreeMap<LeaseId, u64> =
         stream::iter((0..LEASES).map(grant)).buffer_unordered(AT_ONCE).collect().await;
