@@ -16,6 +16,7 @@ mod floor;
 mod idle;
 mod latency;
 mod observer;
+mod owners;
 mod peers;
 mod ping;
 mod process;
@@ -66,6 +67,9 @@ async fn run(parts: &[String]) -> Report {
     }
     if wants("fanout") {
         fanout::run(&mut report).await;
+    }
+    if wants("owners") {
+        owners::run(&mut report).await;
     }
     if wants("latency") {
         latency::run(&mut report).await;

@@ -5,29 +5,28 @@ use std::{net::SocketAddr, time::Duration};
 use prost::Message;
 use sessiond::proto::{SubscribeRequest, SubscribeResponse, subscribe_request::Start, subscribe_response::Body};
 
-use super::wire::{Frame, Wire, framed};
+use super::wire::{Frame, PREFIX, Wire, framed};
 
 const PATH: &str = "/sessiond.v1.SessionService/Subscribe";
-const PREFIX: usize = 5;
 
-/// One stream, on a connection of its own.
-pub(crate) struct Observer {
+/// The messages of a streaming call, on a connection of its own.
+pub(crate) struct Stream {
     wire: Wire,
     bytes: Vec<u8>,
     taken: usize,
 }
 
-impl Observer {
-    /// Subscribes, and returns when `subscribed` has come.
-    pub(crate) async fn connect(address: SocketAddr, request: &SubscribeRequest) -> Self {
-        let mut observer = Self { wire: subscribe(address, &[request]).await, bytes: Vec::new(), taken: 0 };
-        assert!(matches!(observer.next().await, Body::Subscribed(_)));
-        observer
+impl Stream {
+    pub(crate) async fn open(address: SocketAddr, path: &'static str, request: &impl Message) -> Self {
+        let mut wire = Wire::connect(address, path).await;
+        wire.call(&framed(request));
+        wire.send().await;
+        Self { wire, bytes: Vec::new(), taken: 0 }
     }
 
     /// The next message.
-    pub(crate) async fn next(&mut self) -> Body {
-        SubscribeResponse::decode(self.message().await).unwrap().body.unwrap()
+    pub(crate) async fn next<T: Message + Default>(&mut self) -> T {
+        T::decode(self.message().await).unwrap()
     }
 
     async fn message(&mut self) -> &[u8] {
@@ -50,13 +49,30 @@ impl Observer {
             }
         }
     }
+}
+
+/// A stream of sessiond.
+pub(crate) struct Observer(Stream);
+
+impl Observer {
+    /// Subscribes, and returns when `subscribed` has come.
+    pub(crate) async fn connect(address: SocketAddr, request: &SubscribeRequest) -> Self {
+        let mut observer = Self(Stream::open(address, PATH, request).await);
+        assert!(matches!(observer.next().await, Body::Subscribed(_)));
+        observer
+    }
+
+    /// The next message.
+    pub(crate) async fn next(&mut self) -> Body {
+        self.0.next::<SubscribeResponse>().await.body.unwrap()
+    }
 
     /// Reads events until the one of session `last`, and checks that each session comes once, in the order of their ids from
     /// `first` on. `progress` hears how far it has come.
     pub(crate) async fn expect_in_order(&mut self, first: i64, last: i64, mut progress: impl FnMut(i64)) {
         let mut next = first;
         while next <= last {
-            each_session(self.message().await, |session_id| {
+            each_session(self.0.message().await, |session_id| {
                 assert_eq!(session_id, next, "an event is missing, doubled or out of order");
                 next += 1;
             });
@@ -100,17 +116,11 @@ fn each_session(message: &[u8], mut told: impl FnMut(i64)) {
     assert!(matches!(events, [] | [0x12, ..]), "a field of the events with the key {:#x}", events[0]);
 }
 
-/// Subscribes several times on one connection. Nothing has been read of it.
-async fn subscribe(address: SocketAddr, requests: &[&SubscribeRequest]) -> Wire {
-    let mut wire = Wire::connect(address, PATH).await;
-    requests.iter().for_each(|request| wire.call(&framed(*request)));
-    wire.send().await;
-    wire
-}
-
 /// Subscribes several times on one connection, and returns when `subscribed` has come on each.
 pub(crate) async fn subscribe_all(address: SocketAddr, requests: &[SubscribeRequest]) -> Wire {
-    let mut wire = subscribe(address, &requests.iter().collect::<Vec<_>>()).await;
+    let mut wire = Wire::connect(address, PATH).await;
+    requests.iter().for_each(|request| wire.call(&framed(request)));
+    wire.send().await;
     let mut subscribed = 0;
     while subscribed < requests.len() {
         match wire.next().await {

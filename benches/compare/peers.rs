@@ -58,6 +58,13 @@ pub(crate) fn nats() -> Option<Server> {
     Server::start(command.args(["-a", "127.0.0.1", "-p", &port.to_string()]), port)
 }
 
+/// NATS with JetStream, whose data is in a folder.
+pub(crate) fn nats_with_jetstream(folder: &Path) -> Option<Server> {
+    let port = free_port();
+    let mut command = Command::new("nats-server");
+    Server::start(command.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"]).arg(folder), port)
+}
+
 /// etcd with its data in a folder.
 pub(crate) fn etcd(folder: &Path) -> Option<Server> {
     let (port, peer_port) = (free_port(), free_port());

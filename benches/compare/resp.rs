@@ -40,6 +40,25 @@ impl Subscriber {
         Self { stream, bytes }
     }
 
+    /// Reads on until `mark` has come so many times.
+    pub(crate) async fn expect_marks(&mut self, mark: &[u8], count: u64) {
+        let (mut found, mut read) = (0, 0);
+        self.bytes.reserve(64 << 10);
+        loop {
+            while found < count
+                && let Some(at) = self.bytes[read..].windows(mark.len()).position(|bytes| bytes == mark)
+            {
+                read += at + mark.len();
+                found += 1;
+            }
+            self.bytes.drain(..std::mem::take(&mut read));
+            if found == count {
+                return;
+            }
+            assert!(self.stream.read_buf(&mut self.bytes).await.unwrap() > 0, "cut off");
+        }
+    }
+
     /// Reads the payloads from number `first` to `last`, and checks their order. `progress` hears how far it has come.
     pub(crate) async fn expect_in_order(&mut self, first: u64, last: u64, mut progress: impl FnMut(u64)) {
         let mut next = first;

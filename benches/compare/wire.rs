@@ -30,6 +30,8 @@ const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 
+/// How long gRPC's prefix of a message is.
+pub(crate) const PREFIX: usize = 5;
 const HEAD: usize = 9;
 const MAX_FRAME: usize = 16_384;
 const MAX_WINDOW: u32 = (1 << 31) - 1;
@@ -149,6 +151,20 @@ impl Wire {
         self.call(body);
         self.send().await;
         self.answered().await;
+    }
+
+    /// Makes one call and returns its answer.
+    pub(crate) async fn ask<T: Message + Default>(&mut self, request: &impl Message) -> T {
+        self.call(&framed(request));
+        self.send().await;
+        let mut answer = None;
+        loop {
+            match self.next().await {
+                Frame::Data(data) => answer = Some(T::decode(&self.payload(data)[PREFIX..]).unwrap()),
+                Frame::End => return answer.unwrap(),
+                Frame::Other => {}
+            }
+        }
     }
 
     /// Waits for the answer of one of several calls to a server that answers them one after the other.

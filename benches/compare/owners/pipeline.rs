@@ -1,0 +1,105 @@
+//! Text protocols, in which requests follow one another on a connection without waiting for their answers.
+
+use std::{
+    net::SocketAddr,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+};
+
+use super::{super::resp, Mover, SHAPE};
+
+/// What is said on connections that all make the same kind of call.
+pub(super) trait Protocol: Send + Sync + 'static {
+    /// What a connection begins with.
+    fn hello(&self, connection: usize) -> String;
+
+    /// The request of call number `n`.
+    fn request(&self, connection: usize, n: u64) -> Vec<u8>;
+
+    /// Removes the complete answers from what was read, and returns how many there were.
+    fn take_answers(&self, read: &mut Vec<u8>) -> usize;
+}
+
+/// A connection of such a protocol.
+pub(super) struct Pipeline<P> {
+    protocol: Arc<P>,
+    number: usize,
+    stream: TcpStream,
+    unsent: Vec<u8>,
+    read: Vec<u8>,
+}
+
+impl<P: Protocol> Pipeline<P> {
+    pub(super) async fn connect(address: SocketAddr, protocol: Arc<P>, number: usize) -> Self {
+        let stream = resp::connect(address, &protocol.hello(number)).await;
+        Self { protocol, number, stream, unsent: Vec::new(), read: Vec::new() }
+    }
+
+    /// Begins a call, with the next [`send`](Self::send).
+    fn call(&mut self, n: u64) {
+        self.unsent.extend(self.protocol.request(self.number, n));
+    }
+
+    async fn send(&mut self) {
+        self.stream.write_all(&self.unsent).await.unwrap();
+        self.unsent.clear();
+    }
+
+    /// Waits for answers, and returns how many came.
+    async fn answers(&mut self) -> usize {
+        loop {
+            assert!(self.stream.read_buf(&mut self.read).await.unwrap() > 0, "cut off");
+            let answers = self.protocol.take_answers(&mut self.read);
+            if answers > 0 {
+                return answers;
+            }
+        }
+    }
+}
+
+impl<P: Protocol> Mover for Pipeline<P> {
+    async fn make(&mut self, n: u64) {
+        self.call(n);
+        self.send().await;
+        assert_eq!(self.answers().await, 1);
+    }
+}
+
+/// Makes the calls of these numbers over the connections of [`SHAPE`].
+pub(super) async fn load(address: SocketAddr, protocol: impl Protocol, calls: Range<u64>) {
+    let (connections, in_flight) = SHAPE;
+    let (next, protocol) = (Arc::new(AtomicU64::new(calls.start)), Arc::new(protocol));
+    let mut drivers = JoinSet::new();
+    for number in 0..connections {
+        let mut pipeline = Pipeline::connect(address, Arc::clone(&protocol), number).await;
+        let next = Arc::clone(&next);
+        drivers.spawn(async move {
+            let mut open = 0;
+            loop {
+                while open < in_flight {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    if n >= calls.end {
+                        break;
+                    }
+                    pipeline.call(n);
+                    open += 1;
+                }
+                if open == 0 {
+                    break;
+                }
+                pipeline.send().await;
+                open -= pipeline.answers().await;
+            }
+        });
+    }
+    drivers.join_all().await;
+}
