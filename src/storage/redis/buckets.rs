@@ -1,14 +1,23 @@
-//! Where the sessions under leases are, by the sets of buckets that the leases have in each partition.
+//! Reads of buckets, and which of them have sessions under some leases, by the sets of buckets that leases have.
 
+use std::sync::{Arc, atomic::Ordering};
+
+use futures_util::future::try_join_all;
 use redis::{FromRedisValue, ParsingError, RedisError, Value};
 
 use super::{
+    BUCKETS_A_READ, RedisStorage,
     entry::{mark_bytes, mark_in},
-    fault::Fault,
+    fault::{Answer, Fault},
+    lease::{lease_bytes, lease_number},
     partition::{ASK, Partition},
-    registry::{Identity, Registry},
+    registry::{Identity, Registry, session_of},
+    tail::{TRIES, too_fast},
 };
-use crate::storage::{LogPoint, Position};
+use crate::{
+    session::{LeaseId, SessionKey},
+    storage::{BucketRun, LeaseBuckets, LogError, LogPoint, Position, RegistryId, StorageError},
+};
 
 /// What a partition knows of a lease.
 pub(super) struct Found {
@@ -93,5 +102,119 @@ impl Registry {
         buckets.sort_unstable();
         buckets.dedup();
         Some(buckets)
+    }
+}
+
+impl RedisStorage {
+    /// See [`SessionStorage::buckets_under`](crate::storage::SessionStorage::buckets_under).
+    pub(super) async fn find_buckets(
+        &self,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        leases: &[LeaseId],
+    ) -> Result<LeaseBuckets, LogError> {
+        let leases: Vec<[u8; 8]> = leases.iter().copied().map(lease_bytes).collect();
+        let leases = &leases;
+        let find = |number| {
+            self.read_at(registry_id, known, number, move |identity, known| async move {
+                let partition = self.registry.partition(number);
+                let leases = leases.iter().map(|lease| &lease[..]);
+                let (end, found) = self.registry.find(partition, &identity, Some(known), leases).await?;
+                let buckets = self.registry.buckets_with(number, found.iter());
+                Ok(((end, buckets.unwrap_or_else(|| self.registry.buckets_of(number).collect())), end))
+            })
+        };
+        let found = (0..self.registry.layout.partitions).map(find);
+        let (points, buckets): (_, Vec<_>) = try_join_all(found).await?.into_iter().unzip();
+        Ok(LeaseBuckets { points, buckets: buckets.concat() })
+    }
+
+    /// See [`SessionStorage::read_buckets`](crate::storage::SessionStorage::read_buckets).
+    pub(super) async fn read_some(
+        &self,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        buckets: &[u32],
+        limit: usize,
+        with_leases: bool,
+    ) -> Result<BucketRun, LogError> {
+        let [first, ..] = *buckets else { return Err(LogError::Restarted) };
+        let number = self.registry.partition_of(first);
+        let count = buckets.partition_point(|bucket| self.registry.partition_of(*bucket) == number);
+        let read = |identity, known| self.read_run(identity, known, &buckets[..count], limit, with_leases);
+        self.read_at(registry_id, known, number, read).await
+    }
+
+    /// Reads something of a partition, together with the end of its log at that moment. `known` is a place in the log
+    /// for each partition; what is read is of a log that contains it.
+    async fn read_at<T, F>(
+        &self,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        number: u32,
+        read: impl Fn(Arc<Identity>, LogPoint) -> F,
+    ) -> Result<T, LogError>
+    where
+        F: Future<Output = Result<(T, LogPoint), Fault>>,
+    {
+        let registry = &*self.registry;
+        let identity = registry.identity();
+        if identity.registry_id != registry_id {
+            return Err(LogError::Restarted);
+        }
+        let known = known.get(number as usize).copied().ok_or(LogError::Restarted)?;
+        for _ in 0..TRIES {
+            let outcome = match read(Arc::clone(&identity), known).await {
+                Ok((found, end)) => {
+                    let promised = self.tails[number as usize].promise(registry, &identity, end).await;
+                    promised.map(|is_promised| is_promised.then_some(found))
+                }
+                Err(fault) => Err(fault),
+            };
+            match outcome {
+                Ok(Some(found)) => return Ok(found),
+                Ok(None) => {}
+                Err(Fault::Script(Answer::Other)) => return Err(LogError::Restarted),
+                Err(Fault::Script(Answer::Unfit)) => {
+                    registry.mend(registry.partition(number), &identity).await.map_err(StorageError::from)?;
+                }
+                Err(Fault::Registry) => {
+                    registry.rejoin(Some(&identity)).await.map_err(StorageError::from)?;
+                    return Err(LogError::Restarted);
+                }
+                Err(fault) => return Err(StorageError::from(fault).into()),
+            }
+        }
+        Err(StorageError::from(too_fast()).into())
+    }
+
+    /// Reads the first of some buckets, which are in one partition, together with the place in the log that they
+    /// reflect.
+    async fn read_run(
+        &self,
+        identity: Arc<Identity>,
+        known: LogPoint,
+        buckets: &[u32],
+        limit: usize,
+        with_leases: bool,
+    ) -> Result<(BucketRun, LogPoint), Fault> {
+        let registry = &*self.registry;
+        let partition = registry.partition(buckets.first().map_or(0, |first| registry.partition_of(*first)));
+        let some = &buckets[..buckets.len().min(self.read_ahead.load(Ordering::Relaxed))];
+        let read = partition.run::<(u64, Vec<u8>, i64, Vec<u8>, Vec<u8>)>(ASK, |_| {
+            let call = registry.call(&registry.scripts.read, partition, &["log", "slots"], some.len());
+            let call = some.iter().fold(call, |call, bucket| call.arg(partition.bucket_key(*bucket)));
+            let call = call.arg(&identity.birth).arg(known.position.0).arg(&mark_bytes(known.mark)[..]);
+            call.arg(limit.max(1)).arg(i32::from(with_leases))
+        });
+        let (position, mark, read, bytes, leases) = read.await?;
+        let leases = leases.chunks_exact(8).map(|lease| LeaseId::from_number(lease_number(lease))).collect();
+        let sessions: Vec<SessionKey> = bytes.chunks_exact(16).filter_map(session_of).collect();
+        let read = usize::try_from(read).unwrap_or(buckets.len());
+        let wanted = limit.saturating_mul(read) / sessions.len().max(1);
+        self.read_ahead.store(wanted.clamp(8, BUCKETS_A_READ), Ordering::Relaxed);
+        let mark = mark_in(&mark).ok_or_else(|| Fault::malformed("the mark of the log is missing"))?;
+        let end = LogPoint { position: Position(position), mark };
+        Ok((BucketRun { points: vec![end; read], sessions, leases }, end))
     }
 }
