@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use parking_lot::Mutex;
+use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
 use super::{
     ending::State,
@@ -39,11 +39,13 @@ struct Remembered {
 }
 
 impl Attached {
-    /// Returns the lease of a slot, if it was attached after this closing.
-    pub(super) fn get(&self, birth: &str, closing: &str, slot: u64) -> Option<LeaseId> {
-        let remembered = self.0.lock();
-        let (known_birth, known_closing) = &remembered.as_of;
-        (known_birth == birth && known_closing == closing).then(|| remembered.leases.get(&slot).copied())?
+    /// Returns the leases of slots that were attached after this closing.
+    pub(super) fn leases(&self, birth: &str, closing: &str) -> Option<MappedMutexGuard<'_, HashMap<u64, LeaseId>>> {
+        let leases = MutexGuard::try_map(self.0.lock(), |remembered| {
+            let (known_birth, known_closing) = &remembered.as_of;
+            (known_birth == birth && known_closing == closing).then_some(&mut remembered.leases)
+        });
+        leases.ok()
     }
 
     fn add(&self, birth: &str, closing: &str, leases: &HashMap<u64, LeaseId>) {

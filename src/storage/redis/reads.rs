@@ -147,13 +147,15 @@ impl Reads {
         if end.unwrap_or(0) < read_up_to {
             return Err(partition.is_behind());
         }
+        let leases = self.attached.leases(birth, &closing);
         let found = |answer| match answer {
             Value::Int(0) | Value::Nil => Ok(Found::Missing),
             Value::Int(_) => Ok(Found::Exists),
             Value::BulkString(slot) if slot.is_empty() => Ok(Found::Exists),
             Value::BulkString(slot) => {
                 let slot = std::str::from_utf8(&slot).ok().and_then(|slot| slot.parse().ok()).unwrap_or(0);
-                Ok(self.attached.get(birth, &closing, slot).map_or(Found::Slot(slot), Found::Under))
+                let lease = leases.as_ref().and_then(|leases| leases.get(&slot).copied());
+                Ok(lease.map_or(Found::Slot(slot), Found::Under))
             }
             _ => Err(Fault::malformed("a bucket is no hash")),
         };
