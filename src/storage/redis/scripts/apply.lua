@@ -155,7 +155,8 @@ local function protects(step, slot)
         if lease == NO_LEASE or powerless[lease] or from > 0 and lease == sub(leases, from * 8 - 7, from * 8) then
             return nil
         end
-        if call('HGET', keys[3], lease) == slot then
+        local attached = call('HGET', keys[3], lease)
+        if attached and byte(attached) ~= LINGERS then
             return stays(slot)
         end
         waits_for[place] = lease
