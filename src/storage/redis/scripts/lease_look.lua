@@ -17,11 +17,11 @@ local looks, revived, grace = tonumber(state[1]), tonumber(state[2]), tonumber(s
 -- The least and the most time that has passed since the last look (`length` is -2 if that is unknown). Redis' clock may
 -- have been set. So if the last look was the caller's own, the caller's clock tells. If it was another replica's,
 -- Redis' clock is believed as far as it agrees with the caller's.
-local passed, length = 0, -2
+local by_wall, passed, length = wall - state[4], 0, -2
 if ARGV[9] == state[1] then
     passed, length = tonumber(ARGV[10]), tonumber(ARGV[11])
 else
-    local by_wall, at_most = wall - state[4], tonumber(ARGV[11])
+    local at_most = tonumber(ARGV[11])
     if by_wall >= 0 and (ARGV[9] == '' or by_wall <= at_most) then
         passed, length = by_wall, by_wall
     elseif ARGV[9] ~= '' then
@@ -29,8 +29,8 @@ else
     end
 end
 local lease_now = lease_time + math.min(LONGEST_LOOK, passed)
-if ARGV[9] ~= '' then
-    linger_now = math.min(linger_now, clocks[2] + ARGV[13])
+if by_wall < 0 or ARGV[9] ~= '' and now - clocks[3] > tonumber(ARGV[13]) then
+    linger_now = clocks[2] + passed
 end
 local outage = length == -2 or length > tonumber(ARGV[5])
 -- Checks the keys' types before anything is written.
