@@ -57,8 +57,8 @@ pub struct Answers<T> {
     pub sessions: Vec<T>,
     /// Where they are true: for each partition with sessions of the call, the last place.
     ///
-    /// The answer for one session is true right at the place: a change of that session by this call is not after it, and one by
-    /// another call that the answer does not reflect is not before it.
+    /// A change that the call made is not after the place. In a call about one session, a change by another call that the
+    /// answer does not reflect is not before it. In a batch it may be: the place is that of the last answer.
     pub places: Places,
 }
 
