@@ -17,6 +17,23 @@ use crate::{random::random_u64, session::LeaseId, storage::StorageError};
 /// How often attaching a lease is retried because another one ended at the same moment.
 const ATTACH_TRIES: usize = 32;
 
+/// What the first partition keeps of a lease that has not ended.
+pub(super) struct LeaseRecord {
+    pub(super) ttl: Duration,
+    pub(super) owner: Arc<str>,
+    pub(super) lingers: bool,
+}
+
+impl LeaseRecord {
+    /// Parses the ttl and the owner, and before them `~` and the time of its end if the lease lingers.
+    pub(super) fn parse(record: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(record);
+        let lingering = text.strip_prefix('~').map(|text| text.split_once(' ').map_or("", |(_, rest)| rest));
+        let (ttl, owner) = lingering.unwrap_or(&text).split_once(' ').unwrap_or_default();
+        Self { ttl: Duration::from_millis(ttl.parse().unwrap_or(0)), owner: owner.into(), lingers: lingering.is_some() }
+    }
+}
+
 /// How a lease stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
@@ -78,10 +95,7 @@ impl Registry {
                 self.first().ask(ask.arg(self.first().key("leases")).arg(&lease_bytes(lease)[..])).await?
             };
             if let Some(known) = known {
-                // Its ttl and its owner, behind when it ends if it lingers.
-                let text = String::from_utf8_lossy(&known);
-                let nth = if text.starts_with('~') { 2 } else { 1 };
-                return Ok(Some(text.splitn(nth + 1, ' ').nth(nth).unwrap_or_default().into()));
+                return Ok(Some(LeaseRecord::parse(&known).owner));
             }
             // It may be ending, and turn out to be alive.
             if !self.lives(lease).await? {

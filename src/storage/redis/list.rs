@@ -7,7 +7,7 @@ use redis::{RedisError, Value};
 
 use super::{
     fault::Fault,
-    lease::{lease_bytes, lease_number},
+    lease::{LeaseRecord, lease_bytes, lease_number},
     partition::ASK,
     registry::Registry,
 };
@@ -17,13 +17,13 @@ use crate::{
 };
 
 /// The most leases of one script, which takes Redis half a millisecond.
-const LEASES_A_STEP: usize = 256;
+const LEASES_A_STEP: usize = 64;
 
 /// A page looks at so many leases at most, unless it may have more. An owner's leases may be few among many.
 const LEASES_A_PAGE: usize = 10_000;
 
-/// What `lease_list.lua` returns of a lease: its id, whether it lingers, the ms until it ends, its ttl and its owner.
-type Listed = (Vec<u8>, u8, u64, u64, Vec<u8>);
+/// What `lease_list.lua` returns of a lease: its id, the ms until it ends, and its record.
+type Listed = (Vec<u8>, u64, Vec<u8>);
 
 impl Registry {
     pub(super) async fn list_leases(&self, query: &LeaseQuery) -> Result<LeasePage, Fault> {
@@ -59,7 +59,7 @@ impl Registry {
         owner: Option<&str>,
         named: &[[u8; 8]],
     ) -> Result<(Option<LeaseId>, usize, Vec<LeaseStatus>), Fault> {
-        let owner = owner.map(|owner| format!("={owner}")).unwrap_or_default();
+        let owner = owner.map(|owner| format!(" {owner}")).unwrap_or_default();
         let owner = owner.as_str();
         let listed = self.with_identity(|identity| async move {
             let first = self.first();
@@ -77,15 +77,10 @@ impl Registry {
         let listed: Vec<Listed> = redis::from_redis_value(Value::Array(parts.collect())).map_err(RedisError::from)?;
         let leases: Vec<&[u8]> = listed.iter().map(|(lease, ..)| &lease[..]).collect();
         let counts = self.session_counts(&leases).await?;
-        let status = |((lease, lingers, left, ttl, owner), session_count): (Listed, u64)| {
-            Some(LeaseStatus {
-                lease: LeaseId::from_number(lease_number(&lease))?,
-                owner: String::from_utf8_lossy(&owner).into(),
-                ttl: Duration::from_millis(ttl),
-                expires_in: Duration::from_millis(left),
-                session_count,
-                lingers: lingers == 1,
-            })
+        let status = |((lease, left, record), session_count): (Listed, u64)| {
+            let LeaseRecord { ttl, owner, lingers } = LeaseRecord::parse(&record);
+            let lease = LeaseId::from_number(lease_number(&lease))?;
+            Some(LeaseStatus { lease, owner, ttl, expires_in: Duration::from_millis(left), session_count, lingers })
         };
         let leases = listed.into_iter().zip(counts).filter_map(status).collect();
         Ok((LeaseId::from_number(lease_number(&last)), count, leases))
