@@ -27,6 +27,9 @@ use crate::{
 /// The most slots that a replica remembers in a partition.
 const REMEMBERED: usize = 1 << 16;
 
+/// The most slots that one script is asked about. They take Redis a millisecond at most.
+const SLOTS_A_SCRIPT: usize = 256;
+
 /// The leases of slots that are attached in a partition.
 #[derive(Default)]
 pub(super) struct Attached(Mutex<Remembered>);
@@ -95,29 +98,29 @@ impl Registry {
         identity: &Identity,
         slots: &BTreeSet<u64>,
     ) -> Result<HashMap<u64, LeaseId>, Fault> {
-        let mut living = HashMap::new();
-        if slots.is_empty() {
-            return Ok(living);
-        }
-        let told = partition.run::<Vec<Vec<u8>>>(ASK, |_| {
-            let call = self.call(&self.scripts.lease_slots, partition, &["attached", "slots"], 0);
-            let call = call.arg(&identity.birth).arg(partition.read_up_to());
-            slots.iter().fold(call, |call, slot| call.arg(*slot))
-        });
-        let told = told.await?;
-        let Some((closing, told)) = told.split_first() else {
-            return Err(Fault::malformed("a script does not tell the newest closing"));
-        };
-        let mut closed = Vec::new();
-        for (slot, told) in slots.iter().zip(told) {
-            let lease = told.get(1..).and_then(|lease| LeaseId::from_number(lease_number(lease)));
-            match (told.first(), lease) {
-                (Some(b'S'), Some(lease)) => drop(living.insert(*slot, lease)),
-                (Some(b'Z'), Some(lease)) => closed.push((*slot, lease)),
-                _ => {}
+        let (mut living, mut closed) = (HashMap::new(), Vec::new());
+        let slots: Vec<u64> = slots.iter().copied().collect();
+        for slots in slots.chunks(SLOTS_A_SCRIPT) {
+            let told = partition.run::<Vec<Vec<u8>>>(ASK, |_| {
+                let call = self.call(&self.scripts.lease_slots, partition, &["attached", "slots"], 0);
+                call.arg(&identity.birth).arg(partition.read_up_to()).arg(slots)
+            });
+            let told = told.await?;
+            let Some((closing, told)) = told.split_first() else {
+                return Err(Fault::malformed("a script does not tell the newest closing"));
+            };
+            let mut known = HashMap::new();
+            for (slot, told) in slots.iter().zip(told) {
+                let lease = told.get(1..).and_then(|lease| LeaseId::from_number(lease_number(lease)));
+                match (told.first(), lease) {
+                    (Some(b'S'), Some(lease)) => drop(known.insert(*slot, lease)),
+                    (Some(b'Z'), Some(lease)) => closed.push((*slot, lease)),
+                    _ => {}
+                }
             }
+            attached.add(&identity.birth, &String::from_utf8_lossy(closing), &known);
+            living.extend(known);
         }
-        attached.add(&identity.birth, &String::from_utf8_lossy(closing), &living);
         for (slot, lease) in closed {
             if self.lives(lease).await? {
                 living.insert(slot, lease);

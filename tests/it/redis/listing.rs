@@ -71,6 +71,30 @@ async fn many_leases_are_listed_page_by_page() {
     assert_eq!(named.iter().rev().map(|status| status.lease).collect::<Vec<_>>(), ids);
 }
 
+/// Each session is under a lease of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_is_looked_up_under_thousands_of_leases() {
+    const LEASES: usize = 10_000;
+    const AT_ONCE: usize = 256;
+    if !is_installed() {
+        return;
+    }
+    let server = RedisServer::start(&[]);
+    let url = server.url("buckets=48&timeout_ms=5000");
+    let [a, b] = [open(&url, ROOMY).await, open(&url, ROOMY).await];
+    let sessions = keys(0..LEASES as i64);
+    let create = async |session: &SessionKey| {
+        let lease = a.grant_lease(HOUR, "").await.unwrap();
+        a.create(&[*session], Some(lease)).await.unwrap();
+        lease
+    };
+    let leases: Vec<LeaseId> = stream::iter(sessions.iter().map(create)).buffered(AT_ONCE).collect().await;
+    for _ in 0..2 {
+        let found = b.lookup(&sessions).await.unwrap();
+        assert!(found.iter().zip(&leases).all(|(found, lease)| found.exists && found.lease == Some(*lease)));
+    }
+}
+
 /// A registry whose keys somebody deletes.
 struct Losing {
     server: Arc<RedisServer>,
@@ -150,6 +174,9 @@ async fn a_lost_set_of_buckets_hides_no_session() {
     losing.lose("l????????????????");
     tells(&*storage, lease, &own).await;
     storage.create(&keys(30..31), Some(lease)).await.unwrap();
+    tells(&*storage, lease, &keys(0..31)).await;
+    // Then nothing tells which leases have sessions here, until the key is made again.
+    losing.lose("attached");
     tells(&*storage, lease, &keys(0..31)).await;
 }
 
