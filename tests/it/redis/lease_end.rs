@@ -89,11 +89,15 @@ async fn told_while_swept(url: &str, rounds: usize) {
         let lease = a.storage.grant_lease(HOUR, "gateway").await.unwrap();
         let sessions = keys(0..4000);
         a.storage.create(&sessions, Some(lease)).await.unwrap();
+        // The second replica remembers the lease.
+        assert!(b.storage.lookup(&sessions).await.unwrap().iter().all(|found| found.lease == Some(lease)));
         let revoking = tokio::spawn({
             let storage = Arc::clone(&a.storage);
             async move { storage.revoke_lease(lease).await }
         });
         is_gone(&*b.storage, lease).await;
+        let found = b.storage.lookup(&sessions).await.unwrap();
+        assert!(found.iter().all(|found| found.lease.is_none()), "a session is under a lease that is gone");
         takes_no_more(&*b.storage, lease).await;
         takes_no_more(&*a.storage, lease).await;
         assert_eq!(revoking.await.unwrap().unwrap(), 4000);
