@@ -61,7 +61,7 @@ impl Lingering {
 
 /// How a lease is listed, if it is.
 async fn listed(storage: &dyn SessionStorage, lease: LeaseId) -> Option<LeaseStatus> {
-    let query = LeaseQuery { after: None, limit: 10, owner: None, lease_ids: vec![lease] };
+    let query = LeaseQuery { after: None, limit: 10, owner: Some("gateway".to_owned()), lease_ids: vec![lease] };
     storage.list_leases(&query).await.unwrap().leases.pop()
 }
 

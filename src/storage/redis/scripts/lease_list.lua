@@ -16,7 +16,8 @@ for i, record in ipairs(#leases > 0 and call('HMGET', KEYS[2], unpack(leases)) o
         -- It is ending, and nobody was told yet: otherwise it would no longer be among the ids.
         record = string.match(call('HGET', KEYS[4], lease) or '', '^m. %d+ %d+ %d+ (.*)$')
     end
-    if record and (owner == '' or string.match(record, '%d( .*)$') == owner) then
+    local plain = record and (string.match(record, '^~%d+ (.*)$') or record)
+    if record and (owner == '' or string.match(plain, ' .*$') == owner) then
         local ttl, deadline = tonumber(string.match(record, '^%d+')), call('ZSCORE', KEYS[3], lease)
         if not ttl then
             left = string.match(record, '%d+') - linger_now
