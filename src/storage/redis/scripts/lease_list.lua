@@ -1,8 +1,8 @@
 -- Lists leases that have not ended, in the order of their ids.
 -- KEYS: meta, leases, deadlines, ended leases, ids. ARGV: birth, the id after which to begin, how many to look at, an
 -- owner with a space before it or '' for all, leases to look at instead of all.
--- Returns the last lease that was looked at ('' if there was none), how many there were, and for each that is listed its
--- id, the ms until it ends, and its record.
+-- Returns the last lease that was looked at ('' if there was none), how many there were, and for each that is listed
+-- its id, the ms until it ends, and its record.
 local state = call('HMGET', meta, 'revived', 'grace')
 local revived, grace = tonumber(state[1]), tonumber(state[2])
 -- What the clock of deadlines shows once somebody looks.
