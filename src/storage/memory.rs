@@ -37,8 +37,9 @@ use self::{
     change::{Change, Made},
     hash::SessionHasher,
     held::{GROUP, Held},
-    lease::{Ended, Lease, LeaseState, Leases},
+    lease::{Ended, Lease, Leases},
     log::Log,
+    slots::LeaseState,
 };
 use super::{
     Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LeaseBuckets, LeasePage, LeaseQuery, LogError,
@@ -359,7 +360,7 @@ impl SessionStorage for MemoryStorage {
     ) -> Result<Answers<Creation>, StorageError> {
         let lease = match options.lease {
             Some(id) => match self.leases.get(id) {
-                Some(lease) if lease.state() == LeaseState::Lingers => {
+                Some(lease) if self.leases.state(&lease) == LeaseState::Lingers => {
                     self.all_durable().await.map_err(StorageError::Refused)?;
                     return Err(StorageError::LeaseLingers(id));
                 }

@@ -8,8 +8,9 @@ use super::{
     MemoryStorage, SESSIONS_BETWEEN_YIELDS, Spot,
     bucket::{Bucket, LeaseSlot},
     held::{GROUP, Held},
-    lease::{Lease, LeaseState},
+    lease::Lease,
     log::Log,
+    slots::LeaseState,
 };
 use crate::{
     session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
@@ -184,7 +185,7 @@ impl MemoryStorage {
     ) -> Result<Done, StorageError> {
         let too_many = || StorageError::TooManySessions { limit: self.max_sessions };
         let slot = match lease {
-            Some((id, lease)) => match lease.state() {
+            Some((id, lease)) => match self.leases.state(lease) {
                 LeaseState::Live => lease.slot,
                 LeaseState::Lingers => return Err(StorageError::LeaseLingers(id)),
                 LeaseState::Ended => {
@@ -234,7 +235,7 @@ impl MemoryStorage {
         };
         // Asked under the bucket's lock: once a lease has ended, its slot may name another.
         if let Some(lease) = lease {
-            if lease.state() == LeaseState::Ended {
+            if self.leases.state(lease) == LeaseState::Ended {
                 return Done::Unchanged(None, self.leases.end_of(lease.id));
             }
             if bucket.lease(place) != lease.slot {

@@ -7,10 +7,7 @@ mod undoable;
 use std::{
     collections::{BTreeSet, HashMap},
     ops::Bound::{Excluded, Unbounded},
-    sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,7 +15,10 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
 use self::{clock::Clock, extensions::Extensions, undoable::Undoable};
-use super::{bucket::LeaseSlot, slots::Slots};
+use super::{
+    bucket::LeaseSlot,
+    slots::{LeaseState, Slots},
+};
 use crate::{
     random::random_u64,
     session::{DestroyReason, LeaseId},
@@ -35,16 +35,6 @@ const EXTENDED_A_HOLD: usize = 256;
 const LISTED_A_HOLD: usize = 256;
 const LISTED_A_PAGE: usize = 1024;
 
-/// What a lease accepts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LeaseState {
-    Live,
-    /// It was revoked, and ends later. No session comes under it.
-    Lingers,
-    /// Its sessions are being destroyed.
-    Ended,
-}
-
 /// One lease.
 pub(super) struct Lease {
     pub(super) id: LeaseId,
@@ -52,25 +42,16 @@ pub(super) struct Lease {
     pub(super) slot: LeaseSlot,
     ttl: Duration,
     pub(super) owner: Arc<str>,
-    /// Read under a bucket's lock before a session comes under the lease there: see [`Lease::enter`].
-    state: AtomicU8,
     buckets: Mutex<BucketSet>,
 }
 
 impl Lease {
-    /// Notes that sessions under the lease may be in `bucket`. Called before that bucket is locked, and before
-    /// [`state`](Self::state) is asked under its lock: if the lease ends in between, then either whoever sweeps it sees the bucket,
-    /// or who asks sees that it has ended.
+    /// Notes that sessions under the lease may be in `bucket`.
+    ///
+    /// Called before that bucket is locked and [`Slots::state`] is read under its lock. If the lease ends in between, either its
+    /// sweep sees the bucket, or the caller sees that the lease has ended.
     pub(super) fn enter(&self, bucket: u32) {
         self.buckets.lock().insert(bucket);
-    }
-
-    pub(super) fn state(&self) -> LeaseState {
-        match self.state.load(Ordering::Acquire) {
-            state if state == LeaseState::Live as u8 => LeaseState::Live,
-            state if state == LeaseState::Lingers as u8 => LeaseState::Lingers,
-            _ => LeaseState::Ended,
-        }
     }
 
     /// The buckets that the sessions under it may be in.
@@ -131,6 +112,11 @@ impl Leases {
     pub(super) fn new(max: u64, journal: Option<Arc<Journal>>) -> Self {
         let max = max.min(u64::from(LeaseSlot::MAX - 1));
         Self { table: Mutex::default(), slots: Slots::default(), changed: Notify::new(), max, journal }
+    }
+
+    /// What a lease accepts now.
+    pub(super) fn state(&self, lease: &Lease) -> LeaseState {
+        self.slots.state(lease.slot, lease.id)
     }
 
     fn record(&self, record: Record<'_>) -> Lsn {
@@ -209,7 +195,7 @@ impl Leases {
                 Arc::clone(&table.live[&id].lease)
             }
             LeaseRow::Ended(reason) => {
-                let lease = Arc::new(table.lease(&self.slots, id, Duration::ZERO, "", LeaseState::Ended));
+                let lease = table.ended_lease(&self.slots, id);
                 table.leave(Ended { lease: Arc::clone(&lease), reason });
                 lease
             }
@@ -218,7 +204,7 @@ impl Leases {
 
     /// Adds a lease that is gone, for the sessions that were under it for a while.
     pub(super) fn restore_gone(&self, id: LeaseId) -> Arc<Lease> {
-        Arc::new(self.table.lock().lease(&self.slots, id, Duration::ZERO, "", LeaseState::Ended))
+        self.table.lock().ended_lease(&self.slots, id)
     }
 
     /// No session is left under a lease that is gone.
@@ -349,7 +335,7 @@ impl Leases {
         deadline.into_iter().chain(linger).min()
     }
 
-    /// Leaves an ended lease to whoever expires leases.
+    /// Hands an ended lease to the task that expires leases.
     pub(super) fn leave(&self, ended: Ended) {
         self.table.lock().leave(ended);
         self.changed.notify_one();
@@ -376,7 +362,7 @@ impl Leases {
 impl Table {
     /// Adds a live lease and gives its deadline.
     fn insert(&mut self, slots: &Slots, id: LeaseId, ttl: Duration, owner: &str) -> Duration {
-        let lease = self.lease(slots, id, ttl, owner, LeaseState::Live);
+        let lease = self.lease(slots, id, ttl, owner);
         let deadline = self.clock.now() + ttl;
         let seen = self.extensions.count();
         self.live.insert(id, Live { lease: Arc::new(lease), deadline, seen, lingers_until: None });
@@ -399,16 +385,20 @@ impl Table {
     }
 
     /// Makes a lease with a slot of its own.
-    fn lease(&mut self, slots: &Slots, id: LeaseId, ttl: Duration, owner: &str, state: LeaseState) -> Lease {
+    fn lease(&mut self, slots: &Slots, id: LeaseId, ttl: Duration, owner: &str) -> Lease {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots += 1;
             self.slots
         });
         slots.set(slot, id);
-        if state == LeaseState::Ended {
-            slots.end(slot);
-        }
-        Lease { id, slot, ttl, owner: owner.into(), state: AtomicU8::new(state as u8), buckets: Mutex::default() }
+        Lease { id, slot, ttl, owner: owner.into(), buckets: Mutex::default() }
+    }
+
+    /// Makes a lease that has ended, with a slot of its own.
+    fn ended_lease(&mut self, slots: &Slots, id: LeaseId) -> Arc<Lease> {
+        let lease = self.lease(slots, id, Duration::ZERO, "");
+        slots.end(lease.slot);
+        Arc::new(lease)
     }
 
     /// Lets a live lease linger, and tells whether that brings its end forward.
@@ -421,7 +411,6 @@ impl Table {
         };
         live.lingers_until = Some(until);
         self.lingers.insert((until, id));
-        live.lease.state.store(LeaseState::Lingers as u8, Ordering::Release);
         slots.linger(live.lease.slot);
         true
     }
@@ -434,12 +423,11 @@ impl Table {
             None => self.deadlines.remove(&(deadline, id)),
         };
         self.unswept.insert(id, Arc::clone(&lease));
-        lease.state.store(LeaseState::Ended as u8, Ordering::Release);
         slots.end(lease.slot);
         Some(lease)
     }
 
-    /// Leaves an ended lease to whoever expires leases.
+    /// Hands an ended lease to the task that expires leases.
     fn leave(&mut self, ended: Ended) {
         self.unswept.insert(ended.lease.id, Arc::clone(&ended.lease));
         self.ended.push(ended);

@@ -20,6 +20,16 @@ const ENDED: u64 = 1 << 63;
 const LINGERS: u64 = 1 << 62;
 const _: () = assert!(LeaseId::MAX < LINGERS);
 
+/// What a lease accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LeaseState {
+    Live,
+    /// It was revoked, and ends later. No session comes under it.
+    Lingers,
+    /// Its sessions are being destroyed.
+    Ended,
+}
+
 /// The leases by their slots, which count from 1. Slots come and go under the lock of the leases. A slot keeps its lease while any
 /// session is under it, so whoever has a bucket locked may ask for the slots of its sessions.
 #[derive(Default)]
@@ -81,6 +91,18 @@ impl Slots {
         self.get(slot).map_or(0, |slot| slot.sessions.load(Ordering::Relaxed))
     }
 
+    /// What the lease `id`, which was given this slot, accepts now. Once its slot names another lease, it has ended.
+    ///
+    /// For a change of a session under the lease, this is asked while the session's bucket is locked: see
+    /// [`Lease::enter`](super::lease::Lease::enter).
+    pub(super) fn state(&self, slot: LeaseSlot, id: LeaseId) -> LeaseState {
+        match self.load(slot) ^ id.number() {
+            0 => LeaseState::Live,
+            LINGERS => LeaseState::Lingers,
+            _ => LeaseState::Ended,
+        }
+    }
+
     /// Whether the lease of a slot has ended, so that sessions are under it in name only.
     pub(super) fn has_ended(&self, slot: LeaseSlot) -> bool {
         self.load(slot) & ENDED != 0
@@ -126,13 +148,19 @@ mod tests {
         }
         assert!((1..5000).all(|slot| slots.id(slot) == lease(slot)));
         assert_eq!(slots.id(0), None);
+        assert_eq!(slots.state(7, lease(7).unwrap()), LeaseState::Live);
         slots.end(7);
+        assert_eq!(slots.state(7, lease(7).unwrap()), LeaseState::Ended);
         assert!(slots.has_ended(7) && slots.id(7) == lease(7) && !slots.has_ended(8) && !slots.has_ended(0));
         slots.linger(8);
+        assert_eq!(slots.state(8, lease(8).unwrap()), LeaseState::Lingers);
         assert!(!slots.has_ended(8) && !slots.protects(8) && slots.id(8) == lease(8) && slots.protects(9));
         assert!(!slots.protects(7) && !slots.protects(0));
         slots.set(7, lease(9).unwrap());
         assert!(!slots.has_ended(7));
+        assert_eq!(slots.state(7, lease(7).unwrap()), LeaseState::Ended, "its slot is another's now");
+        slots.end(8);
+        assert_eq!(slots.state(8, lease(8).unwrap()), LeaseState::Ended);
         let (segment, offset) = place(LeaseSlot::MAX);
         assert!(segment < SEGMENTS && offset < (FIRST as usize) << segment);
     }
