@@ -41,15 +41,14 @@ pub use self::{
     error::ClientError,
     lease::{Lease, LeaseEvent, LeaseEvents, LeaseGrant, LeasePage, LeaseQuery, LeaseStatus},
     lookup::{LeaseHolder, Located, Placed, Taken},
-    watch::{EventType, Place, ResetReason, SnapshotSession, Watch, WatchOptions, WatchStart, WatchUpdate},
+    watch::{EventType, Place, SnapshotSession, Watch, WatchOptions, WatchStart, WatchUpdate},
 };
 use crate::{
     proto::{self, lease_service_client::LeaseServiceClient, session_service_client::SessionServiceClient},
     session::SessionKey,
 };
 
-/// The most sessions that one batch call may name. The batch methods of [`Client`] split longer lists.
-pub const MAX_BATCH: usize = 65_536;
+pub use crate::{reset::ResetReason, session::MAX_BATCH};
 
 /// In a request to create or destroy: whatever the lease.
 const NO_LEASE: u64 = 0;

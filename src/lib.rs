@@ -18,6 +18,8 @@ struct Readme;
 
 #[cfg(feature = "server")]
 pub mod access;
+#[cfg(any(feature = "client", feature = "subject"))]
+mod backoff;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(any(feature = "client", feature = "server"))]
@@ -30,13 +32,13 @@ mod random;
 pub mod reason;
 #[cfg(feature = "subject")]
 mod relay;
+#[cfg(any(feature = "client", feature = "subject"))]
+mod reset;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(feature = "server")]
 pub mod service;
 pub mod session;
-#[cfg(feature = "server")]
-pub mod status;
 #[cfg(feature = "subject")]
 pub mod storage;
 #[cfg(feature = "subject")]

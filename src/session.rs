@@ -6,6 +6,9 @@ use std::{
     str::FromStr,
 };
 
+/// The most sessions that one batch call may name. The batch methods of a client split longer lists.
+pub const MAX_BATCH: usize = 65_536;
+
 /// The id of a session, chosen by its client. Any 64-bit value is valid, 0 and negative ones too.
 ///
 /// A signed 64-bit `long`, as `session_id` is in MTProto's TL.

@@ -28,6 +28,7 @@
 
 mod admission;
 mod beginning;
+mod counts;
 mod cursor;
 mod feed;
 mod filter;
@@ -37,27 +38,28 @@ mod kept;
 mod log;
 mod observer;
 mod owners;
+mod parked;
 mod snapshot;
+mod storage_stats;
 mod subscription;
 mod update;
-mod waiters;
-mod waits;
 mod writability;
 
 use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
 use self::{
     admission::Admission, beginning::Beginning, feed::Feed, kept::KeptLeases, log::Retention, owners::Owners,
-    waits::WaitCounts,
+    storage_stats::StorageStats,
 };
 use crate::{
     session::{LeaseId, SessionKey},
@@ -69,15 +71,16 @@ use crate::{
 };
 
 pub use self::{
+    counts::{ChangeCounts, ResetCounts},
     cursor::{Cursor, ParseCursorError},
     filter::{ChangeFilter, Filter},
     log::EventEncoder,
     observer::Observer,
+    storage_stats::{OperationStats, StorageOperation},
     subscription::{SessionObserver, Subscription},
-    update::{Events, ResetReason, Update},
-    waits::{StorageOperation, StorageWaits},
+    update::{Events, Update},
 };
-pub use crate::{histogram::Times, relay::relay};
+pub use crate::{histogram::Times, relay::relay, reset::ResetReason};
 
 /// The session subject over a storage.
 ///
@@ -172,6 +175,7 @@ pub enum ObserveError {
 
 /// Figures of a subject, for metrics.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct SubjectStats {
     /// How many observers there are.
     pub observers: usize,
@@ -181,29 +185,28 @@ pub struct SubjectStats {
     pub observers_behind: usize,
     /// How many events the slowest of them is behind.
     pub max_lag_events: u64,
-    /// How many sessions were created; destroyed by request, by a lease that expired, by one that was revoked, and under their own
-    /// lease; and moved to another lease, as far as this process has seen.
-    pub changes: [u64; 6],
+    /// How many changes this process has seen.
+    pub changes: ChangeCounts,
     /// How many events are retained.
     pub retained_events: usize,
     /// How many bytes those take, about.
     pub retained_bytes: usize,
-    /// How many observers had to start again, by reason in the order of [`ResetReason::ALL`].
-    pub resets: [u64; 4],
+    /// How many observers had to start over with a snapshot.
+    pub resets: ResetCounts,
     /// Whether the storage's log can be read at present.
     pub is_following: bool,
 }
 
 pub(crate) struct Inner {
     storage: Arc<dyn SessionStorage>,
-    waits: WaitCounts,
+    storage_stats: StorageStats,
     kept: KeptLeases,
     owners: Owners,
     feed: Feed,
     options: SubjectOptions,
     observers: AtomicUsize,
     filter_ids: AtomicUsize,
-    resets: [AtomicU64; 4],
+    resets: Mutex<ResetCounts>,
     is_following: AtomicBool,
 }
 
@@ -227,14 +230,14 @@ impl SessionSubject {
         let retention = Retention { events: options.retain_events, bytes: options.retain_bytes };
         let inner = Arc::new(Inner {
             storage,
-            waits: WaitCounts::default(),
+            storage_stats: StorageStats::default(),
             kept: KeptLeases::default(),
             owners: Owners::default(),
             feed: Feed::new(retention, &extent, Box::new(encoder)),
             options,
             observers: AtomicUsize::new(0),
             filter_ids: AtomicUsize::new(0),
-            resets: Default::default(),
+            resets: Mutex::default(),
             is_following: AtomicBool::new(true),
         });
         let vitals = Vitals::default();
@@ -256,7 +259,7 @@ impl SessionSubject {
         sessions: &'a [SessionKey],
         options: CreateOptions,
     ) -> impl Future<Output = Result<Answers<Creation>, StorageError>> + Send + use<'a> {
-        self.inner.waits.of(StorageOperation::Create, self.inner.storage.create_with(sessions, options))
+        self.inner.storage_stats.measure(StorageOperation::Create, self.inner.storage.create_with(sessions, options))
     }
 
     /// Makes sessions exist, and takes those that exist from any lease; see [`SessionStorage::create`].
@@ -275,7 +278,7 @@ impl SessionSubject {
     ///
     /// As the storage.
     pub async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
-        self.inner.waits.of(StorageOperation::Has, self.inner.storage.has(sessions)).await
+        self.inner.storage_stats.measure(StorageOperation::Has, self.inner.storage.has(sessions)).await
     }
 
     /// Tells which sessions exist, and the lease of each; see [`SessionStorage::lookup`].
@@ -284,7 +287,7 @@ impl SessionSubject {
     ///
     /// As the storage.
     pub async fn lookup(&self, sessions: &[SessionKey]) -> Result<Vec<Lookup>, StorageError> {
-        self.inner.waits.of(StorageOperation::Lookup, self.inner.storage.lookup(sessions)).await
+        self.inner.storage_stats.measure(StorageOperation::Lookup, self.inner.storage.lookup(sessions)).await
     }
 
     /// Makes sessions not exist; see [`SessionStorage::destroy_with`].
@@ -297,7 +300,7 @@ impl SessionSubject {
         sessions: &'a [SessionKey],
         lease: Option<LeaseId>,
     ) -> impl Future<Output = Result<Answers<bool>, StorageError>> + Send + use<'a> {
-        self.inner.waits.of(StorageOperation::Destroy, self.inner.storage.destroy_with(sessions, lease))
+        self.inner.storage_stats.measure(StorageOperation::Destroy, self.inner.storage.destroy_with(sessions, lease))
     }
 
     /// Makes sessions not exist; see [`SessionStorage::destroy`].
@@ -315,7 +318,7 @@ impl SessionSubject {
     ///
     /// As the storage.
     pub async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
-        self.inner.waits.of(StorageOperation::GrantLease, self.inner.storage.grant_lease(ttl, owner)).await
+        self.inner.storage_stats.measure(StorageOperation::GrantLease, self.inner.storage.grant_lease(ttl, owner)).await
     }
 
     /// Keeps a lease alive; see [`SessionStorage::keep_lease_alive`]. If this process did so within the last tenth of the ttl,
@@ -325,9 +328,11 @@ impl SessionSubject {
     ///
     /// As the storage.
     pub async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, StorageError> {
-        let Inner { storage, waits, kept, .. } = &*self.inner;
-        kept.keep(lease, async { waits.of(StorageOperation::KeepLeaseAlive, storage.keep_lease_alive(lease)).await })
-            .await
+        let Inner { storage, storage_stats, kept, .. } = &*self.inner;
+        kept.keep(lease, async {
+            storage_stats.measure(StorageOperation::KeepLeaseAlive, storage.keep_lease_alive(lease)).await
+        })
+        .await
     }
 
     /// Tells the owner of a lease; see [`SessionStorage::lease_owner`]. The owner of a lease that has ended may be told as well.
@@ -336,12 +341,12 @@ impl SessionSubject {
     ///
     /// As the storage.
     pub async fn lease_owner(&self, lease: LeaseId) -> Result<Option<Arc<str>>, StorageError> {
-        let Inner { storage, waits, owners, .. } = &*self.inner;
+        let Inner { storage, storage_stats, owners, .. } = &*self.inner;
         if let Some(owner) = owners.known(lease) {
             return Ok(Some(owner));
         }
         // In a box, because it is rare and would make the future of every lookup larger.
-        let owner = Box::pin(waits.of(StorageOperation::LeaseOwner, storage.lease_owner(lease))).await?;
+        let owner = Box::pin(storage_stats.measure(StorageOperation::LeaseOwner, storage.lease_owner(lease))).await?;
         if let Some(owner) = &owner {
             owners.remember(lease, owner);
         }
@@ -364,8 +369,8 @@ impl SessionSubject {
     /// As the storage.
     pub async fn revoke_lease_with(&self, lease: LeaseId, linger: Duration) -> Result<u64, StorageError> {
         let _ending = self.inner.kept.ending(lease);
-        let Inner { storage, waits, .. } = &*self.inner;
-        waits.of(StorageOperation::RevokeLease, storage.revoke_lease_with(lease, linger)).await
+        let Inner { storage, storage_stats, .. } = &*self.inner;
+        storage_stats.measure(StorageOperation::RevokeLease, storage.revoke_lease_with(lease, linger)).await
     }
 
     /// Lists leases; see [`SessionStorage::list_leases`].
@@ -374,7 +379,7 @@ impl SessionSubject {
     ///
     /// As the storage.
     pub async fn list_leases(&self, query: &LeaseQuery) -> Result<LeasePage, StorageError> {
-        self.inner.waits.of(StorageOperation::ListLeases, self.inner.storage.list_leases(query)).await
+        self.inner.storage_stats.measure(StorageOperation::ListLeases, self.inner.storage.list_leases(query)).await
     }
 
     /// How many leases there are; see [`SessionStorage::lease_count`].
@@ -473,8 +478,8 @@ impl SessionSubject {
     /// How long the storage was waited for and how often it failed, by operation in the order of
     /// [`StorageOperation::ALL`].
     #[must_use]
-    pub fn storage_waits(&self) -> Vec<StorageWaits> {
-        self.inner.waits.all()
+    pub fn storage_stats(&self) -> Vec<OperationStats> {
+        self.inner.storage_stats.all()
     }
 
     /// Figures for metrics.
@@ -489,7 +494,7 @@ impl SessionSubject {
             changes: self.inner.feed.changes(),
             retained_events: held.events,
             retained_bytes: held.bytes,
-            resets: std::array::from_fn(|n| self.inner.resets[n].load(Ordering::Relaxed)),
+            resets: *self.inner.resets.lock(),
             is_following: self.is_following(),
         }
     }
@@ -497,7 +502,7 @@ impl SessionSubject {
 
 impl Inner {
     fn count_reset(&self, reason: ResetReason) {
-        self.resets[reason as usize].fetch_add(1, Ordering::Relaxed);
+        self.resets.lock().count(reason);
     }
 
     /// Notes whether the storage's log can be read, and tells whether that is news.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::backoff;
+
 const BASE: Duration = Duration::from_millis(100);
 const CAP: Duration = Duration::from_secs(10);
 /// No wait is shorter, whatever chance or the server says: many observers must not hammer a server that is in trouble.
@@ -11,9 +13,15 @@ const LONGEST_WISH: Duration = Duration::from_secs(5 * 60);
 
 /// Exponential backoff with full jitter: a wait is drawn from all of the time up to a ceiling that doubles, so that
 /// observers that were cut off together do not come back together.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Backoff {
-    failures: u32,
+    ceilings: backoff::Backoff,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { ceilings: backoff::Backoff::new(BASE, CAP) }
+    }
 }
 
 impl Backoff {
@@ -30,16 +38,14 @@ impl Backoff {
     }
 
     fn draw(&mut self, cap: Duration) -> Duration {
-        // 100 ms doubled seven times is past the cap; the bound keeps the shift from overflowing. The cap is on what is
-        // drawn from and not on what was drawn, or most would wait for just that long.
-        let ceiling = (BASE * (1 << self.failures.min(7))).min(cap);
-        self.failures = self.failures.saturating_add(1);
+        // The cap bounds the ceiling, not the drawn pause: otherwise most pauses would be exactly that long.
+        let ceiling = self.ceilings.pause().min(cap);
         ceiling.mul_f64(fastrand::f64()).max(FLOOR)
     }
 
     /// There is progress: the next failure is a first one.
     pub(super) fn reset(&mut self) {
-        self.failures = 0;
+        self.ceilings.reset();
     }
 }
 

@@ -10,7 +10,7 @@ use tonic::{Status, Streaming};
 
 pub use self::{
     options::{EventType, WatchOptions, WatchStart},
-    update::{Place, ResetReason, SnapshotSession, WatchUpdate},
+    update::{Place, SnapshotSession, WatchUpdate},
 };
 use super::{
     ClientError,
@@ -24,6 +24,7 @@ use crate::{
         SubscribeRequest, SubscribeResponse, session_service_client::SessionServiceClient, subscribe_request::Start,
         subscribe_response::Body,
     },
+    reset::ResetReason,
     session::LeaseId,
 };
 

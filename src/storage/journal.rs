@@ -4,8 +4,8 @@
 //! that in which its changes took effect. One writer takes all that is pending, puts it on disk in one step, and says so.
 //! Batches form by themselves: an idle writer takes each change at once, a busy one all that came while it was at the disk.
 
+mod durability;
 mod record;
-mod waiting;
 mod wall;
 
 use std::{
@@ -17,7 +17,7 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use tokio::time::timeout;
 
-use self::waiting::Waiters;
+use self::durability::Durability;
 use super::{RefusalCause, StorageError, WriteRefusal};
 
 pub(super) use self::{
@@ -41,7 +41,7 @@ pub(super) struct Journal {
     /// Told when something is pending, and when the journal is closed.
     filled: Condvar,
     newest: AtomicU64,
-    waiters: Waiters,
+    durability: Durability,
 }
 
 #[derive(Default)]
@@ -91,7 +91,7 @@ impl Journal {
             pending: Mutex::new(Pending { batch, ..Pending::default() }),
             filled: Condvar::new(),
             newest: AtomicU64::new(newest.0),
-            waiters: Waiters::new(newest),
+            durability: Durability::new(newest),
         }
     }
 
@@ -119,12 +119,12 @@ impl Journal {
     }
 
     pub(super) fn is_durable(&self, lsn: Lsn) -> bool {
-        self.waiters.durable() >= lsn
+        self.durability.durable() >= lsn
     }
 
     /// Why nothing gets to the disk at present; none while something does.
     pub(super) fn outage(&self) -> Option<WriteRefusal> {
-        self.waiters.outage()
+        self.durability.outage()
     }
 
     /// Asks before a change is made: refuses while nothing gets to the disk, and waits while too much is pending.
@@ -151,13 +151,13 @@ impl Journal {
         if self.is_durable(lsn) {
             return Ok(());
         }
-        if let Ok(outcome) = timeout(PATIENCE, self.waiters.wait(lsn)).await {
+        if let Ok(outcome) = timeout(PATIENCE, self.durability.wait(lsn)).await {
             return outcome;
         }
         let stalled = format!("a write has not completed for {PATIENCE:?}");
         let stalled = WriteRefusal::new(RefusalCause::DiskStalled, &stalled);
         // It may have got there in the meantime, and then there is no outage.
-        if self.waiters.fail(lsn, stalled.clone()) { Err(stalled) } else { Ok(()) }
+        if self.durability.fail(lsn, stalled.clone()) { Err(stalled) } else { Ok(()) }
     }
 
     /// Waits until something is pending, and for no longer than `limit`.
@@ -188,23 +188,23 @@ impl Journal {
 
     /// Says that the records up to `lsn` are on disk.
     pub(super) fn publish(&self, lsn: Lsn) {
-        self.waiters.publish(lsn);
+        self.durability.publish(lsn);
     }
 
     /// Says that the record `lsn` does not get to the disk. Nothing is admitted then until records get there; if that one is there
     /// already, this changes nothing.
     pub(super) fn fail(&self, lsn: Lsn, outage: WriteRefusal) {
-        self.waiters.fail(lsn, outage);
+        self.durability.fail(lsn, outage);
     }
 
     /// Says that nothing gets to the disk ever again.
     pub(super) fn end(&self, refusal: WriteRefusal) {
-        self.waiters.end(refusal);
+        self.durability.end(refusal);
     }
 
     /// How long an outage took that has ended since this was last asked.
     pub(super) fn recovered_after(&self) -> Option<Duration> {
-        self.waiters.recovered_after()
+        self.durability.recovered_after()
     }
 
     /// Lets the writer end when nothing is pending any more.
@@ -227,7 +227,7 @@ impl fmt::Debug for Journal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Journal")
             .field("newest", &self.newest)
-            .field("durable", &self.waiters.durable())
+            .field("durable", &self.durability.durable())
             .finish_non_exhaustive()
     }
 }

@@ -5,7 +5,7 @@ use super::{
     cursor::{Cursor, CursorPlace, Points, later},
     log::{Found, Head, Marks, Place},
     observer::Opening,
-    waits::StorageOperation,
+    storage_stats::StorageOperation,
 };
 use crate::storage::{RegistryId, StorageError};
 
@@ -32,7 +32,7 @@ impl Beginning {
                 Start::Now | Start::Snapshot => Marks::new(),
             };
             // Asked after the marks: a registry that was replaced in between shows here by its id.
-            let newest = inner.waits.of(StorageOperation::Log, inner.storage.log()).await?;
+            let newest = inner.storage_stats.measure(StorageOperation::Log, inner.storage.log()).await?;
             let head = log.head();
             if head.closed {
                 return Err(ObserveError::Closed);
@@ -80,7 +80,7 @@ async fn marks_at(inner: &Inner, cursor: &Cursor, head: &Head) -> Result<Marks, 
     }
     let mut marks = inner.feed.log.marks(positions);
     if marks.iter().any(Option::is_none) {
-        let told = inner.waits.of(StorageOperation::Marks, inner.storage.marks(positions)).await?;
+        let told = inner.storage_stats.measure(StorageOperation::Marks, inner.storage.marks(positions)).await?;
         marks.iter_mut().zip(told).for_each(|(mark, told)| *mark = mark.or(told));
     }
     Ok(marks)

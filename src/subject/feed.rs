@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, AtomicUsize, Ordering},
+    atomic::{AtomicUsize, Ordering},
 };
 
 use bytes::Bytes;
@@ -10,6 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::{
     ResetReason,
+    counts::ChangeCounts,
     cursor::{Cursor, Points},
     filter::Filter,
     index::{FilterIndex, Mailbox, WatchedId},
@@ -17,7 +18,7 @@ use super::{
 };
 use crate::{
     relay::wake_all,
-    session::{DestroyReason, SessionChange, SessionEvent},
+    session::{SessionChange, SessionEvent},
     storage::{Changes, LogExtent, LogPoint, Place, Position, RegistryId},
 };
 
@@ -31,25 +32,9 @@ pub(super) struct Feed {
     pub(super) log: EventLog,
     index: Mutex<FilterIndex>,
     encoder: Box<dyn EventEncoder>,
-    /// How many changes were published, by [`kind`].
-    changes: [AtomicU64; KINDS],
+    changes: Mutex<ChangeCounts>,
     /// How many observers have placements: chunks are encoded for them only while there are some.
     pub(super) placed_observers: AtomicUsize,
-}
-
-/// How many kinds of changes are counted.
-pub(super) const KINDS: usize = 6;
-
-/// What a change is counted as: created, destroyed for one of the reasons, or moved.
-fn kind(change: SessionChange) -> usize {
-    match change {
-        SessionChange::Created => 0,
-        SessionChange::Destroyed(DestroyReason::Requested) => 1,
-        SessionChange::Destroyed(DestroyReason::LeaseExpired) => 2,
-        SessionChange::Destroyed(DestroyReason::LeaseRevoked) => 3,
-        SessionChange::Destroyed(DestroyReason::Released) => 4,
-        SessionChange::Moved { .. } => 5,
-    }
 }
 
 /// The events for streams without placements, if they are others than `events`.
@@ -65,18 +50,16 @@ impl Feed {
         Self { log, index: Mutex::default(), encoder, changes: Default::default(), placed_observers }
     }
 
-    /// How many changes were published, in the order of [`SubjectStats::changes`](super::SubjectStats::changes).
-    pub(super) fn changes(&self) -> [u64; KINDS] {
-        std::array::from_fn(|n| self.changes[n].load(Ordering::Relaxed))
+    /// How many changes were published.
+    pub(super) fn changes(&self) -> ChangeCounts {
+        *self.changes.lock()
     }
 
     /// Publishes the changes of `partition` right after `after` as one chunk. Returns the point at the last of them.
     pub(super) fn publish(&self, partition: u32, after: LogPoint, changes: Changes) -> LogPoint {
-        let mut counts = [0; KINDS];
-        changes.events.iter().for_each(|event| counts[kind(event.change)] += 1);
-        for (count, more) in self.changes.iter().zip(counts) {
-            count.fetch_add(more, Ordering::Relaxed);
-        }
+        let mut counts = self.changes.lock();
+        changes.events.iter().for_each(|event| counts.count(event));
+        drop(counts);
         let first = Position(after.position.0 + 1);
         let last = after.past(&changes);
         let Changes { events, .. } = changes;
@@ -99,7 +82,7 @@ impl Feed {
         index.deliver(head.place.chunk(), place(first), &events, &mut woken);
         self.log.append(Arc::new(Chunk { partition, first, events: events.into(), plain, points, wire, placed }));
         drop(index);
-        self.log.take_waiters(&mut woken);
+        self.log.take_parked(&mut woken);
         wake_all(woken);
         last
     }
@@ -118,8 +101,8 @@ impl Feed {
 
     fn wake_all(&self) {
         let mut woken = Vec::new();
-        self.index.lock().take_waiters(&mut woken);
-        self.log.take_waiters(&mut woken);
+        self.index.lock().take_parked(&mut woken);
+        self.log.take_parked(&mut woken);
         wake_all(woken);
     }
 

@@ -6,7 +6,10 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::Instant;
 
 use super::{Inner, ResetReason, cursor::Points, log::EVENTS_A_CHUNK};
-use crate::storage::{LogError, LogExtent, LogPoint, RegistryId, StorageError};
+use crate::{
+    backoff::Backoff,
+    storage::{LogError, LogExtent, LogPoint, RegistryId, StorageError},
+};
 
 /// So many changes since the last time are a storm, in which those that follow are gathered for a moment: each observer hears of more
 /// of them with each message, and a message costs what hundreds of changes do. More than these are worth a message by
@@ -18,7 +21,7 @@ const GATHERING: Duration = Duration::from_millis(1);
 const RETAINED: usize = 32;
 
 const FIRST_RETRY: Duration = Duration::from_millis(50);
-const LAST_RETRY: Duration = Duration::from_secs(2);
+const LONGEST_RETRY: Duration = Duration::from_secs(2);
 
 /// Follows the log from the start of `extent` on, through outages and losses of the storage. Never returns.
 pub(super) async fn follow(inner: Arc<Inner>, extent: LogExtent) -> Infallible {
@@ -41,13 +44,13 @@ pub(super) async fn follow(inner: Arc<Inner>, extent: LogExtent) -> Infallible {
 
 /// Expires leases, through outages of the storage. Never returns.
 pub(super) async fn expire(inner: Arc<Inner>) -> Infallible {
-    let mut pause = FIRST_RETRY;
+    let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
     let mut is_failing = false;
     loop {
         let began = Instant::now();
         let Err(error) = inner.storage.expire_leases().await;
-        if began.elapsed() > LAST_RETRY {
-            pause = FIRST_RETRY;
+        if began.elapsed() > LONGEST_RETRY {
+            backoff.reset();
             is_failing = false;
         }
         if is_failing {
@@ -56,8 +59,7 @@ pub(super) async fn expire(inner: Arc<Inner>) -> Infallible {
             tracing::warn!(error = &error as &dyn Error, "leases cannot be expired; retrying until they can");
         }
         is_failing = true;
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LAST_RETRY);
+        tokio::time::sleep(backoff.pause()).await;
     }
 }
 
@@ -114,16 +116,16 @@ async fn follow_one(inner: &Inner, registry_id: RegistryId, partition: u32, mut 
 /// Pauses between tries, ever longer, and tells of the first failure.
 struct Retry<'a> {
     inner: &'a Inner,
-    pause: Duration,
+    backoff: Backoff,
 }
 
 impl<'a> Retry<'a> {
     fn new(inner: &'a Inner) -> Self {
-        Self { inner, pause: FIRST_RETRY }
+        Self { inner, backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY) }
     }
 
     fn succeeded(&mut self) {
-        self.pause = FIRST_RETRY;
+        self.backoff.reset();
         self.inner.set_following(true);
     }
 
@@ -131,8 +133,7 @@ impl<'a> Retry<'a> {
         if self.inner.set_following(false) {
             tracing::warn!(error = &error as &dyn Error, "the storage's log cannot be read; retrying until it can");
         }
-        tokio::time::sleep(self.pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-        self.pause = (self.pause * 2).min(LAST_RETRY);
+        tokio::time::sleep(self.backoff.jittered_pause()).await;
     }
 }
 

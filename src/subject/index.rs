@@ -189,7 +189,7 @@ impl FilterIndex {
     }
 
     /// Takes all who wait, because something befell the log as a whole.
-    pub(super) fn take_waiters(&self, woken: &mut Vec<Waiter>) {
+    pub(super) fn take_parked(&self, woken: &mut Vec<Waiter>) {
         for ByAddress(mailbox) in &self.mailboxes {
             woken.extend(mailbox.state.lock().waiter.take());
         }

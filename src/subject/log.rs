@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::{
     ResetReason,
     cursor::{Cursor, CursorPlace, History, Points, Positions},
-    waiters::{Progress, Waiters},
+    parked::{ParkedObservers, Progress},
 };
 use crate::{
     relay::Waiter,
@@ -154,7 +154,7 @@ struct State {
     end: Points,
     events: usize,
     bytes: usize,
-    waiters: Waiters,
+    parked: ParkedObservers,
     closed: bool,
 }
 
@@ -181,7 +181,7 @@ impl EventLog {
             start,
             events: 0,
             bytes: 0,
-            waiters: Waiters::default(),
+            parked: ParkedObservers::default(),
             closed: false,
         };
         Self { state: Mutex::new(state), retention }
@@ -194,7 +194,7 @@ impl EventLog {
     pub(super) fn held(&self) -> Held {
         let state = self.state.lock();
         let (mut behind, mut lag) = (0, 0);
-        for events in state.waiters.lags(sum(&state.end)) {
+        for events in state.parked.lags(sum(&state.end)) {
             behind += 1;
             lag = events.max(lag);
         }
@@ -202,15 +202,15 @@ impl EventLog {
     }
 
     pub(super) fn join(&self) -> (usize, Progress) {
-        self.state.lock().waiters.join()
+        self.state.lock().parked.join()
     }
 
     pub(super) fn leave(&self, waiter: usize) {
-        self.state.lock().waiters.leave(waiter);
+        self.state.lock().parked.leave(waiter);
     }
 
     /// Appends a chunk, whose events follow the last ones of its partition. Who waits is told by
-    /// [`take_waiters`](Self::take_waiters), so that several chunks are told of at once.
+    /// [`take_parked`](Self::take_parked), so that several chunks are told of at once.
     pub(super) fn append(&self, chunk: Arc<Chunk>) {
         let mut state = self.state.lock();
         state.end.clone_from(&chunk.points);
@@ -228,8 +228,8 @@ impl EventLog {
     }
 
     /// Takes all who wait, to be woken when no lock is held.
-    pub(super) fn take_waiters(&self, woken: &mut Vec<Waiter>) {
-        self.state.lock().waiters.take(woken);
+    pub(super) fn take_parked(&self, woken: &mut Vec<Waiter>) {
+        self.state.lock().parked.take(woken);
     }
 
     /// Forgets everything: the changes that follow are those of `registry_id` after `points`.
@@ -254,7 +254,7 @@ impl EventLog {
     pub(super) fn is_closed(&self, waiter: usize, context: &Context<'_>) -> bool {
         let mut state = self.state.lock();
         if !state.closed {
-            state.waiters.wait(waiter, context);
+            state.parked.wait(waiter, context);
         }
         state.closed
     }
@@ -284,7 +284,7 @@ impl EventLog {
             Some(chunk) => Next::Chunk(Arc::clone(chunk)),
             None if state.closed => Next::Closed,
             None => {
-                state.waiters.wait(waiter, context);
+                state.parked.wait(waiter, context);
                 Next::End
             }
         }

@@ -14,8 +14,8 @@ use super::{
     filter::Filter,
     index::{Mailbox, Taken},
     log::{Chunk, Next, Place, sum},
+    parked::{CAUGHT_UP, Progress},
     snapshot::{Chosen, Snapshot},
-    waiters::{Progress, WAITS},
 };
 use crate::storage::{self, Position, RegistryId};
 
@@ -135,7 +135,7 @@ impl Observer {
     /// Whether the observer waits for the next change: it is in no snapshot and has read all that was published.
     #[must_use]
     pub fn has_caught_up(&self) -> bool {
-        matches!(self.phase, Phase::Following) && self.progress.load(Ordering::Relaxed) == WAITS
+        matches!(self.phase, Phase::Following) && self.progress.load(Ordering::Relaxed) == CAUGHT_UP
     }
 
     /// Whether it is in no snapshot, and has none before it: its cursor is the place after the last change that it was
@@ -207,7 +207,7 @@ impl Observer {
             let chunk = match self.inner.feed.log.next(self.place, self.waiter, context) {
                 Next::Chunk(chunk) => chunk,
                 Next::End => {
-                    self.progress.store(WAITS, Ordering::Relaxed);
+                    self.progress.store(CAUGHT_UP, Ordering::Relaxed);
                     return Poll::Pending;
                 }
                 Next::Closed => return self.close(),
@@ -327,7 +327,7 @@ impl Observer {
             Taken::Events(events, last) => {
                 self.place = head.place;
                 self.at = head.points;
-                let read = if events.is_empty() { WAITS } else { sum(&self.at) };
+                let read = if events.is_empty() { CAUGHT_UP } else { sum(&self.at) };
                 self.progress.store(read, Ordering::Relaxed);
                 Some(match (events.is_empty(), head.closed) {
                     (false, _) => Poll::Ready(Some(Update::Events(Events::chosen(events, last)))),

@@ -13,7 +13,7 @@ use super::{
     cursor::Points,
     filter::Filter,
     log::{Chunk, EVENTS_A_CHUNK, Place},
-    waits::StorageOperation,
+    storage_stats::StorageOperation,
 };
 use crate::{
     session::{LeaseId, SessionChange, SessionEvent, SessionKey},
@@ -204,10 +204,10 @@ impl Snapshot {
             let known = inner.feed.log.known(began).ok_or(LogError::Restarted)?;
             if !leases.is_empty() {
                 let buckets = inner.storage.buckets_under(registry_id, &known, &leases);
-                return inner.waits.of(StorageOperation::BucketsUnder, buckets).await.map(Read::Buckets);
+                return inner.storage_stats.measure(StorageOperation::BucketsUnder, buckets).await.map(Read::Buckets);
             }
             let run = inner.storage.read_buckets(registry_id, &known, &buckets, SESSIONS_A_READ, with_leases);
-            inner.waits.of(StorageOperation::ReadBuckets, run).await.map(Read::Run)
+            inner.storage_stats.measure(StorageOperation::ReadBuckets, run).await.map(Read::Run)
         })
     }
 

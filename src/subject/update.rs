@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::log::Chunk;
 use crate::{
+    reset::ResetReason,
     session::{LeaseId, SessionEvent, SessionKey},
     storage::Place,
 };
@@ -30,24 +31,6 @@ pub enum Update {
     Reset(ResetReason),
     /// The last one: the subject was closed. The cursor goes on where the stream ends.
     Closed,
-}
-
-/// Why a stream lost its place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ResetReason {
-    /// The cursor is older than the changes that are retained.
-    CursorExpired,
-    /// The cursor is of another registry.
-    CursorForeign,
-    /// The observer fell behind the changes that are retained.
-    Lagged,
-    /// The storage lost changes or began anew, perhaps since the cursor was given.
-    StorageRestarted,
-}
-
-impl ResetReason {
-    /// All of them, in the order of their discriminants.
-    pub const ALL: [Self; 4] = [Self::CursorExpired, Self::CursorForeign, Self::Lagged, Self::StorageRestarted];
 }
 
 /// Some changes, in commit order. Cheap to clone.

@@ -338,7 +338,7 @@ async fn a_panic_of_the_task_that_publishes_changes_ends_readiness() {
     let (subject, faulty) = over_faulty(()).await;
     subject.create(&[SessionKey::new(0, 1)], None).await.unwrap();
     soon(async {
-        while subject.stats().changes[0] == 0 {
+        while subject.stats().changes.created == 0 {
             tokio::task::yield_now().await;
         }
     })

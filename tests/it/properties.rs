@@ -24,7 +24,7 @@ mod watcher;
 mod wire;
 mod world;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 
 use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use sessiond::{
@@ -107,7 +107,7 @@ proptest! {
 /// How often something happened to a stream.
 #[derive(Debug, Default)]
 struct Counts {
-    resets: [usize; ResetReason::ALL.len()],
+    resets: HashMap<ResetReason, usize>,
     resumed: usize,
     events_in_snapshots: usize,
     /// Sessions that ended with their leases, as streams with and without placements are told.
@@ -130,7 +130,7 @@ impl Counts {
         let mut in_snapshot = false;
         for message in &trace.told {
             match &message.told {
-                Told::Reset(reason) => self.resets[*reason as usize] += 1,
+                Told::Reset(reason) => *self.resets.entry(*reason).or_default() += 1,
                 Told::Events(events) => {
                     let is_resumed = matches!(trace.started, Started::After { .. });
                     self.events_in_snapshots += usize::from(in_snapshot);
@@ -184,7 +184,9 @@ fn histories_lead_streams_to_all_that_can_happen_to_them() {
         play(&Memory, &shape, &steps).1.iter().for_each(|trace| counts.add(trace));
     }
     let Counts { resets, expired, lingered, .. } = &counts;
-    let [cursor_expired, foreign, lagged, _] = *resets;
+    let [cursor_expired, foreign, lagged] =
+        [ResetReason::CursorExpired, ResetReason::CursorForeign, ResetReason::Lagged]
+            .map(|reason| resets.get(&reason).copied().unwrap_or_default());
     let others = [
         counts.resumed,
         counts.events_in_snapshots,

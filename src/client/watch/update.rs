@@ -1,9 +1,10 @@
 //! What a watch tells.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use crate::{
     client::ClientError,
+    reset::ResetReason,
     session::{LeaseId, SessionEvent, SessionKey},
 };
 
@@ -69,35 +70,4 @@ pub struct Place {
     pub partition: u32,
     /// The position of a change in the partition.
     pub position: u64,
-}
-
-/// Why a watch lost its place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ResetReason {
-    /// The cursor is older than the changes that the server retains.
-    CursorExpired,
-    /// The cursor is of another registry.
-    CursorForeign,
-    /// The observer fell behind the changes that the server retains.
-    Lagged,
-    /// The storage lost changes or began anew.
-    StorageRestarted,
-    /// The connection broke within a snapshot, which has no place to go on from. Found by the client.
-    SnapshotInterrupted,
-    /// A reason that only a newer server knows.
-    Unknown,
-}
-
-impl fmt::Display for ResetReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::CursorExpired => "cursor_expired",
-            Self::CursorForeign => "cursor_foreign",
-            Self::Lagged => "lagged",
-            Self::StorageRestarted => "storage_restarted",
-            Self::SnapshotInterrupted => "snapshot_interrupted",
-            Self::Unknown => "unknown",
-        })
-    }
 }

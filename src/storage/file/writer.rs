@@ -10,10 +10,13 @@ use super::{
     rounds::Rounds,
     store::{Commit, Store},
 };
-use crate::storage::{
-    Position,
-    journal::{Journal, Wake},
-    memory::MemoryStorage,
+use crate::{
+    backoff::Backoff,
+    storage::{
+        Position,
+        journal::{Journal, Wake},
+        memory::MemoryStorage,
+    },
 };
 
 /// After a batch of so many records more are on their way, and it is worth while to let them gather: a commit costs the
@@ -27,7 +30,7 @@ const GATHER: Duration = Duration::from_millis(1);
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 const FIRST_RETRY: Duration = Duration::from_millis(20);
-const LAST_RETRY: Duration = Duration::from_secs(2);
+const LONGEST_RETRY: Duration = Duration::from_secs(2);
 
 pub(super) struct Writer {
     store: Store,
@@ -134,7 +137,7 @@ impl Writer {
 
     /// Tries until it is on disk; false when the journal is closed before, or the file is lost.
     fn write(&mut self, commit: &Commit) -> bool {
-        let mut pause = FIRST_RETRY;
+        let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         loop {
             let writing = self.disk.write();
             let result = self.store.commit(commit);
@@ -146,14 +149,13 @@ impl Writer {
             // Who runs the storage is told by its writability, and callers by their errors.
             tracing::debug!(error = &error as &dyn Error, "changes cannot be written; retrying until they can");
             self.journal.fail(commit.batch.last(), error.refusal());
-            if self.journal.is_closed_within(pause) {
+            if self.journal.is_closed_within(backoff.pause()) {
                 tracing::error!(
                     error = &error as &dyn Error,
                     "closed with changes that could not be written; nobody was told that they were made"
                 );
                 return false;
             }
-            pause = (pause * 2).min(LAST_RETRY);
         }
     }
 }

@@ -18,6 +18,7 @@ use super::{
     servers::Servers,
 };
 use crate::{
+    backoff::Backoff,
     session::SessionEvent,
     storage::{Changes, LogError, LogPoint, Mark, Position, RegistryId, StorageError},
 };
@@ -40,7 +41,7 @@ pub(super) const TRIES: usize = 3;
 const QUIET: Duration = Duration::from_secs(1);
 
 const FIRST_RETRY: Duration = Duration::from_millis(20);
-const LAST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(1);
 
 /// One partition's tail.
 pub(super) struct Tail {
@@ -308,7 +309,7 @@ impl Tail {
 
     /// Reads the log as it grows, for as long as it is polled.
     pub(super) async fn run(self: Arc<Self>, registry: Arc<Registry>) {
-        let mut pause = FIRST_RETRY;
+        let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         loop {
             let began = Instant::now();
             let Err(fault) = self.follow(&registry).await;
@@ -327,11 +328,10 @@ impl Tail {
                 });
             }
             // Calls wait until the log under the new id is found.
-            if is_changed || began.elapsed() > LAST_RETRY {
-                pause = FIRST_RETRY;
+            if is_changed || began.elapsed() > LONGEST_RETRY {
+                backoff.reset();
             }
-            sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-            pause = (pause * 2).min(LAST_RETRY);
+            sleep(backoff.jittered_pause()).await;
         }
     }
 

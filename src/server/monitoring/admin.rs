@@ -14,8 +14,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{lifecycle::Lifecycle, metrics, opening::Opening, stats::ServerStats};
-use crate::subject::SessionSubject;
+use super::{metrics, stats::ServerStats};
+use crate::{
+    server::{lifecycle::Lifecycle, opening::Opening},
+    subject::SessionSubject,
+};
 
 /// Probes and scrapers are few. If there are more connections, the oldest is closed: idle ones must not keep a probe waiting.
 const MAX_CONNECTIONS: usize = 64;
@@ -26,19 +29,19 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE_WHEN_EXHAUSTED: Duration = Duration::from_millis(100);
 
 #[derive(Clone)]
-pub(super) struct Admin {
+pub(crate) struct Admin {
     opening: Arc<Opening>,
     stats: Arc<ServerStats>,
     lifecycle: watch::Receiver<Lifecycle>,
 }
 
 impl Admin {
-    pub(super) fn new(opening: Arc<Opening>, stats: Arc<ServerStats>, lifecycle: watch::Receiver<Lifecycle>) -> Self {
+    pub(crate) fn new(opening: Arc<Opening>, stats: Arc<ServerStats>, lifecycle: watch::Receiver<Lifecycle>) -> Self {
         Self { opening, stats, lifecycle }
     }
 
     /// Serves for ever; ends when it is dropped, and its connections with it.
-    pub(super) async fn run(self, listener: TcpListener) {
+    pub(crate) async fn run(self, listener: TcpListener) {
         let mut connections = JoinSet::new();
         let mut by_age = VecDeque::new();
         loop {

@@ -28,16 +28,19 @@ use tracing::{Instrument as _, Span};
 use super::{
     activity::Activity,
     coalesce::coalesced,
-    gate::{Gate, Peer, Withdrawn},
     handshake::{self, Opened},
     inline::Inline,
-    lifecycle::{self, Lifecycle},
     socket::Detached,
-    standard::{HEALTH, Standard},
-    stats::ServerStats,
-    tls,
 };
-use crate::service::{self, Begun, CallTracer, ResponseBody, Service, Shard};
+use crate::{
+    server::{
+        admission::{Gate, Peer, Withdrawn, tls},
+        lifecycle::{self, Lifecycle},
+        monitoring::ServerStats,
+        standard::{HEALTH, Standard},
+    },
+    service::{self, Begun, CallTracer, ResponseBody, Service, Shard},
+};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -214,26 +217,26 @@ impl Handler {
 }
 
 /// A connection that was accepted, and its place among those that there may be.
-pub(super) struct Connection {
-    pub(super) stream: Detached,
-    pub(super) address: IpAddr,
+pub(crate) struct Connection {
+    pub(crate) stream: Detached,
+    pub(crate) address: IpAddr,
     pub(super) place: OwnedSemaphorePermit,
 }
 
 /// What all connections have in common.
-pub(super) struct Connections {
-    pub(super) service: Service,
-    pub(super) standard: Arc<Standard>,
-    pub(super) gate: Option<Arc<Gate>>,
-    pub(super) tracer: Option<Arc<dyn CallTracer>>,
-    pub(super) options: ConnectionOptions,
-    pub(super) stats: Arc<ServerStats>,
-    pub(super) tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
+pub(crate) struct Connections {
+    pub(crate) service: Service,
+    pub(crate) standard: Arc<Standard>,
+    pub(crate) gate: Option<Arc<Gate>>,
+    pub(crate) tracer: Option<Arc<dyn CallTracer>>,
+    pub(crate) options: ConnectionOptions,
+    pub(crate) stats: Arc<ServerStats>,
+    pub(crate) tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
 }
 
 impl Connections {
     /// Serves a connection until it ends, or the server drains and its last call has ended.
-    pub(super) async fn serve(&self, connection: Connection, mut lifecycle: watch::Receiver<Lifecycle>) {
+    pub(crate) async fn serve(&self, connection: Connection, mut lifecycle: watch::Receiver<Lifecycle>) {
         let _place = connection.place;
         let _counted = self.stats.count_connection();
         let opened = tokio::select! {

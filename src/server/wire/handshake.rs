@@ -29,8 +29,8 @@ pub(super) enum Opened {
 
 /// A stream, and what was read of it: the preface, or what is none and hyper refuses.
 pub(super) struct Prefaced<S> {
-    pub(super) stream: S,
-    pub(super) said: Bytes,
+    pub(crate) stream: S,
+    pub(crate) said: Bytes,
 }
 
 /// Waits until a peer has shaken hands, where `tls` is spoken, and has sent its preface.
@@ -40,7 +40,7 @@ pub(super) struct Prefaced<S> {
 /// # Errors
 ///
 /// When the peer leaves, cannot agree on TLS, or is turned away because it takes this port for another kind.
-pub(super) async fn open(stream: Stream, tls: Option<Arc<rustls::ServerConfig>>) -> io::Result<Opened> {
+pub(crate) async fn open(stream: Stream, tls: Option<Arc<rustls::ServerConfig>>) -> io::Result<Opened> {
     let Some(config) = tls else {
         let opened = preface(stream).await?;
         if opened.said.first() == Some(&TLS_HANDSHAKE) {

@@ -8,11 +8,11 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::rate::{Caller, RateLimiter};
+use super::rate_limit::{Caller, RateLimiter};
 use crate::{
     access::{AccessList, Credentials, Refusal, Scope, TokenProof},
     service,
-    status::ServiceError,
+    service::ServiceError,
 };
 
 /// The clock may be set: how long one waits at the most for a time that is told by it.
@@ -24,21 +24,21 @@ const KEEP_LEASE_ALIVE: &str = "/sessiond.v1.LeaseService/KeepLeaseAlive";
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
-pub(super) struct Peer {
-    pub(super) address: IpAddr,
+pub(crate) struct Peer {
+    pub(crate) address: IpAddr,
     /// The subject alternative names of its certificate, where it had to show one.
-    pub(super) certificate: Option<Arc<[String]>>,
+    pub(crate) certificate: Option<Arc<[String]>>,
 }
 
 /// Lets calls in, or does not.
-pub(super) struct Gate {
+pub(crate) struct Gate {
     /// Where there is none, everybody may do everything.
-    pub(super) access: Option<watch::Receiver<Arc<AccessList>>>,
-    pub(super) rate: Option<RateLimiter>,
+    pub(crate) access: Option<watch::Receiver<Arc<AccessList>>>,
+    pub(crate) rate: Option<RateLimiter>,
 }
 
 /// Ready when what was granted is withdrawn, with the reason.
-pub(super) type Withdrawn = Pin<Box<dyn Future<Output = ServiceError> + Send>>;
+pub(crate) type Withdrawn = Pin<Box<dyn Future<Output = ServiceError> + Send>>;
 
 /// What a call takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,12 +51,12 @@ enum Takes {
 
 impl Gate {
     /// A gate, where there is anything to keep out.
-    pub(super) fn new(access: Option<watch::Receiver<Arc<AccessList>>>, rate: Option<RateLimiter>) -> Option<Self> {
+    pub(crate) fn new(access: Option<watch::Receiver<Arc<AccessList>>>, rate: Option<RateLimiter>) -> Option<Self> {
         (access.is_some() || rate.is_some()).then_some(Self { access, rate })
     }
 
     /// Lets a call in. Gives what a stream ends with, where that can come.
-    pub(super) fn admit<B>(&self, peer: &Peer, request: &Request<B>) -> Result<Option<Withdrawn>, ServiceError> {
+    pub(crate) fn admit<B>(&self, peer: &Peer, request: &Request<B>) -> Result<Option<Withdrawn>, ServiceError> {
         let path = request.uri().path();
         let takes = takes(path);
         // Probes are neither asked who they are nor counted: an orchestrator must not end a server because of its clients.

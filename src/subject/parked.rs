@@ -14,7 +14,7 @@ use crate::relay::Waiter;
 ///
 /// Only those who wait are touched by a publication: an observer that is stuck costs it nothing.
 #[derive(Default)]
-pub(super) struct Waiters {
+pub(super) struct ParkedObservers {
     slots: Vec<Slot>,
     free: Vec<usize>,
     waiting: Vec<usize>,
@@ -24,7 +24,7 @@ pub(super) struct Waiters {
 pub(super) type Progress = Arc<AtomicU64>;
 
 /// The progress of an observer that has read everything.
-pub(super) const WAITS: u64 = u64::MAX;
+pub(super) const CAUGHT_UP: u64 = u64::MAX;
 
 #[derive(Default)]
 struct Slot {
@@ -34,14 +34,14 @@ struct Slot {
     listed: bool,
 }
 
-impl Waiters {
+impl ParkedObservers {
     pub(super) fn join(&mut self) -> (usize, Progress) {
         let id = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
             self.slots.len() - 1
         });
         let progress = &self.slots[id].progress;
-        progress.store(WAITS, Ordering::Relaxed);
+        progress.store(CAUGHT_UP, Ordering::Relaxed);
         (id, Arc::clone(progress))
     }
 
@@ -53,7 +53,7 @@ impl Waiters {
 
     pub(super) fn leave(&mut self, id: usize) {
         self.slots[id].waiter = None;
-        self.slots[id].progress.store(WAITS, Ordering::Relaxed);
+        self.slots[id].progress.store(CAUGHT_UP, Ordering::Relaxed);
         self.free.push(id);
     }
 

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How far the disk has come, and who waits for it.
-pub(super) struct Waiters {
+pub(super) struct Durability {
     durable: AtomicU64,
     state: Mutex<State>,
 }
@@ -41,7 +41,7 @@ struct Outage {
     began: Instant,
 }
 
-impl Waiters {
+impl Durability {
     pub(super) fn new(durable: Lsn) -> Self {
         Self { durable: AtomicU64::new(durable.0), state: Mutex::default() }
     }
@@ -61,7 +61,7 @@ impl Waiters {
 
     /// Waits until the record `lsn` is on disk, or nothing gets there.
     pub(super) async fn wait(&self, lsn: Lsn) -> Result<(), WriteRefusal> {
-        let mut turn = Turn { waiters: self, lsn, number: None };
+        let mut turn = Turn { durability: self, lsn, number: None };
         poll_fn(|context| turn.poll(context)).await
     }
 
@@ -113,7 +113,7 @@ impl State {
 
 /// One who waits.
 struct Turn<'a> {
-    waiters: &'a Waiters,
+    durability: &'a Durability,
     lsn: Lsn,
     /// Its number while it is among those who wait, as far as it knows.
     number: Option<u64>,
@@ -121,9 +121,9 @@ struct Turn<'a> {
 
 impl Turn<'_> {
     fn poll(&mut self, context: &Context<'_>) -> Poll<Result<(), WriteRefusal>> {
-        let mut state = self.waiters.state.lock();
+        let mut state = self.durability.state.lock();
         // Asked under the lock, under which those who wait are taken to be woken.
-        if self.waiters.durable() >= self.lsn {
+        if self.durability.durable() >= self.lsn {
             self.number = None;
             return Poll::Ready(Ok(()));
         }
@@ -147,7 +147,7 @@ impl Turn<'_> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         if let Some(number) = self.number {
-            self.waiters.state.lock().waiting.remove(&(self.lsn, number));
+            self.durability.state.lock().waiting.remove(&(self.lsn, number));
         }
     }
 }
@@ -164,25 +164,25 @@ mod tests {
 
     #[tokio::test]
     async fn those_who_wait_are_woken_though_some_give_up() {
-        let waiters = Arc::new(Waiters::new(Lsn(0)));
-        let mut first = Box::pin(waiters.wait(Lsn(1)));
+        let durability = Arc::new(Durability::new(Lsn(0)));
+        let mut first = Box::pin(durability.wait(Lsn(1)));
         assert!((&mut first).now_or_never().is_none());
         let mut others = JoinSet::new();
         for lsn in [1, 1, 2, 3] {
-            let waiters = Arc::clone(&waiters);
-            others.spawn(async move { waiters.wait(Lsn(lsn)).await.map(|()| lsn).map_err(|_| lsn) });
+            let durability = Arc::clone(&durability);
+            others.spawn(async move { durability.wait(Lsn(lsn)).await.map(|()| lsn).map_err(|_| lsn) });
         }
         // One that has left already, and one that was polled elsewhere before it became a task.
-        assert!(waiters.wait(Lsn(1)).now_or_never().is_none());
+        assert!(durability.wait(Lsn(1)).now_or_never().is_none());
         let mut moved = Box::pin({
-            let waiters = Arc::clone(&waiters);
-            async move { waiters.wait(Lsn(1)).await.map(|()| 1).map_err(|_| 1) }
+            let durability = Arc::clone(&durability);
+            async move { durability.wait(Lsn(1)).await.map(|()| 1).map_err(|_| 1) }
         });
         assert!((&mut moved).now_or_never().is_none());
         others.spawn(moved);
         tokio::task::yield_now().await;
-        waiters.publish(Lsn(2));
-        assert!(waiters.recovered_after().is_none(), "there was no outage");
+        durability.publish(Lsn(2));
+        assert!(durability.recovered_after().is_none(), "there was no outage");
         drop(first);
         let mut woken = Vec::new();
         for _ in 0..4 {
@@ -192,13 +192,13 @@ mod tests {
         assert_eq!(woken, [Ok(1), Ok(1), Ok(1), Ok(2)]);
         assert!(others.join_next().now_or_never().is_none());
         let outage = || WriteRefusal::new(RefusalCause::DiskFailed, "gone");
-        assert!(!waiters.fail(Lsn(2), outage()), "that record is on disk");
-        assert!(waiters.outage().is_none());
-        assert!(waiters.fail(Lsn(3), outage()), "an outage has begun");
+        assert!(!durability.fail(Lsn(2), outage()), "that record is on disk");
+        assert!(durability.outage().is_none());
+        assert!(durability.fail(Lsn(3), outage()), "an outage has begun");
         assert_eq!(others.join_next().await.unwrap().unwrap(), Err(3));
-        assert!(waiters.wait(Lsn(3)).now_or_never().unwrap().is_err());
-        waiters.publish(Lsn(3));
-        assert!(waiters.recovered_after().is_some(), "an outage has ended");
-        assert!(waiters.wait(Lsn(3)).now_or_never().unwrap().is_ok());
+        assert!(durability.wait(Lsn(3)).now_or_never().unwrap().is_err());
+        durability.publish(Lsn(3));
+        assert!(durability.recovered_after().is_some(), "an outage has ended");
+        assert!(durability.wait(Lsn(3)).now_or_never().unwrap().is_ok());
     }
 }

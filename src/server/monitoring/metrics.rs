@@ -15,7 +15,7 @@ use prometheus_client::{
 };
 use tokio::time::timeout;
 
-use super::{calls::CallCollector, process::Process, stats::ServerStats, waits::WaitCollector};
+use super::{call_metrics::CallCollector, process::Process, stats::ServerStats, storage_metrics::StorageCollector};
 use crate::{
     storage::RefusalCause,
     subject::{ResetReason, SessionSubject},
@@ -96,7 +96,7 @@ fn register_storage(registry: &mut Registry, subject: Option<&SessionSubject>) {
 }
 
 async fn register(registry: &mut Registry, subject: &SessionSubject) {
-    registry.register_collector(Box::new(WaitCollector(subject.storage_waits())));
+    registry.register_collector(Box::new(StorageCollector(subject.storage_stats())));
     // A storage that is out of reach or stuck has no figure, and says so by its absence.
     let sessions = timeout(STORAGE_PATIENCE, subject.session_count());
     let leases = timeout(STORAGE_PATIENCE, subject.lease_count());
@@ -117,7 +117,14 @@ async fn register(registry: &mut Registry, subject: &SessionSubject) {
         gauge(stats.max_lag_events),
     );
     let changes = Family::<[(&str, &str); 2], Counter>::default();
-    for ((kind, reason), count) in CHANGES.into_iter().zip(stats.changes) {
+    for (kind, reason, count) in [
+        ("created", "none", stats.changes.created),
+        ("destroyed", "requested", stats.changes.destroyed_by_request),
+        ("destroyed", "lease_expired", stats.changes.lease_expired),
+        ("destroyed", "lease_revoked", stats.changes.lease_revoked),
+        ("destroyed", "released", stats.changes.released),
+        ("moved", "none", stats.changes.moved),
+    ] {
         changes.get_or_create(&[("type", kind), ("reason", reason)]).inc_by(count);
     }
     registry.register("changes", "Sessions created, moved and destroyed, as far as this replica has seen", changes);
@@ -138,31 +145,17 @@ async fn register(registry: &mut Registry, subject: &SessionSubject) {
         gauge(u8::from(subject.evicts_keys() == Some(true))),
     );
     let resets = Family::<[(&str, &str); 1], Counter>::default();
-    for (reason, count) in ResetReason::ALL.into_iter().zip(stats.resets) {
-        resets.get_or_create(&[("reason", name(reason))]).inc_by(count);
+    for (reason, count) in [
+        (ResetReason::CursorExpired, stats.resets.cursor_expired),
+        (ResetReason::CursorForeign, stats.resets.cursor_foreign),
+        (ResetReason::Lagged, stats.resets.lagged),
+        (ResetReason::StorageRestarted, stats.resets.storage_restarted),
+    ] {
+        resets.get_or_create(&[("reason", reason.name())]).inc_by(count);
     }
     registry.register("observer_resets", "Observers that had to start again with a snapshot", resets);
 }
 
-/// The labels of [`SubjectStats::changes`](crate::subject::SubjectStats::changes), in its order.
-const CHANGES: [(&str, &str); 6] = [
-    ("created", "none"),
-    ("destroyed", "requested"),
-    ("destroyed", "lease_expired"),
-    ("destroyed", "lease_revoked"),
-    ("destroyed", "released"),
-    ("moved", "none"),
-];
-
 fn gauge(value: impl TryInto<i64>) -> ConstGauge<i64> {
     ConstGauge::new(value.try_into().unwrap_or(i64::MAX))
-}
-
-fn name(reason: ResetReason) -> &'static str {
-    match reason {
-        ResetReason::CursorExpired => "cursor_expired",
-        ResetReason::CursorForeign => "cursor_foreign",
-        ResetReason::Lagged => "lagged",
-        ResetReason::StorageRestarted => "storage_restarted",
-    }
 }

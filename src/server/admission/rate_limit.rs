@@ -22,7 +22,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 /// Who makes a call, as far as calls are counted.
 #[derive(Debug, Hash)]
-pub(super) enum Caller<'a> {
+pub(crate) enum Caller<'a> {
     /// By a token or a certificate.
     Named(&'a str),
     Address(IpAddr),
@@ -30,7 +30,7 @@ pub(super) enum Caller<'a> {
 
 impl<'a> Caller<'a> {
     /// Who is at the other end, where no token is looked at.
-    pub(super) fn of(peer: &'a Peer) -> Self {
+    pub(crate) fn of(peer: &'a Peer) -> Self {
         match peer.certificate.as_deref() {
             Some([name, ..]) => Self::Named(name),
             _ => Self::Address(peer.address),
@@ -60,7 +60,7 @@ pub struct RateLimit {
 
 /// Counts the calls of clients by the generic cell rate algorithm: of each it keeps the time at which all it was allowed so
 /// far would be used up, had it come evenly.
-pub(super) struct RateLimiter {
+pub(crate) struct RateLimiter {
     /// Of one call.
     interval: Duration,
     /// How far ahead of the clock a client may be.
@@ -77,7 +77,7 @@ struct Clients {
 }
 
 impl RateLimiter {
-    pub(super) fn new(limit: RateLimit) -> Self {
+    pub(crate) fn new(limit: RateLimit) -> Self {
         let interval = Duration::from_secs(1) / limit.per_second.get();
         let clients = Clients { used_until: HashMap::new(), others_used_until: None, swept: None };
         Self {
@@ -89,7 +89,7 @@ impl RateLimiter {
     }
 
     /// Counts a call. When it is one too many, gives the time after which one more may be made.
-    pub(super) fn count(&self, caller: Caller<'_>, now: Instant) -> Result<(), Duration> {
+    pub(crate) fn count(&self, caller: Caller<'_>, now: Instant) -> Result<(), Duration> {
         let client = self.hasher.hash_one(caller.of_network());
         let clients = &mut *self.clients.lock();
         let used_until = if let Some(used_until) = clients.used_until.get_mut(&client) {

@@ -15,10 +15,10 @@ use crate::{service::MethodStats, subject::Times};
 
 /// The counts of one moment.
 #[derive(Debug)]
-pub(super) struct CallCollector(pub(super) Vec<MethodStats>);
+pub(super) struct CallCollector(pub(crate) Vec<MethodStats>);
 
 /// A counter.
-pub(super) struct Count(pub(super) u64);
+pub(super) struct Count(pub(crate) u64);
 
 impl EncodeMetric for Count {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {

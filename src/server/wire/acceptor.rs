@@ -6,30 +6,30 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{
     connection::Connection,
-    lifecycle::{self, Lifecycle},
     socket::{Accepted, Listener},
     worker::Inlets,
 };
+use crate::server::lifecycle::{self, Lifecycle};
 
 /// How long to wait when the system has no descriptor left for a connection.
 const PAUSE_WHEN_EXHAUSTED: Duration = Duration::from_millis(100);
 
 /// Takes connections from one listener and gives each to the worker that has the fewest. The kernel's own spreading
 /// (`SO_REUSEPORT`) goes by hash and can give most of a few long-lived connections to one thread.
-pub(super) struct Acceptor {
+pub(crate) struct Acceptor {
     listener: Listener,
     workers: Inlets,
     places: Arc<Semaphore>,
 }
 
 impl Acceptor {
-    pub(super) fn new(listener: Listener, workers: Inlets, max_connections: usize) -> Self {
+    pub(crate) fn new(listener: Listener, workers: Inlets, max_connections: usize) -> Self {
         let places = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
         Self { listener, workers, places }
     }
 
     /// Runs until the drain begins.
-    pub(super) async fn run(self, mut lifecycle: watch::Receiver<Lifecycle>) {
+    pub(crate) async fn run(self, mut lifecycle: watch::Receiver<Lifecycle>) {
         tokio::select! {
             () = lifecycle::reached(&mut lifecycle, Lifecycle::Draining) => {}
             () = self.accept_all() => {}

@@ -31,7 +31,7 @@ pub enum ListenAddressError {
 
 impl TcpAddress {
     /// Calls `take` with each address that the name stands for, until one can be taken.
-    pub(super) async fn try_each<T>(&self, mut take: impl AsyncFnMut(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+    pub(crate) async fn try_each<T>(&self, mut take: impl AsyncFnMut(SocketAddr) -> io::Result<T>) -> io::Result<T> {
         let mut error = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for address in lookup_host(&self.0).await? {
             match take(address).await {

@@ -65,7 +65,7 @@ impl<S: Read + Unpin> Flusher<S> {
     ///
     /// A socket that is closed resets the connection when something more comes, and what the peer has not read yet is
     /// lost.
-    pub(super) async fn read_to_end(&self) {
+    pub(crate) async fn read_to_end(&self) {
         poll_fn(|context| {
             let mut bytes = [0; 1024];
             loop {

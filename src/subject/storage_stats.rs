@@ -87,7 +87,7 @@ impl StorageOperation {
 /// What became of one operation of a storage so far.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct StorageWaits {
+pub struct OperationStats {
     /// The operation.
     pub operation: StorageOperation,
     /// How long it took, where it had to be waited for. What was answered at once, from memory, is not among these, nor is
@@ -103,7 +103,7 @@ pub struct StorageWaits {
 
 /// Counts of all operations.
 #[derive(Debug, Default)]
-pub(super) struct WaitCounts([Counts; StorageOperation::ALL.len()]);
+pub(super) struct StorageStats([Counts; StorageOperation::ALL.len()]);
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -146,9 +146,9 @@ impl Failure for LogError {
     }
 }
 
-impl WaitCounts {
+impl StorageStats {
     /// Does as `call`, and counts what becomes of it.
-    pub(super) async fn of<T, E: Failure>(
+    pub(super) async fn measure<T, E: Failure>(
         &self,
         operation: StorageOperation,
         mut call: Pin<Box<dyn Future<Output = Result<T, E>> + Send + '_>>,
@@ -171,10 +171,10 @@ impl WaitCounts {
         result
     }
 
-    pub(super) fn all(&self) -> Vec<StorageWaits> {
+    pub(super) fn all(&self) -> Vec<OperationStats> {
         let of = |operation: StorageOperation| {
             let counts = &self.0[operation as usize];
-            StorageWaits {
+            OperationStats {
                 operation,
                 times: Times::of([&counts.times].into_iter()),
                 unavailable: counts.unavailable.load(Ordering::Relaxed),
@@ -196,10 +196,10 @@ mod tests {
     use super::*;
     use crate::storage::{RefusalCause, WriteRefusal};
 
-    fn waits(counts: &WaitCounts, operation: StorageOperation) -> (u64, u64, u64, u64) {
-        let waits = counts.all().swap_remove(operation as usize);
-        assert_eq!(waits.operation, operation);
-        (waits.times.count(), waits.unavailable, waits.refused, waits.broken)
+    fn figures(counts: &StorageStats, operation: StorageOperation) -> (u64, u64, u64, u64) {
+        let stats = counts.all().swap_remove(operation as usize);
+        assert_eq!(stats.operation, operation);
+        (stats.times.count(), stats.unavailable, stats.refused, stats.broken)
     }
 
     fn failed(error: fn(Box<dyn std::error::Error + Send + Sync>) -> StorageError) -> Result<(), StorageError> {
@@ -208,24 +208,24 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_waited_for_is_timed_and_what_fails_is_counted() {
-        let counts = WaitCounts::default();
-        counts.of(StorageOperation::Has, Box::pin(ready(Ok::<_, StorageError>(())))).await.unwrap();
-        assert_eq!(waits(&counts, StorageOperation::Has), (0, 0, 0, 0), "an answer at once is no wait");
+        let counts = StorageStats::default();
+        counts.measure(StorageOperation::Has, Box::pin(ready(Ok::<_, StorageError>(())))).await.unwrap();
+        assert_eq!(figures(&counts, StorageOperation::Has), (0, 0, 0, 0), "an answer at once is no wait");
 
         let late = async {
             tokio::task::yield_now().await;
             failed(StorageError::Unavailable)
         };
-        counts.of(StorageOperation::Has, Box::pin(late)).await.unwrap_err();
-        counts.of(StorageOperation::Has, Box::pin(ready(failed(StorageError::Broken)))).await.unwrap_err();
+        counts.measure(StorageOperation::Has, Box::pin(late)).await.unwrap_err();
+        counts.measure(StorageOperation::Has, Box::pin(ready(failed(StorageError::Broken)))).await.unwrap_err();
         let refusal: Result<(), _> = Err(StorageError::Refused(WriteRefusal::new(RefusalCause::DiskFull, "")));
-        counts.of(StorageOperation::Has, Box::pin(ready(refusal))).await.unwrap_err();
+        counts.measure(StorageOperation::Has, Box::pin(ready(refusal))).await.unwrap_err();
         let limit: Result<(), _> = Err(StorageError::TooManySessions { limit: 1 });
-        counts.of(StorageOperation::Has, Box::pin(ready(limit))).await.unwrap_err();
-        assert_eq!(waits(&counts, StorageOperation::Has), (1, 1, 1, 1));
+        counts.measure(StorageOperation::Has, Box::pin(ready(limit))).await.unwrap_err();
+        assert_eq!(figures(&counts, StorageOperation::Has), (1, 1, 1, 1));
 
-        let stuck = counts.of(StorageOperation::Log, Box::pin(pending::<Result<(), StorageError>>()));
+        let stuck = counts.measure(StorageOperation::Log, Box::pin(pending::<Result<(), StorageError>>()));
         tokio::time::timeout(Duration::from_secs(1), stuck).await.unwrap_err();
-        assert_eq!(waits(&counts, StorageOperation::Log), (1, 0, 0, 0), "one that is given up was waited for");
+        assert_eq!(figures(&counts, StorageOperation::Log), (1, 0, 0, 0), "one that is given up was waited for");
     }
 }

@@ -19,25 +19,28 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{
-    ServerError,
-    connection::{Connection, Connections},
-    lifecycle::{self, Lifecycle},
+use super::connection::{Connection, Connections};
+use crate::{
+    server::{
+        ServerError,
+        lifecycle::{self, Lifecycle},
+    },
+    subject::relay,
+    vital::Vitals,
 };
-use crate::{subject::relay, vital::Vitals};
 
 /// How many connections may wait for a worker.
 const INLET: usize = 64;
 
 /// All workers.
-pub(super) struct Workers {
+pub(crate) struct Workers {
     inlets: Inlets,
     ended: mpsc::Receiver<Infallible>,
 }
 
 /// Where connections are given to workers.
 #[derive(Clone)]
-pub(super) struct Inlets(Vec<Inlet>);
+pub(crate) struct Inlets(Vec<Inlet>);
 
 #[derive(Clone)]
 struct Inlet {
@@ -48,7 +51,7 @@ struct Inlet {
 
 impl Workers {
     /// Starts `count` workers, the first on the current runtime and the others on threads of their own.
-    pub(super) fn start(
+    pub(crate) fn start(
         count: NonZeroUsize,
         connections: &Arc<Connections>,
         lifecycle: &watch::Sender<Lifecycle>,
@@ -81,13 +84,13 @@ impl Workers {
         Ok(Self { inlets: Inlets(inlets), ended })
     }
 
-    pub(super) fn inlets(&self) -> Inlets {
+    pub(crate) fn inlets(&self) -> Inlets {
         self.inlets.clone()
     }
 
     /// Waits until every worker has ended: each does when the server drains and its connections are gone, or when the server
     /// has stopped or is gone.
-    pub(super) async fn ended(&mut self) {
+    pub(crate) async fn ended(&mut self) {
         // Nothing is ever sent; the channel closes with the last worker.
         while self.ended.recv().await.is_some() {}
     }

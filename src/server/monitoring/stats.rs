@@ -16,9 +16,9 @@ use crate::service::CallStats;
 
 /// Counts that are kept for as long as the server runs.
 #[derive(Debug)]
-pub(super) struct ServerStats {
-    pub(super) calls: CallStats,
-    pub(super) max_sessions: u64,
+pub(crate) struct ServerStats {
+    pub(crate) calls: CallStats,
+    pub(crate) max_sessions: u64,
     connections: AtomicUsize,
     /// Connections that have as many calls and streams open as they may.
     full_connections: AtomicUsize,
@@ -32,7 +32,7 @@ pub(super) struct ServerStats {
 const REMINDER: Duration = Duration::from_secs(60);
 
 impl ServerStats {
-    pub(super) fn new(max_sessions: u64) -> Arc<Self> {
+    pub(crate) fn new(max_sessions: u64) -> Arc<Self> {
         Arc::new(Self {
             calls: CallStats::new(),
             max_sessions,
@@ -44,7 +44,7 @@ impl ServerStats {
     }
 
     /// How many connections there are.
-    pub(super) fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
 
@@ -59,7 +59,7 @@ impl ServerStats {
     }
 
     /// Notes that a connection has as many calls and streams open as it may.
-    pub(super) fn streams_used_up(&self, peer: IpAddr, max_streams: usize) {
+    pub(crate) fn streams_used_up(&self, peer: IpAddr, max_streams: usize) {
         self.full_connections.fetch_add(1, Ordering::Relaxed);
         self.streams_used_up.fetch_add(1, Ordering::Relaxed);
         let mut told = self.told.lock();
@@ -75,12 +75,12 @@ impl ServerStats {
     }
 
     /// Notes that one of them has ended.
-    pub(super) fn stream_is_free(&self) {
+    pub(crate) fn stream_is_free(&self) {
         self.full_connections.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Counts a connection until the answer is dropped.
-    pub(super) fn count_connection(&self) -> impl Drop + use<'_> {
+    pub(crate) fn count_connection(&self) -> impl Drop + use<'_> {
         self.connections.fetch_add(1, Ordering::Relaxed);
         Counted(&self.connections)
     }

@@ -16,8 +16,8 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{connection::ConnectionOptions, stats::ServerStats};
-use crate::status::ServiceError;
+use super::connection::ConnectionOptions;
+use crate::{server::monitoring::ServerStats, service::ServiceError};
 
 /// How much later than its connection's GOAWAY a stream of events ends, in milliseconds: the client must know by then
 /// that it is to connect anew, and a thousand streams of a connection must not come back at once.
@@ -46,7 +46,7 @@ pub(super) enum Closing {
 }
 
 impl Activity {
-    pub(super) fn new(options: &ConnectionOptions, stats: &Arc<ServerStats>) -> Self {
+    pub(crate) fn new(options: &ConnectionOptions, stats: &Arc<ServerStats>) -> Self {
         Self {
             calls: AtomicU64::new(0),
             open: AtomicUsize::new(0),
@@ -67,7 +67,7 @@ impl Activity {
     }
 
     /// Counts a call or a stream that ends.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         if self.open.fetch_sub(1, Ordering::Relaxed) == self.max_streams {
             self.stats.stream_is_free();
         }
@@ -88,7 +88,7 @@ impl Activity {
     }
 
     /// Waits until the connection is old, or of no use for `idle_timeout`, and tells its streams.
-    pub(super) async fn is_over(&self, idle_timeout: Duration) {
+    pub(crate) async fn is_over(&self, idle_timeout: Duration) {
         let old = async {
             match self.retires {
                 Some(retires) => sleep_until(retires).await,

@@ -21,7 +21,7 @@ const MAX_BYTES: u64 = 1 << 20;
 /// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum FileError {
+pub enum ConfigFileError {
     /// It cannot be read.
     #[error("cannot read {} ({source}): see --{flag}", .path.display())]
     Read {
@@ -46,20 +46,20 @@ pub enum FileError {
 
 /// A file, and the flag that names it.
 #[derive(Clone, Debug)]
-pub(super) struct NamedFile {
+pub(crate) struct NamedFile {
     pub(super) flag: &'static str,
     pub(super) path: PathBuf,
 }
 
 impl NamedFile {
-    pub(super) fn wrong(&self, reason: String) -> FileError {
-        FileError::Wrong { path: self.path.clone(), flag: self.flag, reason }
+    pub(super) fn wrong(&self, reason: String) -> ConfigFileError {
+        ConfigFileError::Wrong { path: self.path.clone(), flag: self.flag, reason }
     }
 
-    fn read(&self) -> Result<Vec<u8>, FileError> {
+    fn read(&self) -> Result<Vec<u8>, ConfigFileError> {
         let contents = read(&self.path);
         let contents =
-            contents.map_err(|source| FileError::Read { path: self.path.clone(), flag: self.flag, source })?;
+            contents.map_err(|source| ConfigFileError::Read { path: self.path.clone(), flag: self.flag, source })?;
         if contents.len() as u64 > MAX_BYTES {
             return Err(self.wrong(format!("it has more than {MAX_BYTES} bytes")));
         }
@@ -73,10 +73,10 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(contents)
 }
 
-type Parse<T> = fn(&[NamedFile], &[Vec<u8>]) -> Result<T, FileError>;
+type Parse<T> = fn(&[NamedFile], &[Vec<u8>]) -> Result<T, ConfigFileError>;
 
 /// A value that is made of the contents of files.
-pub(super) struct Reloaded<T> {
+pub(crate) struct Reloaded<T> {
     files: Vec<NamedFile>,
     parse: Parse<T>,
     contents: Vec<Vec<u8>>,
@@ -91,7 +91,7 @@ impl<T> fmt::Debug for Reloaded<T> {
 
 impl<T> Reloaded<T> {
     /// Reads the files for the first time.
-    pub(super) fn load(files: Vec<NamedFile>, parse: Parse<T>) -> Result<Self, FileError> {
+    pub(super) fn load(files: Vec<NamedFile>, parse: Parse<T>) -> Result<Self, ConfigFileError> {
         let contents = read_all(&files)?;
         let (value, _) = watch::channel(Arc::new(parse(&files, &contents)?));
         Ok(Self { files, parse, contents, value })
@@ -138,6 +138,6 @@ impl<T> Reloaded<T> {
     }
 }
 
-fn read_all(files: &[NamedFile]) -> Result<Vec<Vec<u8>>, FileError> {
+fn read_all(files: &[NamedFile]) -> Result<Vec<Vec<u8>>, ConfigFileError> {
     files.iter().map(NamedFile::read).collect()
 }

@@ -18,7 +18,7 @@ pub(super) struct Process {
 const TICKS_A_SECOND: f64 = 100.0;
 
 impl Process {
-    pub(super) fn read() -> Self {
+    pub(crate) fn read() -> Self {
         let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
         // The name, in parentheses, may have spaces; the fields after it count from 3.
         let fields: Vec<u64> = stat

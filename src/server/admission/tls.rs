@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use webpki::EndEntityCert;
 
-use super::files::{FileError, NamedFile, Reloaded};
+use crate::server::reload::{ConfigFileError, NamedFile, Reloaded};
 use tokio_rustls::rustls::{
     RootCertStore, ServerConfig,
     crypto::{CryptoProvider, ring},
@@ -26,7 +26,7 @@ pub struct TlsFiles {
 
 impl TlsFiles {
     /// Reads the files.
-    pub(super) fn load(self) -> Result<Reloaded<ServerConfig>, FileError> {
+    pub(crate) fn load(self) -> Result<Reloaded<ServerConfig>, ConfigFileError> {
         let mut files =
             vec![NamedFile { flag: "tls-cert", path: self.cert }, NamedFile { flag: "tls-key", path: self.key }];
         files.extend(self.client_ca.map(|path| NamedFile { flag: "tls-client-ca", path }));
@@ -34,7 +34,7 @@ impl TlsFiles {
     }
 }
 
-fn server_config(files: &[NamedFile], contents: &[Vec<u8>]) -> Result<ServerConfig, FileError> {
+fn server_config(files: &[NamedFile], contents: &[Vec<u8>]) -> Result<ServerConfig, ConfigFileError> {
     let wrong = |index: usize, reason: String| files[index].wrong(reason);
     let provider = Arc::new(ring::default_provider());
     let certificates = certificates(&contents[0]).map_err(|reason| wrong(0, reason))?;
@@ -79,7 +79,7 @@ fn client_verifier(pem: &[u8], provider: Arc<CryptoProvider>) -> Result<Arc<dyn 
 }
 
 /// The subject alternative names of a verified certificate: its URIs, then its DNS names.
-pub(super) fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
+pub(crate) fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     // Fails for none that was verified.
     let Ok(certificate) = EndEntityCert::try_from(certificate) else { return Vec::new() };
     certificate.valid_uri_names().chain(certificate.valid_dns_names()).map(str::to_owned).collect()

@@ -18,25 +18,25 @@ const STORAGE_CHECK: Duration = Duration::from_millis(250);
 
 /// Has gRPC's health follow the storage, as `/ready` and `/writable` do.
 #[derive(Clone)]
-pub(super) struct Health {
+pub(crate) struct Health {
     reporter: HealthReporter,
     subject: Arc<SessionSubject>,
 }
 
 impl Health {
-    pub(super) async fn new(subject: Arc<SessionSubject>) -> Self {
+    pub(crate) async fn new(subject: Arc<SessionSubject>) -> Self {
         let health = Self { reporter: HealthReporter::new(), subject };
         health.report(health.state()).await;
         health
     }
 
     /// What answers the calls.
-    pub(super) fn reporter(&self) -> &HealthReporter {
+    pub(crate) fn reporter(&self) -> &HealthReporter {
         &self.reporter
     }
 
     /// Never returns.
-    pub(super) async fn follow(self) {
+    pub(crate) async fn follow(self) {
         // Reported once more: the storage may have changed since it was first.
         let mut reported = None;
         loop {
@@ -49,7 +49,7 @@ impl Health {
     }
 
     /// Answers that nothing is served any more, and ends the streams that watch.
-    pub(super) async fn close(&self) {
+    pub(crate) async fn close(&self) {
         let nothing = State { serves: false, is_writable: false };
         self.report(nothing).await;
         // Streams that watch the health of a service end when it has none; who asks after that is told as before.

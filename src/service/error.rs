@@ -8,12 +8,10 @@ use tonic_types::{ErrorDetails, StatusExt};
 use crate::{
     access::Refusal,
     reason::{ERROR_DOMAIN, ErrorReason, Retry},
+    session::MAX_BATCH,
     storage::{StorageError, WriteRefusal},
     subject::ObserveError,
 };
-
-/// The most sessions of one batch call.
-pub const MAX_BATCH: usize = 65_536;
 
 /// Why a call is refused.
 #[derive(Debug, thiserror::Error)]

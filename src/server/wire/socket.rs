@@ -20,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::listen::ListenAddress;
+use super::address::ListenAddress;
 
 /// Connections that wait to be accepted: as many as `TcpListener::bind` asks for.
 const BACKLOG: u32 = 1024;
@@ -32,7 +32,7 @@ const SOCKET_MODE: u32 = 0o660;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// An address that was taken and is not listened on yet.
-pub(super) enum Taken {
+pub(crate) enum Taken {
     Tcp(TcpSocket),
     /// The socket is made only when the server listens. If nobody listened on it, another server would take it for one
     /// that was left behind.
@@ -40,7 +40,7 @@ pub(super) enum Taken {
 }
 
 impl Taken {
-    pub(super) async fn new(address: &ListenAddress) -> io::Result<Self> {
+    pub(crate) async fn new(address: &ListenAddress) -> io::Result<Self> {
         match address {
             ListenAddress::Tcp(address) => Ok(Self::Tcp(address.try_each(async |address| take(address)).await?)),
             ListenAddress::Unix(path) => {
@@ -50,7 +50,7 @@ impl Taken {
         }
     }
 
-    pub(super) async fn listen(self) -> io::Result<Listener> {
+    pub(crate) async fn listen(self) -> io::Result<Listener> {
         match self {
             Self::Tcp(socket) => Ok(Listener::Tcp(socket.listen(BACKLOG)?)),
             Self::Unix(path) => {
@@ -99,7 +99,7 @@ async fn find_stale(path: &Path) -> io::Result<bool> {
 
 /// The file of a Unix socket, removed at the end.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     /// The device and the inode.
     identity: (u64, u64),
@@ -130,14 +130,14 @@ impl Drop for SocketFile {
 
 /// What a server accepts connections from.
 #[derive(Debug)]
-pub(super) enum Listener {
+pub(crate) enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener, SocketFile),
 }
 
 impl Listener {
     /// The address, with the port that was taken.
-    pub(super) fn address(&self) -> io::Result<ListenAddress> {
+    pub(crate) fn address(&self) -> io::Result<ListenAddress> {
         match self {
             Self::Tcp(listener) => Ok(listener.local_addr()?.into()),
             Self::Unix(_, file) => Ok(ListenAddress::Unix(file.path.clone())),
@@ -145,7 +145,7 @@ impl Listener {
     }
 
     /// The address of a TCP listener.
-    pub(super) fn tcp_address(&self) -> io::Result<SocketAddr> {
+    pub(crate) fn tcp_address(&self) -> io::Result<SocketAddr> {
         match self {
             Self::Tcp(listener) => listener.local_addr(),
             Self::Unix(..) => Err(io::Error::new(io::ErrorKind::Unsupported, "the server listens on a Unix socket")),
@@ -153,7 +153,7 @@ impl Listener {
     }
 
     /// Waits for a connection. Its peer at a Unix socket is this machine.
-    pub(super) async fn accept(&self) -> io::Result<(Accepted, IpAddr)> {
+    pub(crate) async fn accept(&self) -> io::Result<(Accepted, IpAddr)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
@@ -168,7 +168,7 @@ impl Listener {
 }
 
 /// A connection that was accepted, of the acceptor's runtime.
-pub(super) enum Accepted {
+pub(crate) enum Accepted {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -187,7 +187,7 @@ impl Accepted {
 }
 
 /// A connection of no runtime.
-pub(super) enum Detached {
+pub(crate) enum Detached {
     Tcp(StdTcpStream),
     Unix(StdUnixStream),
 }
@@ -203,7 +203,7 @@ impl Detached {
 }
 
 /// A connection.
-pub(super) enum Stream {
+pub(crate) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
