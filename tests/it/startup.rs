@@ -217,7 +217,7 @@ async fn what_waiting_cannot_cure_is_not_waited_for() {
     let storage = format!("file:{}", foreign.display());
     let (code, stderr) = fails(serve(&["--storage", &storage, "--storage-wait", "forever"])).await;
     assert_eq!(code, Some(5), "{stderr}");
-    assert!(stderr.contains("is no registry of sessiond"), "{stderr}");
+    assert!(stderr.contains("is not a registry of sessiond"), "{stderr}");
 }
 
 #[tokio::test]

@@ -87,7 +87,7 @@ async fn a_file_whose_making_was_cut_short_by_an_earlier_version_is_made_again()
     for content in [&b"a poem"[..], &[&[0; 9][..], b"zeros come first"].concat(), &[1; 5000]] {
         disk.put("registry", content);
         let refused = try_open(&disk, options(1000)).await.unwrap_err().to_string();
-        assert!(refused.contains("is no registry of sessiond"), "{refused}");
+        assert!(refused.contains("is not a registry of sessiond"), "{refused}");
         assert_eq!(disk.content("registry").as_deref(), Some(content));
     }
 }

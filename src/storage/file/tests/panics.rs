@@ -27,5 +27,5 @@ async fn a_panic_of_the_writer_is_noticed() {
         created = storage.create(&second, None) => panic!("nobody writes it: {created:?}"),
         noticed = timeout(Duration::from_secs(30), noticed) => noticed.unwrap(),
     }
-    assert_eq!(storage.failed_task(), Some("writer of the file"));
+    assert_eq!(storage.failed_task(), Some("file writer"));
 }
