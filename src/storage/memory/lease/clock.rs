@@ -1,13 +1,14 @@
-//! The clock that leases go by.
+//! The clock that determines when leases expire.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How far one look moves the clock on at most.
+/// The most that one call of [`Clock::look`] advances the clock.
 const LONGEST_LOOK: Duration = Duration::from_millis(350);
 
-/// Stands still while nobody looks at it: a pause of this process moves deadlines by its own length.
+/// Advances only when [`look`](Self::look) is called. A pause of the process therefore delays deadlines by its own
+/// length.
 pub(super) struct Clock {
     time: Duration,
     looked: Instant,
@@ -20,12 +21,12 @@ impl Default for Clock {
 }
 
 impl Clock {
-    /// The time as the next look would find it now.
+    /// Returns the time that the next look would set if it happened now.
     pub(super) fn now(&self) -> Duration {
         self.time + self.looked.elapsed().min(LONGEST_LOOK)
     }
 
-    /// Moves the clock on. Returns how long ago the last look was.
+    /// Advances the clock. Returns the time since the last look.
     pub(super) fn look(&mut self) -> Duration {
         let (time, passed) = (self.now(), self.looked.elapsed());
         *self = Self { time, looked: Instant::now() };
