@@ -56,7 +56,7 @@ async fn a_wrong_command_line_or_environment_says_what_would_be_right() {
     let table: [(&[&str], &str); 15] = [
         (&["--nonsense"], "--nonsense"),
         (&["--listen", "localhost"], "--listen <ADDR>"),
-        (&["--storage", "mysql://h"], "mysql:// names no storage: write memory:"),
+        (&["--storage", "mysql://h"], "mysql:// does not name a storage: write memory:"),
         (&["--storage", ""], "--storage"),
         (&["--storage-wait", "soon"], "--storage-wait <DURATION>"),
         (&["--outage-grace", "0s"], "--outage-grace <DURATION>"),
@@ -81,7 +81,7 @@ async fn a_wrong_command_line_or_environment_says_what_would_be_right() {
     command.env("SESSIOND_STORAGE", "disk");
     let (code, stderr) = fails(command).await;
     assert_eq!(code, Some(2), "{stderr}");
-    assert!(stderr.contains("the URL names no storage: write memory:"), "{stderr}");
+    assert!(stderr.contains("the URL does not name a storage: write memory:"), "{stderr}");
 }
 
 /// A server that may still be waiting for its storage.

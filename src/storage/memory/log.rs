@@ -98,8 +98,8 @@ impl Log {
         Appending(self.state.lock())
     }
 
-    /// Finishes appended changes outside of other locks. Shows them to waiting followers, all at the same time, and
-    /// allocates memory for more, which may take the kernel milliseconds.
+    /// Completes appends once no other lock is held: shows the changes to the waiting followers, all at the same time,
+    /// and allocates memory for more changes, which may take the kernel milliseconds.
     pub(super) fn settle(&self) {
         let mut state = self.state.lock();
         let newest = state.newest;
