@@ -6,7 +6,7 @@
 //!
 //! The file is a redb database. It holds the end of the log, with one row per batch of records, and a checkpoint of
 //! each bucket: its sessions and the last record that they reflect. As changes arrive, checkpoints are rewritten one
-//! bucket after the other, so that older log rows can be removed. Opening the file reads the checkpoints and replays
+//! bucket at a time, so that older log rows can be removed. Opening the file reads the checkpoints and replays
 //! the log.
 //!
 //! Each time the file is opened, the log gets a new mark from its end on (`file/openings.rs`). What is appended to a

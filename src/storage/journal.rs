@@ -1,10 +1,10 @@
-//! The journal: what must outlive the process, in commit order, until it is on disk; and the callers that wait for
-//! that.
+//! The journal: records of what must outlive the process, in commit order, and the callers that wait until they are on
+//! disk.
 //!
-//! A storage records each change under the lock under which it makes it. The order of the records is therefore that of
-//! the log and, for each session, the order in which its changes took effect. One writer takes everything pending,
-//! writes it to disk in one step, and publishes how far it got. Batches form on their own: an idle writer takes each
-//! change immediately, a busy one all that arrived during its last write.
+//! A storage records each change while it holds the lock under which it made the change. The order of the records is
+//! therefore that of the log and, for each session, the order in which its changes took effect. One writer takes
+//! everything pending, writes it to disk in one step, and publishes how far it got. Batches form on their own: an idle
+//! writer takes each change immediately, a busy one all that arrived during its last write.
 
 mod record;
 mod waiting;
@@ -130,7 +130,7 @@ impl Journal {
         self.waiters.outage()
     }
 
-    /// Call before a change. Refuses it while nothing reaches the disk, and waits while too much is pending.
+    /// Admits a change: refuses it while nothing reaches the disk, and waits while too much is pending.
     pub(super) async fn admit(&self) -> Result<(), StorageError> {
         loop {
             if let Some(outage) = self.outage() {

@@ -72,7 +72,7 @@ const SESSIONS_A_SWEEP: usize = 512;
 const SWEEPS_AT_ONCE: usize = 8;
 
 /// How often the leases' clock is advanced while there are leases.
-const LOOK: Duration = Duration::from_millis(100);
+const ADVANCE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// If the clock was not advanced for this long, the process was paused, and gateways may have lost their connections.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -217,7 +217,7 @@ impl MemoryStorage {
         Ok(all)
     }
 
-    /// Returns the lease of the session at `place`. If that lease has ended, returns none, and the record of its end.
+    /// Returns the lease of the session at `place`. If that lease has ended, returns `None` and the record of its end.
     fn lease_at(&self, bucket: &Bucket, place: usize) -> (Option<LeaseId>, Lsn) {
         let slot = bucket.lease(place);
         match self.leases.id(slot) {
@@ -329,7 +329,7 @@ struct Spot {
     bucket: u32,
 }
 
-/// A sweep of an ended lease. If dropped early, hands the lease back.
+/// A sweep of an ended lease. If dropped early, it hands the lease to the task that expires leases.
 struct Sweep<'a> {
     storage: &'a MemoryStorage,
     ended: Option<Ended>,
@@ -338,7 +338,7 @@ struct Sweep<'a> {
 impl Drop for Sweep<'_> {
     fn drop(&mut self) {
         if let Some(ended) = self.ended.take() {
-            self.storage.leases.leave(ended);
+            self.storage.leases.hand_over(ended);
         }
     }
 }
@@ -467,9 +467,9 @@ impl SessionStorage for MemoryStorage {
     async fn expire_leases(&self) -> Result<Infallible, StorageError> {
         let mut sweeps = FuturesUnordered::new();
         // The time since the last advance is unknown, so this one does not count as a pause.
-        self.leases.look();
+        self.leases.advance_clock();
         loop {
-            let passed = self.leases.look();
+            let passed = self.leases.advance_clock();
             if passed > PAUSE {
                 tracing::warn!(seconds = passed.as_secs_f64(), "the process was paused; extending all leases");
                 self.leases.keep_all_alive(self.grace_after(Some(passed)));
@@ -487,14 +487,14 @@ impl SessionStorage for MemoryStorage {
             }
             let has_unlogged = self.leases.log_expired();
             let pause = match self.leases.to_next_deadline() {
-                Some(pause) if sweeps.len() < SWEEPS_AT_ONCE => pause.min(LOOK),
+                Some(pause) if sweeps.len() < SWEEPS_AT_ONCE => pause.min(ADVANCE_INTERVAL),
                 None if sweeps.is_empty() && !has_unlogged => {
                     self.leases.changed.notified().await;
-                    // Without leases, the clock need not advance.
-                    self.leases.look();
+                    // Advances the clock past the time without leases.
+                    self.leases.advance_clock();
                     continue;
                 }
-                _ => LOOK,
+                _ => ADVANCE_INTERVAL,
             };
             tokio::select! {
                 Some(swept) = sweeps.next() => drop(swept?),

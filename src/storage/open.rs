@@ -145,8 +145,8 @@ pub enum OpenError {
     /// The login is in the wrong place of a Redis URL.
     #[cfg(feature = "redis")]
     #[error(
-        "the login is in the wrong place: write redis://USER:PASSWORD@HOST:PORT, with %2F for /, %3F for ? and %23 for # in \
-         the password"
+        "the login is in the wrong place: write redis://USER:PASSWORD@HOST:PORT, \
+         with %2F for /, %3F for ? and %23 for # in the password"
     )]
     MisplacedLogin,
     /// The URL has no file path.

@@ -62,7 +62,7 @@ pub(super) fn load(store: &Store, options: MemoryOptions) -> Result<Loaded, Box<
         let id = LeaseId::from_number(id.value()).ok_or(Malformed)?;
         restore.lease(id, lease_row(row.value())?);
     }
-    let grace = restore.was_away(downtime::since(store.served()));
+    let grace = restore.extend_leases_after(downtime::since(store.served()));
     let checkpoints = transaction.open_table(CHECKPOINTS)?;
     let mut progress = Progress::new(checkpoints.len()? + log.len()?);
     let mut reflected = vec![Lsn(0); identity.buckets as usize];
@@ -111,10 +111,10 @@ fn lease_row((ttl, ended, lingers_until, owner): (u64, u8, u64, &str)) -> Result
     }))
 }
 
-/// Logs the progress of a load that takes long.
+/// Logs the progress of a slow load.
 struct Progress {
     began: Instant,
-    told: Instant,
+    logged: Instant,
     rows: u64,
     read: u64,
 }
@@ -122,13 +122,13 @@ struct Progress {
 impl Progress {
     fn new(rows: u64) -> Self {
         let now = Instant::now();
-        Self { began: now, told: now, rows, read: 0 }
+        Self { began: now, logged: now, rows, read: 0 }
     }
 
     fn step(&mut self) {
         self.read += 1;
-        if self.told.elapsed() > PROGRESS {
-            self.told = Instant::now();
+        if self.logged.elapsed() > PROGRESS {
+            self.logged = Instant::now();
             tracing::info!(percent = self.read * 100 / self.rows.max(1), "reading the registry");
         }
     }

@@ -16,8 +16,8 @@ use redb::StorageBackend;
 use super::{FileError, disk::Disk, making::aside};
 use crate::storage::{RefusalCause, WriteRefusal};
 
-/// How long nothing else must have been written before a probe is due. A probe writes a page and the file system's
-/// metadata, which adds up to about half a gigabyte a day on an idle server. An SSD endures hundreds of terabytes.
+/// How long nothing must be written before a probe is due. A probe writes a page and the file system's metadata. On an
+/// idle server, probes add up to about half a gigabyte a day, while an SSD endures hundreds of terabytes.
 pub(super) const PROBE_INTERVAL: Duration = Duration::from_secs(4);
 
 /// How soon after a failed probe the next one is due.

@@ -100,8 +100,8 @@ impl Watched {
         self.written.lock().sync_failed
     }
 
-    /// Checks that the file is still at `path`, and that nobody else has changed it. If this finds a foreign change,
-    /// all later writes to the file fail.
+    /// Checks that the file is still at `path`, and that nobody else has changed it. If the check finds otherwise, all
+    /// later writes to the file fail.
     pub(super) fn check(&self, disk: &dyn Disk, path: &Path) -> Result<(), FileError> {
         let failed = |error| FileError::from_io(path, error);
         let found = disk.find(path).map_err(failed)?;

@@ -80,8 +80,7 @@ impl Waiters {
     }
 
     /// Notes that record `lsn` could not be written: all waiting callers fail, and an outage begins. It ends when the
-    /// next records reach the disk. If record `lsn` is on disk already, does nothing. Returns whether the outage began
-    /// or continues.
+    /// next records reach the disk. If record `lsn` is on disk already, does nothing and returns false.
     pub(super) fn fail(&self, lsn: Lsn, refusal: WriteRefusal) -> bool {
         let mut state = self.state.lock();
         // Checked under the lock, because outages end under that lock.

@@ -154,7 +154,7 @@ impl Bucket {
         let places = if entries > SMALLEST_TABLE && len < entries / 8 {
             Some(len * 2)
         } else if self.places.capacity() <= len && len < MAX_SESSIONS {
-            // The same size if the table is full of removed entries, otherwise twice the size.
+            // The same size if removed entries fill the table, otherwise twice the size.
             let most = entries / 8 * 7;
             Some(if len < most / 2 { most } else { most + 1 })
         } else {

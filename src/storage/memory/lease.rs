@@ -48,8 +48,8 @@ pub(super) struct Lease {
 impl Lease {
     /// Notes that sessions under the lease may be in `bucket`.
     ///
-    /// Called before that bucket is locked and [`Slots::state`] is read under its lock. If the lease ends in between, either its
-    /// sweep sees the bucket, or the caller sees that the lease has ended.
+    /// Called before that bucket is locked, and before [`Slots::state`] is read under its lock. If the lease ends in
+    /// between, either its sweep sees the bucket, or the caller sees that the lease has ended.
     pub(super) fn enter(&self, bucket: u32) {
         self.buckets.lock().insert(bucket);
     }
@@ -101,7 +101,7 @@ struct Table {
 
 struct Live {
     lease: Arc<Lease>,
-    /// In time of the table's clock.
+    /// By the table's clock.
     deadline: Duration,
     /// The number of extensions given before the deadline was set.
     seen: u32,
@@ -197,7 +197,7 @@ impl Leases {
             }
             LeaseRow::Ended(reason) => {
                 let lease = table.ended_lease(&self.slots, id);
-                table.leave(Ended { lease: Arc::clone(&lease), reason });
+                table.hand_over(Ended { lease: Arc::clone(&lease), reason });
                 lease
             }
         }
@@ -241,9 +241,9 @@ impl Leases {
         table.extensions.give(now, grace);
     }
 
-    /// Advances the clock. Returns the time since the last advance.
-    pub(super) fn look(&self) -> Duration {
-        self.table.lock().clock.look()
+    /// Advances the clock. Returns how long ago it last advanced.
+    pub(super) fn advance_clock(&self) -> Duration {
+        self.table.lock().clock.advance()
     }
 
     /// Ends a lease: from now on, no session comes under it.
@@ -252,7 +252,7 @@ impl Leases {
     }
 
     /// Makes a lease linger: from now on, no session comes under it, and it ends later. If the lease lingers already,
-    /// its end can only move forward.
+    /// this can only bring its end forward.
     pub(super) fn linger(&self, id: LeaseId, linger: Duration) -> Result<(), StorageError> {
         let mut table = self.table.lock();
         if !table.live.contains_key(&id) {
@@ -338,8 +338,8 @@ impl Leases {
     }
 
     /// Hands an ended lease to the task that expires leases.
-    pub(super) fn leave(&self, ended: Ended) {
-        self.table.lock().leave(ended);
+    pub(super) fn hand_over(&self, ended: Ended) {
+        self.table.lock().hand_over(ended);
         self.changed.notify_one();
     }
 
@@ -403,7 +403,7 @@ impl Table {
         Arc::new(lease)
     }
 
-    /// Makes a live lease linger. Returns whether that moves its end forward.
+    /// Makes a lease linger until `until`. Returns false if the lease is unknown, or already lingers and ends no later.
     fn linger(&mut self, slots: &Slots, id: LeaseId, until: Instant) -> bool {
         let Some(live) = self.live.get_mut(&id) else { return false };
         match live.lingers_until {
@@ -430,7 +430,7 @@ impl Table {
     }
 
     /// Hands an ended lease to the task that expires leases.
-    fn leave(&mut self, ended: Ended) {
+    fn hand_over(&mut self, ended: Ended) {
         self.unswept.insert(ended.lease.id, Arc::clone(&ended.lease));
         self.ended.push(ended);
     }

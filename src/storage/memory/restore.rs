@@ -147,7 +147,7 @@ impl Restore {
     }
 
     /// Extends all leases after an outage of that length, if it is known. Returns the time that they live at least.
-    pub(in crate::storage) fn was_away(&mut self, outage: Option<Duration>) -> Duration {
+    pub(in crate::storage) fn extend_leases_after(&mut self, outage: Option<Duration>) -> Duration {
         let grace = self.storage.grace_after(outage);
         self.storage.leases.keep_all_alive(grace);
         grace
@@ -162,7 +162,7 @@ impl Restore {
             for lease in self.gone {
                 if used.contains(&lease.slot) {
                     // The end of this lease was never reported. Destroy its sessions as if the lease expired.
-                    self.storage.leases.leave(super::Ended { lease, reason: DestroyReason::LeaseExpired });
+                    self.storage.leases.hand_over(super::Ended { lease, reason: DestroyReason::LeaseExpired });
                 } else {
                     self.storage.leases.restore_free(&lease);
                 }

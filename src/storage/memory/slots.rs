@@ -1,5 +1,5 @@
-//! Maps slots to leases and counts their sessions without a lock, because every change of a session under a lease needs
-//! them.
+//! Maps slots to leases and counts their sessions. It takes no lock, because every change of a session under a lease
+//! uses it.
 
 use std::sync::{
     OnceLock,

@@ -24,7 +24,7 @@ pub(super) enum Fault {
     TornWrites,
     /// Syncs fail. What was written before can be read, but never reaches the disk.
     Syncs,
-    /// Syncs hang. They return after half a minute, so that a failing test ends.
+    /// Syncs hang, but for at most half a minute, so that a failing test ends.
     Stalled,
     /// Syncs panic.
     Panics,

@@ -4,32 +4,32 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The most that one call of [`Clock::look`] advances the clock.
-const LONGEST_LOOK: Duration = Duration::from_millis(350);
+/// The most that one call of [`Clock::advance`] advances the clock.
+const MAX_ADVANCE: Duration = Duration::from_millis(350);
 
-/// Advances only when [`look`](Self::look) is called. A pause of the process therefore delays deadlines by its own
-/// length.
+/// Advances only when [`advance`](Self::advance) is called. A pause of the process therefore delays deadlines by its
+/// own length.
 pub(super) struct Clock {
     time: Duration,
-    looked: Instant,
+    advanced: Instant,
 }
 
 impl Default for Clock {
     fn default() -> Self {
-        Self { time: Duration::ZERO, looked: Instant::now() }
+        Self { time: Duration::ZERO, advanced: Instant::now() }
     }
 }
 
 impl Clock {
-    /// Returns the time that the next look would set if it happened now.
+    /// Returns the time to which the clock would advance now.
     pub(super) fn now(&self) -> Duration {
-        self.time + self.looked.elapsed().min(LONGEST_LOOK)
+        self.time + self.advanced.elapsed().min(MAX_ADVANCE)
     }
 
-    /// Advances the clock. Returns the time since the last look.
-    pub(super) fn look(&mut self) -> Duration {
-        let (time, passed) = (self.now(), self.looked.elapsed());
-        *self = Self { time, looked: Instant::now() };
+    /// Advances the clock. Returns how long ago it last advanced.
+    pub(super) fn advance(&mut self) -> Duration {
+        let (time, passed) = (self.now(), self.advanced.elapsed());
+        *self = Self { time, advanced: Instant::now() };
         passed
     }
 }
