@@ -204,7 +204,7 @@ async fn a_second_process_is_refused_and_a_copy_is_made_all_the_same() {
     let second = soon(second).await.unwrap();
     let stderr = String::from_utf8(second.stderr).unwrap();
     assert_eq!(second.status.code(), Some(5), "{stderr}");
-    assert!(stderr.contains(&format!("another process uses {}: stop it", path.display())), "{stderr}");
+    assert!(stderr.contains(&format!("another process is using {}: stop it", path.display())), "{stderr}");
 
     let registry_id = Observed::now(&client).await.subscribed.registry_id;
     let mut going = tokio::task::JoinSet::new();
@@ -249,7 +249,7 @@ async fn a_second_process_is_refused_and_a_copy_is_made_all_the_same() {
 async fn what_is_no_registry_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("registry");
-    let foreign = format!("{} is no registry of sessiond", path.display());
+    let foreign = format!("{} is not a registry of sessiond", path.display());
     for content in ["x".to_owned(), "not a database at all\n".repeat(1000)] {
         fs::write(&path, &content).unwrap();
         let told = why_not(&path).await;
@@ -291,7 +291,7 @@ async fn a_place_that_cannot_be_written_is_named() {
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
     let told = why_not(&file.join("in/registry")).await;
-    assert!(told.contains(&format!("cannot make the folder {}", file.join("in").display())), "{told}");
+    assert!(told.contains(&format!("cannot create the folder {}", file.join("in").display())), "{told}");
     // Nobody may make a file there, not even root.
     if Path::new("/sys/kernel").is_dir() {
         let told = why_not(Path::new("/sys/kernel/registry")).await;

@@ -93,7 +93,10 @@ async fn a_storage_password_is_printed_nowhere() {
 #[tokio::test]
 async fn an_error_about_a_storage_still_says_what_is_wrong() {
     for (url, says) in [
-        ("valkey://user:hu9ter7x@h:1", "valkey:// names no storage: write memory:, file:PATH or redis://HOST:PORT"),
+        (
+            "valkey://user:hu9ter7x@h:1",
+            "valkey:// does not name a storage: write memory:, file:PATH, or redis://HOST:PORT",
+        ),
         ("redis://user:hu9t?er7x@h:1", "%3F"),
         ("redis://h:1?password=hu9ter7x", "redis://USER:PASSWORD@HOST:PORT"),
         ("redis://user:hu9ter7x@h:1?partitions=x", "partitions=x is not a number"),

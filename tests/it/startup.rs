@@ -56,7 +56,7 @@ async fn a_wrong_command_line_or_environment_says_what_would_be_right() {
     let table: [(&[&str], &str); 15] = [
         (&["--nonsense"], "--nonsense"),
         (&["--listen", "localhost"], "--listen <ADDR>"),
-        (&["--storage", "mysql://h"], "mysql:// names no storage: write memory:"),
+        (&["--storage", "mysql://h"], "mysql:// does not name a storage: write memory:"),
         (&["--storage", ""], "--storage"),
         (&["--storage-wait", "soon"], "--storage-wait <DURATION>"),
         (&["--outage-grace", "0s"], "--outage-grace <DURATION>"),
@@ -81,7 +81,7 @@ async fn a_wrong_command_line_or_environment_says_what_would_be_right() {
     command.env("SESSIOND_STORAGE", "disk");
     let (code, stderr) = fails(command).await;
     assert_eq!(code, Some(2), "{stderr}");
-    assert!(stderr.contains("the URL names no storage: write memory:"), "{stderr}");
+    assert!(stderr.contains("the URL does not name a storage: write memory:"), "{stderr}");
 }
 
 /// A server that may still be waiting for its storage.
@@ -217,7 +217,7 @@ async fn what_waiting_cannot_cure_is_not_waited_for() {
     let storage = format!("file:{}", foreign.display());
     let (code, stderr) = fails(serve(&["--storage", &storage, "--storage-wait", "forever"])).await;
     assert_eq!(code, Some(5), "{stderr}");
-    assert!(stderr.contains("is no registry of sessiond"), "{stderr}");
+    assert!(stderr.contains("is not a registry of sessiond"), "{stderr}");
 }
 
 #[tokio::test]

@@ -93,7 +93,7 @@ async fn files_with_names_like_the_registrys_are_left_alone() {
     for copy in ["registry.new", "copy"] {
         assert!(backup(folder.path(), "registry", copy).await.status.success());
         let refused = backup(folder.path(), "registry", copy).await;
-        assert!(String::from_utf8_lossy(&refused.stderr).contains("is there already"), "{refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("already exists"), "{refused:?}");
     }
     program.crash().await;
     let copied = fs::read(folder.path().join("registry.new")).unwrap();

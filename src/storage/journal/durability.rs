@@ -1,4 +1,4 @@
-//! Those who wait until records are on disk.
+//! Callers that wait until records are on disk.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,7 @@ use crate::{
     storage::WriteRefusal,
 };
 
-/// How far the disk has come, and who waits for it.
+/// How far the disk has got, and who waits for it.
 pub(super) struct Durability {
     durable: AtomicU64,
     state: Mutex<State>,
@@ -25,14 +25,14 @@ pub(super) struct Durability {
 
 #[derive(Default)]
 struct State {
-    /// By the record that is waited for, and a number of one's own.
+    /// The waiting tasks, by the record that they wait for and a unique number.
     waiting: BTreeMap<(Lsn, u64), Waiter>,
     next: u64,
-    /// Why nothing gets to the disk. None unless some record is not there.
+    /// Why nothing reaches the disk. Only set while some record is not on disk.
     outage: Option<Outage>,
-    /// Why nothing gets there ever again.
+    /// Why nothing will reach the disk any more.
     end: Option<WriteRefusal>,
-    /// How long an outage took that has ended since it was last asked.
+    /// The length of the longest outage that ended since this was last taken.
     recovered_after: Option<Duration>,
 }
 
@@ -54,22 +54,22 @@ impl Durability {
         self.state.lock().refusal()
     }
 
-    /// How long an outage took that has ended since this was last asked.
+    /// Returns the length of the longest outage that ended since the last call.
     pub(super) fn recovered_after(&self) -> Option<Duration> {
         self.state.lock().recovered_after.take()
     }
 
-    /// Waits until the record `lsn` is on disk, or nothing gets there.
+    /// Waits until record `lsn` is on disk, or nothing reaches the disk.
     pub(super) async fn wait(&self, lsn: Lsn) -> Result<(), WriteRefusal> {
         let mut turn = Turn { durability: self, lsn, number: None };
         poll_fn(|context| turn.poll(context)).await
     }
 
-    /// The records up to `lsn` are on disk, which ends an outage.
+    /// Notes that the records up to `lsn` are on disk. This ends an outage.
     pub(super) fn publish(&self, lsn: Lsn) {
         let mut state = self.state.lock();
         self.durable.store(lsn.0, Ordering::Release);
-        // Whoever finds the outage gone finds this too.
+        // Set in the same step: a caller that finds the outage gone also finds its length.
         if let Some(outage) = state.outage.take() {
             state.recovered_after = state.recovered_after.max(Some(outage.began.elapsed()));
         }
@@ -79,11 +79,11 @@ impl Durability {
         wake_all(woken.into_values());
     }
 
-    /// The record `lsn` does not get to the disk: all who wait are told, and an outage begins, which ends with the next records that
-    /// get there. If the record is there already, nothing happens. Returns whether it is not.
+    /// Notes that record `lsn` could not be written: all waiting callers fail, and an outage begins. It ends when the
+    /// next records reach the disk. If record `lsn` is on disk already, does nothing and returns false.
     pub(super) fn fail(&self, lsn: Lsn, refusal: WriteRefusal) -> bool {
         let mut state = self.state.lock();
-        // Asked under the lock, under which an outage is ended.
+        // Checked under the lock, because outages end under that lock.
         if self.durable() >= lsn {
             return false;
         }
@@ -95,7 +95,7 @@ impl Durability {
         true
     }
 
-    /// Nothing gets to the disk ever again: all who wait are told.
+    /// Notes that nothing will reach the disk any more. All waiting callers fail.
     pub(super) fn end(&self, refusal: WriteRefusal) {
         let mut state = self.state.lock();
         state.end = Some(refusal);
@@ -111,18 +111,18 @@ impl State {
     }
 }
 
-/// One who waits.
+/// A caller that waits for a record.
 struct Turn<'a> {
     durability: &'a Durability,
     lsn: Lsn,
-    /// Its number while it is among those who wait, as far as it knows.
+    /// The caller's number while it is registered, as far as it knows.
     number: Option<u64>,
 }
 
 impl Turn<'_> {
     fn poll(&mut self, context: &Context<'_>) -> Poll<Result<(), WriteRefusal>> {
         let mut state = self.durability.state.lock();
-        // Asked under the lock, under which those who wait are taken to be woken.
+        // Checked under the lock, because waiting callers are taken out to be woken under that lock.
         if self.durability.durable() >= self.lsn {
             self.number = None;
             return Poll::Ready(Ok(()));
@@ -135,7 +135,7 @@ impl Turn<'_> {
             state.next += 1;
             state.next
         });
-        // A call may be polled by its connection first and become a task of its own then: the last waker counts.
+        // A call may be polled first by its connection and later as a task of its own, so the latest waker counts.
         match state.waiting.get_mut(&(self.lsn, number)) {
             Some(waiter) => waiter.renew(context),
             None => drop(state.waiting.insert((self.lsn, number), Waiter::new(context))),
@@ -163,7 +163,7 @@ mod tests {
     use crate::storage::RefusalCause;
 
     #[tokio::test]
-    async fn those_who_wait_are_woken_though_some_give_up() {
+    async fn waiting_callers_are_woken_although_others_are_dropped() {
         let durability = Arc::new(Durability::new(Lsn(0)));
         let mut first = Box::pin(durability.wait(Lsn(1)));
         assert!((&mut first).now_or_never().is_none());
@@ -172,7 +172,7 @@ mod tests {
             let durability = Arc::clone(&durability);
             others.spawn(async move { durability.wait(Lsn(lsn)).await.map(|()| lsn).map_err(|_| lsn) });
         }
-        // One that has left already, and one that was polled elsewhere before it became a task.
+        // One call is dropped while it waits, and another is polled here before it becomes a task.
         assert!(durability.wait(Lsn(1)).now_or_never().is_none());
         let mut moved = Box::pin({
             let durability = Arc::clone(&durability);
