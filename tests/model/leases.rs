@@ -39,11 +39,11 @@ use self::{
     scripts::Command,
 };
 use super::{
-    check::{Promise, Protocol, Sight},
+    check::{Promise, Protocol, Reachable},
     guard::{Guard, Guards},
 };
 
-const TOLD: Promise = "nobody is told that a lease ended or lingers while a session can still come under it";
+const REPORTED: Promise = "nobody is told that a lease ended or lingers while a session can still come under it";
 const ENDED: Promise = "a lease whose end was told never lives again";
 const PROTECTED: Promise = "a create with only_from never takes a session from another live lease";
 const SWEPT: Promise = "a session is destroyed with its lease only when the lease has ended";
@@ -124,8 +124,8 @@ pub(crate) struct State {
     /// Leases that were granted, of which somebody was told that they ended or linger, and that they ended, as bit
     /// sets.
     granted: u8,
-    told: u8,
-    told_ended: u8,
+    reported: u8,
+    reported_ended: u8,
     /// Partitions that are to be reconciled, as a bit set.
     unreconciled: u8,
     was_swept: bool,
@@ -273,11 +273,11 @@ impl Leases {
     fn execute(&self, state: &mut State, agent: u8, command: Command) -> Result<(), Promise> {
         let reply = self.run(state, command)?;
         let this = state.agents[agent as usize].take().unwrap();
-        let goes_on = self.go_on(state, this, reply);
-        if let (Goal::Reconcile { partition }, None) = (this.goal, goes_on) {
+        let remaining = self.proceed(state, this, reply);
+        if let (Goal::Reconcile { partition }, None) = (this.goal, remaining) {
             state.unreconciled &= !(1 << partition);
         }
-        state.agents[agent as usize] = goes_on;
+        state.agents[agent as usize] = remaining;
         Ok(())
     }
 
@@ -296,11 +296,11 @@ impl Leases {
         for lease in self.leases().filter(|_| state.losses == 0) {
             let l = lease as usize;
             let is_attached = state.partitions.iter().any(|partition| partition.entries[l] == Entry::Attached);
-            if state.told & 1 << lease != 0 && is_attached {
-                return Err(TOLD);
+            if state.reported & 1 << lease != 0 && is_attached {
+                return Err(REPORTED);
             }
             let lives = matches!(first.lives[l], Life::Live | Life::Lingering);
-            if state.told_ended & 1 << lease != 0 && lives {
+            if state.reported_ended & 1 << lease != 0 && lives {
                 return Err(ENDED);
             }
         }
@@ -340,8 +340,8 @@ impl Protocol for Leases {
     type State = State;
     type Action = Action;
 
-    const PROMISES: &'static [Promise] = &[TOLD, ENDED, PROTECTED, SWEPT, MOVED, GHOST, ACKNOWLEDGED, KEPT];
-    const SIGHTS: &'static [Sight<State>] = &[
+    const PROMISES: &'static [Promise] = &[REPORTED, ENDED, PROTECTED, SWEPT, MOVED, GHOST, ACKNOWLEDGED, KEPT];
+    const REACHABLE: &'static [Reachable<State>] = &[
         ("a session is destroyed with its lease", |state| state.was_swept),
         ("a lease that ended is forgotten", |state| {
             state.granted & 1 != 0 && state.partitions[0].lives[0] == Life::Unknown
@@ -363,8 +363,8 @@ impl Protocol for Leases {
             agents: [None; 2],
             late: Vec::new(),
             granted: 0,
-            told: 0,
-            told_ended: 0,
+            reported: 0,
+            reported_ended: 0,
             unreconciled: 0,
             was_swept: false,
             calls: 0,

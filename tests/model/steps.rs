@@ -14,7 +14,7 @@ mod tests;
 
 use self::call::{Call, Kind, Outcome, Part, is_linearizable};
 use super::{
-    check::{Promise, Protocol, Sight},
+    check::{Promise, Protocol, Reachable},
     clock::{PartitionClock, Ticks},
     guard::{Guard, Guards},
 };
@@ -51,7 +51,7 @@ struct Partition {
     clock: PartitionClock,
     /// Whether the clock was stored since the last tick.
     is_stored: bool,
-    stands_still: bool,
+    is_paused: bool,
     /// In no order: a step overtakes another when it has a connection of its own.
     in_flight: Vec<Step>,
     /// What each replica takes the clock to be at least.
@@ -78,8 +78,8 @@ pub(crate) enum Action {
     TimePasses,
     StoresClock { partition: u8 },
     WallClockIsSet { by: Ticks },
-    RedisStandsStill { partition: u8 },
-    RedisGoesOn { partition: u8 },
+    RedisPauses { partition: u8 },
+    RedisResumes { partition: u8 },
 }
 
 /// The model and its limits.
@@ -224,7 +224,7 @@ impl Steps {
         if answers {
             // The answer carries the time.
             let since_sent = if self.have(Guard::EstimateIsLower) { 0 } else { calls[index].parts[part].age() };
-            let told = if self.have(Guard::ToldIsStored) {
+            let told = if self.have(Guard::ReportedTimeIsStored) {
                 self.store_clock(here);
                 0
             } else {
@@ -279,7 +279,7 @@ impl Protocol for Steps {
     type Action = Action;
 
     const PROMISES: &'static [Promise] = &[ACKNOWLEDGED, LINEARIZABLE, BATCH_ORDER, IN_TIME];
-    const SIGHTS: &'static [Sight<State>] = &[
+    const REACHABLE: &'static [Reachable<State>] = &[
         ("a call fails and has had its effect", |state| {
             state.calls.iter().any(|call| call.outcome == Outcome::Failure && call.executed[0])
         }),
@@ -342,8 +342,8 @@ impl Protocol for Steps {
             }
         }
         for (number, partition) in (0..self.partitions() as u8).zip(&state.partitions) {
-            if partition.stands_still {
-                actions.push(Action::RedisGoesOn { partition: number });
+            if partition.is_paused {
+                actions.push(Action::RedisResumes { partition: number });
                 continue;
             }
             actions.extend(partition.in_flight.iter().map(|step| Action::Executes { partition: number, step: *step }));
@@ -352,7 +352,7 @@ impl Protocol for Steps {
                 is_due = true;
             }
             if state.pauses < self.pauses {
-                actions.push(Action::RedisStandsStill { partition: number });
+                actions.push(Action::RedisPauses { partition: number });
             }
         }
         if !is_due {
@@ -395,11 +395,11 @@ impl Protocol for Steps {
                     partition.clock.move_wall(by);
                 }
             }
-            Action::RedisStandsStill { partition } => {
+            Action::RedisPauses { partition } => {
                 next.pauses += 1;
-                next.partitions[partition as usize].stands_still = true;
+                next.partitions[partition as usize].is_paused = true;
             }
-            Action::RedisGoesOn { partition } => next.partitions[partition as usize].stands_still = false,
+            Action::RedisResumes { partition } => next.partitions[partition as usize].is_paused = false,
         }
         self.send_waiting(&mut next);
         self.simplify(&mut next);

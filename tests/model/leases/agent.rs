@@ -107,7 +107,7 @@ impl Agent {
 
 impl Leases {
     /// Returns the agent with its next command, or nothing when it is done.
-    pub(super) fn go_on(&self, state: &mut State, agent: Agent, reply: Reply) -> Option<Agent> {
+    pub(super) fn proceed(&self, state: &mut State, agent: Agent, reply: Reply) -> Option<Agent> {
         match (agent.sent, reply) {
             (_, Reply::Meets { lease, closing }) => Agent { closing: Some(closing), ..agent }.ask(lease),
             (Command::Create { lease, .. }, _) => {
@@ -115,7 +115,7 @@ impl Leases {
                 None
             }
             (Command::Take { .. } | Command::Done { .. }, _) => None,
-            (Command::Ask { lease, .. }, Reply::Life(life)) => self.heard(state, agent, lease, life),
+            (Command::Ask { lease, .. }, Reply::Life(life)) => self.on_life(state, agent, lease, life),
             (Command::Ask { lease, .. }, _) => self.finish(agent, lease),
             (Command::Adopt { .. }, _) => agent.send(agent.goal.first_command()),
             (Command::Mark { lease, .. }, Reply::Done) => self.finish(Agent { has_marked: true, ..agent }, lease),
@@ -127,7 +127,7 @@ impl Leases {
                     left => Command::Close { partition: left.trailing_zeros() as u8, lease },
                 })
             }
-            (Command::Record { lease, .. }, Reply::Life(life)) => self.recorded(state, agent, lease, life),
+            (Command::Record { lease, .. }, Reply::Life(life)) => self.on_recorded(state, agent, lease, life),
             (Command::Record { lease, .. }, _) => agent.ask(lease),
             (Command::Sweep { partition: 0, lease }, _) => agent.send(Command::Sweep { partition: 1, lease }),
             (Command::Sweep { lease, .. }, _) => agent.send(Command::Done { lease, knows_mark: agent.knows_mark }),
@@ -149,7 +149,7 @@ impl Leases {
     }
 
     /// Goes on by what the first partition says of a lease.
-    fn heard(&self, state: &mut State, agent: Agent, lease: u8, life: Life) -> Option<Agent> {
+    fn on_life(&self, state: &mut State, agent: Agent, lease: u8, life: Life) -> Option<Agent> {
         match (agent.goal, life) {
             (Goal::Create { partition, .. } | Goal::Take { partition }, Life::Live) => match agent.closing {
                 Some(closing) => {
@@ -178,7 +178,7 @@ impl Leases {
             }
             (Goal::Work { .. } | Goal::Reconcile { .. }, _) => None,
             (goal, life) => {
-                self.tell(state, lease, life);
+                self.report(state, lease, life);
                 let Goal::Take { partition } = goal else {
                     return None;
                 };
@@ -188,10 +188,10 @@ impl Leases {
     }
 
     /// Goes on when a change of a lease's life was recorded, or taken back.
-    fn recorded(&self, state: &mut State, agent: Agent, lease: u8, life: Life) -> Option<Agent> {
+    fn on_recorded(&self, state: &mut State, agent: Agent, lease: u8, life: Life) -> Option<Agent> {
         match (agent.goal, life) {
             (Goal::Revoke { .. }, Life::Ended) | (Goal::Linger { .. }, Life::Lingering) => {
-                self.tell(state, lease, life);
+                self.report(state, lease, life);
                 None
             }
             _ => agent.ask(lease),
@@ -199,11 +199,11 @@ impl Leases {
     }
 
     /// A caller is told that a lease lingers, or is gone.
-    fn tell(&self, state: &mut State, lease: u8, life: Life) {
+    fn report(&self, state: &mut State, lease: u8, life: Life) {
         if life == Life::Lingering {
-            state.told |= 1 << lease;
+            state.reported |= 1 << lease;
         } else {
-            self.tell_ended(state, lease);
+            self.report_ended(state, lease);
         }
     }
 

@@ -162,8 +162,8 @@ impl Leases {
     fn mark(&self, state: &mut State, lease: u8, to: Life, is_of_call: bool) -> Reply {
         let first = &state.partitions[0];
         let life = first.lives[lease as usize];
-        let goes_on = life == Life::Live || life == Life::Lingering && to == Life::Ended;
-        if first.marks[lease as usize].is_some() || !goes_on {
+        let may_change = life == Life::Live || life == Life::Lingering && to == Life::Ended;
+        if first.marks[lease as usize].is_some() || !may_change {
             return Reply::Refused;
         }
         self.set_mark(state, lease, Some(new_mark(to, is_of_call)));
@@ -232,7 +232,7 @@ impl Leases {
         }
         state.was_swept = true;
         // Observers are told.
-        self.tell_ended(state, lease);
+        self.report_ended(state, lease);
         Ok(Reply::Done)
     }
 
@@ -261,9 +261,9 @@ impl Leases {
     }
 
     /// Somebody is told that a lease ended.
-    pub(super) fn tell_ended(&self, state: &mut State, lease: u8) {
-        state.told |= 1 << lease;
-        state.told_ended |= 1 << lease;
+    pub(super) fn report_ended(&self, state: &mut State, lease: u8) {
+        state.reported |= 1 << lease;
+        state.reported_ended |= 1 << lease;
     }
 }
 

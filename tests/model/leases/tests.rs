@@ -1,6 +1,6 @@
 //! The protocol holds, and each of its guards is needed.
 
-use super::{ACKNOWLEDGED, ALL_PARTITIONS, GHOST, KEPT, Leases, MOVED, PROTECTED, SWEPT, TOLD};
+use super::{ACKNOWLEDGED, ALL_PARTITIONS, GHOST, KEPT, Leases, MOVED, PROTECTED, REPORTED, SWEPT};
 use crate::{
     check::{Promise, breaks, holds, sized},
     guard::{Guard, Guards},
@@ -65,12 +65,12 @@ fn leases_leave_no_ghosts_when_a_command_comes_after_a_loss() {
 
 #[test]
 fn a_lease_is_attached_after_it_was_closed() {
-    mutant(Guard::Closings, EXPIRY, TOLD);
+    mutant(Guard::Closings, EXPIRY, REPORTED);
 }
 
 #[test]
 fn a_lease_that_is_not_closed_everywhere_takes_sessions_after_its_end() {
-    mutant(Guard::CloseEverywhere, EXPIRY, TOLD);
+    mutant(Guard::CloseEverywhere, EXPIRY, REPORTED);
 }
 
 #[test]
@@ -90,12 +90,12 @@ fn a_marked_lease_that_is_kept_ends_all_the_same() {
 
 #[test]
 fn a_marked_lease_that_is_attached_takes_sessions_after_its_end() {
-    mutant(Guard::MarkStopsAttaching, EXPIRY, TOLD);
+    mutant(Guard::MarkStopsAttaching, EXPIRY, REPORTED);
 }
 
 #[test]
 fn an_end_is_recorded_for_a_mark_that_nothing_was_closed_for() {
-    mutant(Guard::MarkNumber, Leases { expiries: 1, ..REVOKE }, TOLD);
+    mutant(Guard::MarkNumber, Leases { expiries: 1, ..REVOKE }, REPORTED);
 }
 
 #[test]

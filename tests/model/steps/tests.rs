@@ -85,7 +85,7 @@ fn a_clock_that_is_not_stored_lets_a_step_run_late() {
 
 #[test]
 fn a_time_that_is_told_and_not_stored_lets_a_step_run_late() {
-    mutant(Guard::ToldIsStored, UNBROKEN, ACKNOWLEDGED);
+    mutant(Guard::ReportedTimeIsStored, UNBROKEN, ACKNOWLEDGED);
 }
 
 #[test]
@@ -94,11 +94,11 @@ fn an_estimate_that_counts_from_the_sending_lets_a_step_run_late() {
 }
 
 #[test]
-fn a_clock_set_back_by_less_than_a_second_is_not_excluded() {
+fn clock_set_back_by_less_than_a_second_is_not_excluded() {
     breaks(&Steps { set: 1, ..UNBROKEN }, ACKNOWLEDGED);
 }
 
 #[test]
-fn a_clock_set_back_while_redis_stands_still_is_not_excluded() {
+fn clock_set_back_while_redis_is_paused_is_not_excluded() {
     breaks(&Steps { pauses: 1, ..UNBROKEN }, ACKNOWLEDGED);
 }
