@@ -231,7 +231,7 @@ impl Leases {
             return Err(SWEPT);
         }
         state.was_swept = true;
-        // Observers are told.
+        // Observers see the events.
         self.report_ended(state, lease);
         Ok(Reply::Done)
     }
