@@ -108,8 +108,8 @@ pub enum Refusal {
         /// The token's name.
         name: String,
     },
-    /// None of the certificate's names is on the list.
-    #[error("none of the client certificate's names ({}) is on the access list: ask for one to be added", .names.join(", "))]
+    /// None of the certificate's names has a valid entry on the list.
+    #[error("none of the client certificate's names ({}) has access: ask for an entry in the access list", .names.join(", "))]
     UnknownCertificate {
         /// The certificate's subject alternative names.
         names: Vec<String>,

@@ -184,8 +184,8 @@ pub struct SubjectStats {
     pub observers_behind: usize,
     /// How many events the slowest observer is behind.
     pub max_lag_events: u64,
-    /// How many sessions were, as far as this process has seen: created; destroyed by request, because a lease expired,
-    /// because a lease was revoked, or under their own lease; moved to another lease.
+    /// How many changes this process has seen, in this order: sessions created; destroyed by request; destroyed because
+    /// a lease expired; destroyed because a lease was revoked; destroyed under their own lease; moved to another lease.
     pub changes: [u64; 6],
     /// The number of retained events.
     pub retained_events: usize,
@@ -241,9 +241,9 @@ impl SessionSubject {
             is_following: AtomicBool::new(true),
         });
         let vitals = Vitals::default();
-        let follower = vitals.watch("publication of changes", follow::follow(Arc::clone(&inner), extent));
-        let expirer = vitals.watch("expiry of leases", follow::expire(Arc::clone(&inner)));
-        let watcher = vitals.watch("watch of the storage", writability::watch(Arc::clone(&inner)));
+        let follower = vitals.watch("change publication", follow::follow(Arc::clone(&inner), extent));
+        let expirer = vitals.watch("lease expiry", follow::expire(Arc::clone(&inner)));
+        let watcher = vitals.watch("writability watch", writability::watch(Arc::clone(&inner)));
         let tasks = [tokio::spawn(follower), tokio::spawn(expirer), tokio::spawn(watcher)];
         let tasks = tasks.map(|task| task.abort_handle());
         Ok(Self { inner, vitals, tasks })

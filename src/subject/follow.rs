@@ -12,6 +12,7 @@ use crate::storage::{LogError, LogExtent, LogPoint, RegistryId, StorageError};
 /// changes: a message costs an observer as much as hundreds of changes do. A read of more changes fills a message well
 /// enough and needs no pause.
 const STORM: Range<usize> = 32..1000;
+/// How long the follower pauses in a storm.
 const BATCHING: Duration = Duration::from_millis(1);
 
 /// The follower pauses only if the log retains this many times the last read. Otherwise the pause could lose changes.
@@ -29,7 +30,7 @@ pub(super) async fn follow(inner: Arc<Inner>, extent: LogExtent) -> Infallible {
         tracing::warn!(reason = ?lost, "the storage's change log was lost; every observer restarts with a snapshot");
         let extent = log_extent(&inner).await;
         from = match lost {
-            // Continue at the end of the log. At its start, the follower would soon read trimmed changes again.
+            // Continue at the end of the log. From its start, the follower would soon ask for trimmed changes again.
             ResetReason::Lagged => extent.partitions.iter().map(|held| held.end).collect(),
             _ => extent.partitions.iter().map(|held| held.start).collect(),
         };
@@ -111,7 +112,7 @@ async fn follow_one(inner: &Inner, registry_id: RegistryId, partition: u32, mut 
     }
 }
 
-/// Retries with exponential backoff, and logs the first failure.
+/// Backs off exponentially between retries, and logs the first failure.
 struct Retry<'a> {
     inner: &'a Inner,
     pause: Duration,

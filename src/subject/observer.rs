@@ -49,7 +49,7 @@ struct Watch {
 }
 
 enum Phase {
-    /// The first message carries `cursor`. What that promises starts once the message was returned.
+    /// The first message, which carries `cursor`, is about to be returned or was just returned. `opening` follows it.
     Opening {
         opening: Opening,
         cursor: Cursor,

@@ -78,9 +78,9 @@ pub(super) struct Snapshot {
     began: Place,
     /// The buckets to read. `None` for all.
     chosen: Option<LeaseBuckets>,
-    /// The index of the run's first bucket among the buckets to read; `points` are the run's. Earlier buckets have been
-    /// passed for good.
+    /// Where the current run starts: an index into the buckets to read. The observer has passed all earlier buckets.
     first: usize,
+    /// The point at which each bucket of the run was read.
     points: Vec<LogPoint>,
     /// Sessions that were read and not returned yet.
     sessions: Vec<SessionKey>,

@@ -35,13 +35,13 @@ pub enum StorageOperation {
     RevokeLease,
     /// Lists leases.
     ListLeases,
-    /// Returns where the log ends, for each observer that starts.
+    /// Returns where the log ends. Each new observer needs this.
     Log,
     /// Returns the buckets that a snapshot of some leases must read.
     BucketsUnder,
     /// Reads a part of a snapshot.
     ReadBuckets,
-    /// Returns marks of the log, for an observer that resumes.
+    /// Returns marks of the log. An observer that resumes may need them.
     Marks,
 }
 

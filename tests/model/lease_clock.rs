@@ -6,9 +6,9 @@
 //!
 //! A look needs to know how much time has passed since the newest look:
 //!
-//! - If the newest look was the replica's own, its own clock says.
-//! - Otherwise Redis' wall clock says, unless it was set: then the time is negative, or longer than the time since the
-//!   replica's own look, and the look does not move the clock.
+//! - If the newest look was the replica's own, the replica's clock measures it.
+//! - Otherwise Redis' wall clock measures it, unless it was set: then the time is negative, or longer than the time
+//!   since the replica's own look, and the look does not move the clock.
 //!
 //! If that time is longer than a second, there was an outage. Every lease then gets its full ttl from the end of the
 //! outage, and at least the length of the outage plus 20 s, up to the grace. If the length is unknown, every lease gets
@@ -25,7 +25,7 @@ use super::{
     guard::{Guard, Guards},
 };
 
-const EARLY: Promise = "a lease ends no sooner than its ttl, or its grace after an outage";
+const EARLY: Promise = "a lease ends no sooner than its ttl, and after an outage no sooner than its grace";
 const LATE: Promise = "setting the wall clock delays the end of a lease by one look at most";
 
 /// The most that one look moves the clock.

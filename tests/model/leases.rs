@@ -77,7 +77,7 @@ pub(crate) enum Life {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Mark {
     to: Life,
-    /// Whether a call set it, which may fail, and not a deadline.
+    /// Whether it was set by a call, which may fail, rather than by a deadline.
     is_of_call: bool,
     /// Whether the call's time is over.
     is_late: bool,

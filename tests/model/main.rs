@@ -10,7 +10,7 @@
 //! | [`steps`] | time limits of steps, lanes, batches | `apply`, `extent` |
 //! | [`history`] | marks of the log, tails, snapshots, cursors, ids, BEHIND | `extent`, `marks`, `read`, `registry_move` |
 //! | [`leases`] | the end of a lease in every partition, linger, takeover, losses | `lease_*` |
-//! | [`lease_clock`] | the clock that leases go by | `lease_look`, `lease_keep`, `lease_grant` |
+//! | [`lease_clock`] | the clock that leases run on | `lease_look`, `lease_keep`, `lease_grant` |
 //! | [`quota`] | the limit of sessions over several partitions | `quota_*` |
 //! | [`registry`] | how a registry is created, joined and replaced | `registry_*`, `partition_*` |
 //!
@@ -55,11 +55,11 @@
 //! - **A clock that is set back by less than a second.** It still reads more than when it was stored, so nothing
 //!   detects it. A step stays valid for up to that much longer
 //!   (`steps::tests::clock_set_back_by_less_than_a_second_is_not_excluded`).
-//! - **A small step forward of Redis' clock, with several replicas.** A replica detects that the clock was set if more
-//!   time has passed since the newest look than since the replica's own. A smaller step ends a lease early, by less
-//!   than the time between two looks of a replica (`lease_clock::tests::small_step_forward_is_not_excluded`): one
-//!   replica looks, the clock is set forward by a quarter of a second, and the other replica looks and counts that
-//!   quarter, too.
+//! - **A small step forward of Redis' clock, with several replicas.** A replica detects that the clock was set if it
+//!   shows more time since the newest look than has passed since the replica's own look. A smaller step ends a lease
+//!   early, by less than the time between two looks of a replica
+//!   (`lease_clock::tests::small_step_forward_is_not_excluded`): one replica looks, the clock is set forward by a
+//!   quarter of a second, and the other replica looks and counts that quarter, too.
 //! - **Two servers that both accept changes for the same partition.** The model has one Redis. `min-replicas-to-write`
 //!   bounds how long two servers can do so.
 //! - **A replica that dies.** Its callers learn of it immediately, because their connections break. Its last step may

@@ -7,8 +7,8 @@
 //! (`registry_open`, which creates one if there is none). Then it lets the second partition join (`partition_join`):
 //!
 //! - If that partition belongs to this registry, the first partition records that it has joined (`registry_mark`).
-//! - If it belongs to another registry, and did so before the first partition was read, that registry is gone. The
-//!   replica disowns the partition (`partition_disown`) and starts over.
+//! - If it belongs to another registry, and did so before the first partition was read, that other registry is gone.
+//!   The replica disowns the partition (`partition_disown`) and starts over.
 //! - If it belongs to none but had joined, Redis has lost it. The replica moves the registry to a new id
 //!   (`registry_move`), so that cursors of the old id become foreign.
 //! - If it belongs to none and is new, the replica deletes the leftovers of any older registry (`partition_wipe`), and
@@ -20,7 +20,7 @@ use super::{
     guard::{Guard, Guards},
 };
 
-const FOREIGN: Promise = "no session of a lost registry appears in another";
+const FOREIGN: Promise = "no session of an old registry appears in a new one";
 const WIPED: Promise = "replicas delete nothing of the current registry";
 const NOTICED: Promise = "the registry moves to a new id when Redis has lost a partition";
 
