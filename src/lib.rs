@@ -1,17 +1,19 @@
-//! sessiond, the session registry of a fleet of gateways: which client sessions exist, and a stream of what changes.
+//! sessiond is the session registry of a fleet of gateways. It knows which client sessions exist, and streams their
+//! changes to observers.
 //!
-//! The program is `sessiond`. As a library this crate has, each behind a Cargo feature:
+//! The program is `sessiond`. The library has these parts, each behind a Cargo feature:
 //!
-//! - [`client`] (feature `client`): what a gateway or an observer written in Rust uses to talk to a sessiond;
-//! - [`storage`] and [`subject`] (feature `subject`): the registry inside a process of your own, without gRPC;
-//! - [`service`] and [`server`] (feature `server`): the gRPC service over a subject, and the server around it;
-//! - [`access`] (feature `server`): who may call, and what;
-//! - [`reason`] (features `client` and `server`): why calls fail, and whether to retry them;
-//! - [`storage::conformance`] (feature `conformance`): the suite that every storage passes, for storages of your own.
+//! - [`client`] (feature `client`): the client for gateways and observers written in Rust;
+//! - [`storage`] and [`subject`] (feature `subject`): the registry inside your own process, without gRPC;
+//! - [`service`] and [`server`] (feature `server`): the gRPC service on top of a subject, and the server that runs it;
+//! - [`access`] (feature `server`): authentication, and which calls each caller may make;
+//! - [`reason`] (features `client` and `server`): the error reasons, and whether to retry each;
+//! - [`storage::conformance`] (feature `conformance`): the test suite that every storage passes. Run it on your own
+//!   storage.
 //!
-//! Imports run one way: `session`, `storage`, `subject`, `service`, `server`.
+//! Each module imports only from those before it in this list: `session`, `storage`, `subject`, `service`, `server`.
 
-/// The examples of the README, which must compile.
+/// Compiles the README's examples as doctests.
 #[cfg(all(doctest, feature = "client"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
@@ -52,6 +54,6 @@ mod vital;
 pub mod proto {
     tonic::include_proto!("sessiond.v1");
 
-    /// The encoded `FileDescriptorSet` of these types, for server reflection.
+    /// The encoded `FileDescriptorSet` of these types, which server reflection uses.
     pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("sessiond");
 }

@@ -367,7 +367,7 @@ mod tests {
                 Refusal::ScopeMissing { name: "n".to_owned(), has: Scopes::default(), takes: Scope::Write }.into(),
                 Code::PermissionDenied,
                 "SCOPE_MISSING",
-                "takes write",
+                "requires write",
             ),
             (
                 ServiceError::RateLimited { retry_after: Duration::from_secs(1) },

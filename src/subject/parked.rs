@@ -1,4 +1,4 @@
-//! Who waits for the next publication.
+//! The observers that wait for the next publication.
 
 use std::{
     sync::{
@@ -10,9 +10,9 @@ use std::{
 
 use crate::relay::Waiter;
 
-/// The observers that wait, by a number that each observer keeps for its life.
+/// The waiting observers. Each observer keeps one slot number for its whole life.
 ///
-/// Only those who wait are touched by a publication: an observer that is stuck costs it nothing.
+/// A publication touches only the waiting observers, so a stuck observer costs it nothing.
 #[derive(Default)]
 pub(super) struct ParkedObservers {
     slots: Vec<Slot>,
@@ -20,7 +20,7 @@ pub(super) struct ParkedObservers {
     waiting: Vec<usize>,
 }
 
-/// How far an observer has read: the sum of its positions, or that it waits for what comes.
+/// How far an observer has read: the sum of its positions, or [`CAUGHT_UP`].
 pub(super) type Progress = Arc<AtomicU64>;
 
 /// The progress of an observer that has read everything.
@@ -30,7 +30,8 @@ pub(super) const CAUGHT_UP: u64 = u64::MAX;
 struct Slot {
     progress: Progress,
     waiter: Option<Waiter>,
-    /// Whether `waiting` has the slot. It may, with nobody in it, when its observer left: the slot's next one inherits it.
+    /// Whether `waiting` contains the slot. It may still do so after the slot's observer has left; the next observer of
+    /// the slot inherits the entry.
     listed: bool,
 }
 
@@ -45,7 +46,7 @@ impl ParkedObservers {
         (id, Arc::clone(progress))
     }
 
-    /// How far each observer is behind `end` that has something unread.
+    /// For each observer with unread events, returns how far it is behind `end`.
     pub(super) fn lags(&self, end: u64) -> impl Iterator<Item = u64> {
         let read = self.slots.iter().map(|slot| slot.progress.load(Ordering::Relaxed));
         read.filter(move |read| *read < end).map(move |read| end - read)
@@ -69,7 +70,7 @@ impl ParkedObservers {
         }
     }
 
-    /// Takes all who wait into `woken`, to be woken when no lock is held.
+    /// Moves all waiters into `woken`. Wake them once no lock is held.
     pub(super) fn take(&mut self, woken: &mut Vec<Waiter>) {
         for id in self.waiting.drain(..) {
             let slot = &mut self.slots[id];

@@ -1,4 +1,4 @@
-//! How long the storage is waited for, and how often it fails.
+//! Counts how long calls wait for the storage, and how often it fails.
 
 use std::{
     future::{Future, poll_fn},
@@ -13,40 +13,40 @@ use crate::{
     storage::{LogError, StorageError},
 };
 
-/// What a storage is asked to do.
+/// An operation of a storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StorageOperation {
-    /// To create sessions.
+    /// Creates sessions.
     Create,
-    /// To tell which sessions exist.
+    /// Returns which sessions exist.
     Has,
-    /// To tell which leases sessions are under.
+    /// Returns which leases sessions are under.
     Lookup,
-    /// To destroy sessions.
+    /// Destroys sessions.
     Destroy,
-    /// To grant a lease.
+    /// Grants a lease.
     GrantLease,
-    /// To keep a lease alive.
+    /// Keeps a lease alive.
     KeepLeaseAlive,
-    /// To tell the owner of a lease.
+    /// Returns the owner of a lease.
     LeaseOwner,
-    /// To revoke a lease.
+    /// Revokes a lease.
     RevokeLease,
-    /// To list leases.
+    /// Lists leases.
     ListLeases,
-    /// To tell where its log ends, as for each observer that starts.
+    /// Returns where the log ends. Each new observer needs this.
     Log,
-    /// To tell which buckets a snapshot of some leases has to read.
+    /// Returns the buckets that a snapshot of some leases must read.
     BucketsUnder,
-    /// To read a part of a snapshot.
+    /// Reads a part of a snapshot.
     ReadBuckets,
-    /// To tell the marks of its log, as for an observer that resumes.
+    /// Returns marks of the log. An observer that resumes may need them.
     Marks,
 }
 
 impl StorageOperation {
-    /// All of them.
+    /// All operations.
     pub const ALL: [Self; 13] = [
         Self::Create,
         Self::Has,
@@ -63,7 +63,7 @@ impl StorageOperation {
         Self::Marks,
     ];
 
-    /// Its name, as metrics have it.
+    /// Returns the operation's name in metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -84,24 +84,24 @@ impl StorageOperation {
     }
 }
 
-/// What became of one operation of a storage so far.
+/// The waits and failures of one operation so far.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct OperationStats {
     /// The operation.
     pub operation: StorageOperation,
-    /// How long it took, where it had to be waited for. What was answered at once, from memory, is not among these, nor is
-    /// it timed: looking at the clock would cost it a hundredth of a call.
+    /// How long the operation took, counting only calls that had to wait. Calls that the storage answers immediately
+    /// from memory are not timed: reading the clock would add a hundredth to their cost.
     pub times: Times,
-    /// How often the storage was out of reach.
+    /// How often the storage was unavailable.
     pub unavailable: u64,
-    /// How often it refused changes.
+    /// How often the storage refused changes.
     pub refused: u64,
-    /// How often it was broken.
+    /// How often the storage was broken.
     pub broken: u64,
 }
 
-/// Counts of all operations.
+/// The counts of all operations.
 #[derive(Debug, Default)]
 pub(super) struct StorageStats([Counts; StorageOperation::ALL.len()]);
 
@@ -113,7 +113,8 @@ struct Counts {
     broken: AtomicU64,
 }
 
-/// An operation that is waited for. It is timed whatever ends it: one that is given up was slow as well.
+/// A call that is waiting. Its time is recorded however it ends, including when it is cancelled, because a cancelled
+/// call was slow, too.
 struct Waiting<'a> {
     times: &'a Histogram,
     began: Instant,
@@ -125,9 +126,9 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// An error with which an operation may end.
+/// An error that an operation may return.
 pub(super) trait Failure {
-    /// Returns the storage's error, unless this is an answer.
+    /// Returns the storage's failure, or `None` if the error is an ordinary answer.
     fn of_storage(&self) -> Option<&StorageError>;
 }
 
@@ -147,7 +148,7 @@ impl Failure for LogError {
 }
 
 impl StorageStats {
-    /// Does as `call`, and counts what becomes of it.
+    /// Runs `call`, and counts its wait and its failure.
     pub(super) async fn measure<T, E: Failure>(
         &self,
         operation: StorageOperation,
@@ -161,7 +162,7 @@ impl StorageStats {
                 call.await
             }
         };
-        // The others are answers, and no failures.
+        // All other errors are answers, not failures.
         match result.as_ref().err().and_then(Failure::of_storage) {
             Some(StorageError::Unavailable(_)) => counts.unavailable.fetch_add(1, Ordering::Relaxed),
             Some(StorageError::Refused(_)) => counts.refused.fetch_add(1, Ordering::Relaxed),
@@ -207,10 +208,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_waited_for_is_timed_and_what_fails_is_counted() {
+    async fn waits_are_timed_and_failures_are_counted() {
         let counts = StorageStats::default();
-        counts.measure(StorageOperation::Has, Box::pin(ready(Ok::<_, StorageError>(())))).await.unwrap();
-        assert_eq!(figures(&counts, StorageOperation::Has), (0, 0, 0, 0), "an answer at once is no wait");
+        counts.of(StorageOperation::Has, Box::pin(ready(Ok::<_, StorageError>(())))).await.unwrap();
+        assert_eq!(waits(&counts, StorageOperation::Has), (0, 0, 0, 0), "an immediate answer is not a wait");
 
         let late = async {
             tokio::task::yield_now().await;
@@ -226,6 +227,6 @@ mod tests {
 
         let stuck = counts.measure(StorageOperation::Log, Box::pin(pending::<Result<(), StorageError>>()));
         tokio::time::timeout(Duration::from_secs(1), stuck).await.unwrap_err();
-        assert_eq!(figures(&counts, StorageOperation::Log), (1, 0, 0, 0), "one that is given up was waited for");
+        assert_eq!(waits(&counts, StorageOperation::Log), (1, 0, 0, 0), "a cancelled call counts as a wait");
     }
 }

@@ -180,7 +180,7 @@ async fn what_is_withdrawn_ends_streams_and_refuses_calls() {
     }
     // What is no list changes nothing.
     fs::write(&guarded.list, "tokne").unwrap();
-    guarded.program.logs("is no kind of entry").await;
+    guarded.program.logs("is not a kind of entry").await;
     assert!(soon(clients[1].has(SESSION)).await.is_ok());
 
     guarded.change(&lines[..1]).await;
@@ -321,7 +321,11 @@ async fn the_program_makes_tokens_and_shows_them() {
     assert_fails(&run(guarded.command(&["has", "5", "--token", "a.b"])).await, 3, "UNAUTHENTICATED");
     assert_fails(&run(guarded.command(&["has", "5", "--token", "a b"])).await, 2, "the token is not one");
     assert_fails(&run(guarded.command(&["has", "5", "--token-file", "/nowhere"])).await, 2, "see --token-file");
-    assert_fails(&run(guarded.command(&["token", "new", "--name", "a b", "--scopes", "read"])).await, 2, "is no name");
+    assert_fails(
+        &run(guarded.command(&["token", "new", "--name", "a b", "--scopes", "read"])).await,
+        2,
+        "is not a token name",
+    );
     let help = run(guarded.command(&["has", "--help", "--token", token])).await;
     assert!(!help.stdout.contains(token));
     assert!(!guarded.program.log().contains(token));
@@ -333,7 +337,7 @@ async fn a_list_that_cannot_be_read_keeps_the_server_from_starting() {
     let list = folder.path().join("access");
     fs::write(&list, "# nobody\ntoken a raed").unwrap();
     for (path, says) in
-        [("/nowhere", "see --access-file"), (text(&list), "line 2: \"raed\" is no scope"), ("/dev/zero", "bytes")]
+        [("/nowhere", "see --access-file"), (text(&list), "line 2: \"raed\" is not a scope"), ("/dev/zero", "bytes")]
     {
         let args = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--access-file", path];
         let output = soon(serve(&args).output()).await.unwrap();
