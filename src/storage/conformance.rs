@@ -1,4 +1,4 @@
-//! The conformance suite, which every storage must pass. It also tests storages from outside this crate.
+//! The conformance suite, which every storage must pass, including storages outside this crate.
 //!
 //! The suite checks the obligations of [`SessionStorage`] and nothing else. It makes no assumption about where sessions
 //! are stored or how many buckets and partitions there are. It uses real time, and its shortest leases last one second.
@@ -62,7 +62,7 @@ pub use self::{
     violation::{Obligation, Violation},
 };
 
-/// Ends a case in which a call hangs. Far longer than any case takes otherwise.
+/// The timeout of a case, for calls that hang. Far longer than any case takes otherwise.
 const CASE_DEADLINE: Duration = Duration::from_secs(300);
 
 /// Creates the registries that the suite tests.

@@ -49,7 +49,7 @@ async fn short_lease(registry: &Registry, sessions: &[SessionKey]) -> Outcome<Op
     Ok((!gone_after_ttl(created.is_none(), asked)?).then_some((lease, asked)))
 }
 
-/// Returns `gone`: whether a lease, or a session under it, was found gone. Ends the case if that was within [`TTL`]
+/// Returns `gone`: whether a lease, or a session under it, was found gone. Fails the case if that was within [`TTL`]
 /// from `since`.
 pub(super) fn gone_after_ttl(gone: bool, since: Instant) -> Outcome<bool> {
     let age = since.elapsed();
@@ -200,7 +200,7 @@ pub(super) async fn expiry_continues_after_a_dropped_call(factory: &dyn StorageF
     let mut rounds = Tasks::new();
     for polls in [0, 1, 2, 3, 5, 8] {
         for tired in [false, true] {
-            // Concurrent, but in separate registries, because each handle may expire leases only once at a time.
+            // Concurrent, but in separate registries, because each handle runs `expire_leases` only once.
             rounds.spawn(expiry_dropped(Registry::open(factory).await?, polls, tired));
         }
     }

@@ -164,7 +164,7 @@ type Expected = HashMap<LeaseId, (String, Duration, u64)>;
 fn nth_lease(expected: &Expected, nth: u64) -> LeaseId {
     let ttl = Duration::from_secs(3600 + nth);
     let found = expected.iter().find(|(_, (_, known, _))| *known == ttl);
-    found.map(|(lease, _)| *lease).unwrap_or_else(|| unreachable!("each lease has a ttl of its own"))
+    found.map(|(lease, _)| *lease).unwrap_or_else(|| unreachable!("each lease has a different ttl"))
 }
 
 /// Returns a session under a lease, or a session that does not exist yet if the lease has none.

@@ -227,7 +227,7 @@ pub(super) async fn all_followers_read_the_same_changes(factory: &dyn StorageFac
     }
     let one = [created(session), destroyed(session, DestroyReason::Requested)];
     for events in followers.join().await? {
-        ensure_eq!(events, one.repeat(ROUNDS as usize), Concurrent, "what one of {FOLLOWERS} followers read");
+        ensure_eq!(events, one.repeat(ROUNDS as usize), Concurrent, "the changes read by one of {FOLLOWERS} followers");
     }
     Ok(())
 }

@@ -135,7 +135,7 @@ pub(super) async fn ended_lease_protects_nothing(factory: &dyn StorageFactory) -
         let lease = registry.grant(LONG_TTL).await?;
         let own = keys(round * 1000..round * 1000 + 600);
         registry.create(&own, Some(lease)).await?;
-        // The revoke is dropped in between: if it has begun, the lease has ended, but not all its sessions.
+        // Drops the revoke partway, so that the lease has ended but still has sessions.
         let storage = registry.first();
         let revoked = super::registry::poll_at_most(storage.revoke_lease(lease), round as usize).await;
         if unless_gone(registry.storage().keep_lease_alive(lease).await, lease)?.is_some() {

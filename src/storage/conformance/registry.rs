@@ -234,7 +234,7 @@ pub(super) fn count_true(answers: &[bool]) -> usize {
     answers.iter().filter(|answer| **answer).count()
 }
 
-/// Returns the answer of a call that names a lease, or `None` if it found the lease gone. Ends the case after any other
+/// Returns the answer of a call that names a lease, or `None` if it found the lease gone. Fails the case after any other
 /// error.
 pub(super) fn unless_gone<T>(answer: Result<T, StorageError>, lease: LeaseId) -> Outcome<Option<T>> {
     match answer {

@@ -159,7 +159,7 @@ pub(super) async fn full_registry_refuses_only_new_sessions(factory: &dyn Storag
             Err(StorageError::TooManySessions { limit }) => {
                 ensure_eq!(limit, LIMIT, Answers, "the limit that TooManySessions names");
             }
-            other => broken!(Bounded, "{what} gave {other:?} instead of TooManySessions"),
+            other => broken!(Bounded, "{what} returned {other:?} instead of TooManySessions"),
         }
         Ok(())
     };

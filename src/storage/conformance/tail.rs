@@ -1,4 +1,4 @@
-//! A follower of the log for cases.
+//! Follows the log while it grows.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -26,7 +26,7 @@ pub(super) struct Tail {
 }
 
 impl Tail {
-    /// Starts a follower that ends the case after any error.
+    /// Starts a follower that fails the case after any error.
     pub(super) async fn new(registry: &Arc<Registry>) -> Outcome<Self> {
         Self::start(registry, false).await
     }

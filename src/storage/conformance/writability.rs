@@ -40,7 +40,7 @@ async fn wait_for_report(registry: &Registry, cause: Option<RefusalCause>) -> Ou
     Ok(())
 }
 
-/// Returns whether a change was refused. Ends the case if it failed with another error.
+/// Returns whether a change was refused. Fails the case if it failed with another error.
 fn is_refused<T>(answer: Result<T, StorageError>, cause: RefusalCause) -> Outcome<bool> {
     match answer {
         Ok(_) => Ok(false),
@@ -53,7 +53,7 @@ fn is_refused<T>(answer: Result<T, StorageError>, cause: RefusalCause) -> Outcom
     }
 }
 
-/// Ends the case if a call was refused, though it needs no room. Returns the answer otherwise.
+/// Fails the case if a call was refused, though it needs no room. Returns the answer otherwise.
 fn unless_refused<T>(call: &str, answer: Result<T, StorageError>) -> Outcome<Result<T, StorageError>> {
     if let Err(StorageError::Refused(refusal)) = &answer {
         broken!(Leased, "{call} was refused though it needs no room: {refusal}");

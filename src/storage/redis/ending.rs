@@ -35,7 +35,7 @@ pub(super) struct Ending {
     /// The letter of the destroy events of its sessions.
     pub(super) reason: u8,
     pub(super) owner: String,
-    /// The number of sessions under the lease, by counts that are wrong after a key was lost.
+    /// The number of sessions under the lease, by counts that may be wrong after a key was lost.
     pub(super) sessions: u64,
     /// Whether the lease begins to linger instead of ending.
     lingers: bool,
@@ -335,7 +335,7 @@ impl Registry {
         Ok(forgotten.await?.into_iter().any(|left| left != 0))
     }
 
-    /// Destroys the sessions of a partition that are under slots of which the lease is unknown.
+    /// Destroys the sessions of a partition that are under slots without a known lease.
     pub(super) async fn sweep_unknown(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
         let buckets = self.buckets_of(partition.number);
         let destroyed = self.sweep_buckets(partition, identity, &[], buckets, true, &mut []).await?;

@@ -153,7 +153,7 @@ impl Lane {
                     self.give(batch, answers);
                 }
                 Err(fault) => {
-                    // Only the first failure in a row is logged, to not flood the log.
+                    // Logs only the first of consecutive failures, to avoid flooding the log.
                     if !matches!(fault, Fault::Registry) && !mem::replace(&mut is_failing, true) {
                         tracing::warn!(
                             partition = number,

@@ -148,8 +148,8 @@ impl Registry {
         self.first().ask(redis::cmd("HLEN").arg(self.first().key("leases"))).await
     }
 
-    /// Attaches a lease to a partition if it is alive, so that sessions there can come under it. If the result is
-    /// another one, the lease has ended or lingers in the whole registry.
+    /// Attaches a lease to a partition if it is alive, so that sessions there can come under it. Any other
+    /// result means that the lease has ended or lingers in the whole registry.
     pub(super) async fn attach_lease(&self, partition: &Partition, lease: LeaseId) -> Result<Standing, Fault> {
         self.attach(partition, lease, false).await
     }

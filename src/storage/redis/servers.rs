@@ -34,7 +34,7 @@ pub(super) struct Servers {
     runtime: Handle,
     /// The index of the cluster node to ask next.
     next: AtomicUsize,
-    /// The cluster slot of each key. Slots never change.
+    /// The cluster slot of each key, which never changes.
     slots: Mutex<HashMap<String, u16>>,
 }
 

@@ -188,7 +188,7 @@ impl Tail {
                 break;
             }
         }
-        // Without changes, the next entry was deleted by somebody.
+        // If nothing was read although the tail has read further, somebody has deleted the next entry.
         let is_gone = changes.events.is_empty() && after.position < tail.position;
         if is_gone { Err(LogError::Trimmed) } else { Ok(changes) }
     }
