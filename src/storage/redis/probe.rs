@@ -63,7 +63,7 @@ impl Findings {
                         looked = Some(Instant::now());
                     }
                     Err(fault) => {
-                        tracing::debug!(error = &fault as &dyn Error, "cannot read the eviction policy of Redis")
+                        tracing::debug!(error = &fault as &dyn Error, "cannot read the eviction policy of Redis");
                     }
                 }
             }

@@ -18,8 +18,8 @@
 --   'Z' like S, but the returned lease is closed here
 --   '1' the session was created or destroyed
 --   'm' the session moved
---   'E' the session is under the returned lease, which is closed or lingers here; the caller must first find out
---       whether it still protects its sessions
+--   'E' the session is under the returned lease, which is closed or lingers here, or the step waits for an earlier
+--       takeover of such a session; the caller must first find out whether that lease still protects its sessions
 --   'L' no session can come under the step's lease here
 --   'F' the partition is full
 --   'M' Redis has no memory for the session
