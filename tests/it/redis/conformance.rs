@@ -164,7 +164,7 @@ async fn while_redis_refuses_changes() {
     if !is_installed() {
         return;
     }
-    for name in ["refused_changes_leave_everything_as_it_was", "leases_go_on_while_there_is_no_room"] {
+    for name in ["refused_changes_change_nothing", "leases_are_kept_and_end_without_room"] {
         let case = cases().iter().find(|case| case.name() == name).expect("a case of the suite");
         for trouble in Trouble::ALL {
             let outcome = case.run(&Refusing(trouble)).await;

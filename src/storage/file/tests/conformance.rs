@@ -64,11 +64,8 @@ impl RefusalSwitch for Switch {
     }
 }
 
-const ABOUT_REFUSALS: [&str; 3] = [
-    "a_storage_that_accepts_changes_says_so",
-    "refused_changes_leave_everything_as_it_was",
-    "leases_go_on_while_there_is_no_room",
-];
+const ABOUT_REFUSALS: [&str; 3] =
+    ["writable_storage_reports_it", "refused_changes_change_nothing", "leases_are_kept_and_end_without_room"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn conformance_cases_pass_while_the_disk_refuses_writes() {
