@@ -1,4 +1,4 @@
-//! The order of the crate's modules, read from its sources.
+//! Checks that the crate's modules depend on each other in one direction, by reading the sources.
 
 use std::{
     collections::BTreeSet,
@@ -6,9 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Each module of the crate, and the modules of the crate that it may name.
+/// Each module of the crate, and the other modules that it may use.
 const MAY_NAME: [(&str, &[&str]); 15] = [
-    // Protobuf's durations, as both ends read them.
+    // Reads protobuf durations, for the server and the client.
     ("duration", &[]),
     ("histogram", &[]),
     ("random", &[]),
@@ -18,22 +18,22 @@ const MAY_NAME: [(&str, &[&str]); 15] = [
     ("session", &[]),
     ("storage", &["random", "relay", "session", "vital"]),
     ("subject", &["histogram", "relay", "session", "storage", "vital"]),
-    // Both ends read it.
+    // Used by the server and the client.
     ("reason", &["proto"]),
     ("status", &["access", "reason", "storage", "subject"]),
     ("service", &["duration", "histogram", "proto", "reason", "session", "status", "storage", "subject"]),
     ("server", &["access", "proto", "service", "session", "status", "storage", "subject", "vital"]),
     ("client", &["duration", "proto", "reason", "session"]),
-    // A program beside the library, which names it from the outside.
+    // Part of the program, which uses the library from outside.
     ("cli", &["cli"]),
 ];
 
-/// The modules that know no protocol.
+/// The modules that must not depend on gRPC.
 const WITHOUT_GRPC: [&str; 3] = ["session", "storage", "subject"];
 
 const GRPC: [&str; 6] = ["tonic", "prost", "hyper", "h2::", "http::", "proto::"];
 
-/// The code of a module's files, without comments.
+/// Returns the code of each file of a module, without comments.
 fn sources(module: &str) -> Vec<(PathBuf, String)> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = vec![src.join(format!("{module}.rs"))];
@@ -50,8 +50,8 @@ fn sources(module: &str) -> Vec<(PathBuf, String)> {
     files.into_iter().map(|file| (file.clone(), code(fs::read_to_string(&file).unwrap()))).collect()
 }
 
-/// The modules of the crate that are named: those in `crate::{a, b::{c}}`, and the one in `crate::a`. A macro, as in
-/// `$crate::a!`, is exported from the crate's root wherever it is.
+/// Returns the modules of the crate that the code uses: `a` and `b` in `crate::{a, b::{c}}`, and `a` in `crate::a`.
+/// Macros (`$crate::a!`) are skipped: they are exported from the crate's root, whatever module defines them.
 fn named(code: &str) -> BTreeSet<String> {
     let ident = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let mut names = BTreeSet::new();
@@ -83,7 +83,7 @@ fn named(code: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn names_are_found_in_every_form_of_import() {
+fn modules_are_found_in_every_form_of_import() {
     let code = "use crate::{\n    a::{self, x, y::{z, w}},\n    b,\n};\nuse crate::c::D; fn f() { crate::e::g(); crate::m!() }";
     assert!(named(code).iter().eq(["a", "b", "c", "e"]));
 }
@@ -94,37 +94,37 @@ fn imports_run_one_way() {
         for (file, code) in sources(module) {
             for name in named(&code) {
                 let is_its_own = name == module;
-                assert!(is_its_own || may_name.contains(&&*name), "{} names {name}", file.display());
+                assert!(is_its_own || may_name.contains(&&*name), "{} must not use {name}", file.display());
             }
         }
     }
 }
 
 #[test]
-fn every_module_of_the_crate_has_its_place_in_the_order() {
+fn every_public_module_is_listed_in_may_name() {
     let lib = sources("lib").remove(0).1;
     let modules = lib.lines().filter_map(|line| line.trim().strip_prefix("pub mod ")?.strip_suffix(';'));
     for module in modules {
-        assert!(MAY_NAME.iter().any(|(name, _)| *name == module), "{module}");
+        assert!(MAY_NAME.iter().any(|(name, _)| *name == module), "add {module} to MAY_NAME");
     }
 }
 
-/// All else is timed by a clock that nobody sets: a wall clock that jumps ends no lease, no call and no connection. A file
-/// keeps the end of a linger as a wall time, which is read when the file is opened.
+/// Everything else uses a monotonic clock, so a wall clock that jumps ends no lease, call or connection. The file
+/// storage keeps the end of a linger as a wall time, which it reads when it opens the file.
 #[test]
-fn only_who_may_call_and_what_outlives_the_process_go_by_the_wall_clock() {
+fn only_access_control_and_persisted_times_read_the_wall_clock() {
     for (module, _) in MAY_NAME {
         for (file, code) in sources(module) {
             let places = ["server/gate.rs", "file/downtime.rs", "tests/downtime.rs", "journal/wall.rs"];
             let may = places.iter().any(|may| file.ends_with(may));
             let may = may || module == "access";
-            assert!(may || !code.contains("SystemTime"), "{} asks the wall clock", file.display());
+            assert!(may || !code.contains("SystemTime"), "{} reads the wall clock", file.display());
         }
     }
 }
 
 #[test]
-fn sessions_storages_and_subjects_know_no_protocol() {
+fn session_storage_and_subject_do_not_depend_on_grpc() {
     for module in WITHOUT_GRPC {
         for (file, code) in sources(module) {
             for word in GRPC {
