@@ -174,7 +174,7 @@ async fn failures_have_their_exit_codes() {
     fake.refuse(Status::permission_denied("not\nallowed: ask for a token"));
     let ended = run(sessiond(&fake.addr, &["create", "1"])).await;
     assert_fails(&ended, 3, "PERMISSION_DENIED: not allowed: ask for a token");
-    fake.get_stuck();
+    fake.stop_answering();
     let ended = run(sessiond(&fake.addr, &["create", "1", "--timeout", "100ms"])).await;
     assert_fails(&ended, 3, "100ms");
     for args in [&["create"][..], &["has", "x"], &["nonsense"], &["has", "1", "--addr", "localhost:1"]] {

@@ -105,7 +105,7 @@ async fn errors_say_whether_and_when_a_retry_helps() {
     assert_eq!(error.retry_after(), Some(Duration::from_secs(2)));
     assert_eq!(error.reason().as_deref(), Some("DRAINING"));
 
-    fake.get_stuck();
+    fake.stop_answering();
     let error = soon(client.has(SessionKey::new(0, 1))).await.unwrap_err();
     assert!(matches!(error, ClientError::Timeout { .. }), "{error}");
     assert!(error.is_retryable());

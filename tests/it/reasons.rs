@@ -265,8 +265,8 @@ async fn troubles(seen: &mut Seen) {
     let mut leases = LeaseServiceClient::new(channel);
     let ttl = Some(duration(Duration::from_secs(9)));
     let session_id = Some(1);
-    for state in [faulty::AWAY, faulty::BROKEN, faulty::REFUSES] {
-        storage.is_now(state);
+    for state in [faulty::UNREACHABLE, faulty::BROKEN, faulty::REFUSES] {
+        storage.set_state(state);
         let request = CreateSessionRequest { session_id, ..Default::default() };
         seen.call("CreateSession", client.create_session(request)).await;
         let request = DestroySessionRequest { session_id, ..Default::default() };

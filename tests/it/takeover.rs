@@ -142,9 +142,9 @@ async fn a_takeover_from_a_lease_that_ends_meanwhile_tells_the_truth() {
     for id in 0..10 {
         take(&client, id, &a, None).await;
     }
-    storage.is_now(faulty::ENDS_LEASES);
+    storage.set_state(faulty::ENDS_LEASES);
     let answer = take(&client, 3, &b, Some(0)).await;
-    storage.is_now(faulty::WELL);
+    storage.set_state(faulty::HEALTHY);
     assert_eq!(answer.lease, None);
     assert_eq!(holder(&client, 3).await, Some(b), "the answer said that the session is under the lease of the call");
 }
