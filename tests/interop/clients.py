@@ -215,7 +215,7 @@ class Cases:
                     errors.append(failed)
                 time.sleep(0.002)
 
-        def goes_on():
+        def wait_for_answers():
             end, until = time.monotonic() + DEADLINE, answered[0] + 50
             while answered[0] < until and not errors:
                 self.assertLess(time.monotonic(), end, "no call is answered")
@@ -225,11 +225,11 @@ class Cases:
         for caller in callers:
             caller.start()
         try:
-            goes_on()
+            wait_for_answers()
             server.terminate()
             self.assertEqual(server.exit_code(11), 0)
             self.server(listen=server.address)
-            goes_on()
+            wait_for_answers()
         finally:
             over.set()
             for caller in callers:

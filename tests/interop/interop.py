@@ -1191,7 +1191,7 @@ class Restarts(unittest.TestCase):
                 self.errors.append(error)
             time.sleep(0.002)  # leaves enough of the machine to the servers
 
-    def goes_on(self):
+    def wait_for_answers(self):
         end, until = time.monotonic() + DEADLINE, self.answered + 200
         while self.answered < until and not self.errors:
             self.assertLess(time.monotonic(), end, "no call is answered")
@@ -1213,14 +1213,14 @@ class Restarts(unittest.TestCase):
                 caller.start()
             try:
                 for n, server in enumerate(servers):
-                    self.goes_on()
+                    self.wait_for_answers()
                     server.terminate()
                     self.assertEqual(server.exit_code(11), 0)
                     if count > 1:
-                        self.goes_on()
+                        self.wait_for_answers()
                     server.__exit__()
                     servers[n] = Server(listen=server.address)
-                self.goes_on()
+                self.wait_for_answers()
             finally:
                 self.over.set()
                 for caller in callers:

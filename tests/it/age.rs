@@ -51,7 +51,7 @@ async fn a_stream_on_an_old_connection_ends_and_resumes_on_a_new_one() {
     // The channel reconnects after the server's GOAWAY.
     let channel = Endpoint::from_shared(format!("http://{}", program.addr)).unwrap().connect_lazy();
     let client = Sessions::new(channel);
-    let (mut last, mut told) = (None, Vec::new());
+    let (mut last, mut received) = (None, Vec::new());
     let mut observed = Observed::now(&client).await;
     for round in 0..3 {
         for id in 0..10 {
@@ -59,7 +59,7 @@ async fn a_stream_on_an_old_connection_ends_and_resumes_on_a_new_one() {
         }
         let (body, status) = loop {
             match observed.try_next().await {
-                Ok(Body::Events(body)) => told.extend(created_ids(&body.events)),
+                Ok(Body::Events(body)) => received.extend(created_ids(&body.events)),
                 Ok(body) => last = Some(body),
                 Err(status) => break (last.take(), status),
             }
@@ -70,11 +70,11 @@ async fn a_stream_on_an_old_connection_ends_and_resumes_on_a_new_one() {
         create(&client, 0, 1000 + round).await;
         observed = Observed::after(&client, &observed.cursor).await;
     }
-    while told.len() < 33 {
-        told.extend(created_ids(&observed.more_events().await));
+    while received.len() < 33 {
+        received.extend(created_ids(&observed.more_events().await));
     }
-    told.sort_unstable();
-    assert_eq!(told, (0..30).chain(1000..1003).collect::<Vec<_>>());
+    received.sort_unstable();
+    assert_eq!(received, (0..30).chain(1000..1003).collect::<Vec<_>>());
     drop((observed, client));
     program.metric_comes_to("sessiond_connections", 0).await;
 }

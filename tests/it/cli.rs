@@ -167,7 +167,7 @@ async fn a_closed_pipe_is_not_an_error() {
 }
 
 #[tokio::test]
-async fn failures_have_their_exit_codes() {
+async fn bad_arguments_exit_with_2_and_failures_with_3() {
     let fake = Fake::start().await;
     let ended = run(sessiond(&nowhere().await, &["create", "1"])).await;
     assert_fails(&ended, 3, "--addr");

@@ -110,8 +110,8 @@ async fn errors_say_whether_and_when_a_retry_helps() {
     assert!(matches!(error, ClientError::Timeout { .. }), "{error}");
     assert!(error.is_retryable());
 
-    let nobody = Client::connect_lazy(&fake::nowhere().await).unwrap();
-    let error = soon(nobody.has(SessionKey::new(0, 1))).await.unwrap_err();
+    let unreachable = Client::connect_lazy(&fake::nowhere().await).unwrap();
+    let error = soon(unreachable.has(SessionKey::new(0, 1))).await.unwrap_err();
     assert!(matches!(error, ClientError::Unreachable(_)), "{error}");
     assert!(error.is_retryable());
     assert!(error.to_string().contains("refused"), "{error}");
@@ -222,7 +222,7 @@ async fn an_interrupted_snapshot_starts_again_after_a_reset() {
     assert_update!(next(&mut watch).await, WatchUpdate::Synced { session_count: 2 });
     assert_eq!(watch.cursor(), Some("c6"));
 
-    // The server's own reset begins a snapshot too.
+    // A reset from the server also starts a snapshot.
     stream.send("", reset(proto::ResetReason::Lagged)).await;
     assert_update!(next(&mut watch).await, WatchUpdate::Reset(ResetReason::Lagged));
     drop(stream);
@@ -274,9 +274,9 @@ async fn a_watch_gives_up_a_stream_without_heartbeats() {
         stream.send("c0", subscribed).await;
         stream
     });
-    let heard = Instant::now();
+    let last_message = Instant::now();
     assert_update!(next(&mut watch).await, WatchUpdate::Disconnected { error: ClientError::Silent { .. }, .. });
-    assert!(heard.elapsed() >= Duration::from_secs(1), "{:?}", heard.elapsed());
+    assert!(last_message.elapsed() >= Duration::from_secs(1), "{:?}", last_message.elapsed());
     stream.gone().await;
     let (_, _stream) = next!(watch, async {
         let call = fake.stream().await;

@@ -36,7 +36,7 @@ use crate::{
 
 /// Whether each session exists, according to the answers that callers received. `None` while a change to the session is
 /// unanswered.
-type Told = Arc<Mutex<BTreeMap<i64, Option<bool>>>>;
+type Known = Arc<Mutex<BTreeMap<i64, Option<bool>>>>;
 
 /// The leases of the gateways.
 type Leases = Arc<Mutex<BTreeMap<u64, Held>>>;
@@ -66,11 +66,11 @@ const OBSERVERS: usize = 16;
 const LONG_LIFE: u32 = 20;
 
 /// Changes the writer's own sessions until the server is gone.
-async fn write(client: Sessions, told: Told, writer: i64) -> Status {
+async fn write(client: Sessions, known: Known, writer: i64) -> Status {
     let mut client = client;
     loop {
         let id = WRITERS * fastrand::i64(0..50) + writer;
-        told.lock().insert(id, None);
+        known.lock().insert(id, None);
         let session_id = Some(id);
         let exists = fastrand::bool();
         let answer = if exists {
@@ -79,7 +79,7 @@ async fn write(client: Sessions, told: Told, writer: i64) -> Status {
             client.destroy_session(DestroySessionRequest { session_id, ..Default::default() }).await.map(drop)
         };
         match answer {
-            Ok(()) => drop(told.lock().insert(id, Some(exists))),
+            Ok(()) => drop(known.lock().insert(id, Some(exists))),
             Err(status) => return status,
         }
     }
@@ -172,11 +172,11 @@ async fn holders(client: &Sessions, session_ids: &[i64]) -> Vec<u64> {
 }
 
 /// Checks the registry against every answer, and records the state of sessions whose last change was unanswered.
-async fn check_told(client: &Sessions, told: &Told) {
-    let ids: Vec<i64> = told.lock().keys().copied().collect();
+async fn check_answers(client: &Sessions, known: &Known) {
+    let ids: Vec<i64> = known.lock().keys().copied().collect();
     for (id, exists) in ids.iter().zip(exist(client, &ids).await) {
-        let answered = told.lock().insert(*id, Some(exists)).flatten();
-        assert!(answered.is_none_or(|told| told == exists), "session {id}: answered {answered:?}, now {exists}");
+        let answered = known.lock().insert(*id, Some(exists)).flatten();
+        assert!(answered.is_none_or(|known| known == exists), "session {id}: answered {answered:?}, now {exists}");
     }
 }
 
@@ -190,12 +190,12 @@ async fn check_leases(client: &Sessions, channel: Channel, leases: BTreeMap<u64,
         .collect();
     let mut service = LeaseServiceClient::new(channel);
     for (lease_id, held) in &leases {
-        let is_told = held.ended || held.sure.iter().any(|session| ended.contains(session));
+        let is_reported = held.ended || held.sure.iter().any(|session| ended.contains(session));
         let kept = soon(service.keep_lease_alive(KeepLeaseAliveRequest { lease_id: *lease_id })).await;
         let lingers = kept.as_ref().is_err_and(|status| status.code() == Code::FailedPrecondition);
         match kept {
-            Err(_) if lingers => assert!(held.may_linger && !is_told, "lease {lease_id} lingers: {held:?}"),
-            Ok(_) => assert!(!is_told && !held.lingers, "lease {lease_id} is alive again: {held:?}"),
+            Err(_) if lingers => assert!(held.may_linger && !is_reported, "lease {lease_id} lingers: {held:?}"),
+            Ok(_) => assert!(!is_reported && !held.lingers, "lease {lease_id} is alive again: {held:?}"),
             Err(status) => {
                 assert_eq!(status.code(), Code::NotFound);
                 assert!(held.may_end, "lease {lease_id} is gone, but nothing ended it");
@@ -286,7 +286,7 @@ async fn no_answered_change_is_lost_when_the_server_is_killed() {
     let folder = tempfile::tempdir().unwrap();
     let storage = format!("file:{}", folder.path().join("registry").display());
     let args = ["--storage", &storage, "--retain-events", "20000", "--outage-grace", "1s"];
-    let (told, leases) = (Told::default(), Leases::default());
+    let (known, leases) = (Known::default(), Leases::default());
     let next = Arc::new(AtomicI64::new(1_000_000));
     let new = |n| Observer { is_placed: n % 2 == 1, ..Observer::default() };
     let mut observers: Vec<Observer> = (0..OBSERVERS).map(new).collect();
@@ -299,7 +299,7 @@ async fn no_answered_change_is_lost_when_the_server_is_killed() {
         for observer in &observers {
             streams.push(observer.resume(&client).await);
         }
-        check_told(&client, &told).await;
+        check_answers(&client, &known).await;
         let received: Vec<_> = observers.iter().flat_map(|observer| observer.received.iter().cloned()).collect();
         let left = mem::take(&mut *leases.lock());
         check_leases(&client, channel.clone(), left, &received).await;
@@ -328,7 +328,7 @@ async fn no_answered_change_is_lost_when_the_server_is_killed() {
             observing.push(tokio::spawn(observe(stream, observer)));
         }
         for writer in 0..WRITERS {
-            running.spawn(write(client.clone(), Arc::clone(&told), writer));
+            running.spawn(write(client.clone(), Arc::clone(&known), writer));
         }
         for _ in 0..GATEWAYS {
             running.spawn(churn_leases(channel.clone(), Arc::clone(&leases), Arc::clone(&next)));

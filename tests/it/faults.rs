@@ -1,4 +1,4 @@
-//! Exhausted resources, paused processes, and peers that vanish or come in masses.
+//! Exhausted resources, paused processes, and peers that vanish or connect in large numbers.
 
 use std::time::Duration;
 

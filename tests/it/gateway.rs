@@ -60,13 +60,13 @@ async fn a_gateway_that_was_cut_off_does_not_take_back_sessions_that_moved() {
     for moved in [moves_early, moves_late] {
         assert_eq!(holder(&other, moved).await, Some(b));
     }
-    let told = async {
+    let held_after = async {
         let order = gateway.order.read().await;
         let held = gateway.held.lock().unwrap().clone();
         drop(order);
         held
     };
-    assert_eq!(soon(told).await, HashSet::from([stays]), "the gateway knows which sessions have moved");
+    assert_eq!(soon(held_after).await, HashSet::from([stays]), "the gateway knows which sessions have moved");
     assert!(!gateway.closed(moves_late).await.unwrap());
     assert_eq!(holder(&other, moves_late).await, Some(b), "closing the old connection ends no session");
     holding_on.abort();

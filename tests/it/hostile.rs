@@ -324,7 +324,7 @@ async fn a_client_that_never_reads_does_not_delay_others() {
 }
 
 #[tokio::test]
-async fn incomplete_requests_take_no_memory_for_what_they_announce() {
+async fn incomplete_requests_take_no_memory_for_their_announced_size() {
     let target = Target::start(&["--max-streams", "4"]).await;
     let rss = target.program.metric("process_resident_memory_bytes").await;
     let mut half_open = Vec::new();

@@ -191,7 +191,7 @@ fn leases_are_sync_and_their_events_are_send() {
 }
 
 #[tokio::test]
-async fn a_lease_outlives_its_ttl_for_as_long_as_it_is_held() {
+async fn a_held_lease_is_kept_alive_and_revoked_when_dropped() {
     let registry = Registry::start().await;
     let client = registry.client();
     let lease = client.lease(TTL, "gateway").await.unwrap();
@@ -235,8 +235,8 @@ async fn granting_fails_for_a_bad_ttl_or_an_unreachable_server() {
     let registry = Registry::start().await;
     let error = registry.client().lease(TTL / 2, "gateway").await.unwrap_err();
     assert_eq!(error.reason().as_deref(), Some("BAD_DURATION"), "{error}");
-    let nobody = Client::connect_lazy(&nowhere().await).unwrap();
-    let error = soon(nobody.lease(TTL, "gateway")).await.unwrap_err();
+    let unreachable = Client::connect_lazy(&nowhere().await).unwrap();
+    let error = soon(unreachable.lease(TTL, "gateway")).await.unwrap_err();
     assert!(matches!(error, ClientError::Unreachable(_)), "{error}");
 }
 

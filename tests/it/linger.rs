@@ -65,8 +65,8 @@ async fn sessions_that_move_during_a_linger_are_not_destroyed() {
     assert_eq!(mirror.held, (0..MOVES).map(|id| (id, b)).collect());
     own.reaches(ALL as usize).await;
     assert!(own.held.is_empty());
-    let told: BTreeSet<_> = plain.events(100).await.iter().map(|event| event.session_id).collect();
-    assert_eq!(told, (MOVES..ALL).collect(), "an observer without placements sees the rest end, and nothing else");
+    let received: BTreeSet<_> = plain.events(100).await.iter().map(|event| event.session_id).collect();
+    assert_eq!(received, (MOVES..ALL).collect(), "an observer without placements sees the rest end, and nothing else");
     assert_eq!(keep_alive(&leases, a).await.unwrap_err().code(), Code::NotFound);
 }
 
@@ -103,17 +103,17 @@ async fn a_stream_by_lease_reports_how_each_session_left() {
     put(&writer, 0..1, b).await;
     assert!(destroy(&writer, 1, a).await && destroy(&writer, 2, 0).await);
     revoke(&leases, a).await.unwrap();
-    let told: Vec<_> = own.events(4).await.iter().map(|event| (event.session_id, event.reason())).collect();
+    let received: Vec<_> = own.events(4).await.iter().map(|event| (event.session_id, event.reason())).collect();
     let (moved, released) = ((0, DestroyReason::Unspecified), (1, DestroyReason::Released));
-    assert_eq!(told, [moved, released, (2, DestroyReason::Requested), (3, DestroyReason::LeaseRevoked)]);
+    assert_eq!(received, [moved, released, (2, DestroyReason::Requested), (3, DestroyReason::LeaseRevoked)]);
     // A lease that has ended is not an error. It matches nothing.
     let request = SubscribeRequest {
         start: Some(sessiond::proto::subscribe_request::Start::Snapshot(true)),
         lease_ids: vec![a, 0, u64::MAX],
         ..Default::default()
     };
-    let mut over = Observed::start(&server.sessions(), request).await;
-    let Body::Synced(synced) = over.next().await else { panic!("the snapshot is empty") };
+    let mut ended_lease = Observed::start(&server.sessions(), request).await;
+    let Body::Synced(synced) = ended_lease.next().await else { panic!("the snapshot is empty") };
     assert_eq!(synced.session_count, 0);
 }
 

@@ -181,12 +181,12 @@ async fn streams_without_placements_do_not_report_moves() {
     let create = CreateSessionRequest { session_id: Some(7), lease_id: a, ..Default::default() };
     soon(writer.clone().create_session(create)).await.unwrap();
     placed.reaches(6).await;
-    let told = plain.events(4).await;
-    let types: Vec<_> = told.iter().map(|event| (event.session_id, event.r#type(), event.reason())).collect();
+    let received = plain.events(4).await;
+    let types: Vec<_> = received.iter().map(|event| (event.session_id, event.r#type(), event.reason())).collect();
     let created = |id| (id, SessionEventType::Created, DestroyReason::Unspecified);
     let destroyed = (0, SessionEventType::Destroyed, DestroyReason::Requested);
     assert_eq!(types, [created(0), created(1), destroyed, created(7)]);
-    assert!(told.iter().all(|event| (event.lease_id, event.previous_lease_id) == (0, 0)));
+    assert!(received.iter().all(|event| (event.lease_id, event.previous_lease_id) == (0, 0)));
 }
 
 #[tokio::test]

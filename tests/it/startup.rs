@@ -158,7 +158,7 @@ async fn a_server_waits_for_its_redis_and_reports_what_it_waits_for() {
     let page = get(starting.admin, "/metrics").await;
     assert_eq!(page.status, 200);
     for line in ["sessiond_storage_up 0", "sessiond_storage_writable{cause=\"unreachable\"} 0"] {
-        assert!(page.body.lines().any(|told| told == line), "{line}:\n{}", page.body);
+        assert!(page.body.lines().any(|found| found == line), "{line}:\n{}", page.body);
     }
     assert!(page.body.contains("process_open_fds"), "{}", page.body);
     starting.terminates().await;

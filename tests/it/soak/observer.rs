@@ -53,7 +53,7 @@ impl Habit {
     }
 }
 
-/// Returns the sum of a cursor's positions over all partitions, or `None` if the cursor is that before a snapshot.
+/// Returns the sum of a cursor's positions over all partitions, or `None` for the cursor before a snapshot.
 fn position(cursor: &str) -> Option<u64> {
     let parts: Vec<&str> = cursor.split('-').collect();
     let positions = parts.get(1..parts.len() - 1)?;
@@ -122,7 +122,7 @@ impl Observer {
         self.cursor = watch.cursor().map(str::to_owned);
     }
 
-    /// Observes until it holds the markers. Leaves or stalls by habit until `until`, while sessions change.
+    /// Observes until it holds the markers. Before `until`, while sessions change, it also leaves or stalls by habit.
     pub(crate) async fn observe(&mut self, addr: SocketAddr, until: Instant, markers: &[SessionKey]) {
         let mut watch = self.watch(addr);
         let mut next = self.habit.next();
