@@ -22,8 +22,8 @@ async fn expires(watch: &mut Watch, session: SessionKey) {
     loop {
         match soon(watch.next()).await.unwrap() {
             WatchUpdate::Events(events) => {
-                for SessionEvent { session: whose, change, .. } in events {
-                    assert_eq!(whose, session, "{change:?}");
+                for SessionEvent { session: changed, change, .. } in events {
+                    assert_eq!(changed, session, "{change:?}");
                     if change == SessionChange::Destroyed(DestroyReason::LeaseExpired) {
                         return;
                     }
