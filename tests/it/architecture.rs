@@ -1,4 +1,5 @@
-//! The order of the crate's modules, read from its syntax trees. ARCHITECTURE.md has it as a picture.
+//! Checks that the crate's modules depend on each other in one direction, as in ARCHITECTURE.md's picture, by parsing the
+//! sources.
 
 use std::{
     collections::BTreeSet,
@@ -15,7 +16,7 @@ use syn::{
 /// Each module of the crate, and the other modules of the crate that it may use.
 const MAY_USE: [(&str, &[&str]); 16] = [
     ("backoff", &[]),
-    // Durations of protobuf, as both ends read them.
+    // Reads protobuf durations, for the server and the client.
     ("duration", &[]),
     ("histogram", &[]),
     ("random", &[]),
@@ -26,26 +27,26 @@ const MAY_USE: [(&str, &[&str]); 16] = [
     ("session", &[]),
     ("storage", &["backoff", "random", "relay", "session", "vital"]),
     ("subject", &["backoff", "histogram", "relay", "reset", "session", "storage", "vital"]),
-    // Both ends read it.
+    // Used by the server and the client.
     ("reason", &["proto"]),
     ("service", &["access", "duration", "histogram", "proto", "reason", "session", "storage", "subject"]),
     ("server", &["access", "backoff", "proto", "reset", "service", "session", "storage", "subject", "vital"]),
     ("client", &["backoff", "duration", "proto", "reason", "reset", "session"]),
-    // The program beside the library, which uses it from the outside.
+    // Part of the program, which uses the library from outside.
     ("cli", &[]),
 ];
 
-/// The modules that know no protocol.
+/// The modules that must not depend on gRPC.
 const WITHOUT_GRPC: [&str; 3] = ["session", "storage", "subject"];
 
 const GRPC: [&str; 7] = ["tonic", "tonic_prost", "tonic_types", "prost", "prost_types", "hyper", "http"];
 
 /// The files that may read the wall clock, and why.
 const WALL_CLOCK: [&str; 5] = [
-    // When a token ends is a wall time.
+    // A token expires at a wall-clock time.
     "src/access/",
     "src/server/admission/gate.rs",
-    // What must outlast the process cannot be a time of its own clock.
+    // Times that outlive the process.
     "src/storage/file/downtime.rs",
     "src/storage/file/tests/downtime.rs",
     "src/storage/journal/wall.rs",
@@ -209,7 +210,7 @@ fn modules_use_each_other_in_one_direction() {
 }
 
 #[test]
-fn every_module_of_the_crate_has_its_place_in_the_order() {
+fn every_module_is_listed_in_may_use() {
     let lib = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
     for item in syn::parse_file(&lib).unwrap().items {
         if let syn::Item::Mod(module) = item
@@ -220,9 +221,9 @@ fn every_module_of_the_crate_has_its_place_in_the_order() {
     }
 }
 
-/// Everything else is timed by the monotonic clock: a wall clock that jumps ends no lease, no call and no connection.
+/// Everything else uses the monotonic clock: a wall clock that jumps ends no lease, no call and no connection.
 #[test]
-fn only_tokens_and_what_outlasts_the_process_use_the_wall_clock() {
+fn only_access_control_and_persisted_times_read_the_wall_clock() {
     for (module, _) in MAY_USE {
         for file in files(module) {
             let may = WALL_CLOCK.iter().any(|may| file.path.starts_with(may));
@@ -233,7 +234,7 @@ fn only_tokens_and_what_outlasts_the_process_use_the_wall_clock() {
 }
 
 #[test]
-fn sessions_storages_and_subjects_know_no_protocol() {
+fn session_storage_and_subject_do_not_depend_on_grpc() {
     for module in WITHOUT_GRPC {
         for file in files(module) {
             for path in &file.paths {

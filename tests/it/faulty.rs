@@ -1,4 +1,4 @@
-//! What callers are told when the storage fails: the rows of the contract's table that no input can bring about.
+//! What callers receive when the storage fails: the rows of the contract's error table that no input can cause.
 
 use std::{
     convert::Infallible,
@@ -41,33 +41,33 @@ use crate::{
     sessions::{create, has},
 };
 
-pub(crate) const WELL: u8 = 0;
-pub(crate) const AWAY: u8 = 1;
+pub(crate) const HEALTHY: u8 = 0;
+pub(crate) const UNREACHABLE: u8 = 1;
 pub(crate) const BROKEN: u8 = 2;
 pub(crate) const REFUSES: u8 = 3;
 const PANICS: u8 = 4;
 const EXPIRY_PANICS: u8 = 5;
-/// Each lease ends just before its owner is asked for.
+/// Each lease is revoked just before its owner is looked up.
 pub(crate) const ENDS_LEASES: u8 = 6;
 
-/// A storage that fails when it is told to.
+/// A memory storage that fails on demand.
 #[derive(Debug)]
 pub(crate) struct Faulty {
     storage: MemoryStorage,
     state: AtomicU8,
-    /// How many leases it was asked to keep alive.
+    /// How many calls to keep a lease alive reached the storage.
     kept: AtomicU64,
 }
 
 impl Faulty {
-    pub(crate) fn is_now(&self, state: u8) {
+    pub(crate) fn set_state(&self, state: u8) {
         self.state.store(state, Ordering::SeqCst);
     }
 
     fn check(&self) -> Result<&MemoryStorage, StorageError> {
         let cause = || Box::new(std::io::Error::other("secret cause"));
         match self.state.load(Ordering::SeqCst) {
-            AWAY => Err(StorageError::Unavailable(cause())),
+            UNREACHABLE => Err(StorageError::Unavailable(cause())),
             BROKEN => Err(StorageError::Broken(cause())),
             PANICS => panic!("a fault in the storage"),
             _ => Ok(&self.storage),
@@ -190,7 +190,7 @@ impl SessionStorage for Faulty {
     }
 }
 
-/// Serves over a storage that is not one of the server's.
+/// Serves the subject over HTTP/2, without the server, which only opens its own storages.
 async fn serve(subject: Arc<SessionSubject>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -208,15 +208,15 @@ async fn serve(subject: Arc<SessionSubject>) -> SocketAddr {
     addr
 }
 
-/// A subject over a storage that is well, and the storage.
+/// Starts a subject over a healthy storage. Returns both.
 async fn over_faulty(encoder: impl EventEncoder) -> (SessionSubject, Arc<Faulty>) {
     let storage = MemoryStorage::new(MemoryOptions::default());
-    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(WELL), kept: AtomicU64::new(0) });
+    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(HEALTHY), kept: AtomicU64::new(0) });
     let storage: Arc<dyn SessionStorage> = faulty.clone();
     (SessionSubject::start(storage, SubjectOptions::default(), encoder).await.unwrap(), faulty)
 }
 
-/// A storage to be told what to do, and a connection to a server over it.
+/// Starts a server over a faulty storage. Returns the storage and a channel to the server.
 pub(crate) async fn served() -> (Arc<Faulty>, Channel) {
     let (subject, faulty) = over_faulty(WireEncoder).await;
     let addr = serve(Arc::new(subject)).await;
@@ -224,7 +224,7 @@ pub(crate) async fn served() -> (Arc<Faulty>, Channel) {
 }
 
 #[tokio::test]
-async fn a_storage_that_fails_is_told_of_and_its_cause_is_not() {
+async fn a_storage_failure_is_reported_without_its_cause() {
     let (faulty, channel) = served().await;
     let mut client = SessionServiceClient::new(channel.clone());
     let mut leases = LeaseServiceClient::new(channel);
@@ -233,27 +233,27 @@ async fn a_storage_that_fails_is_told_of_and_its_cause_is_not() {
     let session_id = Some(1);
     let ttl = Some(duration(Duration::from_secs(9)));
     for (state, refusal) in [
-        (AWAY, refusal(Code::Unavailable, "STORAGE_UNAVAILABLE", None, "try again")),
+        (UNREACHABLE, refusal(Code::Unavailable, "STORAGE_UNAVAILABLE", None, "try again")),
         (BROKEN, refusal(Code::Internal, "INTERNAL", None, "log")),
     ] {
-        faulty.state.store(state, Ordering::SeqCst);
+        faulty.set_state(state);
         refusal.of(client.has_session(HasSessionRequest { session_id, ..Default::default() })).await;
         refusal.of(client.create_session(CreateSessionRequest { session_id, ..Default::default() })).await;
         refusal.of(client.destroy_session(DestroySessionRequest { session_id, ..Default::default() })).await;
         refusal.of(client.subscribe(SubscribeRequest::default())).await;
         refusal.of(leases.grant_lease(GrantLeaseRequest { ttl, owner: String::new() })).await;
     }
-    faulty.state.store(WELL, Ordering::SeqCst);
+    faulty.set_state(HEALTHY);
     assert!(create(&client, 0, 1).await);
     assert_eq!(created_ids(&observed.events(1).await), [1]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registry_where_nothing_happens_is_ready_again_when_its_storage_is() {
+async fn an_idle_registry_is_ready_again_when_its_storage_recovers() {
     let (subject, faulty) = over_faulty(()).await;
-    // The task that follows the storage has yet to run.
-    for (state, is_following) in [(AWAY, false), (WELL, true)] {
-        faulty.state.store(state, Ordering::SeqCst);
+    // The task that follows the storage has not run yet.
+    for (state, is_following) in [(UNREACHABLE, false), (HEALTHY, true)] {
+        faulty.set_state(state);
         let reached = async {
             while subject.stats().is_following != is_following {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -264,7 +264,7 @@ async fn a_registry_where_nothing_happens_is_ready_again_when_its_storage_is() {
 }
 
 #[tokio::test]
-async fn a_storage_that_refuses_changes_is_read_as_before_and_callers_are_told_the_cause() {
+async fn a_storage_that_refuses_changes_stays_readable_and_errors_name_the_cause() {
     let (subject, faulty) = over_faulty(WireEncoder).await;
     let subject = Arc::new(subject);
     let addr = serve(Arc::clone(&subject)).await;
@@ -275,7 +275,7 @@ async fn a_storage_that_refuses_changes_is_read_as_before_and_callers_are_told_t
     assert!(create(&client, 0, 1).await);
     assert_eq!(subject.writability(), Writability::Writable);
 
-    faulty.state.store(REFUSES, Ordering::SeqCst);
+    faulty.set_state(REFUSES);
     let refusal = refusal(
         Code::Unavailable,
         "STORAGE_REFUSES_CHANGES",
@@ -291,16 +291,16 @@ async fn a_storage_that_refuses_changes_is_read_as_before_and_callers_are_told_t
     assert_eq!(subject.writability(), Writability::Refused(Faulty::refusal()));
     assert!(subject.is_following());
 
-    faulty.state.store(WELL, Ordering::SeqCst);
+    faulty.set_state(HEALTHY);
     assert!(create(&client, 0, 2).await);
     assert_eq!(created_ids(&observed.events(2).await), [1, 2]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registry_whose_storage_is_out_of_reach_cannot_be_changed() {
+async fn a_registry_whose_storage_is_unreachable_is_not_writable() {
     let (subject, faulty) = over_faulty(()).await;
-    faulty.state.store(AWAY, Ordering::SeqCst);
-    // The task that follows the storage has yet to run.
+    faulty.set_state(UNREACHABLE);
+    // The task that follows the storage has not run yet.
     while subject.is_following() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -324,7 +324,8 @@ async fn a_keep_alive_that_repeats_within_a_tenth_of_the_ttl_is_answered_from_me
     assert!(matches!(subject.keep_lease_alive(lease).await, Err(StorageError::UnknownLease(_))));
 }
 
-async fn is_noticed(subject: &SessionSubject) {
+/// Waits until the subject reports that it no longer follows the storage.
+async fn wait_until_not_following(subject: &SessionSubject) {
     soon(async {
         while subject.is_following() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -334,7 +335,7 @@ async fn is_noticed(subject: &SessionSubject) {
 }
 
 #[tokio::test]
-async fn a_panic_of_the_task_that_publishes_changes_ends_readiness() {
+async fn a_panic_in_the_publishing_task_ends_readiness() {
     let (subject, faulty) = over_faulty(()).await;
     subject.create(&[SessionKey::new(0, 1)], None).await.unwrap();
     soon(async {
@@ -343,17 +344,17 @@ async fn a_panic_of_the_task_that_publishes_changes_ends_readiness() {
         }
     })
     .await;
-    faulty.state.store(PANICS, Ordering::SeqCst);
-    // The task reads on after this change.
+    faulty.set_state(PANICS);
+    // This change makes the task read the storage again.
     faulty.storage.create(&[SessionKey::new(0, 2)], None).await.unwrap();
-    is_noticed(&subject).await;
+    wait_until_not_following(&subject).await;
     assert!(subject.writability().refusal().is_some());
 }
 
 #[tokio::test]
-async fn a_panic_of_the_task_that_expires_leases_ends_readiness() {
+async fn a_panic_in_the_expiry_task_ends_readiness() {
     let (subject, faulty) = over_faulty(()).await;
     // Neither task has run yet.
-    faulty.state.store(EXPIRY_PANICS, Ordering::SeqCst);
-    is_noticed(&subject).await;
+    faulty.set_state(EXPIRY_PANICS);
+    wait_until_not_following(&subject).await;
 }

@@ -1,4 +1,4 @@
-//! Storages that break one obligation each, and the case that must find it.
+//! Storages that each break one obligation, and the conformance case that must detect it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -26,33 +26,47 @@ use tokio::{task::yield_now, time::sleep};
 
 use super::{DEFAULT, Memory};
 
+/// What a broken storage does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
-    /// The wrapper itself must pass.
+    /// No fault: the wrapper itself must pass the suite.
     Nothing,
     CreatesTwice,
     DestroysTwice,
     AnswersOutOfOrder,
     ForgetsAuthKeys,
     CountsOneMore,
+    /// When the registry is full, also refuses creates of existing sessions.
     RefusesWhatExistsWhenFull,
     LosesAChange,
     RepeatsAChange,
+    /// Reports the log's extent as of the call before.
     ShowsTheLogLate,
+    /// Returns more changes than the caller's limit.
     IgnoresTheLimit,
+    /// Spins while it waits for changes.
     IsBusy,
+    /// Never wakes a follower that waits.
     WakesNobody,
     ServesOneFollower,
+    /// Skips a change for each follower that was dropped while it waited.
     ForgetsWhatADroppedFollowerMissed,
+    /// Reports a trimmed log as restarted.
     CallsTrimmedRestarted,
+    /// Waits instead of refusing a position ahead of the log.
     WaitsAhead,
+    /// Assigns a session to different buckets over time.
     WandersBetweenBuckets,
+    /// Reports a position before the one at which buckets were read.
     ReadsAtTooLow,
+    /// Reports a position after the one at which buckets were read.
     ReadsAtTooHigh,
+    /// Leaves out the last session of a read.
     ReadsOneLess,
     ReadsNoLeases,
     ReadsPastTheLimit,
     LogsBeforeItChanges,
+    /// Hides the sessions of a create that was dropped, although the log has them.
     LeavesOutWhatWasDropped,
     KeepsRevokedLeases,
     MovesNothing,
@@ -60,21 +74,27 @@ enum Fault {
     DestroysUnderAnyLease,
     MiscountsARevoke,
     TakesFromAnyLease,
+    /// Never takes a session over from the lease that the caller names.
     TakesNothing,
+    /// Answers a create without the lease of the session.
     TellsNoLease,
     LooksUpNoLease,
     LooksUpEndedLeases,
+    /// Answers with position 0 as the place of every change.
     NamesTheStart,
     IgnoresALinger,
     ProtectsWhatLingers,
     EndsALingerEarly,
     NeverEndsALinger,
     IgnoresASecondRevoke,
+    /// Lets a lease linger only after some more creates under it.
     LingersLate,
+    /// Answers that sessions moved from a lingering lease, but does not move them.
     AnswersMovesAndMakesNone,
     ListsNoSessions,
     SkipsALeaseAtAPageEnd,
     LeavesOutABucket,
+    /// Reads the buckets that follow the first one instead of those that were asked for.
     ReadsNeighbours,
     ForgetsOwners,
     ConfusesReasons,
@@ -83,26 +103,34 @@ enum Fault {
     ForgetsADroppedRevoke,
     ExpiresEarly,
     ExpiresLate,
+    /// Answers keep-alives without extending the lease.
     KeepsNothingAlive,
     ForgetsADroppedExpiry,
+    /// Attaches sessions to their lease only after creating them, so a session may outlive its lease.
     LeavesAGhost,
     ReordersABatch,
     IgnoresItsLimits,
     LosesTheEndOfALongBatch,
     LogsAnEmptyBatch,
+    /// Gives every registry the same id.
     SharesItsIdentity,
+    /// Attaches only the first session of a batch to the lease.
     LeasesTheFirstOnly,
     ShowsChangesLate,
     FollowsAnyRegistry,
     ForgetsMarks,
     ForgetsTheMarkAtTheStart,
+    /// Returns marks for positions ahead of the log.
     KnowsMarksAhead,
+    /// Changes the marks of old positions as the log grows.
     MarksByTheEnd,
     MismarksItsExtent,
     MismarksChanges,
     FollowsAnyHistory,
+    /// Waits instead of refusing a follower from another history.
     WaitsInAnotherHistory,
     ReadsAnyHistory,
+    /// Reads buckets for a caller whose position is ahead of the log.
     ReadsAhead,
     ReadsAnyRegistry,
     IsNeverWritable,
@@ -115,7 +143,7 @@ enum Fault {
 
 use Fault::*;
 
-/// Each fault, one case that finds it, and what that case says is broken.
+/// Each fault, a case that must detect it, and the obligation that the case must report as broken.
 const FOUND: &[(Fault, &str, Obligation)] = &[
     (CreatesTwice, "calls_report_whether_they_changed_anything", Obligation::Answers),
     (CreatesTwice, "concurrent_callers_agree_on_each_change", Obligation::Concurrent),
@@ -226,28 +254,29 @@ const FOUND: &[(Fault, &str, Obligation)] = &[
 ];
 
 #[test]
-fn every_case_finds_something() {
+fn every_case_detects_a_fault() {
     for case in cases() {
-        assert!(FOUND.iter().any(|(_, name, _)| *name == case.name()), "no fault is made for {}", case.name());
+        assert!(FOUND.iter().any(|(_, name, _)| *name == case.name()), "no fault tests the case {}", case.name());
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_fault_is_found_and_named() {
+async fn every_fault_is_detected_and_reported_as_the_right_obligation() {
     let mut wrong = Vec::new();
     for (fault, name, obligation) in FOUND {
-        let case = cases().iter().find(|case| case.name() == *name).unwrap_or_else(|| panic!("no case {name}"));
+        let case = cases().iter().find(|case| case.name() == *name);
+        let case = case.unwrap_or_else(|| panic!("there is no case {name}"));
         match case.run(&BrokenMemory(*fault)).await {
-            Ok(()) => wrong.push(format!("{name} did not find a storage that {fault:?}")),
+            Ok(()) => wrong.push(format!("{name} passed a storage that {fault:?}")),
             Err(violation) if violation.case == *name && violation.obligation == *obligation => {}
-            Err(violation) => wrong.push(format!("{fault:?} is {obligation:?}, not what was said: {violation}")),
+            Err(violation) => wrong.push(format!("{fault:?} breaks {obligation:?}, but was reported as: {violation}")),
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 mod without_a_fault {
-    // What finds the faults is the suite, and not what the wrapper adds.
+    // Shows that the suite detects the faults, and not something else that the wrapper does.
     sessiond::storage_conformance_tests!(
         [#[tokio::test(start_paused = true)]] super::BrokenMemory(super::Fault::Nothing)
     );
@@ -289,7 +318,7 @@ impl BrokenMemory {
     }
 }
 
-/// Has it refuse changes as a store does that has no room to grow.
+/// Makes the storage refuse changes, as one does whose store has run out of memory.
 struct Switch(Arc<Broken>);
 
 #[async_trait::async_trait]
@@ -311,7 +340,7 @@ impl RefusalSwitch for Switch {
     }
 }
 
-/// A memory storage that has the fault.
+/// A memory storage with a fault.
 #[derive(Debug)]
 struct Broken {
     fault: Fault,
@@ -322,20 +351,20 @@ struct Broken {
     refuses: AtomicBool,
 }
 
-/// What some of the faults remember.
+/// What some of the faults need to remember.
 #[derive(Debug, Default)]
 struct State {
     calls: u32,
-    /// Sessions that do not show yet.
+    /// Sessions that reads do not show yet.
     hidden: HashSet<SessionKey>,
-    /// The lease that each session was created under last.
+    /// The lease under which each session was last created.
     leases: HashMap<SessionKey, LeaseId>,
     extent: Option<LogExtent>,
     following: bool,
     missed: usize,
     other_lease: Option<LeaseId>,
     lingering: HashSet<LeaseId>,
-    /// A lease that is to linger, and after how many creates under it.
+    /// A lease that will linger, and after how many more creates under it.
     lingers_late: Option<(LeaseId, u32)>,
     revoked: HashSet<LeaseId>,
     expiry_dropped: bool,
@@ -354,12 +383,12 @@ impl Broken {
         WriteRefusal::new(RefusalCause::OutOfMemory, "no room")
     }
 
-    /// Asks before a change that needs room.
+    /// Refuses a change that needs room while changes are refused.
     fn admit(&self) -> Result<(), StorageError> {
         if self.refuses() { Err(StorageError::Refused(Self::refusal())) } else { Ok(()) }
     }
 
-    /// A lease that nobody knows of and that does not end.
+    /// Returns a lease that no caller knows and that does not end during a case.
     async fn other_lease(&self) -> Result<LeaseId, StorageError> {
         let held = self.state().other_lease;
         if let Some(lease) = held {
@@ -370,8 +399,8 @@ impl Broken {
         Ok(lease)
     }
 
-    /// Lets a lease linger when a few sessions more have come under it than there should.
-    async fn linger_at_last(&self, lease: Option<LeaseId>) -> Result<(), StorageError> {
+    /// Lets a lease linger at last, after a few creates under it that should have been refused.
+    async fn linger_when_due(&self, lease: Option<LeaseId>) -> Result<(), StorageError> {
         let late = {
             let mut state = self.state();
             let late = state.lingers_late.take_if(|(late, left)| {
@@ -386,7 +415,7 @@ impl Broken {
         Ok(())
     }
 
-    /// Creates sessions that may be taken from any lease.
+    /// Creates sessions without a takeover condition.
     async fn create_always(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
         if self.fault == AppliesWhatItRefuses && self.refuses() {
             self.memory.create(sessions, lease).await?;
@@ -480,7 +509,7 @@ impl Broken {
     }
 }
 
-/// Does something when a future is dropped before it is done.
+/// Runs the closure on drop, that is, also when the surrounding future is dropped.
 struct WhenDropped<F: FnMut()>(F);
 
 impl<F: FnMut()> Drop for WhenDropped<F> {
@@ -538,7 +567,7 @@ impl SessionStorage for Broken {
             }
             _ => {}
         }
-        self.linger_at_last(options.lease).await?;
+        self.linger_when_due(options.lease).await?;
         if options.takeover != Takeover::Always {
             self.admit()?;
             let found = self.memory.lookup(sessions).await?;
