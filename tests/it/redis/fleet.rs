@@ -1,4 +1,4 @@
-//! Three programs over one Redis, as processes.
+//! Three sessiond processes that share one Redis.
 
 use sessiond::{
     client::{Client, WatchOptions, WatchUpdate},
@@ -20,7 +20,7 @@ fn client(program: &Program) -> Client {
 }
 
 #[tokio::test]
-async fn a_program_dies_and_its_observer_goes_on_exactly_at_another() {
+async fn an_observer_of_a_killed_server_resumes_exactly_on_another() {
     if !is_installed() {
         return;
     }
@@ -34,7 +34,7 @@ async fn a_program_dies_and_its_observer_goes_on_exactly_at_another() {
     let mut watch = clients[0].watch(WatchOptions::snapshot());
     while !matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Synced { .. }) {}
     let mut told = Vec::new();
-    // Each of these is created through another program than it is looked for.
+    // Each session is created through one server and looked up through another.
     for n in 0..60 {
         soon(clients[n % 3].create(key(n as i64))).await.unwrap();
         assert!(soon(clients[(n + 1) % 3].has(key(n as i64))).await.unwrap());
@@ -44,8 +44,8 @@ async fn a_program_dies_and_its_observer_goes_on_exactly_at_another() {
                     told.extend(events);
                 }
             }
-            let cursor = watch.cursor().expect("it has been told of events").to_owned();
-            // Killed, not drained, and started again.
+            let cursor = watch.cursor().expect("the stream has received events").to_owned();
+            // The server is killed, not drained, and started again.
             programs[0].signal("KILL").await;
             programs[0].exit_code().await;
             watch = clients[1].watch(WatchOptions::after(cursor));
@@ -67,7 +67,7 @@ async fn a_program_dies_and_its_observer_goes_on_exactly_at_another() {
 }
 
 #[tokio::test]
-async fn a_redis_that_goes_away_is_counted_in_the_metrics() {
+async fn a_redis_outage_shows_in_the_metrics() {
     if !is_installed() {
         return;
     }
@@ -83,12 +83,12 @@ async fn a_redis_that_goes_away_is_counted_in_the_metrics() {
     redis.kill();
     soon(client.destroy(key(1))).await.unwrap_err();
     assert!(program.metric(&errors("destroy")).await >= 1);
-    assert!(program.metric(&waits("destroy")).await >= 1, "the time until it failed is in it");
+    assert!(program.metric(&waits("destroy")).await >= 1, "the wait of the failed call is counted");
     assert!(program.metric("sessiond_refused_total{reason=\"STORAGE_UNAVAILABLE\"}").await >= 1);
 }
 
 #[tokio::test]
-async fn a_redis_that_is_not_there_has_an_exit_code_and_shows_no_password() {
+async fn an_unreachable_redis_ends_the_start_with_code_5_and_hides_the_password() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("redis://user:s3cret@{nobody}/?timeout_ms=200");
     let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
