@@ -16,7 +16,7 @@ use super::replica::Replica;
 
 /// The sessions that have ended since this observer started.
 pub(super) struct Ends {
-    told: watch::Receiver<HashMap<SessionKey, (Instant, DestroyReason)>>,
+    received: watch::Receiver<HashMap<SessionKey, (Instant, DestroyReason)>>,
     watching: JoinHandle<()>,
 }
 
@@ -24,16 +24,16 @@ impl Ends {
     /// Starts to watch through `replica`.
     pub(super) async fn watch(replica: &Replica) -> Self {
         let mut held = replica.watch(Start::Now).await;
-        let (telling, told) = watch::channel(HashMap::new());
+        let (sender, received) = watch::channel(HashMap::new());
         let watching = tokio::spawn(async move {
             loop {
                 let update = held.observer.next().await.expect("the stream continues");
                 let now = Instant::now();
                 match update {
-                    Update::Events(events) => telling.send_modify(|told| {
+                    Update::Events(events) => sender.send_modify(|received| {
                         for event in events.events() {
                             if let SessionChange::Destroyed(reason) = event.change {
-                                told.insert(event.session, (now, reason));
+                                received.insert(event.session, (now, reason));
                             }
                         }
                     }),
@@ -42,19 +42,19 @@ impl Ends {
                 }
             }
         });
-        Self { told, watching }
+        Self { received, watching }
     }
 
     /// Returns when and why `session` ended, if it has.
     pub(super) fn of(&self, session: &SessionKey) -> Option<(Instant, DestroyReason)> {
-        self.told.borrow().get(session).copied()
+        self.received.borrow().get(session).copied()
     }
 
     /// Waits until `count` sessions have ended. Fails after `limit`.
     pub(super) async fn wait_for_count(&mut self, count: usize, limit: Duration) {
-        let enough = timeout(limit, self.told.wait_for(|told| told.len() >= count)).await;
-        let ended = enough.map(|told| told.expect("the observer is running").len());
-        assert!(ended.is_ok(), "{} of {count} sessions ended within {limit:?}", self.told.borrow().len());
+        let enough = timeout(limit, self.received.wait_for(|received| received.len() >= count)).await;
+        let ended = enough.map(|received| received.expect("the observer is running").len());
+        assert!(ended.is_ok(), "{} of {count} sessions ended within {limit:?}", self.received.borrow().len());
     }
 }
 

@@ -33,15 +33,15 @@ async fn an_observer_of_a_killed_server_resumes_exactly_on_another() {
     let mut clients: Vec<Client> = programs.iter().map(client).collect();
     let mut watch = clients[0].watch(WatchOptions::snapshot());
     while !matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Synced { .. }) {}
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     // Each session is created through one server and looked up through another.
     for n in 0..60 {
         soon(clients[n % 3].create(key(n as i64))).await.unwrap();
         assert!(soon(clients[(n + 1) % 3].has(key(n as i64))).await.unwrap());
         if n == 30 {
-            while told.len() < 15 {
+            while received.len() < 15 {
                 if let WatchUpdate::Events(events) = soon(watch.next()).await.unwrap() {
-                    told.extend(events);
+                    received.extend(events);
                 }
             }
             let cursor = watch.cursor().expect("the stream has received events").to_owned();
@@ -53,15 +53,15 @@ async fn an_observer_of_a_killed_server_resumes_exactly_on_another() {
             clients[0] = client(&programs[0]);
         }
     }
-    while told.len() < 60 {
+    while received.len() < 60 {
         match soon(watch.next()).await.unwrap() {
-            WatchUpdate::Events(events) => told.extend(events),
+            WatchUpdate::Events(events) => received.extend(events),
             WatchUpdate::Reset(reason) => panic!("{reason:?}"),
             _ => {}
         }
     }
-    let sessions: Vec<_> = told.iter().map(|event| event.session).collect();
-    assert!(told.iter().all(|event| event.change == SessionChange::Created));
+    let sessions: Vec<_> = received.iter().map(|event| event.session).collect();
+    assert!(received.iter().all(|event| event.change == SessionChange::Created));
     assert_eq!(sessions, (0..60).map(key).collect::<Vec<_>>());
     programs[0].metric_comes_to("sessiond_sessions", 60).await;
 }

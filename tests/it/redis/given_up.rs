@@ -159,7 +159,7 @@ async fn calls_that_fail_before_the_clock_is_set_back_change_nothing_later() {
     let gate = Gate::before(&server).await;
     let parameters = parameters(2);
     let [a, b] = [Replica::start(&gate.url(&parameters)).await, Replica::start(&server.url(&parameters)).await];
-    // The test avoids the first partition, whose clock is stored more often because the leases' clock moves existing.
+    // The test avoids the first partition, whose clock is stored more often because the leases' clock moves there.
     let in_second = |session: &SessionKey| a.storage.partition_of(a.storage.bucket_of(session)) == 1;
     for round in 1..=3 {
         let first = 1000 * round;

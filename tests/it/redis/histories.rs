@@ -261,7 +261,7 @@ async fn a_failover_while_no_replica_runs_resets_the_cursors_of_lost_changes(kin
 
 /// How a handle reports a place in the log.
 #[derive(Clone, Copy, Debug)]
-enum Told {
+enum Report {
     Buckets,
     Marks,
     End,
@@ -270,7 +270,7 @@ enum Told {
 /// A handle reports a place that its tail has not read yet. Redis loses that place, but nothing that the tail has read,
 /// and then grows past it.
 async fn places_reported_from_a_lost_history_are_not_continued_from(kind: ServerKind) {
-    for told in [Told::Buckets, Told::Marks, Told::End] {
+    for report in [Report::Buckets, Report::Marks, Report::End] {
         let server = kind.start(kind.with_debug());
         let gate = Gate::before(&server).await;
         let parameters = "timeout_ms=3000&buckets=64";
@@ -287,13 +287,13 @@ async fn places_reported_from_a_lost_history_are_not_continued_from(kind: Server
         let other = open(&server.url(parameters), ROOMY).await;
         create(&*other, &keys(50..80)).await;
         drop(other);
-        let ahead = match told {
-            Told::Buckets => storage.read_buckets(id, &[after], &[0], 1000, false).await.unwrap().points[0],
-            Told::Marks => {
+        let ahead = match report {
+            Report::Buckets => storage.read_buckets(id, &[after], &[0], 1000, false).await.unwrap().points[0],
+            Report::Marks => {
                 let position = Position(75);
                 LogPoint { position, mark: storage.marks(&[position]).await.unwrap()[0].unwrap() }
             }
-            Told::End => storage.log().await.unwrap().partitions[0].end,
+            Report::End => storage.log().await.unwrap().partitions[0].end,
         };
         assert!(ahead.position > after.position, "the tail has not read that far");
 
@@ -309,7 +309,7 @@ async fn places_reported_from_a_lost_history_are_not_continued_from(kind: Server
                     Err(LogError::Storage(_)) => sleep(Duration::from_millis(20)).await,
                     Err(error) => panic!("{error}"),
                 }
-                assert!(after.position < ahead.position, "{told:?}: continued past {ahead:?} in another history");
+                assert!(after.position < ahead.position, "{report:?}: continued past {ahead:?} in another history");
             }
         };
         timeout(Duration::from_secs(20), follows).await.unwrap();

@@ -135,11 +135,11 @@ async fn a_lease_lingers_everywhere_or_nowhere_if_the_revoking_replica_dies() {
         let revoking = tokio::spawn(async move { dying.revoke_lease_with(lease, 2 * SECOND).await });
         sleep(Duration::from_micros(fastrand::u64(0..4000))).await;
         revoking.abort();
-        let was_told = matches!(revoking.await, Ok(Ok(_)));
+        let was_reported = matches!(revoking.await, Ok(Ok(_)));
         match b.storage.keep_lease_alive(lease).await {
             Err(StorageError::LeaseLingers(_)) => {}
             Ok(_) => {
-                assert!(!was_told, "a lingering lease was kept alive");
+                assert!(!was_reported, "a lingering lease was kept alive");
                 // The lease accepts sessions in every partition, even where it had been closed.
                 let more = keys(1000 * round + 200..1000 * round + 300);
                 assert_eq!(b.storage.create(&more, Some(lease)).await.unwrap(), vec![true; 100]);
@@ -228,12 +228,12 @@ async fn many_lingering_leases_due_together_end_on_time() {
     let revoked = Instant::now();
     let linger = async |lease: &LeaseId| replica.storage.revoke_lease_with(*lease, 5 * SECOND).await.unwrap();
     join_all(leases.iter().map(linger)).await;
-    let told = Instant::now();
+    let answered = Instant::now();
     ends.wait_for_count(10 * LEASES as usize, PATIENCE).await;
     let ended: Vec<_> = keys(0..10 * LEASES).iter().map(|session| ends.of(session).unwrap().0).collect();
     let (first, last) = (ended.iter().min().unwrap(), ended.iter().max().unwrap());
     assert!(*first >= revoked + 5 * SECOND);
-    let lateness = last.saturating_duration_since(told + 5 * SECOND);
+    let lateness = last.saturating_duration_since(answered + 5 * SECOND);
     println!("{LEASES} lingering leases ended up to {lateness:?} late");
     assert!(lateness <= 2 * SECOND, "lingering leases ended up to {lateness:?} late");
 }

@@ -57,8 +57,8 @@ async fn many_leases_are_listed_page_by_page() {
         stream::iter((0..LEASES).map(grant)).buffer_unordered(AT_ONCE).collect().await;
 
     let (all, pages) = list(&*b, ALL).await;
-    let told: BTreeMap<LeaseId, u64> = all.iter().map(|status| (status.lease, status.session_count)).collect();
-    assert_eq!((all.len(), told), (LEASES, granted.clone()));
+    let received: BTreeMap<LeaseId, u64> = all.iter().map(|status| (status.lease, status.session_count)).collect();
+    assert_eq!((all.len(), received), (LEASES, granted.clone()));
     assert!(pages <= 3, "{LEASES} leases took {pages} pages");
     let (rare, _) = list(&*b, LeaseQuery { owner: Some("rare".to_owned()), limit: 5, ..ALL }).await;
     assert_eq!(rare.len(), LEASES / 1000);
@@ -138,9 +138,9 @@ async fn survives_loss(registry: LossyRegistry, name: &str) {
 
     eventually(|| async {
         let (all, _) = list(&*a.storage, ALL).await;
-        let told: BTreeMap<_, _> =
+        let received: BTreeMap<_, _> =
             all.iter().map(|status| (status.lease, (status.session_count, status.lingers))).collect();
-        (told == BTreeMap::from([(live, (60, false)), (lingering, (60, true))])).then_some(())
+        (received == BTreeMap::from([(live, (60, false)), (lingering, (60, true))])).then_some(())
     })
     .await;
     // A lease whose slot was lost may be attached again, but a lingering lease accepts no session.

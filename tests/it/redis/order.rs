@@ -67,12 +67,13 @@ async fn check(replicas: &[Replica; 2], rounds: usize) {
                 assert_eq!(changed.unwrap(), vec![true; BATCH]);
             });
             join_all(calls).await;
-            let told = events(&mut observer, 4 * BATCH).await;
-            assert!(told.iter().all(|event| (event.change == SessionChange::Created) == is_created));
+            let received = events(&mut observer, 4 * BATCH).await;
+            assert!(received.iter().all(|event| (event.change == SessionChange::Created) == is_created));
             for (caller, batch) in (0..).zip(&batches) {
-                let told = told.iter().map(|event| event.session).filter(|told| told.auth_key_id.0 == caller);
+                let received =
+                    received.iter().map(|event| event.session).filter(|received| received.auth_key_id.0 == caller);
                 assert!(
-                    by_partition(&*storage, told) == by_partition(&*storage, batch.iter().copied()),
+                    by_partition(&*storage, received) == by_partition(&*storage, batch.iter().copied()),
                     "the events of a batch are out of order within a partition"
                 );
             }

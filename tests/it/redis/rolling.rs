@@ -70,7 +70,7 @@ struct Observer {
     /// Whether it resumes at the next replica instead of waiting for its own to come back.
     moves: bool,
     watch: Watch,
-    told: Vec<SessionEvent>,
+    received: Vec<SessionEvent>,
     resumed: u64,
 }
 
@@ -78,14 +78,14 @@ impl Observer {
     async fn start(clients: &[Client], replica: usize, moves: bool) -> Self {
         let mut watch = clients[replica].watch(WatchOptions::default());
         assert!(matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Subscribed { .. }));
-        Self { clients: clients.to_vec(), replica, moves, watch, told: Vec::new(), resumed: 0 }
+        Self { clients: clients.to_vec(), replica, moves, watch, received: Vec::new(), resumed: 0 }
     }
 
     /// Observes until the marker is created.
     async fn observe(&mut self) {
-        while self.told.last().is_none_or(|event| event.session != MARKER) {
+        while self.received.last().is_none_or(|event| event.session != MARKER) {
             match self.watch.next().await.unwrap() {
-                WatchUpdate::Events(events) => self.told.extend(events),
+                WatchUpdate::Events(events) => self.received.extend(events),
                 WatchUpdate::Disconnected { .. } => {
                     self.resumed += 1;
                     if self.moves {
@@ -102,8 +102,8 @@ impl Observer {
 
     /// Asserts that the observer received exactly the writer's changes, in order.
     fn assert_exact(&self, writer: i64, written: &[SessionEvent]) {
-        let told = self.told.iter().filter(|event| event.session.auth_key_id.0 == writer);
-        assert!(told.eq(written), "of writer {writer}, at replica {}", self.replica);
+        let received = self.received.iter().filter(|event| event.session.auth_key_id.0 == writer);
+        assert!(received.eq(written), "of writer {writer}, at replica {}", self.replica);
     }
 }
 

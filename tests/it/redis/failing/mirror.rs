@@ -26,12 +26,12 @@ pub(super) struct Mirror {
 impl Mirror {
     pub(super) fn of(mut observer: Observer) -> Self {
         let state = Arc::new(Mutex::new(State::default()));
-        let told = Arc::clone(&state);
+        let watched = Arc::clone(&state);
         let watching = tokio::spawn(async move {
             while let Some(update) = observer.next().await {
-                told.lock().apply(&update);
+                watched.lock().apply(&update);
             }
-            told.lock().broken = Some("the stream ended".to_owned());
+            watched.lock().broken = Some("the stream ended".to_owned());
         });
         Self { state, watching }
     }
