@@ -200,8 +200,8 @@ impl WriterLog {
     }
 }
 
-/// Accepts a refusal by a lease that has ended or lingers.
-fn unless_refused<R>(result: Result<R, StorageError>) {
+/// Tolerates a refusal by a lease that has ended or lingers.
+fn tolerate_refusal<R>(result: Result<R, StorageError>) {
     if let Err(error) = result {
         assert!(matches!(error, StorageError::UnknownLease(_) | StorageError::LeaseLingers(_)), "{error}");
     }
@@ -217,7 +217,7 @@ async fn write(shared: Arc<Shared>, number: usize, steps: Vec<Step>) -> WriterLo
             Step::Create { sessions, lease: number @ Some(_), only_from } => {
                 for session in sessions {
                     let options = create_options(&shared.leases.lock().unwrap(), number, only_from);
-                    unless_refused(log.create(subject, &[session], options).await);
+                    tolerate_refusal(log.create(subject, &[session], options).await);
                 }
             }
             Step::Create { sessions, lease: None, .. } => log.call(subject, true, &sessions, None).await,
@@ -228,7 +228,7 @@ async fn write(shared: Arc<Shared>, number: usize, steps: Vec<Step>) -> WriterLo
             }
             Step::Revoke(number, linger) => {
                 if let Some(lease) = lease(Some(number)) {
-                    unless_refused(subject.revoke_lease_with(lease, linger).await);
+                    tolerate_refusal(subject.revoke_lease_with(lease, linger).await);
                 }
             }
             Step::Run(times) => {

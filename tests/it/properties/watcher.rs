@@ -72,10 +72,10 @@ impl Watcher {
         }
         self.waits = polled.is_pending();
         let Poll::Ready(Some(update)) = polled else { return None };
-        Some(self.write_down(&update))
+        Some(self.record(&update))
     }
 
-    fn write_down(&mut self, update: &Update) -> Content {
+    fn record(&mut self, update: &Update) -> Content {
         let content = Content::of(update, &self.trace.filter);
         let cursor = self.observer.cursor().map(|cursor| cursor.to_string());
         let places = self.observer.places();
@@ -121,7 +121,7 @@ impl Watcher {
     pub(crate) async fn next(&mut self) -> Option<Content> {
         self.waits = false;
         let update = self.observer.next().await?;
-        Some(self.write_down(&update))
+        Some(self.record(&update))
     }
 
     /// Waits until the observer is woken, even for changes that it does not receive.
@@ -134,7 +134,7 @@ impl Watcher {
             Poll::Ready(update) => Poll::Ready(update),
         });
         if let Some(update) = update.await {
-            self.write_down(&update);
+            self.record(&update);
         }
     }
 

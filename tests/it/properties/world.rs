@@ -59,7 +59,7 @@ impl World {
         let (mut storages, mut replicas) = (Vec::new(), Vec::new());
         for number in 0..shape.replicas {
             let seen = fixture.seen(&fixture.another(&storage, shape).await);
-            // Several handles in one process expire leases once; real replicas each do.
+            // In one process, only the first replica expires leases. Real replicas all do.
             let expires = number == 0 || !F::IS_PAUSED;
             replicas.push(Replica::start(Arc::clone(&seen), options, expires).await);
             storages.push(seen);

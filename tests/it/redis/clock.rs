@@ -42,7 +42,7 @@ pub(super) fn start_with_clock(clock: Option<WallClock>) -> Option<(RedisServer,
 /// Keeps a lease alive until `is_over` is set.
 async fn keep(storage: &dyn SessionStorage, lease: LeaseId, is_over: &AtomicBool) {
     while !is_over.load(Ordering::Relaxed) {
-        storage.keep_lease_alive(lease).await.expect("the lease lives");
+        storage.keep_lease_alive(lease).await.expect("the lease is kept alive");
         sleep(SECOND / 4).await;
     }
 }

@@ -76,7 +76,7 @@ fn observe(mut held: Held, mut stopped: watch::Receiver<bool>) -> JoinHandle<Hel
 }
 
 /// Makes every kind of call, and reaches every partition.
-async fn answers(storage: &dyn SessionStorage) -> Result<(), StorageError> {
+async fn make_every_call(storage: &dyn SessionStorage) -> Result<(), StorageError> {
     let everywhere = keys(EVERYWHERE);
     storage.has(&everywhere).await?;
     storage.create(&everywhere, None).await?;
@@ -89,7 +89,7 @@ async fn answers(storage: &dyn SessionStorage) -> Result<(), StorageError> {
 async fn answers_by(number: usize, storage: &dyn SessionStorage, deadline: Instant) -> Result<(), String> {
     let mut last = None;
     let asking = async {
-        while let Err(error) = answers(storage).await {
+        while let Err(error) = make_every_call(storage).await {
             last = Some(error);
             sleep(Duration::from_millis(50)).await;
         }

@@ -86,8 +86,8 @@ impl StorageFactory for Cluster {
 
 /// Runs all cases in one test, several at a time, because most wait for leases to expire.
 async fn all_cases(factory: &dyn StorageFactory) {
-    const AT_ONCE: usize = 12;
-    let outcomes = stream::iter(cases()).map(|case| case.run(factory)).buffer_unordered(AT_ONCE);
+    const CONCURRENCY: usize = 12;
+    let outcomes = stream::iter(cases()).map(|case| case.run(factory)).buffer_unordered(CONCURRENCY);
     outcomes.for_each(|outcome| async { outcome.unwrap_or_else(|violation| panic!("{violation}")) }).await;
 }
 

@@ -20,9 +20,9 @@ use crate::long::number;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// How many calls run at a time.
-const AT_ONCE: usize = 256;
+const CONCURRENCY: usize = 256;
 
-/// Returns the greatest of some delays.
+/// Returns the longest delay.
 fn slowest(lateness: impl IntoIterator<Item = Duration>) -> Duration {
     lateness.into_iter().max().expect("there is at least one")
 }
@@ -109,8 +109,8 @@ async fn many_small_leases_end_on_time() {
     let mut ends = Ends::watch(&replica).await;
     let ttl = Duration::from_millis(5000 + 2 * leases.unsigned_abs());
     let grant = |n: i64| Abandoned::grant(&replica, ttl, keys(n * SESSIONS..(n + 1) * SESSIONS));
-    let mut abandoned: Vec<_> = stream::iter(0..leases).map(grant).buffer_unordered(AT_ONCE).collect().await;
-    stream::iter(&mut abandoned).for_each_concurrent(AT_ONCE, |lease| lease.keep(&replica)).await;
+    let mut abandoned: Vec<_> = stream::iter(0..leases).map(grant).buffer_unordered(CONCURRENCY).collect().await;
+    stream::iter(&mut abandoned).for_each_concurrent(CONCURRENCY, |lease| lease.keep(&replica)).await;
     ends.wait_for_count((leases * SESSIONS) as usize, ttl + PATIENCE).await;
     let lateness = slowest(abandoned.iter().map(|lease| lease.lateness(&ends)));
     println!("{leases} leases of {SESSIONS} sessions ended up to {lateness:?} late");
@@ -131,7 +131,7 @@ async fn a_dead_lease_ends_on_time_after_an_outage_with_many_leases() {
     let replica = Replica::start_with(&server.url("timeout_ms=500&buckets=64"), options).await;
     let mut ends = Ends::watch(&replica).await;
     let grants = stream::iter(0..leases).map(|_| replica.storage.grant_lease(TTL, "gateway"));
-    grants.buffer_unordered(AT_ONCE).for_each(async |granted| assert!(granted.is_ok(), "{granted:?}")).await;
+    grants.buffer_unordered(CONCURRENCY).for_each(async |granted| assert!(granted.is_ok(), "{granted:?}")).await;
     let dead = Abandoned::grant(&replica, TTL, keys(0..10)).await;
 
     server.signal("STOP");

@@ -89,8 +89,8 @@ async fn a_redis_outage_shows_in_the_metrics() {
 
 #[tokio::test]
 async fn an_unreachable_redis_ends_the_start_with_code_5_and_hides_the_password() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let url = format!("redis://user:s3cret@{nobody}/?timeout_ms=200");
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("redis://user:s3cret@{unused}/?timeout_ms=200");
     let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
     let mut command = serve(&[&ports[..], &["--storage", &url, "--storage-wait", "0"]].concat());
     let output = soon(command.output()).await.unwrap();

@@ -17,7 +17,7 @@ use super::{
 const PARAMETERS: &str = "buckets=64";
 
 /// How long the test counts commands.
-const WHILE: Duration = Duration::from_secs(2);
+const MEASURED: Duration = Duration::from_secs(2);
 
 /// Far more commands than two replicas need in that time to check leases and read the log. A loop without a pause sends
 /// thousands.
@@ -104,9 +104,9 @@ async fn heals(damage: Damage) {
     let before = commands(&server);
     name.resume();
     held.resets_once_to(&keys(0..50)).await;
-    sleep(WHILE).await;
+    sleep(MEASURED).await;
     let sent = commands(&server) - before;
-    assert!(sent < COMMANDS, "{damage:?}: {sent} commands within {WHILE:?}");
+    assert!(sent < COMMANDS, "{damage:?}: {sent} commands within {MEASURED:?}");
 
     // Streams continue with the changes after the gap.
     create(&*a, &keys(50..60)).await;

@@ -56,7 +56,7 @@ on_each_server! {
     [#[tokio::test]] reloading_the_same_data_resets_no_stream;
     [#[tokio::test]] a_failover_while_no_replica_runs_resets_the_cursors_of_lost_changes;
     [#[tokio::test]] a_loss_resets_streams_once_when_few_events_are_retained;
-    [#[tokio::test]] places_reported_from_a_lost_history_are_not_continued_from;
+    [#[tokio::test]] a_handle_never_continues_from_a_place_in_a_lost_history;
 }
 
 async fn loading_a_dump_twice_honours_no_cursor_of_lost_changes(kind: ServerKind) {
@@ -269,7 +269,7 @@ enum Report {
 
 /// A handle reports a place that its tail has not read yet. Redis loses that place, but nothing that the tail has read,
 /// and then grows past it.
-async fn places_reported_from_a_lost_history_are_not_continued_from(kind: ServerKind) {
+async fn a_handle_never_continues_from_a_place_in_a_lost_history(kind: ServerKind) {
     for report in [Report::Buckets, Report::Marks, Report::End] {
         let server = kind.start(kind.with_debug());
         let gate = Gate::before(&server).await;

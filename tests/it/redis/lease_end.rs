@@ -65,7 +65,7 @@ fn is_over<T>(answer: &Result<T, StorageError>) -> bool {
 }
 
 /// Asserts that no partition accepts a session under a lease that has ended or lingers.
-async fn accepts_no_session(storage: &dyn SessionStorage, lease: LeaseId) {
+async fn assert_accepts_no_session(storage: &dyn SessionStorage, lease: LeaseId) {
     for session in one_in_each(storage) {
         let created = storage.create(&[session], Some(lease)).await;
         let partition = storage.partition_of(storage.bucket_of(&session));
@@ -98,8 +98,8 @@ async fn end_is_reported_during_the_sweep(url: &str, rounds: usize) {
         wait_until_lease_is_gone(&*b.storage, lease).await;
         let found = b.storage.lookup(&sessions).await.unwrap();
         assert!(found.iter().all(|found| found.lease.is_none()), "a session is under an ended lease");
-        accepts_no_session(&*b.storage, lease).await;
-        accepts_no_session(&*a.storage, lease).await;
+        assert_accepts_no_session(&*b.storage, lease).await;
+        assert_accepts_no_session(&*a.storage, lease).await;
         assert_eq!(revoking.await.unwrap().unwrap(), 4000);
         assert_eq!(b.storage.has(&sessions).await.unwrap(), vec![false; sessions.len()]);
     }
@@ -128,7 +128,7 @@ async fn revoking_replica_dies(url: &str, rounds: u64) {
         if !is_gone {
             b.storage.revoke_lease(lease).await.unwrap();
         }
-        accepts_no_session(&*b.storage, lease).await;
+        assert_accepts_no_session(&*b.storage, lease).await;
         left.extend(sessions);
     }
     wait_until_gone(&*b.storage, &left).await;
@@ -214,18 +214,18 @@ async fn race(url: &str, replicas: &[Replica; 3], round: usize) -> Vec<SessionKe
     let reported = end.reported.load(Ordering::SeqCst);
     let late = created.iter().filter(|(begin, _)| *begin > reported).count();
     assert_eq!(late, 0, "creates succeeded after the end or linger of their lease was reported");
-    accepts_no_session(&*replicas[0].storage, lease).await;
+    assert_accepts_no_session(&*replicas[0].storage, lease).await;
     created.into_iter().map(|(_, session)| session).collect()
 }
 
 /// Ends several leases concurrently, in several rounds.
 async fn races(url: &str, rounds: usize) {
-    const AT_ONCE: usize = 5;
+    const CONCURRENCY: usize = 5;
     let replicas = [Replica::start(url).await, Replica::start(url).await, Replica::start(url).await];
     let mut ends = Ends::watch(&replicas[0]).await;
     let mut created = Vec::new();
-    for first in (0..rounds).step_by(AT_ONCE) {
-        let under_way = (first..first + AT_ONCE).map(|round| race(url, &replicas, round));
+    for first in (0..rounds).step_by(CONCURRENCY) {
+        let under_way = (first..first + CONCURRENCY).map(|round| race(url, &replicas, round));
         created.extend(join_all(under_way).await.concat());
     }
     wait_until_gone(&*replicas[2].storage, &created).await;
@@ -247,7 +247,7 @@ async fn end_is_reported_by_an_event(url: &str, rounds: u64) {
             async move { if expires { Ok(0) } else { storage.revoke_lease(lease).await } }
         });
         ends.wait_for_count(1, PATIENCE).await;
-        accepts_no_session(&*b.storage, lease).await;
+        assert_accepts_no_session(&*b.storage, lease).await;
         ends.wait_for_count(sessions.len(), PATIENCE).await;
         revoking.await.unwrap().unwrap();
     }

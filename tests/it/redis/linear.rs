@@ -35,7 +35,7 @@ use crate::long::number;
 const CALLERS: usize = 6;
 
 /// How many histories run concurrently, so that calls on several sessions share scripts.
-const AT_ONCE: i64 = 8;
+const CONCURRENCY: i64 = 8;
 
 /// The replicas of a registry, and the leases that the sessions come under.
 struct Registry {
@@ -125,9 +125,9 @@ impl Registry {
     /// Checks `histories` histories, a few at a time. Returns how many calls were made and how many failed.
     async fn check(self: &Arc<Self>, histories: u32, calls: usize) -> (usize, usize) {
         let (mut made, mut failed) = (0, 0);
-        for first in (0..i64::from(histories)).step_by(AT_ONCE as usize) {
+        for first in (0..i64::from(histories)).step_by(CONCURRENCY as usize) {
             let mut under_way = JoinSet::new();
-            for n in first..first + AT_ONCE {
+            for n in first..first + CONCURRENCY {
                 under_way.spawn(Arc::clone(self).history(SessionKey::new(0, n), calls));
             }
             for history in under_way.join_all().await {

@@ -38,7 +38,7 @@ async fn list(storage: &dyn SessionStorage, mut query: LeaseQuery) -> (Vec<Lease
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_leases_are_listed_page_by_page() {
     const LEASES: usize = 12_000;
-    const AT_ONCE: usize = 256;
+    const CONCURRENCY: usize = 256;
     if !is_installed() {
         return;
     }
@@ -54,7 +54,7 @@ async fn many_leases_are_listed_page_by_page() {
         (lease, if n.is_multiple_of(100) { 10 } else { 0 })
     };
     let granted: BTreeMap<LeaseId, u64> =
-        stream::iter((0..LEASES).map(grant)).buffer_unordered(AT_ONCE).collect().await;
+        stream::iter((0..LEASES).map(grant)).buffer_unordered(CONCURRENCY).collect().await;
 
     let (all, pages) = list(&*b, ALL).await;
     let received: BTreeMap<LeaseId, u64> = all.iter().map(|status| (status.lease, status.session_count)).collect();
@@ -75,7 +75,7 @@ async fn many_leases_are_listed_page_by_page() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_lookup_spans_thousands_of_leases() {
     const LEASES: usize = 10_000;
-    const AT_ONCE: usize = 256;
+    const CONCURRENCY: usize = 256;
     if !is_installed() {
         return;
     }
@@ -88,7 +88,7 @@ async fn a_batch_lookup_spans_thousands_of_leases() {
         a.create(&[*session], Some(lease)).await.unwrap();
         lease
     };
-    let leases: Vec<LeaseId> = stream::iter(sessions.iter().map(create)).buffered(AT_ONCE).collect().await;
+    let leases: Vec<LeaseId> = stream::iter(sessions.iter().map(create)).buffered(CONCURRENCY).collect().await;
     for _ in 0..2 {
         let found = b.lookup(&sessions).await.unwrap();
         assert!(found.iter().zip(&leases).all(|(found, lease)| found.exists && found.lease == Some(*lease)));

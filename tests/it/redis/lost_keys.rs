@@ -17,7 +17,7 @@ use super::{
 };
 
 /// The registry serves again within this time.
-const HEALS: Duration = Duration::from_secs(10);
+const HEAL_TIME: Duration = Duration::from_secs(10);
 
 /// The ttl of leases that are not kept alive.
 const TTL: Duration = Duration::from_secs(4);
@@ -132,7 +132,7 @@ async fn heals(loss: Loss) {
     }
 
     for (replica, some) in [(&a, keys(300..330)), (&b, keys(330..360))] {
-        succeeds_within(&case, HEALS, async || replica.storage.create(&some, None).await.map(drop)).await;
+        succeeds_within(&case, HEAL_TIME, async || replica.storage.create(&some, None).await.map(drop)).await;
     }
     wait_until_gone(&case, &*a.storage, &keys(150..210), TTL + SLACK).await;
     end_lease(&case, &*a.storage, kept).await;
@@ -173,7 +173,7 @@ async fn heals_at_the_start(loss: Loss) {
     }
 
     let b = Replica::start_with(&url, options()).await;
-    succeeds_within(&case, HEALS, async || b.storage.create(&keys(200..230), None).await.map(drop)).await;
+    succeeds_within(&case, HEAL_TIME, async || b.storage.create(&keys(200..230), None).await.map(drop)).await;
     wait_until_gone(&case, &*b.storage, &keys(90..150), TTL + SLACK).await;
     let mut fresh = b.watch(Start::Snapshot).await;
     let left = fresh.converges_with(&keys(0..230), &b).await;
@@ -213,7 +213,7 @@ async fn wait_until_gone(case: &str, storage: &dyn SessionStorage, sessions: &[S
 
 /// Revokes a lease that may be gone already.
 async fn end_lease(case: &str, storage: &dyn SessionStorage, lease: LeaseId) {
-    succeeds_within(case, HEALS, async || match storage.revoke_lease(lease).await {
+    succeeds_within(case, HEAL_TIME, async || match storage.revoke_lease(lease).await {
         Ok(_) | Err(StorageError::UnknownLease(_)) => Ok(()),
         Err(error) => Err(error),
     })

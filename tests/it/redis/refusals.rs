@@ -20,7 +20,7 @@ use super::{
 const PARAMETERS: &str = "timeout_ms=300&buckets=64";
 
 /// A storage notices within this time, without a call, whether it can be changed.
-const NOTICE: Duration = Duration::from_secs(10);
+const NOTICE_TIME: Duration = Duration::from_secs(10);
 
 /// Why Redis refuses changes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -94,8 +94,8 @@ pub(super) async fn writability_becomes(storage: &dyn SessionStorage, cause: Opt
             sleep(Duration::from_millis(20)).await;
         }
     };
-    let is_noticed = timeout(NOTICE, polling).await.is_ok();
-    assert!(is_noticed, "after {NOTICE:?}: expected {cause:?}, found {last:?}");
+    let is_noticed = timeout(NOTICE_TIME, polling).await.is_ok();
+    assert!(is_noticed, "after {NOTICE_TIME:?}: expected {cause:?}, found {last:?}");
 }
 
 /// Asserts that a call was refused for this cause.
@@ -238,5 +238,5 @@ async fn one_cluster_node_that_refuses_changes_is_noticed() {
     node.set("min-replicas-to-write", "0");
     writability_becomes(&*storage, None).await;
     create(&*storage, &keys(0..100)).await;
-    assert!(began.elapsed() < 2 * NOTICE);
+    assert!(began.elapsed() < 2 * NOTICE_TIME);
 }

@@ -192,12 +192,12 @@ pub(super) async fn existing_of(mut sessions: Vec<SessionKey>, replica: &Replica
 
 /// Runs every case to its end, several at a time, and then fails if any case failed.
 pub(super) async fn run_all<F: Future<Output = ()>>(cases: impl IntoIterator<Item = (String, F)>) {
-    const AT_ONCE: usize = 8;
+    const CONCURRENCY: usize = 8;
     let running = cases.into_iter().map(async |(name, case)| {
         let outcome = AssertUnwindSafe(case).catch_unwind().await;
         outcome.is_err().then_some(name)
     });
-    let outcomes: Vec<Option<String>> = stream::iter(running).buffer_unordered(AT_ONCE).collect().await;
+    let outcomes: Vec<Option<String>> = stream::iter(running).buffer_unordered(CONCURRENCY).collect().await;
     let failed: Vec<String> = outcomes.into_iter().flatten().collect();
     assert!(failed.is_empty(), "failed cases: {failed:#?}");
 }

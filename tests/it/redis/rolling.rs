@@ -26,7 +26,7 @@ const WRITERS: i64 = 9;
 /// How many sessions each writer has.
 const SESSIONS: i64 = 50;
 /// How many calls are made between two restarts.
-const BETWEEN: u64 = 500;
+const CALLS_BETWEEN: u64 = 500;
 /// The number of the first gateway. There is one gateway, with a lease, at each replica.
 const GATEWAYS: i64 = 100;
 
@@ -128,7 +128,7 @@ async fn roll(programs: &mut [Program], rolls: u32, args: &[&str], progress: &Pr
 }
 
 async fn wait_for_more_calls(progress: &Progress) {
-    let calls = progress.calls.get() + BETWEEN;
+    let calls = progress.calls.get() + CALLS_BETWEEN;
     soon(async {
         while progress.calls.get() < calls {
             sleep(Duration::from_millis(5)).await;

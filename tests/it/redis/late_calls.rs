@@ -22,7 +22,7 @@ use crate::wall_clock::WallClock;
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// How long the tests watch for a late change. A running Redis executes what it was sent within milliseconds.
-const WATCHED: Duration = Duration::from_secs(1);
+const WATCH_TIME: Duration = Duration::from_secs(1);
 
 fn parameters(partitions: u32) -> String {
     format!("timeout_ms=200&partitions={partitions}&buckets=48")
@@ -70,7 +70,7 @@ async fn has(storage: &dyn SessionStorage, sessions: &[SessionKey]) -> Vec<bool>
 /// Fails if the sessions change after a call has seen them.
 async fn assert_unchanged(replicas: &[&Replica], sessions: &[SessionKey], seen: &[bool]) {
     let mut held = replicas[0].watch(Start::Snapshot).await;
-    let until = Instant::now() + WATCHED;
+    let until = Instant::now() + WATCH_TIME;
     while Instant::now() < until {
         for replica in replicas {
             let now = has(&*replica.storage, sessions).await;
@@ -80,7 +80,7 @@ async fn assert_unchanged(replicas: &[&Replica], sessions: &[SessionKey], seen: 
                 "sessions changed after a later call was answered, because of a call that had failed"
             );
         }
-        sleep(WATCHED / 20).await;
+        sleep(WATCH_TIME / 20).await;
     }
     let exist: Vec<_> = sessions.iter().zip(seen).filter(|(_, exists)| **exists).map(|(session, _)| *session).collect();
     held.converges_to(&exist).await;
