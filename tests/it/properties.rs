@@ -9,6 +9,7 @@ mod file;
 mod held;
 mod history;
 mod live;
+mod message;
 mod misplaced;
 mod model;
 mod places;
@@ -18,7 +19,6 @@ pub(crate) mod replica;
 mod rollback;
 mod segment;
 mod takeover;
-mod told;
 mod twisted;
 mod watcher;
 mod wire;
@@ -36,7 +36,7 @@ use sessiond::{
 use self::{
     checker::{Broken, Started, Trace},
     history::{Shape, Step, shape, steps},
-    told::Told,
+    message::Content,
     world::{World, run},
 };
 
@@ -129,10 +129,10 @@ impl Counts {
     fn add(&mut self, trace: &Trace) {
         let has_placements = trace.filter.has_placements();
         let mut in_snapshot = false;
-        for message in &trace.told {
-            match &message.told {
-                Told::Reset(reason) => *self.resets.entry(*reason).or_default() += 1,
-                Told::Events(events) => {
+        for message in &trace.messages {
+            match &message.content {
+                Content::Reset(reason) => *self.resets.entry(*reason).or_default() += 1,
+                Content::Events(events) => {
                     let is_resumed = matches!(trace.started, Started::After { .. });
                     self.events_in_snapshots += usize::from(in_snapshot);
                     self.resumed += usize::from(is_resumed);
@@ -162,11 +162,11 @@ impl Counts {
                         }
                     }
                 }
-                Told::Snapshot(sessions) => {
+                Content::Snapshot(sessions) => {
                     in_snapshot = true;
                     self.leases_in_snapshots += sessions.iter().filter(|(_, lease)| lease.is_some()).count();
                 }
-                Told::Synced(_) => in_snapshot = false,
+                Content::Synced(_) => in_snapshot = false,
                 _ => {}
             }
         }

@@ -1,4 +1,4 @@
-//! A call that failed because Redis did not answer in time: what it asked for does not happen after a later call was answered.
+//! If a call fails because Redis does not answer in time, its change does not happen after a later call was answered.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,43 +21,44 @@ use crate::wall_clock::WallClock;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// How long a late change is waited for. None comes where Redis works off in milliseconds what it was sent.
-const WATCHED: Duration = Duration::from_secs(1);
+/// How long the tests watch for a late change. A running Redis executes what it was sent within milliseconds.
+const WATCH_TIME: Duration = Duration::from_secs(1);
 
 fn parameters(partitions: u32) -> String {
     format!("timeout_ms=200&partitions={partitions}&buckets=48")
 }
 
-/// Sessions that exist, and others that do not.
+/// Some sessions that exist and some that do not.
 struct Sessions {
-    there: Vec<SessionKey>,
+    existing: Vec<SessionKey>,
     missing: Vec<SessionKey>,
 }
 
 impl Sessions {
     async fn create(storage: &dyn SessionStorage) -> Self {
-        let sessions = Self { there: keys(0..6000), missing: keys(10_000..16_000) };
-        storage.create(&sessions.there, None).await.unwrap();
+        let sessions = Self { existing: keys(0..6000), missing: keys(10_000..16_000) };
+        storage.create(&sessions.existing, None).await.unwrap();
         sessions
     }
 
     fn all(&self) -> Vec<SessionKey> {
-        [&self.there[..], &self.missing].concat()
+        [&self.existing[..], &self.missing].concat()
     }
 }
 
-fn is_unavailable<T: std::fmt::Debug>(outcome: Result<T, StorageError>) {
+fn assert_unavailable<T: std::fmt::Debug>(outcome: Result<T, StorageError>) {
     assert!(matches!(outcome, Err(StorageError::Unavailable(_))), "{outcome:?}");
 }
 
-/// Destroys what is there and creates what is missing, in batches that fill several scripts, while Redis does not answer.
-async fn give_up(storages: &[&Arc<dyn SessionStorage>], sessions: &Sessions) {
+/// Destroys the existing sessions and creates the missing ones while Redis does not answer. The batches fill several
+/// scripts, and every call must fail.
+async fn fail_changes(storages: &[&Arc<dyn SessionStorage>], sessions: &Sessions) {
     let callers = storages.iter().cycle();
     let creates = sessions.missing.chunks(700).zip(callers.clone()).map(async |(some, storage)| {
-        is_unavailable(storage.create(some, None).await);
+        assert_unavailable(storage.create(some, None).await);
     });
-    let destroys = sessions.there.chunks(1300).zip(callers).map(async |(some, storage)| {
-        is_unavailable(storage.destroy(some, None).await);
+    let destroys = sessions.existing.chunks(1300).zip(callers).map(async |(some, storage)| {
+        assert_unavailable(storage.destroy(some, None).await);
     });
     tokio::join!(join_all(creates), join_all(destroys));
 }
@@ -66,10 +67,10 @@ async fn has(storage: &dyn SessionStorage, sessions: &[SessionKey]) -> Vec<bool>
     eventually(|| async { storage.has(sessions).await.ok() }).await
 }
 
-/// Fails if what a call has seen does not stay as it is.
-async fn stays(replicas: &[&Replica], sessions: &[SessionKey], seen: &[bool]) {
+/// Fails if the sessions change after a call has seen them.
+async fn assert_unchanged(replicas: &[&Replica], sessions: &[SessionKey], seen: &[bool]) {
     let mut held = replicas[0].watch(Start::Snapshot).await;
-    let until = Instant::now() + WATCHED;
+    let until = Instant::now() + WATCH_TIME;
     while Instant::now() < until {
         for replica in replicas {
             let now = has(&*replica.storage, sessions).await;
@@ -79,14 +80,14 @@ async fn stays(replicas: &[&Replica], sessions: &[SessionKey], seen: &[bool]) {
                 "sessions changed after a later call was answered, because of a call that had failed"
             );
         }
-        sleep(WATCHED / 20).await;
+        sleep(WATCH_TIME / 20).await;
     }
     let exist: Vec<_> = sessions.iter().zip(seen).filter(|(_, exists)| **exists).map(|(session, _)| *session).collect();
-    held.comes_to_hold(&exist).await;
+    held.converges_to(&exist).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_that_failed_while_redis_was_stopped_change_nothing_later() {
+async fn calls_that_fail_while_redis_is_paused_change_nothing_later() {
     const ROUNDS: usize = 3;
     if !is_installed() {
         return;
@@ -98,15 +99,15 @@ async fn calls_that_failed_while_redis_was_stopped_change_nothing_later() {
         let [a, b, c] = &replicas;
         let sessions = Sessions::create(&*a.storage).await;
         server.signal("STOP");
-        give_up(&[&a.storage, &b.storage], &sessions).await;
+        fail_changes(&[&a.storage, &b.storage], &sessions).await;
         server.signal("CONT");
         let seen = has(&*c.storage, &sessions.all()).await;
-        stays(&[c, a, b], &sessions.all(), &seen).await;
+        assert_unchanged(&[c, a, b], &sessions.all(), &seen).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_that_failed_while_a_node_of_a_cluster_was_stopped_change_nothing_later() {
+async fn calls_that_fail_while_a_cluster_node_is_paused_change_nothing_later() {
     if !is_installed() {
         return;
     }
@@ -117,19 +118,19 @@ async fn calls_that_failed_while_a_node_of_a_cluster_was_stopped_change_nothing_
         let all = keys(first..first + 9000);
         cluster.nodes[node].signal("STOP");
         let callers = [&a.storage, &b.storage].into_iter().cycle();
-        // Partitions of other nodes take their part.
+        // Some of the sessions are in partitions on other nodes, which do answer.
         let creates = all.chunks(3000).zip(callers).map(async |(some, storage)| storage.create(some, None).await);
-        join_all(creates).await.into_iter().for_each(is_unavailable);
+        join_all(creates).await.into_iter().for_each(assert_unavailable);
         cluster.nodes[node].signal("CONT");
         let seen = has(&*c.storage, &all).await;
-        stays(&[&c, &a, &b], &all, &seen).await;
+        assert_unchanged(&[&c, &a, &b], &all, &seen).await;
         eventually(|| async { c.storage.destroy(&all, None).await.ok() }).await;
     }
 }
 
-/// The other replica is answered all the time: Redis is well, and a connection to it is stuck.
+/// Redis answers the other replica all the time; only the connections of one replica are stuck.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_that_failed_over_a_stuck_connection_change_nothing_later() {
+async fn calls_that_fail_over_a_stuck_connection_change_nothing_later() {
     if !is_installed() {
         return;
     }
@@ -140,47 +141,47 @@ async fn calls_that_failed_over_a_stuck_connection_change_nothing_later() {
         let [a, b] = [Replica::start(&gate.url(&parameters)).await, Replica::start(&server.url(&parameters)).await];
         let sessions = Sessions::create(&*b.storage).await;
         gate.shut();
-        give_up(&[&a.storage], &sessions).await;
-        // These have been told that the sessions are there, the newest of them just now.
-        let again = &sessions.there[..500];
+        fail_changes(&[&a.storage], &sessions).await;
+        // These calls see the sessions that the failed calls were to destroy, and change some of them.
+        let again = &sessions.existing[..500];
         assert_eq!(b.storage.destroy(again, None).await.unwrap(), [true; 500]);
         assert_eq!(b.storage.create(again, None).await.unwrap(), [true; 500]);
         let seen = has(&*b.storage, &sessions.all()).await;
         gate.open();
-        stays(&[&b, &a], &sessions.all(), &seen).await;
+        assert_unchanged(&[&b, &a], &sessions.all(), &seen).await;
     }
 }
 
-/// A clock that goes back by far more than the timeout gives a step that waits no more time.
+/// If the clock is set back by far more than the timeout, a waiting script does not get more time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_that_failed_before_the_clock_was_set_back_change_nothing_later() {
+async fn calls_that_fail_before_the_clock_is_set_back_change_nothing_later() {
     let Some((server, clock)) = start_with_clock(WallClock::new()) else { return };
     let gate = Gate::before(&server).await;
     let parameters = parameters(2);
     let [a, b] = [Replica::start(&gate.url(&parameters)).await, Replica::start(&server.url(&parameters)).await];
-    // The first partition's clock is stored more often, because the leases' clock moves there.
+    // The test avoids the first partition, whose clock is stored more often because the leases' clock moves there.
     let in_second = |session: &SessionKey| a.storage.partition_of(a.storage.bucket_of(session)) == 1;
     for round in 1..=3 {
         let first = 1000 * round;
         let sessions: Vec<_> = keys(first..first + 300).into_iter().filter(in_second).collect();
-        let (there, missing) = sessions.split_at(sessions.len() / 2);
-        b.storage.create(there, None).await.unwrap();
-        eventually(|| async { a.storage.create(there, None).await.ok() }).await;
+        let (existing, missing) = sessions.split_at(sessions.len() / 2);
+        b.storage.create(existing, None).await.unwrap();
+        eventually(|| async { a.storage.create(existing, None).await.ok() }).await;
         gate.shut();
         let (created, destroyed) =
-            tokio::join!(a.storage.create(missing, None), async { a.storage.destroy(there, None).await });
+            tokio::join!(a.storage.create(missing, None), async { a.storage.destroy(existing, None).await });
         clock.set(-600 * round);
-        is_unavailable(created);
-        is_unavailable(destroyed);
+        assert_unavailable(created);
+        assert_unavailable(destroyed);
         let seen = has(&*b.storage, &sessions).await;
         gate.open();
-        stays(&[&b, &a], &sessions, &seen).await;
+        assert_unchanged(&[&b, &a], &sessions, &seen).await;
         b.storage.destroy(&sessions, None).await.unwrap();
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_about_leases_that_failed_over_a_stuck_connection_change_nothing_later() {
+async fn lease_calls_that_fail_over_a_stuck_connection_change_nothing_later() {
     if !is_installed() {
         return;
     }
@@ -195,21 +196,21 @@ async fn calls_about_leases_that_failed_over_a_stuck_connection_change_nothing_l
     b.storage.create(&moved, Some(moved_from)).await.unwrap();
     gate.shut();
     tokio::join!(
-        async { is_unavailable(a.storage.revoke_lease(lives).await) },
-        async { is_unavailable(a.storage.grant_lease(HOUR, "").await) },
-        async { is_unavailable(a.storage.create(&moved, Some(lives)).await) },
-        async { is_unavailable(a.storage.create(&late, Some(moved_from)).await) },
-        async { is_unavailable(a.storage.destroy(&held, Some(lives)).await) },
+        async { assert_unavailable(a.storage.revoke_lease(lives).await) },
+        async { assert_unavailable(a.storage.grant_lease(HOUR, "").await) },
+        async { assert_unavailable(a.storage.create(&moved, Some(lives)).await) },
+        async { assert_unavailable(a.storage.create(&late, Some(moved_from)).await) },
+        async { assert_unavailable(a.storage.destroy(&held, Some(lives)).await) },
     );
-    b.storage.keep_lease_alive(lives).await.expect("a revocation that failed has not happened");
+    b.storage.keep_lease_alive(lives).await.expect("a failed revocation has no effect");
     let leases = b.storage.lease_count().await.unwrap();
     assert_eq!(leases, 2);
     let all = [held.clone(), moved.clone(), late].concat();
     let seen = has(&*b.storage, &all).await;
     gate.open();
-    stays(&[&b, &a], &all, &seen).await;
+    assert_unchanged(&[&b, &a], &all, &seen).await;
     assert_eq!(b.storage.lease_count().await.unwrap(), leases);
-    // Nothing moved either: each lease ends with what it had.
+    // No session moved either: each lease ends with the sessions it had.
     let revoke = async |lease: LeaseId| b.storage.revoke_lease(lease).await.unwrap();
     assert_eq!([revoke(lives).await, revoke(moved_from).await], [500, 500]);
 }

@@ -1,4 +1,4 @@
-//! A registry that is made anew while calls wait for it.
+//! A registry that is created again while calls wait for it.
 
 use futures_util::future::join_all;
 use redis::cmd;
@@ -8,15 +8,15 @@ use super::{
     ROOMY,
     gate::Gate,
     open,
-    replica::{Replica, eventually, keys, left_of},
+    replica::{Replica, eventually, existing_of, keys},
     server::{RedisServer, is_installed},
 };
 
 const PARAMETERS: &str = "timeout_ms=3000&partitions=4&buckets=64";
 
-/// A new registry puts sessions into other partitions than the old one did.
+/// The new registry puts sessions into other partitions than the old one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_that_waited_for_the_old_registry_are_routed_anew() {
+async fn calls_waiting_during_a_flush_are_routed_to_the_new_registry() {
     if !is_installed() {
         return;
     }
@@ -29,7 +29,7 @@ async fn calls_that_waited_for_the_old_registry_are_routed_anew() {
     let creating = join_all(all.chunks(100).map(|some| storage.create(some, None)));
     let looking = join_all(all.chunks(100).map(|some| storage.has(some)));
     let replacing = async {
-        // Every call waits by now, some of them behind the first script or the first look.
+        // By now every call waits, some of them behind the first script or the first read.
         tokio::task::yield_now().await;
         let () = server.ask(&cmd("FLUSHALL")).unwrap();
         gate.open();
@@ -39,10 +39,10 @@ async fn calls_that_waited_for_the_old_registry_are_routed_anew() {
     for (some, outcome) in all.chunks(100).zip(created) {
         assert_eq!(outcome.unwrap(), [true; 100]);
         let there = eventually(|| async { storage.has(some).await.ok() }).await;
-        assert_eq!(there, [true; 100], "what was created is looked for where it is");
+        assert_eq!(there, [true; 100], "lookups use the new registry's partitions");
     }
     let other = Replica::start(&server.url(PARAMETERS)).await;
-    assert_eq!(left_of(all.clone(), &other).await, all);
-    other.watch(Start::Snapshot).await.comes_to_hold(&all).await;
+    assert_eq!(existing_of(all.clone(), &other).await, all);
+    other.watch(Start::Snapshot).await.converges_to(&all).await;
     assert_eq!(other.storage.destroy(&all, None).await.unwrap(), [true; 3000]);
 }

@@ -1,4 +1,4 @@
-//! What an observer was told, in process or over the wire.
+//! The messages that an observer received, in process or over the wire.
 
 use sessiond::{
     session::{LeaseId, SessionEvent, SessionKey},
@@ -8,11 +8,11 @@ use sessiond::{
 
 use super::held::seen;
 
-/// What an observer was told at once.
+/// The content of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Told {
+pub(crate) enum Content {
     Subscribed,
-    /// Without placements there are no leases.
+    /// The sessions of a chunk. Without placements there are no leases.
     Snapshot(Vec<(SessionKey, Option<LeaseId>)>),
     Synced(u64),
     Events(Vec<SessionEvent>),
@@ -24,22 +24,22 @@ pub(crate) enum Told {
 /// One message of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Message {
-    pub(crate) told: Told,
+    pub(crate) content: Content,
     pub(crate) cursor: Option<String>,
-    /// With placements, the place in each partition, if the message has them.
+    /// With placements, the place in each partition, if the message has places.
     pub(crate) places: Vec<Place>,
     /// With placements, the place of the last event.
     pub(crate) last: Option<Place>,
 }
 
 impl Message {
-    pub(crate) fn new(told: Told, cursor: Option<String>) -> Self {
-        Self { told, cursor, places: Vec::new(), last: None }
+    pub(crate) fn new(content: Content, cursor: Option<String>) -> Self {
+        Self { content, cursor, places: Vec::new(), last: None }
     }
 }
 
-impl Told {
-    /// An update as an observer with this filter sees it.
+impl Content {
+    /// Converts an update as an observer with this filter sees it.
     pub(crate) fn of(update: &Update, filter: &Filter) -> Self {
         match update {
             Update::Subscribed => Self::Subscribed,
@@ -47,7 +47,7 @@ impl Told {
             Update::Placements(sessions) => Self::Snapshot(sessions.clone()),
             Update::Synced { session_count } => Self::Synced(*session_count),
             Update::Events(events) => {
-                // What it should not see is written down as it is.
+                // An event that it should not see is recorded unchanged.
                 let seen = |event| seen(event, filter).unwrap_or(*event);
                 Self::Events(events.events().iter().map(seen).collect())
             }
