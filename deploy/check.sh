@@ -89,7 +89,7 @@ systemd() {
     # the machine's own units.
     systemd-analyze verify --man=no "$unit" 2>"$work/verify.log" || { cat "$work/verify.log" >&2; fail "the unit is wrong"; }
     ! grep -F sessiond.service "$work/verify.log" || fail "the unit is wrong"
-    # A service that uses IP can reach 1.3 at best. A service without any hardening has 10.
+    # The threshold is in tenths. A well hardened service that uses IP rates about 1.3, one without any hardening 10.
     systemd-analyze security --offline=true --threshold=15 "$unit" | tail -n 1
     drain=$("$server" serve --help | sed -n '/SESSIOND_DRAIN_TIMEOUT/,/default/ s/.*default: \([0-9]*\)s.*/\1/p')
     value=$(sed -n 's/^TimeoutStopSec=//p' "$unit")
