@@ -6,7 +6,7 @@
 //! - a hash for each bucket, from a session's 16 bytes to the slot of its lease
 //! - a stream, which is the change log
 //! - a small hash, `meta`, with the end of the log, the session count and the registry's birth
-//! - keys for its leases: see ARCHITECTURE.md
+//! - keys for its leases: see docs/design/redis.md
 //!
 //! Every script checks the birth first. If Redis comes back empty or with another registry, the next call notices it.
 

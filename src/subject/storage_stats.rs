@@ -210,8 +210,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn waits_are_timed_and_failures_are_counted() {
         let counts = StorageStats::default();
-        counts.of(StorageOperation::Has, Box::pin(ready(Ok::<_, StorageError>(())))).await.unwrap();
-        assert_eq!(waits(&counts, StorageOperation::Has), (0, 0, 0, 0), "an immediate answer is not a wait");
+        counts.measure(StorageOperation::Has, Box::pin(ready(Ok::<_, StorageError>(())))).await.unwrap();
+        assert_eq!(figures(&counts, StorageOperation::Has), (0, 0, 0, 0), "an immediate answer is not a wait");
 
         let late = async {
             tokio::task::yield_now().await;
@@ -227,6 +227,6 @@ mod tests {
 
         let stuck = counts.measure(StorageOperation::Log, Box::pin(pending::<Result<(), StorageError>>()));
         tokio::time::timeout(Duration::from_secs(1), stuck).await.unwrap_err();
-        assert_eq!(waits(&counts, StorageOperation::Log), (1, 0, 0, 0), "a cancelled call counts as a wait");
+        assert_eq!(figures(&counts, StorageOperation::Log), (1, 0, 0, 0), "a cancelled call counts as a wait");
     }
 }

@@ -1,7 +1,7 @@
 //! Finds the Redis server that owns a key, and connects to it.
 //!
 //! This does not use redis-rs' cluster client, which hides which server answers, resends calls that may have been
-//! executed, and in tests hung forever after a failover: see ARCHITECTURE.md.
+//! executed, and in tests hung forever after a failover: see docs/design/redis.md.
 
 use std::{
     collections::HashMap,
