@@ -319,7 +319,7 @@ async fn token_new_prints_a_token_that_every_command_accepts() {
 
     assert_fails(&run(guarded.command(&["has", "5"])).await, 3, "UNAUTHENTICATED");
     assert_fails(&run(guarded.command(&["has", "5", "--token", "a.b"])).await, 3, "UNAUTHENTICATED");
-    assert_fails(&run(guarded.command(&["has", "5", "--token", "a b"])).await, 2, "the token is not one");
+    assert_fails(&run(guarded.command(&["has", "5", "--token", "a b"])).await, 2, "the token is malformed");
     assert_fails(&run(guarded.command(&["has", "5", "--token-file", "/nowhere"])).await, 2, "see --token-file");
     assert_fails(
         &run(guarded.command(&["token", "new", "--name", "a b", "--scopes", "read"])).await,

@@ -254,10 +254,8 @@ async fn watch_prints_events_in_columns_and_status_on_stderr() {
     assert_eq!(line(&mut stdout).await, "created                      6                    7");
     signal(&child, "INT").await;
     assert_eq!(exit_code(&mut child).await, Some(0));
-    let expected = format!(
-        "sessiond: watching registry fake at {}\nsessiond: stopped; to go on from here: --after c1\n",
-        fake.addr
-    );
+    let expected =
+        format!("sessiond: watching registry fake at {}\nsessiond: stopped; resume with --after c1\n", fake.addr);
     assert_eq!(stderr(&mut child).await, expected);
 }
 

@@ -243,7 +243,7 @@ async fn the_text_report_is_a_table() {
     let ended = run(bench(&server.url(), &["--observers", "2", "--calls", "create=1,destroy=1"])).await;
     assert_eq!((ended.code, &ended.stderr[..]), (Some(0), ""), "{}", ended.stdout);
     for row in
-        ["call ", "create ", "destroy ", "all ", "observers ", "2 of 2 observers heard of all changes", "loader: "]
+        ["call ", "create ", "destroy ", "all ", "observers ", "2 of 2 observers received all changes", "loader: "]
     {
         assert!(ended.stdout.lines().any(|line| line.starts_with(row)), "no {row:?} in {}", ended.stdout);
     }
@@ -325,7 +325,7 @@ async fn missing_events_are_detected() {
     let _silent = fake.stream().await.accept("c0").await;
     let ended = end(&mut bench).await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-    let needle = "the server broke its promises: 1 observers did not hear of exactly the changes that were made";
+    let needle = "the server broke its promises: 1 observers did not receive exactly the changes that were made";
     assert!(ended.stderr.contains(needle), "{}", ended.stderr);
     let report = report(&ended);
     assert_eq!(number(&report, "/events/observers_complete"), 0.0, "{report}");

@@ -29,7 +29,7 @@ async fn a_gateway_that_was_cut_off_does_not_take_back_sessions_that_moved() {
     let a = gateway.lease.id();
     let holding_on = tokio::spawn({
         let (gateway, events) = (Arc::clone(&gateway), gateway.lease.events());
-        async move { gateway.hold_on(events).await }
+        async move { gateway.keep_registered(events).await }
     });
     let [stays, moves_early, moves_late] = [1, 2, 3].map(|id| SessionKey::new(0, id));
     for session in [stays, moves_early, moves_late] {

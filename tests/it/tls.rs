@@ -166,7 +166,7 @@ async fn clients_that_mix_up_tls_and_plaintext_learn_what_the_port_speaks() {
     let tls = Client::builder(&format!("https://{}", program.addr)).unwrap().tls_ca(ca).connect_lazy().unwrap();
     for _ in 0..20 {
         let says = refusal(&tls).await;
-        assert!(says.contains("the server does not speak TLS there: try http://"), "{says}");
+        assert!(says.contains("the server does not use TLS on this port: try http://"), "{says}");
     }
     drop(tls);
     program.metric_comes_to("process_open_fds", fds).await;
