@@ -1,4 +1,4 @@
-//! Accepts connections, spreads them over the workers, and reads calls from them.
+//! Accepts connections, distributes them over the workers, and reads calls from them.
 
 mod acceptor;
 mod activity;

@@ -39,7 +39,7 @@ pub(super) struct ObserverBody {
     /// Its first message only repeats the cursor that it resumed from. Without this heartbeat, a quiet observer that
     /// always reconnects before a heartbeat is due would never get a newer cursor, and would be reset in the end.
     owes_heartbeat: bool,
-    /// When the connection is too old and the stream ends, unless it is not synced yet.
+    /// When the stream ends because its connection is too old. A stream that is not synced by then ends once it is.
     retires: Option<Instant>,
     /// Whether that time has passed, as far as this body has checked.
     is_old: bool,
@@ -49,7 +49,7 @@ pub(super) struct ObserverBody {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Streaming,
-    /// The last message was sent, the status was not.
+    /// The last message was sent, but not yet the status.
     Ending(EndReason),
     Ended,
 }

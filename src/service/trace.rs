@@ -28,7 +28,8 @@ pub trait CallSpan: fmt::Debug + Send + Sync {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct TracedCall<'a> {
-    /// The full name of the method, for example `sessiond.v1.SessionService/HasSession`. The method exists.
+    /// The full name of the method, for example `sessiond.v1.SessionService/HasSession`. Unknown methods are not
+    /// traced.
     pub method: &'static str,
     /// The client's address.
     pub peer: IpAddr,

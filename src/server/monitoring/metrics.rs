@@ -155,7 +155,7 @@ async fn register(registry: &mut Registry, subject: &SessionSubject) {
     ] {
         resets.get_or_create(&[("reason", reason.name())]).inc_by(count);
     }
-    registry.register("observer_resets", "Observers that had to start over with a snapshot, by reason", resets);
+    registry.register("observer_resets", "Observers that had to start again with a snapshot, by reason", resets);
 }
 
 fn gauge(value: impl TryInto<i64>) -> ConstGauge<i64> {
