@@ -1,4 +1,4 @@
-//! The server: listeners, workers, limits and drain.
+//! The gRPC server: listeners, workers, admission, monitoring and drain.
 
 mod admission;
 mod lifecycle;
@@ -45,84 +45,82 @@ pub use self::{
     wire::{ConnectionOptions, ListenAddress, ListenAddressError, TcpAddress},
 };
 
-/// How a server runs.
+/// The configuration of a server.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// Where gRPC is served.
+    /// The address of the gRPC port.
     pub listen: ListenAddress,
-    /// Where `/metrics`, `/live`, `/ready` and `/writable` are served over plain HTTP.
+    /// The address of the admin port, which serves `/metrics`, `/live`, `/ready` and `/writable` over plain HTTP.
     pub admin_listen: TcpAddress,
-    /// The files that make the server speak TLS; without them it does not.
+    /// The certificate files for TLS. If `None`, the server speaks plaintext.
     pub tls: Option<TlsFiles>,
-    /// The file of those who may call, an [`AccessList`]; without it everybody may do everything. It is read again when it
-    /// changes.
+    /// The file with the [`AccessList`], which is read again when it changes. If `None`, every client may make every
+    /// call.
     pub access_file: Option<PathBuf>,
-    /// How many calls each client may make; without it, any number.
+    /// The rate limit of each client. If `None`, there is no limit.
     pub rate_limit: Option<RateLimit>,
-    /// Where the sessions are.
+    /// The storage that holds the sessions.
     pub storage: StorageUrl,
-    /// How long to wait for the storage at the start, while it cannot be opened.
+    /// How long a starting server waits for a storage that cannot be opened yet.
     pub storage_wait: StorageWait,
-    /// How many threads serve connections, each with a runtime of its own.
+    /// The number of threads that serve connections, each with its own runtime.
     pub workers: NonZeroUsize,
-    /// The bounds of the subject.
+    /// The limits of the subject.
     pub subject: SubjectOptions,
-    /// How many sessions there may be.
+    /// The maximum number of sessions.
     pub max_sessions: u64,
-    /// How many leases there may be.
+    /// The maximum number of leases.
     pub max_leases: u64,
-    /// See [`StorageOptions::outage_grace`](crate::storage::StorageOptions::outage_grace).
+    /// The storage's [outage grace](crate::storage::StorageOptions::outage_grace).
     pub outage_grace: Duration,
-    /// How many connections there may be. More wait to be accepted.
+    /// The maximum number of open connections. Further ones wait to be accepted.
     pub max_connections: usize,
-    /// The bounds of each connection.
+    /// The limits of each connection.
     pub connections: ConnectionOptions,
-    /// The bounds of each call.
+    /// The limits of each call.
     pub calls: ServiceOptions,
-    /// Who makes spans of calls.
+    /// Creates the trace spans of calls. If `None`, calls are not traced.
     pub tracer: Option<Arc<dyn CallTracer>>,
-    /// How long a drain may take.
+    /// How long a drain may take. Calls and streams that are still open then are cut off.
     pub drain_timeout: Duration,
 }
 
-/// Why a server does not start.
+/// Why a server cannot start, or had to stop.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
-    /// An address cannot be listened on.
+    /// The server cannot listen on an address.
     #[error("cannot listen on {address} ({source}): choose another address with --{flag}")]
     Listen {
         /// The address.
         address: String,
-        /// The flag that sets it.
+        /// The flag that sets the address.
         flag: &'static str,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// A Unix socket speaks no TLS.
-    #[error(
-        "a Unix socket speaks no TLS, as nothing leaves the machine: leave out --tls-cert, or listen on a TCP port"
-    )]
+    /// TLS is configured for a Unix socket.
+    #[error("TLS is not supported on a Unix socket: leave out --tls-cert, or listen on a TCP port")]
     TlsOverUnix,
-    /// A file that is named by a flag cannot be used.
+    /// A configuration file cannot be used.
     #[error(transparent)]
     File(#[from] ConfigFileError),
     /// The storage cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The storage is open and does not answer.
-    #[error("the storage does not answer ({}): see that it runs and that --storage is right", source_text(.0))]
+    /// The storage was opened but does not answer.
+    #[error("the storage does not answer ({}): check that it runs and that --storage is correct", source_text(.0))]
     Storage(#[from] StorageError),
-    /// A task that the server cannot work without panicked. The log has the panic.
-    #[error("a task that the server needs has panicked ({0}): start the server again, and report the panic in its log")]
+    /// An essential task panicked. The log has the panic.
+    #[error("a task that the server needs has panicked ({0}): restart the server, and report the panic in its log")]
     FailedTask(&'static str),
-    /// A worker cannot be started.
-    #[error("cannot start a worker ({0}): try fewer with --workers")]
+    /// A worker thread cannot be started.
+    #[error("cannot start a worker thread ({0}): try fewer with --workers")]
     Worker(#[source] io::Error),
 }
 
 impl ServerError {
-    /// Whether the server may start if it tries again later, although nobody has changed anything about it.
+    /// Returns whether the error may go away by itself, so that a later attempt may succeed.
     fn may_pass(&self) -> bool {
         match self {
             Self::Open(error) => error.may_pass(),
@@ -136,7 +134,7 @@ fn source_text(error: &StorageError) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
-/// A server that listens and does not serve yet.
+/// A server that is bound to its ports but does not serve calls yet.
 #[derive(Debug)]
 pub struct Server {
     config: ServerConfig,
@@ -152,28 +150,28 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens the ports and the storage. Waits for a storage that cannot be opened yet, as long as
-    /// [`storage_wait`](ServerConfig::storage_wait) says.
+    /// Binds the ports and opens the storage. Waits up to [`storage_wait`](ServerConfig::storage_wait) for a storage
+    /// that cannot be opened yet.
     ///
-    /// The admin port is served from the beginning, and says that the server is not ready and why. The port of gRPC is
-    /// taken, and refuses connections until the storage is open. When the future is dropped, both are free again.
+    /// The admin port is served immediately, and reports that the server is not ready and why. The gRPC port is bound,
+    /// but refuses connections until the storage is open. Dropping the future frees both ports.
     ///
     /// Must be called in the runtime that calls [`run`](Self::run).
     ///
     /// # Errors
     ///
-    /// [`ServerError`] when something cannot be opened.
+    /// Returns a [`ServerError`] if a file, a port or the storage cannot be opened.
     pub async fn bind(config: ServerConfig) -> Result<Self, ServerError> {
         let tls = config.tls.clone().map(TlsFiles::load).transpose()?;
         let access = config.access_file.clone().map(access_list).transpose()?;
         if tls.is_some() && matches!(config.listen, ListenAddress::Unix(_)) {
             return Err(ServerError::TlsOverUnix);
         }
-        let of_listen = || listen_error(&config.listen, "listen");
-        let taken = Taken::new(&config.listen).await.map_err(of_listen())?;
-        let of_admin = || listen_error(&config.admin_listen, "admin-listen");
-        let admin_listener = config.admin_listen.try_each(TcpListener::bind).await.map_err(of_admin())?;
-        let admin_addr = admin_listener.local_addr().map_err(of_admin())?;
+        let cannot_listen = || listen_error(&config.listen, "listen");
+        let taken = Taken::new(&config.listen).await.map_err(cannot_listen())?;
+        let cannot_serve_admin = || listen_error(&config.admin_listen, "admin-listen");
+        let admin_listener = config.admin_listen.try_each(TcpListener::bind).await.map_err(cannot_serve_admin())?;
+        let admin_addr = admin_listener.local_addr().map_err(cannot_serve_admin())?;
         let (lifecycle, _) = watch::channel(Lifecycle::Serving);
         let opening = Arc::<Opening>::default();
         let stats = ServerStats::new(config.max_sessions);
@@ -183,51 +181,53 @@ impl Server {
         let tasks = OwnedTasks(vec![admin.abort_handle()]);
         tracing::info!(storage = %config.storage, admin_address = %admin_addr, "opening the storage");
         let subject = opening.run(&config).await?;
-        let listener = taken.listen().await.map_err(of_listen())?;
+        let listener = taken.listen().await.map_err(cannot_listen())?;
         Ok(Self { config, tls, access, listener, admin_addr, subject, stats, lifecycle, vitals, tasks })
     }
 
-    /// Where gRPC is served, with the port that was taken.
+    /// Returns the address of the gRPC port. If the configured port was 0, it has the actual one.
     ///
     /// # Errors
     ///
-    /// What the system says of the socket.
+    /// Returns the operating system's error for the socket.
     pub fn address(&self) -> io::Result<ListenAddress> {
         self.listener.address()
     }
 
-    /// The TCP address on which gRPC is served.
+    /// Returns the TCP address of the gRPC port.
     ///
     /// # Errors
     ///
-    /// What the system says of the socket; `Unsupported` for a Unix socket.
+    /// Returns the operating system's error for the socket, or `Unsupported` if it is a Unix socket.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.tcp_address()
     }
 
-    /// Where the admin port is.
+    /// Returns the address of the admin port.
     #[must_use]
     pub fn admin_addr(&self) -> SocketAddr {
         self.admin_addr
     }
 
-    /// The subject that is served.
+    /// Returns the subject that the server serves.
     #[must_use]
     pub fn subject(&self) -> &Arc<SessionSubject> {
         &self.subject
     }
 
-    /// Serves until `shutdown` is ready, or a task that the server needs panics, and then drains: readiness fails,
-    /// streams end with their cursors, calls finish. Returns when every connection has ended, or when the drain timeout
-    /// has passed.
+    /// Serves until `shutdown` completes or an essential task panics, then drains.
     ///
-    /// The current thread is the first worker: its runtime also accepts connections, publishes events and serves the
-    /// admin port. Whoever else waits for this registry on that thread must leave it to that runtime: a second executor that
-    /// blocks there may not be woken.
+    /// During the drain readiness fails, streams end with their cursors, and calls finish. Returns when every
+    /// connection has ended, or after the drain timeout.
+    ///
+    /// The current thread is the first worker. Its runtime also accepts connections, publishes events and serves the
+    /// admin port. Other tasks on this thread that wait for the registry must run on the same runtime: a second
+    /// executor that blocks the thread may not be woken.
     ///
     /// # Errors
     ///
-    /// [`ServerError::Worker`] when a thread cannot be started, [`ServerError::FailedTask`] when a task panicked.
+    /// Returns [`ServerError::Worker`] if a thread cannot be started, and [`ServerError::FailedTask`] if an essential
+    /// task panicked.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
         let Self { config, tls, access, listener, subject, stats, lifecycle, vitals, mut tasks, .. } = self;
         warn_of_exposure(&config, &listener);
@@ -243,14 +243,14 @@ impl Server {
             tls: tls.as_ref().map(Reloaded::subscribe),
         };
         if let Some(tls) = tls {
-            tasks.0.push(tokio::spawn(vitals.watch("reading of certificates", tls.follow())).abort_handle());
+            tasks.0.push(tokio::spawn(vitals.watch("certificate reload", tls.follow())).abort_handle());
         }
         if let Some(access) = access {
-            tasks.0.push(tokio::spawn(vitals.watch("reading of the access file", access.follow())).abort_handle());
+            tasks.0.push(tokio::spawn(vitals.watch("access file reload", access.follow())).abort_handle());
         }
         let mut workers = Workers::start(config.workers, &Arc::new(connections), &lifecycle, &vitals)?;
         let acceptor = Acceptor::new(listener, workers.inlets(), config.max_connections);
-        let acceptor = tokio::spawn(vitals.watch("acceptor of connections", acceptor.run(lifecycle.subscribe())));
+        let acceptor = tokio::spawn(vitals.watch("connection acceptor", acceptor.run(lifecycle.subscribe())));
         tasks.0.push(acceptor.abort_handle());
 
         let following = tokio::spawn(vitals.watch("health", health.clone().follow()));
@@ -261,30 +261,30 @@ impl Server {
             task = failed_task(&vitals, &subject) => Some(task),
         };
         following.abort();
-        // It must not say after this that the server serves. An error is that it was aborted.
+        // Once this task has ended, it can no longer report SERVING. The error is the abort itself.
         let _ = following.await;
         tracing::info!(timeout = ?config.drain_timeout, "draining");
         lifecycle.send_replace(Lifecycle::Draining);
         health.close().await;
         subject.close();
-        // It ends with the lifecycle, and its listener with it: no new connections.
+        // The acceptor ends when the drain begins, and drops its listener: no new connections are accepted.
         let _ = acceptor.await;
         match timeout(config.drain_timeout, workers.ended()).await {
             Ok(()) => tracing::info!("drained"),
-            Err(_) => tracing::warn!("the drain timeout has passed; what is left is cut off"),
+            Err(_) => tracing::warn!("the drain timed out: closing the remaining connections"),
         }
         lifecycle.send_replace(Lifecycle::Stopped);
         workers.ended().await;
-        // Until now it has told that the server is not ready.
+        // This ends the admin port, which has reported until now that the server is not ready.
         tasks.abort();
         failed_task.map_or(Ok(()), |task| Err(ServerError::FailedTask(task)))
     }
 }
 
-/// How often the server looks whether a task has panicked.
+/// How often the server checks whether an essential task has panicked.
 const TASK_CHECK: Duration = Duration::from_millis(250);
 
-/// Waits until a task that the server, the subject or the storage needs has panicked, and returns its name.
+/// Waits until an essential task of the server, the subject or the storage panics, and returns its name.
 async fn failed_task(vitals: &Vitals, subject: &SessionSubject) -> &'static str {
     loop {
         if let Some(task) = vitals.failed().or_else(|| subject.failed_task()) {
@@ -301,7 +301,7 @@ fn access_list(path: PathBuf) -> Result<Reloaded<AccessList>, ConfigFileError> {
     })
 }
 
-/// Says loudly what others than this machine's users can do.
+/// Logs warnings if other machines can reach the server without TLS or authentication.
 fn warn_of_exposure(config: &ServerConfig, listener: &Listener) {
     let Ok(address) = listener.tcp_address() else { return };
     if address.ip().is_loopback() {
@@ -310,19 +310,19 @@ fn warn_of_exposure(config: &ServerConfig, listener: &Listener) {
     if config.tls.is_none() {
         tracing::warn!(
             %address,
-            "NO TLS: whoever is on the way reads and changes what is sent: set --tls-cert and --tls-key"
+            "NO TLS: anyone on the network path can read and change the traffic: set --tls-cert and --tls-key"
         );
     }
     let has_client_ca = config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
     if config.access_file.is_none() && !has_client_ca {
         tracing::warn!(
             %address,
-            "NO AUTHENTICATION: whoever reaches this port may do everything: set --access-file, or --tls-client-ca"
+            "NO AUTHENTICATION: anyone who can reach this port can make any call: set --access-file or --tls-client-ca"
         );
     }
 }
 
-/// Tasks that end when their owner does, however it ends.
+/// Tasks that are aborted when this value is dropped.
 #[derive(Debug)]
 struct OwnedTasks(Vec<AbortHandle>);
 

@@ -1,4 +1,4 @@
-//! The gRPC edge: requests become values, values become responses.
+//! The gRPC edge: reads requests, calls the subject, and writes responses and streams.
 
 mod convert;
 mod deadline;
@@ -43,16 +43,16 @@ pub(crate) use self::{
     stats::{Begun, CallStats, MethodStats, Shard},
 };
 
-/// The bounds of the calls.
+/// The limits of each call.
 #[derive(Clone, Debug)]
 pub struct ServiceOptions {
-    /// The longest request, in bytes.
+    /// The maximum size of a request, in bytes.
     pub max_message_bytes: usize,
-    /// How many bytes all requests together may take that have not come whole.
+    /// The maximum memory that all incomplete requests together may take, in bytes.
     pub max_pending_bytes: usize,
-    /// How many sessions a batch may name; no more than [`MAX_BATCH`] in any case.
+    /// The maximum number of sessions in a batch. Values above [`MAX_BATCH`] mean [`MAX_BATCH`].
     pub max_batch: usize,
-    /// How long a call may take, from its first byte to its answer; for a stream, to its opening.
+    /// How long a unary call may take from its first byte to its response, and a stream until it is open.
     pub call_timeout: Duration,
 }
 
@@ -67,13 +67,13 @@ impl Default for ServiceOptions {
     }
 }
 
-/// The calls of the services, on values of the protocol.
+/// Implements the calls of both services, from request message to response message.
 #[derive(Clone, Debug)]
 struct Calls {
     shared: Arc<Shared>,
 }
 
-/// What all calls have in common, behind one count of references.
+/// The state that all calls share, behind one reference count.
 #[derive(Debug)]
 struct Shared {
     subject: Arc<SessionSubject>,
@@ -105,10 +105,11 @@ impl Calls {
             let Some(other) = lease.filter(|lease| options.lease != Some(*lease)) else {
                 return Ok(CreateSessionResponse { created, lease: None, place });
             };
-            // In a box, because it is rare and would make the future of every call larger.
+            // Boxed: this path is rare, and inlined it would make the future of every call larger.
             let holder = Box::pin(self.holder(other)).await?;
             tries -= 1;
-            // If it has ended meanwhile, it no longer holds the session. An answer without it would say that the caller does.
+            // If that lease has ended meanwhile, it no longer holds the session, so the call is made again. A response
+            // without a lease would mean that the caller's lease holds the session.
             if holder.is_some() || tries == 0 {
                 let holder = holder.unwrap_or(proto::Lease { lease_id: other.number(), owner: String::new() });
                 return Ok(CreateSessionResponse { created, lease: Some(holder), place });
@@ -164,7 +165,7 @@ fn create_error(error: StorageError) -> ServiceError {
     }
 }
 
-/// Sessions are taken only for a lease.
+/// Returns the options of a create. `only_from` requires a lease.
 fn create_options(lease_id: u64, only_from: Option<u64>) -> Result<CreateOptions, ServiceError> {
     let lease = LeaseId::from_number(lease_id);
     let takeover = match only_from {
@@ -179,7 +180,7 @@ fn places_if(wanted: bool, places: &[Place]) -> Vec<proto::Place> {
     if wanted { places.iter().map(convert::place).collect() } else { Vec::new() }
 }
 
-/// The answer for the one session that was asked about.
+/// Returns the answer for the session of a single call.
 fn first<T>(answers: &[T]) -> Result<&T, StorageError> {
-    answers.first().ok_or_else(|| StorageError::Broken("the storage gave no answer".into()))
+    answers.first().ok_or_else(|| StorageError::Broken("the storage returned no answer for the session".into()))
 }

@@ -1,4 +1,4 @@
-//! A thousand sessions a call.
+//! Batch calls with a thousand sessions each.
 
 use sessiond::proto::{BatchCreateSessionsRequest, BatchDestroySessionsRequest, BatchHasSessionsRequest};
 
@@ -16,7 +16,7 @@ const SESSIONS: u64 = BATCH * BATCHES;
 const ROUNDS: usize = 5;
 
 pub(crate) async fn run(report: &mut Report) {
-    report.part("Batches of 1,000, 10 connections x 1 in flight", &["call", "server CPU, us a session"]);
+    report.part("Batches of 1,000, 10 connections x 1 in flight", &["call", "server CPU, us per session"]);
     let (mut ours, mut redis) = (Least::default(), Least::default());
     for _ in 0..ROUNDS {
         let server = peers::sessiond(&[]);
@@ -54,10 +54,10 @@ pub(crate) async fn run(report: &mut Report) {
     }
 }
 
-/// A million sessions in all, each call a thousand of its own.
+/// Makes a thousand calls with a thousand distinct sessions each.
 async fn batches(server: &Server, path: &'static str, body: fn(Vec<i64>) -> bytes::Bytes) -> Taken {
     let ids = |n: u64| (0..BATCH).map(|i| (n * BATCH + i).wrapping_mul(0x9e37_79b9_7f4a_7c15) as i64).collect();
-    // Made before the clock runs.
+    // Encode the requests before the measurement starts.
     let bodies: Vec<_> = (0..BATCHES).map(|n| body(ids(n))).collect();
     Taken::by(server, load(server.address, path, BATCHES, (10, 1), move |n| bodies[n as usize].clone())).await
 }

@@ -1,4 +1,4 @@
-//! One session a call.
+//! Calls with one session each.
 
 use std::process::Command;
 
@@ -38,7 +38,7 @@ fn row(report: &mut Report, what: &str, calls: u64, taken: &Taken, base: f64) {
 }
 
 pub(crate) async fn run(report: &mut Report) {
-    let columns = ["server", "server CPU, us a call", "to sessiond", "calls a second"];
+    let columns = ["server", "server CPU, us per call", "to sessiond", "calls per second"];
     for (shape, name) in [((10, 10), "10 connections x 10"), ((1, 100), "1 connection x 100"), ((64, 1), "64 x 1")] {
         report.part(&format!("HasSession, {name} in flight"), &columns);
         let mut servers = vec![
@@ -60,7 +60,7 @@ pub(crate) async fn run(report: &mut Report) {
             row(report, what, CALLS, taken, ours);
         }
         if shape == (64, 1) {
-            report.note("Bare TCP answers each read with the bytes of an answer and looks at none: one read and one write a call.");
+            report.note("Bare TCP does one read and one write per call, and does not parse what it reads.");
         }
         if shape == (10, 10) {
             match peers::redis() {
@@ -91,8 +91,9 @@ pub(crate) async fn run(report: &mut Report) {
     changes(report).await;
 }
 
-/// As many calls in flight as of HasSession, on a connection each: they are not pipelined. Not by redis-benchmark, which works
-/// more for such a call than Redis does.
+/// Calls EXISTS with as many calls in flight as HasSession has, each on its own connection, so without pipelining.
+///
+/// This does not use redis-benchmark, which takes more processor time for such a call than Redis does.
 async fn exists(redis: &Server, calls: u64) -> Taken {
     const CONNECTIONS: u64 = 100;
     let mut connections = Vec::new();
@@ -116,7 +117,8 @@ async fn exists(redis: &Server, calls: u64) -> Taken {
     Taken::by(redis, work).await
 }
 
-/// etcd's calls, as their bytes: a key of one byte, `serializable`; the same key and a value of one byte.
+/// etcd's calls as encoded messages: a serializable Range of a one-byte key, and a Put of the same key with a one-byte
+/// value.
 const ETCD: [(&str, &str, &[u8]); 2] = [
     ("etcd Range, serializable", "/etcdserverpb.KV/Range", &[0, 0, 0, 0, 5, 0x0a, 1, b'k', 0x38, 1]),
     ("etcd Put", "/etcdserverpb.KV/Put", &[0, 0, 0, 0, 6, 0x0a, 1, b'k', 0x12, 1, b'v']),
@@ -124,8 +126,8 @@ const ETCD: [(&str, &str, &[u8]); 2] = [
 
 async fn changes(report: &mut Report) {
     report.part(
-        "Changes with 10 observers attached, 10 connections x 10 in flight",
-        &["call", "server CPU, us a call", "to HasSession of each", "calls a second"],
+        "Changes with and without 10 observers, 10 connections x 10 in flight",
+        &["call", "server CPU, us per call", "to HasSession of each session", "calls per second"],
     );
     let mut least = Least::default();
     for _ in 0..ROUNDS {
@@ -145,23 +147,23 @@ async fn changes(report: &mut Report) {
         }
         least.add(4, create(&server).await);
         least.add(5, destroy(&server).await);
-        // They would complain of a server that is gone.
+        // Stop the observers before the server: they panic when their stream ends.
         observers.shutdown().await;
     }
     let base = least.0[2].us_each(CALLS);
     let rows = [
-        "HasSession of one, which stays in the caches, no observers",
+        "HasSession of one session, which stays in the caches, no observers",
         "CreateSession, no observers",
-        "HasSession of each, no observers",
+        "HasSession of each session, no observers",
         "DestroySession, no observers",
-        "CreateSession",
-        "DestroySession",
+        "CreateSession, 10 observers",
+        "DestroySession, 10 observers",
     ];
     for (what, taken) in rows.into_iter().zip(&least.0) {
         row(report, what, CALLS, taken, base);
     }
     report.note(format!(
-        "Each of {CALLS} sessions is created, asked for and destroyed. Ten deliveries a change are in its cost."
+        "Each of {CALLS} sessions is created, checked and destroyed. With observers, each change has ten deliveries."
     ));
 }
 
@@ -185,7 +187,7 @@ async fn destroy(server: &Server) -> Taken {
         .await
 }
 
-/// Redis' own loader, 50 connections, with so many commands in a pipeline.
+/// Runs redis-benchmark with 50 connections and `pipeline` commands in flight on each.
 pub(crate) async fn redis_benchmark(redis: &Server, calls: u64, pipeline: u64, command: &[&str]) -> Taken {
     let port = redis.address.port().to_string();
     let options = [("-p", &port), ("-n", &calls.to_string()), ("-P", &pipeline.to_string())];

@@ -1,7 +1,7 @@
-//! What the storage in Redis costs Redis, with one sessiond beside another: `cargo bench --bench compare -- redis-cost BINARY…`.
+//! Compares builds of sessiond by what their Redis storage costs: `cargo bench --bench compare -- redis-cost BINARY…`.
 //!
-//! The binaries take turns, each with a Redis of its own, so that whatever else the machine does meets all of them. Of several
-//! rounds the cheapest of each is told.
+//! The binaries take turns, each with its own Redis, so that other load on the machine affects all of them alike. The
+//! report has the cheapest of several rounds for each.
 
 use std::{
     path::Path,
@@ -28,10 +28,10 @@ use super::{
 };
 
 const ROUNDS: usize = 5;
-/// How many sessions each call is measured with.
+/// How many sessions each kind of call is measured with.
 const SESSIONS: u64 = 200_000;
 const BATCH: u64 = 1000;
-/// How long single calls are measured beside large batches, and how large those are.
+/// How long single calls are measured while another client sends large batches, and the size of those batches.
 const BESIDE: Duration = Duration::from_secs(6);
 const LARGE: u64 = 65_536;
 
@@ -42,7 +42,7 @@ const BATCH_CREATE: &str = "/sessiond.v1.SessionService/BatchCreateSessions";
 const BATCH_HAS: &str = "/sessiond.v1.SessionService/BatchHasSessions";
 const BATCH_DESTROY: &str = "/sessiond.v1.SessionService/BatchDestroySessions";
 
-/// A sessiond over a Redis of its own.
+/// A sessiond with its own Redis.
 struct Pair {
     redis: Server,
     sessiond: Server,
@@ -65,7 +65,7 @@ impl Pair {
         command.query(&mut connection).unwrap()
     }
 
-    /// The processor time that Redis says that it took.
+    /// Returns the processor time that Redis reports, in seconds.
     fn cpu(&self) -> f64 {
         let info: String = self.ask(cmd("INFO").arg("cpu"));
         let of = |field: &str| -> f64 {
@@ -81,7 +81,8 @@ impl Pair {
         granted.unwrap().into_inner().lease_id
     }
 
-    /// Redis' microseconds a session, and this side's of sessiond, while so many calls of one kind are made.
+    /// Makes `calls` calls of one kind. Returns the processor time of Redis and of sessiond, in microseconds per
+    /// session.
     async fn measure(
         &self,
         path: &'static str,
@@ -96,7 +97,7 @@ impl Pair {
     }
 }
 
-/// Ids without a pattern.
+/// Returns the id of session `n`. The ids have no pattern.
 fn id(n: u64) -> i64 {
     n.wrapping_mul(0x9e37_79b9_7f4a_7c15) as i64
 }
@@ -153,18 +154,19 @@ async fn costs(binary: &Path) -> Vec<[f64; 2]> {
 }
 
 const KINDS: [&str; 8] = [
-    "a batch of 1,000 created",
-    "a batch of 1,000 looked for",
-    "a batch of 1,000 destroyed",
-    "a batch of 1,000 created under a lease",
-    "a batch of 1,000 destroyed that is under a lease",
-    "single creates, 160 in flight",
-    "single looks, 160 in flight",
-    "single destroys, 160 in flight",
+    "BatchCreateSessions, 1,000 sessions",
+    "BatchHasSessions, 1,000 sessions",
+    "BatchDestroySessions, 1,000 sessions",
+    "BatchCreateSessions under a lease, 1,000 sessions",
+    "BatchDestroySessions of sessions under a lease, 1,000 sessions",
+    "CreateSession, 160 in flight",
+    "HasSession, 160 in flight",
+    "DestroySession, 160 in flight",
 ];
 
-/// How long single calls wait beside somebody who sends large batches: the client's p50, p99 and longest, and the longest
-/// script of Redis and its p99, in microseconds.
+/// Measures the latency of single calls while another client sends large batches, in microseconds.
+///
+/// Returns the p50, p99 and maximum latency of a call, and the maximum and p99 duration of Redis' scripts.
 async fn waits(binary: &Path) -> [f64; 5] {
     let pair = Pair::start(binary);
     let () = pair.ask(cmd("CONFIG").arg("SET").arg("slowlog-log-slower-than").arg(500));
@@ -213,7 +215,7 @@ fn print(what: &str, figures: impl IntoIterator<Item = f64>) {
     println!("| {what} | {} |", figures.join(" | "));
 }
 
-/// Measures some binaries, and prints a table for each subject.
+/// Measures the binaries, and prints the tables.
 pub(crate) async fn run(binaries: &[String]) {
     let binaries: Vec<&Path> = binaries.iter().map(Path::new).collect();
     let mut least = vec![vec![[f64::INFINITY; 2]; KINDS.len()]; binaries.len()];
@@ -224,15 +226,13 @@ pub(crate) async fn run(binaries: &[String]) {
             }
         }
     }
-    for (place, whose) in ["Redis' CPU, us a session", "sessiond's CPU, us a session"].into_iter().enumerate() {
-        println!("\n{whose}, for each binary; the least of {ROUNDS} rounds\n");
+    for (place, whose) in ["Redis CPU, us per session", "sessiond CPU, us per session"].into_iter().enumerate() {
+        println!("\n{whose}, for each binary; the best of {ROUNDS} rounds\n");
         for (kind, what) in KINDS.into_iter().enumerate() {
             print(what, least.iter().map(|costs| costs[kind][place]));
         }
     }
-    println!(
-        "\nHasSession beside batches of {LARGE}: p50, p99, longest in us; the longest script and p99 of scripts in Redis, us\n"
-    );
+    println!("\nHasSession beside batches of {LARGE}, us: call p50, p99 and maximum; Redis script maximum and p99\n");
     for _ in 0..2 {
         for binary in &binaries {
             print(&binary.display().to_string(), waits(binary).await);

@@ -1,4 +1,4 @@
-//! Changes that are on disk before they are answered: each server syncs, on the same disk, and they take turns.
+//! Changes that are on disk before they are answered. All servers sync to the same disk, and take turns.
 
 use std::time::Instant;
 
@@ -26,21 +26,22 @@ const CREATE: &str = "/sessiond.v1.SessionService/CreateSession";
 const CREATE_BATCH: &str = "/sessiond.v1.SessionService/BatchCreateSessions";
 const PUT: &str = "/etcdserverpb.KV/Put";
 
-/// Processor time of the server, a change in microseconds, and changes a second.
+/// The cost of changes.
 #[derive(Clone, Copy)]
 struct Cost {
+    /// Processor time of the server per change, in microseconds.
     cpu_us: f64,
-    a_second: f64,
+    changes_per_second: f64,
 }
 
 async fn measure(server: &Server, calls: u64, work: impl Future<Output = ()>) -> Cost {
     let (cpu, started) = (server.cpu(), Instant::now());
     work.await;
     let cpu_us = (server.cpu() - cpu).as_secs_f64() * 1e6 / calls as f64;
-    Cost { cpu_us, a_second: calls as f64 / started.elapsed().as_secs_f64() }
+    Cost { cpu_us, changes_per_second: calls as f64 / started.elapsed().as_secs_f64() }
 }
 
-/// Creates sessions that no round has created before.
+/// Creates sessions, new ones in each round.
 async fn create(server: &Server, round: u64) -> Cost {
     let body = move |n: u64| {
         framed(&CreateSessionRequest {
@@ -53,7 +54,7 @@ async fn create(server: &Server, round: u64) -> Cost {
     measure(server, CALLS, load(server.address, CREATE, CALLS, (CONNECTIONS, IN_FLIGHT), body)).await
 }
 
-/// The same in batches: each connection has one call with so many sessions under way.
+/// Does the same in batches: each connection has one call of [`IN_FLIGHT`] sessions in flight.
 async fn create_batches(server: &Server, round: u64) -> Cost {
     let body = move |n: u64| {
         let first = ((ROUNDS + round) * CALLS + n * IN_FLIGHT as u64) as i64;
@@ -64,14 +65,14 @@ async fn create_batches(server: &Server, round: u64) -> Cost {
     measure(server, CALLS, load(server.address, CREATE_BATCH, calls, (CONNECTIONS, 1), body)).await
 }
 
-/// Puts keys of sixteen digits that no round has put before, with a value of one byte.
+/// Puts keys of sixteen digits, new ones in each round, with a value of one byte.
 async fn put(server: &Server, round: u64) -> Cost {
     let calls = CALLS / 10;
     let body = move |n: u64| Bytes::from(format!("\0\0\0\0\x15\x0a\x10{:016}\x12\x01v", round * CALLS + n));
     measure(server, calls, load(server.address, PUT, calls, (CONNECTIONS, IN_FLIGHT), body)).await
 }
 
-/// Sets keys that no round has set before, with so many commands under way all the time on each connection.
+/// Sets keys, new ones in each round, with `pipeline` commands in flight on each connection at all times.
 async fn set(server: &Server, round: u64, connections: usize, pipeline: usize) -> Cost {
     let each = CALLS / connections as u64;
     let work = async {
@@ -97,7 +98,7 @@ async fn set_all(mut stream: TcpStream, first: u64, total: u64, pipeline: usize)
         }
         stream.write_all(commands.as_bytes()).await.unwrap();
         let count = stream.read(&mut buffer).await.unwrap();
-        assert!(count > 0, "cut off");
+        assert!(count > 0, "the connection was closed");
         read += count;
     }
 }
@@ -127,7 +128,7 @@ pub(crate) async fn run(report: &mut Report) {
     }
     report.part(
         "Durable creates, 1000 in flight",
-        &["server", "server CPU, us a change", "to memory:", "changes a second, median", "best"],
+        &["server", "server CPU, us per change", "to memory:", "changes per second, median", "best"],
     );
     let least = |costs: &[Cost]| costs.iter().map(|cost| cost.cpu_us).fold(f64::INFINITY, f64::min);
     let names = [
@@ -143,7 +144,7 @@ pub(crate) async fn run(report: &mut Report) {
             report.note(format!("{name}: not installed."));
             continue;
         }
-        let mut speeds: Vec<f64> = of.iter().map(|cost| cost.a_second).collect();
+        let mut speeds: Vec<f64> = of.iter().map(|cost| cost.changes_per_second).collect();
         speeds.sort_by(f64::total_cmp);
         report.row(&[
             (*name).to_owned(),
@@ -153,5 +154,5 @@ pub(crate) async fn run(report: &mut Report) {
             format!("{:.0}", speeds[speeds.len() - 1]),
         ]);
     }
-    report.note("Of five rounds in which the servers take turns. All sync to the same disk before they answer, but for memory:.");
+    report.note("The servers take turns for five rounds. All but `memory:` sync to the same disk before they answer.");
 }

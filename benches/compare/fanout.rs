@@ -1,4 +1,4 @@
-//! One writer, many observers, as fast as they can take it.
+//! Fan-out: one writer and many observers, at the highest rate that the observers can take.
 
 use std::{
     net::SocketAddr,
@@ -26,13 +26,13 @@ use super::{
     wire::{Wire, framed, load},
 };
 
-/// So many messages are published at once, and the writer waits while the slowest observer is further behind than
-/// `WINDOW`: no server has to drop anything, and none is idle.
+/// The writer publishes `BATCH` messages together, and waits while the slowest observer is more than `WINDOW` behind.
+/// So no server has to drop messages, and none is idle.
 const BATCH: u64 = 1000;
 const WINDOW: u64 = 100_000;
 
-/// How many batches the writer has under way with sessiond: 8 KB each, and as many as fit the window of a connection that asks
-/// for no larger one. The peers' writers never wait for an answer.
+/// How many batches the writer has in flight at sessiond. A batch has 8 KB, so these fit HTTP/2's default window. The
+/// peers' writers never wait for an answer.
 const IN_FLIGHT: u64 = 7;
 
 const CREATE: &str = "/sessiond.v1.SessionService/BatchCreateSessions";
@@ -42,10 +42,10 @@ const ROUNDS: usize = 5;
 pub(crate) async fn run(report: &mut Report) {
     for (observers, events) in [(100, 500_000), (1000, 100_000)] {
         report.part(
-            &format!("Fan-out at saturation, {observers} observers with a connection each, order checked"),
-            &["server", "deliveries a second of server CPU", "sessiond is", "deliveries a second"],
+            &format!("Fan-out at saturation, {observers} observers, one per connection, order checked"),
+            &["server", "deliveries per second of server CPU", "sessiond is", "deliveries per second"],
         );
-        // The peers are slower: fewer events measure as well.
+        // The peers are slower, so fewer events suffice.
         let peers_events = events / 5;
         let mut best: [Option<Rate>; 5] = Default::default();
         for _ in 0..ROUNDS {
@@ -59,9 +59,9 @@ pub(crate) async fn run(report: &mut Report) {
             }
             keep_best(&mut best[3], floor(observers, events).await);
         }
-        let ours = best[0].as_ref().map_or(0.0, Rate::a_cpu_second);
+        let ours = best[0].as_ref().map_or(0.0, Rate::per_cpu_second);
         let names =
-            ["sessiond", "Redis PUBLISH", "NATS PUB", "bare TCP, no order checked", "sessiond, with placements"];
+            ["sessiond", "Redis PUBLISH", "NATS PUB", "bare TCP, order not checked", "sessiond, with placements"];
         for (what, best) in names.into_iter().zip(best) {
             match best {
                 Some(best) => best.row(report, what, ours),
@@ -69,7 +69,7 @@ pub(crate) async fn run(report: &mut Report) {
             }
         }
         report.note(
-            "Bare TCP writes the bytes of the same events to each connection, 1,000 events a write, with no registry and no HTTP/2.",
+            "Bare TCP writes as many bytes to each connection, in large writes, without a registry and without HTTP/2.",
         );
     }
 }
@@ -80,27 +80,27 @@ struct Rate {
 }
 
 fn keep_best(best: &mut Option<Rate>, rate: Rate) {
-    if best.as_ref().is_none_or(|best| rate.a_cpu_second() > best.a_cpu_second()) {
+    if best.as_ref().is_none_or(|best| rate.per_cpu_second() > best.per_cpu_second()) {
         *best = Some(rate);
     }
 }
 
 impl Rate {
-    fn a_cpu_second(&self) -> f64 {
+    fn per_cpu_second(&self) -> f64 {
         self.deliveries as f64 / self.taken.server.as_secs_f64()
     }
 
     fn row(&self, report: &mut Report, what: &str, ours: f64) {
         let figures = [
-            format!("{:.1} M", self.a_cpu_second() / 1e6),
-            format!("{:.1}x", ours / self.a_cpu_second()),
+            format!("{:.1} M", self.per_cpu_second() / 1e6),
+            format!("{:.1}x", ours / self.per_cpu_second()),
             format!("{:.1} M", self.deliveries as f64 / self.taken.wall.as_secs_f64() / 1e6),
         ];
         report.measured(what, &self.taken, &figures);
     }
 }
 
-/// How far the slowest of some observers has come.
+/// The progress of the observers.
 struct Progress {
     each: Vec<AtomicU64>,
     moved: Notify,
@@ -127,7 +127,7 @@ async fn measure(server: &Server, deliveries: u64, work: impl Future<Output = ()
     Rate { taken: Taken::by(server, work).await, deliveries }
 }
 
-/// All sessions are created under a lease, which only streams with placements are told.
+/// Measures sessiond. All sessions are created under a lease, which only streams with placements report.
 async fn sessiond(observers: u64, events: u64, request: SubscribeRequest) -> Rate {
     let server = peers::sessiond(&[]);
     let lease_id = peers::leases(server.address, 1).await[0];
@@ -161,7 +161,7 @@ async fn sessiond(observers: u64, events: u64, request: SubscribeRequest) -> Rat
     .await
 }
 
-/// Fills the log, so that what is measured is a server that has run for a while: its memory is not new any more.
+/// Fills the log, so that the measured server behaves like one that has run for a while and reuses its memory.
 async fn warm_up(address: SocketAddr) {
     const CHANGES: u64 = 1_100_000;
     let ids = |n: u64| (0..BATCH).map(|i| -((n * BATCH + i) as i64) - 1).collect();
@@ -214,7 +214,7 @@ async fn published(
         });
     }
     let (mut answers, mut writer) = writer.into_split();
-    // The answers are read and thrown away, so that the server can go on.
+    // Read and discard the answers, so that the server does not block.
     let drain = tokio::spawn(async move { tokio::io::copy(&mut answers, &mut tokio::io::sink()).await });
     let rate = measure(server, observers * events, async {
         for first in (0..events).step_by(BATCH as usize) {
@@ -249,7 +249,7 @@ async fn floor(observers: u64, events: u64) -> Rate {
     measure(&server, observers * events, async {
         for first in (0..events).step_by(BATCH as usize) {
             progress.wait(first).await;
-            // A byte asks for a publication; the first was sent when it connected.
+            // Each byte requests one publication. `connect` has sent the first byte.
             if first > 0 {
                 writer.write_all(b"p").await.unwrap();
             }

@@ -1,4 +1,4 @@
-//! What the kernel and tokio cost by themselves: servers that do nothing but what every server must.
+//! Minimal servers, which show what the kernel, tokio and h2 cost on their own.
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -12,10 +12,10 @@ use tokio::{
 
 use super::wire;
 
-/// The bytes of 1,000 events of sessiond, with the head of a frame.
+/// The size of 1,000 events of sessiond, including a frame header.
 pub(crate) const PUBLICATION: usize = 13_040;
 
-/// A listener that is given to servers started here.
+/// Accepts connections forever, and serves each on one of as many worker threads as there are cores.
 fn accept_on_workers<F>(listener: TcpListener, serve: impl Fn(TcpStream) -> F + Clone + Send + 'static)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -48,12 +48,12 @@ where
 /// The message `HasSessionResponse { exists: true }`.
 const EXISTS: &[u8] = &[0, 0, 0, 0, 2, 8, 1];
 
-/// HTTP/2 by hand on the h2 crate, a current-thread runtime a core.
+/// Serves calls with the h2 crate alone, on a current-thread runtime per core.
 pub(crate) fn serve_h2(listener: TcpListener) {
     accept_on_workers(listener, answer_all);
 }
 
-/// Reads each request to its end and answers it.
+/// Reads each request to its end, then answers it.
 async fn answer_all(stream: TcpStream) {
     let Ok(mut connection) = h2::server::handshake(stream).await else { return };
     while let Some(Ok((request, mut respond))) = connection.accept().await {
@@ -72,7 +72,8 @@ async fn answer_all(stream: TcpStream) {
     }
 }
 
-/// The bytes of answers, without HTTP/2: what it reads is taken for a call, as it is where one is in flight on a connection.
+/// Serves calls without HTTP/2: takes each read for one call, and writes the bytes of an answer. This is correct with
+/// one call in flight per connection.
 pub(crate) fn serve_blindly(listener: TcpListener) {
     accept_on_workers(listener, answer_blindly);
 }
@@ -87,8 +88,8 @@ async fn answer_blindly(mut stream: TcpStream) {
     }
 }
 
-/// For each byte that anybody sends, every connection that has sent none is written a publication, several at once when they
-/// have piled up. A connection is greeted with a byte.
+/// Serves a fan-out. For each byte that a writer sends, writes one publication to every connection that has sent
+/// nothing, and several together if it is behind. A new connection receives one byte as a greeting.
 pub(crate) fn serve_fan_out(listener: TcpListener) {
     let (published, _) = watch::channel(0_u64);
     accept_on_workers(listener, move |stream| fan_out(stream, published.clone()));
@@ -99,7 +100,7 @@ async fn fan_out(mut stream: TcpStream, published: watch::Sender<u64>) {
     let bytes = vec![0; AT_ONCE * PUBLICATION];
     let mut publications = published.subscribe();
     let mut sent = *publications.borrow_and_update();
-    // It gets what is published from now on, and may know.
+    // The greeting: this connection receives every publication from now on.
     if stream.write_all(&[0]).await.is_err() {
         return;
     }

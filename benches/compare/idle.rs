@@ -1,4 +1,4 @@
-//! What an observer costs that does nothing.
+//! The memory of idle observers.
 
 use super::{
     observer::{Observer, from_now, subscribe_all},
@@ -7,8 +7,8 @@ use super::{
 };
 
 pub(crate) async fn run(report: &mut Report) {
-    report.part("Idle observers", &["how", "server memory an observer, KB"]);
-    for (what, observers, connections) in [("a connection each", 2000, 2000), ("1,000 on a connection", 10_000, 10)] {
+    report.part("Idle observers", &["observers", "server memory per observer, KB"]);
+    for (what, observers, connections) in [("one per connection", 2000, 2000), ("1,000 per connection", 10_000, 10)] {
         let server = peers::sessiond(&[]);
         drop(Observer::connect(server.address, &from_now()).await);
         let before = server.resident();

@@ -1,4 +1,4 @@
-//! One event at a time: from the answer to the writer until the last observer has it.
+//! One event at a time: from the writer's call to its answer, and from there to the last observer.
 
 use std::time::{Duration, Instant};
 
@@ -19,10 +19,10 @@ use super::{
 
 const OBSERVERS: usize = 100;
 const EVENTS: u64 = 3000;
-/// The first ones warm up caches and buffers.
+/// The first events only warm up caches and buffers.
 const WARMUP: u64 = 300;
 
-/// A 99th percentile is 27 events: of few rounds it tells which was lucky.
+/// The 99th percentile depends on 27 events per round. With few rounds the best of them is a matter of luck.
 const ROUNDS: usize = 9;
 
 pub(crate) async fn run(report: &mut Report) {
@@ -43,13 +43,14 @@ pub(crate) async fn run(report: &mut Report) {
             None => report.note("Redis is not installed."),
         }
     }
-    report.note("The observers' tasks share the cores with the server, in the same way for both.");
+    report.note("The observers run on the same cores as the server, in both cases.");
 }
 
-/// For each event, when the writer had its answer and when the last observer had the event, from the call on.
+/// For each event, the time from the call until the writer had its answer, and until the last observer had the event.
 type Times = Vec<(Duration, Duration)>;
 
-/// The median of the answer, and median and 99th percentile of the last observer after it, in microseconds.
+/// In microseconds: the median time to the answer, then the median and the 99th percentile from the answer to the last
+/// observer.
 type Figures = [f64; 3];
 
 /// Keeps the figures of the round with the lower 99th percentile.
@@ -59,7 +60,7 @@ fn keep_best(best: &mut Option<Figures>, times: Times) {
         sorted.sort_unstable();
         sorted[(sorted.len() - 1) * percent / 100].as_secs_f64() * 1e6
     };
-    // An observer may have it before the writer has its answer.
+    // An observer may receive the event before the writer receives its answer.
     let after = |time: &(Duration, Duration)| time.1.saturating_sub(time.0);
     let figures = [at(|time| time.0, 50), at(after, 50), at(after, 99)];
     if best.is_none_or(|best| figures[2] < best[2]) {

@@ -1,8 +1,8 @@
-//! sessiond beside what people use instead: `cargo bench --bench compare [-- PART…]`.
+//! Compares sessiond with what people use instead: `cargo bench --bench compare [-- PART…]`.
 //!
-//! Starts each server on a free port of the loopback, drives it, and divides the processor time that the *server* took (user
-//! and system, from `/proc`) by what it did. Ratios hold from machine to machine; the absolute figures are those of this one.
-//! Without a part all are run, and `docs/benchmarks.md` is written.
+//! Starts each server on a free loopback port, drives it, and divides the processor time that the *server* took (user
+//! and system, from `/proc`) by the work it did. The ratios carry over to other machines, the absolute figures do not.
+//! Without a PART, all parts run, and the report is written to `docs/benchmarks.md`.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -35,7 +35,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
     let args: Vec<String> = env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    // The peers that are servers of our own run as processes of their own.
+    // This program also serves the peers that are written here, each in its own process.
     if let [serve, peer, port] = &args[..]
         && serve == "serve"
     {

@@ -1,4 +1,4 @@
-//! Observers of sessiond that check what they are told, at as little cost as can be.
+//! Observers of sessiond that check the events they receive, at little cost.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -9,7 +9,7 @@ use super::wire::{Frame, PREFIX, Wire, framed};
 
 const PATH: &str = "/sessiond.v1.SessionService/Subscribe";
 
-/// The messages of a streaming call, on a connection of its own.
+/// The response messages of a streaming call, on its own connection.
 pub(crate) struct Stream {
     wire: Wire,
     bytes: Vec<u8>,
@@ -24,7 +24,7 @@ impl Stream {
         Self { wire, bytes: Vec::new(), taken: 0 }
     }
 
-    /// The next message.
+    /// Returns the next message.
     pub(crate) async fn next<T: Message + Default>(&mut self) -> T {
         T::decode(self.message().await).unwrap()
     }
@@ -51,29 +51,29 @@ impl Stream {
     }
 }
 
-/// A stream of sessiond.
+/// An observer of sessiond.
 pub(crate) struct Observer(Stream);
 
 impl Observer {
-    /// Subscribes, and returns when `subscribed` has come.
+    /// Subscribes, and waits for `subscribed`.
     pub(crate) async fn connect(address: SocketAddr, request: &SubscribeRequest) -> Self {
         let mut observer = Self(Stream::open(address, PATH, request).await);
         assert!(matches!(observer.next().await, Body::Subscribed(_)));
         observer
     }
 
-    /// The next message.
+    /// Returns the next message.
     pub(crate) async fn next(&mut self) -> Body {
         self.0.next::<SubscribeResponse>().await.body.unwrap()
     }
 
-    /// Reads events until the one of session `last`, and checks that each session comes once, in the order of their ids from
-    /// `first` on. `progress` hears how far it has come.
+    /// Reads the events of the sessions `first` to `last`, and checks that each comes once and in order. Calls
+    /// `progress` with the next expected id.
     pub(crate) async fn expect_in_order(&mut self, first: i64, last: i64, mut progress: impl FnMut(i64)) {
         let mut next = first;
         while next <= last {
             each_session(self.0.message().await, |session_id| {
-                assert_eq!(session_id, next, "an event is missing, doubled or out of order");
+                assert_eq!(session_id, next, "an event is missing, duplicated or out of order");
                 next += 1;
             });
             progress(next);
@@ -81,18 +81,18 @@ impl Observer {
     }
 }
 
-/// The session of each event in a `SubscribeResponse`, without making values of them.
-fn each_session(message: &[u8], mut told: impl FnMut(i64)) {
+/// Calls `seen` with the session of each event in a `SubscribeResponse`, without decoding the whole message.
+fn each_session(message: &[u8], mut seen: impl FnMut(i64)) {
     let (mut rest, key) = (&message[1..], message[0]);
-    assert_eq!(key, 0x0a, "a message that is no events");
+    assert_eq!(key, 0x0a, "the message has no events");
     let len = prost::encoding::decode_varint(&mut rest).unwrap() as usize;
     let mut events = &rest[..len];
     while let [0x0a, len, after @ ..] = events {
-        // A session that was created without an auth key, as they are by the million here.
+        // The fast path: a session that was created without an auth key.
         if let Some((event, after)) = events.split_first_chunk::<13>()
             && let [_, 11, 0x08, _, 0x11, id @ ..] = event
         {
-            told(i64::from_le_bytes(*id));
+            seen(i64::from_le_bytes(*id));
             events = after;
             continue;
         }
@@ -102,21 +102,21 @@ fn each_session(message: &[u8], mut told: impl FnMut(i64)) {
             let len = match key {
                 0x08 | 0x20 => 1,
                 0x11 | 0x19 | 0x29 | 0x31 => 8,
-                other => panic!("a field with the key {other:#x}"),
+                other => panic!("an event has an unknown field with the key {other:#x}"),
             };
             if *key == 0x11 {
                 session_id = i64::from_le_bytes(value[..8].try_into().unwrap());
             }
             event = &value[len..];
         }
-        told(session_id);
+        seen(session_id);
         events = after;
     }
-    // The place of the last event, if the stream has placements.
-    assert!(matches!(events, [] | [0x12, ..]), "a field of the events with the key {:#x}", events[0]);
+    // On a stream with placements, the place of the last event follows.
+    assert!(matches!(events, [] | [0x12, ..]), "unknown field after the events, with the key {:#x}", events[0]);
 }
 
-/// Subscribes several times on one connection, and returns when `subscribed` has come on each.
+/// Opens several streams on one connection, and waits for `subscribed` on each.
 pub(crate) async fn subscribe_all(address: SocketAddr, requests: &[SubscribeRequest]) -> Wire {
     let mut wire = Wire::connect(address, PATH).await;
     requests.iter().for_each(|request| wire.call(&framed(request)));
@@ -132,18 +132,18 @@ pub(crate) async fn subscribe_all(address: SocketAddr, requests: &[SubscribeRequ
     wire
 }
 
-/// Everything from now on, with few heartbeats.
+/// Returns a request for everything from now on, with rare heartbeats.
 pub(crate) fn from_now() -> SubscribeRequest {
     let heartbeat = prost_types::Duration::try_from(Duration::from_secs(3600)).unwrap();
     SubscribeRequest { heartbeat: Some(heartbeat), ..SubscribeRequest::default() }
 }
 
-/// The same with the lease of each session, and moves.
+/// Returns the same request with placements.
 pub(crate) fn placements_from_now() -> SubscribeRequest {
     SubscribeRequest { placements: true, ..from_now() }
 }
 
-/// A snapshot, then everything.
+/// Returns a request for a snapshot and everything after it.
 pub(crate) fn from_snapshot() -> SubscribeRequest {
     SubscribeRequest { start: Some(Start::Snapshot(true)), ..from_now() }
 }

@@ -1,5 +1,5 @@
-//! The same job by sessiond and by what people use instead: store which gateway has a session, look it up, and tell an
-//! observer when another gateway takes it.
+//! Compares how sessiond and other systems track the gateway of each session: moving it, looking it up, and notifying
+//! an observer of each move.
 
 mod etcd;
 mod etcd_messages;
@@ -20,33 +20,34 @@ use tokio::{join, time::timeout};
 use self::{etcd::Etcd, nats::Nats, redis::Redis, sessiond::Sessiond};
 use super::{report::Report, resp::Subscriber, wire::Wire};
 
-/// In one go, a session moves at most once: its moves would overtake one another on different connections.
+/// The number of sessions. In one run each moves at most once, because moves on different connections could overtake
+/// one another.
 const SESSIONS: u64 = 50_000;
-/// How many connections call at once, and how many calls each has in flight.
+/// The number of connections, and of calls in flight on each.
 const SHAPE: (usize, usize) = (10, 10);
-/// The gateways that the sessions move between, by their addresses.
+/// The addresses of the two gateways that the sessions move between.
 const OWNERS: [&str; 2] = ["10.0.0.1:7000", "10.0.0.2:7000"];
-/// Long enough to outlast the measurements, so that nothing has to be kept alive.
+/// Outlasts the measurements, so that no lease has to be kept alive.
 const LEASE: Duration = Duration::from_secs(3600);
 
-/// How many calls of each kind only warm up caches and buffers.
+/// The number of calls of each kind that only warm up caches and buffers.
 const WARMUP: u64 = 10_000;
 
-/// How many moves are made one at a time, and how many of them are warm-up.
+/// The number of moves that are made one at a time, and how many of them are warm-up.
 const ALONE: u64 = 1100;
 const WARMUP_ALONE: usize = 100;
 
 const ROUNDS: usize = 3;
-/// An observer that waits for longer was never told: a move was refused, or its notice lost.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long an observer waits. After that, a move was refused or its notification was lost.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(crate) async fn run(report: &mut Report) {
     let mut rows = [
         Row::new("sessiond, memory:", 300_000, 300_000),
         Row::new("sessiond, file:", 100_000, 300_000),
         Row::new("sessiond, redis: (CPU of both)", 100_000, 100_000),
-        Row::new("Redis HSET and PUBLISH, not compared; HGET", 200_000, 200_000),
-        Row::new("Redis script that compares, sets and publishes; HGET", 200_000, 200_000),
+        Row::new("Redis HSET and PUBLISH, no comparison; HGET", 200_000, 200_000),
+        Row::new("Redis script: compare, HSET, PUBLISH; HGET", 200_000, 200_000),
         Row::new("etcd Txn under a lease; serializable Range", 20_000, 60_000),
         Row::new("etcd Txn under a lease; linearizable Range", 20_000, 60_000),
         Row::new("NATS KV update in memory; direct get", 60_000, 100_000),
@@ -64,29 +65,29 @@ pub(crate) async fn run(report: &mut Report) {
     }
     report.part(
         &format!(
-            "Which gateway has it: {SESSIONS} sessions, an observer of all moves, {} connections x {} in flight",
+            "Owners: {SESSIONS} sessions, one observer of all moves, {} connections x {} in flight",
             SHAPE.0, SHAPE.1
         ),
         &[
             "what",
-            "server CPU, us a move",
-            "moves a second",
-            "server CPU, us a lookup",
-            "lookups a second",
-            "one move alone until the observer has it, p50, us",
+            "server CPU, us per move",
+            "moves per second",
+            "server CPU, us per lookup",
+            "lookups per second",
+            "a single move until the observer has it, p50, us",
             "p99, us",
         ],
     );
     for row in &rows {
-        row.tell(report);
+        row.print(report);
     }
     report.note(format!("Medians of {ROUNDS} rounds in which the servers take turns."));
     report.note(
-        "A move names the owner that it takes the session from, and fails if that is another by then; NATS names the \
-         revision instead. Every move is counted at the observer.",
+        "A move names the current owner, and fails if the owner has changed; with NATS it names the revision instead. \
+         The observer must receive every move.",
     );
-    report.note("Only sessiond's file: and etcd have a move on disk before they answer. Nothing is replicated.");
-    limits::tell(report);
+    report.note("Only sessiond with `file:` and etcd write a move to disk before they answer. Nothing is replicated.");
+    limits::print(report);
 }
 
 /// A change of a session's owner.
@@ -97,22 +98,22 @@ struct Move {
 }
 
 impl Move {
-    /// Move number `n`: each session moves in its turn, back and forth. All start with the first owner.
+    /// Returns move number `n`. The sessions move one after the other, back and forth, starting at the first owner.
     fn number(n: u64) -> Self {
         let (session, turn) = (n % SESSIONS, (n / SESSIONS) as usize);
         Self { session, from: turn % 2, to: (turn + 1) % 2 }
     }
 }
 
-/// A registry that holds all sessions, under the first owner.
+/// A registry that starts with all sessions under the first owner.
 trait Peer {
     type Observer: Observer;
     type Mover: Mover;
 
-    /// The processor time that its servers have taken.
+    /// Returns the processor time that its servers have taken.
     fn cpu(&self) -> Duration;
 
-    /// An observer of every move from now on.
+    /// Returns an observer of every move from now on.
     async fn observer(&self) -> Self::Observer;
 
     /// Moves sessions as fast as [`SHAPE`] allows, each at most once.
@@ -121,29 +122,29 @@ trait Peer {
     /// Looks up sessions as fast as [`SHAPE`] allows.
     async fn look_up(&self, lookups: u64);
 
-    /// A connection that moves one session at a time.
+    /// Returns a connection that moves one session at a time.
     async fn mover(&self) -> Self::Mover;
 }
 
 trait Observer {
-    /// Waits until it has been told of so many more moves.
-    async fn hear(&mut self, moves: u64);
+    /// Waits until it has received `moves` more moves.
+    async fn expect(&mut self, moves: u64);
 }
 
-/// An observer of a text protocol, in which each notice has `mark` once.
-struct Notices {
+/// An observer of a text protocol. Each notification contains `mark` once.
+struct Notifications {
     subscriber: Subscriber,
     mark: &'static [u8],
 }
 
-impl Observer for Notices {
-    async fn hear(&mut self, moves: u64) {
+impl Observer for Notifications {
+    async fn expect(&mut self, moves: u64) {
         self.subscriber.expect_marks(self.mark, moves).await;
     }
 }
 
 trait Mover {
-    /// Makes move number `n`, and waits for its answer.
+    /// Makes move number `n` and waits for its answer.
     async fn make(&mut self, n: u64);
 }
 
@@ -159,12 +160,13 @@ impl Mover for Calls {
     }
 }
 
-/// What is measured in the same way for each peer, and the figures of the rounds so far.
+/// The measurements of one peer.
 struct Row {
     what: &'static str,
     moves: u64,
     lookups: u64,
-    /// Of each round: microseconds a move, moves a second, the same of lookups, and two percentiles.
+    /// For each round: microseconds per move, moves per second, the same two for lookups, and the p50 and p99 of a
+    /// single move.
     rounds: Vec<[f64; 6]>,
 }
 
@@ -173,7 +175,7 @@ impl Row {
         Self { what, moves, lookups, rounds: Vec::new() }
     }
 
-    /// Measures a round, unless the peer is not installed.
+    /// Measures one round. Does nothing if the peer is not installed.
     async fn measure(&mut self, peer: Option<impl Peer>) {
         let Some(peer) = peer else { return };
         let mut observer = peer.observer().await;
@@ -183,8 +185,8 @@ impl Row {
             while next < end {
                 let some = next..end.min(next + SESSIONS);
                 next = some.end;
-                let told = observer.hear(some.end - some.start);
-                self.heard(async { join!(peer.make_moves(some), told) }).await;
+                let received = observer.expect(some.end - some.start);
+                self.in_time(async { join!(peer.make_moves(some), received) }).await;
             }
         };
         make_moves(WARMUP).await;
@@ -195,26 +197,26 @@ impl Row {
         let (mut mover, mut times) = (peer.mover().await, Vec::new());
         for n in next..next + ALONE {
             let started = Instant::now();
-            let told = async {
-                observer.hear(1).await;
+            let received = async {
+                observer.expect(1).await;
                 started.elapsed()
             };
-            times.push(self.heard(async { join!(told, mover.make(n)).0 }).await);
+            times.push(self.in_time(async { join!(received, mover.make(n)).0 }).await);
         }
         times.drain(..WARMUP_ALONE);
         times.sort_unstable();
         let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e6;
-        println!("  {} | {move_us:.1} us a move", self.what);
+        println!("  {} | {move_us:.1} us per move", self.what);
         self.rounds.push([move_us, moves_a_second, lookup_us, lookups_a_second, at(50), at(99)]);
     }
 
-    /// Waits for moves and their notices.
-    async fn heard<T>(&self, moves: impl Future<Output = T>) -> T {
-        let heard = timeout(PATIENCE, moves).await;
-        heard.unwrap_or_else(|_| panic!("{}: the observer is not told of every move", self.what))
+    /// Waits for moves and their notifications. Panics after [`TIMEOUT`].
+    async fn in_time<T>(&self, moves: impl Future<Output = T>) -> T {
+        let ended = timeout(TIMEOUT, moves).await;
+        ended.unwrap_or_else(|_| panic!("{}: the observer did not receive every move", self.what))
     }
 
-    fn tell(&self, report: &mut Report) {
+    fn print(&self, report: &mut Report) {
         if self.rounds.is_empty() {
             return report.note(format!("{}: not installed.", self.what));
         }
@@ -232,7 +234,8 @@ impl Row {
     }
 }
 
-/// Microseconds of the servers' processor time for each of so many calls, and calls a second.
+/// Measures `work`, which makes `calls` calls. Returns the servers' processor time per call in microseconds, and the
+/// calls per second.
 async fn rate(peer: &impl Peer, calls: u64, work: impl Future<Output = ()>) -> [f64; 2] {
     let (cpu, started) = (peer.cpu(), Instant::now());
     work.await;

@@ -1,4 +1,4 @@
-//! The servers that are compared.
+//! Starts the servers that are compared.
 
 use std::{
     env,
@@ -14,7 +14,7 @@ use super::{
     process::{Server, free_port},
 };
 
-/// sessiond as it is shipped, on the memory storage.
+/// Starts sessiond as it is shipped, by default on the memory storage.
 pub(crate) fn sessiond(flags: &[&str]) -> Server {
     let port = free_port();
     let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
@@ -22,7 +22,7 @@ pub(crate) fn sessiond(flags: &[&str]) -> Server {
     Server::start(command.args(flags), port).unwrap()
 }
 
-/// Grants leases of an hour at a sessiond.
+/// Grants `count` leases of one hour at a sessiond.
 pub(crate) async fn leases(address: SocketAddr, count: usize) -> Vec<u64> {
     let mut client = LeaseServiceClient::connect(format!("http://{address}")).await.unwrap();
     let ttl = Some(prost_types::Duration { seconds: 3600, nanos: 0 });
@@ -34,7 +34,7 @@ pub(crate) async fn leases(address: SocketAddr, count: usize) -> Vec<u64> {
     leases
 }
 
-/// Redis without persistence, and without a limit on what a slow subscriber may have waiting.
+/// Starts Redis without persistence, and without a limit on the output buffer of a slow subscriber.
 pub(crate) fn redis() -> Option<Server> {
     let port = free_port();
     let mut command = Command::new("redis-server");
@@ -43,7 +43,7 @@ pub(crate) fn redis() -> Option<Server> {
     Server::start(&mut command, port)
 }
 
-/// Redis with every change on disk before it is answered.
+/// Starts a Redis that writes every change to disk before it answers.
 pub(crate) fn redis_on_disk(folder: &Path) -> Option<Server> {
     let port = free_port();
     let mut command = Command::new("redis-server");
@@ -51,21 +51,21 @@ pub(crate) fn redis_on_disk(folder: &Path) -> Option<Server> {
     Server::start(command.args(["--appendonly", "yes", "--appendfsync", "always"]), port)
 }
 
-/// NATS, with room for a subscriber that is slow.
+/// Starts NATS.
 pub(crate) fn nats() -> Option<Server> {
     let port = free_port();
     let mut command = Command::new("nats-server");
     Server::start(command.args(["-a", "127.0.0.1", "-p", &port.to_string()]), port)
 }
 
-/// NATS with JetStream, whose data is in a folder.
+/// Starts NATS with JetStream, with its data in `folder`.
 pub(crate) fn nats_with_jetstream(folder: &Path) -> Option<Server> {
     let port = free_port();
     let mut command = Command::new("nats-server");
     Server::start(command.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"]).arg(folder), port)
 }
 
-/// etcd with its data in a folder.
+/// Starts etcd with its data in `folder`.
 pub(crate) fn etcd(folder: &Path) -> Option<Server> {
     let (port, peer_port) = (free_port(), free_port());
     let (url, peer_url) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer_port}"));
@@ -76,22 +76,22 @@ pub(crate) fn etcd(folder: &Path) -> Option<Server> {
     Server::start(&mut command, port)
 }
 
-/// tonic as its guide has it: the multi-threaded runtime, and a service that does nothing.
+/// Starts tonic as in its guide: on the multi-threaded runtime, with a no-op service.
 pub(crate) fn stock_tonic() -> Server {
     own("stock")
 }
 
-/// A server written by hand on the h2 crate, a current-thread runtime a core: what HTTP/2 costs in Rust.
+/// Starts a server on the h2 crate alone, with a current-thread runtime per core. Shows what HTTP/2 costs in Rust.
 pub(crate) fn bare_h2() -> Server {
     own("bare")
 }
 
-/// A server that reads calls and writes answers as bytes that it does not look at: what sockets cost.
+/// Starts a server that reads calls and writes answers without parsing them. Shows what sockets cost.
 pub(crate) fn bare_calls() -> Server {
     own("calls")
 }
 
-/// A server that writes to sockets, and does nothing else.
+/// Starts a fan-out server that only writes to sockets.
 pub(crate) fn bare_tcp() -> Server {
     own("tcp")
 }
@@ -102,7 +102,7 @@ fn own(peer: &str) -> Server {
     Server::start(command.args(["serve", peer, &port.to_string()]), port).unwrap()
 }
 
-/// Runs one of our own peers in this process.
+/// Runs one of the peers that are written here, in this process.
 pub(crate) fn serve(peer: &str, port: u16) {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
     listener.set_nonblocking(true).unwrap();

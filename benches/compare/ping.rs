@@ -1,4 +1,4 @@
-//! A service on tonic's generated server that answers `HasSession` and does nothing.
+//! A no-op service on tonic's generated server, which answers only `HasSession`.
 
 use sessiond::proto::{
     BatchCreateSessionsRequest, BatchCreateSessionsResponse, BatchDestroySessionsRequest, BatchDestroySessionsResponse,

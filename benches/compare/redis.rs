@@ -1,4 +1,5 @@
-//! The storage in Redis: creates through one replica beside Redis' own loader, and events that cross replicas.
+//! The Redis storage: the cost of creates compared with redis-benchmark, the latency between replicas, and Redis'
+//! memory.
 
 use std::{
     process::Command,
@@ -27,10 +28,10 @@ const ROUNDS: u64 = 3;
 const CONNECTIONS: usize = 10;
 const PIPELINE: usize = 16;
 const EVENTS: i64 = 2000;
-/// The first ones warm up caches and connections.
+/// The first events only warm up caches and connections.
 const WARMUP: usize = 200;
 
-/// What a create of one session runs, as sessiond puts it together.
+/// The script that creates one session, assembled as sessiond assembles it.
 const SCRIPT: &str = concat!(
     include_str!("../../src/storage/redis/scripts/head.lua"),
     include_str!("../../src/storage/redis/scripts/append.lua"),
@@ -64,7 +65,7 @@ async fn open(url: &str) -> Arc<dyn SessionStorage> {
 }
 
 struct Rate {
-    a_second: f64,
+    per_second: f64,
     redis_us: f64,
     sessiond_us: f64,
 }
@@ -72,43 +73,45 @@ struct Rate {
 async fn creates(report: &mut Report) {
     report.part(
         &format!("Creates in Redis, {CONNECTIONS} connections x {PIPELINE} in flight"),
-        &["by", "creates a second", "to redis-benchmark", "Redis CPU, us a create", "sessiond CPU"],
+        &["client", "creates per second", "to redis-benchmark", "Redis CPU, us per create", "sessiond CPU"],
     );
     let redis = peers::redis().unwrap();
     let sessiond = peers::sessiond(&["--storage", &url(&redis, "")]);
     let command = benchmark(&redis).await;
     let mut best: [Option<Rate>; 2] = [None, None];
-    // They take turns, and the best of each is told: what a shared machine takes, it takes at times.
+    // They take turns, and the best run of each counts, because other load on a shared machine comes and goes.
     for round in 0..ROUNDS {
         let rates = [by_benchmark(&redis, &command), by_sessiond(&redis, &sessiond, round).await];
         for (rate, best) in rates.into_iter().zip(&mut best) {
-            if best.as_ref().is_none_or(|best| rate.a_second > best.a_second) {
+            if best.as_ref().is_none_or(|best| rate.per_second > best.per_second) {
                 *best = Some(rate);
             }
         }
     }
     let [base, ours] = best.map(Option::unwrap);
-    for (what, rate) in [("redis-benchmark, the script for one session", &base), ("CreateSession, one replica", &ours)]
+    for (what, rate) in
+        [("redis-benchmark, sessiond's script for one session", &base), ("CreateSession, one replica", &ours)]
     {
         report.row(&[
             what.to_owned(),
-            format!("{:.0}", rate.a_second),
-            format!("{:.2}x", rate.a_second / base.a_second),
+            format!("{:.0}", rate.per_second),
+            format!("{:.2}x", rate.per_second / base.per_second),
             format!("{:.2}", rate.redis_us),
             format!("{:.2}", rate.sessiond_us),
         ]);
     }
-    report.note("redis-benchmark puts all sessions into one bucket, which spares Redis the search in a compact one.");
+    report
+        .note("redis-benchmark puts all sessions into one large bucket, which is cheaper than searching compact ones.");
 }
 
-/// The command that has redis-benchmark create a session by chance.
+/// Returns a command for redis-benchmark that creates a session with a random id.
 async fn benchmark(redis: &Server) -> Vec<String> {
     drop(open(&url(redis, "registry=b")).await);
     let mut connection = Client::open(url(redis, "")).unwrap().get_multiplexed_async_connection().await.unwrap();
     let birth: String = cmd("HGET").arg("{b:0}:meta").arg("birth").query_async(&mut connection).await.unwrap();
     let hash: String = cmd("SCRIPT").arg("LOAD").arg(SCRIPT).query_async(&mut connection).await.unwrap();
     let keys = ["{b:0}:meta", "{b:0}:log", "{b:0}:attached", "{b:0}:slots", "{b:0}:held", "{b:0}:b0"];
-    // Good for ever, and no lease.
+    // Never too late, and without a lease.
     let args = [
         &birth,
         "9000000000000000",
@@ -153,7 +156,7 @@ async fn by_sessiond(redis: &Server, sessiond: &Server, round: u64) -> Rate {
 fn rate(redis: &Server, cpu: Duration, started: Instant, sessiond: Duration) -> Rate {
     let a_create = |cpu: Duration| cpu.as_secs_f64() * 1e6 / CREATES as f64;
     Rate {
-        a_second: CREATES as f64 / started.elapsed().as_secs_f64(),
+        per_second: CREATES as f64 / started.elapsed().as_secs_f64(),
         redis_us: a_create(redis.cpu() - cpu),
         sessiond_us: a_create(sessiond),
     }
@@ -161,7 +164,7 @@ fn rate(redis: &Server, cpu: Duration, started: Instant, sessiond: Duration) -> 
 
 async fn latency(report: &mut Report) {
     report.part(
-        "One event at a time through Redis, idle: from the writer's call until another replica has it",
+        "One event at a time through an idle Redis: from the writer's call until another replica has it",
         &["what", "p50, us", "p99, us", "to a PING, p50"],
     );
     let redis = peers::redis().unwrap();
@@ -170,7 +173,7 @@ async fn latency(report: &mut Report) {
     let services = sorted(between_services(&redis).await);
     let base = at(&pings, 50);
     for (what, times) in [
-        ("a PING and its answer, the same client", &pings),
+        ("PING and its answer, the same Redis client", &pings),
         ("create at one replica's storage, the event at another's", &storages),
         ("CreateSession at one replica, the event at an observer of another", &services),
     ] {
@@ -209,15 +212,15 @@ async fn between_storages(redis: &Server) -> Vec<Duration> {
     for n in 0..EVENTS {
         let one = [SessionKey::new(0, n)];
         let started = Instant::now();
-        let heard = async {
+        let received = async {
             let changes = reader.changes_after(extent.registry_id, 0, after, 10).await.unwrap();
             assert_eq!((changes.events.len(), changes.events[0].session), (1, one[0]));
             (started.elapsed(), changes)
         };
-        let ((heard, changes), created) = tokio::join!(heard, writer.create(&one, None));
+        let ((elapsed, changes), created) = tokio::join!(received, writer.create(&one, None));
         assert_eq!(created.unwrap(), [true]);
         after = after.past(&changes);
-        times.push(heard);
+        times.push(elapsed);
     }
     times
 }
@@ -232,27 +235,27 @@ async fn between_services(redis: &Server) -> Vec<Duration> {
         let request =
             framed(&CreateSessionRequest { session_id: Some(n), auth_key_id: 0, lease_id: 0, ..Default::default() });
         let started = Instant::now();
-        let heard = async {
+        let received = async {
             observer.expect_in_order(n, n, |_| ()).await;
             started.elapsed()
         };
-        let (heard, ()) = tokio::join!(heard, writer.answer(&request));
-        times.push(heard);
+        let (elapsed, ()) = tokio::join!(received, writer.answer(&request));
+        times.push(elapsed);
     }
     times
 }
 
-/// What a session costs in Redis, by how full the buckets are.
+/// Measures the memory of a session in Redis, by how full the buckets are.
 async fn memory(report: &mut Report) {
     report.part(
-        "Memory of Redis, 131,072 buckets: bytes a session of used_memory, without the log",
-        &["sessions", "in a bucket", "without leases", "under a lease"],
+        "Memory of Redis with 131,072 buckets: used_memory per session in bytes, without the log",
+        &["sessions", "sessions per bucket", "without leases", "under a lease"],
     );
     for sessions in [100_000i64, 1_000_000, 5_000_000, 10_000_000] {
         let mut row = vec![sessions.to_string(), format!("{:.1}", sessions as f64 / f64::from(1 << 17))];
         for leased in [false, true] {
             let redis = peers::redis().unwrap();
-            // The log is kept as short as it can be.
+            // Keep the log as short as possible.
             let options = StorageOptions { retain_events: 1, ..OPTIONS };
             let storage = url(&redis, "").parse::<StorageUrl>().unwrap().open(options).await.unwrap();
             let before = used(&redis).await;
@@ -263,7 +266,7 @@ async fn memory(report: &mut Report) {
             let mut n = 0;
             while n < sessions {
                 let end = (n + 50_000).min(sessions);
-                // Neither ids that compress well nor those of any pattern.
+                // Random ids: they neither compress well nor have a pattern.
                 let some: Vec<SessionKey> = (n..end).map(|n| SessionKey::new(fastrand::i64(..), n)).collect();
                 storage.create(&some, lease).await.unwrap();
                 n = end;

@@ -1,4 +1,4 @@
-//! What was measured, as a table on the terminal and in a file.
+//! Prints the measurements as tables, on the terminal and into a file.
 
 use std::{fmt::Write as _, fs, path::Path, process::Command, thread};
 
@@ -21,7 +21,7 @@ impl Report {
         Self::default()
     }
 
-    /// Begins a table.
+    /// Starts a table.
     pub(crate) fn part(&mut self, title: &str, columns: &[&str]) {
         println!("\n{title}\n  {}", columns.join(" | "));
         let columns = columns.iter().map(ToString::to_string).collect();
@@ -33,7 +33,7 @@ impl Report {
         self.parts.last_mut().unwrap().rows.push(row.to_vec());
     }
 
-    /// A row of figures that were measured, if the loader let them be.
+    /// Adds a row of measured figures, or the reason why the run is rejected.
     pub(crate) fn measured(&mut self, what: &str, taken: &Taken, figures: &[String]) {
         match taken.rejection() {
             None => self.row(&[&[what.to_owned()], figures].concat()),
@@ -41,7 +41,7 @@ impl Report {
         }
     }
 
-    /// Adds a line below the table.
+    /// Adds a note below the table.
     pub(crate) fn note(&mut self, note: impl Into<String>) {
         let note = note.into();
         println!("  {note}");
@@ -90,10 +90,10 @@ after the other, and drives each in the same way.
 
 - **What counts** is the processor time of the *server* process (user and system), divided by the work it did. The load
   generator runs on the same cores, so throughput in wall time says as much about it as about the server.
-- **Look at the ratios.** The servers take turns several times, and the tables have the best run of each, because other
+- **Look at the ratios.** The servers take turns several times, and the tables show the best run of each, because other
   load on a shared machine comes and goes.
-- **A rejected run** is marked as such. In it the load generator took more processor time than the server, although the
-  server was not busy all the time.
+- **Rejected runs** are marked. In a rejected run the load generator took more processor time than the server, and the
+  server was not always busy.
 
 What the peers guarantee, and what they do not:
 

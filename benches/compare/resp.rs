@@ -1,4 +1,4 @@
-//! The few words of Redis' and NATS' protocols that the comparison needs, read as raw bytes.
+//! The parts of Redis' and NATS' protocols that the comparison needs, read as raw bytes.
 
 use std::net::SocketAddr;
 
@@ -7,14 +7,13 @@ use tokio::{
     net::TcpStream,
 };
 
-/// A subscriber's connection, which looks for the payloads in what it reads: 16 digits between two marks, in the order in
-/// which they were published.
+/// A subscriber's connection. It searches what it reads for payloads, and does not parse the protocol.
 pub(crate) struct Subscriber {
     stream: TcpStream,
     bytes: Vec<u8>,
 }
 
-/// A payload: as long as an event of sessiond on the wire, about.
+/// Returns payload number `n`: 16 digits in angle brackets, about as long as an event of sessiond on the wire.
 pub(crate) fn payload(n: u64) -> String {
     format!("<{n:016}>")
 }
@@ -29,7 +28,7 @@ pub(crate) async fn connect(address: SocketAddr, hello: &str) -> TcpStream {
 }
 
 impl Subscriber {
-    /// Sends `hello` and waits for an answer that has `answer` in it.
+    /// Connects, sends `hello`, and waits for an answer that contains `answer`.
     pub(crate) async fn connect(address: SocketAddr, hello: &str, answer: &str) -> Self {
         let mut stream = connect(address, hello).await;
         let mut bytes = Vec::new();
@@ -40,7 +39,7 @@ impl Subscriber {
         Self { stream, bytes }
     }
 
-    /// Reads on until `mark` has come so many times.
+    /// Reads until `mark` has come `count` more times.
     pub(crate) async fn expect_marks(&mut self, mark: &[u8], count: u64) {
         let (mut found, mut read) = (0, 0);
         self.bytes.reserve(64 << 10);
@@ -55,21 +54,22 @@ impl Subscriber {
             if found == count {
                 return;
             }
-            assert!(self.stream.read_buf(&mut self.bytes).await.unwrap() > 0, "cut off");
+            assert!(self.stream.read_buf(&mut self.bytes).await.unwrap() > 0, "the connection was closed");
         }
     }
 
-    /// Reads the payloads from number `first` to `last`, and checks their order. `progress` hears how far it has come.
+    /// Reads the payloads `first` to `last`, and checks that each comes once and in order. Calls `progress` with the
+    /// next expected number.
     pub(crate) async fn expect_in_order(&mut self, first: u64, last: u64, mut progress: impl FnMut(u64)) {
         let mut next = first;
         self.bytes.reserve(64 << 10);
         while next <= last {
-            assert!(self.stream.read_buf(&mut self.bytes).await.unwrap() > 0, "cut off");
+            assert!(self.stream.read_buf(&mut self.bytes).await.unwrap() > 0, "the connection was closed");
             let mut rest = &self.bytes[..];
             while let Some(start) = rest.iter().position(|byte| *byte == b'<') {
                 let Some(digits) = rest.get(start + 1..start + PAYLOAD - 1) else { break };
                 let number = digits.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0'));
-                assert_eq!(number, next, "a message is missing, doubled or out of order");
+                assert_eq!(number, next, "a message is missing, duplicated or out of order");
                 next += 1;
                 rest = &rest[start + PAYLOAD - 1..];
             }

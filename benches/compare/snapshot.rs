@@ -17,7 +17,7 @@ const BATCH: u64 = 1000;
 pub(crate) async fn run(report: &mut Report) {
     report.part(
         "A snapshot of 10 million sessions to one observer",
-        &["sessions a second", "sessions a second of server CPU", "server memory a session, bytes"],
+        &["sessions per second", "sessions per second of server CPU", "server memory per session, bytes"],
     );
     let server = peers::sessiond(&[]);
     let before = server.resident();
@@ -45,11 +45,11 @@ pub(crate) async fn run(report: &mut Report) {
             other => panic!("{other:?}"),
         }
     }
-    let a_second = SESSIONS as f64 / started.elapsed().as_secs_f64();
-    let a_cpu_second = SESSIONS as f64 / (server.cpu() - cpu).as_secs_f64();
+    let per_second = SESSIONS as f64 / started.elapsed().as_secs_f64();
+    let per_cpu_second = SESSIONS as f64 / (server.cpu() - cpu).as_secs_f64();
     report.row(&[
-        format!("{:.1} M", a_second / 1e6),
-        format!("{:.1} M", a_cpu_second / 1e6),
-        format!("{bytes:.1} (with the retained events)"),
+        format!("{:.1} M", per_second / 1e6),
+        format!("{:.1} M", per_cpu_second / 1e6),
+        format!("{bytes:.1} (including the retained events)"),
     ]);
 }

@@ -1,7 +1,8 @@
-//! gRPC over HTTP/2 as bytes: a client that costs next to nothing, so that it is the server that is measured.
+//! A gRPC client that reads and writes HTTP/2 as bytes. It costs very little, so that the measurements show the server.
 //!
-//! It does what a server sees of a good client (one write for all that is ready, header fields by their index from the second
-//! call on) and checks what can be checked without decoding headers: that each call is answered with a message.
+//! To a server it looks like a good client: it sends everything that is ready in one write, and from the second call on
+//! it sends header fields by their index. It checks that each call is answered with one message, without decoding
+//! headers.
 
 use std::{
     net::SocketAddr,
@@ -30,13 +31,13 @@ const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// How long gRPC's prefix of a message is.
+/// The length of gRPC's message prefix.
 pub(crate) const PREFIX: usize = 5;
 const HEAD: usize = 9;
 const MAX_FRAME: usize = 16_384;
 const MAX_WINDOW: u32 = (1 << 31) - 1;
 
-/// A message with gRPC's prefix.
+/// Returns the encoded message with gRPC's prefix.
 pub(crate) fn framed(message: &impl Message) -> Bytes {
     let mut bytes = BytesMut::new();
     bytes.put_u8(0);
@@ -45,23 +46,24 @@ pub(crate) fn framed(message: &impl Message) -> Bytes {
     bytes.freeze()
 }
 
-/// A connection on which one method is called.
+/// A connection for the calls of one method.
 pub(crate) struct Wire {
     tcp: TcpStream,
     path: &'static str,
     calls: u32,
     unsent: Vec<u8>,
     read: Vec<u8>,
-    /// How much of what was read has been taken.
+    /// How many of the read bytes have been consumed.
     taken: usize,
 }
 
-/// What a server sent, but for what concerns the connection.
+/// A frame from the server.
 pub(crate) enum Frame {
-    /// A part of an answer: where it lies in [`Wire::payload`].
+    /// A part of an answer. [`Wire::payload`] returns the bytes of the range.
     Data(Range<usize>),
     /// The end of an answer.
     End,
+    /// Any other frame.
     Other,
 }
 
@@ -77,11 +79,11 @@ impl Wire {
         Self { tcp, path, calls: 0, unsent, read: Vec::with_capacity(128 << 10), taken: 0 }
     }
 
-    /// Begins a call, with the next [`send`](Self::send).
+    /// Queues a call for the next [`send`](Self::send).
     pub(crate) fn call(&mut self, body: &[u8]) {
         let stream = 2 * self.calls + 1;
         let headers: Vec<u8> = if self.calls == 0 {
-            // POST, http, and four fields that the server is told to remember.
+            // POST, http, and four fields that the server adds to its header table.
             let path = [&[0x44, self.path.len() as u8], self.path.as_bytes()].concat();
             [&[0x83, 0x86], &path[..], b"\x41\x09localhost\x5f\x10application/grpc\x40\x02te\x08trailers"].concat()
         } else {
@@ -96,13 +98,13 @@ impl Wire {
         self.calls += 1;
     }
 
-    /// Sends the calls that were begun.
+    /// Sends the queued calls.
     pub(crate) async fn send(&mut self) {
         self.tcp.write_all(&self.unsent).await.unwrap();
         self.unsent.clear();
     }
 
-    /// The next frame.
+    /// Waits for the next frame. Acknowledges SETTINGS and PING.
     pub(crate) async fn next(&mut self) -> Frame {
         loop {
             if let Some((kind, flags, payload)) = self.take() {
@@ -115,17 +117,17 @@ impl Wire {
                         self.send().await;
                     }
                     HEADERS | SETTINGS | PING | WINDOW_UPDATE => return Frame::Other,
-                    _ => panic!("a frame of kind {kind}, which ends a stream or the connection"),
+                    _ => panic!("the server ended a stream or the connection with a frame of kind {kind}"),
                 }
             } else {
                 self.read.drain(..self.taken);
                 self.taken = 0;
-                assert!(self.tcp.read_buf(&mut self.read).await.unwrap() > 0, "cut off");
+                assert!(self.tcp.read_buf(&mut self.read).await.unwrap() > 0, "the connection was closed");
             }
         }
     }
 
-    /// Whether a frame can be had at once.
+    /// Returns whether a complete frame has been read.
     fn is_ready(&self) -> bool {
         let rest = &self.read[self.taken..];
         rest.len() >= HEAD && rest.len() >= HEAD + len(rest)
@@ -167,7 +169,7 @@ impl Wire {
         }
     }
 
-    /// Waits for the answer of one of several calls to a server that answers them one after the other.
+    /// Waits for the answer to the oldest call in flight. The server must answer the calls one after the other.
     pub(crate) async fn answered(&mut self) {
         let mut messages = 0;
         loop {
@@ -192,18 +194,19 @@ fn frame(bytes: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) 
     bytes.extend_from_slice(payload);
 }
 
-/// The frames of an answer, as long as sessiond's, on the stream of call number `call` of a connection.
+/// Returns the frames that answer call number `call` of a connection. They are as long as sessiond's.
 pub(crate) fn answer(call: u32, body: &[u8]) -> Vec<u8> {
     let stream = 2 * call + 1;
     let mut bytes = Vec::new();
-    // :status 200, and two fields that the client would remember: content-type and grpc-status.
+    // `:status 200`, and two fields by their index in the client's header table: content-type and grpc-status.
     frame(&mut bytes, HEADERS, END_HEADERS, stream, &[0x88, 0xbf]);
     frame(&mut bytes, DATA, 0, stream, body);
     frame(&mut bytes, HEADERS, END_HEADERS | END_STREAM, stream, &[0xbe]);
     bytes
 }
 
-/// Makes `total` calls over `connections`, each with `in_flight` at once; the body of call number n is `body(n)`.
+/// Makes `total` calls over `connections` connections, with `in_flight` calls in flight on each. `body(n)` returns the
+/// body of call number `n`.
 pub(crate) async fn load(
     address: SocketAddr,
     path: &'static str,

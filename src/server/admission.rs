@@ -1,4 +1,4 @@
-//! Decides who may call, and how often: certificates, tokens and rate limits.
+//! Decides which calls to admit: certificates, tokens and rate limits.
 
 mod gate;
 mod rate_limit;

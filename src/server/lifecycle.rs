@@ -1,19 +1,19 @@
-//! How far a server has come.
+//! The stages of a server: serving, draining, stopped.
 
 use tokio::sync::watch;
 
-/// What a server does; it only goes forward.
+/// The stage of a server. It only moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Lifecycle {
     Serving,
-    /// No new connections and streams; those there are come to their end.
+    /// New connections and streams are refused, and open ones come to their end.
     Draining,
-    /// What is left is cut off.
+    /// The remaining connections are cut off.
     Stopped,
 }
 
-/// Waits until the server has come to `stage`, or is gone.
+/// Waits until the server has reached `stage` or was dropped.
 pub(super) async fn reached(lifecycle: &mut watch::Receiver<Lifecycle>, stage: Lifecycle) {
-    // An error tells that the server is gone.
+    // An error means that the server was dropped.
     let _ = lifecycle.wait_for(|now| *now >= stage).await;
 }

@@ -1,4 +1,4 @@
-//! What operators see of the server: the admin port, its probes and its metrics.
+//! Shows operators the state of the server: the admin port, its probes and its metrics.
 
 mod admin;
 mod call_metrics;

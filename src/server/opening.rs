@@ -1,4 +1,4 @@
-//! Opens the storage when the server starts, and waits for one that is away.
+//! Opens the storage when the server starts, and retries while it is unreachable.
 
 use std::{
     error::Error,
@@ -21,23 +21,23 @@ use crate::{
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(2);
 
-/// While the server waits, the log says so this often.
+/// How often a waiting server logs a warning.
 const REMINDER: Duration = Duration::from_secs(60);
 
-/// How long a server that starts waits for a storage that cannot be opened yet.
+/// How long a starting server waits for a storage that cannot be opened yet.
 ///
-/// It waits only for what can pass by itself, such as a Redis that is away or loads its data; see
+/// It waits only if the error can go away by itself, for example if Redis is unreachable or still loads its data. See
 /// [`OpenError::may_pass`](crate::storage::OpenError::may_pass).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StorageWait {
-    /// Until the storage is there.
+    /// Wait until the storage is open.
     Forever,
-    /// No longer than this; not at all if zero.
+    /// Wait at most this long. Zero means not to wait.
     AtMost(Duration),
 }
 
 impl StorageWait {
-    /// The default for a storage: forever for one on another machine, which may come later than the server, and not at all for the
+    /// Returns the default for a storage: forever for Redis, which may start later than the server, and no wait for the
     /// others.
     #[must_use]
     pub fn default_for(storage: &StorageUrl) -> Self {
@@ -56,16 +56,16 @@ impl StorageWait {
     }
 }
 
-/// The subject once its storage is open, and until then why it is not.
+/// Holds the subject once its storage is open, and the reason for the delay until then.
 #[derive(Debug, Default)]
 pub(super) struct Opening {
     subject: OnceLock<Arc<SessionSubject>>,
-    /// Why the last try to open the storage failed; none during the first.
+    /// Why the last attempt to open the storage failed. `None` during the first attempt.
     failure: Mutex<Option<String>>,
 }
 
 impl Opening {
-    /// The subject, or why there is none yet.
+    /// Returns the subject, or a text for the admin port that says why there is none yet.
     pub(super) fn subject(&self) -> Result<&Arc<SessionSubject>, String> {
         self.subject.get().ok_or_else(|| match &*self.failure.lock() {
             Some(failure) => format!("waiting for the storage: {failure}\n"),
@@ -73,7 +73,7 @@ impl Opening {
         })
     }
 
-    /// Opens the storage and starts the subject on it. Tries again for as long as `config` says.
+    /// Opens the storage and starts the subject on it. Retries for as long as `config` allows.
     pub(super) async fn run(&self, config: &ServerConfig) -> Result<Arc<SessionSubject>, ServerError> {
         let began = Instant::now();
         let mut reminded = None;
@@ -107,7 +107,7 @@ impl Opening {
 
 async fn open(config: &ServerConfig) -> Result<Arc<SessionSubject>, ServerError> {
     let options = StorageOptions {
-        // The storage keeps them a second time until the subject has taken them.
+        // The storage keeps its own copy of each event until the subject has read it.
         retain_events: config.subject.retain_events.min(config.subject.retain_bytes / size_of::<SessionEvent>()),
         max_sessions: config.max_sessions,
         max_leases: config.max_leases,

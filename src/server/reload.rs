@@ -1,4 +1,4 @@
-//! Configuration that is read from files, and again when they change.
+//! Reads configuration files, and reads them again when they change.
 
 use std::{
     fmt,
@@ -11,40 +11,40 @@ use std::{
 
 use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 
-/// How often the files are looked at. Their contents are compared, and not their times: those who replace files by renaming
-/// or by symbolic links do not agree on what becomes of times.
+/// How often the files are checked. Their contents are compared rather than their modification times, because programs
+/// that replace files by renaming or by symbolic links treat these times differently.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// The longest file that is read, in bytes: some ten thousand tokens, or hundreds of certificates.
+/// The maximum size of a file, in bytes: room for about ten thousand tokens, or hundreds of certificates.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Why a file cannot be used.
+/// Why a configuration file cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigFileError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read {} ({source}): see --{flag}", .path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// The flag that names it.
+        /// The flag that names the file.
         flag: &'static str,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// It is not what it should be.
+    /// The file's contents are invalid.
     #[error("cannot use {} (--{flag}): {reason}", .path.display())]
     Wrong {
         /// The file.
         path: PathBuf,
-        /// The flag that names it.
+        /// The flag that names the file.
         flag: &'static str,
-        /// What is wrong, and what would be right.
+        /// What is wrong, and what is expected.
         reason: String,
     },
 }
 
-/// A file, and the flag that names it.
+/// A file and the flag that names it.
 #[derive(Clone, Debug)]
 pub(crate) struct NamedFile {
     pub(super) flag: &'static str,
@@ -61,7 +61,7 @@ impl NamedFile {
         let contents =
             contents.map_err(|source| ConfigFileError::Read { path: self.path.clone(), flag: self.flag, source })?;
         if contents.len() as u64 > MAX_BYTES {
-            return Err(self.wrong(format!("it has more than {MAX_BYTES} bytes")));
+            return Err(self.wrong(format!("it is larger than {MAX_BYTES} bytes")));
         }
         Ok(contents)
     }
@@ -75,7 +75,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 
 type Parse<T> = fn(&[NamedFile], &[Vec<u8>]) -> Result<T, ConfigFileError>;
 
-/// A value that is made of the contents of files.
+/// A value that is parsed from files, and parsed again when they change.
 pub(crate) struct Reloaded<T> {
     files: Vec<NamedFile>,
     parse: Parse<T>,
@@ -90,7 +90,7 @@ impl<T> fmt::Debug for Reloaded<T> {
 }
 
 impl<T> Reloaded<T> {
-    /// Reads the files for the first time.
+    /// Reads and parses the files for the first time.
     pub(super) fn load(files: Vec<NamedFile>, parse: Parse<T>) -> Result<Self, ConfigFileError> {
         let contents = read_all(&files)?;
         let (value, _) = watch::channel(Arc::new(parse(&files, &contents)?));
@@ -101,7 +101,8 @@ impl<T> Reloaded<T> {
         self.value.subscribe()
     }
 
-    /// Reads the files again and again. What cannot be used changes nothing and is logged, once.
+    /// Checks the files periodically, and replaces the value when they have changed. An error leaves the value as it
+    /// is, and is logged once.
     pub(super) async fn follow(mut self) {
         let mut last_error = String::new();
         loop {
@@ -119,7 +120,7 @@ impl<T> Reloaded<T> {
                             let files = self.files.iter().map(|file| file.path.display().to_string());
                             tracing::info!(
                                 files = files.collect::<Vec<_>>().join(", "),
-                                "read again, as it has changed"
+                                "configuration files have changed and were read again"
                             );
                             last_error.clear();
                             continue;
@@ -131,7 +132,7 @@ impl<T> Reloaded<T> {
             };
             let error = error.to_string();
             if error != last_error {
-                tracing::error!(error, "what was read before stays in force");
+                tracing::error!(error, "cannot reload configuration files: the previous contents stay in force");
                 last_error = error;
             }
         }

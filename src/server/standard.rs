@@ -1,4 +1,4 @@
-//! The services beside our own: health (`grpc.health.v1`) and reflection (`grpc.reflection.v1` and `v1alpha`).
+//! The standard gRPC services: health (`grpc.health.v1`) and reflection (`grpc.reflection.v1` and `v1alpha`).
 
 mod health;
 
@@ -19,10 +19,10 @@ pub(super) use self::health::Health;
 
 type Boxed = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
 
-/// The prefix of the paths of the health service, which is open to all.
+/// The path prefix of the health service, which every client may call.
 pub(super) const HEALTH: &str = "/grpc.health.v1.Health/";
 
-/// The services that are called now and then: dispatched by the name in the path.
+/// Dispatches calls to the standard services by their path. These calls are rare.
 pub(super) struct Standard(Vec<(&'static str, Boxed)>);
 
 impl Standard {
@@ -33,10 +33,10 @@ impl Standard {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                // The details of errors: tools can only show what they know the type of.
+                // The types of error details. Tools can show only messages whose types they know.
                 .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
-        // They fail only for descriptors that cannot be decoded, and ours are made by the build; a test asks both.
+        // These fail only if a descriptor cannot be decoded. The build generates ours, and a test calls both services.
         if let Ok(reflection) = builder().build_v1() {
             services.push(("/grpc.reflection.v1.ServerReflection/", Boxed::new(reflection)));
         }
@@ -46,7 +46,7 @@ impl Standard {
         Self(services)
     }
 
-    /// Answers a request to one of the services. Gives back one that is to none of them.
+    /// Answers a request to a standard service. Returns the request if its path belongs to none of them.
     pub(super) async fn call(&self, request: Request<Incoming>) -> Result<Response<Body>, Box<Request<Incoming>>> {
         let path = request.uri().path();
         let Some((_, service)) = self.0.iter().find(|(prefix, _)| path.starts_with(prefix)) else {

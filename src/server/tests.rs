@@ -1,4 +1,4 @@
-//! A server that loses a task.
+//! A server exits if an essential task panics.
 
 use std::future::pending;
 
@@ -6,7 +6,7 @@ use super::*;
 use crate::storage::StorageOptions;
 
 #[tokio::test]
-async fn a_server_drains_and_fails_when_a_task_that_it_needs_panics() {
+async fn a_server_drains_and_fails_when_an_essential_task_panics() {
     let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
     let config = ServerConfig {
         listen: any_port.into(),

@@ -1,4 +1,4 @@
-//! From a listening socket to the calls of each connection.
+//! Accepts connections, distributes them over the workers, and reads calls from them.
 
 mod acceptor;
 mod activity;

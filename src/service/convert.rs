@@ -1,4 +1,4 @@
-//! From what a request says to values, and back.
+//! Converts protobuf requests to values, and values to protobuf responses.
 
 use std::{collections::HashSet, hash::Hash, num::NonZeroU64, ops::RangeInclusive, time::Duration};
 
@@ -37,7 +37,9 @@ pub(super) fn session_keys(
     Ok(auth_key_ids.iter().zip(session_ids).map(|(auth_key, id)| SessionKey::new(*auth_key, *id)).collect())
 }
 
-/// Reads no more than one id over `max_filter_ids` of each kind into the filter. The subject refuses it then.
+/// Returns the options of a `Subscribe` request.
+///
+/// The filter gets at most `max_filter_ids` + 1 ids of each kind, which is enough for the subject to refuse it.
 pub(super) fn observe_options(
     request: proto::SubscribeRequest,
     max_filter_ids: usize,
@@ -60,24 +62,24 @@ pub(super) fn observe_options(
     Ok(ObserveOptions { start, filter })
 }
 
-/// Zero is no lease: it matches nothing, as a lease that has ended.
+/// Returns the lease id to match in a filter. No lease has the number 0, so 0 becomes an id that matches nothing.
 pub(super) fn lease_to_match(number: u64) -> LeaseId {
     LeaseId::from_number(number).unwrap_or(LeaseId(NonZeroU64::MAX))
 }
 
-/// Returns the ids, each once, up to one more than `most`.
-fn distinct<T: Eq + Hash>(ids: impl Iterator<Item = T>, most: usize) -> HashSet<T> {
+/// Returns the distinct ids, but at most `limit` + 1 of them.
+fn distinct<T: Eq + Hash>(ids: impl Iterator<Item = T>, limit: usize) -> HashSet<T> {
     let mut distinct = HashSet::new();
     for id in ids {
         distinct.insert(id);
-        if distinct.len() > most {
+        if distinct.len() > limit {
             break;
         }
     }
     distinct
 }
 
-/// Which changes are wanted, and whether moves are named among them.
+/// Returns the changes that `types` selects, and whether it lists MOVED.
 fn change_filter(types: &[i32]) -> Result<(ChangeFilter, bool), ServiceError> {
     use proto::SessionEventType::{Created, Destroyed, Moved, Unspecified};
     let mut named = ChangeFilter { created: false, destroyed: false, moved: false };
@@ -116,7 +118,7 @@ pub(super) fn session(session: &SessionKey, lease: Option<LeaseId>) -> proto::Se
     proto::Session { session_id, auth_key_id, lease_id: lease_number(lease) }
 }
 
-/// An event as a stream with placements is told of it, or one without, which is told of no moves.
+/// Converts an event for a stream with placements, or for one without. A stream without them receives no MOVED events.
 pub(super) fn session_event(event: &SessionEvent, is_placed: bool) -> proto::SessionEvent {
     use proto::SessionEventType::{Created, Destroyed, Moved};
     let (r#type, reason, previous) = match event.change {
@@ -150,7 +152,7 @@ pub(super) fn reset_reason(reason: ResetReason) -> proto::ResetReason {
         ResetReason::CursorForeign => proto::ResetReason::CursorForeign,
         ResetReason::Lagged => proto::ResetReason::Lagged,
         ResetReason::StorageRestarted => proto::ResetReason::StorageRestarted,
-        // Only clients find these.
+        // Only clients report these.
         ResetReason::SnapshotInterrupted | ResetReason::Unknown => proto::ResetReason::Unspecified,
     }
 }

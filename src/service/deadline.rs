@@ -1,4 +1,4 @@
-//! How long a call may take.
+//! Limits how long a call may take.
 
 use std::{
     mem,
@@ -14,7 +14,7 @@ use tokio::time::{Sleep, sleep};
 use super::error::ServiceError;
 
 pin_project! {
-    /// A call that is given up on after `limit`, or after what its client wishes where that is less.
+    /// A call that fails after `limit`, or after its client's timeout if that is shorter.
     // Not an async fn, whose future would hold the call twice: as it came, and where it is polled.
     pub(super) struct Within<F> {
         #[pin]
@@ -61,7 +61,7 @@ where
     }
 }
 
-/// What the header `grpc-timeout` says: up to eight digits, and a unit.
+/// Returns the timeout in the `grpc-timeout` header: up to eight digits and a unit.
 pub(super) fn wish(headers: &HeaderMap) -> Option<Duration> {
     let (digits, unit) = headers.get("grpc-timeout")?.as_bytes().split_last().map(|(unit, digits)| (digits, unit))?;
     if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn wishes_are_read_as_grpc_writes_them() {
+    fn grpc_timeouts_are_parsed() {
         for (text, wish) in [
             ("1H", Duration::from_secs(3600)),
             ("2M", Duration::from_secs(120)),
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_shorter_of_limit_and_wish_ends_a_call() {
+    async fn the_shorter_of_limit_and_client_timeout_ends_a_call() {
         let limit = Duration::from_secs(30);
         for (wish, late) in [("1S", 1), ("29S", 29), ("31S", 30), ("nonsense", 30)] {
             let began = tokio::time::Instant::now();
@@ -116,6 +116,9 @@ mod tests {
             assert_eq!(began.elapsed().as_secs(), late);
             assert_eq!(matches!(error, ServiceError::DeadlineExceeded), late < 30, "{error:?}");
         }
-        assert!(within(async { Ok(()) }, headers("0n"), limit).await.is_ok(), "what is ready is not late");
+        assert!(
+            within(async { Ok(()) }, headers("0n"), limit).await.is_ok(),
+            "a call that is ready immediately never times out"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! From the path of a request to the call it makes.
+//! Dispatches requests to calls by their path.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,38 +18,38 @@ use crate::{
     subject::{SessionSubject, Start},
 };
 
-/// The prefix of the paths of all services of the package `sessiond.v1`.
+/// The path prefix of all services in the package `sessiond.v1`.
 pub(crate) const PATH: &str = "/sessiond.v1.";
 
-/// The same without the slash.
+/// The same prefix without the slash, as the names in [`METHODS`] have it.
 const PACKAGE: &str = "sessiond.v1.";
 
-/// Whether a call to this path is answered with one message.
+/// Returns whether a call to this path is unary: answered with one message.
 pub(crate) fn is_unary(path: &str) -> bool {
     path.strip_prefix(PATH).is_some_and(|method| method != "SessionService/Subscribe")
 }
 
-/// The services of the package `sessiond.v1` over a subject, for any HTTP/2 server.
+/// The gRPC services of a subject, for any HTTP/2 server.
 ///
-/// The subject must have been started with [`WireEncoder`](super::WireEncoder): the events of a stream are sent as they were
-/// encoded there.
+/// The subject must have been started with [`WireEncoder`](super::WireEncoder), because streams send events exactly as
+/// they were encoded there.
 ///
-/// They are dispatched by hand, and not by tonic's generated servers behind its router: see docs/benchmarks.md for what
-/// a call costs beside it.
+/// Calls are dispatched here instead of by tonic's generated servers and router, which cost more per call:
+/// docs/benchmarks.md compares them.
 #[derive(Clone, Debug)]
 pub struct Service {
     calls: Calls,
 }
 
 impl Service {
-    /// The services over `subject`.
+    /// Returns the services of `subject`.
     #[must_use]
     pub fn new(subject: Arc<SessionSubject>, options: ServiceOptions) -> Self {
         let limits = message::Limits::new(options.max_message_bytes, options.max_pending_bytes);
         Self { calls: Calls { shared: Arc::new(Shared { subject, options, limits }) } }
     }
 
-    /// Answers one request. Dropping the future drops the call: each session is changed or is not.
+    /// Answers one request. If the future is dropped, each session of the call either was changed or was not.
     pub fn call<B>(self, request: Request<B>) -> impl Future<Output = Response<ResponseBody>>
     where
         B: Body<Data = Bytes>,
@@ -65,7 +65,8 @@ impl Service {
     }
 }
 
-// A call's future is moved several times on its way into a task, and the room that it takes is held while a stream lives.
+// The size of this future matters: it is moved several times on its way into a task, and kept as long as a stream
+// lives.
 #[expect(clippy::manual_async_fn, reason = "the future of an async fn holds twice what it was called with")]
 fn answer<B>(
     calls: Calls,
@@ -103,8 +104,7 @@ where
     }
 }
 
-/// Returns the method that a request is for, by a name of our own: a call that waits must not hold what a stranger has
-/// sent.
+/// Returns the called method as a static name, so that a waiting call does not hold memory that the client sent.
 fn known_method(uri: Uri) -> Result<&'static str, Uri> {
     let method = uri.path().strip_prefix(PATH);
     let mut names = METHODS.iter().filter_map(|name| name.strip_prefix(PACKAGE));
@@ -113,12 +113,12 @@ fn known_method(uri: Uri) -> Result<&'static str, Uri> {
 
 fn is_grpc<B>(request: &Request<B>) -> bool {
     let content_type = request.headers().get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
-    // Neither application/grpc-web, which is framed in another way, nor messages in another format, as application/grpc+json.
+    // Not application/grpc-web, whose framing differs, nor other message formats such as application/grpc+json.
     let rest = content_type.strip_prefix(b"application/grpc").map(|rest| rest.strip_prefix(b"+proto").unwrap_or(rest));
     request.method() == Method::POST && matches!(rest, Some([] | [b';' | b' ', ..]))
 }
 
-/// Answers a call of one message with one message.
+/// Answers a unary call.
 async fn unary<B, Q, R>(
     calls: Calls,
     body: B,
@@ -135,6 +135,7 @@ where
     Ok(ResponseBody::message(&response))
 }
 
+/// Answers a `Subscribe` call.
 async fn subscribe<B>(calls: Calls, wish: Option<Duration>, body: B) -> Result<Response<ResponseBody>, ServiceError>
 where
     B: Body<Data = Bytes>,

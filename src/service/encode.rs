@@ -1,4 +1,4 @@
-//! Updates as the length-prefixed messages of a gRPC stream.
+//! Encodes updates as the length-prefixed messages of a gRPC stream.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
     subject::{Cursor, EventEncoder, Update},
 };
 
-/// Encodes a subject's events once for all observers, as they go over the wire.
+/// Encodes a subject's events for the wire, once for all observers.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WireEncoder;
 
@@ -28,7 +28,7 @@ impl EventEncoder for WireEncoder {
     }
 }
 
-/// The message of an update that is for one observer alone. `places` are told to an observer with placements.
+/// Encodes an update for one observer. `places` is set if the observer wants placements.
 pub(super) fn update(
     update: &Update,
     cursor: Option<&Cursor>,
@@ -62,13 +62,16 @@ pub(super) fn update(
     response(body, cursor)
 }
 
+/// Encodes a heartbeat.
 pub(super) fn heartbeat(cursor: Option<&Cursor>, places: Option<Vec<Place>>) -> Bytes {
     let places = places.iter().flatten().map(convert::place).collect();
     response(Body::Heartbeat(proto::Heartbeat { places }), cursor)
 }
 
-/// What prost makes of a `SubscribeResponse` with these events, without a value of the protocol for each: every change goes
-/// through here. With the place of the last event, it is for streams with placements.
+/// Encodes a `SubscribeResponse` with these events. `last` is the place of the last one, for streams with placements.
+///
+/// The bytes are those that prost would write. This avoids a protobuf value per event, because every change passes
+/// through here.
 fn encode_events(events: &[SessionEvent], cursor: Option<&Cursor>, last: Option<Place>) -> Bytes {
     let is_placed = last.is_some();
     let last = last.map(|last| convert::place(&last));
@@ -111,12 +114,12 @@ fn encode_events(events: &[SessionEvent], cursor: Option<&Cursor>, last: Option<
     bytes.freeze()
 }
 
-/// Field numbers of `SubscribeResponse`, and of `SessionEvents`.
+/// The field numbers of `SubscribeResponse` and `SessionEvents`.
 const EVENTS: u32 = 1;
 const CURSOR: u32 = 2;
 const PLACE: u32 = 2;
 
-/// The key and the length of an event within its list; no event has more than 40 bytes.
+/// The size of an event's key and length. One byte suffices for the length: no event has more than 40 bytes.
 const EVENT_HEAD: usize = 2;
 
 fn event_len(event: &SessionEvent, is_placed: bool) -> usize {
@@ -146,7 +149,7 @@ mod tests {
     };
 
     #[test]
-    fn events_are_encoded_as_prost_does() {
+    fn events_are_encoded_as_prost_encodes_them() {
         let reasons = [
             DestroyReason::Requested,
             DestroyReason::Released,

@@ -1,4 +1,4 @@
-//! From errors to gRPC statuses, by the table of [reasons](crate::reason).
+//! Turns errors into gRPC statuses, by the table in [`reason`](crate::reason).
 
 use std::{error::Error, time::Duration};
 
@@ -13,18 +13,18 @@ use crate::{
     subject::ObserveError,
 };
 
-/// Why a call is refused.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServiceError {
     /// The request has no session id.
-    #[error("session_id is missing: set it (0 is an id like any other, and must be sent)")]
+    #[error("session_id is missing: set it, even if it is 0")]
     SessionIdMissing,
-    /// The request says which lease to take sessions from, and not which to move them to.
-    #[error("lease_id is missing: only_from_lease_id moves sessions to a lease, so name it")]
+    /// The request sets `only_from_lease_id` but not `lease_id`.
+    #[error("lease_id is missing: name the lease to which only_from_lease_id moves the sessions")]
     LeaseIdMissing,
-    /// The lists of a batch do not fit together.
-    #[error("auth_key_ids has {auth_key_ids} entries and session_ids {session_ids}: send none, or one for each")]
+    /// `auth_key_ids` is neither empty nor as long as `session_ids`.
+    #[error("auth_key_ids has {auth_key_ids} entries, session_ids {session_ids}: send one for each session, or none")]
     UnequalLists {
         /// The length of `session_ids`.
         session_ids: usize,
@@ -32,128 +32,126 @@ pub enum ServiceError {
         auth_key_ids: usize,
     },
     /// A batch names too many sessions.
-    #[error("session_ids has {count} entries: send at most {limit} a call{}", of_flag(*.limit))]
+    #[error("session_ids has {count} entries: send at most {limit} per call{}", flag_advice(*.limit))]
     BatchTooLarge {
-        /// How many it names.
+        /// The number of sessions.
         count: usize,
-        /// How many it may name.
+        /// The limit.
         limit: usize,
     },
     /// The heartbeat interval is not between 100 ms and 1 h.
-    #[error("heartbeat is not between 100 ms and 1 h: set it within, or leave it out for 15 s")]
+    #[error("heartbeat is not between 100 ms and 1 h: set it within that range, or leave it unset for 15 s")]
     BadHeartbeat,
     /// The cursor is empty.
-    #[error(
-        "the cursor is empty: leave it unset to start with the next change, or set snapshot to start with a snapshot"
-    )]
+    #[error("cursor is empty: leave it unset to start with the next change, or set snapshot to start with a snapshot")]
     EmptyCursor,
-    /// The cursor is none.
-    #[error("cursor is not one of ours: send one just as it was received, or start with a snapshot")]
+    /// The cursor is not a sessiond cursor.
+    #[error("cursor is not a sessiond cursor: send one exactly as you received it, or start with a snapshot")]
     MalformedCursor,
-    /// A type to filter by is none.
-    #[error("types has {0}, which is no type of event: send CREATED (1), DESTROYED (2) or none")]
+    /// An event type to filter by does not exist.
+    #[error("types contains {0}, which is not an event type: send CREATED (1), DESTROYED (2), MOVED (3) or none")]
     UnknownEventType(i32),
-    /// No such method.
-    #[error("there is no method {0:?}: see proto/sessiond/v1 for those there are")]
+    /// The method does not exist.
+    #[error("there is no method {0:?}: see proto/sessiond/v1 for the methods of this version")]
     UnknownMethod(String),
-    /// The request is no message of its type.
-    #[error("the request cannot be read ({0}): send one message of the type that proto/sessiond/v1 gives")]
+    /// The request is not exactly one valid message of its type.
+    #[error("the request cannot be decoded ({0}): send exactly one message of the type in proto/sessiond/v1")]
     MalformedRequest(String),
-    /// The request is compressed, which was not agreed on.
-    #[error("the request is compressed: send it without grpc-encoding")]
+    /// The request is compressed.
+    #[error("the request is compressed, which the server does not support: send it without grpc-encoding")]
     Compressed,
-    /// The request is longer than it may be.
-    #[error("the request is longer than {limit} bytes: raise the server's --max-message-bytes")]
+    /// The request is too large.
+    #[error("the request is larger than {limit} bytes: split it, or raise the server's --max-message-bytes")]
     RequestTooLarge {
         /// The limit, in bytes.
         limit: usize,
     },
-    /// All requests that are yet to come whole take too much memory.
-    #[error("requests that have not come whole take {limit} bytes already: raise the server's --max-pending-bytes")]
+    /// The incomplete requests of all clients take too much memory.
+    #[error("incomplete requests already take {limit} bytes: retry, or raise the server's --max-pending-bytes")]
     TooManyPendingBytes {
         /// The limit, in bytes.
         limit: usize,
     },
-    /// The caller is not known, or may not do this.
+    /// The caller is not authenticated, or not allowed to make this call.
     #[error(transparent)]
     Access(#[from] Refusal),
-    /// The caller makes too many calls.
-    #[error("too many calls: wait as long as RetryInfo says, or raise the server's --rate-limit")]
+    /// The caller exceeds the rate limit.
+    #[error("the client exceeds its rate limit: retry as RetryInfo says, or raise the server's --rate-limit")]
     RateLimited {
-        /// When one more may be made.
+        /// How long until the next call is allowed.
         retry_after: Duration,
     },
-    /// The call took as long as its client wished to wait.
-    #[error("the call took longer than its grpc-timeout: allow more time, or see why the storage is slow")]
+    /// The call exceeded the timeout that its client set.
+    #[error("the call exceeded its grpc-timeout: allow more time, or see why the storage is slow")]
     DeadlineExceeded,
-    /// The call took as long as any may.
-    #[error("the call took longer than {limit:?}: raise the server's --call-timeout, or see why the storage is slow")]
+    /// The call exceeded the server's timeout.
+    #[error("the call took longer than {limit:?}: see why the storage is slow, or raise the server's --call-timeout")]
     CallTimeout {
         /// The limit.
         limit: Duration,
     },
     /// The ttl of a lease is not between 1 s and 24 h.
-    #[error("ttl is not between 1 s and 24 h: set it within")]
+    #[error("ttl is not between 1 s and 24 h: set it within that range")]
     BadTtl,
     /// The linger of a revoked lease is not between 0 and 1 h.
-    #[error("linger is not between 0 and 1 h: set it within")]
+    #[error("linger is not between 0 and 1 h: set it within that range")]
     BadLinger,
-    /// A list of leases cannot go on from this page token.
-    #[error("page_token is not one that ListLeases returned: send the last next_page_token, or none to begin anew")]
+    /// The page token was not returned by `ListLeases`.
+    #[error("page_token was not returned by ListLeases: send the last next_page_token, or none to start over")]
     MalformedPageToken,
-    /// Too many leases are asked about at once.
-    #[error("lease_ids has {count} ids: split it into requests of at most {limit}")]
+    /// The request names too many leases.
+    #[error("lease_ids has {count} entries: send at most {limit} per call")]
     TooManyLeaseIds {
-        /// How many there are.
+        /// The number of leases.
         count: usize,
-        /// How many may be.
+        /// The limit.
         limit: usize,
     },
-    /// The owner of a lease is too long a text.
+    /// The owner of a lease is longer than 128 bytes.
     #[error("owner has {0} bytes: send at most 128")]
     OwnerTooLong(usize),
-    /// A session cannot be created under a lease that is not there.
+    /// The lease to create a session under has ended or never existed.
     #[error("lease {0} is gone: grant a new one, and create the sessions again under it")]
     CreateUnderUnknownLease(u64),
-    /// A lease that is not there cannot be kept alive or revoked.
+    /// The lease to keep alive or revoke has ended or never existed.
     #[error("lease {0} is gone: grant a new one, and create the sessions again under it")]
     LeaseGone(u64),
     /// An observer cannot start.
     #[error(transparent)]
     Observe(#[from] ObserveError),
-    /// The storage did not do it.
+    /// The storage failed or refused the call.
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// The server closes the connection.
-    #[error("the server closes the connection, which was idle for its --idle-timeout: go on over a new one")]
+    /// The server closes the connection because it is idle.
+    #[error("the connection was idle for the server's --idle-timeout and is being closed: resume on a new one")]
     ConnectionClosing,
-    /// The connection has been open for as long as any may.
-    #[error("the connection is as old as the server's --max-connection-age lets it become: go on over a new one")]
+    /// The server closes the connection because it is old.
+    #[error("the connection has reached the server's --max-connection-age and is being closed: resume on a new one")]
     ConnectionTooOld,
-    /// The server is about to stop.
-    #[error("the server is draining: go on at another replica, or here when it is back")]
+    /// The server is shutting down.
+    #[error("the server is draining: resume at another replica, or at this one once it is back")]
     Draining,
 }
 
-/// Where the limit of a batch is a lower one than the protocol's, what sets it.
-fn of_flag(limit: usize) -> &'static str {
+/// Names the flag that raises the batch limit, if the limit is below the protocol's.
+fn flag_advice(limit: usize) -> &'static str {
     if limit < MAX_BATCH { ", or raise the server's --max-batch" } else { "" }
 }
 
-/// The error that a call returns.
+/// The error response to a call.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: Status,
     pub(crate) reason: ErrorReason,
-    /// How long the caller should wait before it retries, where that can help.
+    /// How long the caller should wait before it retries. `None` if the response carries no `RetryInfo`.
     pub(crate) retry_after: Option<Duration>,
 }
 
-/// Makes the status for an error.
+/// Returns the response to a call that failed with `error`.
 pub(crate) fn answer(error: ServiceError) -> Answer {
     let reason = reason(&error);
     let row = reason.row();
-    // A create fails because its lease is missing. A call about the lease itself does not find it.
+    // For a create, a missing lease is a failed precondition. For a call about the lease itself, it is not found.
     let is_not_found = reason == ErrorReason::LeaseGone && !matches!(error, ServiceError::CreateUnderUnknownLease(_));
     let (code, _) = row.returned[usize::from(is_not_found)];
     let message = message(&error);
@@ -223,7 +221,7 @@ fn reason(error: &ServiceError) -> ErrorReason {
     }
 }
 
-/// The field of the request that is wrong.
+/// Returns the invalid field of the request, if the error concerns one.
 fn field(error: &ServiceError) -> Option<&'static str> {
     Some(match error {
         ServiceError::SessionIdMissing => "session_id",
@@ -242,18 +240,20 @@ fn field(error: &ServiceError) -> Option<&'static str> {
     })
 }
 
-/// What is wrong, and what to do about it.
+/// Returns the message for callers: what is wrong, and what to do about it.
 fn message(error: &ServiceError) -> String {
     match error {
         ServiceError::Observe(ObserveError::Closed) => ServiceError::Draining.to_string(),
         ServiceError::Observe(ObserveError::TooManyObservers { limit }) => {
-            format!("there are {limit} observers already: raise the server's --max-observers")
+            format!("the server has reached its --max-observers of {limit}: raise it, or try another replica")
         }
         ServiceError::Observe(ObserveError::TooManyFilterIds { limit }) => {
-            format!("the filters name more than {limit} ids: raise the server's --max-filter-ids")
+            format!(
+                "the filters name more than {limit} ids: use several streams, or raise the server's --max-filter-ids"
+            )
         }
         ServiceError::Observe(ObserveError::TooManyTotalFilterIds { .. }) => {
-            format!("{error}: raise the server's --max-total-filter-ids")
+            format!("{error}: try another replica, or raise the server's --max-total-filter-ids")
         }
         ServiceError::Observe(ObserveError::Storage(error)) | ServiceError::Storage(error) => storage_message(error),
         error => error.to_string(),
@@ -263,35 +263,36 @@ fn message(error: &ServiceError) -> String {
 fn storage_message(error: &StorageError) -> String {
     match error {
         StorageError::TooManySessions { limit } => {
-            format!("the registry holds its limit of {limit} sessions: raise the server's --max-sessions")
+            format!("the registry has reached its limit of {limit} sessions: raise the server's --max-sessions")
         }
         StorageError::TooManyLeases { limit } => {
-            format!("there are {limit} leases already: raise the server's --max-leases")
+            format!("the registry has reached its limit of {limit} leases: raise the server's --max-leases")
         }
         StorageError::UnknownLease(lease) => ServiceError::LeaseGone(lease.number()).to_string(),
         StorageError::LeaseLingers(lease) => {
-            format!("lease {lease} was revoked, and lingers: grant a new one, and create the sessions again under it")
+            format!("lease {lease} was revoked and lingers: grant a new one, and create the sessions again under it")
         }
         StorageError::Unavailable(_) => {
             let source: &dyn Error = error;
-            // The subject tells of the outage once; a line for each call would be a flood.
-            tracing::debug!(error = source, "a call failed: the storage is out of reach");
-            "the storage is out of reach: try again".to_owned()
+            // The subject logs the outage once. A warning for each failed call would flood the log.
+            tracing::debug!(error = source, "a call failed because the storage is unreachable");
+            "the storage is unreachable: try again".to_owned()
         }
         StorageError::Refused(WriteRefusal { cause, .. }) => {
-            // The detail is for the log and the admin port, and not for callers.
+            // The detail is for the log and the admin port only.
             format!("the storage refuses changes because {cause}: try again later; to fix it, {}", cause.advice())
         }
         StorageError::Broken(_) => {
             let source: &dyn Error = error;
-            tracing::error!(error = source, "a call failed: the storage is broken");
-            // The cause is for the log of the server and not for its callers.
-            "the server failed; its log says why".to_owned()
+            tracing::error!(error = source, "a call failed because the storage is broken");
+            // The cause is for the log only.
+            "the server failed: see its log for the cause".to_owned()
         }
     }
 }
 
-/// How long a caller should wait: a random time, so that callers that fail together do not all come back together.
+/// Returns how long a caller should wait before it retries. The delay is random, so that callers that fail together do
+/// not all come back together.
 fn retry_delay(error: &ServiceError) -> Duration {
     let (least, most) = match error {
         ServiceError::RateLimited { retry_after } => {
@@ -299,7 +300,7 @@ fn retry_delay(error: &ServiceError) -> Duration {
             (least, 2 * least)
         }
         ServiceError::Draining | ServiceError::Observe(ObserveError::Closed) => (100, 3000),
-        // Room comes when others leave, which takes longer than a short outage.
+        // The call succeeds once other clients free some capacity, which takes longer than a short outage.
         ServiceError::Observe(ObserveError::TooManyObservers { .. } | ObserveError::TooManyTotalFilterIds { .. })
         | ServiceError::Storage(StorageError::TooManySessions { .. } | StorageError::TooManyLeases { .. }) => {
             (1000, 5000)
@@ -320,11 +321,11 @@ mod tests {
     };
 
     #[test]
-    fn every_error_has_its_code_its_reason_and_a_message_that_says_what_to_do() {
+    fn every_error_has_a_code_a_reason_and_a_message_that_says_what_to_do() {
         let io = || Box::new(std::io::Error::other("secret cause"));
         let table = [
             (ServiceError::SessionIdMissing, Code::InvalidArgument, "SESSION_ID_MISSING", "set it"),
-            (ServiceError::LeaseIdMissing, Code::InvalidArgument, "LEASE_ID_MISSING", "name it"),
+            (ServiceError::LeaseIdMissing, Code::InvalidArgument, "LEASE_ID_MISSING", "name the lease"),
             (
                 ServiceError::UnequalLists { session_ids: 2, auth_key_ids: 1 },
                 Code::InvalidArgument,
@@ -384,7 +385,7 @@ mod tests {
             ),
             (ServiceError::BadHeartbeat, Code::InvalidArgument, "BAD_DURATION", "100 ms"),
             (ServiceError::EmptyCursor, Code::InvalidArgument, "MALFORMED_CURSOR", "leave it unset"),
-            (ServiceError::MalformedCursor, Code::InvalidArgument, "MALFORMED_CURSOR", "as it was received"),
+            (ServiceError::MalformedCursor, Code::InvalidArgument, "MALFORMED_CURSOR", "as you received it"),
             (ServiceError::UnknownEventType(9), Code::InvalidArgument, "UNKNOWN_EVENT_TYPE", "CREATED"),
             (ServiceError::UnknownMethod("/x".into()), Code::Unimplemented, "UNKNOWN_METHOD", "proto/sessiond/v1"),
             (
@@ -451,7 +452,7 @@ mod tests {
             let status = Status::from(error);
             assert_eq!(status.code(), code);
             assert!(status.message().contains(says), "{}", status.message());
-            assert!(!status.message().contains("secret"), "a cause stays inside");
+            assert!(!status.message().contains("secret"), "the internal cause is not sent");
             let details = status.get_error_details();
             let info = details.error_info().unwrap();
             assert_eq!((info.reason.as_str(), info.domain.as_str()), (reason, ERROR_DOMAIN));

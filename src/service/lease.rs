@@ -1,4 +1,4 @@
-//! The calls of `sessiond.v1.LeaseService`, on values of the protocol.
+//! Implements the calls of `sessiond.v1.LeaseService`.
 
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -38,7 +38,7 @@ impl Calls {
         self,
         request: KeepLeaseAliveRequest,
     ) -> Result<KeepLeaseAliveResponse, ServiceError> {
-        // In a box, because it is rare and would make the future of every call larger.
+        // Boxed: this call is rare, and inlined it would make the future of every call larger.
         let ttl = Box::pin(self.shared.subject.keep_lease_alive(named(request.lease_id)?)).await?;
         Ok(KeepLeaseAliveResponse { ttl: Some(duration::to_proto(ttl)) })
     }
@@ -72,11 +72,12 @@ impl Calls {
     }
 }
 
-/// The text of a page token: the id of the last lease of the page before, in hexadecimal digits.
+/// Returns the token of the page that starts after `lease`: the lease id in hexadecimal.
 fn page_token_after(lease: LeaseId) -> String {
     format!("{:x}", lease.number())
 }
 
+/// Returns the lease after which the page of `token` starts.
 fn page_after(token: &str) -> Result<LeaseId, ServiceError> {
     let number = u64::from_str_radix(token, 16).ok().filter(|number| format!("{number:x}") == token);
     number.and_then(LeaseId::from_number).ok_or(ServiceError::MalformedPageToken)
@@ -93,7 +94,7 @@ fn status(status: LeaseStatus) -> proto::LeaseStatus {
     }
 }
 
-/// No lease has the number 0, so it is as good as one that is gone.
+/// Returns the lease of a call about a lease. No lease has the number 0, so 0 counts as a lease that is gone.
 fn named(number: u64) -> Result<LeaseId, ServiceError> {
     LeaseId::from_number(number).ok_or(ServiceError::LeaseGone(number))
 }

@@ -1,4 +1,4 @@
-//! Which gateway has a session, on values of the protocol.
+//! Implements the calls that look up which lease, and so which gateway, holds a session.
 
 use super::{
     Calls,
@@ -14,7 +14,8 @@ use crate::{
     storage::Lookup,
 };
 
-/// A lease may end between a call about its session and the lookup of its owner. The call is made so often.
+/// The maximum number of tries to find a session's lease and then the lease's owner. If the lease ends between the two,
+/// the next try looks up both again.
 pub(super) const HOLDER_TRIES: u32 = 3;
 
 impl Calls {
@@ -46,7 +47,7 @@ impl Calls {
         })
     }
 
-    /// The lease with its owner. None if it has ended.
+    /// Returns the lease with its owner, or `None` if the lease has ended.
     pub(super) async fn holder(&self, lease: LeaseId) -> Result<Option<Lease>, ServiceError> {
         let owner = self.shared.subject.lease_owner(lease).await?;
         Ok(owner.map(|owner| Lease { lease_id: lease.number(), owner: (*owner).to_owned() }))

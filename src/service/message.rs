@@ -1,4 +1,4 @@
-//! The length-prefixed messages of gRPC over HTTP/2
+//! Reads and writes the length-prefixed messages of gRPC over HTTP/2
 //! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>).
 
 use std::{
@@ -14,18 +14,18 @@ use prost::Message;
 
 use super::error::ServiceError;
 
-/// A byte that tells of compression, and four that tell the length.
+/// The length of the prefix: one byte for compression and four for the length of the message.
 const PREFIX: usize = 5;
 
-/// What a call takes while it waits for the rest of its request, besides the bytes of that.
+/// The memory of a call that waits for the rest of its request, without the request's bytes.
 const WAITING_CALL: usize = 1 << 10;
 
-/// What requests may take.
+/// The limits on the size of requests.
 #[derive(Debug)]
 pub(super) struct Limits {
     max_message_bytes: usize,
     max_pending_bytes: usize,
-    /// What is held for requests that have not come whole.
+    /// The memory that incomplete requests take now.
     pending: AtomicUsize,
 }
 
@@ -35,7 +35,7 @@ impl Limits {
     }
 }
 
-/// The memory of a request that waits for its rest; free again when this is dropped.
+/// The memory of one incomplete request, counted until this is dropped.
 struct Held<'a> {
     limits: &'a Limits,
     bytes: usize,
@@ -61,14 +61,14 @@ impl Drop for Held<'_> {
     }
 }
 
-/// A message with its prefix.
+/// Encodes a message with its prefix.
 pub(super) fn encode(message: &impl Message) -> Bytes {
     let mut bytes = begin(message.encoded_len());
     message.encode_raw(&mut bytes);
     bytes.freeze()
 }
 
-/// The prefix of a message of `len` bytes, with room for it.
+/// Returns the prefix of a message of `len` bytes, with capacity for the message.
 pub(super) fn begin(len: usize) -> BytesMut {
     let mut bytes = BytesMut::with_capacity(PREFIX + len);
     bytes.put_u8(0);
@@ -76,7 +76,7 @@ pub(super) fn begin(len: usize) -> BytesMut {
     bytes
 }
 
-/// Reads the one message of a request, within the bounds of its length and of the memory of all.
+/// Reads the message of a request, within the limits on its size and on the memory of all incomplete requests.
 pub(super) async fn read<M, B>(body: B, limits: &Limits) -> Result<M, ServiceError>
 where
     M: Message + Default,
@@ -114,13 +114,13 @@ where
     }
     let len = check_prefix(&bytes, limit)?;
     if len.is_none_or(|len| bytes.len() < PREFIX + len) {
-        return Err(ServiceError::MalformedRequest("it ends too soon".to_owned()));
+        return Err(ServiceError::MalformedRequest("it is truncated".to_owned()));
     }
     bytes.advance(PREFIX);
     M::decode(bytes).map_err(|error| ServiceError::MalformedRequest(error.to_string()))
 }
 
-/// Checks what has come so far against the prefix of its message, and gives the message's length once it is known.
+/// Checks the bytes read so far against their prefix. Returns the message's length once it is known.
 fn check_prefix(bytes: &Bytes, limit: usize) -> Result<Option<usize>, ServiceError> {
     let Some(mut prefix) = bytes.get(..PREFIX) else { return Ok(None) };
     if prefix.get_u8() != 0 {
@@ -131,7 +131,7 @@ fn check_prefix(bytes: &Bytes, limit: usize) -> Result<Option<usize>, ServiceErr
         return Err(ServiceError::RequestTooLarge { limit });
     }
     if bytes.len() > PREFIX + len {
-        return Err(ServiceError::MalformedRequest("more than one message came".to_owned()));
+        return Err(ServiceError::MalformedRequest("it contains more than one message".to_owned()));
     }
     Ok(Some(len))
 }
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_message_is_read_however_it_is_cut_into_frames() {
+    async fn a_message_may_be_split_into_any_frames() {
         let request = HasSessionRequest { session_id: Some(-7), auth_key_id: 9 };
         let bytes = encode(&request);
         assert_eq!(read_parts(&[&bytes]).await.unwrap(), request);
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn anything_else_is_refused() {
+    async fn invalid_requests_are_refused() {
         let bytes = encode(&HasSessionRequest { session_id: Some(1), auth_key_id: 2 });
         let twice = [&bytes[..], &bytes].concat();
         assert!(matches!(read_parts(&[&twice]).await, Err(ServiceError::MalformedRequest(_))));
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_that_have_not_come_whole_share_a_bound() {
+    async fn incomplete_requests_share_a_limit() {
         let limits = Limits::new(1 << 20, 10_000);
         let part = |len| Frame::data(Bytes::from([&[0, 0, 1, 0, 0][..], &vec![0; len - PREFIX]].concat()));
         let read_half = |len: usize| {
@@ -191,10 +191,10 @@ mod tests {
         let mut small = Box::pin(read_half(1500));
         assert!(futures_util::FutureExt::now_or_never(small.as_mut()).is_none());
         let refused = futures_util::FutureExt::now_or_never(read_half(PREFIX));
-        assert!(matches!(refused, Some(Err(ServiceError::TooManyPendingBytes { .. }))), "what is small is counted too");
+        assert!(matches!(refused, Some(Err(ServiceError::TooManyPendingBytes { .. }))), "small requests count too");
         let whole = read_parts(&[&encode(&HasSessionRequest { session_id: Some(1), auth_key_id: 0 })]).await;
-        assert!(whole.is_ok(), "what has come whole takes no part in it");
+        assert!(whole.is_ok(), "complete requests do not count");
         drop((held, small));
-        assert!(futures_util::FutureExt::now_or_never(read_half(5000)).is_none(), "what was held is free again");
+        assert!(futures_util::FutureExt::now_or_never(read_half(5000)).is_none(), "dropped requests free their memory");
     }
 }

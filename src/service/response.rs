@@ -1,4 +1,4 @@
-//! What a call is answered with.
+//! The responses to calls.
 
 use std::{
     pin::Pin,
@@ -22,7 +22,7 @@ use crate::{
     service::error::{self, Answer, ServiceError},
 };
 
-/// Tells a library that retries by itself how many milliseconds to wait, or not to retry if negative
+/// Tells a gRPC library with automatic retries how many milliseconds to wait, or not to retry if negative
 /// (<https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback>).
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
@@ -36,19 +36,19 @@ pub struct ResponseBody(Kind);
 enum Kind {
     /// One message, then the status.
     Message(Bytes),
-    /// The status.
+    /// Only the status OK.
     Ok,
-    /// Nothing, or nothing more.
+    /// Nothing.
     Empty,
     Observer(Box<ObserverBody>),
     Until(Box<Until>),
     Tonic(tonic::body::Body),
 }
 
-/// A body that may be ended from outside.
+/// A body that ends early when a future completes.
 struct Until {
     body: ResponseBody,
-    /// Hears what the body ends with.
+    /// Records the code that the body ends with.
     call: Option<Begun>,
     end: Pin<Box<dyn Future<Output = ServiceError> + Send>>,
 }
@@ -80,12 +80,13 @@ impl ResponseBody {
         response
     }
 
-    /// The same body, which ends with an error as soon as there is one. `call` hears how it ends.
+    /// Returns this body, but ends it with the error that `end` returns. `call` records how the body ends.
     pub(crate) fn until(self, call: Option<Begun>, end: impl Future<Output = ServiceError> + Send + 'static) -> Self {
         Self(Kind::Until(Box::new(Until { body: self, call, end: Box::pin(end) })))
     }
 
-    /// Has a stream of events end at this time, or when it is synced after that. Returns whether it is such a stream.
+    /// Sets when an event stream ends: at this time, or later once it is synced. Returns whether this is an event
+    /// stream.
     pub(crate) fn retire_at(&mut self, time: Option<Instant>) -> bool {
         match &mut self.0 {
             Kind::Observer(body) => {
@@ -97,7 +98,7 @@ impl ResponseBody {
         }
     }
 
-    /// An answer of plain HTTP, to what is no gRPC.
+    /// Returns a plain HTTP response, for a request that is not gRPC.
     pub(super) fn http(status: http::StatusCode) -> Response<Self> {
         let mut response = Response::new(Self(Kind::Empty));
         *response.status_mut() = status;
@@ -105,7 +106,7 @@ impl ResponseBody {
     }
 }
 
-/// What a stream ends with.
+/// Returns the trailers that end a stream with `status`.
 pub(super) fn trailers(status: &Status) -> HeaderMap {
     let mut trailers = HeaderMap::new();
     // Fails only for a message that no header can hold, and these are ours.

@@ -1,4 +1,4 @@
-//! What became of the calls, counted for metrics.
+//! Counts calls and their outcomes for the metrics.
 
 use std::{
     net::IpAddr,
@@ -18,7 +18,7 @@ use crate::{
     reason::{ErrorReason, REASONS},
 };
 
-/// The methods that are counted, by service. Others are not: whoever calls could make up as many as they like.
+/// The methods that are counted. Unknown methods are not counted, because clients could invent any number of them.
 pub(super) const METHODS: [&str; 13] = [
     "sessiond.v1.SessionService/HasSession",
     "sessiond.v1.SessionService/LookupSession",
@@ -35,16 +35,16 @@ pub(super) const METHODS: [&str; 13] = [
     "sessiond.v1.LeaseService/ListLeases",
 ];
 
-/// The codes of gRPC count from 0 to 16.
+/// The number of gRPC codes, 0 to 16.
 const CODES: usize = 17;
 
 const SHARDS: usize = 64;
 
-/// Counts of all calls. Each thread has counts of its own, so that none waits for another's cache.
+/// The counts of all calls. Each thread has its own shard, so that threads do not contend for cache lines.
 #[derive(Debug)]
 pub(crate) struct CallStats(Box<[Arc<Shard>]>);
 
-/// The counts of one thread, or of a few.
+/// The counts of one thread, or of a few threads if there are many.
 #[derive(Debug)]
 pub(crate) struct Shard {
     methods: [Counts; METHODS.len()],
@@ -62,19 +62,19 @@ struct Counts {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Refused(pub(super) ErrorReason);
 
-/// What became of the calls of one method.
+/// The outcomes of the calls of one method.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct MethodStats {
     pub(crate) service: &'static str,
     pub(crate) method: &'static str,
     pub(crate) is_unary: bool,
     pub(crate) started: u64,
-    /// How many ended with each code.
+    /// The number of calls that ended with each code.
     pub(crate) handled: [u64; CODES],
     pub(crate) times: Times,
 }
 
-/// A call under way. It counts as cancelled when it is dropped with nothing said of its end.
+/// A call in flight. If it is dropped before its end was recorded, it counts as cancelled.
 #[derive(Debug)]
 pub(crate) struct Begun {
     shard: Arc<Shard>,
@@ -90,7 +90,7 @@ impl CallStats {
         Self((0..SHARDS).map(|_| Arc::new(shard())).collect())
     }
 
-    /// The counts for calls that are answered on this thread.
+    /// Returns the shard of the current thread.
     pub(crate) fn shard(&self) -> Arc<Shard> {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
@@ -99,7 +99,7 @@ impl CallStats {
         Arc::clone(&self.0[THREAD.with(|thread| *thread) % SHARDS])
     }
 
-    /// What became of the calls of each method so far.
+    /// Returns the outcomes of the calls of each method so far.
     pub(crate) fn methods(&self) -> Vec<MethodStats> {
         let of = |(index, name): (usize, &'static &'static str)| {
             let (service, method) = name.split_once('/').unwrap_or_default();
@@ -119,7 +119,7 @@ impl CallStats {
         METHODS.iter().enumerate().map(of).collect()
     }
 
-    /// How many calls were refused so far, by reason.
+    /// Returns the number of refused calls so far, by reason.
     pub(crate) fn refused(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let sum = |n: usize| self.0.iter().map(|shard| shard.refused[n].load(Ordering::Relaxed)).sum();
         REASONS.iter().enumerate().map(move |(n, row)| (row.reason.name(), sum(n)))
@@ -131,7 +131,7 @@ fn is_unary(method: usize) -> bool {
 }
 
 impl Shard {
-    /// Counts a call that begins, if its path is of one of our methods.
+    /// Counts the start of a call. Returns `None` if its path is not one of [`METHODS`].
     pub(crate) fn begin(self: &Arc<Self>, path: &str) -> Option<Begun> {
         let path = path.strip_prefix('/')?;
         let method = METHODS.iter().position(|method| *method == path)?;
@@ -139,7 +139,7 @@ impl Shard {
         Some(Begun { shard: Arc::clone(self), method, began: Instant::now(), code: Code::Cancelled, traced: None })
     }
 
-    /// Counts a response that refuses a call.
+    /// Counts a refusal, if the response is one.
     pub(crate) fn answered<B>(&self, response: &Response<B>) {
         if let Some(Refused(reason)) = response.extensions().get() {
             self.refuse(*reason);
@@ -152,24 +152,24 @@ impl Shard {
 }
 
 impl Begun {
-    /// Has the call traced, where anybody wants that.
+    /// Traces the call if there is a tracer or the log shows calls.
     #[inline]
     pub(crate) fn trace(&mut self, tracer: Option<&Arc<dyn CallTracer>>, peer: IpAddr, headers: &HeaderMap) {
         self.traced = Traced::begin(tracer, TracedCall { method: METHODS[self.method], peer, headers });
     }
 
-    /// The span in which what is logged belongs to the call, where the log asks for it.
+    /// Returns the log span of the call, if the log shows calls.
     pub(crate) fn log(&self) -> Option<&tracing::Span> {
         self.traced.as_ref().map(|traced| traced.log()).filter(|log| !log.is_disabled())
     }
 
-    /// Notes that a stream is ended from outside.
+    /// Records that the server ends a stream with an error.
     pub(super) fn is_refused(&mut self, reason: ErrorReason, trailers: &HeaderMap) {
         self.shard.refuse(reason);
         self.ends_with(trailers);
     }
 
-    /// Notes the code that headers or trailers have; OK where they have none.
+    /// Records the gRPC code of headers or trailers. If they have none, the code is OK.
     pub(crate) fn ends_with(&mut self, headers: &HeaderMap) {
         let code = headers.get(Status::GRPC_STATUS).map(|value| Code::from_bytes(value.as_bytes()));
         self.code = code.unwrap_or(Code::Ok);

@@ -1,4 +1,4 @@
-//! A response body that is an observer.
+//! The response body of a `Subscribe` call.
 
 use std::{
     convert::Infallible,
@@ -17,28 +17,31 @@ use crate::{
     subject::{Observer, Update},
 };
 
-/// A message of at least this size is sent as it is; smaller ones that are ready at once are copied together, because a
-/// frame each costs more than the copy.
-const SENT_ALONE: usize = 4096;
+/// Messages of at least this many bytes are sent without a copy. Smaller ones that are ready together are copied into
+/// one buffer, because a frame for each costs more than the copy.
+const MIN_UNCOPIED: usize = 4096;
 
-/// How much is copied together: about one DATA frame.
-const SENT_TOGETHER: usize = 16_000;
+/// The buffer takes no more messages once it holds this many bytes: about one DATA frame.
+const MAX_COPIED: usize = 16_000;
 
-/// The stream of one `Subscribe` call.
+/// The response body of one `Subscribe` call: wraps an observer, and adds heartbeats and the final status.
 ///
-/// tonic's codec would copy every message for every observer; a body of our own hands on the shared bytes of the log.
+/// tonic's codec would copy every message for every observer. This body passes on the log's shared bytes instead.
 pub(super) struct ObserverBody {
     observer: Observer,
     heartbeat: Duration,
     last_sent: Instant,
-    /// Fires no later than the heartbeat is due, and is set anew only then: not for every message.
+    /// Fires when a heartbeat may be due or the stream retires. It is reset only when it fires, not for every message,
+    /// so it may fire before the heartbeat is due.
     timer: Pin<Box<Sleep>>,
-    /// A stream that resumes owes a heartbeat as soon as it has caught up. Its first message only repeats the cursor that it was
-    /// given, so a quiet observer that always reconnects before a heartbeat is due would never advance, and be reset in the end.
+    /// Whether to send a heartbeat as soon as the stream has caught up, which a resumed stream needs.
+    ///
+    /// Its first message only repeats the cursor that it resumed from. Without this heartbeat, a quiet observer that
+    /// always reconnects before a heartbeat is due would never get a newer cursor, and would be reset in the end.
     owes_heartbeat: bool,
-    /// When the stream is to end, because its connection is old. Not before it is synced.
+    /// When the stream ends because its connection is too old. A stream that is not synced by then ends once it is.
     retires: Option<Instant>,
-    /// That time was seen to have come.
+    /// Whether that time has passed, as far as this body has checked.
     is_old: bool,
     state: State,
 }
@@ -46,14 +49,14 @@ pub(super) struct ObserverBody {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Streaming,
-    /// The last message is out, and the status is not.
-    Ending(LastWord),
+    /// The last message was sent, but not yet the status.
+    Ending(EndReason),
     Ended,
 }
 
 /// Why a stream ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum LastWord {
+enum EndReason {
     Draining,
     TooOld,
 }
@@ -79,19 +82,19 @@ impl ObserverBody {
         self.set_timer(self.last_sent);
     }
 
-    /// Sets the timer to when something is to be done next, of what is to be done after `now`.
+    /// Sets the timer to the next heartbeat, or to the time to retire if that is earlier and still after `now`.
     fn set_timer(&mut self, now: Instant) {
         let due = self.last_sent + self.heartbeat;
         let next = self.retires.filter(|retires| *retires > now).map_or(due, |retires| retires.min(due));
         self.timer.as_mut().reset(next);
     }
 
-    /// The next message, if one is ready.
+    /// Returns the next message, if one is ready.
     fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Bytes> {
         let Poll::Ready(Some(update)) = self.observer.poll_next(context) else { return Poll::Pending };
         match update {
-            Update::Closed => self.state = State::Ending(LastWord::Draining),
-            // It carries the cursor that the heartbeat would.
+            Update::Closed => self.state = State::Ending(EndReason::Draining),
+            // This message carries the cursor that the heartbeat would carry.
             Update::Synced { .. } => self.owes_heartbeat = false,
             _ => {}
         }
@@ -108,12 +111,12 @@ impl ObserverBody {
         }))
     }
 
-    /// As many of the messages that are ready as make a frame.
+    /// Returns one large message, or as many of the ready small ones as fill a frame.
     fn poll_messages(&mut self, context: &mut Context<'_>) -> Poll<Bytes> {
         let Poll::Ready(first) = self.poll_message(context) else { return Poll::Pending };
         let mut together = BytesMut::new();
         let mut last = first;
-        while last.len() < SENT_ALONE && together.len() < SENT_TOGETHER && self.state == State::Streaming {
+        while last.len() < MIN_UNCOPIED && together.len() < MAX_COPIED && self.state == State::Streaming {
             let Poll::Ready(next) = self.poll_message(context) else { break };
             together.extend_from_slice(&last);
             last = next;
@@ -152,9 +155,9 @@ impl ObserverBody {
         self.is_old && self.observer.is_synced()
     }
 
-    /// The last message: a stream goes on from its cursor over another connection.
+    /// Returns the last message. Its cursor lets the client resume on another connection.
     fn retire(&mut self) -> Bytes {
-        self.state = State::Ending(LastWord::TooOld);
+        self.state = State::Ending(EndReason::TooOld);
         encode::heartbeat(self.observer.cursor().as_ref(), self.observer.places())
     }
 }
@@ -169,11 +172,11 @@ impl http_body::Body for ObserverBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match self.state {
             State::Streaming => {}
-            State::Ending(last_word) => {
+            State::Ending(reason) => {
                 self.state = State::Ended;
-                let error = match last_word {
-                    LastWord::Draining => ServiceError::Draining,
-                    LastWord::TooOld => ServiceError::ConnectionTooOld,
+                let error = match reason {
+                    EndReason::Draining => ServiceError::Draining,
+                    EndReason::TooOld => ServiceError::ConnectionTooOld,
                 };
                 return Poll::Ready(Some(Ok(Frame::trailers(trailers(&error.into())))));
             }

@@ -1,4 +1,4 @@
-//! Who is told of calls: a tracer, and the log where it asks for them.
+//! Traces calls, with a tracer and in the log.
 
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
@@ -6,38 +6,38 @@ use http::HeaderMap;
 use tonic::Code;
 use tracing::Level;
 
-/// What the log calls the spans of calls, in the directives of its filter: `sessiond::call=debug` has a line for each.
+/// The log target of calls. The filter directive `sessiond::call=debug` logs a line for each call.
 const TARGET: &str = "sessiond::call";
 
-/// Makes spans of calls, for whoever collects them. Used by any number of threads at once, on the path of each call: it must
-/// not block.
+/// Creates the trace spans of calls. Many threads use it concurrently, within each call, so it must not block.
 pub trait CallTracer: fmt::Debug + Send + Sync + 'static {
-    /// A call begins. Gives nothing where the call is not sampled, which should cost as little as can be.
+    /// Starts the span of a call. Returns `None` if the call is not sampled, which should be as cheap as possible.
     fn begin(&self, call: &TracedCall<'_>) -> Option<Box<dyn CallSpan>>;
 }
 
 /// The span of one call.
 pub trait CallSpan: fmt::Debug + Send + Sync {
-    /// The trace that it is of, as 32 hexadecimal digits.
+    /// Returns the id of the span's trace, as 32 hexadecimal digits.
     fn trace_id(&self) -> String;
 
-    /// The call has ended: it was answered, or its stream is over, or its client has gone ([`Code::Cancelled`]).
+    /// Ends the span: the call was answered, its stream ended, or its client went away ([`Code::Cancelled`]).
     fn end(self: Box<Self>, code: Code);
 }
 
-/// A call that begins.
+/// A call that starts.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct TracedCall<'a> {
-    /// The full name of its method, as in `sessiond.v1.SessionService/HasSession`: one of those that there are.
+    /// The full name of the method, for example `sessiond.v1.SessionService/HasSession`. Unknown methods are not
+    /// traced.
     pub method: &'static str,
-    /// Who calls.
+    /// The client's address.
     pub peer: IpAddr,
-    /// Its headers, `traceparent` and `tracestate` among them where the caller traces.
+    /// The headers of the call, including `traceparent` and `tracestate` if the caller traces.
     pub headers: &'a HeaderMap,
 }
 
-/// A call that somebody wants to hear of.
+/// A call that is traced by a tracer, in the log, or both.
 #[derive(Debug)]
 pub(super) struct Traced {
     span: Option<Box<dyn CallSpan>>,
@@ -45,8 +45,8 @@ pub(super) struct Traced {
 }
 
 impl Traced {
-    /// Begins a span where anybody wants one. Where there is no tracer and the log does not ask for it, a call pays for two
-    /// looks at what does not change.
+    /// Starts a span if there is a tracer or the log shows calls. Otherwise this costs a call only two checks of values
+    /// that do not change.
     #[inline]
     pub(super) fn begin(tracer: Option<&Arc<dyn CallTracer>>, call: TracedCall<'_>) -> Option<Box<Self>> {
         if tracer.is_none() && !tracing::enabled!(target: TARGET, Level::DEBUG) {
@@ -66,7 +66,7 @@ impl Traced {
         (span.is_some() || !log.is_disabled()).then(|| Box::new(Self { span, log }))
     }
 
-    /// The span in which what is logged belongs to the call.
+    /// Returns the log span of the call.
     pub(super) fn log(&self) -> &tracing::Span {
         &self.log
     }
@@ -79,8 +79,8 @@ impl Traced {
     }
 }
 
-/// The trace that a caller says its call is of, in the header `traceparent` of W3C Trace Context: a version of two digits, the
-/// trace's 32, and more.
+/// Returns the trace id from the caller's `traceparent` header (W3C Trace Context), which has a two-digit version, then
+/// the 32 digits of the trace id, then more.
 fn trace_id(headers: &HeaderMap) -> Option<String> {
     let id = headers.get("traceparent")?.to_str().ok()?.split('-').nth(1)?;
     (id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| id.to_owned())

@@ -156,7 +156,7 @@ async fn malformed_cursors_are_refused() {
     let server = Running::start().await;
     let mut client = server.sessions();
     let cursor = Observed::now(&client).await.cursor;
-    let malformed = invalid("MALFORMED_CURSOR", "cursor", "just as it was received");
+    let malformed = invalid("MALFORMED_CURSOR", "cursor", "exactly as you received it");
     let (cut, longer) = (cursor[..cursor.len() - 1].to_owned(), format!("{cursor}0"));
     let empty = invalid("MALFORMED_CURSOR", "cursor", "leave it unset");
     empty.of(client.subscribe(after(""))).await;

@@ -199,7 +199,7 @@ async fn small_incomplete_requests_also_count_towards_the_limit() {
 
 #[tokio::test]
 async fn a_connection_at_its_stream_limit_is_reported() {
-    const MESSAGE: &str = "has as many calls and streams open as it may";
+    const MESSAGE: &str = "has reached its limit of open calls and streams";
     let program = Program::start(&["--max-streams", "3"]).await;
     assert_eq!(program.metric("sessiond_connections_full").await, 0);
     for times in 1..=3 {

@@ -85,7 +85,7 @@ async fn clients_and_commands_work_over_a_unix_socket() {
     // A second server cannot take the socket, which is removed when the server exits.
     let (code, error) = fails(&["--listen", &url]).await;
     assert_eq!(code, Some(4), "{error}");
-    assert!(error.contains("another server listens there"), "{error}");
+    assert!(error.contains("another server listens on this socket"), "{error}");
     assert!(has(&client, 0, 1).await);
     assert_eq!(terminate(&mut server).await, Some(0));
     assert!(!path.exists());

@@ -1,4 +1,4 @@
-//! etcd: a key for each session with the owner as its value, under the owner's lease. A transaction moves it.
+//! etcd: each session is a key with the owner as its value, under the owner's lease. A transaction moves it.
 
 use std::{ops::Range, time::Duration};
 
@@ -28,7 +28,7 @@ pub(super) struct Etcd {
     server: Server,
     _folder: TempDir,
     leases: [i64; 2],
-    /// Whether lookups may be answered by a member that is behind.
+    /// Whether lookups are serializable, so that a member that is behind may answer them.
     serializable: bool,
 }
 
@@ -42,7 +42,7 @@ impl Etcd {
             let request = LeaseGrantRequest { ttl: LEASE.as_secs() as i64 };
             *lease = wire.ask::<LeaseGrantResponse>(&request).await.id;
         }
-        // In 3.4, a Put outside a transaction looks at every key of its lease (checkLeasePuts in apply_auth.go).
+        // A transaction, because in 3.4 a plain Put looks at every key of its lease (checkLeasePuts in apply_auth.go).
         let create = move |session| {
             let put = RequestOp { put: Some(put(leases, session, 0)), range: None };
             framed(&TxnRequest { compare: vec![], success: vec![put], failure: vec![] })
@@ -51,7 +51,7 @@ impl Etcd {
         Some(Self { server, _folder: folder, leases, serializable })
     }
 
-    /// Moves a session from the owner that it is expected to have, or reads who has it instead.
+    /// Returns transactions that move a session if it has the expected owner, and otherwise read its owner.
     fn transaction(&self) -> impl Fn(u64) -> Bytes + Send + Sync + use<> {
         let leases = self.leases;
         move |n| {
@@ -107,11 +107,11 @@ impl Peer for Etcd {
 }
 
 impl Observer for Stream {
-    async fn hear(&mut self, moves: u64) {
-        let mut heard = 0;
-        while heard < moves {
-            heard += self.next::<WatchResponse>().await.events.len() as u64;
+    async fn expect(&mut self, moves: u64) {
+        let mut received = 0;
+        while received < moves {
+            received += self.next::<WatchResponse>().await.events.len() as u64;
         }
-        assert_eq!(heard, moves);
+        assert_eq!(received, moves);
     }
 }

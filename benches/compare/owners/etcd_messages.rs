@@ -1,4 +1,4 @@
-//! The fields of etcd's messages that the comparison needs, with their numbers in its rpc.proto.
+//! The parts of etcd's messages that the comparison needs. The tags are those of etcd's rpc.proto.
 
 use prost::Message;
 
@@ -33,7 +33,7 @@ pub(super) struct RangeRequest {
     pub(super) serializable: bool,
 }
 
-/// A condition: equal, as no result is set.
+/// A condition. The unset field `result` means EQUAL.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Compare {
     #[prost(int32, tag = "2")]
@@ -49,7 +49,7 @@ impl Compare {
     pub(super) const VALUE: i32 = 3;
 }
 
-/// One of the two.
+/// An operation: exactly one of the fields is set.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct RequestOp {
     #[prost(message, optional, tag = "1")]
@@ -90,6 +90,6 @@ pub(super) struct WatchResponse {
     pub(super) events: Vec<Event>,
 }
 
-/// An event, of which nothing is read.
+/// An event. The comparison only counts events, and reads none of their fields.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Event {}

@@ -1,5 +1,5 @@
-//! NATS KV: a key for each session in a bucket of JetStream, with the owner as its value. An update names the revision
-//! that it replaces.
+//! NATS KV: each session is a key in a JetStream bucket, with the owner as its value. An update names the revision that
+//! it replaces.
 
 use std::{
     ops::Range,
@@ -14,27 +14,27 @@ use tempfile::TempDir;
 
 use super::{
     super::{peers, process::Server, resp::Subscriber},
-    Move, Notices, OWNERS, Peer, SESSIONS,
+    Move, Notifications, OWNERS, Peer, SESSIONS,
     pipeline::{Pipeline, Protocol, load},
 };
 
 const CONNECT: &str = "CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\":true,\"no_responders\":true}\r\n";
 
-/// A bucket as nats.go makes it, with the history that is its default, but in memory.
+/// The configuration of a bucket as nats.go creates it, with the default history, but in memory.
 const BUCKET: &str = concat!(
     r#"{"name":"KV_owners","subjects":["$KV.owners.>"],"max_msgs_per_subject":1,"storage":"memory","#,
     r#""retention":"limits","discard":"new","num_replicas":1,"allow_rollup_hdrs":true,"deny_delete":true,"#,
     r#""allow_direct":true,"max_consumers":-1,"max_msgs":-1,"max_bytes":-1}"#
 );
 
-/// A consumer such as a watch of the whole bucket is, from now on and without flow control.
+/// The configuration of a consumer that watches the whole bucket from now on, without flow control.
 const WATCH: &str = concat!(
     r#"{"stream_name":"KV_owners","config":{"deliver_subject":"watch","deliver_policy":"new","ack_policy":"none","#,
     r#""replay_policy":"instant","max_deliver":1,"filter_subject":"$KV.owners.>","mem_storage":true,"#,
     r#""num_replicas":1}}"#
 );
 
-/// What each message to a watcher has in it once.
+/// The mark that each message to a watcher contains once.
 const MESSAGE: &[u8] = b"MSG $KV.owners.";
 
 pub(super) struct Nats {
@@ -43,7 +43,7 @@ pub(super) struct Nats {
     revisions: Arc<Revisions>,
 }
 
-/// The revision of each session's key; 0 before it exists.
+/// The revision of each session's key. 0 means that the key does not exist yet.
 type Revisions = Vec<AtomicU64>;
 
 impl Nats {
@@ -62,7 +62,7 @@ impl Nats {
     }
 }
 
-/// Calls JetStream's API on a connection that also hears what is delivered to `watch`.
+/// Calls JetStream's API on a connection that also subscribes to `watch`.
 async fn api(server: &Server, method: &str, body: &str, success: &str) -> Subscriber {
     let len = body.len();
     let hello = format!("{CONNECT}SUB watch 1\r\nSUB answer 2\r\nPUB $JS.API.{method} answer {len}\r\n{body}\r\n");
@@ -70,17 +70,17 @@ async fn api(server: &Server, method: &str, body: &str, success: &str) -> Subscr
 }
 
 impl Peer for Nats {
-    type Observer = Notices;
+    type Observer = Notifications;
     type Mover = Pipeline<Call>;
 
     fn cpu(&self) -> Duration {
         self.server.cpu()
     }
 
-    async fn observer(&self) -> Notices {
+    async fn observer(&self) -> Notifications {
         let created = "consumer_create_response\",\"stream_name";
         let subscriber = api(&self.server, "CONSUMER.CREATE.KV_owners", WATCH, created).await;
-        Notices { subscriber, mark: MESSAGE }
+        Notifications { subscriber, mark: MESSAGE }
     }
 
     async fn make_moves(&self, moves: Range<u64>) {
@@ -97,7 +97,7 @@ impl Peer for Nats {
 }
 
 pub(super) enum Call {
-    /// Gives a session the owner that it moves to, or registers it under its first.
+    /// If `moves`, moves a session to its new owner. Otherwise registers it under the first owner.
     Update {
         moves: bool,
         revisions: Arc<Revisions>,
@@ -130,7 +130,7 @@ impl Protocol for Call {
         let (mut taken, mut answers) = (0, 0);
         while let Some((line, body, len)) = message(&read[taken..]) {
             taken += len;
-            // The server's greeting, or a ping that it does not insist on.
+            // Skip the server's greeting and its pings, which need no answer in a short run.
             let Some(body) = body else { continue };
             answers += 1;
             match self {
@@ -150,7 +150,8 @@ impl Protocol for Call {
     }
 }
 
-/// The first line of what was read, the body that it announces, and how long they are together, if they are complete.
+/// Returns the first line of `read`, the body that the line announces, and the length of both. `None` if they are
+/// incomplete.
 fn message(read: &[u8]) -> Option<(&str, Option<&str>, usize)> {
     let end = read.windows(2).position(|bytes| bytes == b"\r\n")?;
     let line = str::from_utf8(&read[..end]).unwrap();

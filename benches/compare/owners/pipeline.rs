@@ -1,4 +1,4 @@
-//! Text protocols, in which requests follow one another on a connection without waiting for their answers.
+//! Text protocols that allow several requests in flight on a connection.
 
 use std::{
     net::SocketAddr,
@@ -17,15 +17,15 @@ use tokio::{
 
 use super::{super::resp, Mover, SHAPE};
 
-/// What is said on connections that all make the same kind of call.
+/// The requests and answers of one kind of call.
 pub(super) trait Protocol: Send + Sync + 'static {
-    /// What a connection begins with.
+    /// Returns what a new connection sends first.
     fn hello(&self, connection: usize) -> String;
 
-    /// The request of call number `n`.
+    /// Returns the request of call number `n`.
     fn request(&self, connection: usize, n: u64) -> Vec<u8>;
 
-    /// Removes the complete answers from what was read, and returns how many there were.
+    /// Removes the complete answers from `read`, and returns their number.
     fn take_answers(&self, read: &mut Vec<u8>) -> usize;
 }
 
@@ -44,7 +44,7 @@ impl<P: Protocol> Pipeline<P> {
         Self { protocol, number, stream, unsent: Vec::new(), read: Vec::new() }
     }
 
-    /// Begins a call, with the next [`send`](Self::send).
+    /// Queues a call for the next [`send`](Self::send).
     fn call(&mut self, n: u64) {
         self.unsent.extend(self.protocol.request(self.number, n));
     }
@@ -54,10 +54,10 @@ impl<P: Protocol> Pipeline<P> {
         self.unsent.clear();
     }
 
-    /// Waits for answers, and returns how many came.
+    /// Waits for at least one answer, and returns the number of answers.
     async fn answers(&mut self) -> usize {
         loop {
-            assert!(self.stream.read_buf(&mut self.read).await.unwrap() > 0, "cut off");
+            assert!(self.stream.read_buf(&mut self.read).await.unwrap() > 0, "the connection was closed");
             let answers = self.protocol.take_answers(&mut self.read);
             if answers > 0 {
                 return answers;
@@ -74,7 +74,7 @@ impl<P: Protocol> Mover for Pipeline<P> {
     }
 }
 
-/// Makes the calls of these numbers over the connections of [`SHAPE`].
+/// Makes the calls with these numbers, over as many connections and with as many in flight as [`SHAPE`] says.
 pub(super) async fn load(address: SocketAddr, protocol: impl Protocol, calls: Range<u64>) {
     let (connections, in_flight) = SHAPE;
     let (next, protocol) = (Arc::new(AtomicU64::new(calls.start)), Arc::new(protocol));

@@ -1,4 +1,4 @@
-//! Redis: a hash for each session with the owner in a field, and a channel on which moves are published.
+//! Redis: each session is a hash with the owner in a field. Moves are published on a channel.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -6,7 +6,7 @@ use redis::{Client, cmd};
 
 use super::{
     super::{peers, process::Server, resp::Subscriber},
-    Move, Notices, OWNERS, Peer, SESSIONS,
+    Move, Notifications, OWNERS, Peer, SESSIONS,
     pipeline::{Pipeline, Protocol, load},
 };
 
@@ -19,7 +19,7 @@ redis.call('PUBLISH', 'moves', KEYS[1] .. ' ' .. ARGV[2])
 return 1
 ";
 
-/// What each message to a subscriber has in it once.
+/// The mark that each message to a subscriber contains once.
 const MESSAGE: &[u8] = b"$7\r\nmessage\r\n";
 
 pub(super) struct Redis {
@@ -29,9 +29,9 @@ pub(super) struct Redis {
 
 #[derive(Clone)]
 pub(super) enum Moves {
-    /// Two commands, sent together.
+    /// Two commands in one write.
     Plain,
-    /// The script of this hash.
+    /// The script with this hash.
     Script(String),
 }
 
@@ -50,17 +50,17 @@ impl Redis {
 }
 
 impl Peer for Redis {
-    type Observer = Notices;
+    type Observer = Notifications;
     type Mover = Pipeline<Call>;
 
     fn cpu(&self) -> Duration {
         self.server.cpu()
     }
 
-    async fn observer(&self) -> Notices {
+    async fn observer(&self) -> Notifications {
         load(self.server.address, Call::Register, 0..SESSIONS).await;
         let subscriber = Subscriber::connect(self.server.address, "SUBSCRIBE moves\r\n", "subscribe").await;
-        Notices { subscriber, mark: MESSAGE }
+        Notifications { subscriber, mark: MESSAGE }
     }
 
     async fn make_moves(&self, moves: Range<u64>) {
@@ -83,10 +83,10 @@ pub(super) enum Call {
 }
 
 impl Call {
-    /// How an answer begins, and how long it is.
+    /// Returns how an answer starts, and its length.
     fn answer(&self) -> (&'static [u8], usize) {
         match self {
-            // Moved, and one subscriber.
+            // HSET added no field, and PUBLISH reached one subscriber.
             Self::Move(Moves::Plain) => (b":0\r\n:1\r\n", 8),
             Self::Register | Self::Move(Moves::Script(_)) => (b":1\r\n", 4),
             Self::LookUp => (b"$13\r\n10.0.0.", "$13\r\n10.0.0.1:7000\r\n".len()),

@@ -1,4 +1,4 @@
-//! sessiond: a session is under the lease of its gateway, and moves by a create with `only_from_lease_id`.
+//! sessiond: each session is under its gateway's lease. A create with `only_from_lease_id` moves it.
 
 use std::{ops::Range, time::Duration};
 
@@ -25,7 +25,7 @@ const LOOKUP: &str = "/sessiond.v1.SessionService/LookupSession";
 
 pub(super) struct Sessiond {
     server: Server,
-    /// The Redis that it stores sessions in, if it does.
+    /// Its Redis, if that is its storage.
     redis: Option<Server>,
     _folder: Option<TempDir>,
     leases: [u64; 2],
@@ -105,17 +105,17 @@ impl Peer for Sessiond {
 }
 
 impl super::Observer for Observer {
-    async fn hear(&mut self, moves: u64) {
-        let mut heard = 0;
-        while heard < moves {
+    async fn expect(&mut self, moves: u64) {
+        let mut received = 0;
+        while received < moves {
             match self.next().await {
                 Body::Events(events) => {
                     let moved = events.events.iter().filter(|event| event.r#type() == SessionEventType::Moved);
-                    heard += moved.count() as u64;
+                    received += moved.count() as u64;
                 }
                 other => panic!("{other:?}"),
             }
         }
-        assert_eq!(heard, moves);
+        assert_eq!(received, moves);
     }
 }

@@ -1,4 +1,4 @@
-//! Who may come in: what a call takes, who calls, and how often one may.
+//! Checks the credentials, the scope and the rate of each call.
 
 use std::{future::Future, net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
@@ -15,55 +15,57 @@ use crate::{
     service::ServiceError,
 };
 
-/// The clock may be set: how long one waits at the most for a time that is told by it.
+/// The maximum time between two checks whether a token has expired. The expiry is a wall-clock time, and the clock may
+/// be set.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// It is not counted: a gateway that makes too many other calls must not lose its sessions. The subject answers one that
-/// repeats too soon from memory.
+/// Exempt from the rate limit: a gateway that makes too many other calls must not lose its sessions. The subject
+/// answers keep-alives that repeat too soon from memory.
 const KEEP_LEASE_ALIVE: &str = "/sessiond.v1.LeaseService/KeepLeaseAlive";
 
-/// Who is at the other end of a connection.
+/// The client at the other end of a connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
     pub(crate) address: IpAddr,
-    /// The subject alternative names of its certificate, where it had to show one.
+    /// The subject alternative names of its certificate, if it presented one.
     pub(crate) certificate: Option<Arc<[String]>>,
 }
 
-/// Lets calls in, or does not.
+/// Admits or refuses calls.
 pub(crate) struct Gate {
-    /// Where there is none, everybody may do everything.
+    /// The access list. If `None`, every client may make every call.
     pub(crate) access: Option<watch::Receiver<Arc<AccessList>>>,
     pub(crate) rate: Option<RateLimiter>,
 }
 
-/// Ready when what was granted is withdrawn, with the reason.
+/// Completes with the reason when the permission for an open stream is withdrawn.
 pub(crate) type Withdrawn = Pin<Box<dyn Future<Output = ServiceError> + Send>>;
 
-/// What a call takes.
+/// What a call requires of its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Takes {
+enum Requires {
     Nothing,
-    /// To be anybody that is known.
+    /// Any valid credentials.
     Credentials,
     Scope(Scope),
 }
 
 impl Gate {
-    /// A gate, where there is anything to keep out.
+    /// Returns a gate, or `None` if there is nothing to check.
     pub(crate) fn new(access: Option<watch::Receiver<Arc<AccessList>>>, rate: Option<RateLimiter>) -> Option<Self> {
         (access.is_some() || rate.is_some()).then_some(Self { access, rate })
     }
 
-    /// Lets a call in. Gives what a stream ends with, where that can come.
+    /// Admits a call or returns why it is refused. For a stream that an access list permits, also returns a future that
+    /// completes when the permission is withdrawn.
     pub(crate) fn admit<B>(&self, peer: &Peer, request: &Request<B>) -> Result<Option<Withdrawn>, ServiceError> {
         let path = request.uri().path();
-        let takes = takes(path);
-        // Probes are neither asked who they are nor counted: an orchestrator must not end a server because of its clients.
-        let scope = match takes {
-            Takes::Nothing => return Ok(None),
-            Takes::Credentials => None,
-            Takes::Scope(scope) => Some(scope),
+        // Health probes need no credentials and are not counted: an orchestrator must not kill a server because of its
+        // clients.
+        let scope = match requirement(path) {
+            Requires::Nothing => return Ok(None),
+            Requires::Credentials => None,
+            Requires::Scope(scope) => Some(scope),
         };
         let Some(access) = &self.access else {
             self.count(path, Caller::of(peer))?;
@@ -77,7 +79,7 @@ impl Gate {
         match granted {
             Ok(granted) => self.count(path, Caller::Named(&granted.name))?,
             Err(refusal) => {
-                // Whoever guesses tokens is slowed down, whatever the call.
+                // Failed attempts count for every call, even KeepLeaseAlive, to slow down clients that guess tokens.
                 self.count("", Caller::Address(peer.address))?;
                 return Err(refusal.into());
             }
@@ -95,36 +97,37 @@ impl Gate {
     }
 }
 
-/// What a call to this path takes.
-fn takes(path: &str) -> Takes {
+/// Returns what a call to this path requires.
+fn requirement(path: &str) -> Requires {
     if let Some(method) = path.strip_prefix(service::PATH) {
         return match method {
             "SessionService/HasSession"
             | "SessionService/LookupSession"
             | "SessionService/BatchHasSessions"
             | "SessionService/BatchLookupSessions"
-            | "LeaseService/ListLeases" => Takes::Scope(Scope::Read),
-            "SessionService/Subscribe" => Takes::Scope(Scope::Observe),
+            | "LeaseService/ListLeases" => Requires::Scope(Scope::Read),
+            "SessionService/Subscribe" => Requires::Scope(Scope::Observe),
             "SessionService/CreateSession"
             | "SessionService/DestroySession"
             | "SessionService/BatchCreateSessions"
             | "SessionService/BatchDestroySessions"
             | "LeaseService/GrantLease"
             | "LeaseService/KeepLeaseAlive"
-            | "LeaseService/RevokeLease" => Takes::Scope(Scope::Write),
-            _ => Takes::Credentials,
+            | "LeaseService/RevokeLease" => Requires::Scope(Scope::Write),
+            _ => Requires::Credentials,
         };
     }
     if path.starts_with("/grpc.health.v1.") {
-        Takes::Nothing
+        Requires::Nothing
     } else if path.starts_with("/grpc.reflection.") {
-        Takes::Scope(Scope::Admin)
+        Requires::Scope(Scope::Admin)
     } else {
-        Takes::Credentials
+        Requires::Credentials
     }
 }
 
-/// Who calls: a token goes before the certificate of the connection, so that one connection can carry calls of many.
+/// Returns the credentials of a call. A token takes precedence over the connection's certificate, so that one
+/// connection can carry the calls of many clients.
 fn credentials<B>(peer: &Peer, request: &Request<B>) -> Result<Credentials, Refusal> {
     if let Some(value) = request.headers().get(AUTHORIZATION) {
         let proof = value.to_str().ok().and_then(|value| {
@@ -136,7 +139,7 @@ fn credentials<B>(peer: &Peer, request: &Request<B>) -> Result<Credentials, Refu
     Ok(peer.certificate.clone().map_or(Credentials::None, Credentials::Certificate))
 }
 
-/// Waits until the list says no to what it said yes to.
+/// Waits until the access list no longer permits a call with `credentials`, and returns the refusal.
 async fn withdrawn(
     mut access: watch::Receiver<Arc<AccessList>>,
     credentials: Credentials,
@@ -157,7 +160,7 @@ async fn withdrawn(
         };
         tokio::select! {
             changed = access.changed() => if changed.is_err() {
-                // The server is gone, and ends its streams by itself.
+                // The server has stopped, and ends its streams anyway.
                 std::future::pending::<()>().await;
             },
             () = ends => {}
@@ -172,21 +175,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_method_that_there_is_takes_a_scope() {
+    fn every_method_requires_a_scope() {
         let set = prost_types::FileDescriptorSet::decode(crate::proto::FILE_DESCRIPTOR_SET).unwrap();
         let mut methods = 0;
         for file in set.file.iter().filter(|file| file.package() == "sessiond.v1") {
             for service in &file.service {
                 for method in &service.method {
                     let path = format!("/sessiond.v1.{}/{}", service.name(), method.name());
-                    assert!(matches!(takes(&path), Takes::Scope(_)), "{path}");
+                    assert!(matches!(requirement(&path), Requires::Scope(_)), "{path}");
                     methods += 1;
                 }
             }
         }
         assert_eq!(methods, 12);
-        assert_eq!(takes("/grpc.health.v1.Health/Check"), Takes::Nothing);
-        assert_eq!(takes("/sessiond.v1.SessionService/Nonsense"), Takes::Credentials);
-        assert_eq!(takes("/"), Takes::Credentials);
+        assert_eq!(requirement("/grpc.health.v1.Health/Check"), Requires::Nothing);
+        assert_eq!(requirement("/sessiond.v1.SessionService/Nonsense"), Requires::Credentials);
+        assert_eq!(requirement("/"), Requires::Credentials);
     }
 }

@@ -1,4 +1,4 @@
-//! How many calls a client may make.
+//! Limits the rate of calls of each client.
 
 use std::{
     collections::HashMap,
@@ -13,23 +13,24 @@ use tokio::time::Instant;
 
 use super::gate::Peer;
 
-/// How many clients are told apart at once. Those that come when there are so many share one allowance, until others have
-/// been quiet: an attacker with many addresses neither fills the memory nor gets more than one client more.
+/// The maximum number of clients with their own entry. Further clients share one allowance until entries of quiet
+/// clients are removed. So an attacker with many addresses can neither exhaust memory nor gain more than one extra
+/// allowance.
 const MAX_CLIENTS: usize = 65_536;
 
-/// What is looked through for clients that have been quiet at most this often.
+/// The minimum time between two searches for entries of quiet clients.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// Who makes a call, as far as calls are counted.
+/// The client to which a call is counted.
 #[derive(Debug, Hash)]
 pub(crate) enum Caller<'a> {
-    /// By a token or a certificate.
+    /// The name of a token or a certificate.
     Named(&'a str),
     Address(IpAddr),
 }
 
 impl<'a> Caller<'a> {
-    /// Who is at the other end, where no token is looked at.
+    /// Identifies a client by its certificate or, if it has none, by its address. For servers without an access list.
     pub(crate) fn of(peer: &'a Peer) -> Self {
         match peer.certificate.as_deref() {
             Some([name, ..]) => Self::Named(name),
@@ -37,8 +38,8 @@ impl<'a> Caller<'a> {
         }
     }
 
-    /// One of the network that a client of IPv6 has to itself, and one that is both IPv4 and IPv6.
-    fn of_network(self) -> Self {
+    /// Reduces an IPv6 address to its /64 network, which usually belongs to one client, and an IPv4-mapped one to IPv4.
+    fn normalized(self) -> Self {
         match self {
             Self::Address(IpAddr::V6(address)) => match address.to_ipv4_mapped() {
                 Some(address) => Self::Address(address.into()),
@@ -49,28 +50,29 @@ impl<'a> Caller<'a> {
     }
 }
 
-/// A client may make so many calls a second for ever, and some more at once.
+/// A rate limit: a sustained rate, and a burst on top of it.
 #[derive(Clone, Copy, Debug)]
 pub struct RateLimit {
-    /// Calls a second.
+    /// The sustained rate, in calls per second.
     pub per_second: NonZeroU32,
-    /// How many calls may come at once after a time of quiet.
+    /// How many calls a client may make together after a quiet time.
     pub burst: NonZeroU32,
 }
 
-/// Counts the calls of clients by the generic cell rate algorithm: of each it keeps the time at which all it was allowed so
-/// far would be used up, had it come evenly.
+/// Limits the calls of each client by the generic cell rate algorithm.
+///
+/// For each client it stores one time: when all calls so far would be used up if they had come at the sustained rate.
 pub(crate) struct RateLimiter {
-    /// Of one call.
+    /// The time that one call uses up.
     interval: Duration,
-    /// How far ahead of the clock a client may be.
+    /// How far a client's time may be ahead of the clock.
     tolerance: Duration,
     hasher: RandomState,
     clients: Mutex<Clients>,
 }
 
 struct Clients {
-    /// By the hash of who it is.
+    /// By the hash of the [`Caller`].
     used_until: HashMap<u64, Instant>,
     others_used_until: Option<Instant>,
     swept: Option<Instant>,
@@ -88,9 +90,9 @@ impl RateLimiter {
         }
     }
 
-    /// Counts a call. When it is one too many, gives the time after which one more may be made.
+    /// Counts a call. If it exceeds the limit, returns how long until the next call is allowed, and does not count it.
     pub(crate) fn count(&self, caller: Caller<'_>, now: Instant) -> Result<(), Duration> {
-        let client = self.hasher.hash_one(caller.of_network());
+        let client = self.hasher.hash_one(caller.normalized());
         let clients = &mut *self.clients.lock();
         let used_until = if let Some(used_until) = clients.used_until.get_mut(&client) {
             used_until
@@ -110,7 +112,8 @@ impl RateLimiter {
 }
 
 impl Clients {
-    /// Whether one more can be told from the others. A client that has used nothing up is as good as one never seen.
+    /// Returns whether another client can have its own entry. Removes entries whose time has passed if necessary: such
+    /// a client has its full allowance, like one without an entry.
     fn has_room(&mut self, now: Instant) -> bool {
         if self.used_until.len() < MAX_CLIENTS {
             return true;
@@ -133,23 +136,23 @@ mod tests {
     }
 
     #[test]
-    fn a_client_has_its_burst_and_then_its_rate() {
+    fn a_client_may_use_its_burst_and_then_the_sustained_rate() {
         let (limiter, start) = (limiter(10, 3), Instant::now());
         let call = |name, at: u64| limiter.count(Caller::Named(name), start + Duration::from_millis(at));
         for _ in 0..3 {
             assert_eq!(call("a", 0), Ok(()));
         }
         assert_eq!(call("a", 0), Err(Duration::from_millis(100)));
-        assert_eq!(call("a", 60), Err(Duration::from_millis(40)), "what is refused does not count");
+        assert_eq!(call("a", 60), Err(Duration::from_millis(40)), "a refused call does not count");
         assert_eq!(call("a", 100), Ok(()));
         assert!(call("a", 100).is_err());
-        assert_eq!(call("b", 100), Ok(()), "others have their own");
-        // However long the quiet was, the burst is no longer.
+        assert_eq!(call("b", 100), Ok(()), "each client has its own allowance");
+        // A longer quiet time does not allow a larger burst.
         assert_eq!((0..9).filter(|_| call("a", 1 << 40).is_ok()).count(), 3);
     }
 
     #[test]
-    fn a_network_of_ipv6_is_one_client() {
+    fn all_addresses_of_an_ipv6_network_are_one_client() {
         let (limiter, now) = (limiter(1, 1), Instant::now());
         let call = |address: &str| limiter.count(Caller::Address(address.parse().unwrap()), now).is_ok();
         assert!(call("2001:db8::1") && !call("2001:db8::2") && call("2001:db8:0:1::1"));
@@ -157,17 +160,17 @@ mod tests {
     }
 
     #[test]
-    fn no_more_clients_are_told_apart_than_may_be() {
+    fn clients_beyond_the_maximum_share_one_allowance() {
         let (limiter, start) = (limiter(1, 1), Instant::now());
         let call = |number: u32, at| limiter.count(Caller::Address(IpAddr::V4(number.into())), start + at).is_ok();
         for number in 0..MAX_CLIENTS as u32 {
             assert!(call(number, Duration::ZERO));
         }
         let more = MAX_CLIENTS as u32;
-        assert!(call(more, Duration::ZERO), "the first of the others");
-        assert!(!call(more + 1, Duration::ZERO), "who shares with it");
+        assert!(call(more, Duration::ZERO), "the first client beyond the maximum");
+        assert!(!call(more + 1, Duration::ZERO), "the second client shares its allowance");
         assert!(limiter.clients.lock().used_until.len() <= MAX_CLIENTS);
-        assert!(call(more + 1, SWEEP) && call(more + 2, SWEEP), "those who were quiet made room");
+        assert!(call(more + 1, SWEEP) && call(more + 2, SWEEP), "entries of quiet clients were removed");
         assert!(limiter.clients.lock().used_until.len() <= MAX_CLIENTS);
     }
 }

@@ -1,4 +1,4 @@
-//! TLS: from files to what connections are opened with.
+//! Loads the TLS configuration from certificate files.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -12,15 +12,15 @@ use tokio_rustls::rustls::{
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 
-/// The files, in PEM, that make a server speak TLS. They are read again when they change.
+/// The certificate files of a server that speaks TLS, in PEM. They are read again when they change.
 #[derive(Clone, Debug)]
 pub struct TlsFiles {
-    /// The server's certificate, then those that lead from it to a root (`--tls-cert`).
+    /// The server's certificate, followed by its intermediate certificates (`--tls-cert`).
     pub cert: PathBuf,
     /// The private key of the certificate (`--tls-key`).
     pub key: PathBuf,
-    /// The roots that clients' certificates must come from (`--tls-client-ca`). Where given, a client without one is
-    /// turned away.
+    /// The root certificates for client certificates (`--tls-client-ca`). If set, every client must present a
+    /// certificate that was issued under one of them.
     pub client_ca: Option<PathBuf>,
 }
 
@@ -39,7 +39,7 @@ fn server_config(files: &[NamedFile], contents: &[Vec<u8>]) -> Result<ServerConf
     let provider = Arc::new(ring::default_provider());
     let certificates = certificates(&contents[0]).map_err(|reason| wrong(0, reason))?;
     let key = PrivateKeyDer::from_pem_slice(&contents[1]).map_err(|error| {
-        wrong(1, format!("there is no private key in it ({error}): write one in PEM, not encrypted"))
+        wrong(1, format!("there is no private key in it ({error}): write an unencrypted one in PEM"))
     })?;
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
@@ -55,7 +55,8 @@ fn server_config(files: &[NamedFile], contents: &[Vec<u8>]) -> Result<ServerConf
         .with_single_cert(certificates, key)
         .map_err(|error| wrong(1, format!("{error}: it must be the key of the certificate in --tls-cert")))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
-    // Connections live long. One that resumed a session would not show its certificate again, though it has expired.
+    // No session resumption: a client that resumes does not present its certificate again, which may have expired.
+    // Connections live long, so resumption would save little.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)
@@ -78,9 +79,9 @@ fn client_verifier(pem: &[u8], provider: Arc<CryptoProvider>) -> Result<Arc<dyn 
     WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().map_err(|error| error.to_string())
 }
 
-/// The subject alternative names of a verified certificate: its URIs, then its DNS names.
+/// Returns the subject alternative names of a verified certificate: its URIs, then its DNS names.
 pub(crate) fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
-    // Fails for none that was verified.
+    // This never fails for a certificate that was verified.
     let Ok(certificate) = EndEntityCert::try_from(certificate) else { return Vec::new() };
     certificate.valid_uri_names().chain(certificate.valid_dns_names()).map(str::to_owned).collect()
 }

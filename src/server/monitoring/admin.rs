@@ -20,14 +20,17 @@ use crate::{
     subject::SessionSubject,
 };
 
-/// Probes and scrapers are few. If there are more connections, the oldest is closed: idle ones must not keep a probe waiting.
+/// The maximum number of connections. Probes and scrapers are few. A further connection closes the oldest one, so that
+/// idle connections never keep a probe waiting.
 const MAX_CONNECTIONS: usize = 64;
 
-/// A connection is closed after this long, whatever it does.
+/// The maximum age of a connection, even if it is in use.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long to wait after a failed accept, for example because the process has no free file descriptor.
 const PAUSE_WHEN_EXHAUSTED: Duration = Duration::from_millis(100);
 
+/// Serves the admin port.
 #[derive(Clone)]
 pub(crate) struct Admin {
     opening: Arc<Opening>,
@@ -40,7 +43,7 @@ impl Admin {
         Self { opening, stats, lifecycle }
     }
 
-    /// Serves for ever; ends when it is dropped, and its connections with it.
+    /// Serves forever. Dropping the future closes its connections.
     pub(crate) async fn run(self, listener: TcpListener) {
         let mut connections = JoinSet::new();
         let mut by_age = VecDeque::new();
@@ -67,13 +70,13 @@ impl Admin {
     async fn serve(self, stream: TokioIo<tokio::net::TcpStream>) {
         let service = service_fn(move |request| self.clone().handle(request));
         let connection = http1::Builder::new().timer(TokioTimer::new()).serve_connection(stream, service);
-        // An error is the peer's: it spoke no HTTP, or left.
+        // An error is the peer's fault: it did not speak HTTP, or closed the connection.
         let _ = timeout(CONNECTION_TIMEOUT, connection).await;
     }
 
     async fn handle(self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return Ok(text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n"));
+            return Ok(text(StatusCode::METHOD_NOT_ALLOWED, "use GET or HEAD\n"));
         }
         Ok(match request.uri().path() {
             "/metrics" => {
@@ -91,11 +94,11 @@ impl Admin {
                 Ok(()) => text(StatusCode::OK, "writable\n"),
                 Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
             },
-            _ => text(StatusCode::NOT_FOUND, "there are /metrics, /live, /ready and /writable\n"),
+            _ => text(StatusCode::NOT_FOUND, "not found: use /metrics, /live, /ready or /writable\n"),
         })
     }
 
-    /// The subject, or why it is not served.
+    /// Returns the subject, or why the server does not serve it.
     fn serving(&self) -> Result<&Arc<SessionSubject>, String> {
         if *self.lifecycle.borrow() != Lifecycle::Serving {
             return Err("draining\n".to_owned());
@@ -103,12 +106,12 @@ impl Admin {
         self.opening.subject()
     }
 
-    /// Whether reads, streams and keep-alives work, and why not.
+    /// Succeeds if reads, streams and keep-alives work. The error says why they do not.
     fn ready(&self) -> Result<(), String> {
-        if self.serving()?.is_following() { Ok(()) } else { Err("the storage is out of reach\n".to_owned()) }
+        if self.serving()?.is_following() { Ok(()) } else { Err("the storage is unreachable\n".to_owned()) }
     }
 
-    /// Whether the registry can be changed, and why not.
+    /// Succeeds if the registry can be changed. The error says why it cannot.
     fn writable(&self) -> Result<(), String> {
         match self.serving()?.writability().refusal() {
             None => Ok(()),
@@ -137,7 +140,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn it_is_live_and_not_ready_while_the_storage_is_being_opened() {
+    async fn the_admin_port_is_live_but_not_ready_while_the_storage_is_being_opened() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (_lifecycle, receiver) = watch::channel(Lifecycle::Serving);

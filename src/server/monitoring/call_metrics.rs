@@ -1,4 +1,4 @@
-//! What became of the calls, in the names and labels of go-grpc-middleware
+//! Metrics of calls, with the names and labels of go-grpc-middleware
 //! (<https://github.com/grpc-ecosystem/go-grpc-middleware/tree/main/providers/prometheus>).
 
 use std::fmt;
@@ -13,11 +13,11 @@ use tonic::Code;
 
 use crate::{service::MethodStats, subject::Times};
 
-/// The counts of one moment.
+/// Collects the call metrics from a snapshot of the counts.
 #[derive(Debug)]
 pub(super) struct CallCollector(pub(crate) Vec<MethodStats>);
 
-/// A counter.
+/// A counter's value.
 pub(super) struct Count(pub(crate) u64);
 
 impl EncodeMetric for Count {
@@ -44,7 +44,7 @@ fn labels(stats: &MethodStats) -> [(&'static str, String); 3] {
     ]
 }
 
-/// The name of a code in Go, where these metrics come from: two of them are spelled in another way than here.
+/// Returns the code's name in Go, which these metrics use. Two codes have another name in Rust.
 fn name(code: Code) -> String {
     match code {
         Code::Ok => "OK".to_owned(),
@@ -56,15 +56,20 @@ fn name(code: Code) -> String {
 impl Collector for CallCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut started =
-            encoder.encode_descriptor("grpc_server_started", "Calls that began", None, MetricType::Counter)?;
+            encoder.encode_descriptor("grpc_server_started", "Calls that have started", None, MetricType::Counter)?;
         for stats in &self.0 {
             Count(stats.started).encode(started.encode_family(&labels(stats))?)?;
         }
-        let mut handled =
-            encoder.encode_descriptor("grpc_server_handled", "Calls that ended, by code", None, MetricType::Counter)?;
+        let mut handled = encoder.encode_descriptor(
+            "grpc_server_handled",
+            "Calls that have ended, by code",
+            None,
+            MetricType::Counter,
+        )?;
         for stats in &self.0 {
             for (code, count) in (0..).zip(stats.handled) {
-                // The usual ends are there from the start, so that their rates are; the others come when they are needed.
+                // OK and Cancelled are exported from the start, so that their rates exist. Other codes are exported
+                // once they have occurred.
                 if count > 0 || [Code::Ok as i32, Code::Cancelled as i32].contains(&code) {
                     let [kind, service, method] = labels(stats);
                     let labels = [kind, service, method, ("grpc_code", name(Code::from(code)))];
@@ -72,7 +77,7 @@ impl Collector for CallCollector {
                 }
             }
         }
-        let help = "How long unary calls took in the server";
+        let help = "Time that unary calls took in the server";
         let unit = Some(&Unit::Seconds);
         let mut times = encoder.encode_descriptor("grpc_server_handling", help, unit, MetricType::Histogram)?;
         for stats in self.0.iter().filter(|stats| stats.is_unary) {

@@ -1,4 +1,4 @@
-//! How long the storage is waited for and how often it fails, for Prometheus.
+//! Metrics of storage operations: how long they are waited for, and how often they fail.
 
 use std::fmt;
 
@@ -12,18 +12,18 @@ use prometheus_client::{
 use super::call_metrics::{Count, encode_times};
 use crate::subject::OperationStats;
 
-/// The counts of one moment.
+/// Collects the storage metrics from a snapshot of the counts.
 #[derive(Debug)]
 pub(super) struct StorageCollector(pub(crate) Vec<OperationStats>);
 
 impl Collector for StorageCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "How long the storage was waited for, where it did not answer at once";
+        let help = "Time spent waiting for operations of the storage that did not complete immediately";
         let mut times = encoder.encode_descriptor("storage_wait", help, Some(&Unit::Seconds), MetricType::Histogram)?;
         for stats in &self.0 {
             encode_times(times.encode_family(&[("operation", stats.operation.name())])?, &stats.times)?;
         }
-        let help = "Operations that failed because the storage was out of reach, refused changes or was broken";
+        let help = "Operations that failed because the storage was unreachable, refused changes or was broken";
         let mut errors = encoder.encode_descriptor("storage_errors", help, None, MetricType::Counter)?;
         for stats in &self.0 {
             for (error, count) in

@@ -1,4 +1,4 @@
-//! What `grpc.health.v1` answers.
+//! Reports the state of the storage as `grpc.health.v1`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,17 +6,19 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::subject::SessionSubject;
 
-/// They serve while reads, streams and keep-alives work.
+/// The services that are SERVING while reads, streams and keep-alives work.
 const SERVICES: [&str; 3] = ["", "sessiond.v1.SessionService", "sessiond.v1.LeaseService"];
 
-/// No service by itself, but a name under which health tells whether the registry can be changed. Replicas that share a storage
-/// must not all leave the load balancer at once because it refuses changes, so the services above stay out of this.
+/// The health name that is SERVING while the registry can be changed.
+///
+/// It is separate from the services above: if a shared storage refuses changes, its replicas must not all leave the
+/// load balancer at once.
 const WRITE: &str = "sessiond.v1.SessionService/write";
 
-/// How often the storage is asked.
+/// How often the state of the storage is checked.
 const STORAGE_CHECK: Duration = Duration::from_millis(250);
 
-/// Has gRPC's health follow the storage, as `/ready` and `/writable` do.
+/// Keeps the health service in step with the storage. `/ready` and `/writable` report the same states.
 #[derive(Clone)]
 pub(crate) struct Health {
     reporter: HealthReporter,
@@ -30,14 +32,14 @@ impl Health {
         health
     }
 
-    /// What answers the calls.
+    /// Returns the reporter that the health service reads.
     pub(crate) fn reporter(&self) -> &HealthReporter {
         &self.reporter
     }
 
-    /// Never returns.
+    /// Follows the state of the storage. Never returns.
     pub(crate) async fn follow(self) {
-        // Reported once more: the storage may have changed since it was first.
+        // Report the state again at the start: it may have changed since the first report.
         let mut reported = None;
         loop {
             let state = self.state();
@@ -48,11 +50,11 @@ impl Health {
         }
     }
 
-    /// Answers that nothing is served any more, and ends the streams that watch.
+    /// Reports that nothing is served any more, and ends the watch streams.
     pub(crate) async fn close(&self) {
         let nothing = State { serves: false, is_writable: false };
         self.report(nothing).await;
-        // Streams that watch the health of a service end when it has none; who asks after that is told as before.
+        // Clearing a status ends the streams that watch it. Later calls get NOT_SERVING again from the second report.
         for service in SERVICES.into_iter().chain([WRITE]) {
             self.reporter.clone().clear_service_status(service).await;
         }

@@ -1,4 +1,4 @@
-//! Accepts connections and spreads them over the workers.
+//! Accepts connections and distributes them over the workers.
 
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
@@ -11,14 +11,17 @@ use super::{
 };
 use crate::server::lifecycle::{self, Lifecycle};
 
-/// How long to wait when the system has no descriptor left for a connection.
+/// How long to wait after a failed accept, for example because the process has no free file descriptor.
 const PAUSE_WHEN_EXHAUSTED: Duration = Duration::from_millis(100);
 
-/// Takes connections from one listener and gives each to the worker that has the fewest. The kernel's own spreading
-/// (`SO_REUSEPORT`) goes by hash and can give most of a few long-lived connections to one thread.
+/// Accepts the connections of one listener, and gives each to the worker that has the fewest.
+///
+/// The kernel's alternative (`SO_REUSEPORT`) distributes by hash, and can put most of a few long-lived connections on
+/// one thread.
 pub(crate) struct Acceptor {
     listener: Listener,
     workers: Inlets,
+    /// Has one permit for each connection that may be open.
     places: Arc<Semaphore>,
 }
 
@@ -38,16 +41,17 @@ impl Acceptor {
 
     async fn accept_all(&self) {
         loop {
-            // A connection over the limit waits in the listener's queue, and its client's connect time-out decides.
+            // A connection over the limit waits in the listener's queue, until its client's connect timeout.
             let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
                     if let Err(error) = self.give(stream, peer, place).await {
-                        tracing::debug!(%error, "a connection was lost before it was served");
+                        tracing::debug!(%error, "a new connection failed before a worker could serve it");
                     }
                 }
                 Err(error) => {
-                    // Of a connection that ended already, or of a process without free descriptors: neither ends the server.
+                    // The connection has already ended, or the process has no free file descriptor. The server
+                    // continues.
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(PAUSE_WHEN_EXHAUSTED).await;
                 }
@@ -56,7 +60,7 @@ impl Acceptor {
     }
 
     async fn give(&self, stream: Accepted, address: IpAddr, place: OwnedSemaphorePermit) -> io::Result<()> {
-        // The worker registers it with its own runtime.
+        // The worker registers the connection with its own runtime.
         let stream = stream.detach()?;
         self.workers.give(Connection { stream, address, place }).await;
         Ok(())

@@ -1,4 +1,4 @@
-//! Whether a connection is of use, and when it is to be closed.
+//! Tracks the calls and streams of a connection, and decides when to close it.
 
 use std::{
     future::pending,
@@ -19,26 +19,26 @@ use tokio::{
 use super::connection::ConnectionOptions;
 use crate::{server::monitoring::ServerStats, service::ServiceError};
 
-/// How much later than its connection's GOAWAY a stream of events ends, in milliseconds: the client must know by then
-/// that it is to connect anew, and a thousand streams of a connection must not come back at once.
+/// How long after its connection's GOAWAY an event stream ends, in milliseconds. By then the client knows that it must
+/// reconnect. The delay is random, so that a thousand streams of one connection do not all come back together.
 const GRACE: RangeInclusive<u64> = 100..=3000;
 
-/// What a connection does.
+/// The activity of one connection.
 pub(super) struct Activity {
-    /// How many calls have come.
+    /// How many calls and streams have started.
     calls: AtomicU64,
     /// How many calls and streams are open.
     open: AtomicUsize,
-    /// How many of them watch the server's health.
+    /// How many of the open streams are health watches.
     probes: AtomicUsize,
     max_streams: usize,
     stats: Arc<ServerStats>,
-    /// When it is as old as it may become.
+    /// When the connection reaches its maximum age.
     retires: Option<Instant>,
     closing: watch::Sender<Option<Closing>>,
 }
 
-/// Why a connection is about to be closed.
+/// Why a connection is being closed.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Closing {
     Idle,
@@ -53,12 +53,12 @@ impl Activity {
             probes: AtomicUsize::new(0),
             max_streams: options.max_streams as usize,
             stats: Arc::clone(stats),
-            retires: options.max_age.and_then(|age| Instant::now().checked_add(around(age))),
+            retires: options.max_age.and_then(|age| Instant::now().checked_add(jittered(age))),
             closing: watch::Sender::new(None),
         }
     }
 
-    /// Counts a call or a stream that begins.
+    /// Counts a call or a stream that starts.
     pub(super) fn begin(&self, peer: IpAddr) {
         self.calls.fetch_add(1, Ordering::Relaxed);
         if self.open.fetch_add(1, Ordering::Relaxed) + 1 == self.max_streams {
@@ -73,7 +73,7 @@ impl Activity {
         }
     }
 
-    /// Counts a stream that watches the server's health, besides.
+    /// Counts an open stream as a health watch.
     pub(super) fn begin_probe(&self) {
         self.probes.fetch_add(1, Ordering::Relaxed);
     }
@@ -82,12 +82,13 @@ impl Activity {
         self.probes.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// When a stream of events that is opened now is to end, if it is synced.
+    /// Returns when an event stream that opens now must end, if it is synced by then.
     pub(super) fn stream_retires(&self) -> Option<Instant> {
         self.retires.map(|retires| retires + Duration::from_millis(fastrand::u64(GRACE)))
     }
 
-    /// Waits until the connection is old, or of no use for `idle_timeout`, and tells its streams.
+    /// Waits until the connection has reached its maximum age or was idle for `idle_timeout`, then notifies its
+    /// streams.
     pub(crate) async fn is_over(&self, idle_timeout: Duration) {
         let old = async {
             match self.retires {
@@ -97,14 +98,14 @@ impl Activity {
         };
         let closing = tokio::select! {
             () = old => Closing::TooOld,
-            () = self.ceases(idle_timeout) => Closing::Idle,
+            () = self.until_idle(idle_timeout) => Closing::Idle,
         };
         self.closing.send_replace(Some(closing));
     }
 
-    /// Waits until the connection is about to be closed, and returns what streams end with that are not of events.
+    /// Waits until the connection is being closed, and returns the error for its streams other than event streams.
     pub(super) async fn closes(&self) -> ServiceError {
-        // An error is that the connection is gone, and nobody hears the answer.
+        // An error means that the connection is gone, so the answer does not matter.
         let closing = self.closing.subscribe().wait_for(Option::is_some).await.map_or(None, |closing| *closing);
         match closing {
             Some(Closing::TooOld) => ServiceError::ConnectionTooOld,
@@ -112,8 +113,8 @@ impl Activity {
         }
     }
 
-    /// Waits until no call came and none was open for `timeout`, and for less than twice as long.
-    async fn ceases(&self, timeout: Duration) {
+    /// Waits until no call has started and none was open for at least `timeout`, and for less than twice that.
+    async fn until_idle(&self, timeout: Duration) {
         let mut seen = None;
         loop {
             let calls = self.calls.load(Ordering::Relaxed);
@@ -127,8 +128,8 @@ impl Activity {
     }
 }
 
-/// A tenth more or less: connections that were made at once must not be made again at once.
-fn around(age: Duration) -> Duration {
+/// Changes `age` by up to a tenth at random, so that connections that opened together do not reconnect together.
+fn jittered(age: Duration) -> Duration {
     age.mul_f64(0.9 + fastrand::f64() / 5.0)
 }
 
@@ -137,8 +138,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ages_differ_by_a_tenth_at_most() {
-        let ages: Vec<_> = (0..1000).map(|_| around(Duration::from_secs(1800))).collect();
+    fn ages_vary_by_at_most_a_tenth() {
+        let ages: Vec<_> = (0..1000).map(|_| jittered(Duration::from_secs(1800))).collect();
         let (least, most) = (ages.iter().min().unwrap(), ages.iter().max().unwrap());
         assert!(*least >= Duration::from_secs(1620) && *most <= Duration::from_secs(1980), "{least:?} to {most:?}");
         assert!(*most - *least > Duration::from_secs(300), "{least:?} to {most:?}");

@@ -1,14 +1,14 @@
-//! Where a server listens: the addresses, as they are written.
+//! The addresses that a server listens on, and their text form.
 
 use std::{fmt, io, net::SocketAddr, path::PathBuf, str::FromStr};
 
 use tokio::net::lookup_host;
 
-/// A TCP address: an IP address or the name of a host, and a port. Port 0 takes a free one.
+/// A TCP address: an IP address or a host name, and a port. Port 0 picks a free port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TcpAddress(String);
 
-/// Where gRPC is served.
+/// The address of a gRPC port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddress {
     /// A TCP port.
@@ -17,26 +17,26 @@ pub enum ListenAddress {
     Unix(PathBuf),
 }
 
-/// A text that is no address to listen on.
+/// Why a text is not a listen address.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListenAddressError {
-    /// It names no host and port.
+    /// The text is not a host and a port.
     #[error("write HOST:PORT, such as 0.0.0.0:50051, [::]:50051 or localhost:50051")]
     NoPort,
-    /// It names no path.
+    /// The text has no path after `unix:`.
     #[error("write unix:PATH, such as unix:/run/sessiond/sessiond.sock")]
     NoPath,
 }
 
 impl TcpAddress {
-    /// Calls `take` with each address that the name stands for, until one can be taken.
-    pub(crate) async fn try_each<T>(&self, mut take: impl AsyncFnMut(SocketAddr) -> io::Result<T>) -> io::Result<T> {
-        let mut error = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    /// Calls `bind` with each address of the host name, until one succeeds. Returns the last error if none does.
+    pub(crate) async fn try_each<T>(&self, mut bind: impl AsyncFnMut(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+        let mut error = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
         for address in lookup_host(&self.0).await? {
-            match take(address).await {
-                Ok(taken) => return Ok(taken),
-                Err(refused) => error = refused,
+            match bind(address).await {
+                Ok(bound) => return Ok(bound),
+                Err(failure) => error = failure,
             }
         }
         Err(error)
@@ -76,7 +76,7 @@ impl FromStr for ListenAddress {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let Some(path) = text.strip_prefix("unix:") else { return Ok(Self::Tcp(text.parse()?)) };
-        // gRPC libraries know both spellings.
+        // gRPC libraries accept both `unix:PATH` and `unix://PATH`.
         let path = path.strip_prefix("//").unwrap_or(path);
         if path.is_empty() { Err(ListenAddressError::NoPath) } else { Ok(Self::Unix(path.into())) }
     }
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_hosts_with_a_port_or_paths() {
+    fn addresses_are_a_host_and_port_or_a_path() {
         for text in ["127.0.0.1:0", "[::1]:50051", "localhost:50051", "sessiond-0.sessiond:1", "0.0.0.0:65535"] {
             let address: ListenAddress = text.parse().unwrap();
             assert!(matches!(address, ListenAddress::Tcp(_)), "{text}");
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_address_of_a_name_is_tried() {
+    async fn every_address_of_a_host_name_is_tried() {
         let address: TcpAddress = "localhost:50051".parse().unwrap();
         let mut tried = Vec::new();
         let refused = address.try_each(async |address| {

@@ -1,7 +1,7 @@
-//! A stream whose writes go out together.
+//! A stream that buffers writes and sends them together.
 //!
-//! h2 writes each DATA frame of more than 256 bytes by a system call of its own, which costs more than the copy made here: the
-//! frames that a connection has ready in one go leave in one write.
+//! h2 makes a system call for each DATA frame of more than 256 bytes, which costs more than the copy that is made here.
+//! All frames that a connection has ready leave in one write.
 
 use std::{
     cell::Cell,
@@ -16,37 +16,39 @@ use bytes::Bytes;
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use parking_lot::Mutex;
 
-/// What is held back at the most.
+/// The capacity of the buffer, in bytes.
 const LIMIT: usize = 64 << 10;
 
-/// What is copied at once. More than 2112 bytes glibc copies by `rep movsb`, which takes much longer on AMD's Zen 3 and 4 when the
-/// destination is not aligned, as behind the head of a frame: <https://sourceware.org/bugzilla/show_bug.cgi?id=30994>.
+/// How many bytes to copy at once. glibc copies more than 2112 bytes with `rep movsb`. On AMD's Zen 3 and 4 that is
+/// much slower if the destination is unaligned, as it is after a frame header:
+/// <https://sourceware.org/bugzilla/show_bug.cgi?id=30994>.
 const COPIED_AT_ONCE: usize = 2 << 10;
 
 thread_local! {
-    /// Room for what is held back, which the connections of a thread lend each other: it is in the processor's caches, and those
-    /// that are idle, most of them, have none. Only one whose peer takes no more keeps its own until it does.
+    /// The buffer that the connections of this thread share. It stays in the processor's caches, and idle connections,
+    /// which are most of them, hold no buffer. A connection keeps the buffer only while its peer accepts no more data.
     static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// The half that a connection reads and writes. It never flushes: whoever polls the connection does, by [`Flusher`].
+/// The half that the HTTP/2 connection reads and writes. It never flushes: the task that polls the connection does
+/// that, through [`Flusher`].
 pub(super) struct Coalesced<S>(Arc<Mutex<Inner<S>>>);
 
-/// The half that writes what was held back.
+/// The half that writes the buffered bytes.
 pub(super) struct Flusher<S>(Arc<Mutex<Inner<S>>>);
 
 struct Inner<S> {
     stream: S,
-    /// What was read of the stream before, and is to be read again.
+    /// Bytes that were already read from the stream, and are returned first.
     said: Bytes,
     held: Vec<u8>,
-    /// How much of it has been written.
+    /// How many of the buffered bytes have been written.
     written: usize,
-    /// Something was written since the stream was flushed: TLS holds bytes back too, when the socket takes no more.
+    /// Whether bytes were written since the last flush. TLS also buffers, when the socket accepts no more.
     is_unflushed: bool,
 }
 
-/// Both halves of a stream, of which `said` was read already.
+/// Splits a stream into both halves. `said` was already read from it.
 pub(super) fn coalesced<S>(stream: S, said: Bytes) -> (Coalesced<S>, Flusher<S>) {
     let inner = Inner { stream, said, held: Vec::new(), written: 0, is_unflushed: false };
     let inner = Arc::new(Mutex::new(inner));
@@ -54,17 +56,17 @@ pub(super) fn coalesced<S>(stream: S, said: Bytes) -> (Coalesced<S>, Flusher<S>)
 }
 
 impl<S: Write + Unpin> Flusher<S> {
-    /// Writes what was held back.
+    /// Writes the buffered bytes and flushes the stream.
     pub(super) fn poll_flush(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.lock().poll_drain(context)
     }
 }
 
 impl<S: Read + Unpin> Flusher<S> {
-    /// Reads what the peer still sends, until it has closed its side too, and forgets it.
+    /// Reads and discards what the peer still sends, until it closes its side.
     ///
-    /// A socket that is closed resets the connection when something more comes, and what the peer has not read yet is
-    /// lost.
+    /// If more data arrives after a socket is closed, the connection is reset, and the peer loses what it has not read
+    /// yet.
     pub(crate) async fn read_to_end(&self) {
         poll_fn(|context| {
             let mut bytes = [0; 1024];
@@ -108,7 +110,7 @@ impl<S: Write + Unpin> Inner<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Makes room for some more; pending while the peer takes nothing.
+    /// Returns the free space in the buffer. Writes a full buffer first, and is pending while the peer accepts no data.
     fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.held.len() >= LIMIT {
             ready!(self.poll_write_held(context))?;

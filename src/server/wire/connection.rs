@@ -1,4 +1,4 @@
-//! One connection, from its first byte to its last.
+//! Serves a connection from the handshake to its end.
 
 use std::{
     convert::Infallible,
@@ -44,41 +44,43 @@ use crate::{
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What a peer may send before it must wait for the server to read: a batch of thousands goes through at once. A request that
-/// is read is held until it is whole, so what a connection can make the server hold is bounded by the streams it may have and
-/// the bytes of a request.
+/// How many bytes a peer may send before it must wait for the server to read: enough for a batch of thousands.
+///
+/// The server holds the bytes of a request until it is complete. So a connection can make the server hold at most the
+/// maximum size of a request for each of its streams.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 
-/// A stream with so much waiting to be sent is asked for no more: an observer that is stuck holds on to no more than this and two
+/// A stream with this many unsent bytes is not polled for more. So a stuck observer holds at most this and two
 /// messages.
 const SEND_BUFFER: usize = 32 << 10;
 
 const MAX_HEADER_LIST: u32 = 16 << 10;
 
-/// A peer that has more streams than this reset and not yet dealt with is cut off (rapid reset, CVE-2023-44487).
+/// The maximum number of streams that a peer has reset and the server has not processed yet. A peer that exceeds it is
+/// disconnected (rapid reset, CVE-2023-44487).
 const MAX_PENDING_RESETS: usize = 64;
 
-/// How long a peer may take to close its side of a connection that has come to its end.
+/// How long to wait at the end of a connection for the peer to close its side.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// The bounds of a connection.
+/// The limits of a connection.
 #[derive(Clone, Debug)]
 pub struct ConnectionOptions {
-    /// How many calls and streams may be open at once.
+    /// The maximum number of concurrent calls and streams.
     pub max_streams: u32,
-    /// How long a peer may take for the handshake: TLS, and the preface of HTTP/2.
+    /// How long a peer may take for the TLS handshake and the HTTP/2 preface.
     pub handshake_timeout: Duration,
-    /// A connection without a call or a stream for this long, or up to twice as long, is ended. Streams that watch the server's
-    /// health do not count.
+    /// How long a connection may have no call and no stream. It is closed after this time, at most twice as long.
+    /// Health watches do not count as streams.
     pub idle_timeout: Duration,
-    /// How old a connection may become, a tenth more or less. Then it takes no new calls; those under way end as ever,
-    /// and streams of events once they are synced. None for any age.
+    /// The maximum age of a connection, varied by up to a tenth. Then it accepts no new calls, calls in flight finish,
+    /// and event streams end once they are synced. `None` means no limit.
     pub max_age: Option<Duration>,
-    /// A connection is pinged when it was quiet for so long.
+    /// How long a connection may be quiet before the server pings it.
     pub keepalive_interval: Duration,
-    /// A connection is ended when the answer to a ping takes longer than this: a peer that vanished without a word is
-    /// noticed.
+    /// How long the answer to a ping may take. After that the connection is closed, so that a vanished peer is
+    /// detected.
     pub keepalive_timeout: Duration,
 }
 
@@ -113,8 +115,8 @@ struct Open {
 }
 
 impl Open {
-    /// Notes that it watches the server's health. That is open to all, so it must not keep a connection open that is of
-    /// no other use.
+    /// Marks the stream as a health watch. Every client may open these, so they must not keep an otherwise idle
+    /// connection open.
     fn mark_as_probe(&mut self) {
         self.is_probe = true;
         self.handler.activity.begin_probe();
@@ -132,8 +134,8 @@ impl Drop for Open {
 }
 
 impl Handler {
-    // Not an async fn, whose future would hold the request twice; and the rarer ways are in boxes, so that the future of every
-    // call, and what is kept of a stream, is no larger than that of a call.
+    // Not an async fn, whose future would hold the request twice. The rarer paths are boxed, so that the future of
+    // every call, and the state of every stream, stays small.
     fn handle(
         self: Arc<Self>,
         request: Request<Incoming>,
@@ -165,7 +167,7 @@ impl Handler {
         }))
     }
 
-    /// Answers what may be a stream.
+    /// Answers a call whose response may be a stream.
     async fn stream(
         mut open: Open,
         request: Request<Incoming>,
@@ -207,7 +209,7 @@ impl Handler {
         })
     }
 
-    /// Counts what a call is answered that is over with that.
+    /// Counts a call that ends with its response.
     fn end(&self, call: &mut Option<Begun>, response: &Response<ResponseBody>) {
         self.stats.answered(response);
         if let Some(call) = call {
@@ -216,14 +218,14 @@ impl Handler {
     }
 }
 
-/// A connection that was accepted, and its place among those that there may be.
+/// An accepted connection, with its permit from the limit on connections.
 pub(crate) struct Connection {
     pub(crate) stream: Detached,
     pub(crate) address: IpAddr,
     pub(super) place: OwnedSemaphorePermit,
 }
 
-/// What all connections have in common.
+/// The state that all connections share.
 pub(crate) struct Connections {
     pub(crate) service: Service,
     pub(crate) standard: Arc<Standard>,
@@ -235,7 +237,7 @@ pub(crate) struct Connections {
 }
 
 impl Connections {
-    /// Serves a connection until it ends, or the server drains and its last call has ended.
+    /// Serves a connection until it ends, or until its last call ends during a drain.
     pub(crate) async fn serve(&self, connection: Connection, mut lifecycle: watch::Receiver<Lifecycle>) {
         let _place = connection.place;
         let _counted = self.stats.count_connection();
@@ -252,10 +254,10 @@ impl Connections {
                 peer.certificate = shown.map(|certificate| tls::names(certificate).into());
                 self.serve_http2(opened.stream, opened.said, peer, lifecycle).await
             }
-            Err(error) => return tracing::debug!(%error, "a connection ended before it began"),
+            Err(error) => return tracing::debug!(%error, "handshake failed"),
         };
         if let Err(error) = result {
-            tracing::debug!(%error, "a connection ended with an error");
+            tracing::debug!(%error, "connection failed");
         }
     }
 

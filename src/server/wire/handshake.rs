@@ -1,4 +1,4 @@
-//! How a connection begins: with TLS where the server speaks it, then with the preface of HTTP/2.
+//! The start of a connection: the TLS handshake if the server speaks TLS, then the HTTP/2 preface.
 
 use std::{io, sync::Arc};
 
@@ -8,38 +8,40 @@ use tokio_rustls::{TlsAcceptor, rustls, server::TlsStream};
 
 use super::socket::Stream;
 
-/// What every client of HTTP/2 begins with (RFC 9113, section 3.4).
+/// The first bytes of every HTTP/2 client (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// What every client of TLS begins with: a record of a handshake (RFC 8446, section 5.1).
+/// The first byte of every TLS client: the type of a handshake record (RFC 8446, section 5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
 
-/// HTTP/2's error for a connection that is not as secure as it must be, or more than it can be (RFC 9113, section 7).
+/// The HTTP/2 error code for a transport that does not meet the minimum security requirements (RFC 9113, section 7).
 const INADEQUATE_SECURITY: u8 = 0xc;
 
-/// What is read of a peer that is turned away, so that it reads our last words: a socket that is closed with bytes unread
-/// resets the connection, and what was sent may be lost.
+/// How many bytes to read from a refused peer before closing, so that it receives the refusal. Closing a socket that
+/// has unread bytes resets the connection, and data on its way to the peer may be lost.
 const LINGER: u64 = 64 << 10;
 
-/// A connection that has begun.
+/// A connection whose handshake is complete.
 pub(super) enum Opened {
     Plain(Prefaced<Stream>),
     Tls(Prefaced<Box<TlsStream<Stream>>>),
 }
 
-/// A stream, and what was read of it: the preface, or what is none and hyper refuses.
+/// A stream, and the bytes already read from it: the preface, or other bytes, which hyper refuses.
 pub(super) struct Prefaced<S> {
     pub(crate) stream: S,
     pub(crate) said: Bytes,
 }
 
-/// Waits until a peer has shaken hands, where `tls` is spoken, and has sent its preface.
+/// Performs the TLS handshake if `tls` is set, and waits for the HTTP/2 preface.
 ///
-/// hyper waits for a preface for ever, and does not let go of a connection without one when it is told to shut down.
+/// This is not left to hyper: it waits for the preface forever, and keeps a connection without one even during a
+/// shutdown.
 ///
 /// # Errors
 ///
-/// When the peer leaves, cannot agree on TLS, or is turned away because it takes this port for another kind.
+/// Fails if the peer disconnects, if the TLS handshake fails, or if the peer speaks TLS on a plaintext port or
+/// plaintext on a TLS port.
 pub(crate) async fn open(stream: Stream, tls: Option<Arc<rustls::ServerConfig>>) -> io::Result<Opened> {
     let Some(config) = tls else {
         let opened = preface(stream).await?;
@@ -55,7 +57,7 @@ pub(crate) async fn open(stream: Stream, tls: Option<Arc<rustls::ServerConfig>>)
     match TlsAcceptor::from(config).accept(stream).into_fallible().await {
         Ok(stream) => Ok(Opened::Tls(preface(Box::new(stream)).await?)),
         Err((error, stream)) => {
-            // It has been told why, by an alert.
+            // rustls has sent the peer an alert with the reason.
             linger(stream).await;
             Err(error)
         }
@@ -73,12 +75,14 @@ async fn preface<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<Prefaced<S>>
     Ok(Prefaced { stream, said: said.freeze() })
 }
 
-/// Tells a client that took the port for another kind, in the words of HTTP/2. Clients of TLS read that no TLS is spoken.
+/// Sends `why` in an HTTP/2 GOAWAY to a client that speaks TLS on a plaintext port, or plaintext on a TLS port. A TLS
+/// client sees from it that the port does not speak TLS.
 async fn refuse(mut stream: Stream, why: &'static str) -> io::Error {
     let mut bytes = BytesMut::new();
-    // GOAWAY: its length, its type, no flags, the connection; no stream was dealt with; the error, and words about it. No settings
-    // come first, as they must where HTTP/2 is spoken (RFC 9113, section 3.4): gRPC's C core would take them for a connection
-    // that is made, and make it again without a pause. Without them it waits longer each time, and fails the call.
+    // A GOAWAY frame: length, type, no flags, stream 0; then the last processed stream (none), the error code and a
+    // text. No SETTINGS frame comes first, although HTTP/2 requires one (RFC 9113, section 3.4): gRPC's C core would
+    // take it for a successful connection, and reconnect without a pause. Without it, gRPC backs off and fails the
+    // call.
     bytes.put_uint(8 + why.len() as u64, 3);
     bytes.put_slice(&[7, 0, 0, 0, 0, 0]);
     bytes.put_slice(&[0, 0, 0, 0, 0, 0, 0, INADEQUATE_SECURITY]);
@@ -90,8 +94,9 @@ async fn refuse(mut stream: Stream, why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
+/// Closes our side of the connection, then reads until the peer closes its side or has sent [`LINGER`] bytes.
 async fn linger(mut stream: Stream) {
-    // Whatever fails here: there is nobody left to tell.
+    // Errors are ignored: the connection ends either way.
     if stream.shutdown().await.is_ok() {
         let _ = tokio::io::copy(&mut stream.take(LINGER), &mut tokio::io::sink()).await;
     }

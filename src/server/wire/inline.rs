@@ -1,4 +1,4 @@
-//! How the calls of a connection run.
+//! Runs the calls of a connection.
 
 use std::{
     pin::Pin,
@@ -7,10 +7,10 @@ use std::{
 
 use hyper::rt::Executor;
 
-/// Polls a call where it comes in, and makes a task only of one that has to wait.
+/// Polls a call where it arrives, and spawns a task only if the call has to wait.
 ///
-/// Most calls are answered at once. A task for each costs its memory, a turn of the scheduler, and a second turn of the
-/// connection, which has to be woken to send what the task left for it.
+/// Most calls are answered immediately. A task for each would cost its memory, a turn of the scheduler, and a second
+/// turn of the connection, which the task would have to wake to send the response.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Inline;
 

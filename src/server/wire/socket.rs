@@ -1,4 +1,4 @@
-//! The sockets that a server listens on, TCP or Unix.
+//! TCP and Unix sockets: binding, listening, accepting and reading.
 
 use std::{
     fs::{self, Permissions},
@@ -22,27 +22,28 @@ use tokio::{
 
 use super::address::ListenAddress;
 
-/// Connections that wait to be accepted: as many as `TcpListener::bind` asks for.
+/// The maximum number of connections that wait to be accepted, the same as `TcpListener::bind` uses.
 const BACKLOG: u32 = 1024;
 
-/// Who may connect to a Unix socket: its owner and its group.
+/// The mode of a Unix socket: its owner and its group may connect.
 const SOCKET_MODE: u32 = 0o660;
 
-/// How long another server may take to show that it listens on a Unix socket.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long to wait for another server's socket to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// An address that was taken and is not listened on yet.
+/// An address that is reserved, but on which the server does not listen yet.
 pub(crate) enum Taken {
+    /// A bound socket.
     Tcp(TcpSocket),
-    /// The socket is made only when the server listens. If nobody listened on it, another server would take it for one
-    /// that was left behind.
+    /// A checked path. The socket is created only when the server listens: another server would take a socket without a
+    /// listener for a stale one.
     Unix(PathBuf),
 }
 
 impl Taken {
     pub(crate) async fn new(address: &ListenAddress) -> io::Result<Self> {
         match address {
-            ListenAddress::Tcp(address) => Ok(Self::Tcp(address.try_each(async |address| take(address)).await?)),
+            ListenAddress::Tcp(address) => Ok(Self::Tcp(address.try_each(async |address| bind(address)).await?)),
             ListenAddress::Unix(path) => {
                 find_stale(path).await?;
                 Ok(Self::Unix(path.clone()))
@@ -60,7 +61,7 @@ impl Taken {
                 let socket = UnixSocket::new_stream()?;
                 socket.bind(&path)?;
                 let file = SocketFile::new(path)?;
-                // Nobody can connect before it is listened on.
+                // No client can connect before `listen`, so the permissions are set in time.
                 fs::set_permissions(&file.path, Permissions::from_mode(SOCKET_MODE))?;
                 Ok(Listener::Unix(socket.listen(BACKLOG)?, file))
             }
@@ -68,40 +69,40 @@ impl Taken {
     }
 }
 
-fn take(address: SocketAddr) -> io::Result<TcpSocket> {
+fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // Connections of an earlier server may still be ending there.
+    // Connections of an earlier server may still be closing on this port.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     Ok(socket)
 }
 
-/// Returns whether there is a socket that a server left behind.
+/// Returns whether `path` is a stale socket that an earlier server left behind.
 ///
 /// # Errors
 ///
-/// If somebody listens there, or something else is there.
+/// Fails if another server listens on the socket, or if the path is not a socket.
 async fn find_stale(path: &Path) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is not a socket"));
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is not a socket"));
         }
         Ok(_) => {}
     }
-    match timeout(PATIENCE, UnixStream::connect(path)).await {
+    match timeout(CONNECT_TIMEOUT, UnixStream::connect(path)).await {
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
         Ok(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-        _ => Err(io::Error::new(io::ErrorKind::AddrInUse, "another server listens there")),
+        _ => Err(io::Error::new(io::ErrorKind::AddrInUse, "another server listens on this socket")),
     }
 }
 
-/// The file of a Unix socket, removed at the end.
+/// The file of a Unix socket. It is removed on drop.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
-    /// The device and the inode.
+    /// The device and the inode of the file.
     identity: (u64, u64),
 }
 
@@ -119,16 +120,16 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Not one that another server has put in its place.
+        // If another server has replaced the file, it stays.
         if identity(&self.path).is_ok_and(|found| found == self.identity)
             && let Err(error) = fs::remove_file(&self.path)
         {
-            tracing::warn!(%error, path = %self.path.display(), "the socket cannot be removed");
+            tracing::warn!(%error, path = %self.path.display(), "cannot remove the Unix socket");
         }
     }
 }
 
-/// What a server accepts connections from.
+/// A listening socket.
 #[derive(Debug)]
 pub(crate) enum Listener {
     Tcp(TcpListener),
@@ -136,7 +137,7 @@ pub(crate) enum Listener {
 }
 
 impl Listener {
-    /// The address, with the port that was taken.
+    /// Returns the address. If the configured port was 0, it has the actual one.
     pub(crate) fn address(&self) -> io::Result<ListenAddress> {
         match self {
             Self::Tcp(listener) => Ok(listener.local_addr()?.into()),
@@ -144,7 +145,7 @@ impl Listener {
         }
     }
 
-    /// The address of a TCP listener.
+    /// Returns the address of a TCP listener, or `Unsupported` for a Unix socket.
     pub(crate) fn tcp_address(&self) -> io::Result<SocketAddr> {
         match self {
             Self::Tcp(listener) => listener.local_addr(),
@@ -152,7 +153,7 @@ impl Listener {
         }
     }
 
-    /// Waits for a connection. Its peer at a Unix socket is this machine.
+    /// Waits for a connection and returns it with its peer's address, which is 127.0.0.1 for a Unix socket.
     pub(crate) async fn accept(&self) -> io::Result<(Accepted, IpAddr)> {
         match self {
             Self::Tcp(listener) => {
@@ -167,14 +168,14 @@ impl Listener {
     }
 }
 
-/// A connection that was accepted, of the acceptor's runtime.
+/// An accepted connection, registered with the acceptor's runtime.
 pub(crate) enum Accepted {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
 impl Accepted {
-    /// Takes it out of that runtime.
+    /// Deregisters the connection from that runtime.
     pub(super) fn detach(self) -> io::Result<Detached> {
         match self {
             Self::Tcp(stream) => {
@@ -186,14 +187,14 @@ impl Accepted {
     }
 }
 
-/// A connection of no runtime.
+/// A connection that is registered with no runtime.
 pub(crate) enum Detached {
     Tcp(StdTcpStream),
     Unix(StdUnixStream),
 }
 
 impl Detached {
-    /// Puts it into the current runtime.
+    /// Registers the connection with the current runtime.
     pub(super) fn attach(self) -> io::Result<Stream> {
         match self {
             Self::Tcp(stream) => TcpStream::from_std(stream).map(Stream::Tcp),
@@ -202,15 +203,15 @@ impl Detached {
     }
 }
 
-/// A connection.
+/// A connection, registered with the runtime of its worker.
 pub(crate) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
 impl Stream {
-    /// Waits for the first bytes and leaves them to be read. Only of TCP: see
-    /// [`ServerError::TlsOverUnix`](super::ServerError).
+    /// Waits for the first bytes without consuming them. Only TCP supports this, which suffices: TLS over a Unix socket
+    /// is refused with [`ServerError::TlsOverUnix`](crate::server::ServerError::TlsOverUnix).
     pub(super) async fn peek(&self, bytes: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.peek(bytes).await,

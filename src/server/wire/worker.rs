@@ -1,7 +1,7 @@
-//! The workers: threads that each serve connections on a runtime of their own.
+//! The workers: threads that serve connections, each on its own runtime.
 //!
-//! A runtime for each thread steals no work and wakes no other thread for a call. docs/benchmarks.md has what a call costs
-//! beside tonic's server on tokio's multi-threaded runtime.
+//! A runtime per thread steals no work, and wakes no other thread for a call. docs/benchmarks.md compares the cost of a
+//! call with that of tonic's server on tokio's multi-threaded runtime.
 
 use std::{
     convert::Infallible,
@@ -29,28 +29,28 @@ use crate::{
     vital::Vitals,
 };
 
-/// How many connections may wait for a worker.
+/// How many accepted connections may wait for one worker.
 const INLET: usize = 64;
 
-/// All workers.
+/// The workers of a server.
 pub(crate) struct Workers {
     inlets: Inlets,
     ended: mpsc::Receiver<Infallible>,
 }
 
-/// Where connections are given to workers.
+/// Hands connections to the workers.
 #[derive(Clone)]
 pub(crate) struct Inlets(Vec<Inlet>);
 
 #[derive(Clone)]
 struct Inlet {
     connections: mpsc::Sender<Connection>,
-    /// How many connections the worker has or was given.
+    /// How many connections the worker serves or has waiting.
     load: Arc<AtomicUsize>,
 }
 
 impl Workers {
-    /// Starts `count` workers, the first on the current runtime and the others on threads of their own.
+    /// Starts `count` workers: the first on the current runtime, the others on new threads.
     pub(crate) fn start(
         count: NonZeroUsize,
         connections: &Arc<Connections>,
@@ -88,10 +88,10 @@ impl Workers {
         self.inlets.clone()
     }
 
-    /// Waits until every worker has ended: each does when the server drains and its connections are gone, or when the server
-    /// has stopped or is gone.
+    /// Waits until every worker has ended. A worker ends when the server drains and its connections have ended, or when
+    /// the server has stopped or was dropped.
     pub(crate) async fn ended(&mut self) {
-        // Nothing is ever sent; the channel closes with the last worker.
+        // Nothing is ever sent: the channel closes when the last worker ends.
         while self.ended.recv().await.is_some() {}
     }
 }
@@ -102,7 +102,7 @@ impl Inlets {
         let Some(inlet) = self.0.iter().min_by_key(|inlet| inlet.load.load(Ordering::Relaxed)) else { return };
         inlet.load.fetch_add(1, Ordering::Relaxed);
         if inlet.connections.send(connection).await.is_err() {
-            tracing::debug!("a connection came when the server had stopped");
+            tracing::debug!("dropped a new connection because its worker has stopped");
         }
     }
 }
@@ -125,13 +125,13 @@ impl Worker {
         }
     }
 
-    /// Serves what comes until the server drains, then what is left.
+    /// Serves incoming connections until the server drains, then waits for the remaining ones to end.
     async fn serve_all(&mut self) {
         let mut draining = self.lifecycle.clone();
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
-                // Those who ended are taken out first, so that the set holds only who is there.
+                // Remove ended connections first, so that the set does not grow.
                 biased;
                 Some(_) = connections.join_next() => {}
                 Some(connection) = self.inlet.recv() => {
