@@ -7,12 +7,8 @@
 # The builder's glibc must not be newer than the final image's: both are Debian 12.
 FROM docker.io/library/rust:1-slim-bookworm AS build
 WORKDIR /build
-# Debug information would be most of the binary, so the image has none. Symbols stay, for backtraces.
-ENV CARGO_PROFILE_RELEASE_DEBUG=false CARGO_PROFILE_RELEASE_STRIP=debuginfo
-# For quick test builds: --build-arg CARGO_PROFILE_RELEASE_LTO=off, and so on.
-ARG CARGO_PROFILE_RELEASE_LTO
-ARG CARGO_PROFILE_RELEASE_OPT_LEVEL
-ARG CARGO_PROFILE_RELEASE_CODEGEN_UNITS
+# The Cargo profile. Test builds use --build-arg PROFILE=dev, which compiles quickly.
+ARG PROFILE=dist
 
 # Builds the dependencies in a layer that only Cargo.toml and Cargo.lock invalidate: they are compiled for an empty
 # crate. Declared tests, benches and examples are cut from the manifest, because their files are not in the build
@@ -21,21 +17,21 @@ COPY Cargo.toml Cargo.lock ./
 RUN awk '/^\[/ { cut = /^\[\[(test|bench|example)\]\]/ } !cut' Cargo.toml > Cargo.toml.cut \
     && mv Cargo.toml.cut Cargo.toml \
     && mkdir src && echo '//! Empty.' > src/lib.rs && printf '//! Empty.\nfn main() {}\n' | tee src/main.rs > build.rs \
-    && cargo build --locked --release --bin sessiond \
+    && cargo build --locked --profile "$PROFILE" --bin sessiond \
     # Removes what was built from the empty crate. Otherwise Cargo considers it newer than the files that follow.
-    && cargo clean --locked --release --package sessiond \
+    && cargo clean --locked --profile "$PROFILE" --package sessiond \
     && rm -r src build.rs
 
 COPY build.rs ./
 COPY proto proto
 COPY src src
-RUN cargo build --locked --release --bin sessiond && mkdir /build/empty
+RUN cargo build --locked --profile "$PROFILE" --bin sessiond && cp target/*/sessiond /build/ && mkdir /build/empty
 
 # Why not a static musl binary on scratch? A musl build needs a Rust target that the builder image does not ship, and
 # scratch has neither CA certificates nor the resolver configuration that a storage across the network needs. This base
 # adds those, glibc and libgcc. It has no shell and no package manager.
 FROM gcr.io/distroless/cc-debian12:nonroot
-COPY --from=build /build/target/release/sessiond /sessiond
+COPY --from=build /build/sessiond /sessiond
 # For SESSIOND_STORAGE=file:/var/lib/sessiond/registry. A new volume takes its owner from here.
 COPY --from=build --chown=65532:65532 /build/empty /var/lib/sessiond
 

@@ -121,8 +121,7 @@ make_substitutes() {
 
 build_image() {
     local version revision layers=true settings=()
-    [[ $quick == no ]] || settings=(--build-arg CARGO_PROFILE_RELEASE_LTO=off --build-arg CARGO_PROFILE_RELEASE_OPT_LEVEL=0
-        --build-arg CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16)
+    [[ $quick == no ]] || settings=(--build-arg PROFILE=dev)
     # With plain copies each layer would take a gigabyte.
     [[ $STORAGE_DRIVER == overlay ]] || layers=false
     version=$(cargo pkgid --locked | sed 's/.*[#@]//')

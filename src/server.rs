@@ -41,7 +41,7 @@ use self::{
 pub use self::{
     admission::{RateLimit, TlsFiles},
     opening::StorageWait,
-    reload::ConfigFileError,
+    reload::{ConfigFile, ConfigFileError},
     wire::{ConnectionOptions, ListenAddress, ListenAddressError, TcpAddress},
 };
 
@@ -85,22 +85,32 @@ pub struct ServerConfig {
     pub drain_timeout: Duration,
 }
 
+/// What a server serves at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Endpoint {
+    /// gRPC, at [`ServerConfig::listen`].
+    Grpc,
+    /// The admin port, at [`ServerConfig::admin_listen`].
+    Admin,
+}
+
 /// Why a server cannot start, or had to stop.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
     /// The server cannot listen on an address.
-    #[error("cannot listen on {address} ({source}): choose another address with --{flag}")]
+    #[error("cannot listen on {address} ({cause}): choose another address")]
     Listen {
+        /// What was to be served there.
+        endpoint: Endpoint,
         /// The address.
         address: String,
-        /// The flag that sets the address.
-        flag: &'static str,
-        /// The cause.
-        source: io::Error,
+        /// What the operating system reported.
+        cause: io::Error,
     },
     /// TLS is configured for a Unix socket.
-    #[error("TLS is not supported on a Unix socket: leave out --tls-cert, or listen on a TCP port")]
+    #[error("TLS is not supported on a Unix socket: leave out the certificate, or listen on a TCP port")]
     TlsOverUnix,
     /// A configuration file cannot be used.
     #[error(transparent)]
@@ -109,14 +119,14 @@ pub enum ServerError {
     #[error(transparent)]
     Open(#[from] OpenError),
     /// The storage was opened but does not answer.
-    #[error("the storage does not answer ({}): check that it runs and that --storage is correct", source_text(.0))]
-    Storage(#[from] StorageError),
+    #[error("the storage does not answer ({}): check that it runs and that its URL is correct", source_text(.0))]
+    Storage(StorageError),
     /// An essential task panicked. The log has the panic.
     #[error("a task that the server needs has panicked ({0}): restart the server, and report the panic in its log")]
     FailedTask(&'static str),
     /// A worker thread cannot be started.
-    #[error("cannot start a worker thread ({0}): try fewer with --workers")]
-    Worker(#[source] io::Error),
+    #[error("cannot start a worker thread ({0}): use fewer workers")]
+    Worker(io::Error),
 }
 
 impl ServerError {
@@ -167,9 +177,9 @@ impl Server {
         if tls.is_some() && matches!(config.listen, ListenAddress::Unix(_)) {
             return Err(ServerError::TlsOverUnix);
         }
-        let cannot_listen = || listen_error(&config.listen, "listen");
+        let cannot_listen = || listen_error(&config.listen, Endpoint::Grpc);
         let taken = Taken::new(&config.listen).await.map_err(cannot_listen())?;
-        let cannot_serve_admin = || listen_error(&config.admin_listen, "admin-listen");
+        let cannot_serve_admin = || listen_error(&config.admin_listen, Endpoint::Admin);
         let admin_listener = config.admin_listen.try_each(TcpListener::bind).await.map_err(cannot_serve_admin())?;
         let admin_addr = admin_listener.local_addr().map_err(cannot_serve_admin())?;
         let (lifecycle, _) = watch::channel(Lifecycle::Serving);
@@ -295,7 +305,7 @@ async fn failed_task(vitals: &Vitals, subject: &SessionSubject) -> &'static str 
 }
 
 fn access_list(path: PathBuf) -> Result<Reloaded<AccessList>, ConfigFileError> {
-    Reloaded::load(vec![NamedFile { flag: "access-file", path }], |files, contents| {
+    Reloaded::load(vec![NamedFile { file: ConfigFile::AccessList, path }], |files, contents| {
         let text = str::from_utf8(&contents[0]).map_err(|error| files[0].wrong(error.to_string()))?;
         text.parse().map_err(|error: AccessListError| files[0].wrong(error.to_string()))
     })
@@ -338,7 +348,7 @@ impl Drop for OwnedTasks {
     }
 }
 
-fn listen_error(address: &impl ToString, flag: &'static str) -> impl FnOnce(io::Error) -> ServerError {
+fn listen_error(address: &impl ToString, endpoint: Endpoint) -> impl FnOnce(io::Error) -> ServerError {
     let address = address.to_string();
-    move |source| ServerError::Listen { address, flag, source }
+    move |cause| ServerError::Listen { endpoint, address, cause }
 }

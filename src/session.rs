@@ -72,7 +72,7 @@ impl FromStr for LeaseId {
 
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
         let expected = "the positive decimal number that it was granted with";
-        text.parse().map(Self).map_err(|source| ParseIdError { text: text.to_owned(), expected, source })
+        text.parse().map(Self).map_err(|cause| ParseIdError { text: text.to_owned(), expected, cause })
     }
 }
 
@@ -149,7 +149,7 @@ macro_rules! id_text {
 
             fn from_str(text: &str) -> Result<Self, ParseIdError> {
                 let expected = "a signed 64-bit decimal number, or 0x and its bits in hexadecimal";
-                parse_id(text).map(Self).map_err(|source| ParseIdError { text: text.to_owned(), expected, source })
+                parse_id(text).map(Self).map_err(|cause| ParseIdError { text: text.to_owned(), expected, cause })
             }
         }
     };
@@ -168,11 +168,11 @@ fn parse_id(text: &str) -> Result<i64, ParseIntError> {
 
 /// The error for text that is not an id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not an id ({source}): write {expected}")]
+#[error("{text:?} is not an id ({cause}): write {expected}")]
 pub struct ParseIdError {
     text: String,
     expected: &'static str,
-    source: ParseIntError,
+    cause: ParseIntError,
 }
 
 #[cfg(test)]

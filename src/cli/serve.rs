@@ -11,8 +11,8 @@ use std::{
 use clap::{Args, value_parser};
 use sessiond::{
     server::{
-        ConnectionOptions, ListenAddress, RateLimit, Server, ServerConfig, ServerError, StorageWait, TcpAddress,
-        TlsFiles,
+        ConfigFile, ConnectionOptions, Endpoint, ListenAddress, RateLimit, Server, ServerConfig, ServerError,
+        StorageWait, TcpAddress, TlsFiles,
     },
     service::ServiceOptions,
     storage::StorageUrl,
@@ -225,7 +225,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "SESSIOND_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
 
-    /// The events to log, as a filter of tracing-subscriber, such as warn or info,sessiond::server=debug.
+    /// The events to log: a level, or levels by module, such as warn or info,sessiond::server=debug.
     ///
     /// info,sessiond::call=debug adds a line for each call.
     #[arg(long, env = "SESSIOND_LOG", value_name = "FILTER", default_value = "info")]
@@ -373,7 +373,28 @@ fn serve_error(error: ServerError) -> CliError {
         ServerError::FailedTask(_) => Exit::Failed,
         _ => Exit::No,
     };
-    CliError::new(exit, error)
+    match flag_of(&error) {
+        Some(flag) => CliError::new(exit, format!("{error}: see --{flag}")),
+        None => CliError::new(exit, error),
+    }
+}
+
+/// Returns the flag that can cure an error.
+fn flag_of(error: &ServerError) -> Option<&'static str> {
+    match error {
+        ServerError::File(error) => Some(match error.file() {
+            ConfigFile::Certificate => "tls-cert",
+            ConfigFile::PrivateKey => "tls-key",
+            ConfigFile::ClientCa => "tls-client-ca",
+            _ => "access-file",
+        }),
+        ServerError::Listen { endpoint: Endpoint::Admin, .. } => Some("admin-listen"),
+        ServerError::Listen { .. } => Some("listen"),
+        ServerError::TlsOverUnix => Some("tls-cert"),
+        ServerError::Storage(_) => Some("storage"),
+        ServerError::Worker(_) => Some("workers"),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,11 @@ use std::io::{self, IsTerminal};
 
 use clap::ValueEnum;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::{EnvFilter, filter::ParseError, fmt};
+use tracing_subscriber::{
+    filter::{ParseError, Targets},
+    fmt,
+    prelude::*,
+};
 
 /// The format of a line of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -21,11 +25,15 @@ pub(crate) enum LogFormat {
 ///
 /// Returns an error if `filter` cannot be parsed.
 pub(crate) fn init(format: LogFormat, filter: &str) -> Result<(), ParseError> {
-    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).parse(filter)?;
-    let logs = fmt().with_env_filter(filter).with_writer(io::stderr);
+    let mut targets: Targets = filter.parse()?;
+    if targets.default_level().is_none() {
+        targets = targets.with_default(LevelFilter::INFO);
+    }
+    let lines = fmt::layer().with_writer(io::stderr);
+    let registry = tracing_subscriber::registry().with(targets);
     match format {
-        LogFormat::Text => logs.with_target(false).with_ansi(io::stderr().is_terminal()).init(),
-        LogFormat::Json => logs.json().init(),
+        LogFormat::Text => registry.with(lines.with_target(false).with_ansi(io::stderr().is_terminal())).init(),
+        LogFormat::Json => registry.with(lines.json()).init(),
     }
     Ok(())
 }

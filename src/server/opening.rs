@@ -114,5 +114,5 @@ async fn open(config: &ServerConfig) -> Result<Arc<SessionSubject>, ServerError>
         outage_grace: config.outage_grace,
     };
     let storage = config.storage.open(options).await?;
-    Ok(Arc::new(SessionSubject::start(storage, config.subject, WireEncoder).await?))
+    Ok(Arc::new(SessionSubject::start(storage, config.subject, WireEncoder).await.map_err(ServerError::Storage)?))
 }

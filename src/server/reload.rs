@@ -23,43 +23,78 @@ const MAX_BYTES: u64 = 1 << 20;
 #[non_exhaustive]
 pub enum ConfigFileError {
     /// The file cannot be read.
-    #[error("cannot read {} ({source}): see --{flag}", .path.display())]
+    #[error("cannot read {file} {} ({cause})", .path.display())]
     Read {
-        /// The file.
+        /// What the file is for.
+        file: ConfigFile,
+        /// The path of the file.
         path: PathBuf,
-        /// The flag that names the file.
-        flag: &'static str,
-        /// The cause.
-        source: io::Error,
+        /// What the operating system reported.
+        cause: io::Error,
     },
     /// The file's contents are invalid.
-    #[error("cannot use {} (--{flag}): {reason}", .path.display())]
+    #[error("cannot use {file} {}: {reason}", .path.display())]
     Wrong {
-        /// The file.
+        /// What the file is for.
+        file: ConfigFile,
+        /// The path of the file.
         path: PathBuf,
-        /// The flag that names the file.
-        flag: &'static str,
         /// What is wrong, and what is expected.
         reason: String,
     },
 }
 
-/// A file and the flag that names it.
+impl ConfigFileError {
+    /// Returns what the file is for.
+    #[must_use]
+    pub fn file(&self) -> ConfigFile {
+        match self {
+            Self::Read { file, .. } | Self::Wrong { file, .. } => *file,
+        }
+    }
+}
+
+/// What a configuration file is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConfigFile {
+    /// The server's certificate; see [`TlsFiles::cert`](super::TlsFiles::cert).
+    Certificate,
+    /// The key of that certificate; see [`TlsFiles::key`](super::TlsFiles::key).
+    PrivateKey,
+    /// The root certificates of clients; see [`TlsFiles::client_ca`](super::TlsFiles::client_ca).
+    ClientCa,
+    /// Who may call; see [`ServerConfig::access_file`](super::ServerConfig::access_file).
+    AccessList,
+}
+
+impl fmt::Display for ConfigFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Certificate => "the certificate",
+            Self::PrivateKey => "the private key",
+            Self::ClientCa => "the client CA",
+            Self::AccessList => "the access file",
+        })
+    }
+}
+
+/// A configuration file and its path.
 #[derive(Clone, Debug)]
 pub(crate) struct NamedFile {
-    pub(super) flag: &'static str,
+    pub(super) file: ConfigFile,
     pub(super) path: PathBuf,
 }
 
 impl NamedFile {
     pub(super) fn wrong(&self, reason: String) -> ConfigFileError {
-        ConfigFileError::Wrong { path: self.path.clone(), flag: self.flag, reason }
+        ConfigFileError::Wrong { file: self.file, path: self.path.clone(), reason }
     }
 
     fn read(&self) -> Result<Vec<u8>, ConfigFileError> {
         let contents = read(&self.path);
         let contents =
-            contents.map_err(|source| ConfigFileError::Read { path: self.path.clone(), flag: self.flag, source })?;
+            contents.map_err(|cause| ConfigFileError::Read { file: self.file, path: self.path.clone(), cause })?;
         if contents.len() as u64 > MAX_BYTES {
             return Err(self.wrong(format!("it is larger than {MAX_BYTES} bytes")));
         }

@@ -114,7 +114,7 @@ impl FileStorage {
                 let _watched = watched;
                 writer.run();
             })
-            .map_err(|source| FileError::Io { path: path.to_owned(), source })?;
+            .map_err(|cause| FileError::Io { path: path.to_owned(), cause })?;
         Ok(Self { memory, journal, disk, writer: Some(writer), vitals })
     }
 }

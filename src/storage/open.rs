@@ -72,7 +72,7 @@ impl StorageUrl {
             #[cfg(feature = "redis")]
             Self::Redis(url) => match RedisStorage::open(url, options).await {
                 Ok(storage) => Ok(Arc::new(storage)),
-                Err(source) => Err(OpenError::Redis { url: url.to_string(), source }),
+                Err(cause) => Err(OpenError::Redis { url: url.to_string(), cause }),
             },
         }
     }
@@ -161,12 +161,12 @@ pub enum OpenError {
     RedisUrl(#[from] RedisUrlError),
     /// Redis cannot be reached, or has no usable registry.
     #[cfg(feature = "redis")]
-    #[error("{url} cannot be opened ({})", cause(.source))]
+    #[error("{url} cannot be opened ({})", cause_text(.cause))]
     Redis {
         /// The storage, without its password.
         url: String,
         /// Why it cannot be opened.
-        source: StorageError,
+        cause: StorageError,
     },
 }
 
@@ -178,14 +178,14 @@ impl OpenError {
         match self {
             Self::File(error) => matches!(error, FileError::InUse { .. } | FileError::Io { .. }),
             #[cfg(feature = "redis")]
-            Self::Redis { source, .. } => source.may_pass(),
+            Self::Redis { cause, .. } => cause.may_pass(),
             _ => false,
         }
     }
 }
 
 #[cfg(feature = "redis")]
-fn cause(error: &StorageError) -> String {
+fn cause_text(error: &StorageError) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
@@ -214,7 +214,7 @@ mod tests {
         use crate::storage::{RefusalCause, WriteRefusal};
 
         let cause = || std::io::Error::other("a cause").into();
-        let redis = |source| OpenError::Redis { url: "redis://h".to_owned(), source };
+        let redis = |cause| OpenError::Redis { url: "redis://h".to_owned(), cause };
         let path = PathBuf::from("registry");
         for (error, may_pass) in [
             (redis(StorageError::Unavailable(cause())), true),

@@ -38,7 +38,7 @@ async fn the_error_for_a_port_in_use_names_the_port_and_the_flag() {
         let (code, stderr) = fails(serve(&["--listen", listen, "--admin-listen", admin])).await;
         assert_eq!(code, Some(4), "{stderr}");
         assert!(stderr.starts_with(&format!("sessiond: cannot listen on {taken} (")), "{stderr}");
-        assert!(stderr.ends_with(&format!("choose another address with --{flag}\n")), "{stderr}");
+        assert!(stderr.ends_with(&format!("choose another address: see --{flag}\n")), "{stderr}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
     }
 }

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use webpki::EndEntityCert;
 
-use crate::server::reload::{ConfigFileError, NamedFile, Reloaded};
+use crate::server::reload::{ConfigFile, ConfigFileError, NamedFile, Reloaded};
 use tokio_rustls::rustls::{
     RootCertStore, ServerConfig,
     crypto::{CryptoProvider, ring},
@@ -15,11 +15,11 @@ use tokio_rustls::rustls::{
 /// The certificate files of a server that speaks TLS, in PEM. They are read again when they change.
 #[derive(Clone, Debug)]
 pub struct TlsFiles {
-    /// The server's certificate, followed by its intermediate certificates (`--tls-cert`).
+    /// The server's certificate, followed by its intermediate certificates.
     pub cert: PathBuf,
-    /// The private key of the certificate (`--tls-key`).
+    /// The private key of the certificate.
     pub key: PathBuf,
-    /// The root certificates for client certificates (`--tls-client-ca`). If set, every client must present a
+    /// The root certificates for client certificates. If set, every client must present a
     /// certificate that was issued under one of them.
     pub client_ca: Option<PathBuf>,
 }
@@ -27,9 +27,11 @@ pub struct TlsFiles {
 impl TlsFiles {
     /// Reads the files.
     pub(crate) fn load(self) -> Result<Reloaded<ServerConfig>, ConfigFileError> {
-        let mut files =
-            vec![NamedFile { flag: "tls-cert", path: self.cert }, NamedFile { flag: "tls-key", path: self.key }];
-        files.extend(self.client_ca.map(|path| NamedFile { flag: "tls-client-ca", path }));
+        let mut files = vec![
+            NamedFile { file: ConfigFile::Certificate, path: self.cert },
+            NamedFile { file: ConfigFile::PrivateKey, path: self.key },
+        ];
+        files.extend(self.client_ca.map(|path| NamedFile { file: ConfigFile::ClientCa, path }));
         Reloaded::load(files, server_config)
     }
 }
@@ -53,7 +55,7 @@ fn server_config(files: &[NamedFile], contents: &[Vec<u8>]) -> Result<ServerConf
     };
     let mut config = builder
         .with_single_cert(certificates, key)
-        .map_err(|error| wrong(1, format!("{error}: it must be the key of the certificate in --tls-cert")))?;
+        .map_err(|error| wrong(1, format!("{error}: it must be the private key of the certificate")))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     // No session resumption: a client that resumes does not present its certificate again, which may have expired.
     // Connections live long, so resumption would save little.

@@ -19,23 +19,23 @@ pub enum FileError {
         path: PathBuf,
     },
     /// The file's folder is missing and cannot be created.
-    #[error("cannot create the folder {} ({source}): create it, and give this user write access", .folder.display())]
+    #[error("cannot create the folder {} ({cause}): create it, and give this user write access", .folder.display())]
     MakeFolder {
         /// The folder.
         folder: PathBuf,
         /// What the operating system reported.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The user may not write the file, or may not create it in its folder.
     #[error(
-        "cannot write {} ({source}): give this user write access to that file and to the folder {}",
+        "cannot write {} ({cause}): give this user write access to that file and to the folder {}",
         .path.display(), .path.parent().unwrap_or(Path::new(".")).display()
     )]
     Unwritable {
         /// The file.
         path: PathBuf,
         /// What the operating system reported.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Another process has the file open.
     #[error("another process is using {}: stop it, or use another file", .path.display())]
@@ -117,27 +117,27 @@ pub enum FileError {
     /// The content of the file is damaged.
     #[error(
         "{} is damaged ({}): move it away, then put a backup in its place or start with an empty registry",
-        .path.display(), .source
+        .path.display(), .cause
     )]
     Damaged {
         /// The file.
         path: PathBuf,
         /// What was found.
-        source: Box<dyn Error + Send + Sync>,
+        cause: Box<dyn Error + Send + Sync>,
     },
     /// The disk reported an error.
-    #[error("cannot use {} ({source}): check that its disk works and is not full", .path.display())]
+    #[error("cannot use {} ({cause}): check that its disk works and is not full", .path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// What the operating system reported.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
 impl FileError {
-    pub(super) fn damaged(path: &Path, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self::Damaged { path: path.to_owned(), source: source.into() }
+    pub(super) fn damaged(path: &Path, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Damaged { path: path.to_owned(), cause: cause.into() }
     }
 
     /// Converts an error of the database to an error of the file at `path`.
@@ -145,7 +145,7 @@ impl FileError {
         let path = path.to_owned();
         match error {
             redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => Self::InUse { path },
-            redb::Error::Io(source) => Self::from_io(&path, source),
+            redb::Error::Io(cause) => Self::from_io(&path, cause),
             redb::Error::UpgradeRequired(_) => Self::Foreign { path },
             error => Self::damaged(&path, error),
         }
@@ -159,8 +159,8 @@ impl FileError {
     /// Returns why this error makes the storage refuse changes.
     pub(super) fn refusal(&self) -> WriteRefusal {
         match self {
-            Self::Io { path, source } | Self::Unwritable { path, source } => {
-                let cause = match source.kind() {
+            Self::Io { path, cause } | Self::Unwritable { path, cause } => {
+                let refusal = match cause.kind() {
                     io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
                         RefusalCause::DiskFull
                     }
@@ -168,21 +168,21 @@ impl FileError {
                     io::ErrorKind::PermissionDenied => RefusalCause::NotPermitted,
                     _ => RefusalCause::DiskFailed,
                 };
-                WriteRefusal::new(cause, &format!("{}: {source}", path.display()))
+                WriteRefusal::new(refusal, &format!("{}: {cause}", path.display()))
             }
             error if error.is_loss() => WriteRefusal::new(RefusalCause::FileReplaced, &error.to_string()),
             error => WriteRefusal::new(RefusalCause::Other, &error.to_string()),
         }
     }
 
-    pub(super) fn from_io(path: &Path, source: io::Error) -> Self {
+    pub(super) fn from_io(path: &Path, cause: io::Error) -> Self {
         let path = path.to_owned();
-        match source.kind() {
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Self::Unwritable { path, source },
+        match cause.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Self::Unwritable { path, cause },
             io::ErrorKind::IsADirectory => Self::Folder { path },
             io::ErrorKind::NotFound => Self::Missing { path },
             io::ErrorKind::AlreadyExists => Self::Exists { path },
-            _ => Self::Io { path, source },
+            _ => Self::Io { path, cause },
         }
     }
 }

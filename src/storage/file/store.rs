@@ -103,7 +103,7 @@ impl Store {
             return Err(FileError::Folder { path: path.to_owned() });
         }
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            make_folder(folder).map_err(|source| FileError::MakeFolder { folder: folder.to_owned(), source })?;
+            make_folder(folder).map_err(|cause| FileError::MakeFolder { folder: folder.to_owned(), cause })?;
         }
         making::make_if_missing(&*disk, path, |database| begin(database, buckets).map(drop))?;
         let (file, database) = open_database(&*disk, path)?;
