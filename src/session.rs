@@ -1,5 +1,8 @@
 //! Session ids, lease ids and session events: plain values without I/O.
 
+#[cfg(feature = "serde")]
+mod serde;
+
 use std::{
     fmt,
     num::{NonZeroU64, ParseIntError},
@@ -23,11 +26,18 @@ pub struct AuthKeyId(pub i64);
 
 /// Identifies a session. The same session id under two auth keys names two sessions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(::serde::Deserialize, ::serde::Serialize))]
 pub struct SessionKey {
     /// The auth key that the session belongs to.
     pub auth_key_id: AuthKeyId,
     /// The session's id under that auth key.
     pub session_id: SessionId,
+}
+
+impl From<(AuthKeyId, SessionId)> for SessionKey {
+    fn from((auth_key_id, session_id): (AuthKeyId, SessionId)) -> Self {
+        Self { auth_key_id, session_id }
+    }
 }
 
 impl SessionKey {
@@ -57,6 +67,24 @@ impl LeaseId {
     #[must_use]
     pub fn number(self) -> u64 {
         self.0.get()
+    }
+}
+
+impl From<NonZeroU64> for LeaseId {
+    fn from(number: NonZeroU64) -> Self {
+        Self(number)
+    }
+}
+
+impl From<LeaseId> for NonZeroU64 {
+    fn from(id: LeaseId) -> Self {
+        id.0
+    }
+}
+
+impl From<LeaseId> for u64 {
+    fn from(id: LeaseId) -> Self {
+        id.number()
     }
 }
 
@@ -150,6 +178,18 @@ macro_rules! id_text {
             fn from_str(text: &str) -> Result<Self, ParseIdError> {
                 let expected = "a signed 64-bit decimal number, or 0x and its bits in hexadecimal";
                 parse_id(text).map(Self).map_err(|cause| ParseIdError { text: text.to_owned(), expected, cause })
+            }
+        }
+
+        impl From<i64> for $id {
+            fn from(id: i64) -> Self {
+                Self(id)
+            }
+        }
+
+        impl From<$id> for i64 {
+            fn from(id: $id) -> Self {
+                id.0
             }
         }
     };

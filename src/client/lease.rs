@@ -112,7 +112,6 @@ impl Lease {
     }
 
     /// Returns the events of the lease, starting with those since it was first granted.
-    #[must_use]
     pub fn events(&self) -> LeaseEvents {
         LeaseEvents::new(self.state.clone(), self.granted)
     }

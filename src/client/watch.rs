@@ -3,9 +3,16 @@
 mod options;
 mod update;
 
-use std::{fmt, future::Future, pin::Pin, time::Duration};
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
-use tokio::time::{Instant, sleep_until, timeout_at};
+use futures_util::{FutureExt, Stream, StreamExt};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Status, Streaming};
 
 pub use self::{
@@ -59,28 +66,35 @@ pub struct Watch {
     owes_reset: bool,
     backoff: Backoff,
     state: State,
+    /// When the state ends, unless something happens before.
+    timer: Pin<Box<Sleep>>,
+    /// Whether a poll has returned `Pending` since the last update.
+    is_polled: bool,
 }
 
-type Opening = Pin<Box<dyn Future<Output = Result<Stream, Status>> + Send>>;
+type Opening = Pin<Box<dyn Future<Output = Result<Call, Status>> + Send>>;
 
-/// The step that `next` is at. Stored here and not in the future of `next`, so that dropping that future loses nothing.
+/// What the watch waits for. Stored here and not in the future of `next`, so that dropping that future loses nothing.
 enum State {
-    Waiting { until: Instant },
-    Opening { opening: Opening, deadline: Instant },
+    /// To reconnect, when the timer fires.
+    Waiting,
+    /// For a stream, until the timer fires.
+    Opening(Opening),
+    /// For messages. The stream is dead when the timer fires.
     Open(Box<Open>),
 }
 
 struct Open {
-    stream: Stream,
+    call: Call,
     subscribed: bool,
     /// How long the stream may be silent.
     limit: Duration,
-    deadline: Instant,
-    /// Whether the deadline passed between two calls of `next` and was extended for that.
+    /// Whether the timer fired between two updates and was extended for that.
     is_extended: bool,
 }
 
-struct Stream {
+/// An open stream.
+struct Call {
     messages: Streaming<SubscribeResponse>,
     /// Keeps the connection open.
     _channel: SessionServiceClient<Transport>,
@@ -107,7 +121,9 @@ impl Watch {
             in_snapshot: false,
             owes_reset: false,
             backoff: Backoff::default(),
-            state: State::Waiting { until: Instant::now() },
+            state: State::Waiting,
+            timer: Box::pin(sleep_until(Instant::now())),
+            is_polled: false,
         }
     }
 
@@ -152,41 +168,75 @@ impl Watch {
     ///
     /// You may call this again after an error. The watch then waits, reconnects, and resumes where it stopped.
     pub async fn next(&mut self) -> Result<WatchUpdate, ClientError> {
+        // The caller may have been busy since the last call.
+        self.is_polled = false;
+        poll_fn(|context| self.poll_update(context)).await
+    }
+
+    fn poll_update(&mut self, context: &mut Context<'_>) -> Poll<Result<WatchUpdate, ClientError>> {
+        if !self.is_polled {
+            self.excuse_busy_caller();
+        }
+        self.is_polled = true;
+        let update = ready!(self.poll_step(context));
+        self.is_polled = false;
+        Poll::Ready(update)
+    }
+
+    fn poll_step(&mut self, context: &mut Context<'_>) -> Poll<Result<WatchUpdate, ClientError>> {
         loop {
             match &mut self.state {
-                State::Waiting { until } => {
-                    sleep_until(*until).await;
-                    self.state = State::Opening { opening: self.open(), deadline: Instant::now() + self.timeout };
+                State::Waiting => {
+                    ready!(self.timer.poll_unpin(context));
+                    self.state = State::Opening(self.open());
+                    self.timer.as_mut().reset(Instant::now() + self.timeout);
                 }
-                State::Opening { opening, deadline } => {
-                    let deadline = *deadline;
-                    match timeout_at(deadline, opening).await {
-                        Ok(Ok(stream)) => {
-                            let open =
-                                Open { stream, subscribed: false, limit: self.timeout, deadline, is_extended: false };
-                            self.state = State::Open(Box::new(open));
-                        }
-                        Ok(Err(status)) => return self.disconnect(status.into()),
-                        Err(_) => return self.disconnect(ClientError::Timeout { after: self.timeout }),
+                State::Opening(opening) => match opening.poll_unpin(context) {
+                    Poll::Ready(Ok(call)) => {
+                        let open = Open { call, subscribed: false, limit: self.timeout, is_extended: false };
+                        self.state = State::Open(Box::new(open));
                     }
-                }
+                    Poll::Ready(Err(status)) => return Poll::Ready(self.disconnect(status.into())),
+                    Poll::Pending => {
+                        ready!(self.timer.poll_unpin(context));
+                        return Poll::Ready(self.disconnect(ClientError::Timeout { after: self.timeout }));
+                    }
+                },
                 State::Open(open) => {
                     if open.subscribed && self.owes_reset {
                         self.owes_reset = false;
                         self.places.clear();
-                        return Ok(WatchUpdate::Reset(ResetReason::SnapshotInterrupted));
+                        return Poll::Ready(Ok(WatchUpdate::Reset(ResetReason::SnapshotInterrupted)));
                     }
-                    let update = match open.message().await {
-                        Ok(message) => self.advance(message),
-                        Err(error) => Err(error),
+                    let update = match open.call.messages.poll_next_unpin(context) {
+                        Poll::Ready(Some(Ok(message))) => self.advance(message),
+                        Poll::Ready(Some(Err(status))) => Err(status.into()),
+                        Poll::Ready(None) => Err(ClientError::StreamEnded),
+                        Poll::Pending => {
+                            ready!(self.timer.poll_unpin(context));
+                            Err(ClientError::Silent { limit: open.limit })
+                        }
                     };
                     match update {
-                        Ok(Some(update)) => return Ok(update),
+                        Ok(Some(update)) => return Poll::Ready(Ok(update)),
                         Ok(None) => {}
-                        Err(error) => return self.disconnect(error),
+                        Err(error) => return Poll::Ready(self.disconnect(error)),
                     }
                 }
             }
+        }
+    }
+
+    /// Extends the deadline of an open stream if it passed while the caller was busy and may have blocked the runtime, so
+    /// that no message could arrive. This happens only once between messages: frequent calls must not keep a dead stream
+    /// alive.
+    fn excuse_busy_caller(&mut self) {
+        if let State::Open(open) = &mut self.state
+            && !open.is_extended
+            && self.timer.deadline() <= Instant::now()
+        {
+            open.is_extended = true;
+            self.timer.as_mut().reset(Instant::now() + SILENCE_SLACK);
         }
     }
 
@@ -201,7 +251,7 @@ impl Watch {
         };
         Box::pin(async move {
             let messages = channel.subscribe(request).await?.into_inner();
-            Ok(Stream { messages, _channel: channel })
+            Ok(Call { messages, _channel: channel })
         })
     }
 
@@ -239,7 +289,8 @@ impl Watch {
             Some(Body::Reset(body)) => Some(WatchUpdate::Reset(convert::reset_reason(body.reason()))),
             None => None,
         };
-        open.restart_deadline();
+        open.is_extended = false;
+        self.timer.as_mut().reset(Instant::now() + open.limit);
         self.places = convert::places(places);
         if message.cursor.is_empty() {
             self.place = WatchStart::Snapshot;
@@ -261,32 +312,18 @@ impl Watch {
         self.in_snapshot = false;
         self.places.clear();
         let retry_in = self.backoff.after_failure(error.retry_after());
-        self.state = State::Waiting { until: Instant::now() + retry_in };
+        self.state = State::Waiting;
+        self.timer.as_mut().reset(Instant::now() + retry_in);
         if error.is_retryable() { Ok(WatchUpdate::Disconnected { error, retry_in }) } else { Err(error) }
     }
 }
 
-impl Open {
-    /// Returns the next message, or the error that ended the stream. Cancel-safe.
-    async fn message(&mut self) -> Result<SubscribeResponse, ClientError> {
-        // The caller may have been busy for longer than the limit and blocked the runtime, so that no message could
-        // arrive. Give the stream a little more time, but only once: frequent calls must not keep a dead stream alive.
-        if !self.is_extended && self.deadline <= Instant::now() {
-            self.deadline = Instant::now() + SILENCE_SLACK;
-            self.is_extended = true;
-        }
-        match timeout_at(self.deadline, self.stream.messages.message()).await {
-            Ok(Ok(Some(message))) => Ok(message),
-            Ok(Ok(None)) => Err(ClientError::StreamEnded),
-            Ok(Err(status)) => Err(status.into()),
-            Err(_) => Err(ClientError::Silent { limit: self.limit }),
-        }
-    }
+/// The same as [`Watch::next`]. The stream never ends: after an error, it waits, reconnects, and resumes where it stopped.
+impl Stream for Watch {
+    type Item = Result<WatchUpdate, ClientError>;
 
-    /// Restarts the silence deadline after a message.
-    fn restart_deadline(&mut self) {
-        self.deadline = Instant::now() + self.limit;
-        self.is_extended = false;
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_update(context).map(Some)
     }
 }
 
@@ -298,8 +335,8 @@ fn silence_limit(heartbeat: Duration) -> Duration {
 impl fmt::Debug for Watch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match self.state {
-            State::Waiting { .. } => "waiting",
-            State::Opening { .. } => "opening",
+            State::Waiting => "waiting",
+            State::Opening(_) => "opening",
             State::Open(_) => "open",
         };
         f.debug_struct("Watch").field("state", &state).field("place", &self.place).finish_non_exhaustive()

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
 use http_body::Frame;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -91,7 +92,7 @@ impl ObserverBody {
 
     /// Returns the next message, if one is ready.
     fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Bytes> {
-        let Poll::Ready(Some(update)) = self.observer.poll_next(context) else { return Poll::Pending };
+        let Poll::Ready(Some(update)) = self.observer.poll_next_unpin(context) else { return Poll::Pending };
         match update {
             Update::Closed => self.state = State::Ending(EndReason::Draining),
             // This message carries the cursor that the heartbeat would carry.

@@ -2,9 +2,12 @@
 
 use std::{
     future::poll_fn,
+    pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
 };
+
+use futures_util::Stream;
 
 use super::{
     Events, Inner, ResetReason, Update,
@@ -150,11 +153,10 @@ impl Observer {
     ///
     /// Cancel safe: an update that was not returned is returned by the next call.
     pub async fn next(&mut self) -> Option<Update> {
-        poll_fn(|context| self.poll_next(context)).await
+        poll_fn(|context| self.poll_update(context)).await
     }
 
-    /// Polls for the next update; `None` after [`Update::Closed`].
-    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Update>> {
+    fn poll_update(&mut self, context: &mut Context<'_>) -> Poll<Option<Update>> {
         let mut budget = EVENTS_BETWEEN_YIELDS;
         loop {
             match &mut self.phase {
@@ -345,6 +347,15 @@ impl Observer {
         if let Some(watch) = self.watch.take() {
             self.inner.feed.unwatch(&watch.mailbox);
         }
+    }
+}
+
+/// The same as [`Observer::next`]. The stream ends after [`Update::Closed`].
+impl Stream for Observer {
+    type Item = Update;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Update>> {
+        self.poll_update(context)
     }
 }
 

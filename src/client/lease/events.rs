@@ -1,6 +1,13 @@
 //! The events of a lease.
 
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use futures_util::{Stream, StreamExt};
 use tokio::sync::watch;
+use tokio_stream::wrappers::WatchStream;
 
 use crate::session::LeaseId;
 
@@ -36,16 +43,17 @@ pub(super) struct LeaseState {
 ///
 /// However late you call [`next`](Self::next), the events are up to date and use a constant amount of memory. Events
 /// that are out of date by then are left out. A [`LeaseEvent::Regranted`] is left out only in favour of a newer one.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
+#[must_use]
 pub struct LeaseEvents {
-    state: watch::Receiver<LeaseState>,
+    state: WatchStream<LeaseState>,
     /// The state that the events returned so far lead to.
     reported: LeaseState,
 }
 
 impl LeaseEvents {
     pub(super) fn new(state: watch::Receiver<LeaseState>, granted: LeaseId) -> Self {
-        Self { state, reported: LeaseState { id: granted, is_held: true } }
+        Self { state: WatchStream::new(state), reported: LeaseState { id: granted, is_held: true } }
     }
 
     /// Waits for the next event. Returns `None` once the [`Lease`](super::Lease) has been dropped or revoked.
@@ -54,13 +62,7 @@ impl LeaseEvents {
     ///
     /// This method is cancel-safe: if the future is dropped, no event is lost.
     pub async fn next(&mut self) -> Option<LeaseEvent> {
-        loop {
-            let now = *self.state.borrow_and_update();
-            if let Some(event) = self.event_for(now) {
-                return Some(event);
-            }
-            self.state.changed().await.ok()?;
-        }
+        StreamExt::next(self).await
     }
 
     fn event_for(&mut self, now: LeaseState) -> Option<LeaseEvent> {
@@ -77,6 +79,20 @@ impl LeaseEvents {
         } else {
             (!reported.is_held).then_some(LeaseEvent::Recovered)
         }
+    }
+}
+
+/// The same as [`LeaseEvents::next`]. The stream ends once the [`Lease`](super::Lease) has been dropped or revoked.
+impl Stream for LeaseEvents {
+    type Item = LeaseEvent;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<LeaseEvent>> {
+        while let Some(now) = ready!(self.state.poll_next_unpin(context)) {
+            if let Some(event) = self.event_for(now) {
+                return Poll::Ready(Some(event));
+            }
+        }
+        Poll::Ready(None)
     }
 }
 

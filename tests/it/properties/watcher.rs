@@ -10,6 +10,7 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
+use futures_util::StreamExt as _;
 use sessiond::subject::{Cursor, Observer, Update};
 use tokio::{task::unconstrained, time::timeout};
 
@@ -128,7 +129,7 @@ impl Watcher {
     pub(crate) async fn woken(&mut self) {
         self.waits = false;
         let mut is_woken = false;
-        let update = poll_fn(|context| match self.observer.poll_next(context) {
+        let update = poll_fn(|context| match self.observer.poll_next_unpin(context) {
             Poll::Pending if !std::mem::replace(&mut is_woken, true) => Poll::Pending,
             Poll::Pending => Poll::Ready(None),
             Poll::Ready(update) => Poll::Ready(update),
