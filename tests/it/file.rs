@@ -274,7 +274,7 @@ async fn a_file_that_is_not_a_registry_is_refused_and_left_unchanged() {
     write(table, "format", 9);
     let error = open_error(&path).await;
     let of_format =
-        |format| format!("{} has format {format}, and this version of sessiond reads format 4", path.display());
+        |format| format!("{} has format {format}, but this version of sessiond reads format 4", path.display());
     assert!(error.starts_with(&of_format(9)), "{error}");
     for older in [1, 2, 3] {
         write(table, "format", older);
@@ -296,7 +296,7 @@ async fn the_error_for_an_unwritable_path_names_it() {
     if Path::new("/sys/kernel").is_dir() {
         let error = open_error(Path::new("/sys/kernel/registry")).await;
         assert!(error.starts_with("cannot write /sys/kernel/registry ("), "{error}");
-        assert!(error.ends_with("in the folder /sys/kernel"), "{error}");
+        assert!(error.ends_with("to the folder /sys/kernel"), "{error}");
     }
 }
 
@@ -307,6 +307,6 @@ fn file_urls_are_parsed() {
     }
     for text in ["file:", "file://"] {
         let error = text.parse::<StorageUrl>().unwrap_err().to_string();
-        assert!(error.contains("write its path behind it, as in file:/"), "{error}");
+        assert!(error.contains("add the path of a file, as in file:/"), "{error}");
     }
 }

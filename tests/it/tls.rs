@@ -256,7 +256,7 @@ async fn client_commands_speak_tls() {
     assert_fails(&run(command(&["has", "5", "--tls-ca", "/nowhere"])).await, 2, "see --tls-ca");
     assert_fails(&run(command(&["has", "5", "--tls-ca", text(&gateway.key)])).await, 2, "no certificate");
     let plain = format!("http://{}", secure.program.addr);
-    assert_fails(&run(command(&["has", "5", "--addr", &plain])).await, 2, "write https://");
+    assert_fails(&run(command(&["has", "5", "--addr", &plain])).await, 2, "use https://");
 }
 
 #[tokio::test]
@@ -272,7 +272,7 @@ async fn a_server_does_not_start_with_unusable_tls_files() {
         (&["--tls-cert", "/nowhere", "--tls-key", key], "see --tls-cert"),
         (&["--tls-cert", key, "--tls-key", key], "there is no certificate in it"),
         (&["--tls-cert", cert, "--tls-key", cert], "there is no private key in it"),
-        (&["--tls-cert", cert, "--tls-key", other_key], "must be the key of the certificate"),
+        (&["--tls-cert", cert, "--tls-key", other_key], "must be the private key of the certificate"),
     ];
     for (args, says) in table {
         let mut command = serve(&[&["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"], args].concat());

@@ -239,7 +239,15 @@ impl RedisServer {
     pub(crate) fn ask<T: FromRedisValue>(&self, command: &Cmd) -> redis::RedisResult<T> {
         let client = Client::open(("127.0.0.1", self.port))?;
         let mut connection = client.get_connection_with_timeout(PATIENCE)?;
-        command.query(&mut connection)
+        // A signal to this process may interrupt the connection's read.
+        loop {
+            match command.query(&mut connection) {
+                Err(error) if error.to_string().contains("Interrupted system call") => {
+                    connection = client.get_connection_with_timeout(PATIENCE)?;
+                }
+                result => return result,
+            }
+        }
     }
 }
 
