@@ -7,8 +7,8 @@
 # their own (target/container-test), so that no other build sees them. The builder is made of debootstrap and this
 # machine's Rust toolchain, the final base of the Debian packages that distroless consists of. The crates come from this
 # machine's cargo cache, which `cargo fetch` fills; the build itself is offline. --fresh rebuilds the substitutes,
-# --quick compiles without optimisations. Needs root, and buildah, debootstrap, iproute2 and curl (installed when
-# missing).
+# --quick compiles without optimisations (profile dev instead of dist). Needs root, and buildah, debootstrap, iproute2
+# and curl (installed when missing).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -11,6 +11,9 @@
 //! - [`storage::conformance`] (feature `conformance`): the test suite that every storage passes. Run it on your own
 //!   storage.
 //!
+//! Further features are `redis` (the Redis storage), `serde` (serialization of the ids in [`session`]), and `grpc` (the
+//! generated types, `sessiond::proto`), which `client` and `server` enable.
+//!
 //! Each module imports only from those before it in this list: `session`, `storage`, `subject`, `service`, `server`.
 
 /// Compiles the README's examples as doctests.

@@ -94,6 +94,10 @@ after the other, and drives each in the same way.
   load on a shared machine comes and goes.
 - **Rejected runs** are marked. In a rejected run the load generator took more processor time than the server, and the
   server was not always busy.
+- **Optimisation.** sessiond, stock tonic, bare h2 and bare TCP are compiled with the Cargo profile `bench`, which
+  optimises as the container image's profile `dist` does: fat LTO, one codegen unit. `cargo run --release` compiles
+  without LTO and is not measured here. Redis, NATS and etcd are the installed programs; those that are missing are left
+  out.
 
 What the peers guarantee, and what they do not:
 
