@@ -25,9 +25,12 @@ pub(crate) enum LogFormat {
 ///
 /// Returns an error if `filter` cannot be parsed.
 pub(crate) fn init(format: LogFormat, filter: &str) -> Result<(), ParseError> {
-    // An empty part would mean level ERROR.
+    // Without this, an empty part would mean level ERROR.
     let parts: Vec<_> = filter.split(',').filter(|part| !part.trim().is_empty()).collect();
-    let mut targets: Targets = parts.join(",").parse().or_else(|error| if parts.is_empty() { Ok(Targets::new()) } else { Err(error) })?;
+    let mut targets = match parts.as_slice() {
+        [] => Targets::new(),
+        parts => parts.join(",").parse()?,
+    };
     if targets.default_level().is_none() {
         targets = targets.with_default(LevelFilter::INFO);
     }
