@@ -25,13 +25,14 @@
 //!
 //! [`Server::bind`](server::Server::bind) opens the ports and the storage, and [`Server::run`](server::Server::run)
 //! serves until a future of yours completes. The rest of the process uses the same registry without gRPC, through the
-//! server's [subject](server::Server::subject).
+//! server's [subject](server::Server::subject). With `config` being a [`ServerConfig`](server::ServerConfig):
 //!
 #![cfg_attr(feature = "server", doc = "```no_run")]
 #![cfg_attr(not(feature = "server"), doc = "```ignore")]
 //! use std::sync::Arc;
-//! use sessiond::{server::{Server, ServerConfig}, session::SessionKey};
+//! use sessiond::{server::Server, session::SessionKey};
 //!
+//! # use sessiond::server::ServerConfig;
 //! # async fn example(config: ServerConfig) -> Result<(), Box<dyn std::error::Error>> {
 //! let server = Server::bind(config).await?;
 //! println!("gRPC is at {}, metrics are at http://{}/metrics", server.address()?, server.admin_addr());
@@ -84,14 +85,15 @@
 //!
 //! # Write an observer
 //!
-//! An observer in the server's process subscribes to a [`SessionSubject`](subject::SessionSubject). It is called with
-//! every change, in order and exactly once. This one mirrors the registry:
+//! An observer in the same process subscribes to a [`SessionSubject`](subject::SessionSubject): that of a server, or one
+//! that you start on a storage. It is called with every change, in order and exactly once. This one mirrors the
+//! registry:
 //!
 //! ```no_run
 //! use std::collections::HashSet;
 //! use sessiond::{
 //!     session::{SessionChange, SessionKey},
-//!     subject::{Cursor, ObserveOptions, SessionObserver, SessionSubject, Start, Update},
+//!     subject::{Cursor, ObserveOptions, SessionObserver, Start, Update},
 //! };
 //!
 //! struct Mirror(HashSet<SessionKey>);
@@ -118,7 +120,7 @@
 //!     }
 //! }
 //!
-//! # async fn example(subject: SessionSubject) -> Result<(), Box<dyn std::error::Error>> {
+//! # async fn example(subject: sessiond::subject::SessionSubject) -> Result<(), Box<dyn std::error::Error>> {
 //! let options = ObserveOptions { start: Start::Snapshot, ..ObserveOptions::default() };
 //! let subscription = subject.subscribe(options, Mirror(HashSet::new())).await?;
 //! // Dropping the subscription ends it.
