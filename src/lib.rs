@@ -80,13 +80,13 @@
 //! ```
 //!
 //! Then start a [`SessionSubject`](subject::SessionSubject) on it, which makes it observable. The example
-//! `custom_storage` in the repository is a complete storage with its tests. The module [`storage`] continues with the
-//! terms of the contract.
+//! `custom_storage` in the repository is a complete storage. The module [`storage`] continues with the terms of the
+//! contract.
 //!
 //! # Write an observer
 //!
-//! An observer in the same process subscribes to a [`SessionSubject`](subject::SessionSubject): that of a server, or one
-//! that you start on a storage. It is called with every change, in order and exactly once. This one mirrors the
+//! An observer in the same process subscribes to a [`SessionSubject`](subject::SessionSubject): that of a server, or
+//! one that you start on a storage. It is called with every change, in order and exactly once. This one mirrors the
 //! registry:
 //!
 //! ```no_run
@@ -112,7 +112,7 @@
 //!                     };
 //!                 }
 //!             }
-//!             // The observer fell too far behind. A snapshot follows.
+//!             // The observer has lost its place, perhaps because it fell too far behind. A snapshot follows.
 //!             Update::Reset(_) => self.0.clear(),
 //!             Update::Synced { .. } => println!("{} sessions exist", self.0.len()),
 //!             _ => {}

@@ -1,9 +1,8 @@
 //! The gRPC services of a registry, without a server around them.
 //!
-//! [`Service`] answers the calls of `sessiond.v1.SessionService` and `LeaseService` from a
-//! [`SessionSubject`](crate::subject::SessionSubject), within the limits of [`ServiceOptions`]. [`server`] runs it
-//! together with TLS, authentication, health and metrics. Use it directly to serve the registry from an HTTP/2 server
-//! of your own:
+//! [`Service`] answers the calls of `sessiond.v1.SessionService` and `LeaseService` from a [`SessionSubject`], within
+//! the limits of [`ServiceOptions`]. [`server`] runs it together with TLS, authentication, health and metrics. Use it
+//! directly to serve the registry from an HTTP/2 server of your own:
 //!
 //! ```no_run
 //! use std::sync::Arc;
