@@ -170,8 +170,9 @@
 //! # }
 //! ```
 //!
-//! A gateway also registers its sessions again if it loses its lease. [`Lease`](client::Lease) has a complete gateway
-//! that does. The module [`client`] continues with lookups, retries and watches.
+//! If the lease is lost, the client grants a new one, which has another id. The gateway then starts a new watch and
+//! registers its sessions again; [`Lease`](client::Lease) has the code for that. The module [`client`] continues with
+//! lookups, retries and watches.
 //!
 //! # Features and modules
 //!
