@@ -3,8 +3,8 @@
 //! A [`Client`] is a handle to one server, and makes all the calls.
 //!
 //! - A gateway grants itself a [`Lease`] with [`Client::lease`], creates its sessions under it with
-//!   [`Client::create_under`], and takes sessions over from other gateways with [`Client::take`]. [`Lease`] has the code
-//!   of a gateway that recovers when it loses its lease.
+//!   [`Client::create_under`], and takes sessions over from other gateways with [`Client::take`]. [`Lease`] has the
+//!   code of a gateway that recovers when it loses its lease.
 //! - Any service looks up sessions with [`Client::has`] and [`Client::lookup`], which also returns the gateway that
 //!   holds the session.
 //! - An observer reads a [`Watch`], which reconnects and resumes without losing an event. [`WatchOptions`] has its
