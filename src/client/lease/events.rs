@@ -41,8 +41,8 @@ pub(super) struct LeaseState {
 
 /// The events of a lease, returned by [`Lease::events`](super::Lease::events). It does not keep the lease alive.
 ///
-/// Call [`next`](Self::next) in a loop, or use this as a `futures` `Stream`. However late you read, the events are up to
-/// date and take a constant amount of memory: events that are out of date by then are left out. A
+/// Call [`next`](Self::next) in a loop, or use this as a `futures` `Stream`. However late you read, the events are up
+/// to date and take a constant amount of memory: events that are out of date by then are left out. A
 /// [`LeaseEvent::Regranted`] is left out only in favour of a newer one.
 #[derive(Debug)]
 #[must_use]
@@ -83,7 +83,8 @@ impl LeaseEvents {
     }
 }
 
-/// Returns what [`LeaseEvents::next`] returns. The stream ends once the [`Lease`](super::Lease) has been dropped or revoked.
+/// Returns what [`LeaseEvents::next`] returns. The stream ends once the [`Lease`](super::Lease) has been dropped or
+/// revoked.
 impl Stream for LeaseEvents {
     type Item = LeaseEvent;
 
