@@ -1,7 +1,26 @@
-//! Access control: tokens and client certificates, and the scopes of each.
+//! Access control: who may make which calls.
 //!
-//! Plain values without I/O, except that making a token reads random bytes. See [`AccessList`] for the format of the
-//! access file.
+//! An [`AccessList`] names tokens and client certificates and gives each some [`Scopes`]. A server reads it from its
+//! [access file](crate::server::ServerConfig::access_file); [`AccessList`] describes the format. [`NewToken`] generates
+//! a token, as `sessiond token new` does:
+//!
+//! ```
+//! use std::time::SystemTime;
+//! use sessiond::access::{AccessList, Credentials, NewToken, Scope, TokenProof};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // The client keeps the token. The access file gets a line with its hash.
+//! let token = NewToken::generate("gateway-1")?;
+//! let list: AccessList = token.line("read,write".parse()?).parse()?;
+//!
+//! let proof = TokenProof::of(token.token()).ok_or("not a token")?;
+//! let granted = list.authorize(&Credentials::Token(proof), Some(Scope::Write), SystemTime::now())?;
+//! assert_eq!(granted.name, "gateway-1");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The values here do no I/O, except that [`NewToken::generate`] reads random bytes.
 
 mod list;
 mod token;
@@ -42,7 +61,7 @@ impl Scope {
     }
 }
 
-/// A set of scopes. Its text is their names, separated by commas.
+/// A set of scopes. Its text form is their names, separated by commas, as in `read,write`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scopes(u8);
 
@@ -81,12 +100,12 @@ impl fmt::Display for Scopes {
     }
 }
 
-/// The credentials of a caller, from the connection or the call.
+/// The credentials that a caller presents: a token with the call, or a certificate with the connection.
 #[derive(Clone, Debug)]
 pub enum Credentials {
-    /// There are none.
+    /// No credentials.
     None,
-    /// A token.
+    /// The proof that the caller has a token.
     Token(TokenProof),
     /// The subject alternative names of the client certificate.
     Certificate(std::sync::Arc<[String]>),

@@ -1,7 +1,16 @@
-//! The client for Rust programs.
+//! The client for gateways and other services.
 //!
-//! Gateways use it to register their sessions under a [`Lease`], which ends the sessions if the gateway dies. Other
-//! services use it to look up sessions and to [`watch`](Client::watch) them come and go.
+//! A [`Client`] is a handle to one server, and makes all the calls.
+//!
+//! - A gateway grants itself a [`Lease`] with [`Client::lease`], creates its sessions under it with
+//!   [`Client::create_under`], and takes sessions over from other gateways with [`Client::take`]. [`Lease`] has the
+//!   code of a gateway that recovers when it loses its lease.
+//! - Any service looks up sessions with [`Client::has`] and [`Client::lookup`], which also returns the gateway that
+//!   holds the session.
+//! - An observer reads a [`Watch`], which reconnects and resumes without losing an event. [`WatchOptions`] has its
+//!   filters, and [`WatchUpdate`] explains how to mirror the registry.
+//!
+//! A call that fails returns a [`ClientError`], which says whether to [retry](ClientError::is_retryable) it.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), sessiond::client::ClientError> {
@@ -57,8 +66,9 @@ const NO_LEASE: u64 = 0;
 
 /// A client of one sessiond server.
 ///
-/// A `Client` is a handle to one connection. Clones share that connection and are cheap, and any number of calls may be
-/// in flight. The connection is opened on first use and reopened after it breaks.
+/// All calls of a `Client` use one connection, which is opened on first use and reopened after it breaks. Any number of
+/// calls may be in flight. Clones are cheap and share the connection. Each [`Watch`] and each [`Lease`] opens another
+/// connection of its own.
 ///
 /// The methods do not retry failed calls. Every call is idempotent, so you may retry it if
 /// [`ClientError::is_retryable`] returns true. If the answer to the first try was lost, the retry returns `false`
@@ -242,7 +252,7 @@ impl Client {
         Ok(destroyed)
     }
 
-    /// Returns an observer of the registry. It sends nothing until [`Watch::next`] is called.
+    /// Returns an observer of the registry. It connects when [`Watch::next`] is first called.
     ///
     /// Each watch has its own connection. A watch that is read slowly therefore cannot use up the flow-control window
     /// of calls and other watches, and a dead connection can be abandoned without waiting for it.

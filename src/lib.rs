@@ -1,18 +1,196 @@
-//! sessiond is the session registry of a fleet of gateways. It knows which client sessions exist, and streams their
-//! changes to observers.
+//! sessiond is the session registry of a fleet of gateways: servers that hold client connections on more than one
+//! machine. Each gateway registers the client sessions that it holds, and a lease ends them if the gateway dies. Every
+//! other service can look up whether a session exists and which gateway holds it, and can observe sessions as they are
+//! created, moved and destroyed.
 //!
-//! The program is `sessiond`. The library has these parts, each behind a Cargo feature:
+//! Most people run the program `sessiond` and call it over gRPC; the README describes both. This library has the client
+//! for Rust, and every part of the server to build on. It serves four tasks:
 //!
+//! | task | start with | feature |
+//! |---|---|---|
+//! | [run a server in your process](#run-a-server-in-your-process) | [`server`] | `server` |
+//! | [write a storage](#write-a-storage) | [`storage`] | `subject`, `conformance` |
+//! | [write an observer](#write-an-observer) | [`subject`] | `subject` |
+//! | [write a gateway](#write-a-gateway) | [`client`] | `client` |
+//!
+//! Three words recur everywhere:
+//!
+//! - A **session** is a pair of numbers, [`SessionKey`](session::SessionKey). sessiond stores no data about it.
+//! - A **lease** belongs to one gateway, which keeps it alive. When it ends, the sessions under it are destroyed. Its
+//!   *owner* is the address of the gateway. A session may also be under no lease.
+//! - The **registry** is the set of all sessions and leases, with the log of their changes. It is kept by a *storage*,
+//!   in memory, in a file or in Redis.
+//!
+//! # Run a server in your process
+//!
+//! [`Server::bind`](server::Server::bind) opens the ports and the storage, and [`Server::run`](server::Server::run)
+//! serves until a future of yours completes. The rest of the process uses the same registry without gRPC, through the
+//! server's [subject](server::Server::subject). With `config` being a [`ServerConfig`](server::ServerConfig):
+//!
+#![cfg_attr(feature = "server", doc = "```no_run")]
+#![cfg_attr(not(feature = "server"), doc = "```ignore")]
+//! use std::sync::Arc;
+//! use sessiond::{server::Server, session::SessionKey};
+//!
+//! # use sessiond::server::ServerConfig;
+//! # async fn example(config: ServerConfig) -> Result<(), Box<dyn std::error::Error>> {
+//! let server = Server::bind(config).await?;
+//! println!("gRPC is at {}, metrics are at http://{}/metrics", server.address()?, server.admin_addr());
+//!
+//! let subject = Arc::clone(server.subject());
+//! tokio::spawn(async move { subject.create(&[SessionKey::new(0, 42)], None).await });
+//!
+//! server.run(async { drop(tokio::signal::ctrl_c().await) }).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The module [`server`] continues with the configuration. To put the gRPC services on an HTTP/2 server of your own,
+//! see [`service`].
+//!
+//! # Write a storage
+//!
+//! A storage implements one trait, [`SessionStorage`](storage::SessionStorage). Its documentation is the contract, and
+//! [`storage::conformance`] is a test suite that checks a storage against it. Start by making the suite run, and
+//! implement methods until it passes:
+//!
+//! ```no_run
+//! # mod my_storage {
+//! #     use sessiond::storage::{StorageOptions, memory::{MemoryOptions, MemoryStorage}};
+//! #     pub struct MyStorage;
+//! #     impl MyStorage {
+//! #         pub fn new(_: StorageOptions) -> MemoryStorage { MemoryStorage::new(MemoryOptions::default()) }
+//! #     }
+//! # }
+//! # use my_storage::MyStorage;
+//! use std::sync::Arc;
+//! use sessiond::storage::{SessionStorage, StorageOptions, conformance::StorageFactory};
+//!
+//! struct MyFactory;
+//!
+//! #[async_trait::async_trait]
+//! impl StorageFactory for MyFactory {
+//!     async fn open(&self, options: StorageOptions) -> Vec<Arc<dyn SessionStorage>> {
+//!         vec![Arc::new(MyStorage::new(options))]
+//!     }
+//! }
+//!
+//! sessiond::storage_conformance_tests!([#[tokio::test]] MyFactory);
+//! # fn main() {}
+//! ```
+//!
+//! Then start a [`SessionSubject`](subject::SessionSubject) on it, which makes it observable. The example
+//! `custom_storage` in the repository is a complete storage. The module [`storage`] continues with the terms of the
+//! contract.
+//!
+//! # Write an observer
+//!
+//! An observer in the same process subscribes to a [`SessionSubject`](subject::SessionSubject): that of a server, or
+//! one that you start on a storage. It is called with every change, in order and exactly once. This one mirrors the
+//! registry:
+//!
+//! ```no_run
+//! use std::collections::HashSet;
+//! use sessiond::{
+//!     session::{SessionChange, SessionKey},
+//!     subject::{Cursor, ObserveOptions, SessionObserver, Start, Update},
+//! };
+//!
+//! struct Mirror(HashSet<SessionKey>);
+//!
+//! #[async_trait::async_trait]
+//! impl SessionObserver for Mirror {
+//!     async fn update(&mut self, update: Update, _cursor: Option<Cursor>) {
+//!         match update {
+//!             Update::Snapshot(sessions) => self.0.extend(sessions),
+//!             Update::Events(events) => {
+//!                 for event in events.events() {
+//!                     match event.change {
+//!                         SessionChange::Created => self.0.insert(event.session),
+//!                         SessionChange::Destroyed(_) => self.0.remove(&event.session),
+//!                         SessionChange::Moved { .. } => false,
+//!                     };
+//!                 }
+//!             }
+//!             // The observer has lost its place, perhaps because it fell too far behind. A snapshot follows.
+//!             Update::Reset(_) => self.0.clear(),
+//!             Update::Synced { .. } => println!("{} sessions exist", self.0.len()),
+//!             _ => {}
+//!         }
+//!     }
+//! }
+//!
+//! # async fn example(subject: sessiond::subject::SessionSubject) -> Result<(), Box<dyn std::error::Error>> {
+//! let options = ObserveOptions { start: Start::Snapshot, ..ObserveOptions::default() };
+//! let subscription = subject.subscribe(options, Mirror(HashSet::new())).await?;
+//! // Dropping the subscription ends it.
+//! # subscription.unsubscribe().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! To read updates in a loop instead, use [`Observer`](subject::Observer), which is also a `futures` `Stream`. The
+//! module [`subject`] continues with cursors and filters. In another process, observe with
+//! [`Client::watch`](client::Client::watch).
+//!
+//! # Write a gateway
+//!
+//! A gateway holds a [`Lease`](client::Lease) and creates its sessions under it. It watches the sessions under its
+//! lease, and closes the connection of each session that someone else moves or destroys:
+//!
+#![cfg_attr(feature = "client", doc = "```no_run")]
+#![cfg_attr(not(feature = "client"), doc = "```ignore")]
+//! use std::time::Duration;
+//! use sessiond::{
+//!     client::{Client, ClientError, WatchOptions, WatchUpdate},
+//!     session::{DestroyReason, SessionChange, SessionKey},
+//! };
+//!
+//! # fn close(_: SessionKey) {}
+//! # async fn example() -> Result<(), ClientError> {
+//! let client = Client::connect_lazy("http://127.0.0.1:50051")?;
+//! // The ttl, and the address at which other services reach this gateway.
+//! let lease = client.lease(Duration::from_secs(30), "10.0.0.2:443").await?;
+//!
+//! // A client has connected.
+//! client.create_under(SessionKey::new(0, 42), lease.id()).await?;
+//!
+//! let mut watch = client.watch(WatchOptions::snapshot().lease_ids([lease.id()]));
+//! loop {
+//!     let WatchUpdate::Events(events) = watch.next().await? else { continue };
+//!     for event in events {
+//!         match event.change {
+//!             SessionChange::Moved { previous } if previous == Some(lease.id()) => close(event.session),
+//!             // `Released` means that this gateway itself destroyed the session.
+//!             SessionChange::Destroyed(reason) if reason != DestroyReason::Released => close(event.session),
+//!             _ => {}
+//!         }
+//!     }
+//! }
+//! # }
+//! ```
+//!
+//! If the lease is lost, the client grants a new one, which has another id. The gateway then starts a new watch and
+//! registers its sessions again; [`Lease`](client::Lease) has the code for that. The module [`client`] continues with
+//! lookups, retries and watches.
+//!
+//! # Features and modules
+//!
+//! The default features build the program. To use only a part of the library, turn them off and name its feature, as in
+//! `default-features = false, features = ["client"]`. The parts are:
+//!
+//! - [`session`] (always available): the ids and events that all parts share;
 //! - [`client`] (feature `client`): the client for gateways and observers written in Rust;
 //! - [`storage`] and [`subject`] (feature `subject`): the registry inside your own process, without gRPC;
+//! - [`storage::redis`] (feature `redis`): the storage in Redis;
 //! - [`service`] and [`server`] (feature `server`): the gRPC service on top of a subject, and the server that runs it;
 //! - [`access`] (feature `server`): authentication, and which calls each caller may make;
 //! - [`reason`] (features `client` and `server`): the error reasons, and whether to retry each;
+//! - [`proto`] (feature `grpc`): the generated protobuf and gRPC types;
 //! - [`storage::conformance`] (feature `conformance`): the test suite that every storage passes. Run it on your own
 //!   storage.
 //!
-//! Further features are `redis` (the Redis storage), `serde` (serialization of the ids in [`session`]), and `grpc` (the
-//! generated types, `sessiond::proto`), which `client` and `server` enable.
+//! The feature `serde` serializes the ids in [`session`].
 //!
 //! Each module imports only from those before it in this list: `session`, `storage`, `subject`, `service`, `server`.
 

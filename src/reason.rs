@@ -1,8 +1,20 @@
 //! The table of error reasons: the code of each reason, the calls that return it, and whether to retry.
 //!
-//! The server builds its statuses from this table, and
-//! [`ClientError::is_retryable`](crate::client::ClientError::is_retryable) reads it. A test compares it with
+//! Every gRPC error of sessiond carries an [`ErrorReason`] in its `google.rpc.ErrorInfo`, with the domain
+//! [`ERROR_DOMAIN`]. [`REASONS`] has a row for each. Use it to handle errors of a client other than [`client`], whose
+//! [`ClientError::is_retryable`](crate::client::ClientError::is_retryable) reads this table:
+//!
+//! ```
+//! use sessiond::reason::{ErrorReason, Retry};
+//!
+//! let reason = ErrorReason::from_name("LEASE_GONE").expect("a known reason");
+//! assert_eq!(reason.row().retry, Retry::Never);
+//! ```
+//!
+//! The server builds its statuses from the same table. A test compares it with
 //! `proto/sessiond/v1/error_reason.proto` and the README.
+//!
+//! [`client`]: crate::client
 
 use std::fmt;
 
@@ -10,7 +22,7 @@ use tonic::Code;
 
 pub use crate::proto::ErrorReason;
 
-/// The `domain` of the `google.rpc.ErrorInfo` in every error.
+/// The `domain` of the `google.rpc.ErrorInfo` in every error of sessiond.
 pub const ERROR_DOMAIN: &str = "sessiond";
 
 /// Whether to make the same call again. Every call is safe to retry.
@@ -41,7 +53,7 @@ pub enum Calls {
 pub struct ReasonRow {
     /// The reason.
     pub reason: ErrorReason,
-    /// The reason's codes, and the calls that return each.
+    /// The gRPC codes with which the reason is returned, and the calls that return each.
     pub returned: &'static [(Code, Calls)],
     /// Whether to retry the call.
     pub retry: Retry,
@@ -120,7 +132,7 @@ const fn row(reason: ErrorReason, returned: &'static [(Code, Calls)], retry: Ret
 const PREFIX: &str = "ERROR_REASON_";
 
 impl ErrorReason {
-    /// Returns the reason as `google.rpc.ErrorInfo` carries it.
+    /// Returns the reason's name as `google.rpc.ErrorInfo` carries it, such as `LEASE_GONE`.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.as_str_name().strip_prefix(PREFIX).unwrap_or_default()

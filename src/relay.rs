@@ -79,10 +79,11 @@ pub(crate) fn wake_all(waiters: impl IntoIterator<Item = Waiter>) {
     relays.into_iter().for_each(|relay| relay.task.wake());
 }
 
-/// Wakes the tasks of this thread on behalf of other threads: observers, and calls that wait for a file to be written.
+/// Makes waking many observers on this thread cheaper, while this future runs on it.
 ///
 /// Waking a task on another thread's runtime takes a system call. A thread that runs a relay is woken once for all of
-/// its tasks. This pays off if a few threads have many observers each. `sessiond::server` runs a relay on each worker.
+/// its tasks that wait for the registry: observers, and calls that wait for a file to be written. This pays off if a
+/// few threads have many observers each. `sessiond::server` runs a relay on each worker.
 ///
 /// Never returns. Run it on a single-threaded runtime, and let only that runtime wait on this thread: a second executor
 /// that blocks there would not be woken. On a multi-threaded runtime all tasks are still woken, but without the saving.

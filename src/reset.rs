@@ -12,7 +12,7 @@ pub enum ResetReason {
     CursorForeign,
     /// The observer fell behind the changes that the server retains.
     Lagged,
-    /// The storage lost changes or started with a new registry, perhaps since the cursor was given.
+    /// The storage lost changes or started a new registry, perhaps after the observer got its cursor.
     StorageRestarted,
     /// The connection broke during a snapshot, which cannot be resumed. Only a client reports this.
     SnapshotInterrupted,
@@ -21,7 +21,7 @@ pub enum ResetReason {
 }
 
 impl ResetReason {
-    /// The reason's name in lower case, as metrics and the command line print it.
+    /// Returns the reason's name in lower case, as metrics and the command line print it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

@@ -1,4 +1,52 @@
-//! The gRPC server: listeners, workers, admission, monitoring and drain.
+//! The gRPC server: everything that `sessiond serve` runs.
+//!
+//! A [`Server`] is configured by a [`ServerConfig`]. It opens the storage, serves the gRPC calls of [`service`] on one
+//! port and metrics and probes on another, checks who may call, limits what clients use, and drains when it stops. A
+//! process may run several servers.
+//!
+//! This one keeps its sessions in memory and listens on free ports, as a test would:
+//!
+//! ```no_run
+//! use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
+//! use sessiond::{
+//!     server::{ConnectionOptions, Server, ServerConfig, StorageWait},
+//!     service::ServiceOptions,
+//!     storage::{StorageOptions, StorageUrl},
+//!     subject::SubjectOptions,
+//! };
+//!
+//! #[tokio::main(flavor = "current_thread")]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let free_port = SocketAddr::from(([127, 0, 0, 1], 0));
+//!     let server = Server::bind(ServerConfig {
+//!         listen: free_port.into(),
+//!         admin_listen: free_port.into(),
+//!         tls: None,
+//!         access_file: None,
+//!         rate_limit: None,
+//!         storage: StorageUrl::Memory.into(),
+//!         storage_wait: StorageWait::AtMost(Duration::ZERO),
+//!         workers: NonZeroUsize::MIN,
+//!         subject: SubjectOptions::default(),
+//!         max_sessions: 1_000_000,
+//!         max_leases: 1000,
+//!         outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
+//!         max_connections: 1000,
+//!         connections: ConnectionOptions::default(),
+//!         calls: ServiceOptions::default(),
+//!         tracer: None,
+//!         drain_timeout: Duration::from_secs(10),
+//!     })
+//!     .await?;
+//!     println!("gRPC is at {}, metrics are at http://{}/metrics", server.address()?, server.admin_addr());
+//!     server.run(async { drop(tokio::signal::ctrl_c().await) }).await?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! The server logs through [`tracing`]. Install a subscriber to see its log.
+//!
+//! [`service`]: crate::service
 
 mod admission;
 mod lifecycle;
@@ -45,7 +93,9 @@ pub use self::{
     wire::{ConnectionOptions, ListenAddress, ListenAddressError, TcpAddress},
 };
 
-/// The configuration of a server.
+/// The configuration of a [`Server`]. The [module](self) has an example.
+///
+/// Most fields correspond to flags of `sessiond serve`, whose help describes them further.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
     /// The address of the gRPC port.
@@ -65,7 +115,7 @@ pub struct ServerConfig {
     pub storage_wait: StorageWait,
     /// The number of threads that serve connections, each with its own runtime.
     pub workers: NonZeroUsize,
-    /// The limits of the subject.
+    /// The limits on observers, and on the events that they can resume from.
     pub subject: SubjectOptions,
     /// The maximum number of sessions.
     pub max_sessions: u64,
@@ -85,11 +135,11 @@ pub struct ServerConfig {
     pub drain_timeout: Duration,
 }
 
-/// What a server serves at an address.
+/// One of the two ports of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Endpoint {
-    /// gRPC, at [`ServerConfig::listen`].
+    /// The gRPC port, at [`ServerConfig::listen`].
     Grpc,
     /// The admin port, at [`ServerConfig::admin_listen`].
     Admin,
@@ -102,7 +152,7 @@ pub enum ServerError {
     /// The server cannot listen on an address.
     #[error("cannot listen on {address} ({cause}): choose another address")]
     Listen {
-        /// What was to be served there.
+        /// The port that was to be opened there.
         endpoint: Endpoint,
         /// The address.
         address: String,
@@ -163,10 +213,10 @@ impl Server {
     /// Binds the ports and opens the storage. Waits up to [`storage_wait`](ServerConfig::storage_wait) for a storage
     /// that cannot be opened yet.
     ///
-    /// The admin port is served immediately, and reports that the server is not ready and why. The gRPC port is bound,
-    /// but refuses connections until the storage is open. Dropping the future frees both ports.
+    /// While the storage is being opened, the admin port already answers: it reports that the server is not ready, and
+    /// why. The gRPC port is reserved and refuses connections. Dropping the future frees both ports.
     ///
-    /// Must be called in the runtime that calls [`run`](Self::run).
+    /// Call this and [`run`](Self::run) in the same runtime.
     ///
     /// # Errors
     ///
@@ -195,7 +245,8 @@ impl Server {
         Ok(Self { config, tls, access, listener, admin_addr, subject, stats, lifecycle, vitals, tasks })
     }
 
-    /// Returns the address of the gRPC port. If the configured port was 0, it has the actual one.
+    /// Returns the address of the gRPC port: a TCP address, with the actual port if the configured one was 0, or the
+    /// path of a Unix socket.
     ///
     /// # Errors
     ///
@@ -219,7 +270,8 @@ impl Server {
         self.admin_addr
     }
 
-    /// Returns the subject that the server serves.
+    /// Returns the subject that the server serves. Through it, the rest of the process can change and observe the
+    /// registry without gRPC.
     #[must_use]
     pub fn subject(&self) -> &Arc<SessionSubject> {
         &self.subject
@@ -231,8 +283,9 @@ impl Server {
     /// connection has ended, or after the drain timeout.
     ///
     /// The current thread is the first worker. Its runtime also accepts connections, publishes events and serves the
-    /// admin port. Other tasks on this thread that wait for the registry must run on the same runtime: a second
-    /// executor that blocks the thread may not be woken.
+    /// admin port. Other work on that runtime delays all of this; to avoid that, run the server on a thread of its own.
+    /// Do not block this thread with a second executor, such as `futures::executor::block_on`, to wait for the
+    /// registry: that executor may never be woken.
     ///
     /// # Errors
     ///

@@ -1,4 +1,31 @@
-//! The gRPC edge: reads requests, calls the subject, and writes responses and streams.
+//! The gRPC services of a registry, without a server around them.
+//!
+//! [`Service`] answers the calls of `sessiond.v1.SessionService` and `LeaseService` from a [`SessionSubject`], within
+//! the limits of [`ServiceOptions`]. [`server`] runs it together with TLS, authentication, health and metrics. Use it
+//! directly to serve the registry from an HTTP/2 server of your own:
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use sessiond::{
+//!     service::{ResponseBody, Service, ServiceOptions, WireEncoder},
+//!     storage::memory::{MemoryOptions, MemoryStorage},
+//!     subject::{SessionSubject, SubjectOptions},
+//! };
+//!
+//! # async fn example(request: http::Request<hyper::body::Incoming>) -> Result<(), Box<dyn std::error::Error>> {
+//! let storage = Arc::new(MemoryStorage::new(MemoryOptions::default()));
+//! let subject = SessionSubject::start(storage, SubjectOptions::default(), WireEncoder).await?;
+//! let service = Service::new(Arc::new(subject), ServiceOptions::default());
+//!
+//! // For each HTTP/2 request:
+//! let response: http::Response<ResponseBody> = service.clone().call(request).await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A [`CallTracer`] creates a trace span for each call. The server uses it; `Service` alone does not.
+//!
+//! [`server`]: crate::server
 
 mod convert;
 mod deadline;

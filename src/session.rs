@@ -1,4 +1,11 @@
-//! Session ids, lease ids and session events: plain values without I/O.
+//! Session ids, lease ids and session events: plain values that all parts of the library share.
+//!
+//! A [`SessionKey`] identifies a session: a [`SessionId`], under an [`AuthKeyId`] that is 0 if the fleet has no auth
+//! keys. A [`LeaseId`] identifies a lease. A [`SessionEvent`] is one change in the registry.
+//!
+//! With the feature `serde`, ids and keys can be serialized. Formats that people read, such as JSON, hold an id as its
+//! decimal text, because JavaScript rounds numbers beyond 2^53; numbers are accepted, too. Binary formats hold an
+//! integer.
 
 #[cfg(feature = "serde")]
 mod serde;

@@ -1,4 +1,43 @@
-//! Where the sessions are: the contract of a storage, and opening one.
+//! Storages: where a registry keeps its sessions, its leases and the log of their changes.
+//!
+//! Three are built in: [`MemoryStorage`](memory::MemoryStorage), [`FileStorage`](file::FileStorage) and
+//! [`RedisStorage`](self::redis::RedisStorage). A [`StorageUrl`] names one, as `--storage` does, and opens it with some
+//! [`StorageOptions`]:
+//!
+//! ```
+//! use sessiond::{session::SessionKey, storage::{StorageOptions, StorageUrl}};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let url: StorageUrl = "memory:".parse()?;
+//! let options = StorageOptions {
+//!     retain_events: 1 << 20,
+//!     max_sessions: 1_000_000,
+//!     max_leases: 1000,
+//!     outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
+//! };
+//! let storage = url.open(options).await?;
+//! assert_eq!(storage.create(&[SessionKey::new(0, 42)], None).await?, [true]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A storage alone expires no leases and has no observers. Start a [`SessionSubject`](crate::subject::SessionSubject)
+//! on it for both.
+//!
+//! # Write a storage
+//!
+//! Implement [`SessionStorage`], and test it with the suite in `sessiond::storage::conformance` (feature
+//! `conformance`). The example `custom_storage` in the repository is a complete storage. A storage consists of:
+//!
+//! - **The set of sessions**, divided into buckets, so that a snapshot can read it bucket by bucket. [`Layout`] says
+//!   how many there are.
+//! - **The log of changes**, which observers follow. It may be divided into partitions. A [`Position`] numbers the
+//!   changes of a partition, and a [`Mark`] tells apart two logs that agree up to some position and then differ,
+//!   because changes were lost. A [`LogPoint`] is both together.
+//! - **The leases**, each with a ttl and an owner. [`Takeover`] says when a session may move from one to another.
+//!
+//! Its methods fail with a [`StorageError`], or a [`LogError`] if they read the log or a snapshot.
 
 mod error;
 pub mod file;
@@ -304,24 +343,25 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
 /// How a storage is divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// Parts of the set that can be read by themselves; at least 1.
+    /// The number of buckets: parts of the set of sessions, each read in one step. At least 1.
     pub buckets: u32,
-    /// Parts of the log that are ordered by themselves; at least 1.
+    /// The number of partitions: parts of the log, each with its own order of changes. At least 1.
     pub partitions: u32,
 }
 
-/// The number of a change in its partition's log. The first change has 1; 0 is the place before it.
+/// The number of a change in its partition's log. The first change has number 1, and 0 is the place before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position(pub u64);
 
 /// A random number that a storage gives to a stretch of its log. Marks tell two histories of one registry apart.
 ///
-/// The mark at a position is that of the stretch with the change at this position. At position 0 it is that of the log's
-/// birth. What a stretch is depends on the storage: all changes of a process, of an opening of a file, or of one step.
+/// Two logs of one registry with the same mark at a position have the same changes up to it. The mark at a position is
+/// that of the stretch that its change belongs to. The mark at position 0 is drawn when the log begins. What a stretch
+/// is depends on the storage: all changes of a process, all since a file was opened, or those of one step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Mark(pub u64);
 
-/// A position in a partition's log, and the mark there. It names one history up to this position.
+/// A position in a partition's log, and the mark there. Names one history up to this position.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LogPoint {
     /// The position.
@@ -331,16 +371,17 @@ pub struct LogPoint {
 }
 
 impl LogPoint {
-    /// Returns the point at the last of `changes`, which come right after this point.
+    /// Returns the point at the last of `changes`, which follow this point.
     #[must_use]
     pub fn past(self, changes: &Changes) -> Self {
         Self { position: Position(self.position.0 + changes.events.len() as u64), mark: changes.mark }
     }
 }
 
-/// The identity of a registry: made by chance when it begins, and kept for as long as its log goes on.
+/// The identity of a registry: a random number that is drawn when the registry begins, and kept for as long as its log
+/// continues.
 ///
-/// Its text is 16 hexadecimal digits.
+/// Its text form is 16 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RegistryId(pub u64);
 
@@ -353,13 +394,13 @@ impl fmt::Display for RegistryId {
 /// How far the log of a registry reaches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogExtent {
-    /// The registry that the log is of.
+    /// The registry that the log belongs to.
     pub registry_id: RegistryId,
-    /// For each partition, the points between which changes are held: those after `start` up to and with `end`.
+    /// For each partition, the points between which changes are held: after `start`, up to and including `end`.
     pub partitions: Vec<Range<LogPoint>>,
 }
 
-/// Some changes of one partition that follow each other.
+/// Consecutive changes of one partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Changes {
     /// The changes, in order; at least one.
@@ -368,23 +409,24 @@ pub struct Changes {
     pub mark: Mark,
 }
 
-/// Where the sessions under some leases are.
+/// The buckets that have sessions under some leases.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeaseBuckets {
-    /// For each partition, the point of its log at which this is true.
+    /// For each partition, the point of its log at which the answer is true.
     pub points: Vec<LogPoint>,
-    /// In ascending order, the buckets that have sessions under the leases, by the log, also if the leases have ended. Others may be
-    /// among them.
+    /// The buckets that have sessions under the leases, in ascending order. Others may be among them. A session counts
+    /// as being under the lease that the log names, even if that lease has ended.
     pub buckets: Vec<u32>,
 }
 
-/// What is in some buckets.
+/// The sessions in some buckets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BucketRun {
-    /// For each bucket read, in order, the point of its partition's log that its sessions reflect. All are of one history.
+    /// For each bucket that was read, in order, the point of its partition's log that its sessions reflect. All belong
+    /// to one history.
     pub points: Vec<LogPoint>,
-    /// The sessions in those buckets, in no particular order.
+    /// The sessions in those buckets, in any order.
     pub sessions: Vec<SessionKey>,
-    /// The lease of each of them, if leases were asked for; empty otherwise.
+    /// The lease of each of these sessions, if leases were requested. Empty otherwise.
     pub leases: Vec<Option<LeaseId>>,
 }

@@ -1,7 +1,17 @@
 //! The session subject, which observers subscribe to.
 //!
-//! A subject follows its storage's change log once per process and passes the changes on to any number of observers. It
-//! works without gRPC:
+//! A [`SessionSubject`] wraps a storage. It passes calls on to the storage, follows the storage's change log once per
+//! process, and passes each change on to any number of observers. A server has one; in your own process, start one
+//! without gRPC. There are two ways to observe it:
+//!
+//! - [`SessionSubject::observe`] returns an [`Observer`]. Read its [`Update`]s in a loop, or use it as a `futures`
+//!   `Stream`.
+//! - [`SessionSubject::subscribe`] calls your [`SessionObserver`] with each update, until its [`Subscription`] is
+//!   dropped.
+//!
+//! [`ObserveOptions`] says where an observer starts, and its [`Filter`] which sessions and changes it receives. An
+//! observer that wants to continue later keeps the [`Cursor`] after its last update and starts with
+//! [`Start::After`].
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -83,11 +93,14 @@ pub use self::{
 };
 pub use crate::{histogram::Times, relay::relay, reset::ResetReason};
 
-/// A session subject on top of a storage.
+/// Makes a storage observable: calls go to the storage, and every change goes to the observers.
+///
+/// Start one per process and storage, with [`start`](Self::start). Background tasks follow the storage's log, expire
+/// its leases and watch whether it accepts changes. Dropping the subject ends these tasks, and the remaining observers
+/// receive nothing more. To end them with a last update, call [`close`](Self::close) before.
 ///
 /// All methods may be called concurrently, from any number of tasks and threads, and observers may run on any tokio
-/// runtime. Background tasks follow the storage's log, expire its leases and watch whether it accepts changes. Dropping
-/// the subject ends these tasks, and the remaining observers receive nothing more.
+/// runtime.
 pub struct SessionSubject {
     inner: Arc<Inner>,
     vitals: Vitals,
@@ -97,14 +110,14 @@ pub struct SessionSubject {
 /// The limits of a subject.
 #[derive(Clone, Copy, Debug)]
 pub struct SubjectOptions {
-    /// How many events are retained for observers to resume from. The newest message is always retained. 1,048,576 by
-    /// default.
+    /// How many events are retained in memory, for observers that resume or fall behind. An observer that needs older
+    /// ones is reset. The newest batch of events is retained even if it exceeds this. 1,048,576 by default.
     pub retain_events: usize,
     /// How many bytes the retained events may take. 256 MiB by default.
     pub retain_bytes: usize,
     /// How many observers may exist at the same time. 100,000 by default.
     pub max_observers: usize,
-    /// How many ids the filter of one observer may name. 4096 by default.
+    /// How many ids the [`Filter`] of one observer may name. 4096 by default.
     pub max_filter_ids: usize,
     /// How many ids the filters of all observers may name in total. Each id takes about a hundred bytes. 16,777,216 by
     /// default.
@@ -196,7 +209,7 @@ pub struct SubjectStats {
     pub retained_bytes: usize,
     /// How many times an observer was reset.
     pub resets: ResetCounts,
-    /// Whether the storage's log can currently be read.
+    /// Whether the storage's log can currently be read. While it cannot, observers receive no changes.
     pub is_following: bool,
 }
 
@@ -214,12 +227,14 @@ pub(crate) struct Inner {
 }
 
 impl SessionSubject {
-    /// Follows `storage` and expires its leases, in tasks of the current tokio runtime. `encoder` encodes the messages
-    /// that observers share; `()` encodes none.
+    /// Starts a subject on `storage`: follows its log and expires its leases, in tasks of the current tokio runtime.
+    ///
+    /// `encoder` encodes the messages that observers share. Pass `()`, which encodes none, unless you serve the subject
+    /// over gRPC: that needs `sessiond::service::WireEncoder`.
     ///
     /// # Errors
     ///
-    /// [`StorageError`] if the storage cannot report how far its log reaches.
+    /// Returns a [`StorageError`] if the storage cannot report how far its log reaches.
     ///
     /// # Panics
     ///
@@ -252,11 +267,11 @@ impl SessionSubject {
         Ok(Self { inner, vitals, tasks })
     }
 
-    /// Creates sessions; see [`SessionStorage::create_with`].
+    /// Creates sessions, or moves them to a lease, as `options` says; see [`SessionStorage::create_with`].
     ///
     /// # Errors
     ///
-    /// The error of the storage.
+    /// Returns the storage's error.
     pub fn create_with<'a>(
         &'a self,
         sessions: &'a [SessionKey],
@@ -269,7 +284,7 @@ impl SessionSubject {
     ///
     /// # Errors
     ///
-    /// The error of the storage.
+    /// Returns the storage's error.
     pub async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
         let answers = self.create_with(sessions, lease.into()).await?;
         Ok(answers.sessions.into_iter().map(|creation| creation.created).collect())
@@ -279,7 +294,7 @@ impl SessionSubject {
     ///
     /// # Errors
     ///
-    /// The error of the storage.
+    /// Returns the storage's error.
     pub async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
         self.inner.storage_stats.measure(StorageOperation::Has, self.inner.storage.has(sessions)).await
     }
@@ -288,16 +303,16 @@ impl SessionSubject {
     ///
     /// # Errors
     ///
-    /// The error of the storage.
+    /// Returns the storage's error.
     pub async fn lookup(&self, sessions: &[SessionKey]) -> Result<Vec<Lookup>, StorageError> {
         self.inner.storage_stats.measure(StorageOperation::Lookup, self.inner.storage.lookup(sessions)).await
     }
 
-    /// Destroys sessions; see [`SessionStorage::destroy_with`].
+    /// Destroys sessions, and returns the places of the changes; see [`SessionStorage::destroy_with`].
     ///
     /// # Errors
     ///
-    /// The error of the storage.
+    /// Returns the storage's error.
     pub fn destroy_with<'a>(
         &'a self,
         sessions: &'a [SessionKey],
@@ -310,7 +325,7 @@ impl SessionSubject {
     ///
     /// # Errors
     ///
-    /// The error of the storage.
+    /// Returns the storage's error.
     pub async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
         Ok(self.destroy_with(sessions, lease).await?.sessions)
     }
@@ -319,7 +334,7 @@ impl SessionSubject {
     ///
     /// # Errors
     ///
-    /// The error of the storage.
+    /// Returns the storage's error.
     pub async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
         self.inner.storage_stats.measure(StorageOperation::GrantLease, self.inner.storage.grant_lease(ttl, owner)).await
     }
@@ -329,7 +344,7 @@ impl SessionSubject {
     ///
     /// # Errors
     ///
-    /// The error of the storage.
+    /// Returns the storage's error.
     pub async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, StorageError> {
         let Inner { storage, storage_stats, kept, .. } = &*self.inner;
         kept.keep(lease, async {
@@ -343,7 +358,7 @@ impl SessionSubject {
     ///
     /// # Errors
     ///
-    /// The error of the storage.
+    /// Returns the storage's error.
     pub async fn lease_owner(&self, lease: LeaseId) -> Result<Option<Arc<str>>, StorageError> {
         let Inner { storage, storage_stats, owners, .. } = &*self.inner;
         if let Some(owner) = owners.known(lease) {
@@ -361,7 +376,7 @@ impl SessionSubject {
     ///
     /// # Errors
     ///
-    /// The error of the storage.
+    /// Returns the storage's error.
     pub async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
         self.revoke_lease_with(lease, Duration::ZERO).await
     }
@@ -370,7 +385,7 @@ impl SessionSubject {
     ///
     /// # Errors
     ///
-    /// The error of the storage.
+    /// Returns the storage's error.
     pub async fn revoke_lease_with(&self, lease: LeaseId, linger: Duration) -> Result<u64, StorageError> {
         let _ending = self.inner.kept.ending(lease);
         let Inner { storage, storage_stats, .. } = &*self.inner;
@@ -381,7 +396,7 @@ impl SessionSubject {
     ///
     /// # Errors
     ///
-    /// The error of the storage.
+    /// Returns the storage's error.
     pub async fn list_leases(&self, query: &LeaseQuery) -> Result<LeasePage, StorageError> {
         self.inner.storage_stats.measure(StorageOperation::ListLeases, self.inner.storage.list_leases(query)).await
     }
@@ -390,7 +405,7 @@ impl SessionSubject {
     ///
     /// # Errors
     ///
-    /// The error of the storage.
+    /// Returns the storage's error.
     pub async fn lease_count(&self) -> Result<u64, StorageError> {
         self.inner.storage.lease_count().await
     }
@@ -399,18 +414,20 @@ impl SessionSubject {
     ///
     /// # Errors
     ///
-    /// The error of the storage.
+    /// Returns the storage's error.
     pub async fn session_count(&self) -> Result<u64, StorageError> {
         self.inner.storage.session_count().await
     }
 
     /// Returns an observer of every change made after this call returns.
     ///
-    /// A cursor that cannot be honoured is not an error: the observer starts with [`Update::Reset`].
+    /// Depending on [`ObserveOptions::start`], it first receives a snapshot of the existing sessions, or the changes
+    /// since a cursor. A cursor that cannot be honoured is not an error: the observer starts with [`Update::Reset`].
     ///
     /// # Errors
     ///
-    /// [`ObserveError`] if a limit is reached, the subject is closed, or the storage cannot report where its log ends.
+    /// Returns an [`ObserveError`] if a limit is reached, the subject is closed, or the storage cannot report where its
+    /// log ends.
     pub async fn observe(&self, options: ObserveOptions) -> Result<Observer, ObserveError> {
         let ObserveOptions { start, filter } = options;
         let admission = Admission::new(&self.inner, filter.id_count());
@@ -420,7 +437,7 @@ impl SessionSubject {
         Ok(Observer::new(Arc::clone(&self.inner), admission, filter, beginning))
     }
 
-    /// Returns the maximum number of ids in a [`Filter`].
+    /// Returns the maximum number of ids in a [`Filter`]: [`SubjectOptions::max_filter_ids`].
     #[must_use]
     pub fn max_filter_ids(&self) -> usize {
         self.inner.options.max_filter_ids
@@ -430,7 +447,7 @@ impl SessionSubject {
     ///
     /// # Errors
     ///
-    /// The errors of [`observe`](Self::observe).
+    /// Returns the errors of [`observe`](Self::observe).
     ///
     /// # Panics
     ///
@@ -443,8 +460,8 @@ impl SessionSubject {
         Ok(Subscription::start(self.observe(options).await?, observer))
     }
 
-    /// Closes the subject. Each observer reads to the end of the log and then receives [`Update::Closed`]. New
-    /// observers are refused.
+    /// Ends all observers. Each reads to the end of the log and then receives [`Update::Closed`]. New observers are
+    /// refused. Calls that change or read the registry still work.
     pub fn close(&self) {
         self.inner.feed.close();
     }

@@ -106,12 +106,12 @@ impl AccessList {
         Ok(())
     }
 
-    /// Checks whether a caller with these credentials may make a call that requires `scope`. Without a scope, any
-    /// caller on the list may make the call.
+    /// Checks whether a caller with these credentials may make a call that requires `scope`. If `scope` is `None`, any
+    /// caller on the list may make the call. Entries that have expired at `now` do not count.
     ///
     /// # Errors
     ///
-    /// [`Refusal`] if the caller may not.
+    /// Returns a [`Refusal`] if the caller may not make the call.
     pub fn authorize(
         &self,
         credentials: &Credentials,

@@ -55,7 +55,8 @@ impl fmt::Display for TokenHash {
     }
 }
 
-/// The proof that a caller has a token: the token's name, and the hash of the whole token.
+/// The proof that a caller has a token: the token's name, and the hash of the whole token. It does not contain the
+/// secret.
 #[derive(Clone)]
 pub struct TokenProof {
     pub(super) name: String,
@@ -63,7 +64,8 @@ pub struct TokenProof {
 }
 
 impl TokenProof {
-    /// Parses the text that follows `Bearer `. Returns `None` if it is not a token.
+    /// Returns the proof of a token, which is the text after `Bearer ` in the `authorization` header. Returns `None` if
+    /// the text is not a token.
     #[must_use]
     pub fn of(token: &str) -> Option<Self> {
         // Names may contain dots, secrets do not.
@@ -90,7 +92,7 @@ pub enum TokenError {
     NoRandomness,
 }
 
-/// A newly generated token. Nothing else holds its secret.
+/// A newly generated token. Only this value holds its secret.
 pub struct NewToken {
     token: String,
     name: String,
@@ -101,7 +103,7 @@ impl NewToken {
     ///
     /// # Errors
     ///
-    /// [`TokenError`] if the name is invalid, or the operating system provides no random bytes.
+    /// Returns a [`TokenError`] if the name is invalid, or the operating system provides no random bytes.
     pub fn generate(name: &str) -> Result<Self, TokenError> {
         if !is_name(name) {
             return Err(TokenError::BadName(name.to_owned()));
@@ -112,7 +114,7 @@ impl NewToken {
         Ok(Self { token: format!("{name}.{digits}"), name: name.to_owned() })
     }
 
-    /// Returns the token itself, to show to its user once.
+    /// Returns the token itself. Show it to its user, and do not store it.
     #[must_use]
     pub fn token(&self) -> &str {
         &self.token

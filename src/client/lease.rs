@@ -23,9 +23,13 @@ use crate::session::LeaseId;
 
 /// A lease that is kept alive in the background. Created by [`Client::lease`].
 ///
-/// Dropping it revokes the lease, which destroys the sessions under it. If the gateway crashes, nothing keeps the lease
-/// alive, and its sessions are destroyed once the ttl has passed. A short ttl removes the sessions of a dead gateway
-/// sooner; a long one tolerates longer network problems.
+/// A lease ties sessions to the gateway that holds them. Create sessions under it with [`Client::create_under`] and its
+/// [`id`](Self::id). They are destroyed when the lease ends:
+///
+/// - Dropping this value revokes the lease. Call [`revoke`](Self::revoke) if you can.
+/// - If the gateway crashes, nothing keeps the lease alive, and it expires once its ttl has passed.
+///
+/// A short ttl removes the sessions of a dead gateway sooner; a long one tolerates longer network problems.
 ///
 /// # Outages
 ///
@@ -96,7 +100,8 @@ impl Client {
 }
 
 impl Lease {
-    /// Returns the id of the lease that is held, or of the last one if none is held.
+    /// Returns the id of the lease, under which to create sessions. While no lease is held, this is the id of the last
+    /// one.
     ///
     /// The id changes with each [`LeaseEvent::Regranted`].
     #[must_use]
@@ -118,8 +123,10 @@ impl Lease {
 
     /// Revokes the lease and returns how many sessions were destroyed with it.
     ///
-    /// Call this in an orderly shutdown. Dropping the lease only leaves the call to the background task, and the
-    /// runtime may end before it is made. This takes no longer than the client's timeout.
+    /// Call this in an orderly shutdown. Dropping the `Lease` also revokes the lease, but in the background, and the
+    /// runtime may end before that. This takes no longer than the client's timeout.
+    ///
+    /// To let clients move to other gateways first, see [`Client::linger_lease`].
     ///
     /// # Cancel safety
     ///

@@ -6,7 +6,7 @@ use crate::{
     session::{LeaseId, SessionKey},
 };
 
-/// Where a session is, returned by [`Client::lookup`].
+/// Where a session is: which lease, and so which gateway, holds it. Returned by [`Client::lookup`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Located {
@@ -32,7 +32,7 @@ pub struct LeaseHolder {
 pub struct Taken {
     /// Whether the session did not exist and this call created it.
     pub created: bool,
-    /// The lease that holds the session, or `None` if it is now the caller's own lease.
+    /// The other lease that the session stays under. `None` if the session is now under the lease that was passed.
     pub held_by: Option<LeaseHolder>,
 }
 
@@ -59,14 +59,18 @@ impl Client {
         Ok(Located { exists: answer.exists, lease: answer.lease.and_then(LeaseHolder::from_proto) })
     }
 
-    /// Creates a session under `lease`, or moves it there if it is under `only_from`.
+    /// Creates a session under `lease`, or moves it there if it is under `only_from` or under no lease.
     ///
-    /// `only_from` is the lease to take an existing session from; `None` takes it only if it is under no lease. A lease
-    /// that has ended or lingers does not protect its sessions. If the session is under any other lease, it stays
-    /// there, and [`Taken::held_by`] says which one.
+    /// If the session is under any other lease, it stays there, and [`Taken::held_by`] says which one. A lease that has
+    /// ended or lingers does not protect its sessions: they count as being under no lease. If the session is already
+    /// under `lease`, nothing changes, so it is safe to retry this.
     ///
-    /// With the lease that [`lookup`](Self::lookup) returned, this takes the session from that lease, but not from one
-    /// that took it later. `None` restores sessions without stealing them.
+    /// Choose `only_from` by what you want:
+    ///
+    /// - To take a session over because its client has just connected here, pass the lease that
+    ///   [`lookup`](Self::lookup) returned. If a third gateway has taken the session since, it keeps it.
+    /// - To register sessions again after the gateway lost its lease, pass `None`. Sessions that other gateways have
+    ///   taken since stay there.
     ///
     /// # Errors
     ///
@@ -111,8 +115,8 @@ impl Client {
     /// Does what [`take`](Self::take) does for many sessions. Returns the lease that each is under afterwards, in
     /// order.
     ///
-    /// A gateway that has lost its lease passes `None` to register its sessions again. This leaves sessions that have
-    /// moved to another gateway where they are.
+    /// A gateway that has lost its lease passes `None` as `only_from` to register its sessions again under its new
+    /// lease. This leaves sessions that have moved to another gateway where they are.
     ///
     /// # Errors
     ///

@@ -46,6 +46,9 @@ const SILENCE_SLACK: Duration = Duration::from_secs(1);
 
 /// An observer of the registry, returned by [`Client::watch`](super::Client::watch). Dropping it ends the stream.
 ///
+/// Call [`next`](Self::next) in a loop, or use the watch as a `futures` `Stream`. [`WatchUpdate`] explains what to do
+/// with the updates.
+///
 /// If the connection breaks, the watch returns [`WatchUpdate::Disconnected`], reconnects, and resumes after the last
 /// update that [`next`](Self::next) returned. No event is lost or repeated. If resuming is impossible, it returns
 /// [`WatchUpdate::Reset`], and a full snapshot follows.
@@ -144,6 +147,9 @@ impl Watch {
     /// Returns the places in the change log that came with the last update, if the watch has
     /// [`placements`](WatchOptions::placements).
     ///
+    /// They say how far the watch has come. The gRPC calls that change sessions return the place of their change if
+    /// `with_place` is set in the request. Once the watch has reached that place, it has returned that change.
+    ///
     /// [`WatchUpdate::Subscribed`], [`WatchUpdate::Synced`] and [`WatchUpdate::Heartbeat`] carry one place for each
     /// partition, and [`WatchUpdate::Events`] the place of its last event. Other updates carry none.
     #[must_use]
@@ -153,8 +159,8 @@ impl Watch {
 
     /// Waits for the next update.
     ///
-    /// Call this in a loop: the watch connects and reads only within this method. An observer that falls further behind
-    /// than the events that the server retains gets a reset.
+    /// Call this in a loop: the watch connects and reads only within this method. If you call it so rarely that the
+    /// server no longer retains the next event, the watch returns [`WatchUpdate::Reset`].
     ///
     /// # Cancel safety
     ///
@@ -163,8 +169,8 @@ impl Watch {
     ///
     /// # Errors
     ///
-    /// Returns an error that is not retryable ([`ClientError::is_retryable`]). All other errors are returned as
-    /// [`WatchUpdate::Disconnected`], and the watch recovers from them.
+    /// Returns an error only if it is not [retryable](ClientError::is_retryable), such as a missing permission. The
+    /// watch recovers from all other errors by itself, and reports them as [`WatchUpdate::Disconnected`].
     ///
     /// You may call this again after an error. The watch then waits, reconnects, and resumes where it stopped.
     pub async fn next(&mut self) -> Result<WatchUpdate, ClientError> {
@@ -227,9 +233,9 @@ impl Watch {
         }
     }
 
-    /// Extends the deadline of an open stream if it passed while the caller was busy and may have blocked the runtime, so
-    /// that no message could arrive. This happens only once between messages: frequent calls must not keep a dead stream
-    /// alive.
+    /// Extends the deadline of an open stream if it passed while the caller was busy and may have blocked the runtime,
+    /// so that no message could arrive. This happens only once between messages: frequent calls must not keep a dead
+    /// stream alive.
     fn excuse_busy_caller(&mut self) {
         if let State::Open(open) = &mut self.state
             && !open.is_extended
@@ -318,7 +324,8 @@ impl Watch {
     }
 }
 
-/// The same as [`Watch::next`]. The stream never ends: after an error, it waits, reconnects, and resumes where it stopped.
+/// Returns what [`Watch::next`] returns. The stream never ends: after an error, it waits, reconnects, and resumes where
+/// it stopped.
 impl Stream for Watch {
     type Item = Result<WatchUpdate, ClientError>;
 

@@ -26,8 +26,8 @@ const REMINDER: Duration = Duration::from_secs(60);
 
 /// How long a starting server waits for a storage that cannot be opened yet.
 ///
-/// It waits only if the error can go away by itself, for example if Redis is unreachable or still loads its data. See
-/// [`OpenError::may_pass`](crate::storage::OpenError::may_pass).
+/// It waits only if the error can go away by itself, for example if Redis is unreachable or still loads its data; see
+/// [`OpenError::may_pass`](crate::storage::OpenError::may_pass). Otherwise the server fails immediately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StorageWait {
     /// Wait until the storage is open.

@@ -45,7 +45,7 @@ pub enum ConfigFileError {
 }
 
 impl ConfigFileError {
-    /// Returns what the file is for.
+    /// Returns the kind of the file.
     #[must_use]
     pub fn file(&self) -> ConfigFile {
         match self {
@@ -54,17 +54,17 @@ impl ConfigFileError {
     }
 }
 
-/// What a configuration file is for.
+/// The kind of a configuration file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConfigFile {
-    /// The server's certificate; see [`TlsFiles::cert`](super::TlsFiles::cert).
+    /// The server's TLS certificate; see [`TlsFiles::cert`](super::TlsFiles::cert).
     Certificate,
     /// The key of that certificate; see [`TlsFiles::key`](super::TlsFiles::key).
     PrivateKey,
     /// The root certificates of clients; see [`TlsFiles::client_ca`](super::TlsFiles::client_ca).
     ClientCa,
-    /// Who may call; see [`ServerConfig::access_file`](super::ServerConfig::access_file).
+    /// The file with the access list; see [`ServerConfig::access_file`](super::ServerConfig::access_file).
     AccessList,
 }
 

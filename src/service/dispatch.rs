@@ -31,8 +31,8 @@ pub(crate) fn is_unary(path: &str) -> bool {
 
 /// The gRPC services of a subject, for any HTTP/2 server.
 ///
-/// The subject must have been started with [`WireEncoder`](super::WireEncoder), because streams send events exactly as
-/// they were encoded there.
+/// Start the subject with [`WireEncoder`](super::WireEncoder). Streams send events exactly as the subject's encoder
+/// encoded them, so with any other encoder clients receive wrong messages or none.
 ///
 /// Calls are dispatched here instead of by tonic's generated servers and router, which cost more per call:
 /// docs/benchmarks.md compares them.
@@ -49,7 +49,9 @@ impl Service {
         Self { calls: Calls { shared: Arc::new(Shared { subject, options, limits }) } }
     }
 
-    /// Answers one request. If the future is dropped, each session of the call either was changed or was not.
+    /// Answers one gRPC request. Errors are gRPC responses, too.
+    ///
+    /// If the future is dropped, the call may have changed all, some or none of its sessions.
     pub fn call<B>(self, request: Request<B>) -> impl Future<Output = Response<ResponseBody>>
     where
         B: Body<Data = Bytes>,

@@ -14,7 +14,8 @@ use crate::{
     subject::{Cursor, EventEncoder, Update},
 };
 
-/// Encodes a subject's events for the wire, once for all observers.
+/// Encodes a subject's events as gRPC messages, once for all observers. A subject that is served by
+/// [`Service`](super::Service) needs it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WireEncoder;
 

@@ -30,7 +30,7 @@ const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encodin
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
-/// The body of a response.
+/// The body of a response: one message, or a stream of messages, and then the gRPC status.
 pub struct ResponseBody(Kind);
 
 enum Kind {

@@ -1,7 +1,4 @@
-//! Serialization of the ids (feature `serde`).
-//!
-//! Formats that people read, such as JSON, hold an id as its decimal text, because JavaScript rounds numbers beyond 2^53; a
-//! number is accepted too. Binary formats hold an integer.
+//! Serialization of the ids (feature `serde`). [`session`](super) describes the formats.
 
 use std::fmt;
 

@@ -1,9 +1,11 @@
-//! The conformance suite, which every storage must pass, including storages outside this crate.
+//! The conformance suite: tests for a storage of your own.
 //!
-//! The suite checks the obligations of [`SessionStorage`] and nothing else. It makes no assumption about where sessions
-//! are stored or how many buckets and partitions there are. It uses real time, and its shortest leases last one second.
+//! Every storage must pass it, and those of this crate do. It checks the obligations of [`SessionStorage`] and nothing
+//! else. It makes no assumption about where sessions are stored or how many buckets and partitions there are.
 //!
-//! Implement [`StorageFactory`], and generate a test for each case:
+//! Implement [`StorageFactory`], which creates empty registries, and generate a test for each [`Case`] with
+//! [`storage_conformance_tests`](crate::storage_conformance_tests). A test that fails reports a [`Violation`]: the
+//! [`Obligation`] that the storage breaks, and what the case observed.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -25,9 +27,13 @@
 //! # fn main() {}
 //! ```
 //!
-//! If a storage runs in the process and uses tokio's clock, like the one above, pause that clock: the suite then does
-//! not have to wait. Also run the suite on a multi-threaded runtime, where calls run in parallel. Without the macro,
-//! use [`cases`] or [`run`].
+//! The suite takes real time, because leases must expire; the shortest last one second. If a storage runs in the
+//! process and uses tokio's clock, like the one above, pause that clock, and the suite need not wait. Also run the
+//! suite on a multi-threaded runtime, where calls run in parallel. To run it without the macro, use [`cases`] or
+//! [`run`].
+//!
+//! Some cases make the storage refuse changes, as a full disk does. They run only if the factory supports it: see
+//! [`StorageFactory::open_refusable`].
 
 mod audit;
 mod buckets;
@@ -68,8 +74,8 @@ const CASE_DEADLINE: Duration = Duration::from_secs(300);
 /// Creates the registries that the suite tests.
 #[async_trait]
 pub trait StorageFactory: Send + Sync {
-    /// Creates an empty registry that is used by nothing else. Returns handles to it: one, or several if the storage
-    /// can be shared by several processes. The suite uses the handles in turn, and runs
+    /// Creates an empty registry that nothing else uses, and returns handles to it: one, or several if several
+    /// processes can share the storage. The suite uses the handles in turn, and runs
     /// [`expire_leases`](SessionStorage::expire_leases) on each.
     ///
     /// Each partition must keep at least [`StorageOptions::retain_events`] changes. `max_sessions` and `max_leases`
@@ -86,13 +92,14 @@ pub trait StorageFactory: Send + Sync {
         None
     }
 
-    /// The tolerance for late expiry on a busy machine, in addition to the second after its ttl within which a lease
-    /// must expire. Zero is enough if the clock is paused.
+    /// Returns how late a lease may expire on a busy machine. The suite adds this to the second after the ttl within
+    /// which a lease must expire. 10 s by default. Zero is enough if the clock is paused.
     fn slack(&self) -> Duration {
         Duration::from_secs(10)
     }
 
-    /// The names of the cases that this storage need not pass. An implementation should give the reason for each.
+    /// Returns the names of the cases that this storage need not pass; none by default. Give the reason for each in a
+    /// comment.
     fn skipped(&self) -> &'static [&'static str] {
         &[]
     }
@@ -108,7 +115,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// The name of the case, which describes the tested behavior.
+    /// Returns the name of the case, which describes the tested behavior.
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name

@@ -1,62 +1,62 @@
-//! What can go wrong in a storage.
+//! The errors of a storage.
 
 use std::error::Error;
 
 use super::WriteRefusal;
 use crate::session::LeaseId;
 
-/// Why a storage did not do what it was asked.
+/// Why a call to a storage failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StorageError {
-    /// The storage cannot be reached or does not answer; a later retry can help.
-    #[error("the storage is out of reach")]
+    /// The storage cannot be reached or does not answer. A later retry can help.
+    #[error("the storage cannot be reached")]
     Unavailable(#[source] Box<dyn Error + Send + Sync>),
-    /// The storage can be read but refuses changes; a later retry can help.
+    /// The storage can be read but refuses changes. A later retry can help.
     #[error("the storage refuses changes")]
     Refused(#[source] WriteRefusal),
-    /// The registry holds as many sessions as it may.
-    #[error("the registry holds its limit of {limit} sessions")]
+    /// The registry has reached its limit of sessions.
+    #[error("the registry has reached its limit of {limit} sessions")]
     TooManySessions {
-        /// The limit, in sessions.
+        /// The limit.
         limit: u64,
     },
-    /// There are as many leases as there may be.
-    #[error("there are {limit} leases, which is the limit")]
+    /// The registry has reached its limit of leases.
+    #[error("the registry has reached its limit of {limit} leases")]
     TooManyLeases {
         /// The limit.
         limit: u64,
     },
-    /// There is no such lease: it expired, was revoked, or never was.
+    /// The lease has expired, was revoked, or never existed.
     #[error("lease {0} is gone")]
     UnknownLease(LeaseId),
-    /// The lease was revoked and lingers: it takes no sessions and cannot be kept alive.
-    #[error("lease {0} was revoked, and lingers")]
+    /// The lease was revoked and lingers: it accepts no sessions and cannot be kept alive.
+    #[error("lease {0} was revoked and lingers")]
     LeaseLingers(LeaseId),
-    /// The storage does not keep its own contract: it or what lies beneath it is broken.
+    /// The storage, or the store that it uses, is broken or does not behave as it must. A retry does not help.
     #[error("the storage is broken")]
     Broken(#[source] Box<dyn Error + Send + Sync>),
 }
 
 impl StorageError {
-    /// Whether the same call may succeed later although nobody has changed it or raised a limit.
+    /// Returns whether the same call may succeed later without any change to it or to the limits.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Refused(_))
     }
 }
 
-/// Why the changes after a position cannot be had.
+/// Why the log, or the sessions at some point of it, cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LogError {
-    /// Some of them are no longer held.
+    /// The log no longer holds some of the changes after that position.
     #[error("changes after that position are no longer held")]
     Trimmed,
-    /// The log does not contain the point: the storage lost changes, or began anew under another registry id.
-    #[error("the storage lost changes or began anew")]
+    /// The log does not contain that point: the storage lost changes, or started over under another registry id.
+    #[error("the storage lost changes or started over")]
     Restarted,
-    /// The storage could not be asked.
+    /// The call to the storage failed.
     #[error(transparent)]
     Storage(#[from] StorageError),
 }

@@ -1,5 +1,10 @@
 //! The file storage: the memory storage, made durable by a journal.
 //!
+//! Open a registry with [`FileStorage::open`], or with the URL `file:PATH`. [`backup()`] copies its file, even while a
+//! server uses it.
+//!
+//! # How it works
+//!
 //! Reads never touch the disk. Changes are made in memory and recorded in a journal (`storage/journal.rs`). One thread
 //! writes the records to disk, many changes per sync. Only then are the changes acknowledged and shown to log
 //! followers.
@@ -79,11 +84,11 @@ impl FileStorage {
     ///
     /// # Errors
     ///
-    /// [`FileError`], whose message says what to do.
+    /// Returns a [`FileError`] if the file cannot be opened. Its message says what to do.
     ///
     /// # Panics
     ///
-    /// If called outside a tokio runtime.
+    /// Panics if called outside a tokio runtime.
     pub async fn open(path: impl Into<PathBuf>, options: StorageOptions) -> Result<Self, FileError> {
         Self::open_on(Arc::new(Files), path.into(), options).await
     }

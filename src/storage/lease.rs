@@ -1,4 +1,4 @@
-//! What a storage tells of its leases.
+//! Listing the leases of a storage.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,41 +7,42 @@ use crate::session::LeaseId;
 /// The longest linger of a revoked lease.
 pub const MAX_LINGER: Duration = Duration::from_secs(3600);
 
-/// Which leases to list, and from where on.
+/// Which leases to list, and where to continue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseQuery {
-    /// Only leases with a higher id than this one.
+    /// Only leases with a higher id than this one: the [`LeasePage::next`] of the page before. `None` for the first
+    /// page.
     pub after: Option<LeaseId>,
-    /// The most leases of the answer, at least 1.
+    /// The maximum number of leases in the answer, at least 1.
     pub limit: usize,
-    /// Only leases that were granted to exactly this owner.
+    /// Only leases with exactly this owner. `None` for all.
     pub owner: Option<String>,
-    /// Only these leases; empty for all.
+    /// Only these leases. Empty for all.
     pub lease_ids: Vec<LeaseId>,
 }
 
-/// Some leases, in the order of their ids.
+/// A page of leases, ordered by id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeasePage {
-    /// The leases. There may be fewer than the limit, or none, although others follow.
+    /// The leases. A page may be short or even empty although another one follows.
     pub leases: Vec<LeaseStatus>,
-    /// If others may follow, the [`LeaseQuery::after`] that finds them.
+    /// The [`LeaseQuery::after`] of the next page. `None` if this is the last one.
     pub next: Option<LeaseId>,
 }
 
-/// One lease that has not ended.
+/// A lease that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseStatus {
-    /// The lease.
+    /// The id of the lease.
     pub lease: LeaseId,
-    /// Who it was granted to.
+    /// The owner of the lease, by convention the address of a gateway.
     pub owner: Arc<str>,
-    /// How long it lives without being kept alive.
+    /// How long the lease lives without being kept alive.
     pub ttl: Duration,
-    /// When it ends if nobody keeps it alive. A lease that lingers ends then in any case.
+    /// The time until the lease ends, unless it is kept alive. A lease that lingers cannot be kept alive.
     pub expires_in: Duration,
-    /// How many sessions are under it. Exact in each partition at the moment when it was counted.
+    /// The number of sessions under the lease. Exact in each partition at the moment when it was counted.
     pub session_count: u64,
-    /// Whether it lingers: it was revoked, and ends when its linger has passed.
+    /// Whether the lease was revoked with a linger that has not passed yet.
     pub lingers: bool,
 }

@@ -1,6 +1,10 @@
 //! The memory storage: fast, and gone when the process ends.
 //!
-//! The sessions lie in a fixed number of buckets. Each bucket is a small hash table with its own lock, so no table of
+//! Create one with [`MemoryStorage::new`], or open the URL `memory:`.
+//!
+//! # How it works
+//!
+//! The sessions are in a fixed number of buckets. Each bucket is a small hash table with its own lock, so no table of
 //! millions of entries is ever rehashed at once. A change is made under its bucket's lock, and appended to its
 //! partition's log before that lock is released. This makes the two atomic, and reads of a bucket exact.
 
@@ -107,14 +111,14 @@ pub struct MemoryOptions {
     pub partitions: u32,
     /// How many changes each partition retains, as described at
     /// [`StorageOptions::retain_events`](super::StorageOptions::retain_events). Rounded up to whole segments of at most
-    /// 4096.
+    /// 4096. 1,048,576 by default.
     pub retain_events: usize,
-    /// The maximum number of sessions.
+    /// The maximum number of sessions. 200,000,000 by default.
     pub max_sessions: u64,
-    /// The maximum number of leases.
+    /// The maximum number of leases. 1,000,000 by default.
     pub max_leases: u64,
-    /// The longest time that an outage adds to leases, as described at
-    /// [`StorageOptions::outage_grace`](super::StorageOptions::outage_grace).
+    /// Limits the extra time that leases get after an outage, as described at
+    /// [`StorageOptions::outage_grace`](super::StorageOptions::outage_grace). 150 s by default.
     pub outage_grace: Duration,
 }
 

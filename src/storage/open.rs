@@ -29,16 +29,16 @@ pub enum StorageUrl {
 /// Options that apply to every storage.
 #[derive(Clone, Copy, Debug)]
 pub struct StorageOptions {
-    /// How many changes each partition of the log retains for followers, at least 1. Once a follower has read them, a
-    /// storage may keep only the newest 65,536.
+    /// How many changes each partition of the log retains for followers, at least 1. Of the changes that a follower has
+    /// already read, a storage may keep only the newest 65,536.
     pub retain_events: usize,
     /// The maximum number of sessions in the registry.
     pub max_sessions: u64,
     /// The maximum number of leases.
     pub max_leases: u64,
-    /// The longest time that an outage of the storage adds to leases with a shorter ttl. After an outage of length T,
-    /// each lease gets its ttl again, and at least the shorter of T + 20 s and this time. A restart of a file storage
-    /// and a pause of the process of more than 5 s also count as outages.
+    /// Limits how much longer leases with a short ttl live because of an outage of the storage. After an outage of
+    /// length T, each lease gets its ttl again, and at least the shorter of T + 20 s and this time. A restart of a file
+    /// storage and a pause of the process of more than 5 s also count as outages.
     pub outage_grace: Duration,
 }
 
@@ -53,11 +53,11 @@ impl StorageUrl {
     ///
     /// # Errors
     ///
-    /// [`OpenError`] if the storage cannot be opened. Opening the memory storage never fails.
+    /// Returns an [`OpenError`] if the storage cannot be opened. Opening the memory storage never fails.
     ///
     /// # Panics
     ///
-    /// If called outside a tokio runtime.
+    /// Panics if called outside a tokio runtime.
     pub async fn open(&self, options: StorageOptions) -> Result<Arc<dyn SessionStorage>, OpenError> {
         let StorageOptions { retain_events, max_sessions, max_leases, outage_grace } = options;
         match self {

@@ -1,4 +1,4 @@
-//! Which lease a session is under, and how that is changed.
+//! Which lease a session is under, and how sessions come under a lease.
 
 use std::ops::Deref;
 
@@ -10,19 +10,20 @@ use crate::session::LeaseId;
 /// How sessions are created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CreateOptions {
-    /// The lease that they come under, if any.
+    /// The lease to put them under. With `None`, new sessions are under no lease, and existing ones keep theirs.
     pub lease: Option<LeaseId>,
-    /// Which sessions that exist already move to that lease. Without a lease, none does.
+    /// Which existing sessions move to that lease. Has no effect without a lease.
     pub takeover: Takeover,
 }
 
-/// Which sessions that exist already move to the lease of a create.
+/// Which existing sessions a create moves to its lease.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Takeover {
     /// Every session: the newest connection wins.
     #[default]
     Always,
-    /// Only sessions under this lease, and those that no lease protects: under no lease, or under one that has ended or lingers.
+    /// Only sessions under this lease, and those that no lease protects: under no lease, or under one that has ended or
+    /// lingers.
     OnlyFrom(Option<LeaseId>),
 }
 
@@ -32,33 +33,36 @@ impl From<Option<LeaseId>> for CreateOptions {
     }
 }
 
-/// What became of one session that was to be created.
+/// The answer to a create, for one session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Creation {
-    /// Whether this call created it.
+    /// Whether this call created the session. False if it existed already.
     pub created: bool,
-    /// The lease that it is under after the call.
+    /// The lease that the session is under after the call, if any.
     pub lease: Option<LeaseId>,
 }
 
-/// What a lookup found out about one session.
+/// The answer to a lookup, for one session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lookup {
-    /// Whether it exists.
+    /// Whether the session exists.
     pub exists: bool,
-    /// The lease that it is under.
+    /// The lease that the session is under, if any.
     pub lease: Option<LeaseId>,
 }
 
 /// The answers of a call that may change sessions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answers<T> {
-    /// One for each session, in order.
+    /// One answer for each session, in order.
     pub sessions: Vec<T>,
-    /// Where they are true: for each partition with sessions of the call, the last place.
+    /// For each partition with sessions of the call, the last place at which an answer is true.
     ///
-    /// A change that the call made is not after the place. In a call about one session, a change by another call that the
-    /// answer does not reflect is not before it. In a batch it may be: the place is that of the last answer.
+    /// Every change that this call made is at or before the place of its partition. So an observer that has reached the
+    /// place has received them all.
+    ///
+    /// In a call about one session, every change by another call that the answer does not reflect is after the place.
+    /// In a batch, such a change may be before it, because the place is that of the last answer.
     pub places: Places,
 }
 
@@ -71,12 +75,12 @@ pub struct Place {
     pub position: Position,
 }
 
-/// The last place in each of some partitions.
+/// The last place in each of several partitions. Dereferences to a slice of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Places(SmallVec<[Place; 1]>);
 
 impl Places {
-    /// Adds a place, unless a later one of its partition is there.
+    /// Adds a place, unless there is a later one in the same partition.
     pub fn add(&mut self, place: Place) {
         match self.0.iter_mut().find(|known| known.partition == place.partition) {
             Some(known) => known.position = known.position.max(place.position),

@@ -1,5 +1,9 @@
 //! A storage in Redis or Redis Cluster, which any number of sessiond replicas share.
 //!
+//! Open a registry with [`RedisStorage::open`], or with one of the URLs that [`RedisUrl`] describes.
+//!
+//! # How it works
+//!
 //! The keys of a partition have the same hash tag. A cluster therefore keeps them on one node, and a script can change
 //! them atomically. A partition has:
 //!

@@ -53,7 +53,7 @@ pub struct ResetCounts {
 }
 
 impl ResetCounts {
-    /// All resets together.
+    /// Returns the number of all resets together.
     #[must_use]
     pub fn total(&self) -> u64 {
         let Self { cursor_expired, cursor_foreign, lagged, storage_restarted } = self;

@@ -4,19 +4,22 @@ use std::collections::HashSet;
 
 use crate::session::{AuthKeyId, LeaseId, SessionChange, SessionEvent, SessionId, SessionKey};
 
-/// Selects which sessions and changes an observer receives. A session must match every set that is not empty.
+/// Selects which sessions and changes an observer receives. The default is every session and every change, without
+/// placements.
+///
+/// A session must match every set that is not empty.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     /// Only sessions with these ids; empty for all.
     pub session_ids: HashSet<SessionId>,
     /// Only sessions under these auth keys; empty for all.
     pub auth_key_ids: HashSet<AuthKeyId>,
-    /// Only sessions under these leases; empty for all. A move passes if it is from or to one of them.
+    /// Only sessions under these leases; empty for all. A move passes if it is from or to one of them. Implies
+    /// `placements`.
     pub lease_ids: HashSet<LeaseId>,
-    /// Which kinds of change; all by default.
+    /// Which kinds of change to receive; all by default.
     pub changes: ChangeFilter,
-    /// Whether the observer also receives moves, and the lease of each session and event. Implied by leases in the
-    /// filter.
+    /// Whether the observer also receives placements: moves to other leases, and the lease of each session and event.
     pub placements: bool,
 }
 
@@ -47,7 +50,7 @@ impl Default for ChangeFilter {
 }
 
 impl Filter {
-    /// Returns whether the filter passes every event. Moves count only with placements.
+    /// Returns whether every event passes the filter. Without placements, moves do not count.
     #[must_use]
     pub fn is_all(&self) -> bool {
         let ChangeFilter { created, destroyed, moved } = self.changes;
@@ -87,7 +90,7 @@ impl Filter {
         self.lease_ids.is_empty() || lease.is_some_and(|lease| self.lease_ids.contains(&lease))
     }
 
-    /// Returns whether an event passes by its ids and its kind.
+    /// Returns whether an event passes the filter.
     #[must_use]
     pub fn passes(&self, event: &SessionEvent) -> bool {
         self.passes_change(event.change) && self.passes_by_id(event)

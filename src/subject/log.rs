@@ -66,13 +66,15 @@ impl Chunk {
     }
 }
 
-/// Encodes the message of a chunk, once for all observers. Observers in the same process that read events need no
-/// message.
+/// Encodes events as a message, once for all observers that receive the same events.
+///
+/// [`Events::wire`](super::Events::wire) returns the message. Observers that read
+/// [`Events::events`](super::Events::events) need no message: pass `()` as the encoder.
 pub trait EventEncoder: Send + Sync + 'static {
-    /// Encodes `events`. `cursor` is an observer's cursor after them.
+    /// Encodes `events` for observers without placements. `cursor` is an observer's cursor after them.
     fn encode(&self, events: &[SessionEvent], cursor: &Cursor) -> Bytes;
 
-    /// Encodes `events` for streams with placements. `last` is the place of the last event.
+    /// Encodes `events` for observers with placements. `last` is the place of the last event.
     fn encode_placed(&self, events: &[SessionEvent], cursor: &Cursor, last: storage::Place) -> Bytes;
 }
 

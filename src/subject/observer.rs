@@ -25,10 +25,14 @@ use crate::storage::{self, Position, RegistryId};
 /// After skipping this many events, an observer yields to the other tasks of its thread.
 const EVENTS_BETWEEN_YIELDS: usize = 16_384;
 
-/// A stream of the changes to the sessions that pass a filter.
+/// A stream of the changes to the sessions that pass a filter. Returned by
+/// [`SessionSubject::observe`](super::SessionSubject::observe).
+///
+/// Call [`next`](Self::next) in a loop, or use the observer as a `futures` `Stream`. [`Update`] explains what to do
+/// with the updates. Dropping the observer unsubscribes.
 ///
 /// An observer is a position in a log that all observers share. A slow one costs no more than any other and delays
-/// nobody. Dropping it unsubscribes.
+/// nobody. One that falls behind the retained events receives [`Update::Reset`].
 pub struct Observer {
     inner: Arc<Inner>,
     filter: Arc<Filter>,
@@ -100,8 +104,8 @@ impl Observer {
         self.registry_id
     }
 
-    /// Returns the cursor after the last update. An observer that starts with it continues exactly there. `None` from
-    /// the start of a snapshot until it is synced.
+    /// Returns the cursor after the last update. An observer that starts with it and has the same filter continues
+    /// exactly there. `None` from the start of a snapshot until [`Update::Synced`]: a snapshot cannot be resumed.
     #[must_use]
     pub fn cursor(&self) -> Option<Cursor> {
         match &self.phase {
@@ -115,7 +119,11 @@ impl Observer {
         }
     }
 
-    /// Returns the place that the observer has reached in each partition. `None` for an observer without placements.
+    /// Returns the place that the observer has reached in each partition of the storage's log. `None` for an observer
+    /// without [placements](Filter::placements).
+    ///
+    /// Calls that change sessions return the places of their changes ([`Answers`](storage::Answers)). Once the observer
+    /// has reached such a place, it has received that change.
     #[must_use]
     pub fn places(&self) -> Option<Vec<storage::Place>> {
         if !self.filter.has_placements() {
@@ -149,9 +157,11 @@ impl Observer {
         matches!(self.phase, Phase::Following)
     }
 
-    /// Returns the next update; `None` after [`Update::Closed`].
+    /// Waits for the next update. Returns `None` after [`Update::Closed`].
     ///
-    /// Cancel safe: an update that was not returned is returned by the next call.
+    /// # Cancel safety
+    ///
+    /// This method is cancel-safe: if the future is dropped, no update is lost.
     pub async fn next(&mut self) -> Option<Update> {
         poll_fn(|context| self.poll_update(context)).await
     }
@@ -350,7 +360,7 @@ impl Observer {
     }
 }
 
-/// The same as [`Observer::next`]. The stream ends after [`Update::Closed`].
+/// Returns what [`Observer::next`] returns. The stream ends after [`Update::Closed`].
 impl Stream for Observer {
     type Item = Update;
 

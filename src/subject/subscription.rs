@@ -5,15 +5,18 @@ use tokio::task::JoinHandle;
 
 use super::{Observer, Update, cursor::Cursor};
 
-/// An observer that is called with updates. To read a stream instead, see [`Observer`].
+/// An observer that is called with updates. Pass it to
+/// [`SessionSubject::subscribe`](super::SessionSubject::subscribe). To read a stream instead, see [`Observer`].
 #[async_trait]
 pub trait SessionObserver: Send + 'static {
-    /// Handles one update. The next call waits until this one has returned. `cursor` is the place after the update, if
-    /// there is one.
+    /// Handles one update. The next call waits until this one has returned.
+    ///
+    /// `cursor` is the place after the update. It is `None` from the start of a snapshot until it is complete.
     async fn update(&mut self, update: Update, cursor: Option<Cursor>);
 }
 
-/// A task that calls an observer. Dropping it unsubscribes at the observer's next await.
+/// The task that calls a [`SessionObserver`]. Dropping it ends the task. An update that is being handled is cut off at
+/// its next `await`.
 #[derive(Debug)]
 #[must_use = "dropping a subscription ends it"]
 pub struct Subscription {

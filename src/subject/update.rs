@@ -11,25 +11,37 @@ use crate::{
     storage::Place,
 };
 
-/// One message to an observer.
+/// What an observer receives.
+///
+/// To mirror the registry exactly, start with [`Start::Snapshot`](super::Start::Snapshot) and set no filter by kind of
+/// change. Apply the updates in order:
+///
+/// - `Snapshot`: insert its sessions.
+/// - `Events`: insert sessions that were created, and remove those that were destroyed.
+/// - `Reset`: discard everything.
+///
+/// From `Synced` on, the mirror equals the registry. You may ignore the other updates.
+///
+/// With [placements](super::Filter::placements), also store the lease of each session. It comes with the session in
+/// `Placements`, and changes when the session moves.
 #[derive(Clone, Debug)]
 pub enum Update {
-    /// The stream has started. Always the first update.
+    /// The observer has started. Always the first update.
     Subscribed,
     /// Some of the existing sessions that pass the filter. Never empty.
     Snapshot(Vec<SessionKey>),
     /// Replaces [`Update::Snapshot`] for an observer with placements: each session with its lease.
     Placements(Vec<(SessionKey, Option<LeaseId>)>),
-    /// The snapshot is complete: the observer holds what the registry holds. Live events follow.
+    /// The snapshot is complete, and live events follow.
     Synced {
-        /// How many sessions exist that pass the filter by id.
+        /// The number of existing sessions that match the ids in the filter.
         session_count: u64,
     },
     /// Changes that pass the filter, in commit order. Never empty.
     Events(Events),
-    /// The stream lost its place: discard what you hold. A full snapshot follows, up to [`Update::Synced`].
+    /// The observer has lost its place: discard what you hold. A full snapshot follows, up to [`Update::Synced`].
     Reset(ResetReason),
-    /// The subject was closed. Always the last update. The observer's cursor is the place where the stream ended.
+    /// The subject was closed. Always the last update. Resume with the observer's cursor, if it has one.
     Closed,
 }
 
@@ -70,8 +82,9 @@ impl Events {
         }
     }
 
-    /// Returns the place of the last change that these events cover, including changes that the observer did not
-    /// receive.
+    /// Returns a place in the log. The observer has received all changes of that partition up to this place.
+    ///
+    /// It is the place of the last of these changes, or of a later one that the observer does not receive.
     #[must_use]
     pub fn last(&self) -> Place {
         match &self.0 {
@@ -80,7 +93,8 @@ impl Events {
         }
     }
 
-    /// Returns the message that the subject's encoder made of exactly these changes, if all observers share it.
+    /// Returns these changes as the message that the subject's [`EventEncoder`](super::EventEncoder) made of them.
+    /// `None` if they were selected for this observer, so that no shared message has exactly them.
     #[must_use]
     pub fn wire(&self) -> Option<Bytes> {
         match &self.0 {

@@ -17,9 +17,10 @@ pub struct LeaseGrant {
     pub ttl: Duration,
 }
 
-/// The calls behind leases. [`Client::lease`] makes them for you.
+/// The calls that manage leases, which [`Client::lease`] makes for you, and those that change sessions under a lease.
 impl Client {
-    /// Grants a lease that lives for `ttl` (1 s to 24 h) unless it is kept alive.
+    /// Grants a lease that expires after `ttl` (1 s to 24 h) unless it is kept alive. [`Client::lease`] also keeps it
+    /// alive.
     ///
     /// `owner` is at most 128 bytes, by convention the address at which the gateway can be reached.
     ///

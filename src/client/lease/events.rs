@@ -15,10 +15,10 @@ use crate::session::LeaseId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LeaseEvent {
-    /// The lease is gone, or may be because the registry could not be reached for a whole ttl.
+    /// The lease is gone, or may be gone because the registry could not be reached for a whole ttl.
     ///
-    /// If the lease is gone, so are its sessions. If the registry itself was away, they may have survived. One of the
-    /// other events follows as soon as the registry answers.
+    /// If the lease is gone, so are its sessions. If the registry itself was away, the lease and its sessions may have
+    /// survived. One of the other events follows as soon as the registry answers.
     Lost,
     /// The registry answers again, and the lease and its sessions have survived.
     ///
@@ -28,7 +28,7 @@ pub enum LeaseEvent {
     ///
     /// Register all sessions again with [`Client::batch_take`](crate::client::Client::batch_take) and `None`, which
     /// leaves sessions that have moved to another gateway where they are. If the loss and the new grant both happened
-    /// since the last event, `Lost` is left out.
+    /// since the last event, only `Regranted` is returned.
     Regranted(LeaseId),
 }
 
@@ -41,8 +41,9 @@ pub(super) struct LeaseState {
 
 /// The events of a lease, returned by [`Lease::events`](super::Lease::events). It does not keep the lease alive.
 ///
-/// However late you call [`next`](Self::next), the events are up to date and use a constant amount of memory. Events
-/// that are out of date by then are left out. A [`LeaseEvent::Regranted`] is left out only in favour of a newer one.
+/// Call [`next`](Self::next) in a loop, or use this as a `futures` `Stream`. However late you read, the events are up
+/// to date and take a constant amount of memory: events that are out of date by then are left out. A
+/// [`LeaseEvent::Regranted`] is left out only in favour of a newer one.
 #[derive(Debug)]
 #[must_use]
 pub struct LeaseEvents {
@@ -82,7 +83,8 @@ impl LeaseEvents {
     }
 }
 
-/// The same as [`LeaseEvents::next`]. The stream ends once the [`Lease`](super::Lease) has been dropped or revoked.
+/// Returns what [`LeaseEvents::next`] returns. The stream ends once the [`Lease`](super::Lease) has been dropped or
+/// revoked.
 impl Stream for LeaseEvents {
     type Item = LeaseEvent;
 

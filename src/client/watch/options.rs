@@ -29,7 +29,7 @@ pub enum EventType {
     Moved,
 }
 
-/// What a watch shows, and where it starts. The default is everything, from now on.
+/// What a watch returns, and where it starts. The default is every change of every session, from now on.
 ///
 /// A session must match every filter that is set. An empty filter matches everything.
 #[derive(Clone, Debug, Default)]
@@ -82,7 +82,7 @@ impl WatchOptions {
         self
     }
 
-    /// Also shows where sessions are.
+    /// Also shows where sessions are, that is, which lease each is under.
     ///
     /// This adds the lease of every session and event, events of sessions that move to another lease, and the
     /// [`places`](super::Watch::places) of updates.

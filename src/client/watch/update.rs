@@ -32,7 +32,7 @@ pub enum WatchUpdate {
         registry_id: String,
         /// The heartbeat interval of the stream.
         heartbeat: Duration,
-        /// The place at which the stream starts.
+        /// The cursor of the place at which the stream starts.
         cursor: String,
     },
     /// Some of the existing sessions that match the filters.
@@ -68,7 +68,8 @@ pub struct SnapshotSession {
     pub lease: Option<LeaseId>,
 }
 
-/// A position in the change log. Within one partition of one registry, positions only grow.
+/// A position in one partition of the registry's change log. Within one partition of one registry, positions only grow.
+/// See [`Watch::places`](super::Watch::places).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Place {
     /// The partition of the log.

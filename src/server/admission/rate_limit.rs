@@ -50,7 +50,7 @@ impl<'a> Caller<'a> {
     }
 }
 
-/// A rate limit: a sustained rate, and a burst on top of it.
+/// The limit on the calls of each client. A client is identified by its token, its certificate or its address.
 #[derive(Clone, Copy, Debug)]
 pub struct RateLimit {
     /// The sustained rate, in calls per second.

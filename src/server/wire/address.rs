@@ -5,10 +5,14 @@ use std::{fmt, io, net::SocketAddr, path::PathBuf, str::FromStr};
 use tokio::net::lookup_host;
 
 /// A TCP address: an IP address or a host name, and a port. Port 0 picks a free port.
+///
+/// Convert it from a [`SocketAddr`], or parse it from `HOST:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TcpAddress(String);
 
-/// The address of a gRPC port.
+/// The address of a gRPC port: a TCP port or a Unix socket.
+///
+/// Convert it from a [`SocketAddr`], or parse it from `HOST:PORT` or `unix:PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddress {
     /// A TCP port.

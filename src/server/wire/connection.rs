@@ -71,16 +71,15 @@ pub struct ConnectionOptions {
     pub max_streams: u32,
     /// How long a peer may take for the TLS handshake and the HTTP/2 preface.
     pub handshake_timeout: Duration,
-    /// How long a connection may have no call and no stream. It is closed after this time, at most twice as long.
-    /// Health watches do not count as streams.
+    /// How long a connection may have no call and no stream before it is closed. Closing it may take up to as long
+    /// again. Health watches do not count as streams.
     pub idle_timeout: Duration,
-    /// The maximum age of a connection, varied by up to a tenth. Then it accepts no new calls, calls in flight finish,
-    /// and event streams end once they are synced. `None` means no limit.
+    /// The maximum age of a connection, varied at random by up to a tenth. A connection that reaches it accepts no new
+    /// calls. Its calls in flight finish, and its event streams end once they are synced. `None` means no limit.
     pub max_age: Option<Duration>,
     /// How long a connection may be quiet before the server pings it.
     pub keepalive_interval: Duration,
-    /// How long the answer to a ping may take. After that the connection is closed, so that a vanished peer is
-    /// detected.
+    /// How long the answer to a ping may take before the connection is closed. This detects peers that have vanished.
     pub keepalive_timeout: Duration,
 }
 

@@ -24,7 +24,7 @@ const ROWS_A_COMMIT: usize = 256;
 ///
 /// # Errors
 ///
-/// [`FileError`]. Nothing is left at `to`.
+/// Returns a [`FileError`] if the copy fails. Nothing is left at `to` then.
 pub fn backup(from: &Path, to: &Path) -> Result<(), FileError> {
     if !from.is_file() {
         return Err(FileError::Missing { path: from.to_owned() });
