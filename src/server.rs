@@ -39,7 +39,7 @@ use tokio_rustls::rustls;
 use crate::{
     access::{AccessList, AccessListError},
     service::{CallTracer, Service, ServiceOptions},
-    storage::{OpenError, StorageError, StorageUrl},
+    storage::{OpenError, StorageError},
     subject::{SessionSubject, SubjectOptions},
     vital::Vitals,
 };
@@ -64,7 +64,7 @@ pub use self::{
     connection::ConnectionOptions,
     files::FileError,
     listen::{ListenAddress, ListenAddressError, TcpAddress},
-    opening::StorageWait,
+    opening::{StorageSource, StorageWait},
     rate::RateLimit,
     tls::TlsFiles,
 };
@@ -83,19 +83,20 @@ pub struct ServerConfig {
     pub access_file: Option<PathBuf>,
     /// How many calls each client may make; without it, any number.
     pub rate_limit: Option<RateLimit>,
-    /// Where the sessions are.
-    pub storage: StorageUrl,
-    /// How long to wait for the storage at the start, while it cannot be opened.
+    /// Where the sessions are: a storage to open, or one of your own.
+    pub storage: StorageSource,
+    /// How long to wait for the storage at the start, while it cannot be opened or does not answer.
     pub storage_wait: StorageWait,
     /// How many threads serve connections, each with a runtime of its own.
     pub workers: NonZeroUsize,
     /// The bounds of the subject.
     pub subject: SubjectOptions,
-    /// How many sessions there may be.
+    /// How many sessions there may be. A storage that is open already has a limit of its own, and this one is only shown in the
+    /// metrics.
     pub max_sessions: u64,
-    /// How many leases there may be.
+    /// How many leases there may be. Not used if the storage is open already.
     pub max_leases: u64,
-    /// See [`StorageOptions::outage_grace`](crate::storage::StorageOptions::outage_grace).
+    /// See [`StorageOptions::outage_grace`](crate::storage::StorageOptions::outage_grace). Not used if the storage is open already.
     pub outage_grace: Duration,
     /// How many connections there may be. More wait to be accepted.
     pub max_connections: usize,

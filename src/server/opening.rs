@@ -2,6 +2,7 @@
 
 use std::{
     error::Error,
+    fmt,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -13,7 +14,7 @@ use super::{ServerConfig, ServerError};
 use crate::{
     service::WireEncoder,
     session::SessionEvent,
-    storage::{StorageOptions, StorageUrl},
+    storage::{OpenError, SessionStorage, StorageOptions, StorageUrl},
     subject::SessionSubject,
 };
 
@@ -22,6 +23,61 @@ const LAST_RETRY: Duration = Duration::from_secs(2);
 
 /// While the server waits, the log says so this often.
 const REMINDER: Duration = Duration::from_secs(60);
+
+/// Where a server's sessions are.
+///
+/// Both kinds are made with `into`:
+///
+/// ```
+/// use std::sync::Arc;
+/// use sessiond::{
+///     server::StorageSource,
+///     storage::{SessionStorage, StorageUrl, memory::MemoryStorage},
+/// };
+///
+/// let named: StorageSource = StorageUrl::Memory.into();
+/// let of_ones_own: Arc<dyn SessionStorage> = Arc::new(MemoryStorage::new(Default::default()));
+/// let open: StorageSource = of_ones_own.into();
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum StorageSource {
+    /// The server opens the storage that a URL names, within the limits of its configuration.
+    Url(StorageUrl),
+    /// The server uses a storage that is open already. The limits are the storage's own.
+    Open(Arc<dyn SessionStorage>),
+}
+
+impl StorageSource {
+    async fn open(&self, options: StorageOptions) -> Result<Arc<dyn SessionStorage>, OpenError> {
+        match self {
+            Self::Url(url) => url.open(options).await,
+            Self::Open(storage) => Ok(Arc::clone(storage)),
+        }
+    }
+}
+
+impl From<StorageUrl> for StorageSource {
+    fn from(url: StorageUrl) -> Self {
+        Self::Url(url)
+    }
+}
+
+impl From<Arc<dyn SessionStorage>> for StorageSource {
+    fn from(storage: Arc<dyn SessionStorage>) -> Self {
+        Self::Open(storage)
+    }
+}
+
+/// Writes a URL without its password. A storage that is open already is written as its `Debug` does.
+impl fmt::Display for StorageSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url(url) => url.fmt(f),
+            Self::Open(storage) => storage.fmt(f),
+        }
+    }
+}
 
 /// How long a server that starts waits for a storage that cannot be opened yet.
 ///

@@ -26,7 +26,7 @@ pub(crate) fn config() -> ServerConfig {
         tls: None,
         access_file: None,
         rate_limit: None,
-        storage: StorageUrl::Memory,
+        storage: StorageUrl::Memory.into(),
         storage_wait: StorageWait::AtMost(Duration::ZERO),
         workers: NonZeroUsize::new(2).unwrap(),
         subject: SubjectOptions::default(),
@@ -110,6 +110,12 @@ impl Running {
     pub(crate) fn stop(self) -> oneshot::Receiver<Result<(), ServerError>> {
         let _ = self.stop.send(());
         self.ended
+    }
+
+    /// Waits until the server ends by itself.
+    pub(crate) async fn ended(self) -> Result<(), ServerError> {
+        let Self { stop: _running, ended, .. } = self;
+        soon(ended).await.expect("the thread runs to its end")
     }
 
     /// Stops the server, and waits until it has drained.

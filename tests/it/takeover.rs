@@ -136,8 +136,8 @@ async fn a_delayed_create_does_not_take_a_session_back() {
 /// The answer must not leave out a lease because it has ended meanwhile: that would say that the session is the caller's.
 #[tokio::test]
 async fn a_takeover_from_a_lease_that_ends_meanwhile_tells_the_truth() {
-    let (storage, channel) = faulty::served().await;
-    let (leases, client) = (Leases::new(channel.clone()), Sessions::new(channel));
+    let (storage, server) = faulty::served().await;
+    let (leases, client) = (server.leases(), server.sessions());
     let (a, b) = (grant(&leases, "a", LONG).await, grant(&leases, "b", LONG).await);
     for id in 0..10 {
         take(&client, id, &a, None).await;
