@@ -3,7 +3,8 @@
 //! The program is `sessiond`. As a library this crate has, each behind a Cargo feature:
 //!
 //! - [`client`] (feature `client`): what a gateway or an observer written in Rust uses to talk to a sessiond;
-//! - [`storage`] and [`subject`] (feature `subject`): the registry inside a process of your own, without gRPC;
+//! - [`storage`] and [`subject`] (feature `subject`): the registry inside a process of your own, without gRPC and in memory;
+//! - `storage::file` (feature `file`) and `storage::redis` (feature `redis`): the registry in a file, and in Redis;
 //! - [`service`] and [`server`] (feature `server`): the gRPC service over a subject, and the server around it;
 //! - [`access`] (feature `server`): who may call, and what;
 //! - [`reason`] (features `client` and `server`): why calls fail, and whether to retry them;

@@ -1,9 +1,13 @@
 //! Where the sessions are: the contract of a storage, and opening one.
 
 mod error;
+#[cfg(feature = "file")]
 pub mod file;
+// Only the file storage records and restores, so much of these two is unused without it.
+#[cfg_attr(not(feature = "file"), allow(dead_code, unused_imports))]
 mod journal;
 mod lease;
+#[cfg_attr(not(feature = "file"), allow(dead_code, unused_imports))]
 pub mod memory;
 mod open;
 mod placement;

@@ -1,10 +1,13 @@
 //! From the URL of a storage to the storage.
 
-use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+#[cfg(feature = "file")]
+use std::path::PathBuf;
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
+#[cfg(feature = "file")]
+use super::file::{FileError, FileStorage};
 use super::{
     SessionStorage,
-    file::{FileError, FileStorage},
     memory::{MemoryOptions, MemoryStorage},
 };
 #[cfg(feature = "redis")]
@@ -20,6 +23,7 @@ pub enum StorageUrl {
     /// `memory:`, the sessions live and die with the process.
     Memory,
     /// `file:PATH`, the sessions are in a file and outlive the process and the machine.
+    #[cfg(feature = "file")]
     File(PathBuf),
     /// `redis://HOST:PORT` and the like, many replicas share the sessions.
     #[cfg(feature = "redis")]
@@ -67,6 +71,7 @@ impl StorageUrl {
                 outage_grace,
                 ..MemoryOptions::default()
             }))),
+            #[cfg(feature = "file")]
             Self::File(path) => Ok(Arc::new(FileStorage::open(path, options).await?)),
             #[cfg(feature = "redis")]
             Self::Redis(url) => match RedisStorage::open(url, options).await {
@@ -83,6 +88,7 @@ impl FromStr for StorageUrl {
     fn from_str(text: &str) -> Result<Self, OpenError> {
         match text.split_once(':') {
             Some(("memory", "")) => Ok(Self::Memory),
+            #[cfg(feature = "file")]
             // `file:///var/…` is what a URL of a file looks like elsewhere.
             Some(("file", path)) => match path.strip_prefix("//").unwrap_or(path) {
                 "" => Err(OpenError::NoPath),
@@ -92,6 +98,10 @@ impl FromStr for StorageUrl {
             _ if RedisUrl::is_meant(text) && misplaces_login(text) => Err(OpenError::MisplacedLogin),
             #[cfg(feature = "redis")]
             _ if RedisUrl::is_meant(text) => Ok(Self::Redis(text.parse()?)),
+            #[cfg(not(feature = "file"))]
+            Some(("file", _)) => Err(OpenError::NotBuilt("file")),
+            #[cfg(not(feature = "redis"))]
+            Some((scheme, _)) if scheme.starts_with("redis") => Err(OpenError::NotBuilt("redis")),
             _ => Err(OpenError::UnknownUrl(shown_part(text))),
         }
     }
@@ -123,6 +133,7 @@ impl fmt::Display for StorageUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory => f.write_str("memory:"),
+            #[cfg(feature = "file")]
             Self::File(path) => {
                 // Two slashes at the beginning would be read as those of a URL, and left out.
                 let slashes = if path.as_os_str().as_encoded_bytes().starts_with(b"//") { "//" } else { "" };
@@ -141,6 +152,9 @@ pub enum OpenError {
     /// The text names no storage. Holds the part of it that may be shown.
     #[error("{0} names no storage: write memory:, file:PATH or redis://HOST:PORT, which is for Valkey too")]
     UnknownUrl(String),
+    /// The text names a storage that this build leaves out.
+    #[error("this build has no {0} storage: build sessiond with the Cargo feature {0}")]
+    NotBuilt(&'static str),
     /// A Redis URL has its login in the wrong place.
     #[cfg(feature = "redis")]
     #[error(
@@ -149,9 +163,11 @@ pub enum OpenError {
     )]
     MisplacedLogin,
     /// The text names no file.
+    #[cfg(feature = "file")]
     #[error("file: names no file: write its path behind it, as in file:/var/lib/sessiond/registry")]
     NoPath,
     /// The registry's file cannot be opened.
+    #[cfg(feature = "file")]
     #[error(transparent)]
     File(#[from] FileError),
     /// The URL of a Redis is wrong.
@@ -175,6 +191,7 @@ impl OpenError {
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
+            #[cfg(feature = "file")]
             Self::File(error) => matches!(error, FileError::InUse { .. } | FileError::Io { .. }),
             #[cfg(feature = "redis")]
             Self::Redis { source, .. } => source.may_pass(),
@@ -192,6 +209,7 @@ fn cause(error: &StorageError) -> String {
 mod tests {
     use super::*;
 
+    #[cfg(feature = "file")]
     #[test]
     fn a_url_is_written_so_that_it_names_the_same_storage() {
         for (text, path) in [
@@ -207,7 +225,7 @@ mod tests {
         assert_eq!("memory:".parse::<StorageUrl>().unwrap().to_string(), "memory:");
     }
 
-    #[cfg(feature = "redis")]
+    #[cfg(all(feature = "file", feature = "redis"))]
     #[test]
     fn what_somebody_has_to_mend_does_not_pass() {
         use crate::storage::{RefusalCause, WriteRefusal};
