@@ -40,9 +40,8 @@ impl SessionKey {
 pub struct LeaseId(pub NonZeroU64);
 
 impl LeaseId {
-    /// The largest number that a registry gives to a lease: JavaScript's numbers hold all up to it.
-    #[cfg(feature = "subject")]
-    pub(crate) const MAX: u64 = (1 << 53) - 1;
+    /// The largest number that a registry gives to a lease. JavaScript's numbers hold every integer up to it.
+    pub const MAX: u64 = (1 << 53) - 1;
 
     /// The lease of that number; none for 0, as the protocol has it.
     #[must_use]

@@ -31,6 +31,7 @@
 //! meet. Elsewhere [`cases`] and [`run`] do without the macro.
 
 mod audit;
+mod bounds;
 mod buckets;
 mod cases;
 mod concurrency;

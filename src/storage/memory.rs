@@ -43,8 +43,8 @@ use self::{
 };
 use super::{
     Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LeaseBuckets, LeasePage, LeaseQuery, LogError,
-    LogExtent, LogPoint, Lookup, MAX_LINGER, Mark, Place, Places, Position, RegistryId, SessionStorage, StorageError,
-    StorageOptions, WriteRefusal,
+    LogExtent, LogPoint, Lookup, MAX_LINGER, MAX_TTL, Mark, Place, Places, Position, RegistryId, SessionStorage,
+    StorageError, StorageOptions, WriteRefusal,
     journal::{Journal, Lsn},
 };
 use crate::{
@@ -358,6 +358,9 @@ impl SessionStorage for MemoryStorage {
         sessions: &[SessionKey],
         options: CreateOptions,
     ) -> Result<Answers<Creation>, StorageError> {
+        if sessions.is_empty() {
+            return Ok(Answers::default());
+        }
         let lease = match options.lease {
             Some(id) => match self.leases.get(id) {
                 Some(lease) if self.leases.state(&lease) == LeaseState::Lingers => {
@@ -393,6 +396,9 @@ impl SessionStorage for MemoryStorage {
         sessions: &[SessionKey],
         lease: Option<LeaseId>,
     ) -> Result<Answers<bool>, StorageError> {
+        if sessions.is_empty() {
+            return Ok(Answers::default());
+        }
         let lease = match lease {
             Some(id) => match self.leases.get(id) {
                 Some(lease) => Some(lease),
@@ -411,7 +417,7 @@ impl SessionStorage for MemoryStorage {
 
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
         self.admit().await?;
-        let granted = self.leases.grant(ttl, owner);
+        let granted = self.leases.grant(ttl.min(MAX_TTL), owner);
         // There may be too many because of some that a crash undoes.
         self.all_durable().await.map_err(StorageError::Refused)?;
         granted

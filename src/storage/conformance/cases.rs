@@ -35,6 +35,13 @@ macro_rules! storage_conformance_tests {
                 the_session_count_follows
                 a_full_registry_refuses_new_sessions_only
             }
+            bounds {
+                empty_lists_are_answered_with_nothing
+                duplicates_are_answered_each
+                a_limit_of_zero_counts_as_one
+                a_ttl_or_linger_beyond_the_longest_is_cut
+                an_owner_is_any_text
+            }
             model {
                 random_calls_answer_as_a_model_does
             }
