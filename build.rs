@@ -1,4 +1,4 @@
-//! Generates the protobuf and gRPC code from `proto/`, in Rust alone: no `protoc` is needed.
+//! Generates the protobuf and gRPC code from `proto/` without `protoc`.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     let mut compiler = protox::Compiler::new(["proto"])?;
-    // Comments become the documentation of the generated types; imports let reflection answer for every type.
+    // Comments become the documentation of the generated types. With the imports, reflection can describe every type.
     compiler.include_source_info(true).include_imports(true).open_files(PROTOS)?;
     let descriptor_set = PathBuf::from(env::var("OUT_DIR")?).join("sessiond.bin");
     fs::write(descriptor_set, compiler.encode_file_descriptor_set())?;

@@ -1,4 +1,4 @@
-"""Fails unless every crate that `cargo metadata` (on standard input) resolves has a licence that fits an MIT program."""
+"""Fails unless every crate in the output of `cargo metadata` (standard input) has a licence that an MIT program may use."""
 
 import json
 import re
@@ -11,7 +11,7 @@ ALLOWED = {
 
 
 def allowed(expression):
-    """Whether an SPDX expression can be met: one side of each OR, both of each AND. Crates of old write / for OR."""
+    """Whether an SPDX expression can be met: one side of each OR, both sides of each AND. Old crates write / for OR."""
     tokens = re.findall(r"\(|\)|[^\s()]+", expression.replace("/", " OR "))
 
     def alternatives():

@@ -1,4 +1,4 @@
-//! The hot paths by themselves: `cargo bench --bench hot_paths`.
+//! Benchmarks of the individual hot paths: `cargo bench --bench hot_paths`.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -19,9 +19,9 @@ use tokio::runtime::{Builder, Runtime};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// So many sessions that they do not fit the processor's caches.
+/// Enough sessions to exceed the processor's caches.
 const SESSIONS: i64 = 1_000_000;
-/// What one publication takes at once: two chunks.
+/// The most changes that the subject publishes in one chunk.
 const BATCH: i64 = 2400;
 
 fn runtime() -> Runtime {
@@ -69,7 +69,7 @@ async fn subject() -> SessionSubject {
     SessionSubject::start(storage(), options, WireEncoder).await.unwrap()
 }
 
-/// Reads until it has been told of `count` events.
+/// Reads until the observer has received `count` events.
 async fn read(observer: &mut Observer, count: usize) {
     let mut seen = 0;
     while seen < count {
@@ -80,8 +80,8 @@ async fn read(observer: &mut Observer, count: usize) {
     }
 }
 
-/// What a change costs from the storage's log to the observers: the follower reads it, encodes it, appends it, and each
-/// observer takes it.
+/// Measures a change from the storage's log to the observers: the follower reads it, encodes it and appends it to its
+/// log, and each observer takes it.
 fn log_and_fan_out(criterion: &mut Criterion) {
     let runtime = runtime();
     let mut group = criterion.benchmark_group("log append and fan-out");

@@ -1,8 +1,8 @@
-//! What leases cost: `cargo bench --bench leases`.
+//! Measures what leases cost: `cargo bench --bench leases`.
 //!
-//! First a lease of a million sessions expires while another task of the same thread asks for sessions: the longest poll of
-//! the task that expires is the longest that anybody waits for it. Then a hundred thousand leases are there at once, kept
-//! alive, and idle. Times are processor time of the thread, so that a busy machine does not show its own pauses.
+//! First, a lease of a million sessions expires while another task on the same thread makes calls. The longest poll of
+//! the expiring task is the longest that such a call waits for it. Then a hundred thousand leases are granted, kept
+//! alive, and left idle. Times are processor time of the thread, so that other load on the machine does not count.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -31,8 +31,8 @@ const TTL: Duration = Duration::from_secs(1);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    one_of_a_million().await;
-    a_hundred_thousand().await;
+    one_lease_of_a_million_sessions().await;
+    a_hundred_thousand_leases().await;
 }
 
 fn processor_time() -> Duration {
@@ -43,14 +43,14 @@ fn storage() -> Arc<MemoryStorage> {
     Arc::new(MemoryStorage::new(MemoryOptions { retain_events: 4 * SESSIONS as usize, ..MemoryOptions::default() }))
 }
 
-/// The longest poll of a future, and the time of all its polls.
+/// The longest poll of a future, and the total time of its polls.
 #[derive(Clone, Copy, Default)]
 struct Polls {
     longest: Duration,
     all: Duration,
 }
 
-/// Polls `future` beside `until`, which ends it.
+/// Polls `future` until `until` completes, and times its polls.
 async fn timed<F: Future>(mut future: Pin<&mut F>, until: impl Future<Output = ()>) -> Polls {
     let mut until = pin!(until);
     let mut polls = Polls::default();
@@ -66,7 +66,7 @@ async fn timed<F: Future>(mut future: Pin<&mut F>, until: impl Future<Output = (
     polls
 }
 
-async fn one_of_a_million() {
+async fn one_lease_of_a_million_sessions() {
     let storage = storage();
     let lease = storage.grant_lease(TTL, "bench").await.unwrap();
     let keys: Vec<SessionKey> = (0..SESSIONS).map(|n| SessionKey::new(0, n)).collect();
@@ -77,18 +77,18 @@ async fn one_of_a_million() {
     let other = SessionKey::new(1, 1);
     storage.create(&[other], None).await.unwrap();
 
-    let asked = async {
+    let until_expired = async {
         let mut calls = 0_u64;
         while storage.session_count().await.unwrap() > 1 {
             assert_eq!(storage.has(&[other]).await.unwrap(), [true]);
             calls += 1;
             tokio::task::yield_now().await;
         }
-        println!("a lease of {SESSIONS} sessions expired while {calls} calls of HasSession went on");
+        println!("a lease of {SESSIONS} sessions expired during {calls} HasSession calls");
     };
     let mut expire = pin!(storage.expire_leases());
-    let polls = timed(expire.as_mut(), asked).await;
-    println!("  the longest poll took {:?}, all together {:?}", polls.longest, polls.all);
+    let polls = timed(expire.as_mut(), until_expired).await;
+    println!("  longest poll {:?}, all polls {:?}", polls.longest, polls.all);
 
     let log = storage.log().await.unwrap();
     let mut expired = 0;
@@ -101,10 +101,10 @@ async fn one_of_a_million() {
         assert!(events.iter().all(|event| is_expired(event.change)));
         expired += events.len() as i64;
     }
-    println!("  {expired} events told of it, each with LEASE_EXPIRED");
+    println!("  {expired} DESTROYED events, each with LEASE_EXPIRED");
 }
 
-async fn a_hundred_thousand() {
+async fn a_hundred_thousand_leases() {
     let storage = storage();
     let started = processor_time();
     let mut leases = Vec::new();
@@ -117,11 +117,11 @@ async fn a_hundred_thousand() {
     }
     let kept = processor_time();
     println!(
-        "{LEASES} leases: {:?} a grant, {:?} a keep-alive",
+        "{LEASES} leases: {:?} per grant, {:?} per keep-alive",
         (granted - started) / LEASES,
         (kept - granted) / LEASES
     );
     let mut expire = pin!(storage.expire_leases());
     let polls = timed(expire.as_mut(), tokio::time::sleep(Duration::from_secs(5))).await;
-    println!("  in 5 s in which none expires the task that expires them takes {:?}", polls.all);
+    println!("  during 5 s in which none expires, the expiring task takes {:?}", polls.all);
 }

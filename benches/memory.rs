@@ -1,9 +1,10 @@
-//! What a session costs in memory, and how long growing takes: `cargo bench --bench memory [-- MILLIONS…]`.
+//! Measures the memory per session, and how long growth takes: `cargo bench --bench memory [-- MILLIONS…]`.
 //!
-//! Fills the memory storage step by step, once without leases and once with every session under one of a thousand, and
-//! prints for each step the resident memory a session and the longest single create so far, in processor time of the thread:
-//! a busy machine would show its own pauses. Most of that is the kernel that hands out new memory, while no lock is held; how
-//! long a lock is held at the most is a test of its own: `cargo test --release --lib growth -- --nocapture`.
+//! Fills the memory storage in steps, once without leases and once with every session under one of a thousand leases.
+//! After each step it prints the resident memory per session and the longest single create so far. Times are processor
+//! time of the thread, so that other load on the machine does not count. Most of the longest create is the kernel
+//! handing out new memory, which happens while no lock is held. A test bounds how long a lock is held: `cargo test
+//! --release --lib growth -- --nocapture`.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -30,7 +31,7 @@ async fn main() {
     let leased = args.iter().any(|arg| arg == LEASED);
     fill(&steps, leased).await;
     if !leased {
-        // In a process of its own, because an allocator keeps what was freed.
+        // In a separate process, because the allocator keeps freed memory.
         let again = Command::new(&args[0]).args(&args[1..]).arg(LEASED).status().unwrap();
         assert!(again.success());
     }
@@ -53,7 +54,7 @@ async fn fill(steps: &[usize], leased: bool) {
         let started = processor_time();
         let from = count;
         while count < millions * 1_000_000 {
-            // Ids as clients choose them: by chance.
+            // Random ids, as clients choose them.
             let session = SessionKey::new(fastrand::i64(..), fastrand::i64(..));
             let lease = leases.get(count % 1000).copied();
             let one = processor_time();

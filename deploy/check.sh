@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Checks the files in this folder, each with the tools of those who read it, and against the program.
+# Checks the files in this folder: each with the tools that will read it, and against the program.
 #
-#   deploy/check.sh [SERVER]      (a sessiond that is built; target/debug/sessiond by default)
+#   deploy/check.sh [SERVER]      (a built sessiond; target/debug/sessiond by default)
 #
-# Installs what it needs: with apt-get where that works, the rest into target/ci/deploy. Starts servers on free ports of loopback.
+# Installs what it needs: with apt-get if that works, the rest into target/ci/deploy. Starts servers on free loopback
+# ports.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 server=$(realpath "${1:-${CARGO_TARGET_DIR:-target}/debug/sessiond}")
-# The oldest and the newest Kubernetes that the manifests are for.
+# The oldest and the newest Kubernetes that the manifests support.
 KUBERNETES=(1.30.0 1.37.0)
 tools=$PWD/target/ci/deploy
 work=$(mktemp -d)
@@ -60,14 +61,14 @@ fits_type() { # fits_type FILE TYPE MODULE
     local program
     program=$tools/$(basename "${1%.*}").mts
     "$python" deploy/check/typed.py "$2" "$3" "$1" >"$program"
-    "$tools/node_modules/.bin/tsc" --noEmit --strict --skipLibCheck --module nodenext "$program" || fail "$1 is no $2"
+    "$tools/node_modules/.bin/tsc" --noEmit --strict --skipLibCheck --module nodenext "$program" || fail "$1 is not a $2"
     pass "$1 is a $2 of $3"
 }
 
 kubernetes() {
     local folder=deploy/kubernetes version
     for version in "${KUBERNETES[@]}"; do
-        # Its schemas are Kubernetes' own; strict ones know every field.
+        # The schemas are Kubernetes' own. Strict ones reject unknown fields.
         "$tools/venv/bin/kubernetes-validate" --quiet --strict --kubernetes-version "$version" \
             "$folder"/{deployment,networkpolicy,poddisruptionbudget,service,statefulset}.yaml
         pass "fits the schemas of Kubernetes $version"
@@ -75,34 +76,35 @@ kubernetes() {
     fits_type "$folder/servicemonitor.yaml" IServiceMonitor @kubernetes-models/prometheus-operator/monitoring.coreos.com/v1
     kubectl kustomize "$folder" >"$work/kustomized.yaml"
     "$python" deploy/check/kubernetes.py "$server" <"$work/kustomized.yaml"
-    # As its first lines say that it is applied.
+    # Applied as its first lines say.
     (cd "$folder" && awk 'FNR == 1 { print "---" } 1' statefulset.yaml service.yaml networkpolicy.yaml) |
         "$python" deploy/check/kubernetes.py "$server"
 }
 
 systemd() {
     local unit=$work/sessiond.service value drain
-    # The program need not be installed for the unit to be right.
+    # Points the unit at the built program, which is not installed here.
     sed "s|^ExecStart=[^ ]*|ExecStart=$server|" deploy/systemd/sessiond.service >"$unit"
-    # Of a name that it does not know it only warns. What it says of the machine's own units is not ours.
+    # systemd-analyze only warns about an unknown name, so look for this unit in its output. Ignore what it says about
+    # the machine's own units.
     systemd-analyze verify --man=no "$unit" 2>"$work/verify.log" || { cat "$work/verify.log" >&2; fail "the unit is wrong"; }
     ! grep -F sessiond.service "$work/verify.log" || fail "the unit is wrong"
-    # 1.3 is what remains open to a service that speaks IP; 10 is a service without any hardening.
+    # The threshold is in tenths. A well hardened service that uses IP rates about 1.3, one without any hardening 10.
     systemd-analyze security --offline=true --threshold=15 "$unit" | tail -n 1
     drain=$("$server" serve --help | sed -n '/SESSIOND_DRAIN_TIMEOUT/,/default/ s/.*default: \([0-9]*\)s.*/\1/p')
     value=$(sed -n 's/^TimeoutStopSec=//p' "$unit")
     ((value >= drain + 5)) || fail "a service that drains for $drain s is killed after $value s"
     while read -r value; do
-        "$server" serve --help | grep -qE "\[env: ${value}[]=]" || fail "sessiond.env: $value is no flag of the program"
+        "$server" serve --help | grep -qE "\[env: ${value}[]=]" || fail "sessiond.env: $value is not a flag of the program"
     done < <(sed -n 's/^#\{0,1\}\(SESSIOND_[A-Z_]*\)=.*/\1/p' deploy/systemd/sessiond.env)
     pass "the unit is right, and its variables are flags"
 }
 
-# The address in the first line of FILE that PATTERN finds, once there is one.
+# Waits until a line of FILE matches PATTERN, and prints the address in the first one.
 address_in() { # address_in FILE PATTERN
     local deadline=$((SECONDS + 20)) found
     until found=$(sed -n "s/$2/\\1/p" "$1" | head -n 1) && [[ -n $found ]]; do
-        ((SECONDS < deadline)) || { cat "$1" >&2; fail "it does not start"; }
+        ((SECONDS < deadline)) || { cat "$1" >&2; fail "no line of $1 matches: the program did not start"; }
         sleep 0.1
     done
     echo "$found"
@@ -118,14 +120,15 @@ start_server() { # start_server COMMAND…
     export SESSIOND_ADDR
 }
 
-# The unit's confinement takes nothing away that the program needs: to keep a file, to serve, to drain, to read it again.
+# Checks that the program can do everything it needs inside the unit's confinement: keep a file, serve, drain, and read
+# the file again.
 confined() {
     local storage run pid
     storage=$(sed -n 's/^SESSIOND_STORAGE=//p' deploy/systemd/sessiond.env)
     mkdir "$work/state"
     run=(env "SESSIOND_STORAGE=$storage" deploy/check/confined.sh "$server" "$work/state" /run/sessiond)
     start_server "${run[@]}"
-    # bwrap waits for it, and ends with its exit code.
+    # bwrap waits for the server and exits with its exit code.
     pid=$(pgrep -P "$server_job")
     grep -qP '^Seccomp_filters:\t2$' "/proc/$pid/status" || fail "the server is not confined"
     "$server" create 1 2
@@ -139,10 +142,10 @@ confined() {
     "$python" deploy/check/metrics.py "$admin" "$work/metrics.txt"
     kill -TERM "$(pgrep -P "$server_job")"
     wait "$server_job" || fail "the drain ends with $?: $(cat "$work/server.log")"
-    pass "it serves, drains and keeps its file as confined as in the unit"
+    pass "inside the unit's confinement it serves, drains and keeps its file"
 }
 
-# Some of each that is counted. Two sessions stay.
+# Makes some of each call that the metrics count. Two sessions stay.
 make_calls() {
     "$server" create 1 2 3
     "$server" has 1
@@ -171,12 +174,12 @@ monitoring() {
     make_calls
     "$python" deploy/check/metrics.py "$admin" "$work/metrics.txt"
     promtool check metrics <"$work/metrics.txt"
-    pass "promtool finds nothing amiss in /metrics"
+    pass "promtool accepts /metrics"
     start_prometheus
     "$python" deploy/check/metrics.py "$admin" --used-by "$prometheus"
 }
 
-[[ -x $server ]] || fail "$server is no program: cargo build, or give the path of one"
+[[ -x $server ]] || fail "$server is not a program: run cargo build, or give the path of a sessiond"
 say "Tools"
 install_tools
 say "Kubernetes"
@@ -188,4 +191,4 @@ say "Grafana"
 fits_type deploy/grafana/sessiond.json Dashboard @grafana/schema
 say "Prometheus"
 monitoring
-say "The deployment files hold ($SECONDS s)"
+say "All deployment files passed ($SECONDS s)"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Builds the Dockerfile and tries the image, on a Debian machine that reaches no image registry.
+# Builds the Dockerfile and tests the image, on a Debian machine that cannot reach an image registry.
 #
 #   deploy/container-test.sh [--fresh] [--quick]
 #
-# The base images are stood in for, under their own names and in an image store of this script's own
-# (target/container-test, so that no other build meets them): the builder by debootstrap and this machine's Rust
-# toolchain, the final base by the same Debian packages that distroless is made of. The crates come from this machine's
-# cargo cache, filled by `cargo fetch` in whatever way this machine's cargo is set up; the build itself is offline.
-# --fresh makes the stand-ins anew; --quick compiles without optimisations. Needs root, and buildah, debootstrap, iproute2 and
-# curl (installed when missing).
+# The script builds substitutes for the base images. They have the names of the originals, and live in an image store of
+# their own (target/container-test), so that no other build sees them. The builder is made of debootstrap and this
+# machine's Rust toolchain, the final base of the Debian packages that distroless consists of. The crates come from this
+# machine's cargo cache, which `cargo fetch` fills; the build itself is offline. --fresh rebuilds the substitutes,
+# --quick compiles without optimisations. Needs root, and buildah, debootstrap, iproute2 and curl (installed when
+# missing).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -18,7 +18,7 @@ final_base=gcr.io/distroless/cc-debian12:nonroot
 image=localhost/sessiond:test
 
 export BUILDAH_ISOLATION=chroot
-# The kernel's own overlay where it works (it does not on top of another overlay), else plain copies.
+# Uses the kernel's overlay if it works (not on top of another overlay), else plain copies.
 export STORAGE_DRIVER=${STORAGE_DRIVER:-}
 try=no
 
@@ -37,7 +37,7 @@ cleanup() {
         wait "$server_job" 2>/dev/null || true
     fi
     b rm --all >/dev/null 2>&1 || true
-    # The storage driver's mount of its folder onto itself.
+    # The storage driver mounts its folder onto itself.
     [[ $try == yes ]] || umount "$work/$STORAGE_DRIVER/overlay" 2>/dev/null || true
 }
 trap cleanup EXIT
@@ -66,19 +66,19 @@ pick_storage_driver() {
     rm -rf "$probe"
 }
 
-# An empty container to fill; its name in $container, its root in $root.
+# Creates an empty container: its name in $container, its root in $root.
 begin() {
     container=$(b from scratch)
     root=$(b mount "$container")
 }
 
-stand_in_builder() {
+substitute_builder() {
     begin
     debootstrap --variant=minbase --include=gcc,libc6-dev,ca-certificates,netbase --cache-dir="$work/debs" \
         bookworm "$root" >"$work/debootstrap.log" 2>&1 || { tail -n 20 "$work/debootstrap.log"; fail debootstrap; }
     cp -a "$(rustc --print sysroot)"/{bin,lib} "$root/usr/local/"
     mkdir -p "$root/usr/local/cargo/registry"
-    # Names of mirrors and the like: the cache is laid out by them.
+    # Mirrors and similar settings, because they determine the layout of the cache.
     for file in config.toml config; do
         [[ ! -f $cargo_home/$file ]] || cp "$cargo_home/$file" "$root/usr/local/cargo/"
     done
@@ -88,7 +88,7 @@ stand_in_builder() {
     b commit -q "$container" "$builder_base" >/dev/null
 }
 
-stand_in_final() {
+substitute_final() {
     begin
     local package
     for package in base-files netbase tzdata ca-certificates libc6 libgcc-s1 gcc-12-base; do
@@ -104,18 +104,18 @@ stand_in_final() {
     b commit -q "$container" "$final_base" >/dev/null
 }
 
-make_stand_ins() {
+make_substitutes() {
     local stamp
-    stamp="$(rustc --version) $STORAGE_DRIVER $(declare -f stand_in_builder stand_in_final | sha256sum)"
-    if [[ $fresh == no && $(cat "$work/stand-ins" 2>/dev/null) == "$stamp" ]]; then
-        pass "kept from an earlier run"
+    stamp="$(rustc --version) $STORAGE_DRIVER $(declare -f substitute_builder substitute_final | sha256sum)"
+    if [[ $fresh == no && $(cat "$work/substitutes" 2>/dev/null) == "$stamp" ]]; then
+        pass "reused from an earlier run"
         return
     fi
-    rm -f "$work/stand-ins"
+    rm -f "$work/substitutes"
     mkdir -p "$work/debs"
-    stand_in_builder
-    stand_in_final
-    echo "$stamp" >"$work/stand-ins"
+    substitute_builder
+    substitute_final
+    echo "$stamp" >"$work/substitutes"
     pass "$builder_base and $final_base"
 }
 
@@ -123,7 +123,7 @@ build_image() {
     local version revision layers=true settings=()
     [[ $quick == no ]] || settings=(--build-arg CARGO_PROFILE_RELEASE_LTO=off --build-arg CARGO_PROFILE_RELEASE_OPT_LEVEL=0
         --build-arg CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16)
-    # Plain copies would take a gigabyte a step.
+    # With plain copies each layer would take a gigabyte.
     [[ $STORAGE_DRIVER == overlay ]] || layers=false
     version=$(cargo pkgid --locked | sed 's/.*[#@]//')
     revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
@@ -150,11 +150,12 @@ check_configuration() {
     pass "labels"
 }
 
-# What follows runs in a network of its own: the ports of the image are free there, whatever this machine runs.
+# Everything below runs in its own network namespace, where the image's ports are free whatever this machine runs.
 
 in_image() { b run "$container" -- "$@"; }
 
-# The server's own process: the one below buildah's that runs the image's binary. Chroot isolation has no PID namespace.
+# Finds the server's process: the one that runs the image's binary in our network namespace. Chroot isolation has no PID
+# namespace.
 find_server() {
     local pid
     for pid in $(pgrep -f '^/sessiond serve' || true); do
@@ -173,7 +174,7 @@ until_true() { # until_true SECONDS COMMAND…
     done
 }
 
-start_server() { # start_server WHAT COMMAND…, and waits until it is healthy
+start_server() { # start_server WHAT COMMAND…; waits until the server is healthy
     local what=$1
     shift
     "$@" >"$work/server.log" 2>&1 &
@@ -184,7 +185,7 @@ start_server() { # start_server WHAT COMMAND…, and waits until it is healthy
     pass "$what: health exits 0"
 }
 
-stop_server() { # stop_server SIGNAL; its exit code in $code
+stop_server() { # stop_server SIGNAL; sets $code to the exit code
     code=0
     kill -"$1" "$server_pid"
     wait "$server_job" || code=$?
@@ -231,7 +232,8 @@ try_image() {
         "$(b images --format '{{.Size}}' "$image")"
 }
 
-# Chroot isolation has no --read-only: the image's root is mounted so by hand, in a mount namespace that ends with the server.
+# Chroot isolation has no --read-only. So the image's root is mounted read-only by hand, in a mount namespace that ends
+# with the server.
 try_read_only() {
     # shellcheck disable=SC2016 # For the inner shell.
     start_server "read-only root" unshare --mount --propagation private -- bash -euc 'mount --bind "$1" "$1"
@@ -243,7 +245,7 @@ try_read_only() {
     expect "read-only root: SIGTERM: exits" 0 "$code"
 }
 
-# A registry in a volume outlives a server that is killed.
+# Checks that a registry in a volume survives a killed server.
 try_file() {
     expect "owner of /var/lib/sessiond" 65532:65532 "$(stat -c %u:%g "$root/var/lib/sessiond")"
     rm -rf "$work/volume"
@@ -264,7 +266,7 @@ for argument in "$@"; do
     case $argument in
         --fresh) fresh=yes ;;
         --quick) quick=yes ;;
-        --try) try=yes ;; # this script's own second half
+        --try) try=yes ;; # used by this script for its second half
         *) fail "unknown argument $argument: deploy/container-test.sh [--fresh] [--quick]" ;;
     esac
 done
@@ -275,12 +277,12 @@ if [[ $try == yes ]]; then
     try_image
     exit
 fi
-((EUID == 0)) || fail "must run as root: it makes file systems"
+((EUID == 0)) || fail "run as root: this script mounts file systems"
 mkdir -p "$work"
 install_tools
 pick_storage_driver
-say "Stand-ins for the base images ($STORAGE_DRIVER)"
-make_stand_ins
+say "Substitutes for the base images ($STORAGE_DRIVER)"
+make_substitutes
 say "Build"
 cargo fetch --locked --quiet
 build_image

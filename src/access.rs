@@ -1,7 +1,7 @@
-//! Who may do what: tokens and client certificates, and the scopes that each has.
+//! Access control: tokens and client certificates, and the scopes of each.
 //!
-//! Plain values, without I/O but for the randomness of a new token. What stands in the file that [`AccessList`] is made of
-//! is told there.
+//! Plain values without I/O, except that making a token reads random bytes. See [`AccessList`] for the format of the
+//! access file.
 
 mod list;
 mod token;
@@ -13,16 +13,16 @@ pub use self::{
     token::{NewToken, TokenError, TokenProof},
 };
 
-/// A right to make some of the calls.
+/// A permission to make certain calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
-    /// To ask whether sessions exist.
+    /// Read sessions and leases.
     Read,
-    /// To create and destroy sessions, and to hold leases.
+    /// Create and destroy sessions, and manage leases.
     Write,
-    /// To subscribe to changes.
+    /// Subscribe to changes.
     Observe,
-    /// Everything, server reflection too.
+    /// Everything, including server reflection.
     Admin,
 }
 
@@ -30,7 +30,7 @@ impl Scope {
     /// All scopes.
     pub const ALL: [Self; 4] = [Self::Read, Self::Write, Self::Observe, Self::Admin];
 
-    /// The name, as it stands in files.
+    /// Returns the scope's name, as it is written in access files.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -42,18 +42,18 @@ impl Scope {
     }
 }
 
-/// A set of scopes, written as their names with commas between.
+/// A set of scopes. Its text is their names, separated by commas.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scopes(u8);
 
 impl Scopes {
-    /// Whether calls that take `scope` may be made.
+    /// Returns whether this set permits calls that require `scope`.
     #[must_use]
     pub fn allow(self, scope: Scope) -> bool {
         self.0 & (1 << scope as u8 | 1 << Scope::Admin as u8) != 0
     }
 
-    /// Those of either.
+    /// Returns the scopes in either set.
     #[must_use]
     pub fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
@@ -67,7 +67,7 @@ impl std::str::FromStr for Scopes {
         let mut scopes = Self::default();
         for name in text.split(',') {
             let scope = Scope::ALL.into_iter().find(|scope| scope.name() == name);
-            let scope = scope.ok_or_else(|| format!("{name:?} is no scope: write read, write, observe or admin"))?;
+            let scope = scope.ok_or_else(|| format!("{name:?} is not a scope: use read, write, observe or admin"))?;
             scopes.0 |= 1 << scope as u8;
         }
         Ok(scopes)
@@ -81,47 +81,47 @@ impl fmt::Display for Scopes {
     }
 }
 
-/// Who calls, as far as the connection and the call tell.
+/// The credentials of a caller, from the connection or the call.
 #[derive(Clone, Debug)]
 pub enum Credentials {
-    /// Nobody that could be told.
+    /// There are none.
     None,
-    /// Who has a token.
+    /// A token.
     Token(TokenProof),
-    /// Who has the private key of a certificate, by the certificate's subject alternative names.
+    /// The subject alternative names of the client certificate.
     Certificate(std::sync::Arc<[String]>),
 }
 
-/// Why somebody may not make a call.
+/// Why a call is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// Nothing tells who calls.
-    #[error("there are no credentials: send a token as `authorization: Bearer TOKEN`")]
+    /// The caller sent no credentials.
+    #[error("the call has no credentials: send a token as `authorization: Bearer TOKEN`")]
     NoCredentials,
     /// The token is not on the list.
-    #[error("the token is not known here: see that it is whole, and that it was not withdrawn")]
+    #[error("the token is unknown: check that it is complete and was not withdrawn")]
     UnknownToken,
-    /// The token has been one for long enough.
+    /// The token has expired.
     #[error("the token {name:?} has expired: ask for a new one")]
     ExpiredToken {
         /// The token's name.
         name: String,
     },
-    /// None of a certificate's names is on the list.
-    #[error("none of the client certificate's names ({}) may do anything here: ask for scopes for one", .names.join(", "))]
+    /// None of the certificate's names has a valid entry on the list.
+    #[error("none of the client certificate's names ({}) has access: ask for an entry in the access list", .names.join(", "))]
     UnknownCertificate {
-        /// The subject alternative names.
+        /// The certificate's subject alternative names.
         names: Vec<String>,
     },
-    /// The call takes a scope that the caller does not have.
-    #[error("{name:?} has the scopes {has} and this takes {}: ask for it", .takes.name())]
+    /// The call requires a scope that the caller does not have.
+    #[error("{name:?} has the scopes {has}, but the call requires {}: ask for that scope", .takes.name())]
     ScopeMissing {
-        /// Who called: the name of a token or of a certificate.
+        /// The caller: the name of a token or of a certificate.
         name: String,
-        /// What the caller has.
+        /// The caller's scopes.
         has: Scopes,
-        /// What the call takes.
+        /// The scope that the call requires.
         takes: Scope,
     },
 }
@@ -131,17 +131,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scopes_are_written_as_they_are_read() {
+    fn scopes_round_trip_through_text() {
         for text in ["read", "read,write", "observe,admin", "read,write,observe,admin"] {
             assert_eq!(text.parse::<Scopes>().unwrap().to_string(), text);
         }
         for text in ["", "raed", "read,", "read, write", "Read"] {
-            assert!(text.parse::<Scopes>().unwrap_err().contains("is no scope"), "{text}");
+            assert!(text.parse::<Scopes>().unwrap_err().contains("is not a scope"), "{text}");
         }
     }
 
     #[test]
-    fn admin_may_do_everything_and_the_others_only_what_they_say() {
+    fn admin_permits_every_call_and_other_scopes_only_their_own() {
         let scopes = |text: &str| text.parse::<Scopes>().unwrap();
         for scope in Scope::ALL {
             assert!(scopes("admin").allow(scope));

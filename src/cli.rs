@@ -1,4 +1,4 @@
-//! The command line: one binary, a command for each thing to do.
+//! The command line: one binary with a subcommand for each task.
 
 mod backup;
 mod bench;
@@ -31,10 +31,10 @@ use self::{
     sessions::Verb,
 };
 
-/// The session registry of a fleet of gateways: which client sessions exist, and a stream of what changes.
+/// Session registry for a fleet of gateways: which client sessions exist, where they are, and a stream of changes.
 ///
-/// Without a command, sessiond serves: `sessiond --listen ADDR` is `sessiond serve --listen ADDR`. Every flag has an
-/// environment variable: SESSIOND_ and the flag's name in capitals.
+/// Without a command, sessiond runs `serve`: `sessiond --listen ADDR` means `sessiond serve --listen ADDR`. Every flag
+/// has an environment variable: SESSIOND_ and the flag's name in capitals.
 #[derive(Debug, Parser)]
 #[command(name = "sessiond", version, after_help = exit::help(), subcommand_required = true)]
 struct Cli {
@@ -44,42 +44,42 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs the service. This is what sessiond does without a command.
+    /// Runs the service. This is the default command.
     Serve(Box<serve::ServeArgs>),
-    /// Makes sessions exist.
+    /// Creates sessions.
     ///
-    /// Prints one line for each session, which tells whether this call created it or it existed already.
+    /// Prints one line per session, which says whether this call created it or it existed already.
     Create(sessions::CreateArgs),
-    /// Asks whether sessions exist.
+    /// Checks whether sessions exist.
     ///
-    /// Prints one line for each session. Exits with 1 when any of them is missing.
+    /// Prints one line per session. Exits with 1 if any session is missing.
     Has(sessions::SessionsArgs),
-    /// Tells which gateway has sessions.
+    /// Looks up which gateway holds sessions.
     ///
-    /// Prints the lease and its owner for each session. Exits with 1 when any of them is missing.
+    /// Prints the lease and owner of each session. Exits with 1 if any session is missing.
     Lookup(sessions::SessionsArgs),
-    /// Makes sessions not exist.
+    /// Destroys sessions.
     ///
-    /// Prints one line for each session, which tells whether this call destroyed it or there was none.
+    /// Prints one line per session, which says whether this call destroyed it or it did not exist.
     Destroy(sessions::DestroyArgs),
-    /// Grants, keeps alive and revokes leases, with which sessions end.
+    /// Grants, keeps alive, revokes and lists leases.
     #[command(subcommand)]
     Lease(lease::LeaseCommand),
-    /// Prints sessions as they are created and destroyed, and where they are, until it is interrupted.
+    /// Prints sessions as they are created and destroyed, until it is interrupted.
     Watch(watch::WatchArgs),
-    /// Asks whether the server is serving, for container health checks and probes.
+    /// Checks whether the server is serving, for container health checks and probes.
     ///
-    /// Exits with 0 when grpc.health.v1 answers SERVING, and with 1 and a line that says why when it does not or cannot
-    /// be asked.
+    /// Exits with 0 if grpc.health.v1 answers SERVING. Otherwise, or if the server cannot be reached, prints the reason
+    /// and exits with 1.
     Health(health::HealthArgs),
     Bench(bench::BenchArgs),
-    /// Makes tokens, by which a server knows who calls.
+    /// Creates tokens, which identify clients to the server.
     #[command(subcommand)]
     Token(token::TokenCommand),
-    /// Copies the file of a registry, which may be in use.
+    /// Copies the file of a registry, even while a server uses it.
     ///
-    /// The copy has every change that was answered before. Runs on the machine of the server, as a user who may read and
-    /// write the file.
+    /// The copy contains every change that was answered before it began. Run it on the server's machine, as a user who
+    /// may read and write the file.
     Backup(backup::BackupArgs),
 }
 
@@ -111,10 +111,10 @@ impl Command {
     }
 }
 
-/// Names the command that is meant when none is.
+/// Inserts `serve` if the arguments name no command.
 ///
-/// Done here and not by flattening the flags of `serve` into those of the program: clap would then read their
-/// environment variables for every command, and `sessiond has` would fail over a bad SESSIOND_LISTEN.
+/// Flattening the flags of `serve` into the top-level command would not do: clap would then read their environment
+/// variables for every command, and `sessiond has` would fail because of an invalid SESSIOND_LISTEN.
 fn with_default_command(mut args: Vec<OsString>) -> Vec<OsString> {
     let serves = match args.get(1).and_then(|arg| arg.to_str()) {
         Some("-h" | "--help" | "-V" | "--version") => false,
@@ -127,13 +127,13 @@ fn with_default_command(mut args: Vec<OsString>) -> Vec<OsString> {
     args
 }
 
-/// Runs a command on this thread, which is plenty for a client and the first worker of a server.
+/// Runs a command on this thread. That is enough for a client; in a server this thread is the first worker.
 fn block_on(command: impl Future<Output = Result<Exit, CliError>>) -> Result<Exit, CliError> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
-        CliError::new(Exit::No, format!("cannot start: {error}: look at the limits of this process"))
+        CliError::new(Exit::No, format!("cannot start: {error}: check the resource limits of this process"))
     })?;
     let result = runtime.block_on(command);
-    // A name server that does not answer must not keep the program from exiting.
+    // A DNS lookup that hangs must not keep the program from exiting.
     runtime.shutdown_background();
     result
 }
@@ -150,12 +150,12 @@ mod tests {
     }
 
     #[test]
-    fn the_definition_is_sound() {
+    fn command_line_definition_is_valid() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn serve_is_what_is_meant_without_a_command() {
+    fn serve_is_the_default_command() {
         for args in [&["sessiond"][..], &["sessiond", "--listen", "127.0.0.1:0"], &["sessiond", "serve"]] {
             assert!(matches!(parse(args), Ok(Command::Serve(_))), "{args:?}");
         }
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_has_its_environment_variable_and_a_help_text() {
+    fn every_flag_has_an_environment_variable_and_a_help_text() {
         let mut commands: Vec<_> = Cli::command().get_subcommands().cloned().collect();
         while let Some(command) = commands.pop() {
             commands.extend(command.get_subcommands().cloned());

@@ -1,5 +1,7 @@
-//! What other Rust programs use to talk to a sessiond: gateways to say which sessions exist, others to ask and to
-//! observe. A gateway holds its sessions under a lease, so that they end with it: see [`Lease`].
+//! The client for Rust programs.
+//!
+//! Gateways use it to register their sessions under a [`Lease`], which ends the sessions if the gateway dies. Other
+//! services use it to look up sessions and to [`watch`](Client::watch) them come and go.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), sessiond::client::ClientError> {
@@ -41,30 +43,34 @@ pub use self::{
     error::ClientError,
     lease::{Lease, LeaseEvent, LeaseEvents, LeaseGrant, LeasePage, LeaseQuery, LeaseStatus},
     lookup::{LeaseHolder, Located, Placed, Taken},
-    watch::{EventType, Place, ResetReason, SnapshotSession, Watch, WatchOptions, WatchStart, WatchUpdate},
+    watch::{EventType, Place, SnapshotSession, Watch, WatchOptions, WatchStart, WatchUpdate},
 };
 use crate::{
     proto::{self, lease_service_client::LeaseServiceClient, session_service_client::SessionServiceClient},
     session::SessionKey,
 };
 
-/// The most sessions that one batch call may name. The batch methods of [`Client`] split longer lists.
-pub const MAX_BATCH: usize = 65_536;
+pub use crate::{reset::ResetReason, session::MAX_BATCH};
 
-/// In a request to create or destroy: whatever the lease.
+/// The `lease_id` of a request that applies to a session under any lease or none.
 const NO_LEASE: u64 = 0;
 
-/// A connection to a sessiond, shared by its clones: cloning is cheap, and any number of calls may be under way.
+/// A client of one sessiond server.
 ///
-/// It connects when it is first used and again whenever the connection broke. No method retries by itself: every call
-/// is idempotent, so it is safe to make again where [`ClientError::is_retryable`] says that it may help. (A call that
-/// is made again after its first answer was lost tells `false`, as the first one did the work.)
+/// A `Client` is a handle to one connection. Clones share that connection and are cheap, and any number of calls may be
+/// in flight. The connection is opened on first use and reopened after it breaks.
 ///
-/// Every method is cancel-safe in that nothing of the client breaks. A call that is dropped may or may not have been
-/// carried out.
+/// The methods do not retry failed calls. Every call is idempotent, so you may retry it if
+/// [`ClientError::is_retryable`] returns true. If the answer to the first try was lost, the retry returns `false`
+/// because the first try has already made the change.
+///
+/// # Cancel safety
+///
+/// You may drop the future of any method and continue to use the client. The server may or may not have executed the
+/// dropped call.
 #[derive(Clone, Debug)]
 pub struct Client {
-    /// Kept beside the channel because every watch opens a connection of its own.
+    /// Kept beside the channel because each watch opens its own connection.
     target: Target,
     channel: Channel,
     calls: SessionServiceClient<Transport>,
@@ -73,26 +79,29 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the server at `addr` (`http://HOST:PORT`, `https://HOST:PORT` or `unix:PATH`), with the defaults of
-    /// [`ClientBuilder`]. Connects when it is first used.
+    /// Creates a client of the server at `addr` with the defaults of [`ClientBuilder`].
+    ///
+    /// `addr` is `http://HOST:PORT`, `https://HOST:PORT` or `unix:PATH`. The client connects on first use.
     ///
     /// # Errors
     ///
-    /// [`ClientError::InvalidAddress`] when `addr` is no such address, [`ClientError::InvalidTls`] when the system's
-    /// roots cannot be used.
+    /// Returns [`ClientError::InvalidAddress`] if `addr` has none of these forms, and [`ClientError::InvalidTls`] if
+    /// the system's root certificates cannot be loaded.
     ///
     /// # Panics
     ///
-    /// When called outside of a Tokio runtime.
+    /// Panics if called outside a Tokio runtime.
     pub fn connect_lazy(addr: &str) -> Result<Self, ClientError> {
         Self::builder(addr)?.connect_lazy()
     }
 
-    /// Starts to build a client of the server at `addr` (`http://HOST:PORT`, `https://HOST:PORT` or `unix:PATH`).
+    /// Returns a builder for a client of the server at `addr`.
+    ///
+    /// `addr` is `http://HOST:PORT`, `https://HOST:PORT` or `unix:PATH`.
     ///
     /// # Errors
     ///
-    /// [`ClientError::InvalidAddress`] when `addr` is no such address.
+    /// Returns [`ClientError::InvalidAddress`] if `addr` has none of these forms.
     pub fn builder(addr: &str) -> Result<ClientBuilder, ClientError> {
         ClientBuilder::new(addr)
     }
@@ -104,21 +113,22 @@ impl Client {
         Self { target, channel, calls, leases, timeout }
     }
 
-    /// The connection that calls go over, for other services of the same server, such as `grpc.health.v1`. What is called
-    /// over it goes without the client's token.
+    /// Returns the connection that calls use, for other services of the same server such as `grpc.health.v1`.
+    ///
+    /// Calls that you make over it do not carry the client's token.
     #[must_use]
     pub fn channel(&self) -> Channel {
         self.channel.clone()
     }
 
-    /// Makes a session exist. True when this call created it, false when it existed already.
+    /// Creates a session. Returns true if this call created it, false if it existed already.
     ///
-    /// A new session is under no lease and lives until it is destroyed; one that existed keeps its lease. A gateway
-    /// uses [`create_under`](Self::create_under) and leaves no ghosts when it crashes.
+    /// A new session is under no lease and lives until it is destroyed. An existing session keeps its lease. Gateways
+    /// should use [`create_under`](Self::create_under), so that a crash leaves no ghosts.
     ///
     /// # Errors
     ///
-    /// Any [`ClientError`] of a call.
+    /// Returns a [`ClientError`] if the call fails.
     pub async fn create(&self, session: SessionKey) -> Result<bool, ClientError> {
         self.create_with(session, NO_LEASE).await
     }
@@ -133,23 +143,23 @@ impl Client {
         Ok(self.within_timeout(self.calls.clone().create_session(request)).await?.created)
     }
 
-    /// Tells whether a session exists.
+    /// Returns whether a session exists.
     ///
     /// # Errors
     ///
-    /// Any [`ClientError`] of a call.
+    /// Returns a [`ClientError`] if the call fails.
     pub async fn has(&self, session: SessionKey) -> Result<bool, ClientError> {
         let request =
             proto::HasSessionRequest { session_id: Some(session.session_id.0), auth_key_id: session.auth_key_id.0 };
         Ok(self.within_timeout(self.calls.clone().has_session(request)).await?.exists)
     }
 
-    /// Makes a session not exist, whatever lease it is under. True when this call destroyed it, false when there was
-    /// none.
+    /// Destroys a session, whatever lease it is under. Returns true if this call destroyed it, false if it did not
+    /// exist.
     ///
     /// # Errors
     ///
-    /// Any [`ClientError`] of a call.
+    /// Returns a [`ClientError`] if the call fails.
     pub async fn destroy(&self, session: SessionKey) -> Result<bool, ClientError> {
         self.destroy_with(session, NO_LEASE).await
     }
@@ -164,15 +174,15 @@ impl Client {
         Ok(self.within_timeout(self.calls.clone().destroy_session(request)).await?.destroyed)
     }
 
-    /// [`create`](Self::create) for many sessions; the answers are in their order.
+    /// Does what [`create`](Self::create) does for many sessions, and returns one value per session, in order.
     ///
-    /// Each session is atomic by itself, the batch is not. More than [`MAX_BATCH`] sessions take several calls, one
-    /// after the other.
+    /// Each session is created atomically, but the batch as a whole is not atomic. More than [`MAX_BATCH`] sessions are
+    /// sent as several calls, one after another.
     ///
     /// # Errors
     ///
-    /// Any [`ClientError`] of a call. Sessions of the calls before the one that failed are created then; to make the
-    /// whole call again is safe.
+    /// Returns a [`ClientError`] if a call fails. The sessions of earlier calls have then been created. It is safe to
+    /// retry the whole batch.
     pub async fn batch_create(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, ClientError> {
         self.batch_create_with(sessions, NO_LEASE).await
     }
@@ -184,38 +194,38 @@ impl Client {
             let request =
                 proto::BatchCreateSessionsRequest { session_ids, auth_key_ids, lease_id, ..Default::default() };
             let answer = self.within_timeout(self.calls.clone().batch_create_sessions(request)).await?;
-            created.extend(one_each(part, answer.created)?);
+            created.extend(one_per_session(part, answer.created)?);
         }
         Ok(created)
     }
 
-    /// [`has`](Self::has) for many sessions; the answers are in their order.
+    /// Does what [`has`](Self::has) does for many sessions, and returns one value per session, in order.
     ///
-    /// More than [`MAX_BATCH`] sessions take several calls, one after the other.
+    /// More than [`MAX_BATCH`] sessions are sent as several calls, one after another.
     ///
     /// # Errors
     ///
-    /// Any [`ClientError`] of a call.
+    /// Returns a [`ClientError`] if a call fails.
     pub async fn batch_has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, ClientError> {
         let mut exists = Vec::with_capacity(sessions.len());
         for part in sessions.chunks(MAX_BATCH) {
             let (session_ids, auth_key_ids) = convert::ids(part);
             let request = proto::BatchHasSessionsRequest { session_ids, auth_key_ids };
             let answer = self.within_timeout(self.calls.clone().batch_has_sessions(request)).await?;
-            exists.extend(one_each(part, answer.exists)?);
+            exists.extend(one_per_session(part, answer.exists)?);
         }
         Ok(exists)
     }
 
-    /// [`destroy`](Self::destroy) for many sessions; the answers are in their order.
+    /// Does what [`destroy`](Self::destroy) does for many sessions, and returns one value per session, in order.
     ///
-    /// Each session is atomic by itself, the batch is not. More than [`MAX_BATCH`] sessions take several calls, one
-    /// after the other.
+    /// Each session is destroyed atomically, but the batch as a whole is not atomic. More than [`MAX_BATCH`] sessions
+    /// are sent as several calls, one after another.
     ///
     /// # Errors
     ///
-    /// Any [`ClientError`] of a call. Sessions of the calls before the one that failed are destroyed then; to make the
-    /// whole call again is safe.
+    /// Returns a [`ClientError`] if a call fails. The sessions of earlier calls have then been destroyed. It is safe to
+    /// retry the whole batch.
     pub async fn batch_destroy(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, ClientError> {
         self.batch_destroy_with(sessions, NO_LEASE).await
     }
@@ -227,21 +237,21 @@ impl Client {
             let request =
                 proto::BatchDestroySessionsRequest { session_ids, auth_key_ids, lease_id, ..Default::default() };
             let answer = self.within_timeout(self.calls.clone().batch_destroy_sessions(request)).await?;
-            destroyed.extend(one_each(part, answer.destroyed)?);
+            destroyed.extend(one_per_session(part, answer.destroyed)?);
         }
         Ok(destroyed)
     }
 
-    /// Observes the registry. Nothing is sent before [`Watch::next`] is called.
+    /// Returns an observer of the registry. It sends nothing until [`Watch::next`] is called.
     ///
-    /// Each watch has a connection of its own, so that one that is read slowly cannot use up the flow control that
-    /// calls and other watches need, and so that a dead connection is left behind rather than waited for.
+    /// Each watch has its own connection. A watch that is read slowly therefore cannot use up the flow-control window
+    /// of calls and other watches, and a dead connection can be abandoned without waiting for it.
     pub fn watch(&self, options: WatchOptions) -> Watch {
         Watch::new(self.target.clone(), self.timeout, options)
     }
 
-    /// Gives up after the client's timeout, which covers connecting too. The call is dropped then, which tells the
-    /// server.
+    /// Makes a call and drops it after the client's timeout, which includes connecting. Dropping the call cancels it at
+    /// the server.
     async fn within_timeout<T>(
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,
@@ -253,10 +263,10 @@ impl Client {
     }
 }
 
-fn one_each(sessions: &[SessionKey], answers: Vec<bool>) -> Result<Vec<bool>, ClientError> {
+fn one_per_session(sessions: &[SessionKey], answers: Vec<bool>) -> Result<Vec<bool>, ClientError> {
     if answers.len() == sessions.len() {
         Ok(answers)
     } else {
-        Err(ClientError::Protocol("a batch was not answered with one value a session"))
+        Err(ClientError::Protocol("a batch response does not have one value for each session"))
     }
 }

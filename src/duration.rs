@@ -1,16 +1,17 @@
-//! `google.protobuf.Duration` and the duration of Rust.
+//! Conversions between `google.protobuf.Duration` and [`Duration`].
 
 use std::time::Duration;
 
-/// As protobuf has it. What it cannot express, some 300 billion years, becomes the longest that it can.
+/// Converts to protobuf. A duration that protobuf cannot hold (over 292 billion years) becomes the longest that it can.
 pub(crate) fn to_proto(duration: Duration) -> prost_types::Duration {
     let seconds = i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
-    // Less than a billion, so it fits.
+    // Nanoseconds are below a billion, so they fit.
     prost_types::Duration { seconds, nanos: duration.subsec_nanos() as i32 }
 }
 
-/// None when it is negative or, by protobuf's rules, malformed. The conversion of `prost_types` takes one whose nanoseconds
-/// are more than a second for what they add up to, and panics over the least of all where overflow is checked.
+/// Converts from protobuf. Returns `None` if the duration is negative or malformed by protobuf's rules. The conversion
+/// in `prost_types` is not used: it accepts a billion nanoseconds or more by carrying them into the seconds, and panics
+/// on the smallest duration if overflow checks are on.
 pub(crate) fn from_proto(duration: prost_types::Duration) -> Option<Duration> {
     let nanos = u32::try_from(duration.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
     Some(Duration::new(u64::try_from(duration.seconds).ok()?, nanos))
@@ -21,7 +22,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_no_duration_is_refused() {
+    fn only_negative_and_malformed_durations_are_refused() {
         let proto = |seconds, nanos| from_proto(prost_types::Duration { seconds, nanos });
         assert_eq!(proto(1, 999_999_999), Some(Duration::new(1, 999_999_999)));
         assert_eq!(proto(0, 0), Some(Duration::ZERO));

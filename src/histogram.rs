@@ -1,27 +1,28 @@
-//! How long things took, counted for metrics.
+//! Histograms of durations, for metrics.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
-/// The upper bounds of the times, in microseconds; what takes longer is in one more.
+/// The upper bounds of the buckets in microseconds. One more bucket counts everything longer.
 const BOUNDS: [u64; 14] =
     [25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 100_000, 500_000, 2_500_000, 10_000_000];
 
-/// Counts of times, which any number of threads may add to at once.
+/// A histogram of durations. Any number of threads may record at the same time.
 #[derive(Debug, Default)]
 pub(crate) struct Histogram {
     nanos: AtomicU64,
     within: [AtomicU64; BOUNDS.len() + 1],
 }
 
-/// How long something took, each time that it was done.
+/// How long an operation took, over all its runs.
 #[derive(Clone, Debug, Default)]
 pub struct Times {
-    /// All times together, in seconds.
+    /// The sum of all durations, in seconds.
     pub seconds: f64,
-    /// How many took as long as each bound, in seconds, and longer than the one before. The last bound is infinite.
+    /// For each bucket, its upper bound in seconds and the number of durations in it. Not cumulative. The last bound is
+    /// infinite.
     pub within: Vec<(f64, u64)>,
 }
 
@@ -34,7 +35,7 @@ impl Histogram {
 }
 
 impl Times {
-    /// What several histograms counted together.
+    /// Returns the sum of several histograms.
     pub(crate) fn of<'a>(histograms: impl Iterator<Item = &'a Histogram> + Clone) -> Self {
         let sum = |of: &dyn Fn(&Histogram) -> &AtomicU64| -> u64 {
             histograms.clone().map(|histogram| of(histogram).load(Ordering::Relaxed)).sum()
@@ -46,7 +47,7 @@ impl Times {
         }
     }
 
-    /// How many times it was done.
+    /// Returns how many durations were recorded.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.within.iter().map(|(_, count)| count).sum()
@@ -58,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_is_within_the_first_bound_that_is_no_less() {
+    fn duration_counts_in_the_first_bucket_whose_bound_covers_it() {
         let (one, other) = (Histogram::default(), Histogram::default());
         for took in [0, 25, 26, 10_000_000] {
             one.record(Duration::from_micros(took));

@@ -1,24 +1,28 @@
-//! sessiond, the session registry of a fleet of gateways: which client sessions exist, and a stream of what changes.
+//! sessiond is the session registry of a fleet of gateways. It knows which client sessions exist, and streams their
+//! changes to observers.
 //!
-//! The program is `sessiond`. As a library this crate has, each behind a Cargo feature:
+//! The program is `sessiond`. The library has these parts, each behind a Cargo feature:
 //!
-//! - [`client`] (feature `client`): what a gateway or an observer written in Rust uses to talk to a sessiond;
-//! - [`storage`] and [`subject`] (feature `subject`): the registry inside a process of your own, without gRPC and in memory;
+//! - [`client`] (feature `client`): the client for gateways and observers written in Rust;
+//! - [`storage`] and [`subject`] (feature `subject`): the registry inside your own process, in memory and without gRPC;
 //! - `storage::file` (feature `file`) and `storage::redis` (feature `redis`): the registry in a file, and in Redis;
-//! - [`service`] and [`server`] (feature `server`): the gRPC service over a subject, and the server around it;
-//! - [`access`] (feature `server`): who may call, and what;
-//! - [`reason`] (features `client` and `server`): why calls fail, and whether to retry them;
-//! - [`storage::conformance`] (feature `conformance`): the suite that every storage passes, for storages of your own.
+//! - [`service`] and [`server`] (feature `server`): the gRPC service on top of a subject, and the server that runs it;
+//! - [`access`] (feature `server`): authentication, and which calls each caller may make;
+//! - [`reason`] (features `client` and `server`): the error reasons, and whether to retry each;
+//! - [`storage::conformance`] (feature `conformance`): the test suite that every storage passes. Run it on your own
+//!   storage.
 //!
-//! Imports run one way: `session`, `storage`, `subject`, `service`, `server`.
+//! Each module imports only from those before it in this list: `session`, `storage`, `subject`, `service`, `server`.
 
-/// The examples of the README, which must compile.
+/// Compiles the README's examples as doctests.
 #[cfg(all(doctest, feature = "client"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
 #[cfg(feature = "server")]
 pub mod access;
+#[cfg(any(feature = "client", feature = "subject"))]
+mod backoff;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(any(feature = "client", feature = "server"))]
@@ -31,13 +35,13 @@ mod random;
 pub mod reason;
 #[cfg(feature = "subject")]
 mod relay;
+#[cfg(any(feature = "client", feature = "subject"))]
+mod reset;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(feature = "server")]
 pub mod service;
 pub mod session;
-#[cfg(feature = "server")]
-pub mod status;
 #[cfg(feature = "subject")]
 pub mod storage;
 #[cfg(feature = "subject")]
@@ -51,6 +55,6 @@ mod vital;
 pub mod proto {
     tonic::include_proto!("sessiond.v1");
 
-    /// The encoded `FileDescriptorSet` of these types, for server reflection.
+    /// The encoded `FileDescriptorSet` of these types, which server reflection uses.
     pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("sessiond");
 }

@@ -1,13 +1,13 @@
-//! Random numbers that nobody can guess: keys of hashes, identities, and what is to be told apart from all others.
+//! Unpredictable random numbers, for hash keys, ids and marks.
 
-/// A number from the operating system's generator.
+/// Returns a random number from the operating system.
 ///
 /// # Panics
 ///
-/// When the operating system has no generator, where nothing could be kept secret.
-#[expect(clippy::expect_used, reason = "there is no way to go on without secrets")]
+/// Panics if the operating system provides no random numbers: nothing could be kept secret then.
+#[expect(clippy::expect_used, reason = "nothing could be kept secret without random numbers")]
 pub(crate) fn random_u64() -> u64 {
     let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).expect("the operating system gives random numbers");
+    getrandom::fill(&mut bytes).expect("the operating system provides random numbers");
     u64::from_ne_bytes(bytes)
 }

@@ -1,7 +1,8 @@
-//! The one table of why calls fail: the code of each reason, the calls that return it, and whether to retry.
+//! The table of error reasons: the code of each reason, the calls that return it, and whether to retry.
 //!
-//! The server makes its statuses from it, [`ClientError::is_retryable`](crate::client::ClientError::is_retryable) reads it, and a
-//! test compares it with `proto/sessiond/v1/error_reason.proto` and the README.
+//! The server builds its statuses from this table, and
+//! [`ClientError::is_retryable`](crate::client::ClientError::is_retryable) reads it. A test compares it with
+//! `proto/sessiond/v1/error_reason.proto` and the README.
 
 use std::fmt;
 
@@ -15,11 +16,11 @@ pub const ERROR_DOMAIN: &str = "sessiond";
 /// Whether to make the same call again. Every call is safe to retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
-    /// It would fail again.
+    /// No: it would fail again.
     Never,
-    /// It may succeed later.
+    /// Yes, with backoff.
     WithBackoff,
-    /// It may succeed after the delay in the error's `google.rpc.RetryInfo`.
+    /// Yes, after the delay in the error's `google.rpc.RetryInfo`.
     AfterRetryInfo,
 }
 
@@ -28,19 +29,19 @@ pub enum Retry {
 pub enum Calls {
     /// Every call.
     Any,
-    /// Every call but this one.
+    /// Every call except this one.
     AnyBut(&'static str),
     /// These calls.
     Of(&'static [&'static str]),
 }
 
-/// A reason with its codes, its calls and its retry policy.
+/// One row of the table: a reason with its codes, its calls and its retry policy.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct ReasonRow {
     /// The reason.
     pub reason: ErrorReason,
-    /// Its codes, and the calls that return each.
+    /// The reason's codes, and the calls that return each.
     pub returned: &'static [(Code, Calls)],
     /// Whether to retry the call.
     pub retry: Retry,
@@ -61,7 +62,7 @@ const CHANGES: &[&str] = &[
     "RevokeLease",
 ];
 
-/// All reasons, in the order of their numbers, which begin with 1.
+/// All reasons in the order of their numbers, which start at 1.
 #[rustfmt::skip]
 pub const REASONS: [ReasonRow; 34] = [
     row(ErrorReason::BadDuration, &[(Code::InvalidArgument, Calls::Of(&["GrantLease", "RevokeLease", "Subscribe"]))], Retry::Never),
@@ -115,28 +116,28 @@ const fn row(reason: ErrorReason, returned: &'static [(Code, Calls)], retry: Ret
     ReasonRow { reason, returned, retry }
 }
 
-/// The prefix of the names in the enum, which is not sent.
+/// The prefix of the enum's names. It is not sent.
 const PREFIX: &str = "ERROR_REASON_";
 
 impl ErrorReason {
-    /// The reason as it is sent in `google.rpc.ErrorInfo`.
+    /// Returns the reason as `google.rpc.ErrorInfo` carries it.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.as_str_name().strip_prefix(PREFIX).unwrap_or_default()
     }
 
-    /// The reason with this name. `None` if this version does not know it.
+    /// Returns the reason with this name, or `None` if this version does not know it.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         REASONS.iter().map(|row| row.reason).find(|reason| reason.name() == name)
     }
 
-    /// The place of the reason in [`REASONS`].
+    /// Returns the index of the reason in [`REASONS`].
     pub(crate) fn index(self) -> usize {
         (self as usize).saturating_sub(1)
     }
 
-    /// The row of the reason.
+    /// Returns the reason's row in [`REASONS`].
     #[must_use]
     pub fn row(self) -> &'static ReasonRow {
         &REASONS[self.index()]
@@ -144,7 +145,7 @@ impl ErrorReason {
 }
 
 impl Calls {
-    /// Whether `call` is one of them.
+    /// Returns whether `call` is one of these calls.
     #[must_use]
     pub fn include(self, call: &str) -> bool {
         match self {
@@ -155,7 +156,7 @@ impl Calls {
     }
 }
 
-/// Lists the calls as the proto and the README do.
+/// Formats the calls as the proto and the README show them.
 impl fmt::Display for Calls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -166,7 +167,7 @@ impl fmt::Display for Calls {
     }
 }
 
-/// Says it as the proto and the README do.
+/// Formats the policy as the proto and the README show it.
 impl fmt::Display for Retry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -182,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_has_its_row() {
+    fn every_reason_has_a_row() {
         for (index, row) in REASONS.iter().enumerate() {
             assert_eq!(row.reason.index(), index, "{row:?}");
             assert_eq!(ErrorReason::from_name(row.reason.name()), Some(row.reason));

@@ -1,8 +1,8 @@
-//! Wakes many tasks of another thread at the price of one.
+//! Wakes many tasks of another thread with one system call.
 //!
-//! To wake a task of a runtime on another thread takes a system call, and that thread may answer each task before the next one is
-//! woken: a hundred observers of a change would cost as many calls. A thread that runs a [`relay`] is called once, and has it wake
-//! them all.
+//! Waking a task on another thread's runtime takes a system call, and the woken thread may handle each task before the
+//! next one is woken. A change with a hundred observers could therefore cost a hundred system calls. A thread that runs
+//! a [`relay`] is woken once, and then wakes all its tasks itself.
 
 use std::{
     cell::RefCell,
@@ -16,29 +16,29 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 
 thread_local! {
-    /// The relay that was started here last, while it runs.
+    /// The relay that was started last on this thread, while it runs.
     static HERE: RefCell<Option<Arc<Relay>>> = const { RefCell::new(None) };
 }
 
 struct Relay {
     task: AtomicWaker,
-    /// Those to be woken. None once the relay has ended.
+    /// The tasks for the relay to wake. `None` once the relay has ended.
     woken: Mutex<Option<Vec<Waker>>>,
 }
 
-/// A task that waits, on a thread that may have a relay.
+/// A waiting task, and the relay of its thread, if there is one.
 pub(crate) struct Waiter {
     waker: Waker,
     relay: Option<Arc<Relay>>,
 }
 
 impl Waiter {
-    /// The task that is polled.
+    /// Returns a waiter for the task that is being polled.
     pub(crate) fn new(context: &Context<'_>) -> Self {
         Self { waker: context.waker().clone(), relay: HERE.with_borrow(Option::clone) }
     }
 
-    /// Becomes the task that is polled, which it mostly is.
+    /// Updates the waiter to the task that is being polled. In most cases it is the same task.
     pub(crate) fn renew(&mut self, context: &Context<'_>) {
         self.waker.clone_from(context.waker());
         HERE.with_borrow(|here| {
@@ -53,7 +53,7 @@ fn is_same(one: Option<&Arc<Relay>>, other: Option<&Arc<Relay>>) -> bool {
     one.map(Arc::as_ptr) == other.map(Arc::as_ptr)
 }
 
-/// Wakes all of them: those of this thread by itself.
+/// Wakes all waiters. Tasks of other threads are woken through their thread's relay, if there is one.
 pub(crate) fn wake_all(waiters: impl IntoIterator<Item = Waiter>) {
     let here = HERE.with_borrow(Option::clone);
     let mut relays: Vec<Arc<Relay>> = Vec::new();
@@ -71,7 +71,7 @@ pub(crate) fn wake_all(waiters: impl IntoIterator<Item = Waiter>) {
         let is_first = list.is_empty();
         list.push(waker);
         drop(woken);
-        // Where it is not the first, the relay has yet to be called or to look, by whoever was.
+        // If the list was not empty, the thread that added its first waiter wakes the relay.
         if is_first {
             relays.push(relay);
         }
@@ -79,15 +79,15 @@ pub(crate) fn wake_all(waiters: impl IntoIterator<Item = Waiter>) {
     relays.into_iter().for_each(|relay| relay.task.wake());
 }
 
-/// Wakes the tasks of this thread on behalf of other threads: those of observers, and of calls that wait for a file.
+/// Wakes the tasks of this thread on behalf of other threads: observers, and calls that wait for a file to be written.
 ///
-/// To wake a task of a runtime on another thread takes a system call. A thread that runs this is called once for all of its tasks:
-/// it pays where many observers are on each of a few threads. `sessiond::server` runs one on each worker.
+/// Waking a task on another thread's runtime takes a system call. A thread that runs a relay is woken once for all of
+/// its tasks. This pays off if a few threads have many observers each. `sessiond::server` runs a relay on each worker.
 ///
-/// It never ends, and belongs to a runtime of one thread. While it runs, whoever waits on that thread must leave it to that
-/// runtime: a second executor that blocks there is not woken. On a runtime of many threads everybody is woken, only not as cheaply.
+/// Never returns. Run it on a single-threaded runtime, and let only that runtime wait on this thread: a second executor
+/// that blocks there would not be woken. On a multi-threaded runtime all tasks are still woken, but without the saving.
 ///
-/// Dropping it is safe at any time: those whom it was to wake are woken then, and others from their own threads again.
+/// It may be dropped at any time. Pending tasks are woken then, and from that moment each task is woken directly again.
 pub async fn relay() -> Infallible {
     let running = Running(Arc::new(Relay { task: AtomicWaker::new(), woken: Mutex::new(Some(Vec::new())) }));
     HERE.set(Some(Arc::clone(&running.0)));
@@ -103,7 +103,7 @@ pub async fn relay() -> Infallible {
     .await
 }
 
-/// A relay that runs.
+/// A running relay. Dropping it wakes the pending tasks.
 struct Running(Arc<Relay>);
 
 impl Drop for Running {
@@ -142,7 +142,7 @@ mod tests {
         }
     }
 
-    /// Some that wait on this thread, and how often they were woken.
+    /// Returns `count` waiters on this thread, and a counter of how often they were woken.
     fn waiting(count: usize) -> (Vec<Waiter>, Arc<Count>) {
         let woken = Arc::<Count>::default();
         let waker = Waker::from(Arc::clone(&woken));
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_is_called_once_for_all_who_wait_there() {
+    fn relay_is_woken_once_for_all_waiters_of_its_thread() {
         let called = Arc::<Count>::default();
         let waker = Waker::from(Arc::clone(&called));
         let mut context = Context::from_waker(&waker);
@@ -164,13 +164,13 @@ mod tests {
         let (waiters, woken) = waiting(100);
         wake_from_another_thread(waiters);
         assert_eq!((called.get(), woken.get()), (1, 0));
-        // More of them before it has looked.
+        // More waiters, before the relay was polled.
         let (more, more_woken) = waiting(2);
         wake_from_another_thread(more);
         assert_eq!(called.get(), 1);
         assert!(relay.poll_unpin(&mut context).is_pending());
         assert_eq!((woken.get(), more_woken.get()), (100, 2));
-        // And again, and none of those twice.
+        // A second round wakes only the new waiters.
         let (waiters, woken_again) = waiting(3);
         wake_from_another_thread(waiters);
         assert!(relay.poll_unpin(&mut context).is_pending());
@@ -178,11 +178,11 @@ mod tests {
 
         let (waiters, woken) = waiting(5);
         wake_all(waiters);
-        assert_eq!((called.get(), woken.get()), (2, 5), "a thread wakes its own by itself");
+        assert_eq!((called.get(), woken.get()), (2, 5), "a thread wakes its own tasks directly");
     }
 
     #[test]
-    fn those_who_wait_are_woken_though_their_relay_ends_or_was_never_there() {
+    fn waiters_are_woken_without_a_relay_and_after_it_ended() {
         let (without, woken_without) = waiting(2);
         let mut relay = Box::pin(relay());
         assert!(relay.poll_unpin(&mut Context::from_waker(Waker::noop())).is_pending());
@@ -196,11 +196,11 @@ mod tests {
         wake_from_another_thread(after);
         assert_eq!(woken_after.get(), 4);
         let (new, _) = waiting(1);
-        assert!(new.iter().all(|waiter| waiter.relay.is_none()), "the thread has none any more");
+        assert!(new.iter().all(|waiter| waiter.relay.is_none()), "the thread has no relay any more");
     }
 
     #[test]
-    fn nobody_is_forgotten_while_two_threads_wake_a_third() {
+    fn no_wakeup_is_lost_while_two_threads_wake_a_third() {
         const TASKS: usize = 8;
         const ROUNDS: usize = 5000;
         let waiting = Arc::<Mutex<Vec<Waiter>>>::default();
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn who_moves_to_another_thread_is_woken_there() {
+    fn waiter_that_moves_to_another_thread_is_woken_there() {
         let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
         let (sender, receiver) = std::sync::mpsc::channel();
         let there = thread::spawn(move || {

@@ -1,30 +1,14 @@
 //! The server: listeners, workers, limits and drain.
 
-mod acceptor;
-mod activity;
-mod admin;
-mod calls;
-mod coalesce;
-mod connection;
-mod files;
-mod gate;
-mod handshake;
-mod health;
-mod inline;
+mod admission;
 mod lifecycle;
-mod listen;
-mod metrics;
+mod monitoring;
 mod opening;
-mod process;
-mod rate;
-mod socket;
+mod reload;
 mod standard;
-mod stats;
 #[cfg(test)]
 mod tests;
-mod tls;
-mod waits;
-mod worker;
+mod wire;
 
 use std::{io, net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
 
@@ -45,28 +29,20 @@ use crate::{
 };
 
 use self::{
-    acceptor::Acceptor,
-    admin::Admin,
-    connection::Connections,
-    files::{NamedFile, Reloaded},
-    gate::Gate,
-    health::Health,
+    admission::{Gate, RateLimiter},
     lifecycle::Lifecycle,
+    monitoring::{Admin, ServerStats},
     opening::Opening,
-    rate::RateLimiter,
-    socket::{Listener, Taken},
-    standard::Standard,
-    stats::ServerStats,
-    worker::Workers,
+    reload::{NamedFile, Reloaded},
+    standard::{Health, Standard},
+    wire::{Acceptor, Connections, Listener, Taken, Workers},
 };
 
 pub use self::{
-    connection::ConnectionOptions,
-    files::FileError,
-    listen::{ListenAddress, ListenAddressError, TcpAddress},
+    admission::{RateLimit, TlsFiles},
     opening::{StorageSource, StorageWait},
-    rate::RateLimit,
-    tls::TlsFiles,
+    reload::ConfigFileError,
+    wire::{ConnectionOptions, ListenAddress, ListenAddressError, TcpAddress},
 };
 
 /// How a server runs.
@@ -131,7 +107,7 @@ pub enum ServerError {
     TlsOverUnix,
     /// A file that is named by a flag cannot be used.
     #[error(transparent)]
-    File(#[from] FileError),
+    File(#[from] ConfigFileError),
     /// The storage cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -319,7 +295,7 @@ async fn failed_task(vitals: &Vitals, subject: &SessionSubject) -> &'static str 
     }
 }
 
-fn access_list(path: PathBuf) -> Result<Reloaded<AccessList>, FileError> {
+fn access_list(path: PathBuf) -> Result<Reloaded<AccessList>, ConfigFileError> {
     Reloaded::load(vec![NamedFile { flag: "access-file", path }], |files, contents| {
         let text = str::from_utf8(&contents[0]).map_err(|error| files[0].wrong(error.to_string()))?;
         text.parse().map_err(|error: AccessListError| files[0].wrong(error.to_string()))

@@ -4,6 +4,7 @@ mod convert;
 mod deadline;
 mod dispatch;
 mod encode;
+mod error;
 mod lease;
 mod lookup;
 mod message;
@@ -20,8 +21,7 @@ use crate::{
         BatchDestroySessionsResponse, BatchHasSessionsRequest, BatchHasSessionsResponse, CreateSessionRequest,
         CreateSessionResponse, DestroySessionRequest, DestroySessionResponse, HasSessionRequest, HasSessionResponse,
     },
-    session::{LeaseId, SessionKey},
-    status::{MAX_BATCH, ServiceError},
+    session::{LeaseId, MAX_BATCH, SessionKey},
     storage::{Answers, CreateOptions, Creation, Place, StorageError, Takeover},
     subject::SessionSubject,
 };
@@ -34,6 +34,7 @@ use self::{
 pub use self::{
     dispatch::Service,
     encode::WireEncoder,
+    error::ServiceError,
     response::ResponseBody,
     trace::{CallSpan, CallTracer, TracedCall},
 };

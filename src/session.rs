@@ -1,4 +1,4 @@
-//! The values everything else is about: which session, and what happened to it. Plain data, no I/O.
+//! Session ids, lease ids and session events: plain values without I/O.
 
 use std::{
     fmt,
@@ -6,19 +6,22 @@ use std::{
     str::FromStr,
 };
 
-/// The id of a session, chosen by its client. Any 64-bit value is valid, 0 and negative ones too.
+/// The most sessions that one batch call may name. A client splits longer lists.
+pub const MAX_BATCH: usize = 65_536;
+
+/// The id of a session, chosen by its client. Every 64-bit value is valid, including 0 and negative numbers.
 ///
-/// A signed 64-bit `long`, as `session_id` is in MTProto's TL.
+/// Signed, like MTProto's `session_id`, which is a `long`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub i64);
 
-/// The id of the auth key that a session belongs to; 0 where there are none.
+/// The id of the auth key that a session belongs to, or 0 if auth keys are not used.
 ///
-/// A signed 64-bit `long`, as `auth_key_id` is in MTProto's TL.
+/// Signed, like MTProto's `auth_key_id`, which is a `long`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AuthKeyId(pub i64);
 
-/// What names a session. Equal session ids under different auth keys are different sessions.
+/// Identifies a session. The same session id under two auth keys names two sessions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionKey {
     /// The auth key that the session belongs to.
@@ -28,28 +31,28 @@ pub struct SessionKey {
 }
 
 impl SessionKey {
-    /// The key of session `session_id` under auth key `auth_key_id` (0 for none).
+    /// Returns the key of session `session_id` under auth key `auth_key_id` (0 for none).
     #[must_use]
     pub const fn new(auth_key_id: i64, session_id: i64) -> Self {
         Self { auth_key_id: AuthKeyId(auth_key_id), session_id: SessionId(session_id) }
     }
 }
 
-/// The id of a lease, given by the registry; never 0.
+/// The id of a lease, assigned by the registry. Never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub NonZeroU64);
 
 impl LeaseId {
-    /// The largest number that a registry gives to a lease. JavaScript's numbers hold every integer up to it.
+    /// The largest id that a registry assigns. JavaScript numbers represent all integers up to it exactly.
     pub const MAX: u64 = (1 << 53) - 1;
 
-    /// The lease of that number; none for 0, as the protocol has it.
+    /// Returns the lease with this number. `None` for 0, which means "no lease" in the protocol.
     #[must_use]
     pub fn from_number(number: u64) -> Option<Self> {
         NonZeroU64::new(number).map(Self)
     }
 
-    /// The number of the lease.
+    /// Returns the lease's number.
     #[must_use]
     pub fn number(self) -> u64 {
         self.0.get()
@@ -62,7 +65,7 @@ impl fmt::Display for LeaseId {
     }
 }
 
-/// Reads a decimal number of at least 1, which is how a lease is displayed.
+/// Parses a positive decimal number, the form in which a lease id is displayed.
 impl FromStr for LeaseId {
     type Err = ParseIdError;
 
@@ -75,11 +78,11 @@ impl FromStr for LeaseId {
 /// Why a session was destroyed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DestroyReason {
-    /// By a call that asked for it, and did not name the session's lease.
+    /// A call destroyed it without naming the lease that the session was under.
     Requested,
-    /// By a call under its own lease, that is, by the gateway that held it.
+    /// A call destroyed it under its own lease: the gateway that held the session released it.
     Released,
-    /// Its lease was not kept alive.
+    /// Its lease expired, because it was not kept alive.
     LeaseExpired,
     /// Its lease was revoked.
     LeaseRevoked,
@@ -88,43 +91,43 @@ pub enum DestroyReason {
 /// What happened to a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SessionChange {
-    /// It exists now and did not before.
+    /// It was created.
     Created,
-    /// It existed and does not any more.
+    /// It was destroyed.
     Destroyed(DestroyReason),
-    /// It existed and came under another lease.
+    /// It moved to another lease.
     Moved {
-        /// The lease that it was under before.
+        /// The lease that it was under before the move.
         previous: Option<LeaseId>,
     },
 }
 
-/// One change of the registry: what happened to which session, and under which lease.
+/// One change in the registry: what happened to which session, and under which lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SessionEvent {
     /// The session.
     pub session: SessionKey,
     /// What happened to it.
     pub change: SessionChange,
-    /// The lease that it is under after the change; for a session that was destroyed, the lease that it was under. `None` for no
-    /// lease, and on streams that do not tell leases.
+    /// The session's lease after the change. For a destroyed session, the lease that it was under. `None` if it is
+    /// under no lease, and on streams without placements.
     pub lease: Option<LeaseId>,
 }
 
 impl SessionEvent {
-    /// The event of a session that was created under a lease, or under none.
+    /// Returns the event of a session that was created, under `lease` if there is one.
     #[must_use]
     pub const fn created(session: SessionKey, lease: Option<LeaseId>) -> Self {
         Self { session, change: SessionChange::Created, lease }
     }
 
-    /// The event of a session that was destroyed.
+    /// Returns the event of a session that was destroyed.
     #[must_use]
     pub const fn destroyed(session: SessionKey, reason: DestroyReason, lease: Option<LeaseId>) -> Self {
         Self { session, change: SessionChange::Destroyed(reason), lease }
     }
 
-    /// The event of a session that came under `lease`.
+    /// Returns the event of a session that moved to `lease`.
     #[must_use]
     pub const fn moved(session: SessionKey, lease: LeaseId, previous: Option<LeaseId>) -> Self {
         Self { session, change: SessionChange::Moved { previous }, lease: Some(lease) }
@@ -139,12 +142,12 @@ macro_rules! id_text {
             }
         }
 
-        /// Reads a signed decimal number, or the 64 bits in hexadecimal behind `0x`.
+        /// Parses a signed decimal number, or `0x` and the 64 bits in hexadecimal.
         impl FromStr for $id {
             type Err = ParseIdError;
 
             fn from_str(text: &str) -> Result<Self, ParseIdError> {
-                let expected = "a signed 64-bit decimal number, or its bits in hexadecimal behind 0x";
+                let expected = "a signed 64-bit decimal number, or 0x and its bits in hexadecimal";
                 parse_id(text).map(Self).map_err(|source| ParseIdError { text: text.to_owned(), expected, source })
             }
         }
@@ -156,13 +159,13 @@ id_text!(AuthKeyId);
 
 fn parse_id(text: &str) -> Result<i64, ParseIntError> {
     match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        // `from_str_radix` takes a sign, which has no place behind `0x`.
+        // `from_str_radix` accepts a sign, which is not allowed after `0x`.
         Some(hex) if !hex.starts_with(['+', '-']) => u64::from_str_radix(hex, 16).map(u64::cast_signed),
         _ => text.parse(),
     }
 }
 
-/// A text that is no id.
+/// The error for text that is not an id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not an id ({source}): write {expected}")]
 pub struct ParseIdError {
@@ -176,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_signed_decimal_or_the_bits_in_hexadecimal() {
+    fn ids_parse_as_signed_decimal_or_hexadecimal_bits() {
         let id = |text: &str| text.parse::<SessionId>().map(|id| id.0);
         assert_eq!(id("0"), Ok(0));
         assert_eq!(id("-1"), Ok(-1));

@@ -1,6 +1,7 @@
-//! The session subject: the thing that is observed.
+//! The session subject, which observers subscribe to.
 //!
-//! It follows the log of its storage, once for the process, and tells any number of observers. It can be used without gRPC:
+//! A subject follows its storage's change log once per process and passes the changes on to any number of observers. It
+//! works without gRPC:
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -28,6 +29,7 @@
 
 mod admission;
 mod beginning;
+mod counts;
 mod cursor;
 mod feed;
 mod filter;
@@ -37,27 +39,28 @@ mod kept;
 mod log;
 mod observer;
 mod owners;
+mod parked;
 mod snapshot;
+mod storage_stats;
 mod subscription;
 mod update;
-mod waiters;
-mod waits;
 mod writability;
 
 use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
 use self::{
     admission::Admission, beginning::Beginning, feed::Feed, kept::KeptLeases, log::Retention, owners::Owners,
-    waits::WaitCounts,
+    storage_stats::StorageStats,
 };
 use crate::{
     session::{LeaseId, SessionKey},
@@ -69,38 +72,41 @@ use crate::{
 };
 
 pub use self::{
+    counts::{ChangeCounts, ResetCounts},
     cursor::{Cursor, ParseCursorError},
     filter::{ChangeFilter, Filter},
     log::EventEncoder,
     observer::Observer,
+    storage_stats::{OperationStats, StorageOperation},
     subscription::{SessionObserver, Subscription},
-    update::{Events, ResetReason, Update},
-    waits::{StorageOperation, StorageWaits},
+    update::{Events, Update},
 };
-pub use crate::{histogram::Times, relay::relay};
+pub use crate::{histogram::Times, relay::relay, reset::ResetReason};
 
-/// The session subject over a storage.
+/// A session subject on top of a storage.
 ///
-/// Calls may be made from any number of tasks and threads at once. Observers may be on any runtime. The tasks that follow
-/// and watch the storage and expire its leases end with the subject; observers that are left hear no more.
+/// All methods may be called concurrently, from any number of tasks and threads, and observers may run on any tokio
+/// runtime. Background tasks follow the storage's log, expire its leases and watch whether it accepts changes. Dropping
+/// the subject ends these tasks, and the remaining observers receive nothing more.
 pub struct SessionSubject {
     inner: Arc<Inner>,
     vitals: Vitals,
     tasks: [AbortHandle; 3],
 }
 
-/// The bounds of a subject.
+/// The limits of a subject.
 #[derive(Clone, Copy, Debug)]
 pub struct SubjectOptions {
-    /// How many events are retained for observers to resume from; at least the last message is. 1,048,576 by default.
+    /// How many events are retained for observers to resume from. The newest message is always retained. 1,048,576 by
+    /// default.
     pub retain_events: usize,
-    /// How many bytes those may take. 256 MiB by default.
+    /// How many bytes the retained events may take. 256 MiB by default.
     pub retain_bytes: usize,
-    /// How many observers there may be at once. 100,000 by default.
+    /// How many observers may exist at the same time. 100,000 by default.
     pub max_observers: usize,
-    /// How many ids the filters of one observer may name. 4096 by default.
+    /// How many ids the filter of one observer may name. 4096 by default.
     pub max_filter_ids: usize,
-    /// How many ids the filters of all observers may name together. Each takes about a hundred bytes. 16,777,216 by
+    /// How many ids the filters of all observers may name in total. Each id takes about a hundred bytes. 16,777,216 by
     /// default.
     pub max_total_filter_ids: usize,
 }
@@ -117,24 +123,24 @@ impl Default for SubjectOptions {
     }
 }
 
-/// Where an observer starts, and what it wants to hear of.
+/// Where an observer starts, and which sessions and changes it receives.
 #[derive(Clone, Debug, Default)]
 pub struct ObserveOptions {
-    /// Where it starts.
+    /// Where the observer starts.
     pub start: Start,
-    /// What it wants to hear of.
+    /// Which sessions and changes it receives.
     pub filter: Filter,
 }
 
 /// Where an observer starts.
 #[derive(Clone, Debug, Default)]
 pub enum Start {
-    /// With the first change after the call.
+    /// At the first change after the call.
     #[default]
     Now,
-    /// With a snapshot of the sessions that exist.
+    /// With a snapshot of the existing sessions.
     Snapshot,
-    /// Right after the update that had this cursor.
+    /// Right after the update that carried this cursor.
     After(Cursor),
 }
 
@@ -142,22 +148,22 @@ pub enum Start {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ObserveError {
-    /// There are as many observers as there may be.
-    #[error("there are {limit} observers already, which is the limit")]
+    /// The limit on observers is reached.
+    #[error("the limit of {limit} observers is reached")]
     TooManyObservers {
         /// The limit.
         limit: usize,
     },
-    /// The filter names more ids than it may.
-    #[error("the filters name more ids than the limit of {limit}")]
+    /// The filter names too many ids.
+    #[error("the filter names more than {limit} ids")]
     TooManyFilterIds {
         /// The limit.
         limit: usize,
     },
-    /// The filters of all observers name as many ids as they may.
-    #[error("the filters of all observers together may name {limit} ids, and {count} more are too many")]
+    /// The limit on the ids in the filters of all observers is reached.
+    #[error("the filters of all observers may name {limit} ids in total, and {count} more would exceed that")]
     TooManyTotalFilterIds {
-        /// How many this filter names.
+        /// How many ids this filter names.
         count: usize,
         /// The limit.
         limit: usize,
@@ -165,59 +171,59 @@ pub enum ObserveError {
     /// The subject was closed.
     #[error("the registry is closing")]
     Closed,
-    /// The storage cannot be asked.
+    /// The storage failed.
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
 
-/// Figures of a subject, for metrics.
+/// The statistics of a subject, for metrics.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct SubjectStats {
-    /// How many observers there are.
+    /// The number of observers.
     pub observers: usize,
-    /// How many ids their filters name.
+    /// The number of ids that their filters name.
     pub filter_ids: usize,
-    /// How many of them have something unread.
+    /// The number of observers that have unread events.
     pub observers_behind: usize,
-    /// How many events the slowest of them is behind.
+    /// How many events the slowest observer is behind.
     pub max_lag_events: u64,
-    /// How many sessions were created; destroyed by request, by a lease that expired, by one that was revoked, and under their own
-    /// lease; and moved to another lease, as far as this process has seen.
-    pub changes: [u64; 6],
-    /// How many events are retained.
+    /// How many changes this process has seen.
+    pub changes: ChangeCounts,
+    /// The number of retained events.
     pub retained_events: usize,
-    /// How many bytes those take, about.
+    /// About how many bytes the retained events take.
     pub retained_bytes: usize,
-    /// How many observers had to start again, by reason in the order of [`ResetReason::ALL`].
-    pub resets: [u64; 4],
-    /// Whether the storage's log can be read at present.
+    /// How many times an observer was reset.
+    pub resets: ResetCounts,
+    /// Whether the storage's log can currently be read.
     pub is_following: bool,
 }
 
 pub(crate) struct Inner {
     storage: Arc<dyn SessionStorage>,
-    waits: WaitCounts,
+    storage_stats: StorageStats,
     kept: KeptLeases,
     owners: Owners,
     feed: Feed,
     options: SubjectOptions,
     observers: AtomicUsize,
     filter_ids: AtomicUsize,
-    resets: [AtomicU64; 4],
+    resets: Mutex<ResetCounts>,
     is_following: AtomicBool,
 }
 
 impl SessionSubject {
-    /// Starts to follow `storage` and to expire its leases, in tasks of the current tokio runtime. `encoder` makes the messages
-    /// that observers share; `()` makes none.
+    /// Follows `storage` and expires its leases, in tasks of the current tokio runtime. `encoder` encodes the messages
+    /// that observers share; `()` encodes none.
     ///
     /// # Errors
     ///
-    /// [`StorageError`] when the storage cannot be asked how far its log reaches.
+    /// [`StorageError`] if the storage cannot report how far its log reaches.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime.
+    /// Panics outside a tokio runtime.
     pub async fn start(
         storage: Arc<dyn SessionStorage>,
         options: SubjectOptions,
@@ -227,84 +233,84 @@ impl SessionSubject {
         let retention = Retention { events: options.retain_events, bytes: options.retain_bytes };
         let inner = Arc::new(Inner {
             storage,
-            waits: WaitCounts::default(),
+            storage_stats: StorageStats::default(),
             kept: KeptLeases::default(),
             owners: Owners::default(),
             feed: Feed::new(retention, &extent, Box::new(encoder)),
             options,
             observers: AtomicUsize::new(0),
             filter_ids: AtomicUsize::new(0),
-            resets: Default::default(),
+            resets: Mutex::default(),
             is_following: AtomicBool::new(true),
         });
         let vitals = Vitals::default();
-        let follower = vitals.watch("publication of changes", follow::follow(Arc::clone(&inner), extent));
-        let expirer = vitals.watch("expiry of leases", follow::expire(Arc::clone(&inner)));
-        let watcher = vitals.watch("watch of the storage", writability::watch(Arc::clone(&inner)));
+        let follower = vitals.watch("change publication", follow::follow(Arc::clone(&inner), extent));
+        let expirer = vitals.watch("lease expiry", follow::expire(Arc::clone(&inner)));
+        let watcher = vitals.watch("writability watch", writability::watch(Arc::clone(&inner)));
         let tasks = [tokio::spawn(follower), tokio::spawn(expirer), tokio::spawn(watcher)];
         let tasks = tasks.map(|task| task.abort_handle());
         Ok(Self { inner, vitals, tasks })
     }
 
-    /// Makes sessions exist; see [`SessionStorage::create_with`].
+    /// Creates sessions; see [`SessionStorage::create_with`].
     ///
     /// # Errors
     ///
-    /// As the storage.
+    /// The error of the storage.
     pub fn create_with<'a>(
         &'a self,
         sessions: &'a [SessionKey],
         options: CreateOptions,
     ) -> impl Future<Output = Result<Answers<Creation>, StorageError>> + Send + use<'a> {
-        self.inner.waits.of(StorageOperation::Create, self.inner.storage.create_with(sessions, options))
+        self.inner.storage_stats.measure(StorageOperation::Create, self.inner.storage.create_with(sessions, options))
     }
 
-    /// Makes sessions exist, and takes those that exist from any lease; see [`SessionStorage::create`].
+    /// Creates sessions, and moves those that exist to `lease` from any other lease; see [`SessionStorage::create`].
     ///
     /// # Errors
     ///
-    /// As the storage.
+    /// The error of the storage.
     pub async fn create(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
         let answers = self.create_with(sessions, lease.into()).await?;
         Ok(answers.sessions.into_iter().map(|creation| creation.created).collect())
     }
 
-    /// Tells which sessions exist; see [`SessionStorage::has`].
+    /// Returns which sessions exist; see [`SessionStorage::has`].
     ///
     /// # Errors
     ///
-    /// As the storage.
+    /// The error of the storage.
     pub async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
-        self.inner.waits.of(StorageOperation::Has, self.inner.storage.has(sessions)).await
+        self.inner.storage_stats.measure(StorageOperation::Has, self.inner.storage.has(sessions)).await
     }
 
-    /// Tells which sessions exist, and the lease of each; see [`SessionStorage::lookup`].
+    /// Returns which sessions exist, and the lease of each; see [`SessionStorage::lookup`].
     ///
     /// # Errors
     ///
-    /// As the storage.
+    /// The error of the storage.
     pub async fn lookup(&self, sessions: &[SessionKey]) -> Result<Vec<Lookup>, StorageError> {
-        self.inner.waits.of(StorageOperation::Lookup, self.inner.storage.lookup(sessions)).await
+        self.inner.storage_stats.measure(StorageOperation::Lookup, self.inner.storage.lookup(sessions)).await
     }
 
-    /// Makes sessions not exist; see [`SessionStorage::destroy_with`].
+    /// Destroys sessions; see [`SessionStorage::destroy_with`].
     ///
     /// # Errors
     ///
-    /// As the storage.
+    /// The error of the storage.
     pub fn destroy_with<'a>(
         &'a self,
         sessions: &'a [SessionKey],
         lease: Option<LeaseId>,
     ) -> impl Future<Output = Result<Answers<bool>, StorageError>> + Send + use<'a> {
-        self.inner.waits.of(StorageOperation::Destroy, self.inner.storage.destroy_with(sessions, lease))
+        self.inner.storage_stats.measure(StorageOperation::Destroy, self.inner.storage.destroy_with(sessions, lease))
     }
 
-    /// Makes sessions not exist; see [`SessionStorage::destroy`].
+    /// Destroys sessions; see [`SessionStorage::destroy`].
     ///
     /// # Errors
     ///
-    /// As the storage.
+    /// The error of the storage.
     pub async fn destroy(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
         Ok(self.destroy_with(sessions, lease).await?.sessions)
     }
@@ -313,95 +319,98 @@ impl SessionSubject {
     ///
     /// # Errors
     ///
-    /// As the storage.
+    /// The error of the storage.
     pub async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
-        self.inner.waits.of(StorageOperation::GrantLease, self.inner.storage.grant_lease(ttl, owner)).await
+        self.inner.storage_stats.measure(StorageOperation::GrantLease, self.inner.storage.grant_lease(ttl, owner)).await
     }
 
-    /// Keeps a lease alive; see [`SessionStorage::keep_lease_alive`]. If this process did so within the last tenth of the ttl,
-    /// the storage is not asked again.
+    /// Keeps a lease alive; see [`SessionStorage::keep_lease_alive`]. If this process kept the lease alive within the
+    /// last tenth of its ttl, answers from memory without calling the storage.
     ///
     /// # Errors
     ///
-    /// As the storage.
+    /// The error of the storage.
     pub async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, StorageError> {
-        let Inner { storage, waits, kept, .. } = &*self.inner;
-        kept.keep(lease, async { waits.of(StorageOperation::KeepLeaseAlive, storage.keep_lease_alive(lease)).await })
-            .await
+        let Inner { storage, storage_stats, kept, .. } = &*self.inner;
+        kept.keep(lease, async {
+            storage_stats.measure(StorageOperation::KeepLeaseAlive, storage.keep_lease_alive(lease)).await
+        })
+        .await
     }
 
-    /// Tells the owner of a lease; see [`SessionStorage::lease_owner`]. The owner of a lease that has ended may be told as well.
+    /// Returns the owner of a lease; see [`SessionStorage::lease_owner`]. May also return the owner of a lease that has
+    /// ended.
     ///
     /// # Errors
     ///
-    /// As the storage.
+    /// The error of the storage.
     pub async fn lease_owner(&self, lease: LeaseId) -> Result<Option<Arc<str>>, StorageError> {
-        let Inner { storage, waits, owners, .. } = &*self.inner;
+        let Inner { storage, storage_stats, owners, .. } = &*self.inner;
         if let Some(owner) = owners.known(lease) {
             return Ok(Some(owner));
         }
-        // In a box, because it is rare and would make the future of every lookup larger.
-        let owner = Box::pin(waits.of(StorageOperation::LeaseOwner, storage.lease_owner(lease))).await?;
+        // Boxed because it is rare, and would make the future of every lookup larger.
+        let owner = Box::pin(storage_stats.measure(StorageOperation::LeaseOwner, storage.lease_owner(lease))).await?;
         if let Some(owner) = &owner {
             owners.remember(lease, owner);
         }
         Ok(owner)
     }
 
-    /// Revokes a lease now; see [`SessionStorage::revoke_lease`].
+    /// Revokes a lease immediately; see [`SessionStorage::revoke_lease`].
     ///
     /// # Errors
     ///
-    /// As the storage.
+    /// The error of the storage.
     pub async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, StorageError> {
         self.revoke_lease_with(lease, Duration::ZERO).await
     }
 
-    /// Revokes a lease, now or after a linger; see [`SessionStorage::revoke_lease_with`].
+    /// Revokes a lease, immediately or after a linger; see [`SessionStorage::revoke_lease_with`].
     ///
     /// # Errors
     ///
-    /// As the storage.
+    /// The error of the storage.
     pub async fn revoke_lease_with(&self, lease: LeaseId, linger: Duration) -> Result<u64, StorageError> {
         let _ending = self.inner.kept.ending(lease);
-        let Inner { storage, waits, .. } = &*self.inner;
-        waits.of(StorageOperation::RevokeLease, storage.revoke_lease_with(lease, linger)).await
+        let Inner { storage, storage_stats, .. } = &*self.inner;
+        storage_stats.measure(StorageOperation::RevokeLease, storage.revoke_lease_with(lease, linger)).await
     }
 
     /// Lists leases; see [`SessionStorage::list_leases`].
     ///
     /// # Errors
     ///
-    /// As the storage.
+    /// The error of the storage.
     pub async fn list_leases(&self, query: &LeaseQuery) -> Result<LeasePage, StorageError> {
-        self.inner.waits.of(StorageOperation::ListLeases, self.inner.storage.list_leases(query)).await
+        self.inner.storage_stats.measure(StorageOperation::ListLeases, self.inner.storage.list_leases(query)).await
     }
 
-    /// How many leases there are; see [`SessionStorage::lease_count`].
+    /// Returns the number of leases; see [`SessionStorage::lease_count`].
     ///
     /// # Errors
     ///
-    /// As the storage.
+    /// The error of the storage.
     pub async fn lease_count(&self) -> Result<u64, StorageError> {
         self.inner.storage.lease_count().await
     }
 
-    /// How many sessions there are; see [`SessionStorage::session_count`].
+    /// Returns the number of sessions; see [`SessionStorage::session_count`].
     ///
     /// # Errors
     ///
-    /// As the storage.
+    /// The error of the storage.
     pub async fn session_count(&self) -> Result<u64, StorageError> {
         self.inner.storage.session_count().await
     }
 
-    /// A new observer. What is changed after this returns, it hears of.
+    /// Returns an observer of every change made after this call returns.
     ///
-    /// A cursor that cannot be honoured is no error: the observer starts with [`Update::Reset`].
+    /// A cursor that cannot be honoured is not an error: the observer starts with [`Update::Reset`].
     ///
     /// # Errors
     ///
-    /// [`ObserveError`] when a limit is reached, the subject is closed, or the storage cannot be asked where its log ends.
+    /// [`ObserveError`] if a limit is reached, the subject is closed, or the storage cannot report where its log ends.
     pub async fn observe(&self, options: ObserveOptions) -> Result<Observer, ObserveError> {
         let ObserveOptions { start, filter } = options;
         let admission = Admission::new(&self.inner, filter.id_count());
@@ -411,21 +420,21 @@ impl SessionSubject {
         Ok(Observer::new(Arc::clone(&self.inner), admission, filter, beginning))
     }
 
-    /// The most ids that a [`Filter`] may name.
+    /// Returns the maximum number of ids in a [`Filter`].
     #[must_use]
     pub fn max_filter_ids(&self) -> usize {
         self.inner.options.max_filter_ids
     }
 
-    /// Tells `observer` in a task of the current tokio runtime, until it is unsubscribed.
+    /// Calls `observer` with every update, in a task of the current tokio runtime, until it is unsubscribed.
     ///
     /// # Errors
     ///
-    /// As [`observe`](Self::observe).
+    /// The errors of [`observe`](Self::observe).
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime.
+    /// Panics outside a tokio runtime.
     pub async fn subscribe(
         &self,
         options: ObserveOptions,
@@ -434,26 +443,28 @@ impl SessionSubject {
         Ok(Subscription::start(self.observe(options).await?, observer))
     }
 
-    /// Ends the streams: each observer reads to the end, then hears [`Update::Closed`]. No new ones may start.
+    /// Closes the subject. Each observer reads to the end of the log and then receives [`Update::Closed`]. New
+    /// observers are refused.
     pub fn close(&self) {
         self.inner.feed.close();
     }
 
-    /// Whether the storage's log can be read at present. Never again once a task has [failed](Self::failed_task).
+    /// Returns whether the storage's log can currently be read. False forever once a task has
+    /// [failed](Self::failed_task).
     #[must_use]
     pub fn is_following(&self) -> bool {
         self.inner.is_following.load(Ordering::Relaxed) && self.failed_task().is_none()
     }
 
-    /// Returns the name of a task, of the subject or its storage, that the registry cannot be served without and that
-    /// has panicked. Nothing restarts it: the process should end.
+    /// Returns the name of an essential task that has panicked, of the subject or of its storage. Nothing restarts the
+    /// task, so the process should exit.
     #[must_use]
     pub fn failed_task(&self) -> Option<&'static str> {
         self.vitals.failed().or_else(|| self.inner.storage.failed_task())
     }
 
-    /// Whether the registry can be changed at present: see [`SessionStorage::writability`]. Not while the storage's log cannot
-    /// be read.
+    /// Returns whether the registry can currently be changed: see [`SessionStorage::writability`]. While the storage's
+    /// log cannot be read, changes count as refused.
     #[must_use]
     pub fn writability(&self) -> Writability {
         match self.inner.storage.writability() {
@@ -464,20 +475,20 @@ impl SessionSubject {
         }
     }
 
-    /// Whether the store may drop sessions by itself; see [`SessionStorage::evicts_keys`].
+    /// Returns whether the underlying store may evict sessions on its own; see [`SessionStorage::evicts_keys`].
     #[must_use]
     pub fn evicts_keys(&self) -> Option<bool> {
         self.inner.storage.evicts_keys()
     }
 
-    /// How long the storage was waited for and how often it failed, by operation in the order of
+    /// Returns how long calls waited for the storage and how often it failed, by operation in the order of
     /// [`StorageOperation::ALL`].
     #[must_use]
-    pub fn storage_waits(&self) -> Vec<StorageWaits> {
-        self.inner.waits.all()
+    pub fn storage_stats(&self) -> Vec<OperationStats> {
+        self.inner.storage_stats.all()
     }
 
-    /// Figures for metrics.
+    /// Returns the subject's statistics, for metrics.
     #[must_use]
     pub fn stats(&self) -> SubjectStats {
         let held = self.inner.feed.log.held();
@@ -489,7 +500,7 @@ impl SessionSubject {
             changes: self.inner.feed.changes(),
             retained_events: held.events,
             retained_bytes: held.bytes,
-            resets: std::array::from_fn(|n| self.inner.resets[n].load(Ordering::Relaxed)),
+            resets: *self.inner.resets.lock(),
             is_following: self.is_following(),
         }
     }
@@ -497,16 +508,16 @@ impl SessionSubject {
 
 impl Inner {
     fn count_reset(&self, reason: ResetReason) {
-        self.resets[reason as usize].fetch_add(1, Ordering::Relaxed);
+        self.resets.lock().count(reason);
     }
 
-    /// Notes whether the storage's log can be read, and tells whether that is news.
+    /// Records whether the storage's log can be read. Returns whether that has changed.
     fn set_following(&self, is_following: bool) -> bool {
-        let is_news = self.is_following.load(Ordering::Relaxed) != is_following;
-        if is_news {
+        let has_changed = self.is_following.load(Ordering::Relaxed) != is_following;
+        if has_changed {
             self.is_following.store(is_following, Ordering::Relaxed);
         }
-        is_news
+        has_changed
     }
 }
 

@@ -1,18 +1,19 @@
-//! Tasks that a process cannot work without.
+//! Watches for panics in tasks that the process cannot work without.
 
 use std::{
     sync::{Arc, OnceLock},
     thread,
 };
 
-/// Notices when a task or thread that its owner needs panics. One is shared by all of them: clones are the same.
+/// Records the first panic among a set of essential tasks and threads. Clones share the same record.
 ///
-/// A panic ends its own task and nothing else. Without this, a process would go on and, say, expire no lease any more.
+/// A panic ends only its own task. Without this record the process would keep running and, for example, never expire a
+/// lease again.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Vitals(Arc<OnceLock<&'static str>>);
 
 impl Vitals {
-    /// Runs a task and notices if it panics.
+    /// Runs a task, and records a panic in it.
     pub(crate) fn watch<F: Future>(&self, task: &'static str, future: F) -> impl Future<Output = F::Output> + use<F> {
         let watched = self.watched(task);
         async move {
@@ -21,7 +22,7 @@ impl Vitals {
         }
     }
 
-    /// Returns what a thread must hold while it runs.
+    /// Returns a value that a thread must hold while it runs.
     pub(crate) fn watched(&self, task: &'static str) -> Watched {
         Watched { task, vitals: self.clone() }
     }
@@ -32,7 +33,7 @@ impl Vitals {
     }
 }
 
-/// Notices if a panic drops it.
+/// Records a panic if it is dropped during one.
 pub(crate) struct Watched {
     task: &'static str,
     vitals: Vitals,
@@ -40,7 +41,7 @@ pub(crate) struct Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        // A task that is ended on purpose is dropped without a panic.
+        // Aborting a task also drops this, but without a panic.
         if thread::panicking() {
             tracing::error!(task = self.task, "a task that the server needs has panicked");
             let _ = self.vitals.0.set(self.task);
@@ -55,7 +56,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_panic_is_noticed_and_an_end_on_purpose_is_not() {
+    async fn panic_of_a_task_is_recorded_and_an_abort_is_not() {
         let vitals = Vitals::default();
         let aborted = tokio::spawn(vitals.watch("aborted", pending::<()>()));
         tokio::task::yield_now().await;
@@ -73,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_of_a_thread_is_noticed() {
+    fn panic_of_a_thread_is_recorded() {
         let vitals = Vitals::default();
         let watched = vitals.watched("thread");
         let thread = thread::spawn(move || {

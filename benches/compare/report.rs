@@ -85,14 +85,22 @@ fn processor() -> String {
 
 const HEAD: &str = "# Benchmarks
 
-Written by `cargo bench --bench compare`, which starts every server on the loopback of one machine, one after the other, and
-drives each in the same way. What counts is the processor time of the *server* process (user and system) divided by what it
-did; the loader runs on the same cores, so throughput in wall time says as much about it as about the server. Look at the
-ratios. The servers take turns, several times, and the best of each is told: what a shared machine adds, it adds at times. A run is
-rejected, and says so, when the loader took more processor time than a server that was not busy all the time.
+`cargo bench --bench compare` writes this file. It starts every server on the loopback interface of one machine, one
+after the other, and drives each in the same way.
 
-What the peers guarantee, and do not: Redis' pub/sub and NATS' core subjects deliver at most once, to those who are connected
-at that moment, and cut off who is slow; they have no snapshot, no cursor and no resume. Redis' keys and its pub/sub are two
-steps. etcd has all of that by revision, and is durable and replicated, which the memory storage is not. The stock tonic server
-and the bare h2 server do nothing at all: they answer each call with the same bytes, and show what gRPC and HTTP/2 cost in Rust.
+- **What counts** is the processor time of the *server* process (user and system), divided by the work it did. The load
+  generator runs on the same cores, so throughput in wall time says as much about it as about the server.
+- **Look at the ratios.** The servers take turns several times, and the tables have the best run of each, because other
+  load on a shared machine comes and goes.
+- **A rejected run** is marked as such. In it the load generator took more processor time than the server, although the
+  server was not busy all the time.
+
+What the peers guarantee, and what they do not:
+
+- Redis' pub/sub and NATS' core subjects deliver at most once, to subscribers that are connected at that moment, and
+  disconnect slow ones. They have no snapshot, no cursor and no resume. In Redis, setting a key and publishing the
+  change are two steps.
+- etcd has all of these, by revision. It is also durable and replicated, which the memory storage is not.
+- The stock tonic server and the bare h2 server do nothing. They answer each call with the same bytes, and show what
+  gRPC and HTTP/2 cost in Rust.
 ";

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Runs a command as the systemd unit would confine sessiond, as far as that goes without systemd: no privilege, no capability, a user
-# of its own, its system calls, and a file system of which it may write one folder.
+# Runs a command confined as the systemd unit confines sessiond, as far as possible without systemd: no privileges, no
+# capabilities, its own user, the unit's system calls, and a file system with one writable folder.
 #
-#   deploy/check/confined.sh SERVER STATE COMMAND…    (COMMAND finds SERVER as /run/sessiond and STATE as /var/lib/sessiond)
+#   deploy/check/confined.sh SERVER STATE COMMAND…    (COMMAND sees SERVER as /run/sessiond and STATE as /var/lib/sessiond)
 #
-# Left out: DynamicUser, ProtectProc, IPC, hostname and clock (seccomp forbids setting those), LockPersonality, RestrictSUIDSGID.
+# Not covered: DynamicUser, ProtectProc, IPC, hostname and clock (seccomp forbids setting those), LockPersonality,
+# RestrictSUIDSGID.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 server=$1 state=$2

@@ -1,7 +1,9 @@
-"""Holds the Kubernetes manifests to what their schemas cannot say. Usage: kubernetes.py SERVER, the resources on standard input.
+"""Checks in the Kubernetes manifests what their schemas cannot express.
 
-Labels must find what they are to find, ports must be there, a pod must have the time to drain, and each SESSIOND_ variable must be
-a flag of the program.
+Usage: kubernetes.py SERVER, with the resources on standard input.
+
+Selectors must match their targets, ports must exist, a pod must have enough time to drain, and each SESSIOND_ variable
+must be a flag of the program.
 """
 
 import re
@@ -12,7 +14,7 @@ import yaml
 
 
 def flags(server):
-    """The environment variables that the server reads, each with its default or None."""
+    """Returns the environment variables that the server reads, each with its default or None."""
     text = subprocess.run([server, "serve", "--help"], check=True, capture_output=True, text=True).stdout
     text = re.sub(r"\s+", " ", text)
     found = dict.fromkeys(re.findall(r"\[env: (SESSIOND_\w+)[=\]]", text))
@@ -28,21 +30,21 @@ def check_pod(name, spec, flags):
     (container,) = spec["containers"]
     environment = {entry["name"]: entry.get("value") for entry in container["env"]}
     for variable in environment:
-        assert variable in flags, f"{name}: {variable} is no flag of the program"
+        assert variable in flags, f"{name}: {variable} is not a flag of the program"
     drain = environment.get("SESSIOND_DRAIN_TIMEOUT") or flags["SESSIOND_DRAIN_TIMEOUT"]
     pause = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
     needed = int(drain.removesuffix("s")) + pause
     granted = spec["terminationGracePeriodSeconds"]
-    assert granted >= needed + 5, f"{name}: a pod that takes {needed} s to end is killed after {granted} s"
+    assert granted >= needed + 5, f"{name}: a pod that needs {needed} s to stop is killed after {granted} s"
     for probe in ("readinessProbe", "livenessProbe"):
         check_probe(f"{name}: {probe}", container[probe], container["ports"])
-    assert container["livenessProbe"]["httpGet"]["path"] == "/live", f"{name}: is restarted because of its storage"
-    assert "startupProbe" not in container, f"{name}: is restarted while it waits for its storage"
+    assert container["livenessProbe"]["httpGet"]["path"] == "/live", f"{name}: would be restarted because of its storage"
+    assert "startupProbe" not in container, f"{name}: would be restarted while it waits for its storage"
     hardened = container["securityContext"] | spec["securityContext"]
     assert hardened["runAsNonRoot"] and hardened["readOnlyRootFilesystem"], f"{name}: is not hardened"
-    assert hardened["allowPrivilegeEscalation"] is False, f"{name}: may gain privileges"
+    assert hardened["allowPrivilegeEscalation"] is False, f"{name}: can gain privileges"
     assert hardened["capabilities"] == {"drop": ["ALL"]}, f"{name}: has capabilities"
-    assert hardened["seccompProfile"] == {"type": "RuntimeDefault"}, f"{name}: may make any system call"
+    assert hardened["seccompProfile"] == {"type": "RuntimeDefault"}, f"{name}: can make any system call"
 
 
 def check_probe(name, probe, ports):
@@ -70,17 +72,17 @@ def main():
         selectors += [budget["spec"]["selector"] for budget in of_kind.get("PodDisruptionBudget", [])]
         selectors += [policy["spec"]["podSelector"] for policy in of_kind["NetworkPolicy"]]
         for selector in selectors:
-            assert matches(selector, labels), f"{name}: its pods are not found by {selector}"
+            assert matches(selector, labels), f"{name}: {selector} does not match its pods"
         for port in service["spec"]["ports"]:
             assert port["targetPort"] in ports, f"Service: its pods have no port {port['targetPort']}"
         for rule in (rule for policy in of_kind["NetworkPolicy"] for rule in policy["spec"]["ingress"]):
             assert {port["port"] for port in rule["ports"]} <= ports, f"NetworkPolicy: {rule['ports']} are not ports of the pods"
     for monitor in of_kind.get("ServiceMonitor", []):
-        assert matches(monitor["spec"]["selector"], service["metadata"]["labels"]), "ServiceMonitor: finds no Service"
+        assert matches(monitor["spec"]["selector"], service["metadata"]["labels"]), "ServiceMonitor: matches no Service"
         assert monitor["spec"]["jobLabel"] in service["metadata"]["labels"], "ServiceMonitor: the job has no name"
         for endpoint in monitor["spec"]["endpoints"]:
             assert endpoint["port"] in service_ports, f"ServiceMonitor: the Service has no port {endpoint['port']}"
-    print(f"ok    {len(resources)} resources fit each other and the program")
+    print(f"ok    {len(resources)} resources fit together and fit the program")
 
 
 main()

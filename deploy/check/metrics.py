@@ -1,9 +1,9 @@
-"""Holds docs/metrics.md, the alert rules and the dashboard to what a running server tells, and to a running Prometheus.
+"""Checks docs/metrics.md, the alert rules and the dashboard against a running server and a running Prometheus.
 
-Usage: metrics.py ADMIN CLASSIC                writes /metrics of the server, in Prometheus' classic text format, to the file CLASSIC
-       metrics.py ADMIN --used-by PROMETHEUS   with a Prometheus that scrapes the server, as the job sessiond
+Usage: metrics.py ADMIN CLASSIC                writes the server's /metrics to the file CLASSIC, in the classic text format
+       metrics.py ADMIN --used-by PROMETHEUS   runs the checks
 
-ADMIN and PROMETHEUS are HOST:PORT.
+ADMIN and PROMETHEUS are HOST:PORT. The Prometheus must scrape the server, as the job sessiond.
 """
 
 import json
@@ -34,7 +34,7 @@ def get(url, accept="*/*"):
 
 
 def families(admin, accept=OPENMETRICS):
-    """The metrics as the server tells them, read strictly, and the text if it is the classic one."""
+    """Returns the server's metrics, parsed strictly, and their text if it is in the classic format."""
     kind, text = get(f"http://{admin}/metrics", accept)
     if kind.startswith("application/openmetrics-text"):
         return list(parse_openmetrics(text)), None
@@ -42,22 +42,22 @@ def families(admin, accept=OPENMETRICS):
     return list(parse_classic(text)), text
 
 
-class Told:
-    """A collector of what a server told."""
+class Collector:
+    """A collector that returns the metrics of a server."""
 
-    def __init__(self, told):
-        self.told = told
+    def __init__(self, metrics):
+        self.metrics = metrics
 
     def collect(self):
-        return self.told
+        return self.metrics
 
 
 def classic(admin):
-    """What the server tells in the classic format: its own text, or one made of its OpenMetrics where it has no other."""
-    told, text = families(admin, "text/plain; version=0.0.4")
+    """Returns the metrics in the classic format: the server's own text or, if it has only OpenMetrics, a conversion."""
+    metrics, text = families(admin, "text/plain; version=0.0.4")
     if text is None:
         registry = CollectorRegistry()
-        registry.register(Told(told))
+        registry.register(Collector(metrics))
         text = generate_latest(registry).decode()
     return text
 
@@ -68,8 +68,8 @@ def documented():
     return {name: kind for name, kind in rows}
 
 
-def told_names(admin):
-    """The names by which the metrics are documented, each with its type."""
+def exported_names(admin):
+    """Returns the names of the exported metrics as they are documented, each with its type."""
     suffixes = {"counter": "_total", "info": "_info"}
     return {
         family.name + suffixes.get(family.type, ""): "gauge" if family.type == "info" else family.type
@@ -78,7 +78,7 @@ def told_names(admin):
 
 
 def expressions():
-    """What is asked of Prometheus, each with where, and with the dashboard's variables filled in."""
+    """Yields each query of the rules and the dashboard with its origin. The dashboard's variables are filled in."""
     with open("deploy/prometheus/rules.yaml", encoding="utf-8") as opened:
         for rule in (rule for group in yaml.safe_load(opened)["groups"] for rule in group["rules"]):
             yield rule["alert"], rule["expr"]
@@ -103,16 +103,16 @@ def query(prometheus, expression):
 
 
 def check_names(admin):
-    known, told = documented(), told_names(admin)
-    for name, kind in told.items():
-        assert known.get(name) == kind, f"docs/metrics.md: the server tells {name}, a {kind}"
+    known, exported = documented(), exported_names(admin)
+    for name, kind in exported.items():
+        assert known.get(name) == kind, f"docs/metrics.md: does not list {name}, a {kind} that the server exports"
     for where, expression in expressions():
         for name in NAME.findall(expression):
             family = re.sub(r"_(bucket|sum|count)$", "", name)
-            assert family in known, f"{where}: there is no {name}"
-    print(f"ok    {len(told)} metrics are as documented, and those that are asked for are among the documented")
-    missing = known.keys() - told.keys()
-    assert not missing, f"documented, and not told by this server: {', '.join(sorted(missing))}"
+            assert family in known, f"{where}: there is no metric {name}"
+    print(f"ok    {len(exported)} metrics are as documented, and all queries use documented metrics")
+    missing = known.keys() - exported.keys()
+    assert not missing, f"documented, but not exported by this server: {', '.join(sorted(missing))}"
 
 
 def check_prometheus(prometheus):
@@ -121,14 +121,14 @@ def check_prometheus(prometheus):
         assert time.monotonic() < deadline, f"Prometheus has not scraped the server: {get(f'http://{prometheus}/api/v1/targets')[1]}"
         time.sleep(0.1)
     (sessions,) = query(prometheus, "sessiond_sessions")
-    assert sessions["value"][1] == "2", f"there are 2 sessions, and Prometheus says {sessions}"
-    asked = [(where, query(prometheus, expression)) for where, expression in expressions()]
+    assert sessions["value"][1] == "2", f"there are 2 sessions, but Prometheus has {sessions}"
+    results = [(where, query(prometheus, expression)) for where, expression in expressions()]
     groups = json.loads(get(f"http://{prometheus}/api/v1/rules")[1])["data"]["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
-    unwell = [rule["name"] for rule in rules if rule["health"] == "err" or rule["state"] == "firing"]
-    assert rules and not unwell, f"of a server that is well, these rules are not: {unwell}"
-    answered = sum(bool(result) for where, result in asked if where.startswith("dashboard"))
-    print(f"ok    Prometheus scrapes the server; it took {len(asked)} queries, and had data for {answered} of the dashboard's")
+    wrong = [rule["name"] for rule in rules if rule["health"] == "err" or rule["state"] == "firing"]
+    assert rules and not wrong, f"the server is healthy, but these rules fire or fail: {wrong}"
+    with_data = sum(bool(result) for where, result in results if where.startswith("dashboard"))
+    print(f"ok    Prometheus accepts all {len(results)} queries, and has data for {with_data} of the dashboard's")
 
 
 def check_tested():
@@ -136,7 +136,7 @@ def check_tested():
         tests = opened.read()
     for where, _ in expressions():
         raised = re.search(rf'alertname(: |="){where}\b', tests)
-        assert where.startswith("dashboard") or raised, f"rules_test.yaml: nothing raises {where}"
+        assert where.startswith("dashboard") or raised, f"rules_test.yaml: no test raises {where}"
 
 
 def main():

@@ -1,6 +1,6 @@
-"""Writes what the unit allows of system calls as two programs of seccomp, as systemd would load them.
+"""Writes the system call rules of a systemd unit as two seccomp programs, as systemd would load them.
 
-Usage: seccomp_filter.py UNIT ALLOWED FORBIDDEN. Run by the system's own Python, which has the bindings of libseccomp.
+Usage: seccomp_filter.py UNIT ALLOWED FORBIDDEN. Run it with the system's own Python, which has libseccomp's bindings.
 """
 
 import re
@@ -25,7 +25,7 @@ def settings(path):
 
 
 def calls(name):
-    """The calls of a set, and of those in it."""
+    """Returns the system calls of a set, including those of nested sets."""
     if not name.startswith("@"):
         return {name}
     listed = subprocess.run(["systemd-analyze", "syscall-filter", name], check=True, capture_output=True, text=True).stdout
@@ -33,7 +33,7 @@ def calls(name):
 
 
 def allowed(unit):
-    """The list of the unit, and what systemd allows beside it, since no program could start."""
+    """Allows the calls in the unit's list, and those that systemd adds because no program could start without them."""
     program = SyscallFilter(ERRNO(EPERM))
     names = calls("@default") | {"execve"}
     for value in unit["SystemCallFilter"]:
@@ -48,7 +48,7 @@ def allowed(unit):
 
 
 def forbidden(unit):
-    """MemoryDenyWriteExecute, RestrictAddressFamilies and RestrictNamespaces: by the arguments of calls."""
+    """Forbids calls by their arguments, for MemoryDenyWriteExecute, RestrictAddressFamilies and RestrictNamespaces."""
     program = SyscallFilter(ALLOW)
     assert unit["MemoryDenyWriteExecute"] == ["yes"] and unit["RestrictNamespaces"] == ["yes"]
     both = PROT_EXEC | PROT_WRITE
@@ -58,7 +58,7 @@ def forbidden(unit):
     for flag in CLONE_NEW.values():
         for name in ("clone", "unshare"):
             program.add_rule(ERRNO(EPERM), name, Arg(0, MASKED_EQ, flag, flag))
-    # Its flags lie in memory, where a filter does not see them; the C library goes on with clone.
+    # The flags of clone3 are in memory, where a filter cannot see them. The C library falls back to clone.
     program.add_rule(ERRNO(ENOSYS), "clone3")
     families = {getattr(socket, name) for name in unit["RestrictAddressFamilies"][0].split()}
     for family in range(max(families)):

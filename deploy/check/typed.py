@@ -1,7 +1,7 @@
-"""Writes files as a TypeScript program that compiles only if they fit the types that their makers publish.
+"""Writes a file as a TypeScript program that compiles only if the file has the type that its vendor publishes.
 
-Usage: typed.py TYPE MODULE FILE, with FILE in YAML or JSON and TYPE of the form of Name or Name<Other>. TypeScript says of a field
-that the type does not have, or that has a wrong value, where it is.
+Usage: typed.py TYPE MODULE FILE. FILE is YAML or JSON, and TYPE is Name or Name<Other>. The TypeScript compiler then
+reports unknown fields and wrong values, each with its location.
 """
 
 import json
@@ -10,7 +10,7 @@ import sys
 
 import yaml
 
-# Enumerations in JSON are their values.
+# In JSON an enumeration is written as its value.
 PLAIN = """
 type Plain<T> = T extends string ? `${T}` : T extends number | boolean | null | undefined ? T
   : T extends (infer Item)[] ? Plain<Item>[] : T extends object ? { [Key in keyof T]: Plain<T[Key]> } : T;

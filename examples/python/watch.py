@@ -1,6 +1,6 @@
-"""Holds the set of live sessions of a sessiond and prints every change of it.
+"""Mirrors the set of sessions in a sessiond and prints every change to it.
 
-Generate the stubs beside this file, then run it:
+Generate the stubs next to this file, then run it:
 
     pip install grpcio grpcio-tools
     python -m grpc_tools.protoc -I ../../proto --python_out=. --grpc_python_out=. sessiond/v1/session_service.proto
@@ -18,7 +18,8 @@ from sessiond.v1.session_service_pb2_grpc import SessionServiceStub
 def watch(sessions):
     held, cursor = set(), ""
     while True:
-        # With the last cursor the stream goes on where it broke. It is empty in the middle of a snapshot: begin anew.
+        # With the last cursor, the stream continues where it broke. The cursor is empty during a snapshot: start over
+        # then.
         start = pb.SubscribeRequest(cursor=cursor) if cursor else pb.SubscribeRequest(snapshot=True)
         if not cursor:
             held.clear()
@@ -29,7 +30,7 @@ def watch(sessions):
         except grpc.RpcError as error:
             if error.code() != grpc.StatusCode.UNAVAILABLE:
                 raise
-            print(f"away: {error.details()}", flush=True)
+            print(f"disconnected, retrying: {error.details()}", flush=True)
             time.sleep(1)
 
 

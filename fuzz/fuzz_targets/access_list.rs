@@ -1,4 +1,4 @@
-//! The file of those who may call: nobody comes in by a list that does not name them.
+//! Fuzzes access lists and tokens: a list grants calls only to names that it contains.
 #![no_main]
 
 use std::time::SystemTime;

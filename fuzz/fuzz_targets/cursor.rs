@@ -1,4 +1,4 @@
-//! Cursors: a text is none, or is just the one that is written for it.
+//! Fuzzes cursors: a parsed cursor survives being formatted and parsed again.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! The addresses of storages: one that is read is written so that it is read alike.
+//! Fuzzes storage URLs: a formatted URL parses to the same URL.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -7,7 +7,7 @@ use sessiond::storage::StorageUrl;
 fuzz_target!(|text: &str| {
     if let Ok(url) = text.parse::<StorageUrl>() {
         let written = url.to_string();
-        let again: StorageUrl = written.parse().expect("what it writes it reads");
+        let again: StorageUrl = written.parse().expect("a formatted URL parses");
         assert_eq!(again.to_string(), written);
     }
 });

@@ -1,4 +1,4 @@
-//! The list of those who may call.
+//! The access list: which tokens and certificates may make which calls.
 
 use std::{collections::HashMap, time::SystemTime};
 
@@ -7,9 +7,9 @@ use super::{
     token::{TokenHash, is_name},
 };
 
-/// Those who may call, and what each may do.
+/// The tokens and certificates that may make calls, and the scopes of each.
 ///
-/// It is written as text, an entry a line; what follows a `#` is a comment:
+/// Its text has one entry per line. `#` starts a comment:
 ///
 /// ```text
 /// token gateway-1 read,write sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae
@@ -18,9 +18,10 @@ use super::{
 /// certificate dashboard.example observe
 /// ```
 ///
-/// A token's hash is that of all that is sent. Tokens of one name may stand side by side, so that one can be replaced in
-/// peace. A certificate is named by a subject alternative name of type URI, compared with case, or DNS, without; one with
-/// several names has the scopes of all. With `until` an entry ends at that time (RFC 3339, in UTC).
+/// The hash of a token covers the whole token, including its name. Several tokens may have the same name, so that a
+/// token can be replaced without downtime. A certificate is identified by a subject alternative name: a URI, which is
+/// case-sensitive, or a DNS name, which is not. A certificate with several listed names has the scopes of all of them.
+/// An entry with `until` expires at that time (RFC 3339, in UTC).
 #[derive(Debug, Default)]
 pub struct AccessList {
     tokens: HashMap<String, Vec<Token>>,
@@ -45,22 +46,22 @@ impl Entry {
     }
 }
 
-/// That a call may be made.
+/// The permission to make a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Granted {
-    /// Who calls: the name of a token or of a certificate.
+    /// The caller: the name of a token or of a certificate.
     pub name: String,
-    /// When it may no longer be made.
+    /// When the permission expires. `None` for never.
     pub until: Option<SystemTime>,
 }
 
-/// Why a text is no list.
+/// The error for text that is not an access list.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {reason}")]
 pub struct AccessListError {
-    /// The number of the line, from 1.
+    /// The line number, from 1.
     pub line: usize,
-    /// What is wrong, and what would be right.
+    /// What is wrong, and how to fix it.
     pub reason: String,
 }
 
@@ -86,11 +87,11 @@ impl AccessList {
             "token" => {
                 let name = word("the name")?;
                 if !is_name(name) {
-                    return Err(format!("{name:?} is no name of a token: make one by `sessiond token new`"));
+                    return Err(format!("{name:?} is not a token name: make one with `sessiond token new`"));
                 }
                 let scopes = word("the list of scopes")?.parse()?;
                 let hash = TokenHash::parse(word("the hash")?)
-                    .ok_or("the hash is not sha256: and 64 hexadecimal digits: make one by `sessiond token new`")?;
+                    .ok_or("the hash is not sha256: and 64 hexadecimal digits: make one with `sessiond token new`")?;
                 let entry = Entry { scopes, until: until(words)? };
                 self.tokens.entry(name.to_owned()).or_default().push(Token { hash, entry });
             }
@@ -100,17 +101,17 @@ impl AccessList {
                 let entry = Entry { scopes, until: until(words)? };
                 self.certificates.entry(name).or_default().push(entry);
             }
-            _ => return Err(format!("{kind:?} is no kind of entry: write token or certificate")),
+            _ => return Err(format!("{kind:?} is not a kind of entry: use token or certificate")),
         }
         Ok(())
     }
 
-    /// Tells whether who has shown `credentials` may make a call that takes `scope`, or one that takes none but is not for
-    /// strangers.
+    /// Checks whether a caller with these credentials may make a call that requires `scope`. Without a scope, any
+    /// caller on the list may make the call.
     ///
     /// # Errors
     ///
-    /// [`Refusal`] when not.
+    /// [`Refusal`] if the caller may not.
     pub fn authorize(
         &self,
         credentials: &Credentials,
@@ -129,7 +130,8 @@ impl AccessList {
     }
 
     fn token(&self, proof: &TokenProof, now: SystemTime) -> Result<Entry, Refusal> {
-        // All of one name are looked at, so that the time tells nothing. That there is a name is no secret.
+        // Compares with every token of this name, so that the time taken reveals nothing about the secrets. Whether a
+        // name exists is not secret.
         let tokens = self.tokens.get(&proof.name).map(Vec::as_slice).unwrap_or_default();
         let found =
             tokens.iter().fold(None, |found, token| if token.hash.is(&proof.hash) { Some(token) } else { found });
@@ -147,7 +149,7 @@ impl AccessList {
             for entry in entries.filter(|entry| !entry.has_expired(now)) {
                 let (_, all) = found.get_or_insert_with(|| (name.clone(), *entry));
                 all.scopes = all.scopes.union(entry.scopes);
-                // When the first of them ends, what is left is looked up again.
+                // The permission ends when the first entry expires. The caller is then checked again.
                 all.until = [all.until, entry.until].into_iter().flatten().min();
             }
         }
@@ -155,8 +157,8 @@ impl AccessList {
     }
 }
 
-/// Returns the form in which the names of certificates are compared. Case counts in URIs, and not in DNS names, which have no
-/// colon.
+/// Returns a certificate's name in the form used for comparison. URIs are case-sensitive. DNS names are not, and
+/// contain no colon.
 fn comparable(name: &str) -> String {
     if name.contains(':') { name.to_owned() } else { name.to_ascii_lowercase() }
 }
@@ -165,14 +167,16 @@ fn until<'a>(mut words: impl Iterator<Item = &'a str>) -> Result<Option<SystemTi
     let until = match words.next() {
         None => None,
         Some(word) => {
-            let time = word.strip_prefix("until=").ok_or_else(|| format!("{word:?} is too much: write until=TIME"))?;
+            let time = word
+                .strip_prefix("until=")
+                .ok_or_else(|| format!("{word:?} is unexpected here: only until=TIME may follow"))?;
             let time = humantime::parse_rfc3339(time);
-            Some(time.map_err(|_| format!("{word:?} is no time: write until=2027-01-01T00:00:00Z"))?)
+            Some(time.map_err(|_| format!("{word:?} is not a time: use the form until=2027-01-01T00:00:00Z"))?)
         }
     };
     match words.next() {
         None => Ok(until),
-        Some(word) => Err(format!("{word:?} is too much")),
+        Some(word) => Err(format!("{word:?} is unexpected at the end of the line: remove it")),
     }
 }
 
@@ -194,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_known_by_its_line() {
+    fn token_is_authorized_by_its_line() {
         let (token, other) = (NewToken::generate("gate.way-1").unwrap(), NewToken::generate("gate.way-1").unwrap());
         let list: AccessList = line(&token, "read,observe").parse().unwrap();
         let granted = list.authorize(&proof(&token), Some(Scope::Read), NOW).unwrap();
@@ -204,7 +208,7 @@ mod tests {
         assert!(matches!(refusal, Refusal::ScopeMissing { takes: Scope::Write, .. }));
         assert_eq!(list.authorize(&proof(&other), None, NOW), Err(Refusal::UnknownToken));
         assert_eq!(list.authorize(&Credentials::None, None, NOW), Err(Refusal::NoCredentials));
-        // Both are known while one takes the place of the other.
+        // Both tokens are valid while one replaces the other.
         let both: AccessList = format!("{}\n{}", line(&token, "read"), line(&other, "write")).parse().unwrap();
         assert!(both.authorize(&proof(&token), Some(Scope::Read), NOW).is_ok());
         assert!(both.authorize(&proof(&other), Some(Scope::Write), NOW).is_ok());
@@ -212,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_has_the_scopes_of_all_its_names() {
+    fn certificate_has_the_scopes_of_all_its_names() {
         let list = "certificate spiffe://fleet/gateway read # of all gateways\ncertificate GATEWAY.example write";
         let list: AccessList = list.parse().unwrap();
         let certificate = |names: &[&str]| Credentials::Certificate(names.iter().map(|n| (*n).to_owned()).collect());
@@ -226,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn uris_of_certificates_are_compared_with_case_and_dns_names_without() {
+    fn certificate_uris_are_case_sensitive_and_dns_names_are_not() {
         let list: AccessList =
             "certificate spiffe://fleet/Gateway read\ncertificate GATEWAY.example write".parse().unwrap();
         let may = |name: &str, scope| {
@@ -238,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_end_when_they_say_so() {
+    fn entries_expire_at_their_until_time() {
         let token = NewToken::generate("t").unwrap();
         let text = format!(
             "{} until=1970-01-01T00:01:00Z\ncertificate c read until=1970-01-01T00:01:00Z",
@@ -254,20 +258,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_its_line() {
+    fn errors_name_the_line_and_the_problem() {
         let hash = "0".repeat(64);
         let table = [
-            ("tokne a read", "is no kind of entry"),
+            ("tokne a read", "is not a kind of entry"),
             ("token", "the name is missing"),
-            ("token a/b read", "is no name of a token"),
+            ("token a/b read", "is not a token name"),
             ("token a", "the list of scopes is missing"),
-            ("token a raed", "is no scope"),
+            ("token a raed", "is not a scope"),
             ("token a read", "the hash is missing"),
             ("token a read sha256:0", "64 hexadecimal digits"),
             (&format!("token a read sha256:{}é", &hash[2..]), "64 hexadecimal digits"),
-            (&format!("token a read sha256:{hash} 2027-01-01T00:00:00Z"), "write until=TIME"),
-            (&format!("token a read sha256:{hash} until=soon"), "is no time"),
-            ("certificate c read until=2027-01-01T00:00:00Z more", "is too much"),
+            (&format!("token a read sha256:{hash} 2027-01-01T00:00:00Z"), "only until=TIME"),
+            (&format!("token a read sha256:{hash} until=soon"), "is not a time"),
+            ("certificate c read until=2027-01-01T00:00:00Z more", "is unexpected"),
         ];
         for (text, says) in table {
             let error = format!("# a comment\n\n{text}").parse::<AccessList>().unwrap_err();
@@ -277,11 +281,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_token_is_none() {
+    fn malformed_tokens_and_names_are_rejected() {
         for text in ["", ".", "a", ".a", "a b.c", &format!("{}.x", "a".repeat(65)), "é.x"] {
             assert!(TokenProof::of(text).is_none(), "{text}");
         }
-        assert!(NewToken::generate("a b").unwrap_err().to_string().contains("is no name"));
+        assert!(NewToken::generate("a b").unwrap_err().to_string().contains("is not a token name"));
         let token = NewToken::generate("secret").unwrap();
         assert!(!format!("{token:?} {:?}", proof(&token)).contains(&token.token()[7..]));
     }

@@ -1,4 +1,4 @@
-//! Tokens: a name, and a secret that nobody keeps but who shows it.
+//! Tokens. A token is a name and a secret, of which the server keeps only a hash.
 
 use std::fmt;
 
@@ -10,10 +10,11 @@ use subtle::ConstantTimeEq as _;
 
 use super::Scopes;
 
-/// How many random bytes a secret has: too many to guess, so that one plain hash of it gives nothing away.
+/// How many random bytes a secret has. They are too many to guess, so a plain unsalted hash of the token is safe to
+/// publish.
 const SECRET: usize = 32;
 
-/// The longest name.
+/// The longest token name, in bytes.
 const MAX_NAME: usize = 64;
 
 /// The SHA-256 of a token.
@@ -27,12 +28,12 @@ impl TokenHash {
         Self(hash)
     }
 
-    /// Takes as long whether and wherever they differ.
+    /// Compares in constant time.
     pub(super) fn is(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
     }
 
-    /// Reads what `Display` writes.
+    /// Parses what `Display` writes.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let digits = text.strip_prefix("sha256:")?.as_bytes();
         let mut hash = [0; 32];
@@ -54,7 +55,7 @@ impl fmt::Display for TokenHash {
     }
 }
 
-/// That somebody has shown a token: its name, and the hash of all of it.
+/// The proof that a caller has a token: the token's name, and the hash of the whole token.
 #[derive(Clone)]
 pub struct TokenProof {
     pub(super) name: String,
@@ -62,10 +63,10 @@ pub struct TokenProof {
 }
 
 impl TokenProof {
-    /// Reads what follows `Bearer `. None where it is no token at all.
+    /// Parses the text that follows `Bearer `. Returns `None` if it is not a token.
     #[must_use]
     pub fn of(token: &str) -> Option<Self> {
-        // The secret has no dot in it, and names may have.
+        // Names may contain dots, secrets do not.
         let (name, _) = token.rsplit_once('.').filter(|(name, _)| is_name(name))?;
         Some(Self { name: name.to_owned(), hash: TokenHash::of(token) })
     }
@@ -77,30 +78,30 @@ impl fmt::Debug for TokenProof {
     }
 }
 
-/// Why a token cannot be made.
+/// Why a token cannot be generated.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenError {
-    /// The name is none.
-    #[error("{0:?} is no name of a token: write 1 to {MAX_NAME} letters, digits, '-', '_' and '.'")]
+    /// The name is not a valid token name.
+    #[error("{0:?} is not a token name: use 1 to {MAX_NAME} letters, digits, '-', '_' and '.'")]
     BadName(String),
-    /// The system gives no randomness.
-    #[error("the system gives no randomness: see whether this process may read it")]
+    /// The operating system provided no random bytes.
+    #[error("the operating system provided no random bytes: check whether this process may read them")]
     NoRandomness,
 }
 
-/// A token that has just been made. Its secret is nowhere else.
+/// A newly generated token. Nothing else holds its secret.
 pub struct NewToken {
     token: String,
     name: String,
 }
 
 impl NewToken {
-    /// Makes a token of this name.
+    /// Generates a token with this name.
     ///
     /// # Errors
     ///
-    /// [`TokenError`] when the name is none, or the system gives no randomness.
+    /// [`TokenError`] if the name is invalid, or the operating system provides no random bytes.
     pub fn generate(name: &str) -> Result<Self, TokenError> {
         if !is_name(name) {
             return Err(TokenError::BadName(name.to_owned()));
@@ -111,13 +112,13 @@ impl NewToken {
         Ok(Self { token: format!("{name}.{digits}"), name: name.to_owned() })
     }
 
-    /// The token itself, to be shown once.
+    /// Returns the token itself, to show to its user once.
     #[must_use]
     pub fn token(&self) -> &str {
         &self.token
     }
 
-    /// The line for the file of an [`AccessList`](super::AccessList), without an end.
+    /// Returns the token's line for the file of an [`AccessList`](super::AccessList), without a newline.
     #[must_use]
     pub fn line(&self, scopes: Scopes) -> String {
         format!("token {} {scopes} {}", self.name, TokenHash::of(&self.token))

@@ -1,4 +1,4 @@
-//! `backup`.
+//! The `backup` command.
 
 use std::path::PathBuf;
 
@@ -9,10 +9,10 @@ use super::exit::{CliError, Exit};
 
 #[derive(Debug, Args)]
 pub(crate) struct BackupArgs {
-    /// The file of the registry: what stands behind file: in --storage.
+    /// The registry's file: the path after file: in --storage.
     path: PathBuf,
 
-    /// Where the copy goes. There must be no such file.
+    /// Where to write the copy. The file must not exist yet.
     out: PathBuf,
 }
 

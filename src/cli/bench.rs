@@ -1,4 +1,4 @@
-//! `bench`.
+//! The `bench` command.
 
 mod caller;
 mod check;
@@ -46,93 +46,93 @@ use super::{
     signal::Signals,
 };
 
-/// How long a call may take that creates or destroys many of the sessions of a run.
+/// How long a call may take that creates or destroys a batch of the run's sessions.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(60);
 
 const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
 
 const AFTER_HELP: &str = "\
-The sessions are under an auth key that is made by chance, so those of others are never touched. Half of them exist when \
-the calls begin, and at the end all are destroyed; Ctrl-C ends the run early and still does so, a second one does not. \
-Each session belongs to one of the callers, which knows whether it exists: a wrong answer is noticed, and so is an event \
-that comes twice, out of order or not at all.
+The sessions are under a random auth key, so other sessions are never touched. Half of them exist when the calls \
+begin, and all are destroyed at the end. Ctrl-C ends the run early and still destroys them; a second Ctrl-C does not. \
+Each session belongs to one caller, which knows whether it exists. Wrong answers are therefore detected, and so are \
+events that are repeated, out of order or missing.
 
-Without --rate a caller makes its next call when it has the answer to the last one (a closed loop), and latency is the \
-time of each call. With --rate calls begin at fixed times whatever the server does (an open loop), and latency is counted \
-from those times: a call that had to wait because the server was slow has waited. The latency of an event is counted from \
-the time at which the call that caused it was to begin.
+Without --rate, each caller makes its next call when the last one is answered (a closed loop), and latency is the \
+duration of a call. With --rate, calls begin at fixed times whatever the server does (an open loop), and latency \
+counts from those times, so it includes the time that a call waited because the server was slow. The latency of an \
+event counts from the time at which the call that caused it was due.
 
-Take note where the loader says that it was the bottleneck: such a run measures the loader.
+If the report says that the loader was the bottleneck, the run has measured the loader and not the server.
 
-Exits with 1 when the server broke a promise, and with 3 when calls failed.";
+Exits with 1 if the server broke a promise, and with 3 if calls failed.";
 
-/// Measures a server: makes calls as fast as it answers, or at a rate, and prints what came of it.
+/// Load-tests a server: makes calls as fast as it answers, or at a fixed rate, and prints a report.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     addr: AddrArgs,
 
-    /// Which calls are made, and how often each: weights of has, create and destroy.
+    /// The calls to make, as weights of has, create and destroy.
     #[arg(long, env = "SESSIOND_CALLS", value_name = "MIX", default_value = "has=80,create=10,destroy=10")]
     calls: Mix,
 
-    /// How many connections the calls go over.
+    /// Number of connections that make calls.
     #[arg(long, env = "SESSIOND_CONNECTIONS", value_name = "N", default_value = "10",
         value_parser = value_parser!(u32).range(1..=10_000))]
     connections: u32,
 
-    /// How many calls may be under way at once on each connection.
+    /// Maximum number of calls in flight on each connection.
     #[arg(long, env = "SESSIOND_IN_FLIGHT", value_name = "N", default_value = "10",
         value_parser = value_parser!(u32).range(1..=1_000))]
     in_flight: u32,
 
-    /// How many sessions a call names. With 1 the calls are the unary ones, with more those for batches.
+    /// Number of sessions per call. With 1 the calls are unary, with more they are batches.
     #[arg(long, env = "SESSIOND_BATCH", value_name = "N", default_value = "1",
         value_parser = value_parser!(u32).range(1..=65_536))]
     batch: u32,
 
-    /// How many sessions there are, of which about half exist at any time [default: 100000, or more where many are in
+    /// Number of sessions, of which about half exist at any time [default: 100000, or more if many calls are in
     /// flight].
     #[arg(long, env = "SESSIOND_SESSIONS", value_name = "N",
         value_parser = value_parser!(u32).range(2..=i64::from(MAX_SESSIONS)))]
     sessions: Option<u32>,
 
-    /// How many observers hear of every change.
+    /// Number of observers that receive every change.
     #[arg(long, env = "SESSIOND_OBSERVERS", value_name = "N", default_value = "0",
         value_parser = value_parser!(u32).range(0..=100_000))]
     observers: u32,
 
-    /// How many observers share a connection.
+    /// Number of observers that share a connection.
     #[arg(long, env = "SESSIOND_OBSERVERS_PER_CONNECTION", value_name = "N", default_value = "1",
         value_parser = value_parser!(u32).range(1..=1_000))]
     observers_per_connection: u32,
 
-    /// How long the run is measured. For more than 25 minutes, start the server with --max-connection-age off.
+    /// How long to measure. For more than 25 minutes, start the server with --max-connection-age off.
     #[arg(long, env = "SESSIOND_DURATION", value_name = "DURATION", default_value = "10s", value_parser = parse_span)]
     duration: Duration,
 
-    /// How long calls are made before that, and not measured: 0s for not at all.
+    /// How long to make calls before measuring; 0s for no warm-up.
     #[arg(long, env = "SESSIOND_WARMUP", value_name = "DURATION", default_value = "1s", value_parser = parse_warmup)]
     warmup: Duration,
 
-    /// How many calls begin each second, over all connections, whether or not the last ones are answered [default: as
-    /// many as are answered].
+    /// Calls per second over all connections, made whether or not earlier ones are answered [default: as many as are
+    /// answered].
     #[arg(long, env = "SESSIOND_RATE", value_name = "CALLS", value_parser = value_parser!(u32).range(1..=10_000_000))]
     rate: Option<u32>,
 
-    /// How many threads the loader uses [default: half of the cores that this process may use].
+    /// Number of threads that the loader uses [default: half of the cores that this process may use].
     #[arg(long, env = "SESSIOND_THREADS", value_name = "N", value_parser = value_parser!(u32).range(1..=256))]
     threads: Option<u32>,
 
-    /// The form of the report.
+    /// The format of the report.
     #[arg(long, env = "SESSIOND_FORMAT", value_enum, default_value = "text")]
     format: Format,
 }
 
 fn parse_span(text: &str) -> Result<Duration, String> {
     let span = parse_duration(text)?;
-    if span <= MAX_DURATION { Ok(span) } else { Err("that is more than a day: write 24h or less".to_owned()) }
+    if span <= MAX_DURATION { Ok(span) } else { Err("longer than a day: use 24h or less".to_owned()) }
 }
 
 fn parse_warmup(text: &str) -> Result<Duration, String> {
@@ -197,14 +197,14 @@ async fn bench(args: &BenchArgs, plan: Plan, output: &Output) -> Result<Exit, Cl
     judge(report.as_ref(), cleaned.err().map(|error| args.addr.error(&error)), auth_key_id)
 }
 
-/// How the program ends. `uncleaned` is why the sessions of the run could not be destroyed.
+/// Returns how the program ends. `uncleaned` is the error that prevented destroying the sessions of the run.
 fn judge(report: Option<&Report>, uncleaned: Option<CliError>, auth_key_id: i64) -> Result<Exit, CliError> {
     let error = match report {
         None => Some(CliError::new(Exit::No, "interrupted before the run began")),
         Some(report) => (report.broken_promise().map(|broken| CliError::new(Exit::No, broken)))
             .or_else(|| report.trouble().map(|trouble| CliError::new(Exit::Server, trouble))),
     };
-    let left = format!("the sessions under the auth key {auth_key_id} are left");
+    let left = format!("the sessions under auth key {auth_key_id} are left behind");
     match (error, uncleaned) {
         (None, None) => Ok(Exit::Done),
         (Some(error), None) => Err(error),
@@ -213,7 +213,7 @@ fn judge(report: Option<&Report>, uncleaned: Option<CliError>, auth_key_id: i64)
     }
 }
 
-/// Stops the run at the first signal, and the program at the second.
+/// Stops the run at the first signal, and exits at the second.
 fn stop_by_signal(auth_key_id: i64) -> Result<watch::Sender<Option<Stop>>, CliError> {
     let mut signals = Signals::listen()?;
     let (stop, _) = watch::channel(None);
@@ -226,7 +226,7 @@ fn stop_by_signal(auth_key_id: i64) -> Result<watch::Sender<Option<Stop>>, CliEr
             first
         });
         signals.next().await;
-        print_status(&format!("exiting at once: sessions are left under the auth key {auth_key_id}"));
+        print_status(&format!("exiting immediately: the sessions under auth key {auth_key_id} are left behind"));
         process::exit(Exit::No as i32);
     });
     Ok(stop)

@@ -1,4 +1,4 @@
-//! The flags by which a client command finds its server, and shows who it is.
+//! The flags for the server's address and the client's credentials.
 
 use std::{
     fs,
@@ -11,38 +11,38 @@ use sessiond::client::{Client, ClientBuilder, ClientError};
 
 use super::exit::{CliError, Exit};
 
-/// The server's address and the way there, the same for every command.
+/// The server's address and the credentials, the same for every client command.
 #[derive(Debug, Args)]
 pub(crate) struct AddrArgs {
-    /// The address of the server: http://HOST:PORT, https://HOST:PORT for TLS, or unix:PATH for a Unix socket.
+    /// The server's address: http://HOST:PORT, https://HOST:PORT for TLS, or unix:PATH for a Unix socket.
     #[arg(long, env = "SESSIOND_ADDR", value_name = "URL", default_value = "http://127.0.0.1:50051")]
     #[arg(value_parser = parse_addr, hide_env_values = true)]
     addr: String,
 
-    /// The file of the roots that the server's certificate must come from, in PEM [default: the system's].
+    /// A PEM file with the root certificates to trust [default: the system's].
     #[arg(long, env = "SESSIOND_TLS_CA", value_name = "FILE")]
     tls_ca: Option<PathBuf>,
 
-    /// The file of the certificate to show to the server, in PEM.
+    /// A PEM file with the client certificate to present to the server.
     #[arg(long, env = "SESSIOND_TLS_CLIENT_CERT", value_name = "FILE", requires = "tls_client_key")]
     tls_client_cert: Option<PathBuf>,
 
-    /// The file of the private key of that certificate, in PEM.
+    /// A PEM file with the private key of the client certificate.
     #[arg(long, env = "SESSIOND_TLS_CLIENT_KEY", value_name = "FILE", requires = "tls_client_cert")]
     tls_client_key: Option<PathBuf>,
 
-    /// The token to show to the server. Other users of this machine may see it on the command line: the environment
-    /// variable and --token-file keep it to you.
+    /// The token to send to the server. Other users of this machine can see it on the command line; prefer the
+    /// environment variable or --token-file.
     #[arg(long, env = "SESSIOND_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     token: Option<String>,
 
-    /// The file that holds the token to show to the server.
+    /// A file with the token to send to the server.
     #[arg(long, env = "SESSIOND_TOKEN_FILE", value_name = "FILE", conflicts_with = "token")]
     token_file: Option<PathBuf>,
 }
 
 impl AddrArgs {
-    /// A client that gives up on a call after `timeout`.
+    /// Builds a client whose calls time out after `timeout`.
     pub(crate) fn client(&self, timeout: Duration) -> Result<Client, CliError> {
         let credentials = self.credentials()?;
         let builder = Client::builder(&self.addr).and_then(|builder| credentials.apply(builder));
@@ -50,7 +50,7 @@ impl AddrArgs {
         builder.timeout(timeout).connect_timeout(timeout).connect_lazy().map_err(|error| self.error(&error))
     }
 
-    /// What the files hold, and the token.
+    /// Reads the credentials from their files and flags.
     pub(crate) fn credentials(&self) -> Result<Credentials, CliError> {
         let read_pem = |flag, path: &Option<PathBuf>| path.as_deref().map(|path| read(flag, path)).transpose();
         let token = match (&self.token, &self.token_file) {
@@ -63,23 +63,23 @@ impl AddrArgs {
         Ok(Credentials { ca: read_pem("tls-ca", &self.tls_ca)?, identity: cert.zip(key), token })
     }
 
-    /// A call to the server failed.
+    /// Describes a failed call to the server.
     pub(crate) fn error(&self, error: &ClientError) -> CliError {
         CliError::client(&self.addr, error)
     }
 
-    /// The address, for messages.
+    /// Returns the address, for messages.
     pub(crate) fn as_str(&self) -> &str {
         &self.addr
     }
 }
 
-/// Whom to trust, and who one is.
+/// The certificates to trust and the client's credentials.
 #[derive(Clone, Default)]
 pub(crate) struct Credentials {
-    /// Roots, in PEM.
+    /// Root certificates in PEM.
     pub(crate) ca: Option<Vec<u8>>,
-    /// A certificate and its key, in PEM.
+    /// The client certificate and its private key, in PEM.
     pub(crate) identity: Option<(Vec<u8>, Vec<u8>)>,
     pub(crate) token: Option<String>,
 }
@@ -104,20 +104,20 @@ fn read(flag: &str, path: &Path) -> Result<Vec<u8>, CliError> {
         .map_err(|error| CliError::new(Exit::Usage, format!("cannot read {} ({error}): see --{flag}", path.display())))
 }
 
-/// The errors do not repeat the text, which may hold a password.
+/// Parses an address. The errors do not repeat it, because it may contain a password.
 fn parse_addr(text: &str) -> Result<String, &'static str> {
     if text.contains('@') && !text.starts_with("unix:") {
-        return Err("an address has no login: show a token with --token-file");
+        return Err("an address cannot contain a login: pass a token with --token-file");
     }
     let is_address = Client::builder(text).is_ok();
-    is_address.then(|| text.to_owned()).ok_or("write http://HOST:PORT, https://HOST:PORT for TLS, or unix:PATH")
+    is_address.then(|| text.to_owned()).ok_or("use http://HOST:PORT, https://HOST:PORT for TLS, or unix:PATH")
 }
 
-/// Reads a duration such as `500ms` or `1m 30s`, longer than nothing.
+/// Parses a duration such as `500ms` or `1m 30s`, longer than zero.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
-        Ok(Duration::ZERO) => Err("no time at all: write a duration such as 500ms or 10s".to_owned()),
+        Ok(Duration::ZERO) => Err("the duration must not be 0: use a duration such as 500ms or 10s".to_owned()),
         Ok(duration) => Ok(duration),
-        Err(error) => Err(format!("{error}: write a duration such as 500ms or 10s")),
+        Err(error) => Err(format!("{error}: use a duration such as 500ms or 10s")),
     }
 }

@@ -1,4 +1,4 @@
-//! How the program ends: its exit codes and its one line of error.
+//! Exit codes and error messages of the program.
 
 use std::{
     fmt::{self, Write as _},
@@ -22,19 +22,19 @@ pub(crate) enum Exit {
 }
 
 const MEANINGS: [(Exit, &str); 7] = [
-    (Exit::Done, "done"),
+    (Exit::Done, "success"),
     (
         Exit::No,
         "the answer is no (a session is missing, a lease is gone, the server is not serving), or any other failure",
     ),
     (Exit::Usage, "the command line or the configuration is wrong"),
     (Exit::Server, "the server cannot be reached, or refused the call"),
-    (Exit::Listen, "a port cannot be listened on"),
-    (Exit::Storage, "the storage cannot be opened, and waiting cannot cure that or took too long"),
+    (Exit::Listen, "the server cannot listen on a port"),
+    (Exit::Storage, "the storage cannot be opened, and waiting cannot help or took too long"),
     (Exit::Failed, "a task that the server needs has panicked, and the server has drained"),
 ];
 
-/// The exit codes, for `--help`.
+/// Lists the exit codes for `--help`.
 pub(crate) fn help() -> String {
     let mut help = String::from("Exit codes:");
     for (exit, meaning) in MEANINGS {
@@ -51,7 +51,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why a command failed, for people: what is wrong, then what to do.
+/// The error that ended a command. The message says what is wrong, and then what to do.
 #[derive(Debug)]
 pub(crate) struct CliError {
     exit: Exit,
@@ -63,48 +63,48 @@ impl CliError {
         Self { exit, message: message.to_string() }
     }
 
-    /// A call to the server at `addr` failed.
+    /// Describes a failed call to the server at `addr`.
     pub(crate) fn client(addr: &str, error: &ClientError) -> Self {
         match error {
             ClientError::InvalidAddress { .. } | ClientError::InvalidTls { .. } | ClientError::InvalidToken => {
                 Self::new(Exit::Usage, error)
             }
-            // The call did what it should: this is an answer.
+            // The call itself has succeeded: this is its answer.
             ClientError::Status(status) if error.is_lease_gone() => Self::new(Exit::No, status.message()),
-            // The server's messages say what to do themselves.
+            // The server's messages already say what to do.
             ClientError::Status(_) => Self::new(Exit::Server, error),
             ClientError::Timeout { .. } => Self::new(
                 Exit::Server,
-                format!("{error}: see whether {addr} is the right address (--addr), or allow more time (--timeout)"),
+                format!("{error}: check that {addr} is the right address (--addr), or allow more time (--timeout)"),
             ),
             _ => Self::new(
                 Exit::Server,
-                format!("{error}: see whether a sessiond runs at {addr}, or name another address with --addr"),
+                format!("{error}: check that a sessiond runs at {addr}, or give another address with --addr"),
             ),
         }
     }
 
-    /// Prints the error, and tells the exit code.
+    /// Prints the error and returns its exit code.
     pub(crate) fn report(self) -> ExitCode {
         print_status(&self.message);
         self.exit.into()
     }
 
-    /// The same error with something more to know.
+    /// Appends a note to the message.
     pub(crate) fn with_note(self, note: &str) -> Self {
         Self { message: format!("{}; {note}", self.message), ..self }
     }
 
-    /// The same error with another exit code.
+    /// Replaces the exit code.
     pub(crate) fn with_exit(self, exit: Exit) -> Self {
         Self { exit, ..self }
     }
 }
 
-/// Prints one line on standard error.
+/// Prints one line to standard error.
 pub(crate) fn print_status(message: &str) {
-    // What a server or a file says must neither break the line nor speak to the terminal.
+    // Text from a server or a file must neither break the line nor send control sequences to the terminal.
     let line: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    // There is nobody left to tell when this fails.
+    // If standard error is closed, there is nowhere to report that.
     let _ = writeln!(io::stderr(), "sessiond: {line}");
 }

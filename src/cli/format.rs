@@ -1,20 +1,20 @@
-//! What the client commands print: lines for people, or JSON.
+//! Output formats of the client commands: text for people, or JSON.
 
 use std::fmt::{Display, Write as _};
 
 use clap::ValueEnum;
 
-/// The form of the lines on standard output.
+/// The format of the lines on standard output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// Lines for people.
+    /// Text for people.
     Text,
-    /// One JSON object a line. 64-bit numbers are strings, because JavaScript rounds larger ones.
+    /// One JSON object per line. 64-bit numbers are strings, because JavaScript rounds large numbers.
     Json,
 }
 
-/// Writes one JSON object on a line of its own, its members in the order in which they are added.
-#[must_use = "the line ends with `end`"]
+/// Writes one JSON object on its own line, with its members in the order in which they are added.
+#[must_use = "call `end` to finish the line"]
 pub(crate) struct JsonLine<'a> {
     out: &'a mut String,
     empty: bool,
@@ -26,7 +26,7 @@ impl<'a> JsonLine<'a> {
         Self { out, empty: true }
     }
 
-    /// A 64-bit number, as the string that the proto3 JSON mapping makes of it.
+    /// Adds a 64-bit number as a string, like the JSON mapping of proto3.
     pub(crate) fn int64(mut self, name: &str, value: impl Display) -> Self {
         self.name(name);
         // Writing to a `String` cannot fail, here and below.
@@ -41,7 +41,7 @@ impl<'a> JsonLine<'a> {
         }
     }
 
-    /// A number that JavaScript can hold, or a boolean.
+    /// Adds a boolean, or a number that JavaScript can represent.
     pub(crate) fn plain(mut self, name: &str, value: impl Display) -> Self {
         self.name(name);
         let _ = write!(self.out, "{value}");

@@ -1,4 +1,4 @@
-//! The sessions that a command is about, from its arguments and from standard input.
+//! The session ids that a command is given, from its arguments and from standard input.
 
 use std::{
     io::{self, BufRead, Read as _},
@@ -11,9 +11,10 @@ use tokio::sync::mpsc;
 
 use super::exit::{CliError, Exit};
 
-/// How many ids a call takes at most. A reader that is faster than the server fills the next call meanwhile.
+/// The maximum number of ids per call. If input arrives faster than the server answers, it fills the next call in the
+/// meantime.
 const BATCH: usize = 8192;
-/// Far longer than an id.
+/// Far longer than any id.
 const MAX_LINE: usize = 256;
 
 /// One argument: an id, or `-` for the ids on standard input.
@@ -31,11 +32,11 @@ impl FromStr for IdArg {
     }
 }
 
-/// The ids in their order, in batches.
+/// Yields the ids in order, in batches.
 pub(crate) struct Ids {
     args: vec::IntoIter<IdArg>,
     stdin: Option<mpsc::Receiver<Result<SessionId, CliError>>>,
-    /// Found behind the ids of the last batch.
+    /// An error to return after the last batch, whose ids preceded it.
     error: Option<CliError>,
 }
 
@@ -44,9 +45,9 @@ impl Ids {
         Self { args: args.into_iter(), stdin: None, error: None }
     }
 
-    /// The next ids, at least one and as many as are there; none at the end.
+    /// Returns the next ids: at least one, and as many as are ready. Returns `None` at the end.
     ///
-    /// Those of standard input come as they are typed or piped: a batch is what has arrived since the last one.
+    /// Ids on standard input are returned as they are typed or piped: a batch is what has arrived since the last one.
     pub(crate) async fn next_batch(&mut self) -> Result<Option<Vec<SessionId>>, CliError> {
         let mut batch = Vec::new();
         while batch.is_empty() {
@@ -86,31 +87,35 @@ impl Ids {
     }
 }
 
-/// Reads standard input on a thread of its own, because a read from a terminal cannot be given up.
+/// Reads standard input on a separate thread, because a read from a terminal cannot be cancelled.
 fn read_stdin() -> Result<mpsc::Receiver<Result<SessionId, CliError>>, CliError> {
     let (sender, receiver) = mpsc::channel(BATCH);
     thread::Builder::new()
         .name("stdin".to_owned())
         .spawn(move || read_lines(io::stdin().lock(), |id| sender.blocking_send(id).is_ok()))
         .map_err(|error| {
-            CliError::new(Exit::No, format!("cannot start a thread: {error}: look at the limits of this process"))
+            CliError::new(
+                Exit::No,
+                format!("cannot start a thread: {error}: check the resource limits of this process"),
+            )
         })?;
     Ok(receiver)
 }
 
-/// Gives the ids of `input` to `take`, one a line, until the end, the first error, or until `take` wants no more.
+/// Passes the ids in `input`, one per line, to `take`. Stops at the end, at the first error, or if `take` returns
+/// false.
 fn read_lines(mut input: impl BufRead, mut take: impl FnMut(Result<SessionId, CliError>) -> bool) {
     let mut line = Vec::new();
     for number in 1_u64.. {
         line.clear();
-        // The limit keeps an input without line ends from filling the memory.
+        // The limit keeps input without line ends from filling the memory.
         match (&mut input).take(MAX_LINE as u64).read_until(b'\n', &mut line) {
             Ok(0) => return,
             Ok(_) => {}
             Err(error) => {
                 take(Err(CliError::new(
                     Exit::No,
-                    format!("cannot read standard input: {error}: see where it is from"),
+                    format!("cannot read standard input: {error}: check where it is redirected from"),
                 )));
                 return;
             }
@@ -148,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_ids_up_to_the_first_that_is_none() {
+    fn lines_are_parsed_up_to_the_first_invalid_one() {
         assert_eq!(read(b"1\n\n -2\r\n0xff"), [Ok(1), Ok(-2), Ok(255)]);
         let ids = read(b"1\nx\n2\n");
         assert_eq!(ids.len(), 2);
@@ -156,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end_is_an_error() {
+    fn line_without_end_is_an_error() {
         let ids = read(&vec![b'1'; 1 << 20]);
         assert!(matches!(&ids[..], [Err(_)]), "{ids:?}");
     }

@@ -1,4 +1,4 @@
-//! `lease`.
+//! The `lease` commands.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -17,29 +17,29 @@ use super::{
     signal::Signals,
 };
 
-/// A server that grants no time at all is not asked without pause.
-const SHORTEST_TURN: Duration = Duration::from_millis(100);
-/// The longest wait before a lease that is held is tried to be kept alive again.
+/// The shortest pause between keep-alives, in case a server grants a ttl of 0.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
+/// The longest pause before a failed keep-alive is retried.
 const LONGEST_RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum LeaseCommand {
     /// Grants a lease and prints its id.
     ///
-    /// A lease that is not kept alive for its ttl expires, and the sessions under it are destroyed.
+    /// If the lease is not kept alive for its ttl, it expires, and the sessions under it are destroyed.
     Grant(GrantArgs),
-    /// Lets a lease live for its whole ttl from now on.
+    /// Extends a lease to its full ttl from now.
     ///
-    /// Prints one line each time. Exits with 1 when the lease is gone.
+    /// Prints one line each time. Exits with 1 if the lease is gone.
     KeepAlive(KeepAliveArgs),
     /// Ends a lease and destroys the sessions under it.
     ///
-    /// Prints how many sessions those were. Exits with 1 when the lease is gone already.
+    /// Prints how many sessions were destroyed. Exits with 1 if the lease is already gone.
     Revoke(RevokeArgs),
-    /// Lists the leases that have not ended, in the order of their ids.
+    /// Lists the leases that have not ended, ordered by id.
     ///
-    /// Prints one line for each: its owner, how many sessions it has, and when it ends if nobody keeps it alive. Exits with 1 if
-    /// leases are named and one of them is gone.
+    /// Prints one line per lease: its owner, how many sessions it has, and when it ends unless it is kept alive. Exits
+    /// with 1 if you name leases and one of them is gone.
     List(ListArgs),
 }
 
@@ -49,7 +49,7 @@ pub(crate) struct GrantArgs {
     #[arg(long, env = "SESSIOND_TTL", value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     ttl: Duration,
 
-    /// Who holds the lease, as a label for people: at most 128 bytes.
+    /// The owner of the lease, at most 128 bytes: by convention the address at which the gateway can be reached.
     #[arg(long, env = "SESSIOND_OWNER", value_name = "NAME", default_value = "", hide_default_value = true)]
     owner: String,
 
@@ -63,8 +63,8 @@ pub(crate) struct KeepAliveArgs {
     #[arg(value_name = "LEASE_ID")]
     lease: LeaseId,
 
-    /// Keeps the lease alive until this command is interrupted or the lease is gone, three times in each ttl. Where the
-    /// server cannot be reached, it is tried again until it can. The lease is not revoked at the end.
+    /// Keeps the lease alive, three times per ttl, until this command is interrupted or the lease is gone. Retries
+    /// while the server cannot be reached. Does not revoke the lease at the end.
     #[arg(long, env = "SESSIOND_HOLD", value_parser = FalseyValueParser::new())]
     hold: bool,
 
@@ -78,7 +78,8 @@ pub(crate) struct RevokeArgs {
     #[arg(value_name = "LEASE_ID")]
     lease: LeaseId,
 
-    /// Ends the lease only after this time, up to 1h. Until then its sessions can move to other leases, and it takes no new ones.
+    /// Lets the lease linger for this time, up to 1h, before it ends. Until then its sessions can move to other leases,
+    /// and it accepts no new ones.
     #[arg(long, env = "SESSIOND_LINGER", value_name = "DURATION", value_parser = parse_duration)]
     linger: Option<Duration>,
 
@@ -88,11 +89,11 @@ pub(crate) struct RevokeArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
-    /// Only these leases.
+    /// List only these leases.
     #[arg(value_name = "LEASE_ID")]
     leases: Vec<LeaseId>,
 
-    /// Only leases that were granted to exactly this owner.
+    /// List only leases with exactly this owner.
     #[arg(long, env = "SESSIOND_OWNER", value_name = "NAME", default_value = "", hide_default_value = true)]
     owner: String,
 
@@ -102,14 +103,14 @@ pub(crate) struct ListArgs {
 
 #[derive(Debug, Args)]
 struct CallArgs {
-    /// The form of the lines that are printed.
+    /// The format of the printed lines.
     #[arg(long, env = "SESSIOND_FORMAT", value_enum, default_value = "text")]
     format: Format,
 
     #[command(flatten)]
     addr: AddrArgs,
 
-    /// How long each call may take, connecting included.
+    /// How long each call may take, including connecting.
     #[arg(long, env = "SESSIOND_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
     timeout: Duration,
 }
@@ -131,7 +132,7 @@ async fn grant(args: &GrantArgs, output: &Output) -> Result<(), CliError> {
     let LeaseGrant { id, ttl } = call.client()?.grant_lease(*ttl, owner).await.map_err(|error| call.error(&error))?;
     output
         .write(call.line(
-            // Nothing else, so that `LEASE=$(sessiond lease grant)` works.
+            // Only the id, so that `LEASE=$(sessiond lease grant)` works.
             || format!("{id}\n"),
             |line| line.int64("lease_id", id).plain("ttl_ms", ttl.as_millis()),
         ))
@@ -154,13 +155,13 @@ async fn hold(args: &KeepAliveArgs, output: &Output) -> Result<(), CliError> {
             let wait = match client.keep_lease_alive(*lease).await {
                 Ok(ttl) => {
                     output.write(kept_alive(args, ttl)).await?;
-                    let turn = (ttl / 3).max(SHORTEST_TURN);
-                    retry = LONGEST_RETRY.min(turn / 3);
-                    turn
+                    let interval = (ttl / 3).max(SHORTEST_INTERVAL);
+                    retry = LONGEST_RETRY.min(interval / 3);
+                    interval
                 }
                 Err(error) if error.is_retryable() => {
-                    print_status(&format!("{error}: trying {} again in {retry:?}", call.addr.as_str()));
-                    // The connection may be dead without either end knowing.
+                    print_status(&format!("{error}: retrying {} in {retry:?}", call.addr.as_str()));
+                    // The connection may be dead without either end having noticed.
                     client = call.client()?;
                     retry
                 }
@@ -181,7 +182,7 @@ async fn revoke(args: &RevokeArgs, output: &Output) -> Result<(), CliError> {
     if let Some(linger) = linger.filter(|linger| !linger.is_zero()) {
         call.client()?.linger_lease(*lease, linger).await.map_err(|error| call.error(&error))?;
         let line = call.line(
-            || format!("{lease} lingers, and ends in {} at the latest\n", humantime::format_duration(linger)),
+            || format!("{lease} lingers and ends within {}\n", humantime::format_duration(linger)),
             |line| line.int64("lease_id", lease).plain("linger_ms", linger.as_millis()),
         );
         return output.write(line).await;
@@ -200,7 +201,7 @@ async fn revoke(args: &RevokeArgs, output: &Output) -> Result<(), CliError> {
         .await
 }
 
-/// How long a lease lives that a list shows, in whole seconds.
+/// Formats the remaining time of a listed lease, in whole seconds.
 fn seconds(duration: Duration) -> humantime::FormattedDuration {
     humantime::format_duration(Duration::from_secs(duration.as_secs()))
 }

@@ -1,4 +1,4 @@
-//! `lookup`.
+//! The `lookup` command.
 
 use std::{collections::HashMap, fmt::Write as _};
 
@@ -45,7 +45,8 @@ async fn look_up_all(args: SessionsArgs, output: &Output) -> Result<Exit, CliErr
     Ok(if all { Exit::Done } else { Exit::No })
 }
 
-/// Asks for the owner of a lease once, by one of its sessions. None if the session has left the lease meanwhile.
+/// Returns the owner of a lease, looked up once through one of its sessions. `None` if the session has left the lease
+/// in the meantime.
 async fn owner_of(
     client: &Client,
     session: SessionKey,

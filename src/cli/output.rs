@@ -1,7 +1,7 @@
-//! Standard output, written by a thread of its own.
+//! Writes standard output from a separate thread.
 //!
-//! A pipe whose reader is slow blocks whoever writes to it. It must not block the connection, whose pings want to be
-//! answered, nor signals.
+//! A pipe with a slow reader blocks its writer. That must block neither the connection, which has pings to answer, nor
+//! the handling of signals.
 
 use std::{
     io::{self, Write as _},
@@ -15,7 +15,7 @@ use super::exit::{CliError, Exit};
 /// How many chunks may wait for the reader of a pipe.
 const WAITING_CHUNKS: usize = 4;
 
-/// Standard output.
+/// A handle to standard output.
 pub(crate) struct Output {
     chunks: mpsc::Sender<String>,
     ended: oneshot::Receiver<io::Result<()>>,
@@ -29,20 +29,23 @@ impl Output {
         thread::Builder::new()
             .name("stdout".to_owned())
             .spawn(move || {
-                // Nobody listens any more where the program exits without waiting for its output.
+                // Nobody receives this if the program exits without waiting for its output.
                 let _ = end.send(write_all(waiting));
             })
             .map_err(|error| {
-                CliError::new(Exit::No, format!("cannot start a thread: {error}: look at the limits of this process"))
+                CliError::new(
+                    Exit::No,
+                    format!("cannot start a thread: {error}: check the resource limits of this process"),
+                )
             })?;
         Ok(Self { chunks, ended })
     }
 
-    /// Writes a chunk of whole lines, and flushes it. Waits for the reader of a pipe, a few chunks behind.
+    /// Writes a chunk of whole lines and flushes it. Waits if several chunks are waiting for the reader.
     ///
     /// # Errors
     ///
-    /// An error whose meaning [`finish`](Self::finish) knows: return it to there.
+    /// Returns an error if standard output is closed. Pass it to [`finish`](Self::finish), which knows why.
     pub(crate) async fn write(&self, chunk: String) -> Result<(), CliError> {
         if chunk.is_empty() {
             return Ok(());
@@ -50,13 +53,14 @@ impl Output {
         self.chunks.send(chunk).await.map_err(|_| CliError::new(Exit::No, "standard output is closed"))
     }
 
-    /// Waits until nothing can be written any more.
+    /// Waits until standard output is closed.
     pub(crate) async fn closed(&self) {
         self.chunks.closed().await;
     }
 
-    /// Waits until all is written, and tells how the command ended: with `result`, unless the output failed. A reader
-    /// that left had all that it wanted, which is no error.
+    /// Waits until everything is written, and returns `result`, or the error of the output if it failed.
+    ///
+    /// A reader that closes the pipe has read what it wanted, so that is not an error.
     pub(crate) async fn finish(self, result: Result<Exit, CliError>) -> Result<Exit, CliError> {
         drop(self.chunks);
         match self.ended.await {
@@ -64,9 +68,11 @@ impl Output {
             Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Exit::Done),
             Ok(Err(error)) => Err(CliError::new(
                 Exit::No,
-                format!("cannot write to standard output: {error}: see where it is directed to"),
+                format!("cannot write to standard output: {error}: check where it is redirected"),
             )),
-            Err(_) => Err(CliError::new(Exit::No, "standard output was abandoned: please report this")),
+            Err(_) => {
+                Err(CliError::new(Exit::No, "the thread that writes standard output panicked: please report this"))
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `serve`.
+//! The `serve` command.
 
 use std::{
     cell::OnceCell,
@@ -29,164 +29,191 @@ use super::{
     telemetry::{self, LogFormat},
 };
 
+const AFTER_HELP: &str = "\
+\"Memory\" in a default is the memory that the process may use: the smallest of its container's limit (cgroup version \
+1 or 2), its address space limit, and the machine's memory. Where a default gives two values, the smaller one applies. \
+The server logs the result at startup.";
+
 #[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
 pub(crate) struct ServeArgs {
-    /// The address on which gRPC is served: HOST:PORT, or unix:PATH for a Unix socket, to which its owner and group may
-    /// connect. Of a name that has several addresses, the first is taken that can be.
+    /// The address of the gRPC port: HOST:PORT, a name such as localhost:50051, or unix:PATH.
+    ///
+    /// If a name has several addresses, the server uses the first that it can listen on. The owner and group of a Unix
+    /// socket may connect to it.
     #[arg(long, env = "SESSIOND_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:50051")]
     listen: ListenAddress,
 
-    /// The address on which /metrics, /live, /ready and /writable are served, in plain HTTP.
+    /// The address of the admin port (/metrics, /live, /ready, /writable): HOST:PORT.
+    ///
+    /// The admin port speaks plain HTTP.
     #[arg(long, env = "SESSIOND_ADMIN_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9090")]
     admin_listen: TcpAddress,
 
-    /// The file of the server's certificate and those that lead from it to a root, in PEM. Then TLS is spoken, and
-    /// nothing else. Read again when it changes.
+    /// A PEM file with the server's certificate, followed by its intermediates.
+    ///
+    /// With it, the gRPC port accepts only TLS 1.2 and 1.3. The server reloads the file within seconds when it changes.
     #[arg(long, env = "SESSIOND_TLS_CERT", value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
 
-    /// The file of the certificate's private key, in PEM. Read again when it changes.
+    /// A PEM file with the private key of the server's certificate.
+    ///
+    /// The server reloads the file within seconds when it changes.
     #[arg(long, env = "SESSIOND_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
 
-    /// The file of the roots that clients' certificates must come from, in PEM: a client without one is turned away. Read
-    /// again when it changes.
+    /// A PEM file with the root certificates of clients.
+    ///
+    /// With it, the gRPC port requires a client certificate from one of these roots (mutual TLS). The server reloads
+    /// the file within seconds when it changes.
     #[arg(long, env = "SESSIOND_TLS_CLIENT_CA", value_name = "FILE", requires = "tls_cert")]
     tls_client_ca: Option<PathBuf>,
 
-    /// The file of those who may call, and what: a line for each token and client certificate. Then nobody else may, but
-    /// for asking after the server's health. Read again when it changes.
+    /// A file with the clients that may call, and what each may do: one line per token or client certificate.
+    ///
+    /// With it, only these clients may call, and only grpc.health.v1 stays open to everyone. Without it, everyone who
+    /// can connect may do everything. The server reloads the file within seconds when it changes.
     #[arg(long, env = "SESSIOND_ACCESS_FILE", value_name = "FILE")]
     access_file: Option<PathBuf>,
 
-    /// How many calls a second a client may make, told by its token, certificate or address [default: any number].
-    /// KeepLeaseAlive is not counted.
+    /// Maximum calls per second of one client (identified by token, certificate or address) [default: none].
+    ///
+    /// KeepLeaseAlive is exempt.
     #[arg(long, env = "SESSIOND_RATE_LIMIT", value_name = "CALLS",
         value_parser = value_parser!(u32).range(1..=1_000_000))]
     rate_limit: Option<u32>,
 
-    /// How many calls a client may make at once after a time of quiet [default: those of one second].
+    /// Maximum calls that one client may make together after a quiet time [default: the calls of one second].
     #[arg(long, env = "SESSIOND_RATE_BURST", value_name = "CALLS", requires = "rate_limit",
         value_parser = value_parser!(u32).range(1..=10_000_000))]
     rate_burst: Option<u32>,
 
-    /// Where the sessions are: memory: keeps them in this process, and they end with it; file:PATH keeps them in a file;
-    /// redis://HOST:PORT, rediss:// (TLS) and redis+cluster://HOST:PORT,HOST:PORT share them among many replicas
-    /// [parameters: registry, partitions, buckets, timeout_ms, wait_replicas, wait_timeout_ms].
+    /// Where sessions are kept: memory: is lost with the process, file:PATH survives it, redis://HOST:PORT is shared by
+    /// many replicas.
+    ///
+    /// rediss://HOST:PORT is Redis over TLS. redis+cluster://H1:P1,H2:P2 and rediss+cluster:// are a Redis Cluster. The
+    /// URLs of Redis take the parameters registry, partitions, buckets, timeout_ms, wait_replicas and wait_timeout_ms.
     #[arg(long, env = "SESSIOND_STORAGE", value_name = "URL", default_value = "memory:", hide_env_values = true)]
     storage: StorageUrl,
 
-    /// How long to wait at the start for a storage that cannot be opened yet, because it is away or loads its data: a
-    /// duration, forever, or 0 for not at all [default: forever for Redis storages, 0 for the others]. Meanwhile the admin
-    /// port says that the server is not ready. What waiting cannot cure, such as a wrong password, ends the server at once.
+    /// How long a starting server waits for a storage that cannot be opened yet [default: forever for Redis, 0 for the
+    /// others].
+    ///
+    /// Give a duration, forever, or 0. While it waits, the server is live but not ready. If waiting cannot help, as
+    /// with a wrong password, the server exits immediately.
     #[arg(long, env = "SESSIOND_STORAGE_WAIT", value_name = "DURATION", value_parser = parse_wait)]
     storage_wait: Option<StorageWait>,
 
-    /// How many threads serve connections [default: the cores that this process may use].
+    /// Threads that serve connections [default: the number of cores].
     #[arg(long, env = "SESSIOND_WORKERS", value_name = "N")]
     workers: Option<NonZeroUsize>,
 
-    /// How many events are retained for observers to resume from.
+    /// Maximum number of events from which observers can resume.
+    ///
+    /// The storage keeps 24 bytes more for each until it is published.
     #[arg(long, env = "SESSIOND_RETAIN_EVENTS", value_name = "N", default_value = "1048576",
         value_parser = positive())]
     retain_events: u64,
 
-    /// How many bytes of memory the retained events may take [default: 268435456, or a quarter of the memory that this
-    /// process may use if that is less].
+    /// Maximum bytes of those events [default: 256 MiB, or memory / 4].
     #[arg(long, env = "SESSIOND_RETAIN_BYTES", value_name = "BYTES", value_parser = positive())]
     retain_bytes: Option<u64>,
 
-    /// How many sessions there may be, at most 200,000,000.
+    /// Maximum number of sessions, at most 200,000,000.
     #[arg(long, env = "SESSIOND_MAX_SESSIONS", value_name = "N", default_value = "200000000",
         value_parser = value_parser!(u64).range(1..=200_000_000))]
     max_sessions: u64,
 
-    /// How many leases there may be at once.
+    /// Maximum number of leases.
     #[arg(long, env = "SESSIOND_MAX_LEASES", value_name = "N", default_value = "1000000",
         value_parser = positive())]
     max_leases: u64,
 
-    /// The longest time that an outage of the storage gives to leases with a shorter ttl. After an outage of length T each
-    /// lease lives for its ttl again, and for at least T + 20 s or this, whichever is shorter: gRPC libraries may wait for two
-    /// minutes before they reconnect. A restart on a file and a pause of this process for more than 5 s are such outages, too.
+    /// The most time that an outage of the storage, a restart on a file, or a pause of the process gives to leases with
+    /// a shorter ttl.
+    ///
+    /// After an outage of length T, each lease lives for its full ttl again, and for at least T + 20 s or this time,
+    /// whichever is shorter. The default is this long because gRPC libraries may wait two minutes before they
+    /// reconnect. A pause counts if it is longer than 5 s.
     #[arg(long, env = "SESSIOND_OUTAGE_GRACE", value_name = "DURATION", default_value = "150s",
         value_parser = parse_duration)]
     outage_grace: Duration,
 
-    /// How many observers there may be at once.
+    /// Maximum number of observers.
     #[arg(long, env = "SESSIOND_MAX_OBSERVERS", value_name = "N", default_value = "100000",
         value_parser = positive())]
     max_observers: u64,
 
-    /// How many ids the filters of one observer may name.
+    /// Maximum number of ids in the filters of one observer.
     #[arg(long, env = "SESSIOND_MAX_FILTER_IDS", value_name = "N", default_value = "4096",
         value_parser = positive())]
     max_filter_ids: u64,
 
-    /// How many ids the filters of all observers together may name [default: one for each 512 bytes of the memory that
-    /// this process may use, and 1048576 at least].
+    /// Maximum number of ids in the filters of all observers together [default: memory / 512 bytes, at least 1048576].
     #[arg(long, env = "SESSIOND_MAX_TOTAL_FILTER_IDS", value_name = "N", value_parser = positive())]
     max_total_filter_ids: Option<u64>,
 
-    /// How many connections there may be at once; more wait to be accepted.
+    /// Maximum number of open connections; further ones wait to be accepted.
     #[arg(long, env = "SESSIOND_MAX_CONNECTIONS", value_name = "N", default_value = "100000",
         value_parser = positive())]
     max_connections: u64,
 
-    /// How many calls and streams may be open at once on one connection.
+    /// Maximum number of concurrent calls and streams on a connection.
+    ///
+    /// Further ones wait in the client, and a metric and the log report it.
     #[arg(long, env = "SESSIOND_MAX_STREAMS", value_name = "N", default_value = "1024",
         value_parser = value_parser!(u32).range(1..))]
     max_streams: u32,
 
-    /// How long a client may take for the handshake: TLS, and the beginning of HTTP/2.
+    /// Maximum duration of the handshake: TLS and the start of HTTP/2.
     #[arg(long, env = "SESSIOND_HANDSHAKE_TIMEOUT", value_name = "DURATION", default_value = "10s",
         value_parser = parse_duration)]
     handshake_timeout: Duration,
 
-    /// How long a connection may be without a call or a stream before it is ended. Streams that watch the server's health do not
-    /// count.
+    /// How long a connection may have no call and no stream; a health watch does not count.
     #[arg(long, env = "SESSIOND_IDLE_TIMEOUT", value_name = "DURATION", default_value = "15m",
         value_parser = parse_duration)]
     idle_timeout: Duration,
 
-    /// How old a connection may become, a tenth more or less, or off. Then its client is told to connect anew (GOAWAY):
-    /// calls under way finish, and streams end with UNAVAILABLE once they are synced, to go on from their cursors. So
-    /// replicas that are added get their share.
+    /// How long a connection lives (± 10%) before its client is told to reconnect; off for no limit.
+    ///
+    /// The server sends GOAWAY, so that new replicas get their share of the load. Calls in flight finish. A stream ends
+    /// with UNAVAILABLE once it is synced, and resumes from its cursor.
     #[arg(long, env = "SESSIOND_MAX_CONNECTION_AGE", value_name = "DURATION", default_value = "30m",
         value_parser = parse_age)]
     max_connection_age: MaxAge,
 
-    /// How long a connection may be quiet before it is pinged.
+    /// How long a connection may be quiet before the server pings it.
     #[arg(long, env = "SESSIOND_KEEPALIVE_INTERVAL", value_name = "DURATION", default_value = "60s",
         value_parser = parse_duration)]
     keepalive_interval: Duration,
 
-    /// How long the answer to a ping may take before the connection is ended.
+    /// How long the answer to a ping may take before the server closes the connection.
     #[arg(long, env = "SESSIOND_KEEPALIVE_TIMEOUT", value_name = "DURATION", default_value = "20s",
         value_parser = parse_duration)]
     keepalive_timeout: Duration,
 
-    /// How many bytes a request may have.
+    /// Maximum size of a request.
     #[arg(long, env = "SESSIOND_MAX_MESSAGE_BYTES", value_name = "BYTES", default_value = "4194304",
         value_parser = value_parser!(u64).range(1024..=1 << 30))]
     max_message_bytes: u64,
 
-    /// How many bytes all requests together may take that have not come whole, with 1024 more for each of them
-    /// [default: 1073741824, or an eighth of the memory that this process may use if that is less].
+    /// Maximum size of all incomplete requests together, counting 1 KiB more for each [default: 1 GiB, or memory / 8].
     #[arg(long, env = "SESSIOND_MAX_PENDING_BYTES", value_name = "BYTES", value_parser = positive())]
     max_pending_bytes: Option<u64>,
 
-    /// How many sessions a batch may name, at most 65,536.
+    /// Maximum number of sessions in a batch.
     #[arg(long, env = "SESSIOND_MAX_BATCH", value_name = "N", default_value = "65536",
         value_parser = value_parser!(u64).range(1..=65_536))]
     max_batch: u64,
 
-    /// How long a call may take, and a stream to open; less where the client says so.
+    /// Maximum duration of a call, or of opening a stream; a shorter grpc-timeout is honoured.
     #[arg(long, env = "SESSIOND_CALL_TIMEOUT", value_name = "DURATION", default_value = "30s",
         value_parser = parse_duration)]
     call_timeout: Duration,
 
-    /// How long a drain may take after SIGTERM, SIGINT or SIGHUP, before what is left is cut off.
+    /// Maximum duration of a drain, which SIGTERM, SIGINT or SIGHUP starts. Calls and streams that remain after it are
+    /// cut off.
     #[arg(long, env = "SESSIOND_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "10s",
         value_parser = parse_duration)]
     drain_timeout: Duration,
@@ -194,12 +221,13 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     otlp: OtlpArgs,
 
-    /// How a line of the log is written.
+    /// The format of the log, which goes to standard error.
     #[arg(long, env = "SESSIOND_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
 
-    /// What is logged, as directives of tracing-subscriber: warn, or info,sessiond::server=debug. With
-    /// info,sessiond::call=debug each call has a line.
+    /// The events to log, as a filter of tracing-subscriber, such as warn or info,sessiond::server=debug.
+    ///
+    /// info,sessiond::call=debug adds a line for each call.
     #[arg(long, env = "SESSIOND_LOG", value_name = "FILTER", default_value = "info")]
     log: String,
 }
@@ -208,7 +236,7 @@ fn positive() -> clap::builder::RangedU64ValueParser<u64> {
     value_parser!(u64).range(1..)
 }
 
-/// How old a connection may become. None for any age.
+/// The maximum age of a connection. `None` means no limit.
 #[derive(Clone, Copy, Debug)]
 struct MaxAge(Option<Duration>);
 
@@ -219,19 +247,19 @@ fn parse_age(text: &str) -> Result<MaxAge, String> {
     }
 }
 
-/// Reads how long to wait for the storage.
+/// Parses how long to wait for the storage.
 fn parse_wait(text: &str) -> Result<StorageWait, String> {
     match text {
         "forever" => Ok(StorageWait::Forever),
         "0" | "0s" => Ok(StorageWait::AtMost(Duration::ZERO)),
-        _ => parse_duration(text).map(StorageWait::AtMost).map_err(|error| format!("{error}, forever or 0")),
+        _ => parse_duration(text).map(StorageWait::AtMost).map_err(|error| format!("{error}, or forever, or 0")),
     }
 }
 
 impl ServeArgs {
-    /// What the flags say, with the defaults of a process that may use so much memory.
+    /// Builds the configuration from the flags. Defaults depend on the memory that the process may use.
     fn config(&self, memory: Option<u64>) -> ServerConfig {
-        // More than the machine can address is as good as no bound.
+        // A limit beyond what the machine can address is no limit.
         let bound = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         let defaults = memory::Defaults::of(memory);
         ServerConfig {
@@ -275,7 +303,7 @@ impl ServeArgs {
 }
 
 impl ServeArgs {
-    /// Neither of the first two comes without the other.
+    /// Returns the TLS files. clap ensures that the certificate and the key come together.
     fn tls(&self) -> Option<TlsFiles> {
         let (cert, key) = (self.tls_cert.clone()?, self.tls_key.clone()?);
         Some(TlsFiles { cert, key, client_ca: self.tls_client_ca.clone() })
@@ -289,7 +317,7 @@ impl ServeArgs {
 
 pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
     telemetry::init(args.log_format, &args.log)
-        .map_err(|error| CliError::new(Exit::Usage, format!("--log {:?} is no filter: {error}", args.log)))?;
+        .map_err(|error| CliError::new(Exit::Usage, format!("--log {:?} is not a valid filter: {error}", args.log)))?;
     let mut signals = Signals::listen()?;
     let memory = memory::limit();
     let config = args.config(memory);
@@ -300,7 +328,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
     let server = tokio::select! {
         bound = Server::bind(config) => bound.map_err(serve_error)?,
         () = signals.next() => {
-            tracing::info!("stopping before the storage is open");
+            tracing::info!("received a signal: exiting before the storage is open");
             return Ok(Exit::Done);
         }
     };
@@ -316,7 +344,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
         retain_bytes = subject.retain_bytes,
         max_pending_bytes = calls.max_pending_bytes,
         max_total_filter_ids = subject.max_total_filter_ids,
-        "bounds of memory"
+        "memory limits"
     );
 
     let (stop, stopped) = oneshot::channel();
@@ -324,10 +352,10 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
         signals.next().await;
         let _ = stop.send(());
         signals.next().await;
-        tracing::warn!("a second signal: exiting at once");
+        tracing::warn!("received a second signal: exiting immediately");
         process::exit(Exit::No as i32);
     });
-    // An error would tell that the task above is gone, which it is not before it has sent.
+    // `stopped` fails only if the task above ends without sending, which it does not.
     let drain_began = OnceCell::new();
     let result = server.run(async { drop(stopped.await.map(|()| drain_began.set(Instant::now()))) }).await;
     if let (Some(otlp), Some(began)) = (otlp, drain_began.get()) {
@@ -353,7 +381,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_task_that_panicked_ends_the_program_with_a_code_of_its_own() {
+    fn panicked_task_has_its_own_exit_code() {
         let error = serve_error(ServerError::FailedTask("expiry of leases"));
         let shown = format!("{error:?}");
         assert!(shown.contains("Failed") && shown.contains("expiry of leases"), "{shown}");
@@ -361,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn an_age_may_be_off() {
+    fn connection_age_may_be_off() {
         for off in ["off", "0", "0s"] {
             assert_eq!(parse_age(off).unwrap().0, None);
         }

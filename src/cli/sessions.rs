@@ -1,4 +1,4 @@
-//! `create`, `has` and `destroy`.
+//! The `create`, `has` and `destroy` commands.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -18,35 +18,36 @@ use super::{
 
 #[derive(Debug, Args)]
 pub(crate) struct SessionsArgs {
-    /// The ids of the sessions: signed 64-bit decimal numbers, or their bits in hexadecimal behind 0x. `-` stands for
-    /// the ids on standard input, one a line, which are sent in batches as they come.
+    /// The ids of the sessions: signed 64-bit numbers in decimal, or their bits in hexadecimal after 0x. `-` reads ids
+    /// from standard input, one per line, and sends them in batches as they arrive.
     #[arg(value_name = "ID", required = true, allow_negative_numbers = true)]
     pub(super) ids: Vec<IdArg>,
 
-    /// The id of the auth key that the sessions belong to, 0 for none.
+    /// The auth key id of the sessions, or 0 for none.
     #[arg(long, env = "SESSIOND_AUTH_KEY_ID", value_name = "K", default_value = "0", allow_negative_numbers = true)]
     pub(super) auth_key_id: AuthKeyId,
 
-    /// The form of the lines that are printed.
+    /// The format of the printed lines.
     #[arg(long, env = "SESSIOND_FORMAT", value_enum, default_value = "text")]
     pub(super) format: Format,
 
     #[command(flatten)]
     pub(super) addr: AddrArgs,
 
-    /// How long each call may take, connecting included.
+    /// How long each call may take, including connecting.
     #[arg(long, env = "SESSIOND_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
     pub(super) timeout: Duration,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
-    /// Puts the sessions under this lease, with which they end. Those that exist move to it; without a lease, they keep
-    /// the one that they have.
+    /// Creates the sessions under this lease, which destroys them when it ends. Existing sessions move to it. Without a
+    /// lease, existing sessions keep theirs.
     #[arg(long, env = "SESSIOND_LEASE", value_name = "LEASE_ID")]
     pub(crate) lease: Option<LeaseId>,
 
-    /// Moves sessions that exist only from this lease, 0 for none. Those under another live lease stay there.
+    /// Moves existing sessions only if they are under this lease, or 0 for none. Sessions under another live lease stay
+    /// there.
     #[arg(long, env = "SESSIOND_ONLY_FROM", value_name = "LEASE_ID", requires = "lease")]
     pub(crate) only_from: Option<u64>,
 
@@ -56,7 +57,7 @@ pub(crate) struct CreateArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct DestroyArgs {
-    /// Destroys only sessions that are under this lease. Without it, the sessions are destroyed under any lease or none.
+    /// Destroys only sessions under this lease. Without it, destroys sessions under any lease or none.
     #[arg(long, env = "SESSIOND_LEASE", value_name = "LEASE_ID")]
     pub(crate) lease: Option<LeaseId>,
 
@@ -64,11 +65,11 @@ pub(crate) struct DestroyArgs {
     pub(crate) sessions: SessionsArgs,
 }
 
-/// What is done with the sessions, and under which lease.
+/// What to do with the sessions, and under which lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verb {
     Create(Option<LeaseId>),
-    /// Under a lease, and taken only from another one or from none.
+    /// Creates a session under the first lease, or takes an existing one from the second lease (`None`: from no lease).
     Take(LeaseId, Option<LeaseId>),
     Has,
     Destroy(Option<LeaseId>),
@@ -95,7 +96,7 @@ async fn do_all(args: SessionsArgs, verb: Verb, output: &Output) -> Result<Exit,
         }
         output.write(lines).await?;
     }
-    // That a session was created or destroyed before is no failure: both are idempotent.
+    // A session that was created or destroyed before is not a failure, because both calls are idempotent.
     Ok(if verb == Verb::Has && !all { Exit::No } else { Exit::Done })
 }
 
@@ -113,7 +114,7 @@ impl Verb {
             (Self::Create(None), sessions) => client.batch_create(sessions).await,
             (Self::Create(Some(lease)), sessions) => client.batch_create_under(sessions, lease).await,
             (Self::Take(lease, from), sessions) => {
-                // Whether the session is under the lease now.
+                // Each answer is whether the session is now under the lease.
                 let placed = client.batch_take(sessions, lease, from).await?;
                 Ok(placed.into_iter().map(|placed| placed.lease == Some(lease)).collect())
             }

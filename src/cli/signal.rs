@@ -6,24 +6,24 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::exit::{CliError, Exit};
 
-/// SIGINT (Ctrl-C), SIGTERM and SIGHUP, which from now on do not kill the process.
+/// Receives SIGINT (Ctrl-C), SIGTERM and SIGHUP, which then no longer kill the process.
 pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
-    /// None under `nohup`.
+    /// `None` if the process ignores SIGHUP, as it does under `nohup`.
     hangup: Option<Signal>,
 }
 
 impl Signals {
-    /// Begins to listen.
+    /// Starts to receive the signals.
     ///
     /// # Errors
     ///
-    /// When the system does not let the process handle signals.
+    /// Returns an error if the system refuses to install a signal handler.
     pub(crate) fn listen() -> Result<Self, CliError> {
         let listen = |kind| {
             signal(kind).map_err(|error| {
-                let what = format!("cannot listen for signals: {error}: look at the limits of this process");
+                let what = format!("cannot handle signals: {error}: check the resource limits of this process");
                 CliError::new(Exit::No, what)
             })
         };
@@ -31,7 +31,7 @@ impl Signals {
         Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())?, hangup })
     }
 
-    /// Waits for the next of them. Cancellation safe.
+    /// Waits for the next signal. Cancel-safe.
     pub(crate) async fn next(&mut self) {
         let hangup = async {
             match &mut self.hangup {
@@ -47,7 +47,7 @@ impl Signals {
     }
 }
 
-/// Whether the process was started to ignore SIGHUP, as `nohup` does. To listen for it would undo that.
+/// Returns whether the process was started with SIGHUP ignored, as by `nohup`. Installing a handler would undo that.
 fn ignores_hangup() -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

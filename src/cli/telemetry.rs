@@ -1,4 +1,4 @@
-//! What the server says of itself: structured logs on standard error.
+//! The server's structured log, on standard error.
 
 use std::io::{self, IsTerminal};
 
@@ -6,20 +6,20 @@ use clap::ValueEnum;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{EnvFilter, filter::ParseError, fmt};
 
-/// How a line of the log is written.
+/// The format of a line of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
-    /// An object a line, for programs.
+    /// One JSON object per line, for programs.
     Json,
 }
 
-/// Begins to write logs: all of level INFO and above, or what `filter` says.
+/// Starts logging: everything at level INFO and above, or what `filter` selects.
 ///
 /// # Errors
 ///
-/// When `filter` cannot be read.
+/// Returns an error if `filter` cannot be parsed.
 pub(crate) fn init(format: LogFormat, filter: &str) -> Result<(), ParseError> {
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).parse(filter)?;
     let logs = fmt().with_env_filter(filter).with_writer(io::stderr);

@@ -1,4 +1,4 @@
-//! `token`.
+//! The `token` command.
 
 use std::{
     fs::OpenOptions,
@@ -17,26 +17,27 @@ use super::{
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
-    /// Makes a token and the line for the server's access file.
+    /// Creates a token and its line for the server's access file.
     ///
-    /// With --out the token is written to that file, and only the line for --access-file is printed, which gives nothing away.
-    /// Otherwise the token is printed on the first line, and that line on the second. The token is nowhere else: who has it is
-    /// who it names.
+    /// With --out, writes the token to that file and prints only the line for --access-file, which contains no secret.
+    /// Without it, prints the token on the first line and the line for --access-file on the second. The token is stored
+    /// nowhere else. Whoever has it can act as the client that it names.
     New(NewArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct NewArgs {
-    /// Who is to have the token, for people and logs: letters, digits, '-', '_' and '.'.
+    /// The name of the client, for people and logs: letters, digits, '-', '_' and '.'.
     #[arg(long, env = "SESSIOND_NAME", value_name = "NAME")]
     name: String,
 
-    /// What the token is good for, with commas between: read (ask for sessions), write (create and destroy them, hold
-    /// leases), observe (subscribe to changes), admin (all, and reflection).
+    /// What the client may do, separated by commas: read (look up sessions and leases), write (create and destroy
+    /// sessions, manage leases), observe (subscribe), admin (all of these, and server reflection).
     #[arg(long, env = "SESSIOND_SCOPES", value_name = "SCOPES")]
     scopes: Scopes,
 
-    /// The file to write the token to, for your user alone (mode 0600) and without a newline. It must not exist yet.
+    /// The file to write the token to, readable only by your user (mode 0600) and without a trailing newline. It must
+    /// not exist yet.
     #[arg(long, env = "SESSIOND_OUT", value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -51,12 +52,14 @@ pub(crate) async fn run(command: TokenCommand) -> Result<Exit, CliError> {
     let (printed, status) = match &args.out {
         Some(path) => {
             write_new(path, token.token())?;
-            let status = format!("the token is in {}; the line is for the server's --access-file", path.display());
+            let status =
+                format!("wrote the token to {}; add the printed line to the server's --access-file", path.display());
             (format!("{line}\n"), status)
         }
         None => (
             format!("{}\n{line}\n", token.token()),
-            "the first line is the token, shown this once; the second is for the server's --access-file".to_owned(),
+            "the first line is the token, shown only this once; add the second to the server's --access-file"
+                .to_owned(),
         ),
     };
     let output = Output::stdout()?;
@@ -65,7 +68,7 @@ pub(crate) async fn run(command: TokenCommand) -> Result<Exit, CliError> {
     output.finish(written.map(|()| Exit::Done)).await
 }
 
-/// Writes a secret to a file that did not exist, and that only this user can read from the start.
+/// Writes a secret to a new file that only this user can read from the start.
 fn write_new(path: &Path, secret: &str) -> Result<(), CliError> {
     let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     let written = opened.and_then(|mut file| {
@@ -74,9 +77,9 @@ fn write_new(path: &Path, secret: &str) -> Result<(), CliError> {
     });
     written.map_err(|error| {
         let advice = if error.kind() == io::ErrorKind::AlreadyExists {
-            "the file exists: remove it if nobody uses its token, or choose another"
+            "the file exists: remove it if its token is no longer used, or choose another file"
         } else {
-            "see whether its folder exists and can be written"
+            "check that its folder exists and is writable"
         };
         CliError::new(Exit::No, format!("cannot write the token to {}: {error}: {advice}", path.display()))
     })

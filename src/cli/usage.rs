@@ -1,9 +1,9 @@
-//! Errors of the command line, without the passwords that it may hold.
+//! Removes passwords from command line errors.
 
 use clap::error::{ContextKind, ContextValue, Error};
 
-/// Replaces each quoted argument that may hold a password: the value of `--storage`, and whatever else looks like a URL or a
-/// login.
+/// Masks each quoted argument that may hold a password: the value of `--storage`, and anything that looks like a URL or
+/// a login.
 pub(crate) fn without_passwords(mut error: Error) -> Error {
     let is_of_storage = text(error.get(ContextKind::InvalidArg)).is_some_and(|arg| arg.starts_with("--storage "));
     let may_hold_password = |(kind, value)| {

@@ -1,4 +1,4 @@
-//! `watch`.
+//! The `watch` command.
 
 mod lines;
 
@@ -18,72 +18,74 @@ use super::{
     signal::Signals,
 };
 
-/// How long a reader of standard output has to take the last lines.
+/// How long a reader of standard output may take to read the last lines.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 const AFTER_HELP: &str = "\
-Text lines have the columns: what happened (exists, created, destroyed, moved), session id, auth key id, and why a \
-session was destroyed. With --placements a line ends with lease=ID if the session is under a lease, or was when it was \
-destroyed, and with from=ID if it moved away from another lease. What happens to the connection is told on standard \
+Text lines have these columns: what happened (exists, created, destroyed, moved), the session id, the auth key id, and \
+why a session was destroyed. With --placements, a line ends with lease=ID if the session is under a lease, or was when \
+it was destroyed, and with from=ID if it moved from another lease. The state of the connection is reported on standard \
 error.
 
-JSON lines have the member \"type\": subscribed, snapshot (a session that exists), synced, created, destroyed, moved, \
-heartbeat, reset, disconnected. Ids are strings. \"cursor\" is on every line after which --after can go on. Events come \
-in messages, and a cursor is the place after a whole message: only the last line of a message has it. After a reset, \
-forget what you hold; a whole snapshot follows, to synced.
+JSON lines have a member \"type\": subscribed, snapshot (an existing session), synced, created, destroyed, moved, \
+heartbeat, reset, disconnected. Ids are strings. Each line after which --after can resume has a \"cursor\". Events are \
+sent in messages, and a cursor is the place after a whole message, so only the last line of a message has one. After a \
+reset, discard what you hold: a full snapshot follows, up to synced.
 
-With --placements, the JSON lines of sessions have \"lease_id\" and \"previous_lease_id\", each left out if there is \
-no such lease. \"places\" has the place in each partition of the change log on subscribed, synced and heartbeat. On the \
-last line of a message of events, it has the place of that event.
+With --placements, the JSON lines of sessions have \"lease_id\" and \"previous_lease_id\", unless there is no such \
+lease. \"places\" has the place in each partition of the change log on subscribed, synced and heartbeat, and the place \
+of the event on the last line of a message of events.
 
-Where the server cannot be reached, the command tries again until it can.";
+If the server cannot be reached, the command retries until it can.";
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct WatchArgs {
-    /// Begins with the sessions that exist.
+    /// Starts with the sessions that exist.
     #[arg(long, env = "SESSIOND_SNAPSHOT", conflicts_with = "after", value_parser = FalseyValueParser::new())]
     snapshot: bool,
 
-    /// Goes on after this cursor, which an earlier watch printed.
+    /// Resumes after this cursor, which an earlier watch printed.
     #[arg(long, env = "SESSIOND_AFTER", value_name = "CURSOR")]
     after: Option<String>,
 
-    /// Shows only this session, under any auth key. May be given many times; in the environment, separate with commas.
+    /// Shows only this session, under any auth key. Repeat the flag for several; in the environment, separate them with
+    /// commas.
     #[arg(long, env = "SESSIOND_SESSION", value_name = "ID", value_delimiter = ',', allow_negative_numbers = true)]
     session: Vec<SessionId>,
 
-    /// Shows only sessions of this auth key. May be given many times; in the environment, separate with commas.
+    /// Shows only sessions of this auth key. Repeat the flag for several; in the environment, separate them with
+    /// commas.
     #[arg(long, env = "SESSIOND_AUTH_KEY", value_name = "K", value_delimiter = ',', allow_negative_numbers = true)]
     auth_key: Vec<AuthKeyId>,
 
-    /// Shows where sessions are, too: the lease of each, and moves from one lease to another.
+    /// Also shows where sessions are: the lease of each session, and moves from one lease to another.
     #[arg(long, env = "SESSIOND_PLACEMENTS", value_parser = FalseyValueParser::new())]
     placements: bool,
 
-    /// Shows only sessions under this lease, and those that move to it or away from it. Implies --placements. May be given
-    /// many times; in the environment, separate with commas.
+    /// Shows only sessions under this lease, and those that move to it or away from it. Implies --placements. Repeat
+    /// the flag for several; in the environment, separate them with commas.
     #[arg(long, env = "SESSIOND_LEASE", value_name = "LEASE_ID", value_delimiter = ',')]
     lease: Vec<LeaseId>,
 
-    /// Shows only this kind of change. Does not narrow the snapshot.
+    /// Shows only this kind of change. Does not filter the snapshot.
     #[arg(long, env = "SESSIOND_TYPE", value_enum, value_delimiter = ',')]
     r#type: Vec<ChangeType>,
 
-    /// How long the stream may be quiet before the server shows that it is alive: 100ms to 1h. A stream that is silent
-    /// for three times as long is given up and opened again.
+    /// How long the stream may be quiet before the server sends a heartbeat: 100ms to 1h. After three missed heartbeats
+    /// the command reconnects.
     #[arg(long, env = "SESSIOND_HEARTBEAT", value_name = "DURATION", default_value = "15s")]
     #[arg(value_parser = parse_duration)]
     heartbeat: Duration,
 
-    /// The form of the lines that are printed.
+    /// The format of the printed lines.
     #[arg(long, env = "SESSIOND_FORMAT", value_enum, default_value = "text")]
     format: Format,
 
     #[command(flatten)]
     addr: AddrArgs,
 
-    /// How long opening the stream may take, connecting included.
+    /// How long opening the stream may take, including connecting.
     #[arg(long, env = "SESSIOND_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
     timeout: Duration,
 }
@@ -123,17 +125,17 @@ pub(crate) async fn run(args: WatchArgs) -> Result<Exit, CliError> {
     let output = Output::stdout()?;
     let mut place = None;
     let result = watch(&args, &output, &mut place).await;
-    // Whoever interrupts does not want to wait for a reader that is stuck.
+    // An interrupt must not wait for a reader that hangs.
     let Ok(result) = tokio::time::timeout(FLUSH_TIMEOUT, output.finish(result)).await else {
         return Ok(Exit::Done);
     };
     if let (Format::Text, Some(cursor)) = (args.format, place) {
-        print_status(&format!("stopped; to go on from here: --after {cursor}"));
+        print_status(&format!("stopped; resume with --after {cursor}"));
     }
     result
 }
 
-/// Prints updates until a signal. `place` becomes the cursor after the last update that was printed.
+/// Prints updates until a signal arrives. `place` is the cursor after the last update that was printed.
 async fn watch(args: &WatchArgs, output: &Output, place: &mut Option<String>) -> Result<Exit, CliError> {
     let mut signals = Signals::listen()?;
     let mut watch = args.addr.client(args.timeout)?.watch(args.options());

@@ -1,45 +1,55 @@
-//! How long a watch or a lease waits before it tries again.
+//! The delay before a watch or a lease retries.
 
 use std::time::Duration;
 
+use crate::backoff;
+
 const BASE: Duration = Duration::from_millis(100);
 const CAP: Duration = Duration::from_secs(10);
-/// No wait is shorter, whatever chance or the server says: many observers must not hammer a server that is in trouble.
+/// The shortest delay, whatever the random number or the server says. Many observers must not hammer a server in
+/// trouble.
 const FLOOR: Duration = Duration::from_millis(10);
-/// No server's wish is obeyed for longer.
-const LONGEST_WISH: Duration = Duration::from_secs(5 * 60);
+/// The longest `RetryInfo` delay that is honoured.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(5 * 60);
 
-/// Exponential backoff with full jitter: a wait is drawn from all of the time up to a ceiling that doubles, so that
-/// observers that were cut off together do not come back together.
-#[derive(Debug, Default)]
+/// Exponential backoff with full jitter.
+///
+/// Each delay is random between 0 and a ceiling that doubles. Observers that were cut off together therefore do not
+/// come back together.
+#[derive(Debug)]
 pub(super) struct Backoff {
-    failures: u32,
+    ceilings: backoff::Backoff,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { ceilings: backoff::Backoff::new(BASE, CAP) }
+    }
 }
 
 impl Backoff {
-    /// The wait after one more failure; longer where the server wishes so.
-    pub(super) fn after_failure(&mut self, wish: Option<Duration>) -> Duration {
-        let drawn = self.draw(CAP);
-        wish.map_or(drawn, |wish| wish.min(LONGEST_WISH).max(drawn))
+    /// Returns the delay after another failure: a random one, or the server's `retry_after` if that is longer.
+    pub(super) fn after_failure(&mut self, retry_after: Option<Duration>) -> Duration {
+        let delay = self.random_delay(CAP);
+        retry_after.map_or(delay, |retry_after| retry_after.min(MAX_RETRY_AFTER).max(delay))
     }
 
-    /// The same for who cannot wait for longer than `cap`: a wish for more is not obeyed.
-    pub(super) fn after_failure_within(&mut self, cap: Duration, wish: Option<Duration>) -> Duration {
-        let drawn = self.draw(cap.min(CAP));
-        wish.filter(|wish| *wish <= cap).map_or(drawn, |wish| wish.max(drawn))
+    /// Like [`after_failure`](Self::after_failure), for a caller that must not wait longer than `cap`. Ignores a longer
+    /// `retry_after`.
+    pub(super) fn after_failure_within(&mut self, cap: Duration, retry_after: Option<Duration>) -> Duration {
+        let delay = self.random_delay(cap.min(CAP));
+        retry_after.filter(|retry_after| *retry_after <= cap).map_or(delay, |retry_after| retry_after.max(delay))
     }
 
-    fn draw(&mut self, cap: Duration) -> Duration {
-        // 100 ms doubled seven times is past the cap; the bound keeps the shift from overflowing. The cap is on what is
-        // drawn from and not on what was drawn, or most would wait for just that long.
-        let ceiling = (BASE * (1 << self.failures.min(7))).min(cap);
-        self.failures = self.failures.saturating_add(1);
+    fn random_delay(&mut self, cap: Duration) -> Duration {
+        // Cap the ceiling, not the random delay. Otherwise most delays would be exactly `cap`.
+        let ceiling = self.ceilings.pause().min(cap);
         ceiling.mul_f64(fastrand::f64()).max(FLOOR)
     }
 
-    /// There is progress: the next failure is a first one.
+    /// Starts over after a success: the next failure counts as the first.
     pub(super) fn reset(&mut self) {
-        self.failures = 0;
+        self.ceilings.reset();
     }
 }
 
@@ -48,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_stay_between_the_floor_and_a_ceiling_that_doubles() {
+    fn delays_stay_between_the_floor_and_a_ceiling_that_doubles() {
         for _ in 0..200 {
             let mut backoff = Backoff::default();
             for ceiling in [100, 200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000, 10_000] {
@@ -61,23 +71,23 @@ mod tests {
     }
 
     #[test]
-    fn who_cannot_wait_obeys_only_what_fits() {
+    fn retry_after_beyond_the_cap_is_ignored() {
         let cap = Duration::from_millis(150);
         let mut backoff = Backoff::default();
-        for wish in [None, Some(Duration::from_secs(3)), Some(Duration::from_millis(149)), None] {
+        for retry_after in [None, Some(Duration::from_secs(3)), Some(Duration::from_millis(149)), None] {
             for _ in 0..200 {
-                let wait = backoff.after_failure_within(cap, wish);
+                let wait = backoff.after_failure_within(cap, retry_after);
                 assert!(wait >= FLOOR && wait <= cap, "{wait:?}");
-                assert!(wish.is_none_or(|wish| wish > cap || wait >= wish), "{wait:?}");
+                assert!(retry_after.is_none_or(|retry_after| retry_after > cap || wait >= retry_after), "{wait:?}");
             }
         }
     }
 
     #[test]
-    fn the_servers_wish_is_a_least() {
+    fn retry_after_is_a_lower_bound() {
         let mut backoff = Backoff::default();
         assert_eq!(backoff.after_failure(Some(Duration::from_secs(30))), Duration::from_secs(30));
-        assert_eq!(backoff.after_failure(Some(Duration::MAX)), LONGEST_WISH);
+        assert_eq!(backoff.after_failure(Some(Duration::MAX)), MAX_RETRY_AFTER);
         assert!(backoff.after_failure(Some(Duration::ZERO)) >= FLOOR);
     }
 }

@@ -1,4 +1,4 @@
-//! How a client connects.
+//! The builder of a client, and how the client connects.
 
 use std::time::Duration;
 
@@ -16,15 +16,15 @@ use super::{
 
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Keeps every deadline far from the end of the clock.
+/// Keeps every deadline well below the largest `Instant`.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A connection that answers no ping for 10 s is dead. Pings also keep idle connections in the tables of the NATs and
-/// load balancers between.
+/// A connection that does not answer a ping for 10 s is dead. The pings also keep NATs and load balancers on the way
+/// from dropping an idle connection.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Builds a [`Client`]; made by [`Client::builder`].
+/// Configures and builds a [`Client`]. Returned by [`Client::builder`].
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct ClientBuilder {
@@ -45,7 +45,7 @@ impl ClientBuilder {
             Some(_) => return Err(invalid()),
             None => {
                 let uri: Uri = addr.parse().map_err(|_| invalid())?;
-                // Without these the address is only found wanting at the first call, and as a server out of reach.
+                // Without this check, a bad address would only show at the first call, as an unreachable server.
                 if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
                     return Err(invalid());
                 }
@@ -63,51 +63,59 @@ impl ClientBuilder {
         })
     }
 
-    /// The roots, in PEM, that the server's certificate must come from; by default those of the system. Only for `https`.
+    /// Sets the root certificates, in PEM, that the server's certificate must chain to. The default is the system's
+    /// roots.
+    ///
+    /// Only valid with an `https` address.
     pub fn tls_ca(mut self, pem: impl AsRef<[u8]>) -> Self {
         self.ca = Some(Certificate::from_pem(pem));
         self
     }
 
-    /// The certificate to show to the server with those that lead from it to a root, and its private key, in PEM. Only for
-    /// `https`.
+    /// Sets the client certificate to present to the server, followed by its intermediates, and its private key, all in
+    /// PEM.
+    ///
+    /// Only valid with an `https` address.
     pub fn tls_identity(mut self, cert_pem: impl AsRef<[u8]>, key_pem: impl AsRef<[u8]>) -> Self {
         self.identity = Some(Identity::from_pem(cert_pem, key_pem));
         self
     }
 
-    /// The token to send with every call, as `sessiond token new` wrote it.
+    /// Sets the token to send with every call, exactly as `sessiond token new` printed it.
     ///
     /// # Errors
     ///
-    /// [`ClientError::InvalidToken`] when it cannot be sent.
+    /// Returns [`ClientError::InvalidToken`] if the token is empty or contains spaces or characters that are not
+    /// printable ASCII.
     pub fn token(mut self, token: &str) -> Result<Self, ClientError> {
         self.authorization = Authorization::bearer(token)?;
         Ok(self)
     }
 
-    /// How long a call may take, connecting included, and how long a watch may take to open its stream. 10 s by
-    /// default, a day at most. A batch that is split has this long for each of its calls.
+    /// Sets how long a call may take, including connecting, and how long a watch may take to open its stream.
+    ///
+    /// The default is 10 s, the maximum 24 h. If a batch is split into several calls, each call gets the whole timeout.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout.min(MAX_TIMEOUT);
         self
     }
 
-    /// How long connecting may take; 5 s by default.
+    /// Sets how long connecting may take, including the TLS handshake. The default is 5 s, the maximum 24 h.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout.min(MAX_TIMEOUT);
         self
     }
 
-    /// The client, which connects when it is first used.
+    /// Builds the client. It connects on first use.
     ///
     /// # Errors
     ///
-    /// [`ClientError::InvalidTls`] when the certificates or the key cannot be used, or are given for an `http` address.
+    /// Returns [`ClientError::InvalidTls`] if the certificates or the key cannot be used, or are set for an address
+    /// without TLS.
     ///
     /// # Panics
     ///
-    /// When called outside of a Tokio runtime.
+    /// Panics if called outside a Tokio runtime.
     pub fn connect_lazy(self) -> Result<Client, ClientError> {
         let endpoint = self
             .endpoint
@@ -127,18 +135,18 @@ impl ClientBuilder {
     fn tls(&self) -> Result<Option<ClientTlsConfig>, ClientError> {
         if !self.is_tls {
             if self.ca.is_some() || self.identity.is_some() {
-                return Err(invalid_tls("the address is without TLS: write https://HOST:PORT"));
+                return Err(invalid_tls("the address does not use TLS: use https://HOST:PORT"));
             }
             return Ok(None);
         }
-        // A handshake that hangs is part of connecting, which has an end.
+        // A handshake that hangs must end with the connect timeout too.
         let tls = ClientTlsConfig::new().timeout(self.connect_timeout);
         let tls = match &self.ca {
             None => tls.with_native_roots(),
             Some(ca) => {
                 let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(ca.as_ref()).collect();
                 if certificates.is_ok_and(|certificates| certificates.is_empty()) {
-                    return Err(invalid_tls("there is no certificate among the roots: write them in PEM"));
+                    return Err(invalid_tls("the root certificates contain no certificate: they must be in PEM"));
                 }
                 tls.ca_certificate(ca.clone())
             }
@@ -159,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_http_or_https_with_a_host() {
+    fn addresses_are_validated() {
         for good in [
             "unix:/run/s",
             "unix:///run/s",

@@ -1,4 +1,4 @@
-//! The client's side of protobuf <-> values.
+//! Converts between the client's types and protobuf.
 
 use super::{ClientError, EventType, Place, ResetReason, SnapshotSession};
 use crate::{
@@ -6,7 +6,7 @@ use crate::{
     session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
 };
 
-/// The two lists of a batch. Auth keys that are all 0 are left out, which halves the request.
+/// Returns the two id lists of a batch. Leaves `auth_key_ids` empty if all are 0, which halves the request.
 pub(super) fn ids(sessions: &[SessionKey]) -> (Vec<i64>, Vec<i64>) {
     let session_ids = sessions.iter().map(|session| session.session_id.0).collect();
     let auth_key_ids = if sessions.iter().all(|session| session.auth_key_id.0 == 0) {
@@ -40,7 +40,7 @@ fn event(event: proto::SessionEvent) -> Result<SessionEvent, ClientError> {
         proto::SessionEventType::Moved => {
             SessionChange::Moved { previous: LeaseId::from_number(event.previous_lease_id) }
         }
-        // To leave it out could make an observer hold what is not: better to stop.
+        // Skipping the event could leave the observer with a session that does not exist. Fail instead.
         proto::SessionEventType::Unspecified => return Err(ClientError::Protocol("an event of an unknown type")),
     };
     let session = SessionKey::new(event.auth_key_id, event.session_id);
@@ -51,8 +51,8 @@ fn destroy_reason(reason: proto::DestroyReason) -> DestroyReason {
     match reason {
         proto::DestroyReason::LeaseExpired => DestroyReason::LeaseExpired,
         proto::DestroyReason::LeaseRevoked => DestroyReason::LeaseRevoked,
-        // A reason that only a newer server knows: that the session is gone is what counts, and no lease that this
-        // client knows of was the cause.
+        // A reason from a newer server. What matters is that the session is gone, and that neither of the lease causes
+        // above applies.
         proto::DestroyReason::Requested | proto::DestroyReason::Unspecified => DestroyReason::Requested,
         proto::DestroyReason::Released => DestroyReason::Released,
     }
@@ -81,13 +81,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn auth_keys_are_left_out_only_when_all_are_zero() {
+    fn auth_keys_are_left_out_only_if_all_are_zero() {
         assert_eq!(ids(&[SessionKey::new(0, 1), SessionKey::new(0, -2)]), (vec![1, -2], vec![]));
         assert_eq!(ids(&[SessionKey::new(0, 1), SessionKey::new(7, 1)]), (vec![1, 1], vec![0, 7]));
     }
 
     #[test]
-    fn an_event_of_an_unknown_type_is_an_error_and_an_unknown_reason_is_not() {
+    fn unknown_event_type_is_an_error_but_unknown_reason_is_not() {
         let mut proto =
             proto::SessionEvent { r#type: 9, session_id: 1, auth_key_id: 2, reason: 9, ..Default::default() };
         assert!(matches!(event(proto), Err(ClientError::Protocol(_))));

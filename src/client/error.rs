@@ -1,4 +1,4 @@
-//! Why a call failed, and whether a retry can help.
+//! The errors of the client, and whether a retry can help.
 
 use std::{error::Error, io, time::Duration};
 
@@ -12,20 +12,20 @@ use crate::reason::{ERROR_DOMAIN, ErrorReason, Retry};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// The address names no server.
-    #[error("{addr:?} is not the address of a server: write http://HOST:PORT, https://HOST:PORT for TLS, or unix:PATH")]
+    /// The address has none of the supported forms.
+    #[error("{addr:?} is not a server address: use http://HOST:PORT, https://HOST:PORT for TLS, or unix:PATH")]
     InvalidAddress {
-        /// The address as it was given.
+        /// The address that was passed.
         addr: String,
     },
     /// The certificates or the key cannot be used.
-    #[error("TLS cannot be used: {reason}")]
+    #[error("invalid TLS settings: {reason}")]
     InvalidTls {
-        /// What is wrong, and what would be right.
+        /// What is wrong and how to fix it.
         reason: String,
     },
-    /// The token is none that can be sent.
-    #[error("the token is not one: give it just as `sessiond token new` printed it")]
+    /// The token is empty or contains characters that cannot be sent.
+    #[error("the token is malformed: pass it exactly as `sessiond token new` printed it")]
     InvalidToken,
     /// The server could not be reached, or the connection broke before it answered.
     #[error("the connection to the server failed: {}", root_cause(.0))]
@@ -33,47 +33,48 @@ pub enum ClientError {
     /// The server answered with an error.
     #[error("the server answered {}: {}", code_name(.0.code()), .0.message())]
     Status(#[source] Status),
-    /// The answer took longer than the client's timeout.
+    /// The server did not answer within the client's timeout.
     #[error("the server did not answer within {after:?}")]
     Timeout {
         /// The timeout.
         after: Duration,
     },
-    /// A watched stream carried nothing, not even heartbeats, for longer than a live one can.
-    #[error("the stream was silent for {limit:?}, heartbeats included")]
+    /// A stream received nothing, not even a heartbeat, for longer than a live stream can be silent.
+    #[error("the stream received nothing for {limit:?}, not even a heartbeat")]
     Silent {
-        /// How much silence is allowed.
+        /// How long the stream may be silent.
         limit: Duration,
     },
-    /// The server, or something between, ended a watched stream without saying why.
-    #[error("the stream ended without a reason")]
+    /// The server, or a proxy on the way, ended a stream without a status.
+    #[error("the stream ended without a status")]
     StreamEnded,
-    /// The server answered something that this client does not understand: it is no sessiond, or a newer one.
-    #[error("the server does not speak this client's protocol: {0}")]
+    /// The server's answer does not follow the protocol. It may be another program or a newer sessiond.
+    #[error("unexpected answer from the server: {0}")]
     Protocol(&'static str),
 }
 
 impl From<Status> for ClientError {
     fn from(status: Status) -> Self {
-        // A status that was sent by the server has no source; one that tonic made of a broken connection has.
+        // A status that the server sent has no source. A status that tonic made from a broken connection has one.
         if status.source().is_some() { Self::Unreachable(status) } else { Self::Status(status) }
     }
 }
 
 impl ClientError {
-    /// Whether the same call may succeed later, with nothing changed by the caller. Wait between tries, at least for
-    /// [`retry_after`](Self::retry_after). The table of [reasons](crate::reason::REASONS) decides, or the code if the reason is not
-    /// in it.
+    /// Returns whether the same call may succeed if it is simply retried later.
+    ///
+    /// Wait at least [`retry_after`](Self::retry_after) between tries. The answer comes from the table of
+    /// [reasons](crate::reason::REASONS), or from the gRPC code if the error has no known reason.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::InvalidAddress { .. } | Self::InvalidTls { .. } | Self::InvalidToken | Self::Protocol(_) => false,
-            // The server, or this client, speaks no TLS: that is how they were set up.
+            // One side uses TLS and the other does not. A retry does not change that.
             Self::Unreachable(status) if status.code() == Code::PermissionDenied => false,
             Self::Unreachable(_) | Self::Timeout { .. } | Self::Silent { .. } | Self::StreamEnded => true,
             Self::Status(status) => match (self.known_reason(), status.code()) {
                 (Some(reason), _) => reason.row().retry != Retry::Never,
-                (None, code) => may_pass(code),
+                (None, code) => is_transient(code),
             },
         }
     }
@@ -82,12 +83,14 @@ impl ClientError {
         ErrorReason::from_name(&self.reason()?)
     }
 
-    /// Whether the call failed because the lease that it names is gone: expired, revoked (if only to linger), or lost with a
-    /// registry that began anew. A new lease is the way on, and the sessions are to be created again under it.
+    /// Returns whether the call failed because its lease is gone: it expired, was revoked (perhaps with a linger), or
+    /// was lost with the registry's data.
+    ///
+    /// Grant a new lease and create the sessions again under it.
     #[must_use]
     pub fn is_lease_gone(&self) -> bool {
         match self.status().map(Status::code) {
-            // What a call is about is not found; only leases are called about in a way that can miss.
+            // Only calls that name a lease return NOT_FOUND.
             Some(Code::NotFound) => true,
             Some(Code::FailedPrecondition) => {
                 matches!(self.known_reason(), Some(ErrorReason::LeaseGone | ErrorReason::LeaseLingers))
@@ -96,21 +99,22 @@ impl ClientError {
         }
     }
 
-    /// How long the server asks to wait before a retry (`google.rpc.RetryInfo`), where it does.
+    /// Returns how long the server asks to wait before a retry (`google.rpc.RetryInfo`), if it does.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.status()?.get_details_retry_info()?.retry_delay
     }
 
-    /// The server's own name for the error (`google.rpc.ErrorInfo`), in UPPER_SNAKE, where it sent one. Unlike the
-    /// message it stays the same between versions.
+    /// Returns the server's reason for the error (`google.rpc.ErrorInfo`) in UPPER_SNAKE, if it sent one.
+    ///
+    /// Unlike the message, a reason does not change between versions.
     #[must_use]
     pub fn reason(&self) -> Option<String> {
         let info = self.status()?.get_details_error_info()?;
         (info.domain == ERROR_DOMAIN).then_some(info.reason)
     }
 
-    /// The gRPC status, where there is one.
+    /// Returns the gRPC status, if the error has one.
     #[must_use]
     pub fn status(&self) -> Option<&Status> {
         match self {
@@ -120,7 +124,7 @@ impl ClientError {
     }
 }
 
-/// What is at the end of the chain of sources: "Connection refused" rather than "transport error".
+/// Returns the last error in the chain of sources: "Connection refused" rather than "transport error".
 pub(super) fn root_cause(error: &(dyn Error + 'static)) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
@@ -128,13 +132,13 @@ pub(super) fn root_cause(error: &(dyn Error + 'static)) -> String {
     }
     let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     match inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(rustls::Error::InvalidMessage(_)) => "the server does not speak TLS there: try http://".to_owned(),
+        Some(rustls::Error::InvalidMessage(_)) => "the server does not use TLS on this port: try http://".to_owned(),
         _ => cause.to_string(),
     }
 }
 
-/// Whether a call may succeed later that failed with this code, for a reason that is not known: a proxy's, or a newer server's.
-fn may_pass(code: Code) -> bool {
+/// Returns whether a retry can help after an error with this code and no known reason, from a proxy or a newer server.
+fn is_transient(code: Code) -> bool {
     match code {
         Code::Ok
         | Code::Cancelled
@@ -156,7 +160,7 @@ fn may_pass(code: Code) -> bool {
     }
 }
 
-/// The code as the gRPC specification spells it.
+/// Returns the code's name in the gRPC specification.
 fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
@@ -188,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn details_are_read_from_the_status() {
+    fn reason_and_retry_delay_are_read_from_the_status() {
         let mut details = ErrorDetails::with_retry_info(Some(Duration::from_millis(1500)));
         details.set_error_info("DRAINING", ERROR_DOMAIN, HashMap::new());
         let status = Status::with_error_details(Code::Unavailable, "draining: call again", details);
@@ -200,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_pass_by_itself_is_retryable() {
+    fn only_transient_errors_are_retryable() {
         let retryable = |code| ClientError::from(Status::new(code, "")).is_retryable();
         for code in [Code::Unavailable, Code::ResourceExhausted, Code::Internal, Code::Unknown, Code::Aborted] {
             assert!(retryable(code), "{code:?}");
@@ -222,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_is_gone_is_told_from_other_preconditions() {
+    fn gone_leases_are_distinguished_from_other_failed_preconditions() {
         let error = |code, reason| {
             let details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, HashMap::new());
             ClientError::from(Status::with_error_details(code, "", details))
@@ -232,12 +236,12 @@ mod tests {
         assert!(error(Code::FailedPrecondition, "LEASE_LINGERS").is_lease_gone());
         assert!(!error(Code::FailedPrecondition, "OTHER").is_lease_gone());
         assert!(!error(Code::Unavailable, "LEASE_GONE").is_lease_gone());
-        // A proxy may drop the details.
+        // A proxy may strip the details.
         assert!(ClientError::from(Status::not_found("")).is_lease_gone());
     }
 
     #[test]
-    fn another_domain_names_no_reason() {
+    fn error_info_of_another_domain_is_ignored() {
         let details = ErrorDetails::with_error_info("QUOTA", "proxy.example", HashMap::new());
         let error = ClientError::from(Status::with_error_details(Code::ResourceExhausted, "", details));
         assert_eq!(error.reason(), None);

@@ -1,4 +1,4 @@
-//! Leases: sessions that end with the gateway that holds them.
+//! Leases, which end a gateway's sessions if the gateway dies.
 
 mod calls;
 mod events;
@@ -21,111 +21,123 @@ use self::{
 use super::{Client, ClientError};
 use crate::session::LeaseId;
 
-/// A lease that is kept alive in the background, made by [`Client::lease`]. Dropping it revokes it, and with it the
-/// sessions under it.
+/// A lease that is kept alive in the background. Created by [`Client::lease`].
 ///
-/// A gateway that crashes keeps nothing alive: its sessions are destroyed when the ttl has passed, and no ghosts stay. A
-/// short ttl finds that out sooner; a long one outlasts longer troubles of the network.
+/// Dropping it revokes the lease, which destroys the sessions under it. If the gateway crashes, nothing keeps the lease
+/// alive, and its sessions are destroyed once the ttl has passed. A short ttl removes the sessions of a dead gateway
+/// sooner; a long one tolerates longer network problems.
 ///
-/// # When the registry is away
+/// # Outages
 ///
-/// Calls to keep the lease alive are made about three times a ttl, on a connection of their own, and again at once
-/// (with backoff, at least ten times a ttl) when they fail. What follows depends on what was away:
+/// A background task keeps the lease alive about three times per ttl, over its own connection. If a call fails, the
+/// task retries with backoff, at least ten times per ttl. What happens depends on the outage:
 ///
-/// - Away for less than the ttl: nothing happens.
-/// - The registry restarts, on a durable storage: every lease gets a full ttl again, and no session ends. When it was away
-///   for longer than the ttl the events are [`LeaseEvent::Lost`] and then [`LeaseEvent::Recovered`].
-/// - The registry restarts and its sessions are lost, as with `memory:`: so are the leases. When the next call finds that
-///   out, within a third of the ttl, a new one is granted: [`LeaseEvent::Regranted`].
-/// - The gateway is cut off for longer than the ttl, or stands still: [`LeaseEvent::Lost`] at the ttl. The lease has
-///   expired and its sessions are destroyed. When the registry can be reached again: [`LeaseEvent::Regranted`].
+/// - It is shorter than the ttl: nothing happens.
+/// - The registry restarts with a durable storage: every lease gets its full ttl again, and no session ends. If the
+///   registry was away for longer than the ttl, the events are [`LeaseEvent::Lost`] and then
+///   [`LeaseEvent::Recovered`].
+/// - The registry restarts and loses its sessions, as with `memory:`. The leases are lost too. The next keep-alive
+///   fails within a third of the ttl, and the task grants a new lease: [`LeaseEvent::Regranted`].
+/// - The gateway is cut off or paused for longer than the ttl: [`LeaseEvent::Lost`] when the ttl has passed. The lease
+///   has expired, and its sessions are destroyed. Once the registry can be reached again: [`LeaseEvent::Regranted`].
 ///
-/// A lease that somebody else revokes is replaced too. It is given up only by dropping it.
+/// A lease that someone else revokes is also replaced by a new one. Only [`revoke`](Self::revoke) and dropping the
+/// `Lease` end it for good.
 ///
 /// # A gateway
 ///
-/// It knows which sessions it holds, and after `Regranted` it registers them all again. Two rules keep that exact: what a
-/// gateway says of sessions does not overlap with registering them all, which a lock sees to; and a session is destroyed
-/// only under the gateway's own lease, so that one that has moved to another gateway stays.
+/// A gateway keeps a set of the sessions that it holds, and registers them all again after `Regranted`. Two rules keep
+/// the registry exact:
+///
+/// - A lock ensures that calls for single sessions never overlap with the registration of all sessions.
+/// - The gateway destroys sessions only under its own lease, so that a session that has moved to another gateway stays.
 ///
 /// ```no_run
 // A test runs this gateway, too: tests/it/gateway.rs.
 #[doc = include_str!("lease/gateway_example.rs")]
 /// ```
 ///
-/// A gateway that was cut off takes no session from another: one whose client has come back through another gateway stays there, and
-/// the gateway closes its own connection.
+/// A gateway that was cut off does not steal sessions: if a client has reconnected through another gateway, its session
+/// stays there, and this gateway closes its old connection.
 ///
-/// Methods may be called at once from any number of tasks; put it into an `Arc` to share it.
+/// All methods take `&self` or consume the lease. Put the lease into an `Arc` to share it between tasks.
 #[derive(Debug)]
 #[must_use = "dropping a lease revokes it"]
 pub struct Lease {
     client: Client,
     granted: LeaseId,
     state: watch::Receiver<LeaseState>,
-    /// The background task ends, and revokes the lease, when this is used or dropped.
+    /// Sending or dropping this ends the background task, which then revokes the lease.
     stop: oneshot::Sender<RevokeReply>,
 }
 
 impl Client {
-    /// Grants a lease and keeps it alive in the background, until it is dropped. `ttl` is 1 s to 24 h; `owner` is a label
-    /// for people, at most 128 bytes.
+    /// Grants a lease and keeps it alive in the background until the returned [`Lease`] is dropped.
     ///
-    /// When the future is dropped, a lease that was granted already expires by itself.
+    /// `ttl` is 1 s to 24 h. `owner` is at most 128 bytes, by convention the address at which the gateway can be
+    /// reached.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, a lease that was already granted expires after its ttl.
     ///
     /// # Errors
     ///
-    /// Any [`ClientError`] of a call: the first grant is not tried again.
+    /// Returns a [`ClientError`] if the grant fails. The first grant is not retried.
     pub async fn lease(&self, ttl: Duration, owner: &str) -> Result<Lease, ClientError> {
         let keeper = Keeper::start(Connection::new(self, ttl, owner)).await?;
         let state = keeper.state();
         let granted = state.borrow().id;
         let (stop, stopped) = oneshot::channel();
-        // Owned by the `Lease`: it ends when `stop` is used or dropped.
+        // The task ends with the `Lease`, which owns `stop`.
         tokio::spawn(keeper.run(stopped));
         Ok(Lease { client: self.clone(), granted, state, stop })
     }
 }
 
 impl Lease {
-    /// The lease that is held, or the last one while none is; another one after each [`LeaseEvent::Regranted`].
+    /// Returns the id of the lease that is held, or of the last one if none is held.
+    ///
+    /// The id changes with each [`LeaseEvent::Regranted`].
     #[must_use]
     pub fn id(&self) -> LeaseId {
         self.state.borrow().id
     }
 
-    /// Whether the lease is held, as far as is known: false from [`LeaseEvent::Lost`] to the next event.
+    /// Returns whether the lease is held, as far as the client knows: false from [`LeaseEvent::Lost`] until the next
+    /// event.
     #[must_use]
     pub fn is_held(&self) -> bool {
         self.state.borrow().is_held
     }
 
-    /// What becomes of the lease, beginning with what has become of it since it was granted first.
+    /// Returns the events of the lease, starting with those since it was first granted.
     #[must_use]
     pub fn events(&self) -> LeaseEvents {
         LeaseEvents::new(self.state.clone(), self.granted)
     }
 
-    /// Ends the lease, whatever the answer, and destroys the sessions under it. Tells how many those were.
+    /// Revokes the lease and returns how many sessions were destroyed with it.
     ///
-    /// A gateway that shuts down in order waits for this, where dropping would leave the call to a runtime that may end
-    /// before it is made. Either takes no longer than the client's timeout.
+    /// Call this in an orderly shutdown. Dropping the lease only leaves the call to the background task, and the
+    /// runtime may end before it is made. This takes no longer than the client's timeout.
     ///
     /// # Cancel safety
     ///
-    /// When the future is dropped the lease is revoked all the same.
+    /// If the future is dropped, the lease is still revoked.
     ///
     /// # Errors
     ///
-    /// Any [`ClientError`] of a call: the lease is left to expire then. [`ClientError::is_lease_gone`] when it was.
+    /// Returns a [`ClientError`] if the call fails; the lease then expires after its ttl.
+    /// [`ClientError::is_lease_gone`] is true if the lease had already ended.
     pub async fn revoke(self) -> Result<u64, ClientError> {
         let Self { client, state, stop, .. } = self;
         let (reply, answer) = oneshot::channel();
-        // Where it cannot be sent, there is no answer either.
+        // If the task is gone, sending fails, and so does receiving the answer below.
         drop(stop.send(reply));
         match answer.await {
             Ok(result) => result,
-            // The runtime that the lease was made in has ended, and the task with it.
+            // The task ended with the runtime that the lease was created in.
             Err(_) => {
                 let id = state.borrow().id;
                 client.revoke_lease(id).await
@@ -134,8 +146,10 @@ impl Lease {
     }
 }
 
-/// The connection of one lease. It has one of its own, so that keeping alive neither waits behind calls nor for a
-/// connection that is dead.
+/// The connection that keeps one lease alive.
+///
+/// Each lease has its own connection, so that keep-alives neither queue behind other calls nor wait for a dead
+/// connection.
 #[derive(Debug)]
 struct Connection {
     client: Client,
@@ -167,7 +181,7 @@ impl Registry for Connection {
     }
 }
 
-/// The same client on a connection of its own.
+/// Returns a copy of the client with its own connection.
 fn anew(client: &Client) -> Client {
     Client::new(client.target.clone(), client.timeout)
 }

@@ -1,4 +1,4 @@
-//! Where sessions are, and how a lease takes them from another.
+//! Looking up where sessions are, and taking them over from another lease.
 
 use super::{Client, ClientError, MAX_BATCH, convert};
 use crate::{
@@ -6,52 +6,52 @@ use crate::{
     session::{LeaseId, SessionKey},
 };
 
-/// What [`Client::lookup`] found out about a session.
+/// Where a session is, returned by [`Client::lookup`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Located {
-    /// Whether it exists.
+    /// Whether the session exists.
     pub exists: bool,
-    /// The lease that it is under.
+    /// The lease that the session is under, if any.
     pub lease: Option<LeaseHolder>,
 }
 
-/// A lease and who holds it.
+/// A lease and its owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LeaseHolder {
-    /// The lease.
+    /// The id of the lease.
     pub id: LeaseId,
-    /// Its owner, by convention the address at which the gateway can be reached. It never changes.
+    /// The lease's owner, by convention the address at which the gateway can be reached. It never changes.
     pub owner: String,
 }
 
-/// What became of a session that [`Client::take`] was to take.
+/// The result of [`Client::take`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Taken {
-    /// Whether the session did not exist, and this call created it.
+    /// Whether the session did not exist and this call created it.
     pub created: bool,
-    /// The lease that holds it. `None` if that is the one it was taken for.
+    /// The lease that holds the session, or `None` if it is now the caller's own lease.
     pub held_by: Option<LeaseHolder>,
 }
 
-/// What a call of a batch tells of one session.
+/// The result for one session of [`Client::batch_lookup`] or [`Client::batch_take`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Placed {
-    /// For a lookup, whether it exists; for [`Client::batch_take`], whether this call created it.
+    /// For a lookup, whether the session exists. For a take, whether this call created it.
     pub yes: bool,
-    /// The lease that it is under.
+    /// The lease that the session is under after the call, if any.
     pub lease: Option<LeaseId>,
 }
 
 impl Client {
-    /// Tells whether a session exists and which lease it is under, and so which gateway holds it.
+    /// Returns whether a session exists and which lease it is under, and thereby which gateway holds it.
     ///
     /// # Errors
     ///
-    /// Any [`ClientError`] of a call.
+    /// Returns a [`ClientError`] if the call fails.
     pub async fn lookup(&self, session: SessionKey) -> Result<Located, ClientError> {
         let request =
             proto::LookupSessionRequest { session_id: Some(session.session_id.0), auth_key_id: session.auth_key_id.0 };
@@ -59,15 +59,19 @@ impl Client {
         Ok(Located { exists: answer.exists, lease: answer.lease.and_then(LeaseHolder::from_proto) })
     }
 
-    /// Creates a session under a lease. If it exists, takes it only from `only_from` (`None`: from no lease), and from leases that
-    /// have ended or linger. Tells who holds it if another lease does.
+    /// Creates a session under `lease`, or moves it there if it is under `only_from`.
     ///
-    /// With the lease that [`lookup`](Self::lookup) told, this takes the session from that lease, but not from one that took
-    /// it later.
+    /// `only_from` is the lease to take an existing session from; `None` takes it only if it is under no lease. A lease
+    /// that has ended or lingers does not protect its sessions. If the session is under any other lease, it stays
+    /// there, and [`Taken::held_by`] says which one.
+    ///
+    /// With the lease that [`lookup`](Self::lookup) returned, this takes the session from that lease, but not from one
+    /// that took it later. `None` restores sessions without stealing them.
     ///
     /// # Errors
     ///
-    /// Any [`ClientError`] of a call; [`ClientError::is_lease_gone`] when `lease` is.
+    /// Returns a [`ClientError`] if the call fails. [`ClientError::is_lease_gone`] is true if `lease` has ended or
+    /// lingers.
     pub async fn take(
         &self,
         session: SessionKey,
@@ -85,13 +89,14 @@ impl Client {
         Ok(Taken { created: answer.created, held_by: answer.lease.and_then(LeaseHolder::from_proto) })
     }
 
-    /// [`lookup`](Self::lookup) for many sessions, without the owners of their leases; the answers are in their order.
+    /// Does what [`lookup`](Self::lookup) does for many sessions, without the owners, and returns one value per
+    /// session, in order.
     ///
-    /// More than [`MAX_BATCH`] sessions take several calls, one after the other.
+    /// More than [`MAX_BATCH`] sessions are sent as several calls, one after another.
     ///
     /// # Errors
     ///
-    /// Any [`ClientError`] of a call.
+    /// Returns a [`ClientError`] if a call fails.
     pub async fn batch_lookup(&self, sessions: &[SessionKey]) -> Result<Vec<Placed>, ClientError> {
         let mut all = Vec::with_capacity(sessions.len());
         for part in sessions.chunks(MAX_BATCH) {
@@ -103,13 +108,16 @@ impl Client {
         Ok(all)
     }
 
-    /// Does what [`take`](Self::take) does for many sessions. Tells which lease each is under then: another one if that holds it.
+    /// Does what [`take`](Self::take) does for many sessions. Returns the lease that each is under afterwards, in
+    /// order.
     ///
-    /// A gateway that has lost its lease registers its sessions again with `None`, and so steals none that have moved meanwhile.
+    /// A gateway that has lost its lease passes `None` to register its sessions again. This leaves sessions that have
+    /// moved to another gateway where they are.
     ///
     /// # Errors
     ///
-    /// As [`batch_create`](Self::batch_create); [`ClientError::is_lease_gone`] when the lease is.
+    /// Returns a [`ClientError`] if a call fails, as [`batch_create`](Self::batch_create) does.
+    /// [`ClientError::is_lease_gone`] is true if `lease` has ended or lingers.
     pub async fn batch_take(
         &self,
         sessions: &[SessionKey],
@@ -145,7 +153,7 @@ fn placed(
     lease_ids: Vec<u64>,
 ) -> Result<impl Iterator<Item = Placed>, ClientError> {
     if answers.len() != sessions.len() || lease_ids.len() != sessions.len() {
-        return Err(ClientError::Protocol("a batch was not answered with one lease a session"));
+        return Err(ClientError::Protocol("a batch response does not have one lease for each session"));
     }
     let placed = |(yes, lease)| Placed { yes, lease: LeaseId::from_number(lease) };
     Ok(answers.into_iter().zip(lease_ids).map(placed))

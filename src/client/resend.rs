@@ -1,4 +1,4 @@
-//! Makes calls again that were never sent.
+//! Resends calls that were never sent.
 
 use std::{
     error::Error,
@@ -16,10 +16,11 @@ use tonic::{
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// A channel that makes a call once more if it was not sent, because its connection was about to be closed.
+/// A channel that makes a call once more if its connection closed before the call was sent.
 ///
-/// A server ends a connection that has become too old, or drains. A call that is made at that moment may still wait for
-/// the connection then, and hyper gives it back. It is sent over a new one.
+/// A server closes a connection that has become too old, and all of them when it drains. A call made at that moment may
+/// still be queued for the connection. hyper then returns the call unsent, and this channel sends it over a new
+/// connection.
 #[derive(Clone, Debug)]
 pub(super) struct Resend(pub(super) Channel);
 
@@ -34,11 +35,11 @@ impl Service<http::Request<Body>> for Resend {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let spare = self.0.clone();
-        // The one that is ready.
+        // Use the channel that `poll_ready` has been called on.
         let mut channel = mem::replace(&mut self.0, spare);
         Box::pin(async move {
             let (head, body) = request.into_parts();
-            // Every request is one message, which is there.
+            // Every request is a single message and already in memory.
             let message = body.collect().await?.to_bytes();
             let request = || http::Request::from_parts(head.clone(), Body::new(Full::new(message.clone())));
             match channel.call(request()).await {

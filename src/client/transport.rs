@@ -1,4 +1,4 @@
-//! What calls go over: a connection, and who calls.
+//! What calls are made over: a connection, and the credentials sent with each call.
 
 use std::fmt;
 
@@ -11,10 +11,10 @@ use tonic::{
 
 use super::{ClientError, resend::Resend};
 
-/// A connection over which every call tells who calls.
+/// A connection that adds the client's token to every call.
 pub(super) type Transport = InterceptedService<Resend, Authorization>;
 
-/// Where a client connects to, and as whom.
+/// The server to connect to, and the credentials to send.
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     pub(super) endpoint: Endpoint,
@@ -22,18 +22,18 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// A connection of its own, made when it is first used.
+    /// Returns a new connection, opened on first use.
     pub(super) fn connect_lazy(&self) -> Transport {
         self.over(self.endpoint.connect_lazy())
     }
 
-    /// Calls over a connection that is there.
+    /// Returns a transport over an existing connection.
     pub(super) fn over(&self, channel: Channel) -> Transport {
         InterceptedService::new(Resend(channel), self.authorization.clone())
     }
 }
 
-/// The token that is sent with every call, if any.
+/// The token that is sent with every call, if there is one.
 #[derive(Clone, Default)]
 pub(super) struct Authorization(Option<MetadataValue<Ascii>>);
 
@@ -42,7 +42,7 @@ impl Authorization {
         let is_token = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
         let mut value: MetadataValue<Ascii> =
             (format!("Bearer {token}").parse().ok()).filter(|_| is_token).ok_or(ClientError::InvalidToken)?;
-        // Neither logged, nor kept in the tables of what lies between.
+        // Keeps the token out of logs and of HPACK's dynamic tables along the way.
         value.set_sensitive(true);
         Ok(Self(Some(value)))
     }

@@ -1,4 +1,4 @@
-//! An observer of the registry that resumes by itself.
+//! An observer of the registry that reconnects and resumes automatically.
 
 mod options;
 mod update;
@@ -10,7 +10,7 @@ use tonic::{Status, Streaming};
 
 pub use self::{
     options::{EventType, WatchOptions, WatchStart},
-    update::{Place, ResetReason, SnapshotSession, WatchUpdate},
+    update::{Place, SnapshotSession, WatchUpdate},
 };
 use super::{
     ClientError,
@@ -24,37 +24,38 @@ use crate::{
         SubscribeRequest, SubscribeResponse, session_service_client::SessionServiceClient, subscribe_request::Start,
         subscribe_response::Body,
     },
+    reset::ResetReason,
     session::LeaseId,
 };
 
-/// What the server uses when it is not told otherwise.
+/// The heartbeat that the server uses by default.
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(15);
-/// The longest that the server grants.
+/// The longest heartbeat that the server grants.
 const MAX_HEARTBEAT: Duration = Duration::from_secs(60 * 60);
-/// How many heartbeats may be missed.
+/// How many heartbeats may be missed before a stream counts as dead.
 const SILENT_HEARTBEATS: u32 = 3;
-/// What even the shortest heartbeat is allowed to be late: a busy machine is not a dead one.
+/// How late any heartbeat may be, however short its interval, because a busy machine is not a dead one.
 const SILENCE_SLACK: Duration = Duration::from_secs(1);
 
-/// An observer of the registry, made by [`Client::watch`](super::Client::watch). Dropping it ends the stream.
+/// An observer of the registry, returned by [`Client::watch`](super::Client::watch). Dropping it ends the stream.
 ///
-/// When the connection breaks it tells so and connects again by itself, without losing or repeating an event: it goes
-/// on after the last update that [`next`](Self::next) returned. Where that is not possible it says
-/// [`WatchUpdate::Reset`] and a whole snapshot follows.
+/// If the connection breaks, the watch returns [`WatchUpdate::Disconnected`], reconnects, and resumes after the last
+/// update that [`next`](Self::next) returned. No event is lost or repeated. If resuming is impossible, it returns
+/// [`WatchUpdate::Reset`], and a full snapshot follows.
 #[must_use]
 pub struct Watch {
     target: Target,
-    /// For opening a stream, up to its first message.
+    /// How long opening a stream may take, up to its first message.
     timeout: Duration,
-    /// The filters and the heartbeat; `start` is set anew for each stream.
+    /// The filters and the heartbeat. `start` is set for each stream.
     request: SubscribeRequest,
     /// Where the next stream starts.
     place: WatchStart,
     /// The places in the log that came with the last update.
     places: Vec<Place>,
-    /// The caller was given a part of a snapshot that is not complete yet, by the stream that is open.
+    /// Whether the open stream has returned a part of a snapshot that is not complete yet.
     in_snapshot: bool,
-    /// The caller holds a part of a snapshot of a stream that broke, and was not told yet to forget it.
+    /// Whether the caller holds part of a snapshot from a broken stream and must still be given a reset.
     owes_reset: bool,
     backoff: Backoff,
     state: State,
@@ -62,8 +63,7 @@ pub struct Watch {
 
 type Opening = Pin<Box<dyn Future<Output = Result<Stream, Status>> + Send>>;
 
-/// What a call of `next` works on. It is kept here and not in the call's future so that a call that is dropped loses
-/// nothing.
+/// The step that `next` is at. Stored here and not in the future of `next`, so that dropping that future loses nothing.
 enum State {
     Waiting { until: Instant },
     Opening { opening: Opening, deadline: Instant },
@@ -73,16 +73,16 @@ enum State {
 struct Open {
     stream: Stream,
     subscribed: bool,
-    /// How much silence is allowed.
+    /// How long the stream may be silent.
     limit: Duration,
     deadline: Instant,
-    /// The deadline was passed while nobody asked, and put off for that.
-    put_off: bool,
+    /// Whether the deadline passed between two calls of `next` and was extended for that.
+    is_extended: bool,
 }
 
 struct Stream {
     messages: Streaming<SubscribeResponse>,
-    /// The connection lives as long as its channel.
+    /// Keeps the connection open.
     _channel: SessionServiceClient<Transport>,
 }
 
@@ -111,10 +111,12 @@ impl Watch {
         }
     }
 
-    /// The place after the last update: [`WatchOptions::after`] goes on exactly there, in this process or a later one.
+    /// Returns the cursor after the last update. [`WatchOptions::after`] resumes exactly there, in this process or a
+    /// later one.
     ///
-    /// None before the first update (unless the watch itself started after a cursor), and from the start of a snapshot
-    /// until [`WatchUpdate::Synced`], because there is no going on within a snapshot: start again with one.
+    /// Returns `None` before the first update (unless the watch started after a cursor), and from the start of a
+    /// snapshot until [`WatchUpdate::Synced`]. A stream cannot be resumed within a snapshot: start again with a new
+    /// one.
     #[must_use]
     pub fn cursor(&self) -> Option<&str> {
         match &self.place {
@@ -123,11 +125,11 @@ impl Watch {
         }
     }
 
-    /// The places in the change log that came with the last update, on a watch with
+    /// Returns the places in the change log that came with the last update, if the watch has
     /// [`placements`](WatchOptions::placements).
     ///
-    /// [`WatchUpdate::Subscribed`], [`WatchUpdate::Synced`] and [`WatchUpdate::Heartbeat`] come with one for each
-    /// partition, [`WatchUpdate::Events`] with that of its last event. Other updates come with none.
+    /// [`WatchUpdate::Subscribed`], [`WatchUpdate::Synced`] and [`WatchUpdate::Heartbeat`] carry one place for each
+    /// partition, and [`WatchUpdate::Events`] the place of its last event. Other updates carry none.
     #[must_use]
     pub fn places(&self) -> &[Place] {
         &self.places
@@ -135,18 +137,20 @@ impl Watch {
 
     /// Waits for the next update.
     ///
-    /// The updates must be taken for the watch to live: connections are made and kept only within this call, and an
-    /// observer that does not take events for longer than the server retains them gets a reset.
+    /// Call this in a loop: the watch connects and reads only within this method. An observer that falls further behind
+    /// than the events that the server retains gets a reset.
     ///
     /// # Cancel safety
     ///
-    /// Cancel-safe: when the future is dropped, in `select!` for example, no update is lost and no wait begins anew.
+    /// This method is cancel-safe. If the future is dropped, for example in `select!`, no update is lost and no wait
+    /// starts over.
     ///
     /// # Errors
     ///
-    /// Any error for which [`ClientError::is_retryable`] is false. Everything else is told as
-    /// [`WatchUpdate::Disconnected`] and overcome. The watch may be used after an error: it then connects again, after a
-    /// wait, and goes on where it was.
+    /// Returns an error that is not retryable ([`ClientError::is_retryable`]). All other errors are returned as
+    /// [`WatchUpdate::Disconnected`], and the watch recovers from them.
+    ///
+    /// You may call this again after an error. The watch then waits, reconnects, and resumes where it stopped.
     pub async fn next(&mut self) -> Result<WatchUpdate, ClientError> {
         loop {
             match &mut self.state {
@@ -159,7 +163,7 @@ impl Watch {
                     match timeout_at(deadline, opening).await {
                         Ok(Ok(stream)) => {
                             let open =
-                                Open { stream, subscribed: false, limit: self.timeout, deadline, put_off: false };
+                                Open { stream, subscribed: false, limit: self.timeout, deadline, is_extended: false };
                             self.state = State::Open(Box::new(open));
                         }
                         Ok(Err(status)) => return self.disconnect(status.into()),
@@ -186,7 +190,7 @@ impl Watch {
         }
     }
 
-    /// Opens a stream on a connection of its own: the last one may be dead without either end knowing.
+    /// Opens a stream on a new connection, because the old one may be dead without either end having noticed.
     fn open(&self) -> Opening {
         let mut channel = SessionServiceClient::new(self.target.connect_lazy());
         let mut request = self.request.clone();
@@ -201,7 +205,7 @@ impl Watch {
         })
     }
 
-    /// Moves to the place after the message. Nothing to tell: a message of a kind that only a newer server knows.
+    /// Advances to the place after the message. Returns `None` for a message of a kind that only newer servers know.
     fn advance(&mut self, message: SubscribeResponse) -> Result<Option<WatchUpdate>, ClientError> {
         let State::Open(open) = &mut self.state else { return Ok(None) };
         let mut places = Vec::new();
@@ -218,7 +222,7 @@ impl Watch {
                     cursor: message.cursor.clone(),
                 })
             }
-            _ if !open.subscribed => return Err(ClientError::Protocol("a stream did not begin with `subscribed`")),
+            _ if !open.subscribed => return Err(ClientError::Protocol("the stream did not start with `subscribed`")),
             Some(Body::Snapshot(body)) => Some(WatchUpdate::Snapshot(convert::snapshot(body))),
             Some(Body::Synced(body)) => {
                 places = body.places;
@@ -235,7 +239,7 @@ impl Watch {
             Some(Body::Reset(body)) => Some(WatchUpdate::Reset(convert::reset_reason(body.reason()))),
             None => None,
         };
-        open.heard();
+        open.restart_deadline();
         self.places = convert::places(places);
         if message.cursor.is_empty() {
             self.place = WatchStart::Snapshot;
@@ -243,7 +247,7 @@ impl Watch {
         } else {
             self.place = WatchStart::After(message.cursor);
             self.in_snapshot = false;
-            // `subscribed` alone is no progress: a server that always fails after it must not be hammered.
+            // `subscribed` alone is not progress: do not hammer a server that always fails after it.
             if !matches!(update, Some(WatchUpdate::Subscribed { .. })) {
                 self.backoff.reset();
             }
@@ -251,7 +255,7 @@ impl Watch {
         Ok(update)
     }
 
-    /// Gives the stream up and plans the next one.
+    /// Drops the stream and schedules the next one.
     fn disconnect(&mut self, error: ClientError) -> Result<WatchUpdate, ClientError> {
         self.owes_reset |= self.in_snapshot;
         self.in_snapshot = false;
@@ -263,14 +267,13 @@ impl Watch {
 }
 
 impl Open {
-    /// The next message, or why there is none. Cancel-safe.
+    /// Returns the next message, or the error that ended the stream. Cancel-safe.
     async fn message(&mut self) -> Result<SubscribeResponse, ClientError> {
-        // A caller that was away for longer than the limit has not given the connection a chance to be heard, at least
-        // where it kept the runtime from running. Once, so that a caller who asks again and again does not keep a dead
-        // stream alive.
-        if !self.put_off && self.deadline <= Instant::now() {
+        // The caller may have been busy for longer than the limit and blocked the runtime, so that no message could
+        // arrive. Give the stream a little more time, but only once: frequent calls must not keep a dead stream alive.
+        if !self.is_extended && self.deadline <= Instant::now() {
             self.deadline = Instant::now() + SILENCE_SLACK;
-            self.put_off = true;
+            self.is_extended = true;
         }
         match timeout_at(self.deadline, self.stream.messages.message()).await {
             Ok(Ok(Some(message))) => Ok(message),
@@ -280,14 +283,14 @@ impl Open {
         }
     }
 
-    /// The stream is alive.
-    fn heard(&mut self) {
+    /// Restarts the silence deadline after a message.
+    fn restart_deadline(&mut self) {
         self.deadline = Instant::now() + self.limit;
-        self.put_off = false;
+        self.is_extended = false;
     }
 }
 
-/// How long a stream with this heartbeat may carry nothing.
+/// Returns how long a stream with this heartbeat may be silent.
 fn silence_limit(heartbeat: Duration) -> Duration {
     (heartbeat * SILENT_HEARTBEATS).max(heartbeat + SILENCE_SLACK)
 }

@@ -10,8 +10,9 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
-use super::{ServerConfig, ServerError};
 use crate::{
+    backoff::Backoff,
+    server::{ServerConfig, ServerError},
     service::WireEncoder,
     session::SessionEvent,
     storage::{OpenError, SessionStorage, StorageOptions, StorageUrl},
@@ -19,7 +20,7 @@ use crate::{
 };
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(2);
+const LONGEST_RETRY: Duration = Duration::from_secs(2);
 
 /// While the server waits, the log says so this often.
 const REMINDER: Duration = Duration::from_secs(60);
@@ -132,7 +133,7 @@ impl Opening {
     pub(super) async fn run(&self, config: &ServerConfig) -> Result<Arc<SessionSubject>, ServerError> {
         let began = Instant::now();
         let mut reminded = None;
-        let mut pause = FIRST_RETRY;
+        let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         let subject = loop {
             let error = match open(config).await {
                 Ok(subject) => break subject,
@@ -151,8 +152,7 @@ impl Opening {
             } else {
                 tracing::debug!(error = &error as &dyn Error, "the storage still cannot be opened");
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(LAST_RETRY);
+            sleep(backoff.pause()).await;
         };
         if reminded.is_some() {
             tracing::info!(waited_seconds = began.elapsed().as_secs(), "the storage is open");

@@ -1,5 +1,7 @@
 //! The services beside our own: health (`grpc.health.v1`) and reflection (`grpc.reflection.v1` and `v1alpha`).
 
+mod health;
+
 use std::{convert::Infallible, fmt};
 
 use http::{Request, Response};
@@ -12,6 +14,8 @@ use tonic_health::{
 use tower::{ServiceExt, util::BoxCloneSyncService};
 
 use crate::proto::FILE_DESCRIPTOR_SET;
+
+pub(super) use self::health::Health;
 
 type Boxed = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
 

@@ -4,8 +4,8 @@ use std::{collections::HashSet, hash::Hash, num::NonZeroU64, ops::RangeInclusive
 
 use crate::{
     duration, proto,
+    service::ServiceError,
     session::{AuthKeyId, DestroyReason, LeaseId, SessionChange, SessionEvent, SessionId, SessionKey},
-    status::ServiceError,
     storage::Place,
     subject::{ChangeFilter, Filter, ObserveOptions, ResetReason, Start},
 };
@@ -150,5 +150,7 @@ pub(super) fn reset_reason(reason: ResetReason) -> proto::ResetReason {
         ResetReason::CursorForeign => proto::ResetReason::CursorForeign,
         ResetReason::Lagged => proto::ResetReason::Lagged,
         ResetReason::StorageRestarted => proto::ResetReason::StorageRestarted,
+        // Only clients find these.
+        ResetReason::SnapshotInterrupted | ResetReason::Unknown => proto::ResetReason::Unspecified,
     }
 }

@@ -11,7 +11,7 @@ use http::HeaderMap;
 use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep};
 
-use crate::status::ServiceError;
+use super::error::ServiceError;
 
 pin_project! {
     /// A call that is given up on after `limit`, or after what its client wishes where that is less.

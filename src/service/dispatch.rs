@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     proto::SubscribeRequest,
-    status::ServiceError,
+    service::ServiceError,
     subject::{SessionSubject, Start},
 };
 

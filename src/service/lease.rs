@@ -12,8 +12,8 @@ use crate::{
         self, GrantLeaseRequest, GrantLeaseResponse, KeepLeaseAliveRequest, KeepLeaseAliveResponse, ListLeasesRequest,
         ListLeasesResponse, RevokeLeaseRequest, RevokeLeaseResponse,
     },
+    service::ServiceError,
     session::LeaseId,
-    status::ServiceError,
     storage::{LeasePage, LeaseQuery, LeaseStatus, MAX_LINGER, MAX_OWNER_BYTES, MAX_TTL, MIN_TTL},
 };
 

@@ -9,8 +9,8 @@ use crate::{
     proto::{
         BatchLookupSessionsRequest, BatchLookupSessionsResponse, Lease, LookupSessionRequest, LookupSessionResponse,
     },
+    service::ServiceError,
     session::LeaseId,
-    status::ServiceError,
     storage::Lookup,
 };
 

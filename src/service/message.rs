@@ -12,7 +12,7 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use prost::Message;
 
-use crate::status::ServiceError;
+use super::error::ServiceError;
 
 /// A byte that tells of compression, and four that tell the length.
 const PREFIX: usize = 5;

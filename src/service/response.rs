@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     reason::ErrorReason,
-    status::{self, Answer, ServiceError},
+    service::error::{self, Answer, ServiceError},
 };
 
 /// Tells a library that retries by itself how many milliseconds to wait, or not to retry if negative
@@ -63,7 +63,7 @@ impl ResponseBody {
     }
 
     pub(crate) fn error(error: ServiceError) -> Response<Self> {
-        let Answer { status, reason, retry_after } = status::answer(error);
+        let Answer { status, reason, retry_after } = error::answer(error);
         let is_exhausted = status.code() == Code::ResourceExhausted;
         let mut response = status.into_http::<tonic::body::Body>().map(Self::from);
         response.extensions_mut().insert(Refused(reason));
@@ -156,7 +156,7 @@ impl Body for ResponseBody {
                     polled
                 }
                 Poll::Ready(error) => {
-                    let Answer { status, reason, .. } = status::answer(error);
+                    let Answer { status, reason, .. } = error::answer(error);
                     let trailers = trailers(&status);
                     if let Some(call) = &mut until.call {
                         call.is_refused(reason, &trailers);

@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{encode, response::trailers};
 use crate::{
-    status::ServiceError,
+    service::ServiceError,
     subject::{Observer, Update},
 };
 

@@ -1,10 +1,9 @@
-//! The suite that every storage passes, for storages of your own too.
+//! The conformance suite, which every storage must pass, including storages outside this crate.
 //!
-//! It holds a storage to the obligations of [`SessionStorage`] and nothing more: it neither knows where sessions are kept,
-//! nor how many buckets or partitions there are, and it needs no clock but the real one. Leases of one second are the
-//! shortest it grants.
+//! The suite checks the obligations of [`SessionStorage`] and nothing else. It makes no assumption about where sessions
+//! are stored or how many buckets and partitions there are. It uses real time, and its shortest leases last one second.
 //!
-//! Say how a fresh registry is made, and let each case be a test:
+//! Implement [`StorageFactory`], and generate a test for each case:
 //!
 //! ```
 //! use std::sync::Arc;
@@ -26,9 +25,9 @@
 //! # fn main() {}
 //! ```
 //!
-//! A storage that lives in the process and takes its time from tokio's clock, as the one above, is best run with that
-//! clock paused: the suite's waits are over at once then. Run it again on a runtime of several threads, where calls truly
-//! meet. Elsewhere [`cases`] and [`run`] do without the macro.
+//! If a storage runs in the process and uses tokio's clock, like the one above, pause that clock: the suite then does
+//! not have to wait. Also run the suite on a multi-threaded runtime, where calls run in parallel. Without the macro,
+//! use [`cases`] or [`run`].
 
 mod audit;
 mod bounds;
@@ -64,33 +63,37 @@ pub use self::{
     violation::{Obligation, Violation},
 };
 
-/// Far more than any case takes on a storage that answers: it ends a case in which a call hangs.
+/// The timeout of a case, for calls that hang. Far longer than any case takes otherwise.
 const CASE_DEADLINE: Duration = Duration::from_secs(300);
 
-/// Makes the registries that the suite is run on.
+/// Creates the registries that the suite tests.
 #[async_trait]
 pub trait StorageFactory: Send + Sync {
-    /// Makes a registry that is empty and used by nobody else, and gives handles to it: one, or several for a storage that
-    /// many processes share. The suite uses them by turns, and runs [`expire_leases`](SessionStorage::expire_leases) on
-    /// each.
+    /// Creates an empty registry that is used by nothing else. Returns handles to it: one, or several if the storage
+    /// can be shared by several processes. The suite uses the handles in turn, and runs
+    /// [`expire_leases`](SessionStorage::expire_leases) on each.
     ///
-    /// Each partition keeps as many changes as [`StorageOptions::retain_events`] says; `max_sessions` and `max_leases` are
-    /// exact. Panics when it cannot.
+    /// Each partition must keep at least [`StorageOptions::retain_events`] changes. `max_sessions` and `max_leases`
+    /// must be exact.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the registry cannot be created.
     async fn open(&self, options: StorageOptions) -> Vec<Arc<dyn SessionStorage>>;
 
-    /// Makes a registry as [`open`](Self::open) does, which can be made to refuse changes while it can be read. `None` if this
-    /// factory makes no such registries; the cases that need one then pass without being run.
+    /// Creates a registry like [`open`](Self::open), which the suite can make refuse changes while it can still be
+    /// read. Returns `None` if the factory does not support this. The cases that need it then pass without being run.
     async fn open_refusable(&self, _options: StorageOptions) -> Option<Refusable> {
         None
     }
 
-    /// By how much expiry may be later than the second after its ttl that a lease is given, for what else keeps the
-    /// machine busy. None is needed where the clock is paused.
+    /// The tolerance for late expiry on a busy machine, in addition to the second after its ttl within which a lease
+    /// must expire. Zero is enough if the clock is paused.
     fn slack(&self) -> Duration {
         Duration::from_secs(10)
     }
 
-    /// The names of the cases that this storage does not pass, and need not. Whoever names one says why.
+    /// The names of the cases that this storage need not pass. An implementation should give the reason for each.
     fn skipped(&self) -> &'static [&'static str] {
         &[]
     }
@@ -98,7 +101,7 @@ pub trait StorageFactory: Send + Sync {
 
 type Running<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
 
-/// One case of the suite: it asks for registries of its own, and holds them to some obligations.
+/// One case of the suite. It creates its own registries, and checks some obligations on them.
 #[derive(Clone, Copy)]
 pub struct Case {
     name: &'static str,
@@ -106,24 +109,24 @@ pub struct Case {
 }
 
 impl Case {
-    /// What the case is about, as the name of a function.
+    /// The name of the case, which describes the tested behavior.
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Runs the case, unless the factory names it among those [skipped](StorageFactory::skipped). Needs a tokio runtime
-    /// with time. Dropped before it is done, it leaves its registry as it is.
+    /// Runs the case, unless the factory [skips](StorageFactory::skipped) it. Needs a tokio runtime with time enabled.
+    /// If the future is dropped, the case's registry remains as it is.
     ///
     /// # Errors
     ///
-    /// The [`Violation`] found.
+    /// Returns the [`Violation`] if the storage breaks an obligation.
     pub async fn run(&self, factory: &dyn StorageFactory) -> Result<(), Violation> {
         if factory.skipped().contains(&self.name) {
             return Ok(());
         }
         let outcome = tokio::time::timeout(CASE_DEADLINE, (self.run)(factory)).await.unwrap_or_else(|_| {
-            let detail = format!("some call has not come back: the case is not done after {CASE_DEADLINE:?}");
+            let detail = format!("a call hangs: the case was not finished after {CASE_DEADLINE:?}");
             Err(Broken { obligation: Obligation::Answers, detail })
         });
         outcome.map_err(|Broken { obligation, detail }| Violation { case: self.name, obligation, detail })
@@ -136,15 +139,15 @@ impl fmt::Debug for Case {
     }
 }
 
-/// Runs every case, one after the other.
+/// Runs all cases, one after the other.
 ///
 /// # Errors
 ///
-/// Every [`Violation`] found, one a case at most.
+/// Returns the [`Violation`]s found, at most one for each case.
 ///
 /// # Panics
 ///
-/// When a case that is to be skipped does not exist.
+/// Panics if the factory skips a case that does not exist.
 pub async fn run(factory: &dyn StorageFactory) -> Result<(), Vec<Violation>> {
     assert_skipped_exist(factory);
     let mut violations = Vec::new();
@@ -154,11 +157,13 @@ pub async fn run(factory: &dyn StorageFactory) -> Result<(), Vec<Violation>> {
     if violations.is_empty() { Ok(()) } else { Err(violations) }
 }
 
-/// Runs the case of that name: what a test made by [`storage_conformance_tests`](crate::storage_conformance_tests) does.
+/// Runs the named case. The tests generated by [`storage_conformance_tests`](crate::storage_conformance_tests) call
+/// this.
 ///
 /// # Panics
 ///
-/// With the [`Violation`] found, or when this case, or one that is to be skipped, does not exist.
+/// Panics with the [`Violation`] if the storage breaks an obligation. Also panics if this case does not exist, or if
+/// the factory skips a case that does not exist.
 pub async fn check(case: &str, factory: &dyn StorageFactory) {
     assert_skipped_exist(factory);
     let found = cases().iter().find(|known| known.name == case);
@@ -168,7 +173,7 @@ pub async fn check(case: &str, factory: &dyn StorageFactory) {
     }
 }
 
-/// A case that was renamed must not stay skipped in silence.
+/// Checks that every skipped case exists, so that a skip cannot silently outlive the case's name.
 fn assert_skipped_exist(factory: &dyn StorageFactory) {
     for skipped in factory.skipped() {
         assert!(cases().iter().any(|case| case.name == *skipped), "there is no case {skipped} to skip");

@@ -1,14 +1,16 @@
-//! The storage in a file: what the memory storage holds, and on disk before anybody is told of it.
+//! The file storage: the memory storage, made durable by a journal.
 //!
-//! Reads never touch the disk. Changes are made in memory and recorded in a journal (`storage/journal.rs`); one thread puts
-//! what is recorded on disk, many changes to a sync, and only then are they answered and shown to those who follow the log.
+//! Reads never touch the disk. Changes are made in memory and recorded in a journal (`storage/journal.rs`). One thread
+//! writes the records to disk, many changes per sync. Only then are the changes acknowledged and shown to log
+//! followers.
 //!
-//! The file is a redb database. It holds the end of the log, a row for each batch of records, and for each bucket a
-//! checkpoint: its sessions, and the last record they reflect. Checkpoints are written anew by turns, as changes come, so
-//! that the log before them can be given up. Opening reads the checkpoints and repeats the log.
+//! The file is a redb database. It holds the end of the log, with one row per batch of records, and a checkpoint of
+//! each bucket: its sessions and the last record that they reflect. As changes arrive, checkpoints are rewritten one
+//! bucket at a time, so that older log rows can be removed. Opening the file reads the checkpoints and replays
+//! the log.
 //!
-//! Each opening gives a new mark to the log from its end on (`file/openings.rs`): what follows in a copy of the file has other
-//! marks than what followed in the original.
+//! Each time the file is opened, the log gets a new mark from its end on (`file/openings.rs`). What is appended to a
+//! copy of the file therefore has other marks than what is appended to the original.
 
 mod backup;
 mod checkpoint;
@@ -53,14 +55,15 @@ use crate::{
 
 pub use self::{backup::backup, error::FileError};
 
-/// The storage in a file.
+/// A registry in a file.
 ///
-/// A change costs a few dozen bytes of the log, and as much again when its bucket's turn comes. The file holds about 20 bytes
-/// for each session and 30 for each retained change; it grows to a few times that, and no further.
+/// A change costs a few dozen bytes of the log, and as much again when its bucket's checkpoint is rewritten. The file
+/// needs about 20 bytes for each session and 30 for each retained change. It grows to a few times that size, and then
+/// stops growing.
 ///
-/// While the disk cannot be written, changes are refused with [`StorageError::Refused`], and reads of what is on disk are
-/// answered. The storage tries until it can. When nothing is to be written for some seconds, it writes a page to a nameless
-/// file beside the registry's, to learn whether the disk still has room and answers.
+/// While the disk cannot be written, changes are refused with [`StorageError::Refused`]. Reads of what is on disk still
+/// succeed. The storage retries until the write succeeds. After a few seconds without writes, it writes a page to an
+/// unnamed file in the registry's folder, to check that the disk still has room and responds.
 #[derive(Debug)]
 pub struct FileStorage {
     memory: Arc<MemoryStorage>,
@@ -71,16 +74,16 @@ pub struct FileStorage {
 }
 
 impl FileStorage {
-    /// Opens the registry in the file at `path`, or makes one there, and the folder that it is in. Tells of its progress in
-    /// the log.
+    /// Opens the registry in the file at `path`, and logs its progress. Creates the file and its folder if they are
+    /// missing.
     ///
     /// # Errors
     ///
-    /// [`FileError`], which says what to do.
+    /// [`FileError`], whose message says what to do.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime.
+    /// If called outside a tokio runtime.
     pub async fn open(path: impl Into<PathBuf>, options: StorageOptions) -> Result<Self, FileError> {
         Self::open_on(Arc::new(Files), path.into(), options).await
     }
@@ -104,7 +107,7 @@ impl FileStorage {
         let disk = Arc::new(DiskStatus::default());
         let writer = Writer::new(store, loaded, probe, Arc::clone(&disk));
         let vitals = Vitals::default();
-        let watched = vitals.watched("writer of the file");
+        let watched = vitals.watched("file writer");
         let writer = thread::Builder::new()
             .name("sessiond-file".to_owned())
             .spawn(move || {
@@ -117,11 +120,11 @@ impl FileStorage {
 }
 
 impl Drop for FileStorage {
-    /// Waits until what is recorded is on disk, which takes as long as one commit, and lets go of the file.
+    /// Waits until everything recorded is on disk, which takes one commit, and closes the file.
     fn drop(&mut self) {
         self.journal.close();
         if let Some(writer) = self.writer.take() {
-            // It has said why it panicked, if it did.
+            // If the writer panicked, the panic has been reported already.
             let _ = writer.join();
         }
     }
@@ -145,8 +148,8 @@ impl SessionStorage for FileStorage {
         self.vitals.failed()
     }
 
-    /// A disk without room for one more page counts as full. Some changes may still succeed then, in room that the file has
-    /// within, but nobody knows how many.
+    /// Reports whether changes can be made. A disk without room for one more page counts as full, although some changes
+    /// may still fit into free space within the file.
     fn writability(&self) -> Writability {
         match self.journal.outage().or_else(|| self.disk.refusal()) {
             Some(refusal) => Writability::Refused(refusal),

@@ -1,11 +1,13 @@
-//! What must outlive the process, in the order in which it happened, until it is on disk; and those who wait for that.
+//! The journal: records of what must outlive the process, in commit order, and the callers that wait until they are on
+//! disk.
 //!
-//! A storage records each change under the lock under which it makes it: the order here is that of the log, and for each session
-//! that in which its changes took effect. One writer takes all that is pending, puts it on disk in one step, and says so.
-//! Batches form by themselves: an idle writer takes each change at once, a busy one all that came while it was at the disk.
+//! A storage records each change while it holds the lock under which it made the change. The order of the records is
+//! therefore that of the log and, for each session, the order in which its changes took effect. One writer takes
+//! everything pending, writes it to disk in one step, and publishes how far it got. Batches form on their own: an idle
+//! writer takes each change immediately, a busy one all that arrived during its last write.
 
+mod durability;
 mod record;
-mod waiting;
 mod wall;
 
 use std::{
@@ -17,7 +19,7 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use tokio::time::timeout;
 
-use self::waiting::Waiters;
+use self::durability::Durability;
 use super::{RefusalCause, StorageError, WriteRefusal};
 
 pub(super) use self::{
@@ -25,23 +27,24 @@ pub(super) use self::{
     wall::WallTime,
 };
 
-/// Changes wait to be made while so many bytes are pending. A batch of them takes a disk a few tens of milliseconds.
+/// While this many bytes are pending, new changes wait. A disk writes such a batch in a few tens of milliseconds.
 const MAX_PENDING_BYTES: usize = 4 << 20;
 
-/// Whoever waits longer for the disk is told that it does not answer.
+/// How long a caller waits for the disk before it fails with a stalled disk.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The number of a record. The first has 1; 0 is the place before it, on disk from the beginning.
+/// The number of a record, like a database's log sequence number. The first record has 1; 0 counts as on disk from the
+/// start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Lsn(pub(super) u64);
 
-/// See the [module](self).
+/// The records on their way to disk. See the [module](self).
 pub(super) struct Journal {
     pending: Mutex<Pending>,
-    /// Told when something is pending, and when the journal is closed.
+    /// Notified when records are pending, and when the journal is closed.
     filled: Condvar,
     newest: AtomicU64,
-    waiters: Waiters,
+    durability: Durability,
 }
 
 #[derive(Default)]
@@ -51,22 +54,22 @@ struct Pending {
     is_closed: bool,
 }
 
-/// What is put on disk in one step.
+/// The records that are written to disk in one step.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     /// The number of the first record.
     pub(super) first: Lsn,
     pub(super) records: u64,
-    /// How many of the records are entries of the log.
+    /// How many of the records are log entries.
     pub(super) events: u64,
-    /// The records, one after the other.
+    /// The encoded records.
     pub(super) bytes: Vec<u8>,
-    /// The rows of leases that change, in order.
+    /// The changed lease rows, in order.
     pub(super) leases: Vec<(u64, Option<LeaseRow>)>,
 }
 
 impl Batch {
-    /// The number of the last record.
+    /// Returns the number of the last record.
     pub(super) fn last(&self) -> Lsn {
         Lsn(self.first.0 + self.records - 1)
     }
@@ -77,25 +80,25 @@ impl Batch {
 pub(super) enum Wake {
     /// Something is pending.
     Records,
-    /// Nothing has come for as long as it wanted to wait.
+    /// No records arrived within the time limit.
     Idle,
-    /// Nothing is pending and nothing more will be.
+    /// Nothing is pending, and no records will follow.
     Closed,
 }
 
 impl Journal {
-    /// One that goes on after `newest`, which is on disk.
+    /// Makes a journal that continues after record `newest`, which is on disk.
     pub(super) fn new(newest: Lsn) -> Self {
         let batch = Batch { first: Lsn(newest.0 + 1), ..Batch::default() };
         Self {
             pending: Mutex::new(Pending { batch, ..Pending::default() }),
             filled: Condvar::new(),
             newest: AtomicU64::new(newest.0),
-            waiters: Waiters::new(newest),
+            durability: Durability::new(newest),
         }
     }
 
-    /// Adds a record and gives its number.
+    /// Adds a record and returns its number.
     pub(super) fn record(&self, record: Record<'_>) -> Lsn {
         let mut pending = self.pending.lock();
         let batch = &mut pending.batch;
@@ -113,21 +116,21 @@ impl Journal {
         lsn
     }
 
-    /// The number of the last record.
+    /// Returns the number of the last record.
     pub(super) fn newest(&self) -> Lsn {
         Lsn(self.newest.load(Ordering::Acquire))
     }
 
     pub(super) fn is_durable(&self, lsn: Lsn) -> bool {
-        self.waiters.durable() >= lsn
+        self.durability.durable() >= lsn
     }
 
-    /// Why nothing gets to the disk at present; none while something does.
+    /// Returns why nothing reaches the disk at present. `None` while writes succeed.
     pub(super) fn outage(&self) -> Option<WriteRefusal> {
-        self.waiters.outage()
+        self.durability.outage()
     }
 
-    /// Asks before a change is made: refuses while nothing gets to the disk, and waits while too much is pending.
+    /// Admits a change: refuses it while nothing reaches the disk, and waits while too much is pending.
     pub(super) async fn admit(&self) -> Result<(), StorageError> {
         loop {
             if let Some(outage) = self.outage() {
@@ -144,23 +147,23 @@ impl Journal {
         }
     }
 
-    /// Waits until the record `lsn`, and all before it, are on disk.
+    /// Waits until the record `lsn` and all before it are on disk.
     ///
-    /// Fails when they cannot be put there now. They may get there later all the same.
+    /// Fails if they cannot be written now. They may still be written later.
     pub(super) async fn durable(&self, lsn: Lsn) -> Result<(), WriteRefusal> {
         if self.is_durable(lsn) {
             return Ok(());
         }
-        if let Ok(outcome) = timeout(PATIENCE, self.waiters.wait(lsn)).await {
+        if let Ok(outcome) = timeout(PATIENCE, self.durability.wait(lsn)).await {
             return outcome;
         }
         let stalled = format!("a write has not completed for {PATIENCE:?}");
         let stalled = WriteRefusal::new(RefusalCause::DiskStalled, &stalled);
-        // It may have got there in the meantime, and then there is no outage.
-        if self.waiters.fail(lsn, stalled.clone()) { Err(stalled) } else { Ok(()) }
+        // The record may have reached the disk in the meantime. In that case, there is no outage.
+        if self.durability.fail(lsn, stalled.clone()) { Err(stalled) } else { Ok(()) }
     }
 
-    /// Waits until something is pending, and for no longer than `limit`.
+    /// Waits until records are pending, for at most `limit`.
     pub(super) fn wait_for_records(&self, limit: Duration) -> Wake {
         let deadline = Instant::now() + limit;
         let mut pending = self.pending.lock();
@@ -179,41 +182,41 @@ impl Journal {
         }
     }
 
-    /// Takes all that is pending.
+    /// Takes everything pending.
     pub(super) fn take(&self) -> Batch {
         let mut pending = self.pending.lock();
         let next = Batch { first: Lsn(pending.batch.first.0 + pending.batch.records), ..Batch::default() };
         mem::replace(&mut pending.batch, next)
     }
 
-    /// Says that the records up to `lsn` are on disk.
+    /// Notifies waiting callers that the records up to `lsn` are on disk.
     pub(super) fn publish(&self, lsn: Lsn) {
-        self.waiters.publish(lsn);
+        self.durability.publish(lsn);
     }
 
-    /// Says that the record `lsn` does not get to the disk. Nothing is admitted then until records get there; if that one is there
-    /// already, this changes nothing.
+    /// Starts an outage because record `lsn` could not be written. No changes are admitted until records reach the disk
+    /// again. Has no effect if that record is on disk already.
     pub(super) fn fail(&self, lsn: Lsn, outage: WriteRefusal) {
-        self.waiters.fail(lsn, outage);
+        self.durability.fail(lsn, outage);
     }
 
-    /// Says that nothing gets to the disk ever again.
+    /// Ends all writes: nothing will reach the disk any more.
     pub(super) fn end(&self, refusal: WriteRefusal) {
-        self.waiters.end(refusal);
+        self.durability.end(refusal);
     }
 
-    /// How long an outage took that has ended since this was last asked.
+    /// Returns the length of an outage that ended since the last call.
     pub(super) fn recovered_after(&self) -> Option<Duration> {
-        self.waiters.recovered_after()
+        self.durability.recovered_after()
     }
 
-    /// Lets the writer end when nothing is pending any more.
+    /// Lets the writer end once nothing is pending.
     pub(super) fn close(&self) {
         self.pending.lock().is_closed = true;
         self.filled.notify_one();
     }
 
-    /// Waits for `pause`, or until the journal is closed. Tells whether it is.
+    /// Waits for `pause`, or until the journal is closed. Returns whether it is closed.
     pub(super) fn is_closed_within(&self, pause: Duration) -> bool {
         let mut pending = self.pending.lock();
         if !pending.is_closed {
@@ -227,7 +230,7 @@ impl fmt::Debug for Journal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Journal")
             .field("newest", &self.newest)
-            .field("durable", &self.waiters.durable())
+            .field("durable", &self.durability.durable())
             .finish_non_exhaustive()
     }
 }
@@ -244,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn no_outage_is_left_when_all_records_are_on_disk() {
+    fn no_outage_remains_once_all_records_are_on_disk() {
         let outage = || WriteRefusal::new(RefusalCause::DiskFailed, "gone");
         let record = Record::Event(SessionEvent::created(SessionKey::new(0, 1), LeaseId::from_number(1)));
         for seed in 0..2000 {
@@ -265,7 +268,7 @@ mod tests {
                         on_disk = taken.remove(0);
                         journal.publish(on_disk);
                     }
-                    // Late as well: of records that have got to the disk since.
+                    // This may come late, for records that have reached the disk since.
                     _ => journal.fail(Lsn(random.u64(..=journal.newest().0)), outage()),
                 }
                 assert!(on_disk < journal.newest() || is_admitted(&journal), "seed {seed}");

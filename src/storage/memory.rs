@@ -1,8 +1,8 @@
-//! The storage in this process' memory: fast, and gone with the process.
+//! The memory storage: fast, and gone when the process ends.
 //!
-//! The set is a fixed number of buckets, each a small hash table under a lock of its own, so that a table of millions is
-//! never rehashed at once. A change is made under its bucket's lock and appended to its partition's log before that lock
-//! is let go: this is what makes the two one step, and a bucket's read exact.
+//! The sessions lie in a fixed number of buckets. Each bucket is a small hash table with its own lock, so no table of
+//! millions of entries is ever rehashed at once. A change is made under its bucket's lock, and appended to its
+//! partition's log before that lock is released. This makes the two atomic, and reads of a bucket exact.
 
 mod bucket;
 mod change;
@@ -58,32 +58,33 @@ pub(super) use self::{
     restore::{Identity, Restore},
 };
 
-/// A batch lets other tasks of its thread run after this many sessions, a few hundred microseconds of work.
+/// How many sessions of a batch are processed before other tasks of the thread run: a few hundred microseconds of work.
 const SESSIONS_BETWEEN_YIELDS: usize = 1024;
 
-/// No more buckets than this are read at once, so that many empty ones do not make a long step.
+/// The most buckets read in one call, so that many empty buckets do not hold up other tasks.
 const BUCKETS_A_READ: usize = 1024;
 
-/// The most sessions of a lease that are destroyed under one hold of a bucket's lock.
+/// The most sessions of a lease destroyed under one hold of a bucket's lock.
 const SESSIONS_A_SWEEP: usize = 512;
 
-/// So many leases are swept side by side: one of a few sessions does not wait for one of millions. One step of each is made
-/// before other tasks run, so they are few.
+/// How many leases are swept concurrently, so that a lease of a few sessions does not wait for one of millions. One
+/// step of each is made before other tasks run, so this number is small.
 const SWEEPS_AT_ONCE: usize = 8;
 
-/// The clock of the leases is looked at this often while there are any.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often the leases' clock is advanced while there are leases.
+const ADVANCE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// When nobody looked for so long, this process was stopped, and gateways may have lost their connections.
+/// If the clock was not advanced for this long, the process was paused, and gateways may have lost their connections.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// What gateways need after an outage, beyond its length, to connect again: gRPC's backoff grows with it.
+/// How long gateways need to reconnect after an outage, beyond its length, because gRPC's backoff grows with it.
 const BEYOND_OUTAGE: Duration = Duration::from_secs(20);
 
-/// The storage in this process' memory.
+/// A registry in this process's memory.
 ///
-/// A session costs 21 to 29 bytes, from a million on with the default of 4096 buckets: 16 for its key, 3 for its entry in the
-/// bucket's hash table, and the room that these leave for growth. Once any session of its bucket has a lease, 4 to 6 more.
+/// With the default of 4096 buckets, a session costs 21 to 29 bytes once there are a million: 16 for its key, 3 for its
+/// entry in the bucket's hash table, and their room to grow. Once a bucket has had a session under a lease, each of its
+/// sessions costs 4 to 6 bytes more.
 pub struct MemoryStorage {
     registry_id: RegistryId,
     hash: SessionHasher,
@@ -93,26 +94,27 @@ pub struct MemoryStorage {
     session_count: AtomicU64,
     max_sessions: u64,
     outage_grace: Duration,
-    /// Where changes are recorded that must be on disk before anybody is told of them. None where they end with the process.
+    /// Records changes that must be durable before they are acknowledged. `None` if changes end with the process.
     journal: Option<Arc<Journal>>,
 }
 
-/// How a [`MemoryStorage`] is made.
+/// Options of a [`MemoryStorage`].
 #[derive(Clone, Copy, Debug)]
 pub struct MemoryOptions {
-    /// Buckets of the set: rounded up to a power of two. A bucket holds at most 65,536 sessions. 4096 by default.
+    /// Number of buckets, rounded up to a power of two. A bucket holds at most 65,536 sessions. 4096 by default.
     pub buckets: u32,
-    /// Partitions of the log, at least 1. More than the default of 1 has no use but to test what follows a log.
+    /// Number of log partitions, at least 1. More than the default of 1 is only useful to test followers of a log.
     pub partitions: u32,
-    /// How many changes each partition keeps, as [`StorageOptions::retain_events`](super::StorageOptions::retain_events) says. Rounded
-    /// up to whole segments of at most 4096.
+    /// How many changes each partition retains, as described at
+    /// [`StorageOptions::retain_events`](super::StorageOptions::retain_events). Rounded up to whole segments of at most
+    /// 4096.
     pub retain_events: usize,
-    /// How many sessions may exist.
+    /// The maximum number of sessions.
     pub max_sessions: u64,
-    /// How many leases there may be.
+    /// The maximum number of leases.
     pub max_leases: u64,
-    /// The longest time that an outage gives to leases, as
-    /// [`StorageOptions::outage_grace`](super::StorageOptions::outage_grace) says.
+    /// The longest time that an outage adds to leases, as described at
+    /// [`StorageOptions::outage_grace`](super::StorageOptions::outage_grace).
     pub outage_grace: Duration,
 }
 
@@ -130,7 +132,7 @@ impl Default for MemoryOptions {
 }
 
 impl MemoryStorage {
-    /// An empty registry with an identity of its own.
+    /// Makes an empty registry with a random identity.
     #[must_use]
     pub fn new(options: MemoryOptions) -> Self {
         Self::with_hash(options, RegistryId(random_u64()), SessionHasher::random(), &Marks::random(), None)
@@ -158,7 +160,7 @@ impl MemoryStorage {
         }
     }
 
-    /// The place of the newest change in a bucket's partition.
+    /// Returns the place of the newest change in a bucket's partition.
     fn newest_place(&self, bucket: u32) -> Place {
         Place { partition: self.partition_of(bucket), position: self.log_of(bucket).newest() }
     }
@@ -171,12 +173,12 @@ impl MemoryStorage {
         Spot { hash: self.hash.within(session), bucket: self.bucket_of(session) }
     }
 
-    /// Calls `told` with what `look` finds at each session's place in its bucket, and with the record of that.
+    /// Calls `push` for each session, with what `look` returns and the record that this depends on.
     fn look_some<const N: usize, T>(
         &self,
         sessions: &[SessionKey],
         look: impl Fn(&Bucket, Option<usize>) -> (T, Lsn),
-        mut told: impl FnMut(T, Lsn),
+        mut push: impl FnMut(T, Lsn),
     ) {
         let spots: SmallVec<[Spot; N]> = sessions.iter().map(|session| self.spot_of(session)).collect();
         let mut held = Held::<N>::lock(&self.buckets, spots.iter().map(|spot| spot.bucket));
@@ -186,11 +188,11 @@ impl MemoryStorage {
         for (nth, (session, spot)) in sessions.iter().zip(spots).enumerate() {
             let bucket = held.bucket(nth);
             let (found, lsn) = look(bucket, bucket.find(spot.hash, session));
-            told(found, lsn.max(bucket.recorded(session)));
+            push(found, lsn.max(bucket.recorded(session)));
         }
     }
 
-    /// Looks at each session, letting other tasks run in between, and waits until what was found is durable.
+    /// Looks up sessions and lets other tasks run in between. Waits until what was found is durable.
     async fn look<T>(
         &self,
         sessions: &[SessionKey],
@@ -202,20 +204,20 @@ impl MemoryStorage {
             if !all.is_empty() {
                 tokio::task::yield_now().await;
             }
-            let mut told = |found, lsn| {
+            let mut push = |found, lsn| {
                 all.push(found);
                 newest = newest.max(lsn);
             };
             match part {
-                [_] => self.look_some::<1, T>(part, &look, &mut told),
-                _ => part.chunks(GROUP).for_each(|some| self.look_some::<GROUP, T>(some, &look, &mut told)),
+                [_] => self.look_some::<1, T>(part, &look, &mut push),
+                _ => part.chunks(GROUP).for_each(|some| self.look_some::<GROUP, T>(some, &look, &mut push)),
             }
         }
         self.durable(newest).await.map_err(unreadable)?;
         Ok(all)
     }
 
-    /// The lease that a session at a place of a bucket is under, and the record that it is not under the one that has ended.
+    /// Returns the lease of the session at `place`. If that lease has ended, returns `None` and the record of its end.
     fn lease_at(&self, bucket: &Bucket, place: usize) -> (Option<LeaseId>, Lsn) {
         let slot = bucket.lease(place);
         match self.leases.id(slot) {
@@ -224,19 +226,21 @@ impl MemoryStorage {
         }
     }
 
-    /// Whether the logs contain what the caller has read. Asks about all partitions, as neighbouring buckets are of different ones.
+    /// Checks that the logs contain what the caller has read. Checks all partitions, because adjacent buckets belong to
+    /// different ones.
     fn check_known(&self, registry_id: RegistryId, known: &[LogPoint]) -> Result<(), LogError> {
         let knows = |(log, point): (&Log, &LogPoint)| log.mark(point.position) == Some(point.mark);
         let is_known = registry_id == self.registry_id && self.logs.iter().zip(known).all(knows);
         is_known.then_some(()).ok_or(LogError::Restarted)
     }
 
-    /// How long every lease lives at least after an outage; none if its length is unknown.
+    /// Returns the minimum time that every lease gets after an outage. `None` means that the length of the outage is
+    /// unknown.
     fn grace_after(&self, outage: Option<Duration>) -> Duration {
         outage.map_or(self.outage_grace, |outage| (outage + BEYOND_OUTAGE).min(self.outage_grace))
     }
 
-    /// Asks whether changes can be made at present.
+    /// Waits until a change may be made, or refuses it.
     async fn admit(&self) -> Result<(), StorageError> {
         match &self.journal {
             Some(journal) => journal.admit().await,
@@ -244,7 +248,7 @@ impl MemoryStorage {
         }
     }
 
-    /// Waits until what is told to the caller can no longer be undone by a crash.
+    /// Waits until a crash can no longer undo what the caller will be told.
     async fn durable(&self, lsn: Lsn) -> Result<(), WriteRefusal> {
         match &self.journal {
             Some(journal) => journal.durable(lsn).await,
@@ -252,7 +256,7 @@ impl MemoryStorage {
         }
     }
 
-    /// Waits until all that has been recorded is durable.
+    /// Waits until everything recorded so far is durable.
     async fn all_durable(&self) -> Result<(), WriteRefusal> {
         match &self.journal {
             Some(journal) => journal.durable(journal.newest()).await,
@@ -260,10 +264,10 @@ impl MemoryStorage {
         }
     }
 
-    /// Destroys the sessions under a lease that has ended, a few at a time, and tells how many those were. What is left when
-    /// the future is dropped is left to whoever expires leases.
+    /// Destroys the sessions under an ended lease, a few at a time, and returns how many. If the future is dropped, the
+    /// task that expires leases destroys the rest.
     fn sweep(&self, ended: Ended) -> impl Future<Output = Result<u64, StorageError>> + Send {
-        // Made now: the future may be dropped before it is polled at all.
+        // Created before the first poll, because the future may be dropped without being polled.
         let mut sweep = Sweep { storage: self, ended: Some(ended) };
         async move {
             let Some(Ended { lease, reason }) = &sweep.ended else { return Ok(0) };
@@ -303,7 +307,7 @@ impl MemoryStorage {
         sessions.len()
     }
 
-    /// Gives a bucket the room that it needs, made while its lock is not held.
+    /// Gives a bucket the room that it needs. Allocates it while the bucket is unlocked.
     fn fit(&self, bucket: &mut MutexGuard<'_, Bucket>, is_leased: bool) {
         while let Some(need) = bucket.need(is_leased) {
             let room = MutexGuard::unlocked(bucket, || need.make());
@@ -313,19 +317,19 @@ impl MemoryStorage {
     }
 }
 
-/// What is to be read depends on a change that cannot be put on disk.
+/// Converts a refusal to the error of a read: what was read depends on a change that is not on disk.
 fn unreadable(refusal: WriteRefusal) -> StorageError {
     StorageError::Unavailable(Box::new(refusal))
 }
 
-/// Where a session lies, or would.
+/// Where a session is stored, or would be.
 #[derive(Clone, Copy)]
 struct Spot {
     hash: u64,
     bucket: u32,
 }
 
-/// Leaves a lease behind when its sweep is cut short.
+/// A sweep of an ended lease. If dropped early, it hands the lease to the task that expires leases.
 struct Sweep<'a> {
     storage: &'a MemoryStorage,
     ended: Option<Ended>,
@@ -334,7 +338,7 @@ struct Sweep<'a> {
 impl Drop for Sweep<'_> {
     fn drop(&mut self) {
         if let Some(ended) = self.ended.take() {
-            self.storage.leases.leave(ended);
+            self.storage.leases.hand_over(ended);
         }
     }
 }
@@ -404,7 +408,7 @@ impl SessionStorage for MemoryStorage {
                 Some(lease) => Some(lease),
                 None => {
                     self.durable(self.leases.end_of(id)).await.map_err(StorageError::Refused)?;
-                    // What is under no lease of that name now stays so: any place from here on will do.
+                    // No session can come under a lease that is gone, so any place from now on is valid.
                     let mut places = Places::default();
                     places.extend(sessions.iter().map(|session| self.newest_place(self.bucket_of(session))));
                     return Ok(Answers { sessions: vec![false; sessions.len()], places });
@@ -418,7 +422,7 @@ impl SessionStorage for MemoryStorage {
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
         self.admit().await?;
         let granted = self.leases.grant(ttl.min(MAX_TTL), owner);
-        // There may be too many because of some that a crash undoes.
+        // The limit may be reached because of leases whose grant a crash would undo.
         self.all_durable().await.map_err(StorageError::Refused)?;
         granted
     }
@@ -468,18 +472,18 @@ impl SessionStorage for MemoryStorage {
 
     async fn expire_leases(&self) -> Result<Infallible, StorageError> {
         let mut sweeps = FuturesUnordered::new();
-        // Nobody knows for how long nobody looked.
-        self.leases.look();
+        // The time since the last advance is unknown, so this one does not count as a pause.
+        self.leases.advance_clock();
         loop {
-            let passed = self.leases.look();
+            let passed = self.leases.advance_clock();
             if passed > PAUSE {
-                tracing::warn!(seconds = passed.as_secs_f64(), "this process stood still; leases are given more time");
+                tracing::warn!(seconds = passed.as_secs_f64(), "the process was paused; extending all leases");
                 self.leases.keep_all_alive(self.grace_after(Some(passed)));
             }
             self.admit().await?;
             if let Some(outage) = self.journal.as_ref().and_then(|journal| journal.recovered_after()) {
                 let seconds = outage.as_secs_f64();
-                tracing::warn!(seconds, "changes could not be written for a while; leases are given more time");
+                tracing::warn!(seconds, "the disk was not writable for a while; extending all leases");
                 self.leases.keep_all_alive(self.grace_after(Some(outage)));
             }
             while sweeps.len() < SWEEPS_AT_ONCE
@@ -489,14 +493,14 @@ impl SessionStorage for MemoryStorage {
             }
             let has_unlogged = self.leases.log_expired();
             let pause = match self.leases.to_next_deadline() {
-                Some(pause) if sweeps.len() < SWEEPS_AT_ONCE => pause.min(LOOK),
+                Some(pause) if sweeps.len() < SWEEPS_AT_ONCE => pause.min(ADVANCE_INTERVAL),
                 None if sweeps.is_empty() && !has_unlogged => {
                     self.leases.changed.notified().await;
-                    // Without leases nobody need look.
-                    self.leases.look();
+                    // Advances the clock past the time without leases.
+                    self.leases.advance_clock();
                     continue;
                 }
-                _ => LOOK,
+                _ => ADVANCE_INTERVAL,
             };
             tokio::select! {
                 Some(swept) = sweeps.next() => drop(swept?),
@@ -542,11 +546,12 @@ impl SessionStorage for MemoryStorage {
         leases: &[LeaseId],
     ) -> Result<LeaseBuckets, LogError> {
         self.check_known(registry_id, known)?;
-        // A lease that is swept while the points are taken is known before, and one that is granted meanwhile is known after.
+        // Asked before and after the points are taken: a lease swept meanwhile is known before, and one granted
+        // meanwhile after.
         let mut under = self.leases.unswept(leases);
         let points = self.logs.iter().map(Log::newest_point).collect();
         under.extend(self.leases.unswept(leases));
-        // A change in the log has its bucket noted, as that is done before the bucket is locked.
+        // A bucket is noted in its lease before it is locked, so the bucket of every logged change is noted.
         let buckets: BTreeSet<u32> = under.iter().flat_map(|lease| lease.buckets()).collect();
         self.all_durable().await.map_err(unreadable)?;
         Ok(LeaseBuckets { points, buckets: buckets.into_iter().collect() })
@@ -568,13 +573,13 @@ impl SessionStorage for MemoryStorage {
             if with_leases {
                 run.leases.extend(bucket.leased().map(|(_, slot)| self.leases.id(slot)));
             }
-            // Read under the bucket's lock: no change of this bucket can come between.
+            // Read under the bucket's lock, so that no change of the bucket can come in between.
             run.points.push(self.log_of(index).newest_point());
             if run.sessions.len() >= limit {
                 break;
             }
         }
-        // What was read may still be undone by a crash.
+        // A crash may still undo what was read.
         self.all_durable().await.map_err(unreadable)?;
         Ok(run)
     }

@@ -1,4 +1,4 @@
-//! From the URL of a storage to the storage.
+//! Parses the URL of a storage, and opens the storage.
 
 #[cfg(feature = "file")]
 use std::path::PathBuf;
@@ -16,51 +16,52 @@ use super::{
     redis::{RedisStorage, RedisUrl, RedisUrlError},
 };
 
-/// Names a storage, as `--storage` does.
+/// The URL of a storage, as passed to `--storage`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StorageUrl {
-    /// `memory:`, the sessions live and die with the process.
+    /// `memory:`. The sessions end with the process.
     Memory,
-    /// `file:PATH`, the sessions are in a file and outlive the process and the machine.
+    /// `file:PATH`. The sessions are in a file and survive restarts of the process and the machine.
     #[cfg(feature = "file")]
     File(PathBuf),
-    /// `redis://HOST:PORT` and the like, many replicas share the sessions.
+    /// `redis://HOST:PORT` and similar. Many replicas share the sessions.
     #[cfg(feature = "redis")]
     Redis(RedisUrl),
 }
 
-/// What every storage is opened with.
+/// Options that apply to every storage.
 #[derive(Clone, Copy, Debug)]
 pub struct StorageOptions {
-    /// How many changes each partition of the log keeps for those who follow it, at least 1. Once some follower has read them, a
-    /// storage need keep no more than 65,536 of these.
+    /// How many changes each partition of the log retains for followers, at least 1. Once a follower has read them, a
+    /// storage may keep only the newest 65,536.
     pub retain_events: usize,
-    /// How many sessions the registry may hold.
+    /// The maximum number of sessions in the registry.
     pub max_sessions: u64,
-    /// How many leases there may be.
+    /// The maximum number of leases.
     pub max_leases: u64,
-    /// The longest time that an outage of the storage gives to leases with a shorter ttl. After an outage of length T each
-    /// lease lives for its ttl again, and for at least T + 20 s or this, whichever is shorter. A restart on a file and a pause of
-    /// the process for more than 5 s are such outages, too.
+    /// The longest time that an outage of the storage adds to leases with a shorter ttl. After an outage of length T,
+    /// each lease gets its ttl again, and at least the shorter of T + 20 s and this time. A restart of a file storage
+    /// and a pause of the process of more than 5 s also count as outages.
     pub outage_grace: Duration,
 }
 
 impl StorageOptions {
-    /// The default of [`outage_grace`](Self::outage_grace): gRPC libraries wait up to 120 s and jitter before they reconnect.
+    /// The default of [`outage_grace`](Self::outage_grace). gRPC libraries wait up to 120 s plus jitter before they
+    /// reconnect.
     pub const DEFAULT_OUTAGE_GRACE: Duration = Duration::from_secs(150);
 }
 
 impl StorageUrl {
-    /// Opens the storage, which for a large file takes some seconds. It tells of its progress in the log.
+    /// Opens the storage, and logs its progress. A large file takes some seconds.
     ///
     /// # Errors
     ///
-    /// [`OpenError`] when it cannot be opened. The memory storage always can.
+    /// [`OpenError`] if the storage cannot be opened. Opening the memory storage never fails.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime.
+    /// If called outside a tokio runtime.
     pub async fn open(&self, options: StorageOptions) -> Result<Arc<dyn SessionStorage>, OpenError> {
         let StorageOptions { retain_events, max_sessions, max_leases, outage_grace } = options;
         match self {
@@ -89,7 +90,7 @@ impl FromStr for StorageUrl {
         match text.split_once(':') {
             Some(("memory", "")) => Ok(Self::Memory),
             #[cfg(feature = "file")]
-            // `file:///var/…` is what a URL of a file looks like elsewhere.
+            // Other tools write file URLs as `file:///var/…`.
             Some(("file", path)) => match path.strip_prefix("//").unwrap_or(path) {
                 "" => Err(OpenError::NoPath),
                 path => Ok(Self::File(path.into())),
@@ -107,7 +108,7 @@ impl FromStr for StorageUrl {
     }
 }
 
-/// Returns the part of an unknown URL that certainly holds no password.
+/// Returns the part of an unknown URL that cannot contain a password.
 fn shown_part(text: &str) -> String {
     let is_scheme = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
     match text.split_once("://") {
@@ -116,8 +117,8 @@ fn shown_part(text: &str) -> String {
     }
 }
 
-/// Whether a login seems to be where it does not belong: behind the host, or cut off by a character in the password that
-/// ends the host.
+/// Returns whether a login seems to be in the wrong place: after the host, or cut off by a character in the password
+/// that ends the host.
 #[cfg(feature = "redis")]
 fn misplaces_login(text: &str) -> bool {
     let rest = text.split_once("://").map_or("", |(_, rest)| rest);
@@ -135,7 +136,7 @@ impl fmt::Display for StorageUrl {
             Self::Memory => f.write_str("memory:"),
             #[cfg(feature = "file")]
             Self::File(path) => {
-                // Two slashes at the beginning would be read as those of a URL, and left out.
+                // A path that starts with two slashes needs two more, because parsing strips the first two.
                 let slashes = if path.as_os_str().as_encoded_bytes().starts_with(b"//") { "//" } else { "" };
                 write!(f, "file:{slashes}{}", path.display())
             }
@@ -149,45 +150,45 @@ impl fmt::Display for StorageUrl {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// The text names no storage. Holds the part of it that may be shown.
-    #[error("{0} names no storage: write memory:, file:PATH or redis://HOST:PORT, which is for Valkey too")]
+    /// The text does not name a storage. Holds the part of it that may be shown.
+    #[error("{0} does not name a storage: write memory:, file:PATH, or redis://HOST:PORT (for Redis and Valkey)")]
     UnknownUrl(String),
-    /// The text names a storage that this build leaves out.
+    /// The URL names a storage that this build leaves out.
     #[error("this build has no {0} storage: build sessiond with the Cargo feature {0}")]
     NotBuilt(&'static str),
-    /// A Redis URL has its login in the wrong place.
+    /// The login is in the wrong place of a Redis URL.
     #[cfg(feature = "redis")]
     #[error(
-        "the login is not where it belongs: write redis://USER:PASSWORD@HOST:PORT, with %2F for /, %3F for ? and %23 for # in \
-         the password"
+        "the login is in the wrong place: write redis://USER:PASSWORD@HOST:PORT, \
+         with %2F for /, %3F for ? and %23 for # in the password"
     )]
     MisplacedLogin,
-    /// The text names no file.
+    /// The URL has no file path.
     #[cfg(feature = "file")]
-    #[error("file: names no file: write its path behind it, as in file:/var/lib/sessiond/registry")]
+    #[error("file: has no path: add the path of a file, as in file:/var/lib/sessiond/registry")]
     NoPath,
     /// The registry's file cannot be opened.
     #[cfg(feature = "file")]
     #[error(transparent)]
     File(#[from] FileError),
-    /// The URL of a Redis is wrong.
+    /// A Redis URL is invalid.
     #[cfg(feature = "redis")]
     #[error(transparent)]
     RedisUrl(#[from] RedisUrlError),
-    /// Redis cannot be reached, or has no registry that can be used.
+    /// Redis cannot be reached, or has no usable registry.
     #[cfg(feature = "redis")]
     #[error("{url} cannot be opened ({})", cause(.source))]
     Redis {
         /// The storage, without its password.
         url: String,
-        /// Why not.
+        /// Why it cannot be opened.
         source: StorageError,
     },
 }
 
 impl OpenError {
-    /// Whether the storage may open later although nobody has changed anything about the server: it is away for now, or
-    /// another process still uses it. A wrong password, a wrong version or foreign data stays wrong.
+    /// Returns whether opening may succeed later without any change to the server: the storage is temporarily
+    /// unavailable, or another process still uses it. A wrong password, a wrong version or foreign data is permanent.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
@@ -211,7 +212,7 @@ mod tests {
 
     #[cfg(feature = "file")]
     #[test]
-    fn a_url_is_written_so_that_it_names_the_same_storage() {
+    fn displayed_url_names_the_same_storage() {
         for (text, path) in [
             ("file:/var/registry", "/var/registry"),
             ("file:///var/registry", "/var/registry"),
@@ -227,7 +228,7 @@ mod tests {
 
     #[cfg(all(feature = "file", feature = "redis"))]
     #[test]
-    fn what_somebody_has_to_mend_does_not_pass() {
+    fn errors_that_need_intervention_are_not_temporary() {
         use crate::storage::{RefusalCause, WriteRefusal};
 
         let cause = || std::io::Error::other("a cause").into();

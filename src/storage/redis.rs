@@ -1,9 +1,14 @@
-//! The storage in Redis or Redis Cluster: any number of replicas of sessiond share one registry.
+//! A storage in Redis or Redis Cluster, which any number of sessiond replicas share.
 //!
-//! The keys of a partition share one hash tag, so a cluster keeps them on one node and a script can change them in one
-//! step. There is a hash for each bucket (from a session's 16 bytes to the slot of its lease), a stream that is the
-//! log, and a small hash with the log's end, the count of sessions and the registry's birth. Each script checks the
-//! birth first, so the next call notices a Redis that came back empty, or another registry.
+//! The keys of a partition have the same hash tag. A cluster therefore keeps them on one node, and a script can change
+//! them atomically. A partition has:
+//!
+//! - a hash for each bucket, from a session's 16 bytes to the slot of its lease
+//! - a stream, which is the change log
+//! - a small hash, `meta`, with the end of the log, the session count and the registry's birth
+//! - keys for its leases: see docs/design/redis.md
+//!
+//! Every script checks the birth first. If Redis comes back empty or with another registry, the next call notices it.
 
 mod buckets;
 mod channel;
@@ -62,44 +67,47 @@ use crate::{
 
 pub use self::url::{RedisUrl, RedisUrlError};
 
-/// The most buckets of one read. With few sessions in each, they take Redis a millisecond at most.
+/// The maximum number of buckets in one read. If they hold few sessions, Redis takes at most a millisecond for it.
 const BUCKETS_A_READ: usize = 1024;
 
-/// The storage in Redis.
+/// A session storage in Redis.
 ///
-/// A session costs some 24 bytes of Redis' memory if its bucket holds at least forty of them. A bucket of more than
-/// `hash-max-listpack-entries` is no longer compact, and each of its sessions costs several times as much.
+/// A session takes about 24 bytes of Redis memory if its bucket holds at least 40 sessions. Redis does not store a
+/// bucket of more than `hash-max-listpack-entries` sessions compactly, and each of its sessions takes several times as
+/// much.
 ///
-/// A handle belongs to the tokio runtime that it was opened in. That runtime's tasks send its calls and read the log.
-/// It may be used from any runtime. The tasks end with it.
+/// A handle can be used from any tokio runtime. The tasks that send its calls and read the log run in the runtime that
+/// opened it, and end when the handle is dropped.
 pub struct RedisStorage {
     registry: Arc<Registry>,
     lanes: Vec<Arc<Lane>>,
     reads: Vec<Arc<Reads>>,
     tails: Vec<Arc<Tail>>,
     findings: Arc<Findings>,
-    /// How many buckets to read at once, which depends on how full the last ones were.
+    /// How many buckets to read in one step. Depends on how full the previous ones were.
     read_ahead: AtomicUsize,
     vitals: Vitals,
     _tasks: JoinSet<()>,
 }
 
 impl RedisStorage {
-    /// Opens the registry that `url` names, and makes it if there is none.
+    /// Opens the registry that `url` names. Creates it if it does not exist.
     ///
     /// # Errors
     ///
-    /// Returns [`StorageError::Unavailable`] or [`StorageError::Refused`] if Redis cannot be reached or refuses changes
-    /// now. Waiting may help. Returns [`StorageError::Broken`] if somebody has to act: the password or the version is
-    /// wrong, the user lacks a right, the registry was made with other partitions or buckets than `url` names, or the
-    /// data is not this version's.
+    /// Returns [`StorageError::Unavailable`] if Redis cannot be reached, and [`StorageError::Refused`] if Redis refuses
+    /// changes. A retry may succeed.
+    ///
+    /// Returns [`StorageError::Broken`] if an operator has to act: the password is wrong, this version of Redis is not
+    /// supported, the user lacks a right, the registry was created with other partitions or buckets than `url` names,
+    /// or the data has another format.
     ///
     /// # Panics
     ///
-    /// Panics outside of a tokio runtime.
+    /// Panics outside a tokio runtime.
     pub async fn open(url: &RedisUrl, options: StorageOptions) -> Result<Self, StorageError> {
         let registry = Registry::open(url, options).await.map_err(|fault| match fault {
-            // This is final only at the start. Later it may pass: a password is changed in one place after the other.
+            // Permanent only at startup. Later it may be transient, for example while a password is being rotated.
             Fault::Setup(_) => StorageError::Broken(Box::new(fault)),
             fault => fault.into(),
         });
@@ -110,23 +118,23 @@ impl RedisStorage {
             let number = partition.number;
             let (lane, read) = (Arc::new(Lane::default()), Arc::new(Reads::default()));
             let tail = Arc::new(Tail::new(partition, registry.servers(), options.retain_events));
-            tasks.spawn(vitals.watch("changes of Redis", Arc::clone(&lane).run(Arc::clone(&registry), number)));
-            tasks.spawn(vitals.watch("reads of Redis", Arc::clone(&read).run(Arc::clone(&registry), number)));
-            tasks.spawn(vitals.watch("tail of the log in Redis", Arc::clone(&tail).run(Arc::clone(&registry))));
+            tasks.spawn(vitals.watch("Redis changes", Arc::clone(&lane).run(Arc::clone(&registry), number)));
+            tasks.spawn(vitals.watch("Redis reads", Arc::clone(&read).run(Arc::clone(&registry), number)));
+            tasks.spawn(vitals.watch("Redis log tail", Arc::clone(&tail).run(Arc::clone(&registry))));
             lanes.push(lane);
             reads.push(read);
             tails.push(tail);
         }
-        tasks.spawn(vitals.watch("clock of the leases in Redis", Arc::clone(&registry).move_clock()));
+        tasks.spawn(vitals.watch("Redis lease clock", Arc::clone(&registry).move_clock()));
         let findings = Arc::<Findings>::default();
-        tasks.spawn(vitals.watch("probes of Redis", Arc::clone(&findings).run(Arc::clone(&registry))));
+        tasks.spawn(vitals.watch("Redis probe", Arc::clone(&findings).run(Arc::clone(&registry))));
         let read_ahead = AtomicUsize::new(BUCKETS_A_READ);
         Ok(Self { registry, lanes, reads, tails, findings, read_ahead, vitals, _tasks: tasks })
     }
 
-    /// Calls `ask` with the sessions of each partition. Starts again if the registry was replaced meanwhile, because
-    /// then sessions belong to other partitions. Returns once every partition has answered, so nothing is still under
-    /// way after a failure.
+    /// Calls `ask` for each partition that has some of `sessions`, with those sessions. Starts over if the registry was
+    /// replaced meanwhile, because sessions then belong to other partitions. Returns only after every partition has
+    /// answered, so that nothing is in flight once a failure is reported.
     async fn ask<T: Copy + Default, F>(
         &self,
         sessions: &[SessionKey],
@@ -204,7 +212,7 @@ impl RedisStorage {
             sessions.drain(..count);
             match (answers.last().map(|answer| answer.what), &mut change) {
                 (Some(Outcome::Closed(lease)), Change::Take(taking)) => {
-                    // It protects its sessions unless it has ended or lingers.
+                    // Only a lease that is alive protects its sessions.
                     let standing = self.registry.attach_lease(partition, lease).await?;
                     if standing != Standing::Lives {
                         Arc::make_mut(taking).powerless.push(lease);
@@ -221,9 +229,9 @@ impl RedisStorage {
                     }
                 }
                 (Some(Outcome::NoLease), change) => {
-                    let lease = change
-                        .lease()
-                        .ok_or_else(|| Fault::malformed("a script misses a lease, but the call names none"))?;
+                    let lease = change.lease().ok_or_else(|| {
+                        Fault::malformed("a script reported a missing lease, but the call names no lease")
+                    })?;
                     match self.registry.attach_lease(partition, lease).await? {
                         Standing::Lives => {}
                         Standing::Lingers => return Err(StorageError::LeaseLingers(lease).into()),
@@ -236,7 +244,7 @@ impl RedisStorage {
                     has_room.then_some(()).ok_or(StorageError::TooManySessions { limit })?;
                 }
                 (Some(Outcome::NoMemory), _) => {
-                    let detail = "Redis has used all the memory that it may use (maxmemory)";
+                    let detail = "Redis has used all the memory that maxmemory allows";
                     return Err(StorageError::Refused(WriteRefusal::new(RefusalCause::OutOfMemory, detail)).into());
                 }
                 _ => {}
@@ -246,9 +254,9 @@ impl RedisStorage {
     }
 }
 
-/// Why sessions of one partition were not answered.
+/// Why a call to one partition has no answer.
 enum Unanswered {
-    /// The registry was replaced, so they may belong to another partition now.
+    /// The registry was replaced, so the sessions may belong to other partitions now.
     Moved,
     Failed(StorageError),
 }

@@ -1,8 +1,8 @@
-//! Whether the registry can be changed, and why not.
+//! Whether the registry can be changed, and if not, why.
 
 use std::{error::Error, fmt, sync::Arc};
 
-/// Whether the registry can be changed at present, as far as its storage knows.
+/// Whether the registry can currently be changed, as far as its storage knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Writability {
@@ -13,7 +13,7 @@ pub enum Writability {
 }
 
 impl Writability {
-    /// Why changes are refused; `None` while they are accepted.
+    /// Returns why changes are refused. `None` while they are accepted.
     #[must_use]
     pub fn refusal(&self) -> Option<&WriteRefusal> {
         match self {
@@ -28,12 +28,12 @@ impl Writability {
 pub struct WriteRefusal {
     /// The kind of cause.
     pub cause: RefusalCause,
-    /// What the store or the operating system said, in one line. For logs and operators; callers are not told.
+    /// What the store or the operating system reported, in one line. For logs and operators; not sent to callers.
     pub detail: Arc<str>,
 }
 
 impl WriteRefusal {
-    /// A refusal for `cause`. Line breaks in `detail` become spaces.
+    /// Makes a refusal for `cause`. Line breaks in `detail` become spaces.
     #[must_use]
     pub fn new(cause: RefusalCause, detail: &str) -> Self {
         let detail = detail.lines().map(str::trim).collect::<Vec<_>>().join(" ");
@@ -58,7 +58,7 @@ pub enum RefusalCause {
     Unreachable,
     /// The store is a read-only replica, or its file system is read-only.
     ReadOnly,
-    /// The store has used all the memory that it may use.
+    /// The store has reached its memory limit.
     OutOfMemory,
     /// Fewer replicas are connected to the store than it requires for a write.
     TooFewReplicas,
@@ -70,7 +70,7 @@ pub enum RefusalCause {
     DiskFailed,
     /// The disk does not complete writes.
     DiskStalled,
-    /// The registry's file was removed, replaced or changed by somebody else.
+    /// Another process removed, replaced or changed the registry's file.
     FileReplaced,
     /// The account that sessiond uses lacks a permission.
     NotPermitted,
@@ -79,7 +79,7 @@ pub enum RefusalCause {
 }
 
 impl RefusalCause {
-    /// All of them.
+    /// All causes.
     pub const ALL: [Self; 11] = [
         Self::Unreachable,
         Self::ReadOnly,
@@ -94,7 +94,7 @@ impl RefusalCause {
         Self::Other,
     ];
 
-    /// Its name in metrics and log lines.
+    /// Returns its name in metrics and log lines.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -112,18 +112,18 @@ impl RefusalCause {
         }
     }
 
-    /// What the operator can do about it, as an instruction.
+    /// Returns what the operator can do about it, as an instruction.
     #[must_use]
     pub fn advice(self) -> &'static str {
         match self {
             Self::Unreachable => "check that the store runs and can be reached from the server",
             Self::ReadOnly => "point --storage at the primary, or make the store writable",
-            Self::OutOfMemory => "raise the store's memory limit, or remove data that it need not hold",
+            Self::OutOfMemory => "raise the store's memory limit, or remove data that it does not need",
             Self::TooFewReplicas => "bring the store's replicas back, or require fewer of them",
             Self::NotPersisting => "see the store's log for why it cannot save, and free some space on its disk",
             Self::DiskFull => "free some space on the disk that holds the registry's file",
             Self::DiskFailed => "see the system's log for disk errors, and replace the disk if it is failing",
-            Self::DiskStalled => "see why the disk does not complete writes",
+            Self::DiskStalled => "find out why the disk does not complete writes",
             Self::FileReplaced => "put the registry's file or a backup in its place, and restart the server",
             Self::NotPermitted => "grant the missing permission to the account that sessiond uses",
             Self::Other => "see the server's log",
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_cause_is_listed_once_and_has_a_label_of_its_own() {
+    fn each_cause_is_listed_once_and_has_a_unique_name() {
         for (n, cause) in RefusalCause::ALL.into_iter().enumerate() {
             assert_eq!(cause as usize, n, "{cause:?}");
             let name = cause.name();
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_told_in_one_line() {
+    fn refusal_is_displayed_in_one_line() {
         let refusal = WriteRefusal::new(RefusalCause::DiskFull, "No space left\n on device");
         assert_eq!(refusal.to_string(), "the disk is full (No space left on device)");
         assert_eq!(WriteRefusal::new(RefusalCause::Other, "").to_string(), "the cause is unknown");

@@ -1,4 +1,4 @@
-//! How many observers there may be, and how many ids they may watch.
+//! Enforces the limits on observers and on the ids in their filters.
 
 use std::sync::{
     Arc,
@@ -7,7 +7,7 @@ use std::sync::{
 
 use super::{Inner, ObserveError, SubjectOptions};
 
-/// An observer's share of what all observers may take. Free again when it is dropped.
+/// One observer's share of the limits. Dropping it frees the share.
 pub(super) struct Admission {
     inner: Arc<Inner>,
     filter_ids: usize,
@@ -23,7 +23,7 @@ impl Admission {
         if !take(&inner.observers, 1, max_observers) {
             return Err(ObserveError::TooManyObservers { limit: max_observers });
         }
-        // Gives back the place if there is no room for the ids.
+        // On failure below, dropping this frees the observer's slot.
         let mut admission = Self { inner: Arc::clone(inner), filter_ids: 0 };
         if !take(&inner.filter_ids, filter_ids, max_total_filter_ids) {
             return Err(ObserveError::TooManyTotalFilterIds { count: filter_ids, limit: max_total_filter_ids });
@@ -40,7 +40,7 @@ impl Drop for Admission {
     }
 }
 
-/// Takes `count` of what there may be `limit` of, unless that is too many.
+/// Adds `count` to `taken` unless that would exceed `limit`.
 fn take(taken: &AtomicUsize, count: usize, limit: usize) -> bool {
     let more = |taken: usize| taken.checked_add(count).filter(|taken| *taken <= limit);
     taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()

@@ -1,4 +1,4 @@
-//! The place of an observer in a registry's changes, as text that it can come back with.
+//! Cursors: an observer's place in a registry's changes, as text that it can resume with.
 
 use std::{fmt, str::FromStr};
 
@@ -9,20 +9,20 @@ use crate::storage::{LogPoint, Mark, Position, RegistryId};
 /// A position in each partition of a storage's log.
 pub(crate) type Positions = SmallVec<[Position; 1]>;
 
-/// A point of each partition's log.
+/// A log point in each partition.
 pub(crate) type Points = SmallVec<[LogPoint; 1]>;
 
-/// Takes for each partition the later of two points.
+/// Returns the later of the two points in each partition.
 pub(crate) fn later(points: &Points, others: &Points) -> Points {
     let later = |(point, other): (&LogPoint, &LogPoint)| if point.position < other.position { *other } else { *point };
     points.iter().zip(others).map(later).collect()
 }
 
-/// A place in a registry's changes.
+/// A place in a registry's changes, from which an observer can resume.
 ///
-/// Its text is opaque to those who keep it: the registry's id, a hexadecimal position for each partition of its log and a hash
-/// of the marks there (or `s` for the place before a snapshot), and a checksum, so that a text cut short or mistyped is not
-/// taken for another place.
+/// Its text is opaque to clients. It consists of the registry's id, a hexadecimal position for each partition of the
+/// log, a hash of the marks at these positions, and a checksum. A cursor before a snapshot has `s` instead of positions
+/// and hash. The checksum keeps truncated or mistyped text from being taken for another place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
     pub(crate) registry_id: RegistryId,
@@ -31,13 +31,13 @@ pub struct Cursor {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum CursorPlace {
-    /// Right before a whole snapshot.
+    /// Right before a full snapshot.
     SnapshotStart,
-    /// Right after the change at each partition's position, in this history.
+    /// Right after the change at this position in each partition, in this history.
     After(Positions, History),
 }
 
-/// A hash of the marks at a cursor's positions. It tells the cursor's history from others.
+/// A hash of the marks at a cursor's positions. It distinguishes the cursor's history from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct History(u64);
 
@@ -48,15 +48,15 @@ impl History {
     }
 }
 
-/// A text that is no cursor.
+/// The error for text that is not a cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("that is no cursor: send one as it was received, or none")]
+#[error("malformed cursor: send a cursor exactly as it was received, or none")]
 pub struct ParseCursorError;
 
-/// The most bytes of the text of a cursor with one position.
+/// The maximum length of a cursor with one position, in bytes.
 const TEXT_LEN: usize = 16 + 1 + 16 + 1 + 16 + 1 + 4;
 
-/// More than any log has; what is longer is not worth reading.
+/// More partitions than any log has. Parsing stops there.
 const MAX_PARTITIONS: usize = 1024;
 
 impl fmt::Display for Cursor {
@@ -83,20 +83,21 @@ impl FromStr for Cursor {
             _ => return Err(ParseCursorError),
         };
         let cursor = Self { registry_id, place };
-        // One place has one text: this refuses a wrong checksum, upper case, leading zeros and whatever else differs.
+        // Each place has exactly one text. Comparing it rejects a wrong checksum, upper case, leading zeros and any
+        // other deviation.
         if cursor.text() == text { Ok(cursor) } else { Err(ParseCursorError) }
     }
 }
 
 impl Cursor {
-    /// Makes the cursor of the place right after these points.
+    /// Returns the cursor of the place right after these points.
     pub(crate) fn after(registry_id: RegistryId, points: &[LogPoint]) -> Self {
         let positions = points.iter().map(|point| point.position).collect();
         let history = History::of(points.iter().map(|point| point.mark));
         Self { registry_id, place: CursorPlace::After(positions, history) }
     }
 
-    /// Returns the text. Every message of events has one, and `fmt` would double what it costs.
+    /// Returns the cursor's text. Every message of events carries one, and `fmt` would double its cost.
     pub(crate) fn text(&self) -> String {
         let mut text = String::with_capacity(TEXT_LEN);
         push_hex(&mut text, self.registry_id.0, 16);
@@ -116,8 +117,8 @@ impl Cursor {
         text
     }
 
-    /// Hashes all numbers to 16 bits. This is against accidents, not against forgers, who could gain nothing but another place
-    /// in the same log.
+    /// Returns a 16-bit hash of all numbers. It protects against accidents, not against forgers, who could only gain
+    /// another place in the same log.
     fn checksum(&self) -> u16 {
         let place: SmallVec<[u64; 2]> = match &self.place {
             CursorPlace::SnapshotStart => SmallVec::from_slice(&[u64::MAX]),
@@ -130,13 +131,13 @@ impl Cursor {
     }
 }
 
-/// Hashes numbers with FNV-1a, as of draft-eastlake-fnv.
+/// Hashes numbers with FNV-1a, as specified in draft-eastlake-fnv.
 fn fnv(numbers: impl IntoIterator<Item = u64>) -> u64 {
     let bytes = numbers.into_iter().flat_map(u64::to_le_bytes);
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
-/// Appends a number in hexadecimal, of at least so many digits.
+/// Appends a number in hexadecimal with at least `least` digits.
 fn push_hex(text: &mut String, number: u64, least: u32) {
     let digits = (u64::BITS - number.leading_zeros()).div_ceil(4).max(least);
     text.extend((0..digits).rev().map(|place| char::from(b"0123456789abcdef"[(number >> (4 * place)) as usize % 16])));
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_survives_its_text() {
+    fn cursor_round_trips_through_text() {
         let start = Cursor { registry_id: RegistryId(7), place: CursorPlace::SnapshotStart };
         for cursor in [cursor(&[0]), cursor(&[u64::MAX]), cursor(&[1, 0, 0xabc]), start] {
             assert_eq!(cursor.to_string().parse(), Ok(cursor));
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn the_form_of_the_text_is_kept() {
+    fn text_format_is_stable() {
         let text = "144b0767d0c03804-0-1-ffffffffffffffff-0000000000000000-bc17";
         let positions = [0, 1, u64::MAX].into_iter().map(Position).collect();
         let place = CursorPlace::After(positions, History(0));
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn any_other_text_is_refused() {
+    fn malformed_text_is_refused() {
         let text = cursor(&[0x1234, 7]).to_string();
         for end in 0..text.len() {
             assert_eq!(text[..end].parse::<Cursor>(), Err(ParseCursorError), "{}", &text[..end]);
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_tells_histories_apart_whichever_partition_differs() {
+    fn cursors_of_different_histories_differ() {
         let all = cursor(&[1, 2, 3]);
         for differs in 0..3 {
             let mut points = points(&[1, 2, 3]);

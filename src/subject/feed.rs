@@ -1,8 +1,8 @@
-//! What publishes: it puts changes into the log and the mailboxes, and wakes who waits for them.
+//! The publisher: puts changes into the event log and the mailboxes, and wakes the observers that wait for them.
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, AtomicUsize, Ordering},
+    atomic::{AtomicUsize, Ordering},
 };
 
 use bytes::Bytes;
@@ -10,6 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::{
     ResetReason,
+    counts::ChangeCounts,
     cursor::{Cursor, Points},
     filter::Filter,
     index::{FilterIndex, Mailbox, WatchedId},
@@ -17,42 +18,27 @@ use super::{
 };
 use crate::{
     relay::wake_all,
-    session::{DestroyReason, SessionChange, SessionEvent},
+    session::{SessionChange, SessionEvent},
     storage::{Changes, LogExtent, LogPoint, Place, Position, RegistryId},
 };
 
-/// So many ids of a filter are added or removed under one hold of the index.
-const IDS_A_HOLD: usize = 256;
+/// How many ids of a filter are added or removed while the index is locked once.
+const IDS_PER_LOCK: usize = 256;
 
-/// The log of events and the index of those who watch but some of them.
+/// The event log, and the index of the observers that filter by id.
 ///
-/// The index is locked before the log, and throughout a publication: who registers sees the log before it or after it.
+/// The index is locked before the log, and for the whole of a publication. An observer that registers therefore sees
+/// the log either before the publication or after it.
 pub(super) struct Feed {
     pub(super) log: EventLog,
     index: Mutex<FilterIndex>,
     encoder: Box<dyn EventEncoder>,
-    /// How many changes were published, by [`kind`].
-    changes: [AtomicU64; KINDS],
-    /// How many observers have placements: chunks are encoded for them only while there are some.
+    changes: Mutex<ChangeCounts>,
+    /// The number of observers with placements. Chunks are encoded for them only while there are any.
     pub(super) placed_observers: AtomicUsize,
 }
 
-/// How many kinds of changes are counted.
-pub(super) const KINDS: usize = 6;
-
-/// What a change is counted as: created, destroyed for one of the reasons, or moved.
-fn kind(change: SessionChange) -> usize {
-    match change {
-        SessionChange::Created => 0,
-        SessionChange::Destroyed(DestroyReason::Requested) => 1,
-        SessionChange::Destroyed(DestroyReason::LeaseExpired) => 2,
-        SessionChange::Destroyed(DestroyReason::LeaseRevoked) => 3,
-        SessionChange::Destroyed(DestroyReason::Released) => 4,
-        SessionChange::Moved { .. } => 5,
-    }
-}
-
-/// The events for streams without placements, if they are others than `events`.
+/// Returns the events for streams without placements, if they differ from `events`.
 fn plain(events: &[SessionEvent]) -> Option<Box<[SessionEvent]>> {
     let is_move = |event: &SessionEvent| matches!(event.change, SessionChange::Moved { .. });
     events.iter().any(is_move).then(|| events.iter().filter(|event| !is_move(event)).copied().collect())
@@ -65,18 +51,16 @@ impl Feed {
         Self { log, index: Mutex::default(), encoder, changes: Default::default(), placed_observers }
     }
 
-    /// How many changes were published, in the order of [`SubjectStats::changes`](super::SubjectStats::changes).
-    pub(super) fn changes(&self) -> [u64; KINDS] {
-        std::array::from_fn(|n| self.changes[n].load(Ordering::Relaxed))
+    /// Returns the number of published changes.
+    pub(super) fn changes(&self) -> ChangeCounts {
+        *self.changes.lock()
     }
 
-    /// Publishes the changes of `partition` right after `after` as one chunk. Returns the point at the last of them.
+    /// Publishes the changes that follow `after` in `partition`, as one chunk. Returns the point at the last change.
     pub(super) fn publish(&self, partition: u32, after: LogPoint, changes: Changes) -> LogPoint {
-        let mut counts = [0; KINDS];
-        changes.events.iter().for_each(|event| counts[kind(event.change)] += 1);
-        for (count, more) in self.changes.iter().zip(counts) {
-            count.fetch_add(more, Ordering::Relaxed);
-        }
+        let mut counts = self.changes.lock();
+        changes.events.iter().for_each(|event| counts.count(event));
+        drop(counts);
         let first = Position(after.position.0 + 1);
         let last = after.past(&changes);
         let Changes { events, .. } = changes;
@@ -86,10 +70,10 @@ impl Feed {
         points[partition as usize] = last;
         let cursor = Cursor::after(head.registry_id, &points);
         let plain = plain(&events);
-        // A stream without placements is told nothing of a chunk that contains only moves.
+        // Streams without placements receive nothing for a chunk that contains only moves.
         let wire = match plain.as_deref().unwrap_or(&events) {
             [] => Bytes::new(),
-            told => self.encoder.encode(told, &cursor),
+            visible => self.encoder.encode(visible, &cursor),
         };
         let place = |position| Place { partition, position };
         let has_placed = self.placed_observers.load(Ordering::Relaxed) > 0;
@@ -99,18 +83,18 @@ impl Feed {
         index.deliver(head.place.chunk(), place(first), &events, &mut woken);
         self.log.append(Arc::new(Chunk { partition, first, events: events.into(), plain, points, wire, placed }));
         drop(index);
-        self.log.take_waiters(&mut woken);
+        self.log.take_parked(&mut woken);
         wake_all(woken);
         last
     }
 
-    /// Forgets everything; see [`EventLog::lose`].
+    /// Drops all events and starts a new epoch; see [`EventLog::lose`].
     pub(super) fn lose(&self, lost: ResetReason, registry_id: RegistryId, points: Points) {
         self.log.lose(lost, registry_id, points);
         self.wake_all();
     }
 
-    /// Ends every observer's stream once it has read to the end.
+    /// Closes the log. Each observer's stream ends once it has read to the end.
     pub(super) fn close(&self) {
         self.log.close();
         self.wake_all();
@@ -118,21 +102,22 @@ impl Feed {
 
     fn wake_all(&self) {
         let mut woken = Vec::new();
-        self.index.lock().take_waiters(&mut woken);
-        self.log.take_waiters(&mut woken);
+        self.index.lock().take_parked(&mut woken);
+        self.log.take_parked(&mut woken);
         wake_all(woken);
     }
 
-    /// Has what passes `filter` put into a mailbox, from the place given back on.
+    /// Registers a mailbox for the events that pass `filter`. It is complete from the returned place on.
     pub(super) fn watch(&self, filter: &Arc<Filter>) -> (Arc<Mailbox>, log::Place) {
         let mailbox = Mailbox::new(filter);
         self.in_parts(&mailbox, |index, ids| index.insert(&mailbox, ids));
-        // What came while only a part of the ids was watched is read from the log.
+        // While only some of the ids were registered, the mailbox may have missed events. The observer reads those from
+        // the log.
         let from = self.rewatch(&mailbox);
         (mailbox, from)
     }
 
-    /// Empties a mailbox that has overflowed; it holds what comes from the place given back on.
+    /// Empties a mailbox that has overflowed. It is complete from the returned place on.
     pub(super) fn rewatch(&self, mailbox: &Mailbox) -> log::Place {
         let _index = self.index.lock();
         mailbox.clear();
@@ -143,12 +128,12 @@ impl Feed {
         self.in_parts(mailbox, |index, ids| index.remove(mailbox, ids));
     }
 
-    /// Calls `change` with the ids that a mailbox watches, a few at a time: publications wait for the index.
+    /// Calls `change` with the ids that a mailbox watches, a few at a time, because publications wait for the index.
     fn in_parts(&self, mailbox: &Mailbox, change: impl Fn(&mut FilterIndex, &mut dyn Iterator<Item = WatchedId>)) {
         let mut ids = mailbox.watched_ids().peekable();
         while ids.peek().is_some() {
             let mut index = self.index.lock();
-            change(&mut index, &mut ids.by_ref().take(IDS_A_HOLD));
+            change(&mut index, &mut ids.by_ref().take(IDS_PER_LOCK));
             MutexGuard::unlock_fair(index);
         }
     }

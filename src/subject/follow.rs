@@ -1,4 +1,4 @@
-//! What a subject does for its storage all the time: it follows the log and publishes it, and expires leases.
+//! Background tasks: following and publishing the storage's log, and expiring leases.
 
 use std::{convert::Infallible, error::Error, ops::Range, sync::Arc, time::Duration};
 
@@ -6,30 +6,34 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::Instant;
 
 use super::{Inner, ResetReason, cursor::Points, log::EVENTS_A_CHUNK};
-use crate::storage::{LogError, LogExtent, LogPoint, RegistryId, StorageError};
+use crate::{
+    backoff::Backoff,
+    storage::{LogError, LogExtent, LogPoint, RegistryId, StorageError},
+};
 
-/// So many changes since the last time are a storm, in which those that follow are gathered for a moment: each observer hears of more
-/// of them with each message, and a message costs what hundreds of changes do. More than these are worth a message by
-/// themselves.
+/// A read of this many changes is a storm. The follower then pauses for [`BATCHING`], so that each message carries more
+/// changes: a message costs an observer as much as hundreds of changes do. A read of more changes fills a message well
+/// enough and needs no pause.
 const STORM: Range<usize> = 32..1000;
-const GATHERING: Duration = Duration::from_millis(1);
+/// How long the follower pauses in a storm.
+const BATCHING: Duration = Duration::from_millis(1);
 
-/// While changes are gathered, a storage must retain so many times what came before.
+/// The follower pauses only if the log retains this many times the last read. Otherwise the pause could lose changes.
 const RETAINED: usize = 32;
 
 const FIRST_RETRY: Duration = Duration::from_millis(50);
-const LAST_RETRY: Duration = Duration::from_secs(2);
+const LONGEST_RETRY: Duration = Duration::from_secs(2);
 
-/// Follows the log from the start of `extent` on, through outages and losses of the storage. Never returns.
+/// Follows the log from the start of `extent`, through outages and losses of the storage. Never returns.
 pub(super) async fn follow(inner: Arc<Inner>, extent: LogExtent) -> Infallible {
     let mut registry_id = extent.registry_id;
     let mut from: Points = extent.partitions.iter().map(|held| held.start).collect();
     loop {
         let lost = follow_all(&inner, registry_id, &from).await;
-        tracing::warn!(reason = ?lost, "the storage's log was lost; every observer starts again with a snapshot");
+        tracing::warn!(reason = ?lost, "the storage's change log was lost; every observer restarts with a snapshot");
         let extent = log_extent(&inner).await;
         from = match lost {
-            // What is no longer held would be asked for again: go on with what comes.
+            // Continue at the end of the log. From its start, the follower would soon ask for trimmed changes again.
             ResetReason::Lagged => extent.partitions.iter().map(|held| held.end).collect(),
             _ => extent.partitions.iter().map(|held| held.start).collect(),
         };
@@ -41,23 +45,22 @@ pub(super) async fn follow(inner: Arc<Inner>, extent: LogExtent) -> Infallible {
 
 /// Expires leases, through outages of the storage. Never returns.
 pub(super) async fn expire(inner: Arc<Inner>) -> Infallible {
-    let mut pause = FIRST_RETRY;
+    let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
     let mut is_failing = false;
     loop {
         let began = Instant::now();
         let Err(error) = inner.storage.expire_leases().await;
-        if began.elapsed() > LAST_RETRY {
-            pause = FIRST_RETRY;
+        if began.elapsed() > LONGEST_RETRY {
+            backoff.reset();
             is_failing = false;
         }
         if is_failing {
-            tracing::debug!(error = &error as &dyn Error, "leases still cannot be expired");
+            tracing::debug!(error = &error as &dyn Error, "expiring leases still fails");
         } else {
-            tracing::warn!(error = &error as &dyn Error, "leases cannot be expired; retrying until they can");
+            tracing::warn!(error = &error as &dyn Error, "expiring leases failed; retrying until it succeeds");
         }
         is_failing = true;
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LAST_RETRY);
+        tokio::time::sleep(backoff.pause()).await;
     }
 }
 
@@ -74,7 +77,7 @@ async fn log_extent(inner: &Inner) -> LogExtent {
     }
 }
 
-/// Follows every partition until one of them is lost.
+/// Follows every partition until one of their logs is lost.
 async fn follow_all(inner: &Inner, registry_id: RegistryId, from: &Points) -> ResetReason {
     let mut partitions: FuturesUnordered<_> =
         (0..).zip(from).map(|(partition, after)| follow_one(inner, registry_id, partition, *after)).collect();
@@ -84,17 +87,17 @@ async fn follow_all(inner: &Inner, registry_id: RegistryId, from: &Points) -> Re
 async fn follow_one(inner: &Inner, registry_id: RegistryId, partition: u32, mut after: LogPoint) -> ResetReason {
     let mut retry = Retry::new(inner);
     loop {
-        // What was committed since the last read forms the next message. Its cursor needs the mark at its end, which is known
-        // only where a read ends: so no read is larger than a message.
+        // All changes since the last read form the next message. Its cursor needs the mark at its end, which is known
+        // only at the end of a read. So a read must not be larger than a message.
         match inner.storage.changes_after(registry_id, partition, after, EVENTS_A_CHUNK).await {
             Ok(changes) => {
                 retry.succeeded();
                 let count = changes.events.len();
                 after = inner.feed.publish(partition, after, changes);
                 if STORM.contains(&count) && count * RETAINED <= inner.options.retain_events {
-                    tokio::time::sleep(GATHERING).await;
+                    tokio::time::sleep(BATCHING).await;
                 } else {
-                    // A storage that always has more must not keep the thread from everything else.
+                    // Yield, so that a storage that always has more changes does not starve the thread's other tasks.
                     tokio::task::yield_now().await;
                 }
             }
@@ -102,7 +105,7 @@ async fn follow_one(inner: &Inner, registry_id: RegistryId, partition: u32, mut 
             Err(LogError::Restarted) => return ResetReason::StorageRestarted,
             Err(LogError::Storage(error)) => {
                 retry.wait_after(error).await;
-                // The next change may be long in coming; that the storage answers is known before it.
+                // The next change may take long to arrive. Check immediately whether the storage answers again.
                 if inner.storage.log().await.is_ok() {
                     inner.set_following(true);
                 }
@@ -111,28 +114,30 @@ async fn follow_one(inner: &Inner, registry_id: RegistryId, partition: u32, mut 
     }
 }
 
-/// Pauses between tries, ever longer, and tells of the first failure.
+/// Backs off exponentially between retries, and logs the first failure.
 struct Retry<'a> {
     inner: &'a Inner,
-    pause: Duration,
+    backoff: Backoff,
 }
 
 impl<'a> Retry<'a> {
     fn new(inner: &'a Inner) -> Self {
-        Self { inner, pause: FIRST_RETRY }
+        Self { inner, backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY) }
     }
 
     fn succeeded(&mut self) {
-        self.pause = FIRST_RETRY;
+        self.backoff.reset();
         self.inner.set_following(true);
     }
 
     async fn wait_after(&mut self, error: StorageError) {
         if self.inner.set_following(false) {
-            tracing::warn!(error = &error as &dyn Error, "the storage's log cannot be read; retrying until it can");
+            tracing::warn!(
+                error = &error as &dyn Error,
+                "reading the storage's change log failed; retrying until it succeeds"
+            );
         }
-        tokio::time::sleep(self.pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-        self.pause = (self.pause * 2).min(LAST_RETRY);
+        tokio::time::sleep(self.backoff.jittered_pause()).await;
     }
 }
 
@@ -145,7 +150,7 @@ mod tests {
         subject::{ObserveOptions, SessionSubject, SubjectOptions, Update},
     };
 
-    /// How long an observer waits for a change that is made right after `storm` others were heard of.
+    /// Returns how long an observer waits for a change that is made right after it received `storm` others.
     async fn wait_after(storm: i64, retain_events: usize) -> Duration {
         let storage = Arc::new(MemoryStorage::new(MemoryOptions { retain_events, ..MemoryOptions::default() }));
         let options = SubjectOptions { retain_events, ..SubjectOptions::default() };
@@ -157,21 +162,21 @@ mod tests {
             let sessions: Vec<_> = sessions.map(|n| SessionKey::new(0, n)).collect();
             let began = Instant::now();
             subject.create(&sessions, None).await.unwrap();
-            let Some(Update::Events(events)) = observer.next().await else { panic!("there are changes") };
+            let Some(Update::Events(events)) = observer.next().await else { panic!("expected events") };
             assert_eq!(events.events().len(), sessions.len());
             took.push(began.elapsed());
         }
-        assert_eq!(took[0], Duration::ZERO, "the storm itself is told at once");
+        assert_eq!(took[0], Duration::ZERO, "the storm itself is published immediately");
         took[1]
     }
 
     #[tokio::test(start_paused = true)]
-    async fn changes_are_gathered_in_a_storm_and_no_longer_than_a_moment() {
+    async fn changes_are_batched_briefly_in_a_storm() {
         let few = STORM.start as i64 - 1;
         assert_eq!(wait_after(few, 1 << 20).await, Duration::ZERO);
-        let gathered = wait_after(few + 1, 1 << 20).await;
-        assert!((GATHERING..=2 * GATHERING).contains(&gathered), "{gathered:?}");
-        assert_eq!(wait_after(STORM.end as i64, 1 << 20).await, Duration::ZERO, "a full message is not held up");
-        assert_eq!(wait_after(few + 1, 1000).await, Duration::ZERO, "nothing is lost where little is retained");
+        let waited = wait_after(few + 1, 1 << 20).await;
+        assert!((BATCHING..=2 * BATCHING).contains(&waited), "{waited:?}");
+        assert_eq!(wait_after(STORM.end as i64, 1 << 20).await, Duration::ZERO, "a full message is not delayed");
+        assert_eq!(wait_after(few + 1, 1000).await, Duration::ZERO, "no pause if few events are retained");
     }
 }

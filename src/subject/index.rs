@@ -1,4 +1,5 @@
-//! Finds the observers that watch a session, so that a change costs what those cost and not what all do.
+//! The filter index: finds the observers that watch a session, so that the cost of a change depends on those observers
+//! and not on all.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque, hash_map::Entry},
@@ -16,25 +17,26 @@ use crate::{
     storage::{Place, Position},
 };
 
-/// The most events that wait in a mailbox, which takes 32 KiB then. An observer that falls further behind reads the log instead.
+/// The maximum number of unread events in a mailbox, which then takes 32 KiB. An observer that falls further behind
+/// reads the log instead.
 const MAILBOX_EVENTS: usize = 1024;
 
-/// The mailboxes of the observers that filter by id, by what they watch.
+/// The mailboxes of the observers that filter by id, indexed by the ids that they watch.
 ///
-/// The maps are keyed by chance (`RandomState`), because ids are chosen by clients.
+/// The maps hash with a random key (`RandomState`), because clients choose the ids.
 #[derive(Default)]
 pub(super) struct FilterIndex {
-    /// Those that name sessions, whether or not they name auth keys too.
+    /// Filters that name session ids, with or without auth keys or leases.
     by_session: HashMap<SessionId, Watchers>,
-    /// Those that name auth keys alone.
+    /// Filters that name auth keys but no session ids.
     by_auth_key: HashMap<AuthKeyId, Watchers>,
-    /// Those that name leases alone.
+    /// Filters that name only leases.
     by_lease: HashMap<LeaseId, Watchers>,
-    /// Each mailbox once, however many ids it watches.
+    /// Every mailbox once, however many ids it watches.
     mailboxes: HashSet<ByAddress>,
 }
 
-/// What a mailbox is found by.
+/// An id under which a mailbox is indexed.
 #[derive(Clone, Copy)]
 pub(super) enum WatchedId {
     Session(SessionId),
@@ -42,7 +44,7 @@ pub(super) enum WatchedId {
     Lease(LeaseId),
 }
 
-/// A mailbox that is told from others by its address.
+/// A mailbox compared by address.
 struct ByAddress(Arc<Mailbox>);
 
 impl PartialEq for ByAddress {
@@ -59,15 +61,15 @@ impl Hash for ByAddress {
     }
 }
 
-/// The mailboxes of those who watch one id: a list, or a table if they are many, so that nobody who leaves is searched
-/// for among thousands.
+/// The mailboxes that watch one id: a list, or a hash set if there are many, so that removing one does not search
+/// through thousands.
 enum Watchers {
     Few(Vec<Arc<Mailbox>>),
-    #[expect(clippy::box_collection, reason = "most ids have a list, which must not take the room of a table")]
+    #[expect(clippy::box_collection, reason = "most ids have a list, which must not take the space of a hash set")]
     Many(Box<HashSet<ByAddress>>),
 }
 
-/// A list that has grown to this becomes a table, and a table of a quarter of it a list again.
+/// A list longer than this becomes a hash set. A set that has shrunk to a quarter of this becomes a list again.
 const FEW: usize = 32;
 
 impl Default for Watchers {
@@ -88,7 +90,7 @@ impl Watchers {
         }
     }
 
-    /// Returns whether nobody is left.
+    /// Removes a mailbox. Returns whether none is left.
     fn remove(&mut self, mailbox: &Arc<Mailbox>) -> bool {
         match self {
             Self::Few(list) => {
@@ -115,25 +117,25 @@ impl Watchers {
     }
 }
 
-/// The events that an observer has yet to see, put there by the publisher.
+/// The events that the publisher has put aside for an observer and that the observer has not read yet.
 pub(super) struct Mailbox {
     filter: Arc<Filter>,
-    state: Mutex<Mail>,
+    state: Mutex<MailboxState>,
 }
 
 #[derive(Default)]
-struct Mail {
-    /// Each with the number of its chunk and its place in the storage's log.
+struct MailboxState {
+    /// Each event with the number of its chunk and its place in the storage's log.
     events: VecDeque<(u64, Place, SessionEvent)>,
     overflowed: bool,
     waiter: Option<Waiter>,
 }
 
-/// What was in a mailbox.
+/// The content of a mailbox.
 pub(super) enum Taken {
-    /// All of the chunks before the one asked for, with the place of the last.
+    /// The events of all chunks before the requested one, and the place of the last event.
     Events(Vec<SessionEvent>, Place),
-    /// There were more than it holds, and they are gone.
+    /// The mailbox overflowed, and its events are gone.
     Overflow,
 }
 
@@ -160,8 +162,8 @@ impl FilterIndex {
         }
     }
 
-    /// Puts the events of chunk number `chunk`, of which the first is at `first`, into the mailboxes of those who watch them, and
-    /// those who wait into `woken`, to be woken when the log has the chunk.
+    /// Puts the events of chunk number `chunk` into the mailboxes of the observers that watch them. `first` is the
+    /// place of the first event. Adds the waiting observers to `woken`, which must be woken once the log has the chunk.
     pub(super) fn deliver(&self, chunk: u64, first: Place, events: &[SessionEvent], woken: &mut Vec<Waiter>) {
         if self.mailboxes.is_empty() {
             return;
@@ -177,7 +179,7 @@ impl FilterIndex {
             if let SessionChange::Moved { previous: Some(previous) } = event.change
                 && let Some(watchers) = self.by_lease.get(&previous)
             {
-                // Those who watch both leases have it already.
+                // Mailboxes that watch both leases have the event already.
                 let has_it = |mailbox: &Mailbox| event.lease.is_some_and(|to| mailbox.filter.lease_ids.contains(&to));
                 watchers.for_each(|mailbox| {
                     if !has_it(mailbox) {
@@ -188,8 +190,8 @@ impl FilterIndex {
         }
     }
 
-    /// Takes all who wait, because something befell the log as a whole.
-    pub(super) fn take_waiters(&self, woken: &mut Vec<Waiter>) {
+    /// Takes all waiters, because the log as a whole was lost or closed.
+    pub(super) fn take_parked(&self, woken: &mut Vec<Waiter>) {
         for ByAddress(mailbox) in &self.mailboxes {
             woken.extend(mailbox.state.lock().waiter.take());
         }
@@ -209,10 +211,9 @@ impl Mailbox {
         Arc::new(Self { filter: Arc::clone(filter), state: Mutex::default() })
     }
 
-    /// What it is found by.
+    /// Returns the ids under which the mailbox is indexed: those of the kind that matches the fewest sessions.
     pub(super) fn watched_ids(&self) -> impl Iterator<Item = WatchedId> + use<'_> {
         let Filter { session_ids, auth_key_ids, lease_ids, .. } = &*self.filter;
-        // By what names the fewest sessions.
         let auth_keys = session_ids.is_empty().then_some(auth_key_ids);
         let leases = (session_ids.is_empty() && auth_key_ids.is_empty()).then_some(lease_ids);
         let auth_keys = auth_keys.into_iter().flatten().map(|id| WatchedId::AuthKey(*id));
@@ -235,14 +236,14 @@ impl Mailbox {
         woken.extend(mail.waiter.take());
     }
 
-    /// Forgets what is there, and that there was too much.
+    /// Empties the mailbox and clears its overflow.
     pub(super) fn clear(&self) {
         let mut mail = self.state.lock();
         mail.events.clear();
         mail.overflowed = false;
     }
 
-    /// Has the next event wake the task.
+    /// Registers the current task to be woken by the next event.
     pub(super) fn wait(&self, context: &Context<'_>) {
         match &mut self.state.lock().waiter {
             Some(waiter) => waiter.renew(context),
@@ -250,7 +251,7 @@ impl Mailbox {
         }
     }
 
-    /// Takes the events of the chunks before number `before`.
+    /// Takes the events of all chunks before number `before`.
     pub(super) fn take(&self, before: u64, context: &Context<'_>) -> Taken {
         let mut mail = self.state.lock();
         if mail.overflowed {
@@ -258,7 +259,8 @@ impl Mailbox {
         }
         let ready = mail.events.iter().take_while(|(chunk, ..)| *chunk < before).count();
         if ready == 0 && !mail.events.is_empty() {
-            // The publisher put them here before this task waited, and is about to append their chunk: look again soon.
+            // The publisher put these events here before this task registered, and is about to append their chunk. Poll
+            // again soon.
             context.waker().wake_by_ref();
         }
         let last = ready.checked_sub(1).map_or_else(Place::default, |last| mail.events[last].1);
@@ -300,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mailbox_that_nobody_empties_is_bounded() {
+    fn unread_mailbox_is_bounded() {
         let mut index = FilterIndex::default();
         let mailbox = join(&mut index, &filter(&[1], &[]));
         let context = Context::from_waker(Waker::noop());
@@ -317,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn events_wait_for_their_chunk_to_be_in_the_log_and_have_the_observer_look_again() {
+    fn events_wait_until_the_log_has_their_chunk() {
         struct Woken(AtomicBool);
         impl Wake for Woken {
             fn wake(self: Arc<Self>) {
@@ -336,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mailbox_gets_an_event_once_however_many_of_its_filters_pass_it() {
+    fn event_is_delivered_once_when_several_filters_match_it() {
         let mut index = FilterIndex::default();
         let mailbox = join(&mut index, &filter(&[1, 2], &[7, 8]));
         index.deliver(
@@ -350,26 +352,26 @@ mod tests {
     }
 
     #[test]
-    fn an_observer_that_leaves_costs_no_more_than_one_that_comes() {
+    fn leaving_costs_an_observer_no_more_than_joining() {
         const OBSERVERS: usize = 10_000;
         let mut index = FilterIndex::default();
         let ids: Vec<i64> = (0..16).collect();
         let began = Instant::now();
         let mailboxes: Vec<_> = (0..OBSERVERS).map(|_| join(&mut index, &filter(&ids, &[]))).collect();
-        let coming = began.elapsed();
+        let joining = began.elapsed();
         let began = Instant::now();
         mailboxes.iter().for_each(|mailbox| leave(&mut index, mailbox));
         let leaving = began.elapsed();
-        // A look at everybody who watches the id would take hundreds of times as long.
-        assert!(leaving < 10 * coming + Duration::from_millis(100), "{coming:?} to come, {leaving:?} to leave");
+        // A linear search through the observers of an id would take hundreds of times as long.
+        assert!(leaving < 10 * joining + Duration::from_millis(100), "{joining:?} to join, {leaving:?} to leave");
         assert!(index.by_session.is_empty());
     }
 
     #[test]
-    fn an_index_that_everybody_has_left_is_empty() {
+    fn index_is_empty_after_every_observer_has_left() {
         let mut index = FilterIndex::default();
         let filters = [filter(&[1, 2], &[]), filter(&[1], &[7]), filter(&[], &[7, 8]), filter(&[], &[7])];
-        // A few of each, and enough that their lists become tables.
+        // A few observers of each filter, and then enough that their lists become hash sets.
         for times in [2, 3 * FEW] {
             let mut mailboxes: Vec<_> =
                 (0..times).flat_map(|_| &filters).map(|filter| join(&mut index, filter)).collect();

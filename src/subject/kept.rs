@@ -1,4 +1,4 @@
-//! Leases that were kept alive a moment ago.
+//! Remembers which leases were kept alive recently.
 
 use std::collections::HashMap;
 
@@ -7,31 +7,32 @@ use tokio::time::{Duration, Instant};
 
 use crate::{session::LeaseId, storage::StorageError};
 
-/// A lease that is kept alive again within this part of its ttl gains next to nothing.
+/// Keeping a lease alive again within this fraction of its ttl gains almost nothing.
 const TENTH: u32 = 10;
 
-/// The most leases that are remembered. The storage is asked about the others each time.
+/// The maximum number of leases remembered. For any others the storage is called each time.
 const MAX_LEASES: usize = 65_536;
 
-/// Old entries are removed at most this often.
+/// Stale entries are removed at most this often.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// Answers keep-alives that repeat within a tenth of the ttl. Rate limits do not apply to keep-alives, so a gateway that sends
-/// them without a pause must not cost the storage a call each.
+/// Answers keep-alives that repeat within a tenth of the ttl. Rate limits do not apply to keep-alives, so a gateway
+/// that sends them in a tight loop must not cost the storage a call each.
 #[derive(Default)]
 pub(super) struct KeptLeases(Mutex<Kept>);
 
 #[derive(Default)]
 struct Kept {
-    /// The ttl of each lease, and until when it is answered.
+    /// For each lease its ttl, and until when keep-alives are answered from here.
     leases: HashMap<LeaseId, (Duration, Instant)>,
-    /// Counts what was forgotten. An answer that was asked for before is out of date.
+    /// Counts removals by [`KeptLeases::ending`] and [`KeptLeases::forget_all`]. An answer to a call that started
+    /// before the newest of them is stale.
     forgotten: u64,
     swept: Option<Instant>,
 }
 
 impl KeptLeases {
-    /// Keeps a lease alive by `ask`, unless that was done within a tenth of its ttl.
+    /// Keeps a lease alive with `ask`, unless that was done within the last tenth of its ttl.
     pub(super) async fn keep(
         &self,
         lease: LeaseId,
@@ -53,7 +54,7 @@ impl KeptLeases {
         Ok(ttl)
     }
 
-    /// Forgets a lease that is about to end, and once more when the returned value is dropped.
+    /// Forgets a lease that is about to end, both now and when the returned guard is dropped.
     pub(super) fn ending(&self, lease: LeaseId) -> impl Drop + use<'_> {
         self.forget(lease);
         Ending { kept: self, lease }
@@ -106,7 +107,7 @@ mod tests {
         LeaseId::from_number(number).unwrap()
     }
 
-    /// Whether the storage was asked.
+    /// Returns whether the storage was called.
     async fn asks(kept: &KeptLeases, lease: LeaseId) -> bool {
         let mut asked = false;
         let ask = async {
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_storage_is_asked_once_in_a_tenth_of_the_ttl() {
+    async fn storage_is_called_once_per_tenth_of_the_ttl() {
         let kept = KeptLeases::default();
         assert!(asks(&kept, lease(1)).await && !asks(&kept, lease(1)).await && asks(&kept, lease(2)).await);
         tokio::time::advance(TTL / TENTH - Duration::from_millis(1)).await;
@@ -128,14 +129,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_ended_lease_is_not_answered_from_memory() {
+    async fn ended_lease_is_not_answered_from_memory() {
         let kept = KeptLeases::default();
         assert!(asks(&kept, lease(1)).await);
         let ending = kept.ending(lease(1));
         assert!(asks(&kept, lease(1)).await);
         drop(ending);
         assert!(asks(&kept, lease(1)).await);
-        // The storage answered before the lease ended, and the answer comes after.
+        // The storage answers before the lease ends, and the answer arrives afterwards.
         let late = async {
             drop(kept.ending(lease(2)));
             Ok(TTL)
@@ -144,13 +145,13 @@ mod tests {
         assert!(asks(&kept, lease(2)).await);
         kept.forget_all();
         assert!(asks(&kept, lease(2)).await);
-        // A failure is no answer to remember.
+        // Failures are not remembered.
         kept.keep(lease(3), ready(Err(StorageError::UnknownLease(lease(3))))).await.unwrap_err();
         assert!(asks(&kept, lease(3)).await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_memory_is_bounded() {
+    async fn remembered_leases_are_bounded() {
         let kept = KeptLeases::default();
         let most = MAX_LEASES as u64;
         for number in 1..=most + 1 {

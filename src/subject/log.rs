@@ -1,4 +1,4 @@
-//! The shared log of events that every observer reads: a bounded run of chunks, each encoded once.
+//! The event log that all observers read: a bounded sequence of chunks, each encoded once.
 
 use std::{collections::VecDeque, sync::Arc, task::Context};
 
@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::{
     ResetReason,
     cursor::{Cursor, CursorPlace, History, Points, Positions},
-    waiters::{Progress, Waiters},
+    parked::{ParkedObservers, Progress},
 };
 use crate::{
     relay::Waiter,
@@ -17,42 +17,44 @@ use crate::{
     storage::{self, LogExtent, LogPoint, Mark, Position, RegistryId},
 };
 
-/// The most events of a chunk. Its message takes up to 36 KB, and 58 KB with auth keys, which still fits the window of a stream that
-/// asks for no larger one. Half as many cost a tenth more at saturation; 4,096 cost as much, and 8,192 more.
+/// The maximum number of events in a chunk. The chunk's message takes up to 36 KB, or 58 KB with auth keys, which still
+/// fits the default window of an HTTP/2 stream. At saturation, chunks of half the size cost a tenth more, chunks of
+/// 4,096 events the same, and chunks of 8,192 events more.
 pub(crate) const EVENTS_A_CHUNK: usize = 2400;
 
-/// What a chunk and its allocations cost beside its events and its message, about.
+/// About what a chunk and its allocations take besides its events and its message, in bytes.
 const CHUNK_OVERHEAD: usize = size_of::<Chunk>() + 64;
 
-/// Some changes that follow each other in one partition, and the message that tells of them.
+/// Consecutive changes of one partition, and the message that carries them.
 #[derive(Debug)]
 pub(crate) struct Chunk {
     pub(crate) partition: u32,
-    /// The position of the first event; the others follow without gaps.
+    /// The position of the first event. The others follow without gaps.
     pub(crate) first: Position,
     pub(crate) events: Box<[SessionEvent]>,
-    /// What streams without placements are told, if that is not all of them.
+    /// The events for streams without placements, if they differ from `events`.
     pub(crate) plain: Option<Box<[SessionEvent]>>,
-    /// The place after this chunk.
+    /// The log points after this chunk.
     pub(crate) points: Points,
-    /// What the encoder made of the events for streams without placements. Empty if there are none.
+    /// The encoded message for streams without placements. Empty if they receive no events.
     pub(crate) wire: Bytes,
-    /// The message for streams with placements. None if there was no such stream when it was published.
+    /// The encoded message for streams with placements. `None` if there was no such stream when the chunk was
+    /// published.
     pub(crate) placed: Option<Bytes>,
 }
 
 impl Chunk {
-    /// What streams without placements are told.
+    /// Returns the events for streams without placements.
     pub(super) fn plain(&self) -> &[SessionEvent] {
         self.plain.as_deref().unwrap_or(&self.events)
     }
 
-    /// The place of its last event.
+    /// Returns the place of the chunk's last event.
     pub(super) fn last(&self) -> storage::Place {
         storage::Place { partition: self.partition, position: self.points[self.partition as usize].position }
     }
 
-    /// Whether streams without placements are told anything.
+    /// Returns whether streams without placements receive anything.
     pub(super) fn has_plain(&self) -> bool {
         !self.plain().is_empty()
     }
@@ -64,16 +66,17 @@ impl Chunk {
     }
 }
 
-/// Makes the message of a chunk, once for all observers. Observers in this process that read events need none.
+/// Encodes the message of a chunk, once for all observers. Observers in the same process that read events need no
+/// message.
 pub trait EventEncoder: Send + Sync + 'static {
-    /// The message for `events`, after which an observer is at `cursor`.
+    /// Encodes `events`. `cursor` is an observer's cursor after them.
     fn encode(&self, events: &[SessionEvent], cursor: &Cursor) -> Bytes;
 
-    /// The message for streams with placements. `last` is the place of the last event.
+    /// Encodes `events` for streams with placements. `last` is the place of the last event.
     fn encode_placed(&self, events: &[SessionEvent], cursor: &Cursor, last: storage::Place) -> Bytes;
 }
 
-/// For subjects whose observers read events and not messages.
+/// Encodes nothing, for subjects whose observers read events and not messages.
 impl EventEncoder for () {
     fn encode(&self, _: &[SessionEvent], _: &Cursor) -> Bytes {
         Bytes::new()
@@ -84,19 +87,20 @@ impl EventEncoder for () {
     }
 }
 
-/// How much a log may hold.
+/// The limits on what a log holds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Retention {
     pub(super) events: usize,
     pub(super) bytes: usize,
 }
 
-/// All positions in one number, which tells how far apart two places of the same log are.
+/// Returns the sum of all positions. The difference of two sums says how many changes lie between two places of the
+/// same log.
 pub(super) fn sum(points: &Points) -> u64 {
     points.iter().map(|point| point.position.0).sum()
 }
 
-/// A place in the log: before the chunk of that number, in that epoch.
+/// A place in the event log: right before the chunk with this number, in this epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     epoch: u64,
@@ -112,27 +116,28 @@ pub(super) struct Head {
     pub(super) closed: bool,
 }
 
-/// What comes at a place.
+/// What follows a place.
 pub(super) enum Next {
     Chunk(Arc<Chunk>),
-    /// Nothing yet; the one who asked will be woken.
+    /// Nothing yet. The caller will be woken.
     End,
-    /// What came there is gone.
+    /// The chunks there are gone.
     Lost(ResetReason),
-    /// Nothing will: the subject was closed.
+    /// Nothing ever will: the subject was closed.
     Closed,
 }
 
-/// Where a cursor leads.
+/// Where a cursor leads in the log.
 pub(super) enum Found {
-    /// The place, the points there, and those to go on after.
+    /// The place to read from, the points there, and the cursor's points: the observer has seen all changes up to
+    /// these.
     Place(Place, Points, Points),
     Lost(ResetReason),
-    /// The log was lost after the storage was asked.
+    /// The log was lost after the storage was called.
     AskAgain,
 }
 
-/// The marks at a cursor's positions, as far as they are known.
+/// The marks at a cursor's positions, where they are known.
 pub(super) type Marks = SmallVec<[Option<Mark>; 1]>;
 
 pub(super) struct EventLog {
@@ -141,20 +146,20 @@ pub(super) struct EventLog {
 }
 
 struct State {
-    /// Counts how often the log was lost. A place of an older epoch is nowhere.
+    /// Counts how often the log was lost. A place of an older epoch is invalid.
     epoch: u64,
     /// Why the last epoch ended.
     lost: ResetReason,
     registry_id: RegistryId,
     chunks: VecDeque<Arc<Chunk>>,
-    /// The number of the first chunk held. Numbers are never used twice.
+    /// The number of the oldest chunk held. Numbers are never reused.
     first: u64,
-    /// The place before the first chunk, and after the last.
+    /// The points before the oldest chunk, and after the newest.
     start: Points,
     end: Points,
     events: usize,
     bytes: usize,
-    waiters: Waiters,
+    parked: ParkedObservers,
     closed: bool,
 }
 
@@ -163,7 +168,7 @@ struct State {
 pub(super) struct Held {
     pub(super) events: usize,
     pub(super) bytes: usize,
-    /// How many observers have something unread, and how many events the slowest of them.
+    /// How many observers have unread events, and how many events the slowest of them is behind.
     pub(super) behind: usize,
     pub(super) lag: u64,
 }
@@ -181,7 +186,7 @@ impl EventLog {
             start,
             events: 0,
             bytes: 0,
-            waiters: Waiters::default(),
+            parked: ParkedObservers::default(),
             closed: false,
         };
         Self { state: Mutex::new(state), retention }
@@ -194,7 +199,7 @@ impl EventLog {
     pub(super) fn held(&self) -> Held {
         let state = self.state.lock();
         let (mut behind, mut lag) = (0, 0);
-        for events in state.waiters.lags(sum(&state.end)) {
+        for events in state.parked.lags(sum(&state.end)) {
             behind += 1;
             lag = events.max(lag);
         }
@@ -202,22 +207,22 @@ impl EventLog {
     }
 
     pub(super) fn join(&self) -> (usize, Progress) {
-        self.state.lock().waiters.join()
+        self.state.lock().parked.join()
     }
 
     pub(super) fn leave(&self, waiter: usize) {
-        self.state.lock().waiters.leave(waiter);
+        self.state.lock().parked.leave(waiter);
     }
 
-    /// Appends a chunk, whose events follow the last ones of its partition. Who waits is told by
-    /// [`take_waiters`](Self::take_waiters), so that several chunks are told of at once.
+    /// Appends a chunk, whose events follow the last ones of its partition. The caller wakes the waiters with
+    /// [`take_parked`](Self::take_parked).
     pub(super) fn append(&self, chunk: Arc<Chunk>) {
         let mut state = self.state.lock();
         state.end.clone_from(&chunk.points);
         state.events += chunk.events.len();
         state.bytes += chunk.bytes();
         state.chunks.push_back(chunk);
-        // The newest chunk stays whatever the bounds: those who are up to date must be able to read it.
+        // The newest chunk stays whatever the limits, so that observers that are up to date can read it.
         while state.chunks.len() > 1 && (state.events > self.retention.events || state.bytes > self.retention.bytes) {
             let Some(oldest) = state.chunks.pop_front() else { break };
             state.first += 1;
@@ -227,12 +232,12 @@ impl EventLog {
         }
     }
 
-    /// Takes all who wait, to be woken when no lock is held.
-    pub(super) fn take_waiters(&self, woken: &mut Vec<Waiter>) {
-        self.state.lock().waiters.take(woken);
+    /// Takes all waiters. Wake them once no lock is held.
+    pub(super) fn take_parked(&self, woken: &mut Vec<Waiter>) {
+        self.state.lock().parked.take(woken);
     }
 
-    /// Forgets everything: the changes that follow are those of `registry_id` after `points`.
+    /// Drops all chunks and starts a new epoch, in which the changes of `registry_id` after `points` follow.
     pub(super) fn lose(&self, lost: ResetReason, registry_id: RegistryId, points: Points) {
         let mut state = self.state.lock();
         state.epoch += 1;
@@ -250,28 +255,29 @@ impl EventLog {
         self.state.lock().closed = true;
     }
 
-    /// Whether it was closed. Where not, `waiter` is woken when it is, and by any publication before that.
+    /// Returns whether the log was closed. If not, `waiter` is woken when it is, and by any publication before that.
     pub(super) fn is_closed(&self, waiter: usize, context: &Context<'_>) -> bool {
         let mut state = self.state.lock();
         if !state.closed {
-            state.waiters.wait(waiter, context);
+            state.parked.wait(waiter, context);
         }
         state.closed
     }
 
-    /// Why the log was lost, if it was since it had `place`.
+    /// Returns why the log was lost, if that happened after it handed out `place`.
     pub(super) fn lost_since(&self, place: Place) -> Option<ResetReason> {
         let state = self.state.lock();
         (place.epoch != state.epoch).then_some(state.lost)
     }
 
-    /// Returns the points up to which the log has been followed. None if the log was lost since it had `place`.
+    /// Returns the points up to which the log has been followed. `None` if the log was lost after it handed out
+    /// `place`.
     pub(super) fn known(&self, place: Place) -> Option<Points> {
         let state = self.state.lock();
         (place.epoch == state.epoch).then(|| state.end.clone())
     }
 
-    /// What comes at `place`. At the end `waiter` is woken by the next publication.
+    /// Returns what follows `place`. At the end of the log, `waiter` is woken by the next publication.
     pub(super) fn next(&self, place: Place, waiter: usize, context: &Context<'_>) -> Next {
         let mut state = self.state.lock();
         if place.epoch != state.epoch {
@@ -284,13 +290,13 @@ impl EventLog {
             Some(chunk) => Next::Chunk(Arc::clone(chunk)),
             None if state.closed => Next::Closed,
             None => {
-                state.waiters.wait(waiter, context);
+                state.parked.wait(waiter, context);
                 Next::End
             }
         }
     }
 
-    /// Returns the marks at some positions, as far as this log knows them: where one of its chunks ends.
+    /// Returns the marks at these positions, where this log knows them: at the ends of its chunks.
     pub(super) fn marks(&self, positions: &Positions) -> Marks {
         let state = self.state.lock();
         let mark = |(partition, position): (usize, &Position)| {
@@ -300,10 +306,11 @@ impl EventLog {
         positions.iter().enumerate().map(mark).collect()
     }
 
-    /// Finds where a cursor leads. A cursor from right before a snapshot of this registry is not asked for.
+    /// Finds where a cursor leads. The caller handles cursors from right before a snapshot of this registry.
     ///
-    /// `marks` are the marks at its positions, and `newest` is how far the storage's log reaches. The storage told both while
-    /// this log was in the epoch of `asked`. Positions may be ahead of this log, when another replica has seen more.
+    /// `marks` are the marks at the cursor's positions, and `newest` is how far the storage's log reaches. The storage
+    /// returned both while this log was in the epoch of `asked`. The cursor may be ahead of this log, if another
+    /// replica had read further.
     pub(super) fn find(&self, cursor: &Cursor, marks: &Marks, newest: &LogExtent, asked: Place) -> Found {
         let state = self.state.lock();
         let CursorPlace::After(positions, history) = &cursor.place else {
@@ -327,7 +334,7 @@ impl EventLog {
         for ((position, mark), held) in positions.iter().zip(marks).zip(&newest.partitions) {
             match mark {
                 Some(mark) => points.push(LogPoint { position: *position, mark: *mark }),
-                // The storage no longer knows of which history it is.
+                // The storage has forgotten the mark, and with it which history this position was in.
                 None if is_before((position, &held.start)) => return Found::Lost(ResetReason::CursorExpired),
                 // The position was ahead of the storage's log, which has grown since.
                 None => return Found::Lost(ResetReason::StorageRestarted),
@@ -344,12 +351,12 @@ impl EventLog {
 }
 
 impl State {
-    /// Finds the first of the chunks held that ends after a position of a partition.
+    /// Returns the index of the oldest chunk that ends after a position of a partition.
     fn first_after(&self, partition: usize, position: Position) -> usize {
         self.chunks.partition_point(|chunk| chunk.points[partition].position <= position)
     }
 
-    /// Returns the points before the nth of the chunks held.
+    /// Returns the points before the chunk with index `nth`.
     fn points_before(&self, nth: usize) -> &Points {
         nth.checked_sub(1).map_or(&self.start, |before| &self.chunks[before].points)
     }
@@ -363,12 +370,12 @@ impl State {
 }
 
 impl Place {
-    /// The place after the chunk at this one.
+    /// Returns the place right after the chunk that follows this place.
     pub(super) fn after(self) -> Self {
         Self { chunk: self.chunk + 1, ..self }
     }
 
-    /// Whether it lies before `other` in the same epoch.
+    /// Returns whether this place lies before `other` in the same epoch.
     pub(super) fn is_before(self, other: Self) -> bool {
         self.epoch == other.epoch && self.chunk < other.chunk
     }
@@ -377,7 +384,7 @@ impl Place {
         self.epoch == other.epoch
     }
 
-    /// The number of the chunk that comes at this place.
+    /// Returns the number of the chunk that follows this place.
     pub(super) fn chunk(self) -> u64 {
         self.chunk
     }

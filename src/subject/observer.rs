@@ -1,4 +1,4 @@
-//! One observer's progress through the log.
+//! Observers: each is a position in the event log.
 
 use std::{
     future::poll_fn,
@@ -14,18 +14,18 @@ use super::{
     filter::Filter,
     index::{Mailbox, Taken},
     log::{Chunk, Next, Place, sum},
+    parked::{CAUGHT_UP, Progress},
     snapshot::{Chosen, Snapshot},
-    waiters::{Progress, WAITS},
 };
 use crate::storage::{self, Position, RegistryId};
 
-/// An observer lets other tasks of its thread run after this many events that it was not told of.
+/// After skipping this many events, an observer yields to the other tasks of its thread.
 const EVENTS_BETWEEN_YIELDS: usize = 16_384;
 
-/// A stream of what happens to the sessions that pass a filter.
+/// A stream of the changes to the sessions that pass a filter.
 ///
-/// An observer is a position in a log that all share: one that is slow costs the same as any other, and delays nobody. It
-/// leaves when it is dropped.
+/// An observer is a position in a log that all observers share. A slow one costs no more than any other and delays
+/// nobody. Dropping it unsubscribes.
 pub struct Observer {
     inner: Arc<Inner>,
     filter: Arc<Filter>,
@@ -33,27 +33,27 @@ pub struct Observer {
     progress: Progress,
     registry_id: RegistryId,
     place: Place,
-    /// The points at `place`.
+    /// The log points at `place`.
     at: Points,
-    /// The points to go on after, while `place` lies before them: changes up to them are skipped.
+    /// The points to resume after, until `place` has passed them. Changes up to them are skipped.
     resumed: Option<Points>,
     watch: Option<Watch>,
     phase: Phase,
     _admission: Admission,
 }
 
-/// What has the publisher put the few events that pass the filter into a mailbox, from a place on.
+/// A mailbox in which the publisher puts the events that pass the filter. It is complete from place `from` on.
 struct Watch {
     mailbox: Arc<Mailbox>,
     from: Place,
 }
 
 enum Phase {
-    /// What the first message promises, by its cursor, follows once that message was told.
+    /// The first message, which carries `cursor`, is about to be returned or was just returned. `opening` follows it.
     Opening {
         opening: Opening,
         cursor: Cursor,
-        is_told: bool,
+        is_sent: bool,
     },
     Resetting(ResetReason),
     Reading(Box<Snapshot>),
@@ -65,7 +65,7 @@ enum Phase {
 pub(super) enum Opening {
     Snapshot,
     Reset(ResetReason),
-    /// Go on after these points.
+    /// Continue after these points.
     Follow(Points),
 }
 
@@ -85,20 +85,20 @@ impl Observer {
             at,
             resumed: None,
             watch: None,
-            phase: Phase::Opening { opening, cursor, is_told: false },
+            phase: Phase::Opening { opening, cursor, is_sent: false },
             inner,
             _admission: admission,
         }
     }
 
-    /// The registry that is observed. May change with a reset.
+    /// Returns the id of the observed registry. A reset may change it.
     #[must_use]
     pub fn registry_id(&self) -> RegistryId {
         self.registry_id
     }
 
-    /// The place after the last update: an observer that starts with it goes on exactly there. None from the start of a
-    /// snapshot until it is synced.
+    /// Returns the cursor after the last update. An observer that starts with it continues exactly there. `None` from
+    /// the start of a snapshot until it is synced.
     #[must_use]
     pub fn cursor(&self) -> Option<Cursor> {
         match &self.phase {
@@ -112,14 +112,14 @@ impl Observer {
         }
     }
 
-    /// The place in each partition that the observer has come to. None for an observer without placements.
+    /// Returns the place that the observer has reached in each partition. `None` for an observer without placements.
     #[must_use]
     pub fn places(&self) -> Option<Vec<storage::Place>> {
         if !self.filter.has_placements() {
             return None;
         }
         let positions: Positions = match (&self.phase, &self.resumed) {
-            // Who resumes holds what it held at its cursor, until a reset says otherwise.
+            // An observer that resumes holds what it held at its cursor, until a reset says otherwise.
             (Phase::Opening { cursor: Cursor { registry_id, place: CursorPlace::After(positions, _) }, .. }, _)
                 if *registry_id == self.registry_id && positions.len() == self.at.len() =>
             {
@@ -132,33 +132,34 @@ impl Observer {
         Some((0..).zip(positions).map(place).collect())
     }
 
-    /// Whether the observer waits for the next change: it is in no snapshot and has read all that was published.
+    /// Returns whether the observer is waiting for the next change: it is not in a snapshot and has read all that was
+    /// published.
     #[must_use]
     pub fn has_caught_up(&self) -> bool {
-        matches!(self.phase, Phase::Following) && self.progress.load(Ordering::Relaxed) == WAITS
+        matches!(self.phase, Phase::Following) && self.progress.load(Ordering::Relaxed) == CAUGHT_UP
     }
 
-    /// Whether it is in no snapshot, and has none before it: its cursor is the place after the last change that it was
-    /// told of.
+    /// Returns whether the observer is synced: it is not in a snapshot and none is pending. Its cursor is then the
+    /// place after the last change that it returned.
     #[must_use]
     pub fn is_synced(&self) -> bool {
         matches!(self.phase, Phase::Following)
     }
 
-    /// The next update; none after [`Update::Closed`].
+    /// Returns the next update; `None` after [`Update::Closed`].
     ///
-    /// Cancellation safe: an update that was not returned is returned by the next call.
+    /// Cancel safe: an update that was not returned is returned by the next call.
     pub async fn next(&mut self) -> Option<Update> {
         poll_fn(|context| self.poll_next(context)).await
     }
 
-    /// Polls for the next update; none after [`Update::Closed`].
+    /// Polls for the next update; `None` after [`Update::Closed`].
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Update>> {
         let mut budget = EVENTS_BETWEEN_YIELDS;
         loop {
             match &mut self.phase {
-                Phase::Opening { is_told, .. } if !*is_told => {
-                    *is_told = true;
+                Phase::Opening { is_sent, .. } if !*is_sent => {
+                    *is_sent = true;
                     return Poll::Ready(Some(Update::Subscribed));
                 }
                 Phase::Opening { opening, .. } => {
@@ -176,7 +177,7 @@ impl Observer {
                         return Poll::Ready(Some(part));
                     }
                     if snapshot.is_passed(&self.at) {
-                        // What was read before the log was lost and after it must not be mixed.
+                        // Data read before the log was lost must not be mixed with data read after it.
                         if let Some(reason) = self.inner.feed.log.lost_since(self.place) {
                             self.reset(reason);
                             continue;
@@ -186,7 +187,8 @@ impl Observer {
                             self.phase = Phase::Following;
                             return Poll::Ready(Some(Update::Synced { session_count }));
                         }
-                        // Also wakes this task when that happens, since the storage may keep it waiting for long.
+                        // Also registers this task to be woken when the log is closed, since the storage may take long
+                        // to answer.
                         if self.inner.feed.log.is_closed(self.waiter, context) {
                             return self.close();
                         }
@@ -207,7 +209,7 @@ impl Observer {
             let chunk = match self.inner.feed.log.next(self.place, self.waiter, context) {
                 Next::Chunk(chunk) => chunk,
                 Next::End => {
-                    self.progress.store(WAITS, Ordering::Relaxed);
+                    self.progress.store(CAUGHT_UP, Ordering::Relaxed);
                     return Poll::Pending;
                 }
                 Next::Closed => return self.close(),
@@ -258,7 +260,7 @@ impl Observer {
         Poll::Ready(Some(Update::Closed))
     }
 
-    /// Moves behind the chunk at `place` and gives what the observer is told of it.
+    /// Moves past the chunk at `place`. Returns the events that the observer receives from it.
     fn read(&mut self, chunk: &Arc<Chunk>) -> Option<Events> {
         let chosen = match &mut self.phase {
             Phase::Reading(snapshot) => Some(snapshot.choose(chunk, &self.filter)),
@@ -278,7 +280,7 @@ impl Observer {
         }
     }
 
-    /// The events of a chunk that pass; none when it is told as it is.
+    /// Returns the events of a chunk that the observer receives. `None` if it receives the chunk unchanged.
     fn choose(&self, chunk: &Chunk) -> Option<Chosen> {
         let is_encoded = chunk.placed.is_some() || !self.filter.has_placements();
         if self.resumed.is_none() && self.filter.is_all() && is_encoded {
@@ -300,7 +302,7 @@ impl Observer {
             .take_if(|resumed| self.at.iter().zip(&*resumed).all(|(at, resumed)| at.position >= resumed.position));
     }
 
-    /// What the mailbox of an observer that filters by id has. None when the log is to be read instead.
+    /// Polls the mailbox of an observer that filters by id. Returns `None` if the log must be read instead.
     fn poll_mailbox(&mut self, context: &mut Context<'_>) -> Option<Poll<Option<Update>>> {
         if self.resumed.is_some() || !self.filter.is_by_id() {
             return None;
@@ -313,7 +315,8 @@ impl Observer {
         if self.place.is_before(watch.from) {
             return None;
         }
-        // Before the head is read: what is published, lost or closed from now on wakes this task.
+        // Register before reading the head, so that this task is woken by anything published, lost or closed from now
+        // on.
         watch.mailbox.wait(context);
         let head = feed.log.head();
         if !head.place.is_of_epoch(self.place) {
@@ -327,7 +330,7 @@ impl Observer {
             Taken::Events(events, last) => {
                 self.place = head.place;
                 self.at = head.points;
-                let read = if events.is_empty() { WAITS } else { sum(&self.at) };
+                let read = if events.is_empty() { CAUGHT_UP } else { sum(&self.at) };
                 self.progress.store(read, Ordering::Relaxed);
                 Some(match (events.is_empty(), head.closed) {
                     (false, _) => Poll::Ready(Some(Update::Events(Events::chosen(events, last)))),

@@ -1,4 +1,4 @@
-//! The owners of leases, as far as this process has asked for them.
+//! Caches the owners of leases.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -6,23 +6,23 @@ use parking_lot::Mutex;
 
 use crate::session::LeaseId;
 
-/// The most leases that are remembered.
+/// The maximum number of owners in the cache.
 const MAX_LEASES: usize = 65_536;
 
-/// Remembers owners, which never change, so that a lookup of a session need not ask the storage for them.
+/// A cache of owners, so that looking up a session need not also look up its lease in the storage. Owners never change.
 #[derive(Default)]
 pub(super) struct Owners(Mutex<HashMap<LeaseId, Arc<str>>>);
 
 impl Owners {
-    /// The owner of a lease, if it was asked for before.
+    /// Returns the owner of a lease, if it is in the cache.
     pub(super) fn known(&self, lease: LeaseId) -> Option<Arc<str>> {
         self.0.lock().get(&lease).cloned()
     }
 
-    /// Remembers the owner of a lease.
+    /// Adds the owner of a lease to the cache.
     pub(super) fn remember(&self, lease: LeaseId, owner: &Arc<str>) {
         let mut owners = self.0.lock();
-        // Most of them have ended by then, and those that have not are asked for again.
+        // Most of these leases have ended by then. The owners of the others are looked up again.
         if owners.len() >= MAX_LEASES {
             owners.clear();
         }

@@ -1,4 +1,4 @@
-//! How far an observer has come with its snapshot, and what it must skip so that the snapshot is exact.
+//! Snapshots: an observer's progress through one, and which changes it must skip so that the snapshot is exact.
 
 use std::{
     future::Future,
@@ -13,28 +13,29 @@ use super::{
     cursor::Points,
     filter::Filter,
     log::{Chunk, EVENTS_A_CHUNK, Place},
-    waits::StorageOperation,
+    storage_stats::StorageOperation,
 };
 use crate::{
     session::{LeaseId, SessionChange, SessionEvent, SessionKey},
     storage::{BucketRun, LeaseBuckets, LogError, LogPoint, RegistryId},
 };
 
-/// Read at once: an observer that is stuck in its snapshot holds on to no more than this and one bucket.
-const SESSIONS_A_READ: usize = EVENTS_A_CHUNK;
+/// How many sessions one read returns at most, plus one bucket. A stuck observer holds on to no more than this during a
+/// snapshot.
+const SESSIONS_PER_READ: usize = EVENTS_A_CHUNK;
 
-/// How long to wait before a storage that cannot be read is asked again.
+/// How long to wait before a failed read is retried.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Events of a chunk that were chosen for one observer.
+/// The events of a chunk that one observer receives.
 #[derive(Default)]
 pub(super) struct Chosen {
     pub(super) events: Vec<SessionEvent>,
-    /// The position of the last of them.
+    /// The position of the last of these events.
     pub(super) last: u64,
 }
 
-/// Leaves those sessions of a run that pass a filter by id.
+/// Removes the sessions of a run that do not pass a filter by id.
 fn choose_sessions(run: &mut BucketRun, filter: &Filter) {
     if filter.has_placements() {
         let all = run.sessions.drain(..).zip(run.leases.drain(..));
@@ -48,39 +49,42 @@ fn choose_sessions(run: &mut BucketRun, filter: &Filter) {
 
 type Reading = Pin<Box<dyn Future<Output = Result<Read, LogError>> + Send>>;
 
-/// What was read of the storage.
+/// The result of one read.
 enum Read {
     Buckets(LeaseBuckets),
     Run(BucketRun),
 }
 
-/// The most buckets that are named in one read.
-const BUCKETS_A_READ: usize = 1024;
+/// The maximum number of buckets named in one read.
+const BUCKETS_PER_READ: usize = 1024;
 
-/// A snapshot under way.
+/// A snapshot in progress.
 ///
-/// The buckets are read run by run, each at a position of its own. After a run the observer follows the log until it has
-/// passed those positions, and only then reads the next run. A change is then told to it, or not, by its bucket:
+/// The buckets are read in runs, each at a position of its own. After each run the observer follows the log until it
+/// has passed these positions, and only then reads the next run. Meanwhile, whether it receives a change depends on the
+/// bucket:
 ///
-/// - of a run before this one: told, since the bucket was read before it;
-/// - of this run: told if it is after the position that its bucket was read at;
-/// - of a later run: not told, since its bucket is yet to be read.
+/// - bucket of an earlier run: received, because the bucket was read before the change;
+/// - bucket of this run: received if the change is after the position at which the bucket was read;
+/// - bucket of a later run: skipped, because the bucket will be read after the change.
 ///
-/// An observer of some leases begins with which buckets have sessions under them, at a position of its own. The other buckets count as
-/// read at that position: nothing that passes the filter was in them.
+/// An observer that filters by lease first asks which buckets have sessions under these leases, at a position of its
+/// own. All other buckets count as read at that position, because they held nothing that passes the filter.
 pub(super) struct Snapshot {
     inner: Arc<Inner>,
     registry_id: RegistryId,
-    /// Where it began. Buckets are read from a registry whose log contains what was followed since.
+    /// Where in the log the snapshot started. Buckets are read only from a registry whose log contains everything
+    /// followed since.
     began: Place,
-    /// The buckets that are read, unless all are.
+    /// The buckets to read. `None` for all.
     chosen: Option<LeaseBuckets>,
-    /// The buckets from here on are those of `points`; those before have been passed for good. Counts the buckets that are read.
+    /// Where the current run starts: an index into the buckets to read. The observer has passed all earlier buckets.
     first: usize,
+    /// The point at which each bucket of the run was read.
     points: Vec<LogPoint>,
-    /// Read and not yet told of.
+    /// Sessions that were read and not returned yet.
     sessions: Vec<SessionKey>,
-    /// The lease of each of them, for an observer with placements.
+    /// The lease of each of these sessions, for an observer with placements.
     leases: Vec<Option<LeaseId>>,
     reading: Option<Reading>,
     held: u64,
@@ -92,17 +96,17 @@ impl Snapshot {
         Self { inner, registry_id, began, chosen: None, first: 0, points, sessions, leases, reading: None, held: 0 }
     }
 
-    /// How many sessions that pass the filter by id the observer holds.
+    /// Returns how many sessions the observer holds, of those that pass the filter by id.
     pub(super) fn held(&self) -> u64 {
         self.held
     }
 
-    /// Whether sessions of the run that has been read are left.
+    /// Returns whether the run has sessions that were not returned yet.
     pub(super) fn has_sessions(&self) -> bool {
         !self.sessions.is_empty()
     }
 
-    /// The next sessions of the run that has been read, if some are left.
+    /// Returns the next sessions of the run, if any are left.
     pub(super) fn take(&mut self, filter: &Filter) -> Option<Update> {
         let rest = self.sessions.len().saturating_sub(EVENTS_A_CHUNK);
         let part = self.sessions.split_off(rest);
@@ -117,7 +121,8 @@ impl Snapshot {
         })
     }
 
-    /// Whether an observer at `at` has passed the positions of the run, and those at which its buckets were chosen.
+    /// Returns whether an observer at `at` has passed the positions of the run, and those at which its buckets were
+    /// chosen.
     pub(super) fn is_passed(&self, at: &Points) -> bool {
         let chosen_at = self.chosen.iter().flat_map(|chosen| &chosen.points);
         let has_passed = |(at, chosen): (&LogPoint, &LogPoint)| at.position >= chosen.position;
@@ -128,28 +133,28 @@ impl Snapshot {
             })
     }
 
-    /// Whether the run that has been read is the last.
+    /// Returns whether this run is the last.
     pub(super) fn is_last(&self, filter: &Filter) -> bool {
         self.is_chosen(filter) && self.first + self.points.len() >= self.bucket_count()
     }
 
-    /// Whether it is known which buckets are read.
+    /// Returns whether the buckets to read are known.
     fn is_chosen(&self, filter: &Filter) -> bool {
         filter.lease_ids.is_empty() || self.chosen.is_some()
     }
 
-    /// How many buckets are read.
+    /// Returns the number of buckets to read.
     fn bucket_count(&self) -> usize {
         let all = self.inner.storage.layout().buckets as usize;
         self.chosen.as_ref().map_or(all, |chosen| chosen.buckets.len())
     }
 
-    /// The nth bucket that is read.
+    /// Returns the nth bucket to read.
     fn bucket(&self, nth: usize) -> u32 {
         self.chosen.as_ref().map_or(nth as u32, |chosen| chosen.buckets[nth])
     }
 
-    /// Where a bucket is among those that are read.
+    /// Returns the index of a bucket among the buckets to read.
     fn nth_of(&self, bucket: u32) -> Option<usize> {
         match &self.chosen {
             Some(chosen) => chosen.buckets.binary_search(&bucket).ok(),
@@ -157,7 +162,7 @@ impl Snapshot {
         }
     }
 
-    /// Reads the next run, again and again while the storage cannot be read.
+    /// Reads the next run. Retries while the storage cannot be read.
     pub(super) fn poll_read(&mut self, filter: &Filter, context: &mut Context<'_>) -> Poll<()> {
         loop {
             let reading = self.reading.take().unwrap_or_else(|| self.read(filter, Duration::ZERO));
@@ -178,11 +183,11 @@ impl Snapshot {
                     self.leases = run.leases;
                     return Poll::Ready(());
                 }
-                // After `Restarted` the follower will find out too that the log was lost, and end this snapshot. Until then
-                // nothing is read.
+                // After `Restarted` the follower will also find that the log was lost, and end this snapshot. Until
+                // then nothing is read.
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;
-                    tracing::debug!(error, "a snapshot waits for the storage");
+                    tracing::debug!(error, "reading a snapshot from the storage failed; retrying");
                     self.reading = Some(self.read(filter, RETRY));
                 }
             }
@@ -194,7 +199,7 @@ impl Snapshot {
         let leases: Vec<_> =
             if self.is_chosen(filter) { Vec::new() } else { filter.lease_ids.iter().copied().collect() };
         let next = self.first + self.points.len();
-        let end = self.bucket_count().min(next + BUCKETS_A_READ);
+        let end = self.bucket_count().min(next + BUCKETS_PER_READ);
         let buckets: Vec<_> = (next..end).map(|nth| self.bucket(nth)).collect();
         let (inner, registry_id, began) = (Arc::clone(&self.inner), self.registry_id, self.began);
         Box::pin(async move {
@@ -204,14 +209,14 @@ impl Snapshot {
             let known = inner.feed.log.known(began).ok_or(LogError::Restarted)?;
             if !leases.is_empty() {
                 let buckets = inner.storage.buckets_under(registry_id, &known, &leases);
-                return inner.waits.of(StorageOperation::BucketsUnder, buckets).await.map(Read::Buckets);
+                return inner.storage_stats.measure(StorageOperation::BucketsUnder, buckets).await.map(Read::Buckets);
             }
-            let run = inner.storage.read_buckets(registry_id, &known, &buckets, SESSIONS_A_READ, with_leases);
-            inner.waits.of(StorageOperation::ReadBuckets, run).await.map(Read::Run)
+            let run = inner.storage.read_buckets(registry_id, &known, &buckets, SESSIONS_PER_READ, with_leases);
+            inner.storage_stats.measure(StorageOperation::ReadBuckets, run).await.map(Read::Run)
         })
     }
 
-    /// The events of a chunk that an observer in the midst of this snapshot is told of, and the position of the last.
+    /// Returns the events of a chunk that the observer receives during this snapshot.
     pub(super) fn choose(&mut self, chunk: &Chunk, filter: &Filter) -> Chosen {
         let mut chosen = Chosen::default();
         for (position, event) in (chunk.first.0..).zip(&*chunk.events) {
@@ -225,9 +230,10 @@ impl Snapshot {
                 (None, Some(chosen)) => Some(chosen.points.get(chunk.partition as usize)),
                 (None, None) => Some(None),
             };
-            // Of a bucket that is yet to be read, nothing is told.
-            let is_told = read_at.is_none_or(|read_at| read_at.is_some_and(|read_at| position > read_at.position.0));
-            if !is_told {
+            // Changes in buckets that are yet to be read are skipped.
+            let is_received =
+                read_at.is_none_or(|read_at| read_at.is_some_and(|read_at| position > read_at.position.0));
+            if !is_received {
                 continue;
             }
             let holds = |lease| u64::from(filter.passes_placement(&event.session, lease));

@@ -1,18 +1,19 @@
-//! Observers that are called, as in the pattern's original.
+//! Observers that are called with updates, like those of mtpylon's session subject.
 
 use async_trait::async_trait;
 use tokio::task::JoinHandle;
 
 use super::{Observer, Update, cursor::Cursor};
 
-/// Somebody who is told what happens. For a stream to read from, see [`Observer`].
+/// An observer that is called with updates. To read a stream instead, see [`Observer`].
 #[async_trait]
 pub trait SessionObserver: Send + 'static {
-    /// Takes one update. The next one waits until this has returned. `cursor` is the place after it, where there is one.
+    /// Handles one update. The next call waits until this one has returned. `cursor` is the place after the update, if
+    /// there is one.
     async fn update(&mut self, update: Update, cursor: Option<Cursor>);
 }
 
-/// A task that tells an observer. Dropping it unsubscribes, at the observer's next await.
+/// A task that calls an observer. Dropping it unsubscribes at the observer's next await.
 #[derive(Debug)]
 #[must_use = "dropping a subscription ends it"]
 pub struct Subscription {
@@ -30,10 +31,10 @@ impl Subscription {
         Self { task }
     }
 
-    /// Ends the subscription; when this returns the observer is gone and hears no more.
+    /// Ends the subscription. Once this returns, the observer has been dropped and receives nothing more.
     pub async fn unsubscribe(mut self) {
         self.task.abort();
-        // An error tells that the task was cancelled, or that the observer panicked: gone either way.
+        // An error means that the task was cancelled or that the observer panicked. Either way it is gone.
         let _ = (&mut self.task).await;
     }
 }

@@ -1,4 +1,4 @@
-//! What an observer is told.
+//! Updates: what an observer receives.
 
 use std::sync::Arc;
 
@@ -6,61 +6,44 @@ use bytes::Bytes;
 
 use super::log::Chunk;
 use crate::{
+    reset::ResetReason,
     session::{LeaseId, SessionEvent, SessionKey},
     storage::Place,
 };
 
-/// One thing that an observer is told.
+/// One message to an observer.
 #[derive(Clone, Debug)]
 pub enum Update {
-    /// Always the first: the stream has begun.
+    /// The stream has started. Always the first update.
     Subscribed,
-    /// A part of the sessions that exist and pass the filter; never empty.
+    /// Some of the existing sessions that pass the filter. Never empty.
     Snapshot(Vec<SessionKey>),
-    /// The same for an observer with placements: each session with the lease that it is under.
+    /// Replaces [`Update::Snapshot`] for an observer with placements: each session with its lease.
     Placements(Vec<(SessionKey, Option<LeaseId>)>),
-    /// The snapshot is complete: the observer holds what the registry holds. What follows is live.
+    /// The snapshot is complete: the observer holds what the registry holds. Live events follow.
     Synced {
-        /// How many sessions that is, of those that pass the filter by id.
+        /// How many sessions exist that pass the filter by id.
         session_count: u64,
     },
-    /// Changes that pass the filter, in commit order; at least one.
+    /// Changes that pass the filter, in commit order. Never empty.
     Events(Events),
-    /// The stream lost its place: forget what you hold. A whole snapshot follows, to [`Update::Synced`].
+    /// The stream lost its place: discard what you hold. A full snapshot follows, up to [`Update::Synced`].
     Reset(ResetReason),
-    /// The last one: the subject was closed. The cursor goes on where the stream ends.
+    /// The subject was closed. Always the last update. The observer's cursor is the place where the stream ended.
     Closed,
 }
 
-/// Why a stream lost its place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ResetReason {
-    /// The cursor is older than the changes that are retained.
-    CursorExpired,
-    /// The cursor is of another registry.
-    CursorForeign,
-    /// The observer fell behind the changes that are retained.
-    Lagged,
-    /// The storage lost changes or began anew, perhaps since the cursor was given.
-    StorageRestarted,
-}
-
-impl ResetReason {
-    /// All of them, in the order of their discriminants.
-    pub const ALL: [Self; 4] = [Self::CursorExpired, Self::CursorForeign, Self::Lagged, Self::StorageRestarted];
-}
-
-/// Some changes, in commit order. Cheap to clone.
+/// One or more changes in commit order. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Events(Kind);
 
 #[derive(Clone, Debug)]
 enum Kind {
-    /// Just as they are in the log, for everybody.
+    /// A chunk of the log as every stream without placements receives it.
     Shared(Arc<Chunk>),
-    /// The same with placements.
+    /// A chunk as every stream with placements receives it.
     Placed(Arc<Chunk>),
-    /// Chosen for one observer, with the place of the last.
+    /// Events selected for one observer, and the place of the last one.
     Chosen(Arc<[SessionEvent]>, Place),
 }
 
@@ -77,7 +60,7 @@ impl Events {
         Self(Kind::Chosen(events.into(), last))
     }
 
-    /// The changes; at least one.
+    /// Returns the changes. Never empty.
     #[must_use]
     pub fn events(&self) -> &[SessionEvent] {
         match &self.0 {
@@ -87,7 +70,8 @@ impl Events {
         }
     }
 
-    /// The place of the last change that the observer has been told of or has passed.
+    /// Returns the place of the last change that these events cover, including changes that the observer did not
+    /// receive.
     #[must_use]
     pub fn last(&self) -> Place {
         match &self.0 {
@@ -96,7 +80,7 @@ impl Events {
         }
     }
 
-    /// The message that the subject's encoder made of just these changes, where they are the same for everybody.
+    /// Returns the message that the subject's encoder made of exactly these changes, if all observers share it.
     #[must_use]
     pub fn wire(&self) -> Option<Bytes> {
         match &self.0 {

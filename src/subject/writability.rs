@@ -1,4 +1,4 @@
-//! Says in the log when the storage begins and ceases to refuse changes.
+//! Logs when the storage starts and stops refusing changes.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -9,13 +9,13 @@ use crate::storage::WriteRefusal;
 
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Watches whether the storage can be changed. Never returns.
+/// Watches whether the storage accepts changes. Never returns.
 pub(super) async fn watch(inner: Arc<Inner>) -> Infallible {
     let mut outage: Option<Outage> = None;
     loop {
         outage = match (outage, inner.storage.writability().refusal()) {
             (Some(outage), Some(refusal)) if outage.refusal.cause == refusal.cause => Some(outage),
-            // An outage whose cause changes goes on.
+            // An outage whose cause changes is still the same outage.
             (outage, Some(refusal)) => {
                 tracing::warn!(
                     cause = refusal.cause.name(),

@@ -1,9 +1,9 @@
-"""Drives a real sessiond through other gRPC libraries than C core and tonic: grpc-js, connect-node and grpc-go.
+"""Tests a real sessiond with gRPC libraries other than C core and tonic: grpc-js, connect-node and grpc-go.
 
     python tests/interop/clients.py target/debug/sessiond NODE_MODULES GRPC_GO [-v] [TestClass[.test_name]]
 
-NODE_MODULES is the folder into which the packages of clients/package.json are installed, GRPC_GO what clients/grpc-go is built to.
-Each library has a small program in clients/ that makes the calls it is asked for, in lines of JSON.
+NODE_MODULES is the folder with the installed packages of clients/package.json. GRPC_GO is the binary built from clients/grpc-go.
+Each library has a small program in clients/ that reads requests for calls and writes the answers, as lines of JSON.
 """
 
 import json
@@ -30,7 +30,7 @@ MODULES = GRPC_GO = None  # set by main
 
 
 def describe(folder):
-    """Writes the types of our protos, and of the details of errors, into a FileDescriptorSet."""
+    """Writes a FileDescriptorSet with our protos and the types of error details. Returns its path."""
     out = f"{folder}/descriptors.bin"
     protos = [str(path) for path in (ROOT / "proto").rglob("*.proto")]
     paths = [f"-I{path}" for path in (*INCLUDES, GRPC_TOOLS)]
@@ -40,7 +40,7 @@ def describe(folder):
 
 
 class CallFailed(Exception):
-    """How a call ended that failed."""
+    """The status of a failed call."""
 
     def __init__(self, end):
         super().__init__(f"{end['code']}: {end.get('message')} {end.get('details')}")
@@ -58,7 +58,7 @@ class Client:
             "address": address, "descriptors": descriptors, "includes": [*INCLUDES, GRPC_TOOLS], "modules": MODULES,
             "options": GATEWAY_OPTIONS,
         }
-        env = os.environ | {"GRPC_GO_RETRY": "on"}  # which versions before 1.40 need
+        env = os.environ | {"GRPC_GO_RETRY": "on"}  # needed by grpc-go before 1.40
         self.process = subprocess.Popen(
             [*command, json.dumps(config)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )
@@ -71,10 +71,10 @@ class Client:
             answer = json.loads(line)
             self.answers[answer["id"]].put(answer)
         for waiting in list(self.answers.values()):
-            waiting.put({"end": {"code": "UNKNOWN", "message": "the client has ended"}})
+            waiting.put({"end": {"code": "UNKNOWN", "message": "the client process has exited"}})
 
     def begin(self, method, request, timeout=10):
-        """Begins a call. Gives the queue of what it is answered."""
+        """Starts a call. Returns the queue of its answers."""
         with self.lock:
             self.next_id += 1
             answers = self.answers[self.next_id] = queue.Queue()
@@ -103,7 +103,7 @@ class Client:
 
 
 class Cases:
-    """What must hold for each library."""
+    """The tests that every library must pass."""
 
     @classmethod
     def setUpClass(cls):
@@ -122,7 +122,7 @@ class Cases:
         return client
 
     def call(self, client, method, **request):
-        """Calls, and retries as the README says where the library does not."""
+        """Makes a call. If the library does not retry by itself, retries as the README describes."""
         if self.RETRIES:
             return client.call(method, **request)
         end, ceiling = time.monotonic() + 10, 0.1
@@ -130,7 +130,7 @@ class Cases:
             try:
                 return client.call(method, **request)
             except CallFailed as failed:
-                # connect-node says INTERNAL of a call that Node had not sent yet when the server's GOAWAY came.
+                # connect-node reports INTERNAL for a call that Node had not sent yet when the server's GOAWAY arrived.
                 if failed.code not in ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "INTERNAL"):
                     raise
                 delay = failed.details.get("google.rpc.RetryInfo", {}).get("retryDelay", "0s")
@@ -146,7 +146,7 @@ class Cases:
             (line,) = [line for line in response.read().decode().splitlines() if line.startswith(prefix)]
             return int(line.removeprefix(prefix))
 
-    def test_ids_of_64_bits_arrive_whole(self):
+    def test_64_bit_ids_are_not_truncated(self):
         client = self.client(self.server())
         ids = ["0", "-1", str(INT64_MIN), str(INT64_MAX), str(2**53 + 1)]
         sessions = {(key, session) for key in ids for session in ids}
@@ -164,9 +164,9 @@ class Cases:
         self.assertEqual(int(synced["sessionCount"]), len(sessions))
         for _ in range(20):
             lease = client.call("GrantLease", ttl={"seconds": 9, "nanos": 0} if self.DURATIONS_AS_OBJECTS else "9s")
-            self.assertIn(int(lease["leaseId"]), range(1, 2**53), "a lease id that JavaScript's numbers hold")
+            self.assertIn(int(lease["leaseId"]), range(1, 2**53), "the lease id does not fit JavaScript's numbers")
 
-    def test_errors_have_their_details(self):
+    def test_errors_carry_details(self):
         client = self.client(self.server())
         with self.assertRaises(CallFailed) as caught:
             client.call("HasSession")
@@ -180,17 +180,17 @@ class Cases:
             client.call("BatchHasSessions", sessionIds=["0"] * 5000)
         self.assertEqual((caught.exception.code, caught.exception.reason()), ("UNIMPLEMENTED", "COMPRESSED_REQUEST"))
 
-    def test_a_rate_limit_slows_a_client_down_and_fails_no_call(self):
+    def test_a_rate_limit_delays_calls_and_fails_none(self):
         server = self.server("--rate-limit", "5", "--rate-burst", "5")
         client = self.client(server)
         begun = time.monotonic()
         for id_ in range(12):
             self.assertTrue(self.call(client, "CreateSession", sessionId=str(id_))["created"])
-        self.assertGreater(time.monotonic() - begun, 1.3, "12 calls at 5 a second, of which 5 may come at once")
+        self.assertGreater(time.monotonic() - begun, 1.3, "12 calls at 5 a second, with a burst of 5")
         self.assertGreater(self.refusals(server, "RATE_LIMITED"), 0)
-        self.assertLessEqual(self.refusals(server, "RATE_LIMITED"), 7, "a retry comes when it is allowed")
+        self.assertLessEqual(self.refusals(server, "RATE_LIMITED"), 7, "retries come too early")
 
-    def test_what_would_fail_again_is_not_retried(self):
+    def test_permanent_errors_are_not_retried(self):
         server = self.server("--max-message-bytes", "1024")
         client = self.client(server)
         with self.assertRaises(CallFailed) as caught:
@@ -198,8 +198,8 @@ class Cases:
         self.assertEqual((caught.exception.code, caught.exception.reason()), ("RESOURCE_EXHAUSTED", "REQUEST_TOO_LARGE"))
         self.assertEqual(self.refusals(server, "REQUEST_TOO_LARGE"), 1)
 
-    def test_nobody_notices_that_a_server_is_back_in_time(self):
-        # An address that no client's end of a connection takes meanwhile.
+    def test_a_quick_restart_fails_no_call(self):
+        # A loopback address whose ports no client takes as a local port while the server is down.
         server = self.server(listen=f"127.{random.randint(1, 254)}.0.1:0")
         client = self.client(server)
         stream = client.begin("Subscribe", {})
@@ -215,7 +215,7 @@ class Cases:
                     errors.append(failed)
                 time.sleep(0.002)
 
-        def goes_on():
+        def wait_for_answers():
             end, until = time.monotonic() + DEADLINE, answered[0] + 50
             while answered[0] < until and not errors:
                 self.assertLess(time.monotonic(), end, "no call is answered")
@@ -225,11 +225,11 @@ class Cases:
         for caller in callers:
             caller.start()
         try:
-            goes_on()
+            wait_for_answers()
             server.terminate()
             self.assertEqual(server.exit_code(11), 0)
             self.server(listen=server.address)
-            goes_on()
+            wait_for_answers()
         finally:
             over.set()
             for caller in callers:
@@ -241,8 +241,8 @@ class Cases:
         self.assertEqual((ended.code, ended.reason()), ("UNAVAILABLE", "SERVER_DRAINING"))
         self.assertIn("google.rpc.RetryInfo", ended.details)
 
-    def test_connections_end_by_age_and_no_call_fails(self):
-        # No retries by a service config: a GOAWAY must not cost a call.
+    def test_no_call_fails_when_connections_reach_their_maximum_age(self):
+        # Without retries from a service config: a GOAWAY must not fail a call.
         client = self.client(self.server("--max-connection-age", "1s"), config="{}")
         stream = client.begin("Subscribe", {"snapshot": True})
         begun, id_ = time.monotonic(), 0

@@ -1,12 +1,12 @@
-"""Drives a real sessiond through gRPC's C core, so that the service is known to speak gRPC and not only tonic.
+"""Tests a real sessiond with gRPC's C core, to show that the service speaks gRPC in general and not only with tonic.
 
     python tests/interop/interop.py target/debug/sessiond [-v] [TestClass[.test_name]]
 
-needs what requirements.txt beside it lists. Stubs are generated from proto/ into a temporary folder, or from the folder that
-SESSIOND_INTEROP_PROTOS names: with protos-0.1 beside it, the tests are a client of 0.1. Every server is private to this run,
-on free ports; nothing sleeps to be right: each wait has a condition and a deadline.
+Install the packages of requirements.txt first. Stubs are generated into a temporary folder, from proto/ or from the folder named
+by SESSIOND_INTEROP_PROTOS: with protos-0.1, the tests act as a client of 0.1. Every server belongs to this run and listens on
+free ports. Tests wait for conditions, with a deadline, and never for a fixed time.
 
-SESSIOND_INTEROP=long makes the outages of class Outages as long as those that gateways meet, which takes three minutes.
+SESSIOND_INTEROP=long makes the outages of class Outages as long as real ones, which takes three minutes.
 """
 
 import atexit
@@ -39,7 +39,7 @@ from grpc_reflection.v1alpha import proto_reflection_descriptor_database, reflec
 from grpc_status import rpc_status
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-DEADLINE = 20  # seconds for anything that is not expected to take long
+DEADLINE = 20  # seconds, for anything that should be fast
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 MAX_BATCH = 65_536
 PROTOS = ROOT / os.environ.get("SESSIOND_INTEROP_PROTOS", "proto")
@@ -52,7 +52,7 @@ BINARY = None  # set by main
 
 
 def generate_stubs():
-    """Generates the stubs into a temporary folder and puts it on the path."""
+    """Generates the stubs into a temporary folder, adds it to the path, and returns it."""
     folder = tempfile.TemporaryDirectory(prefix="sessiond-interop-")
     atexit.register(folder.cleanup)
     protos = sorted(str(p.relative_to(PROTOS)) for p in PROTOS.rglob("*.proto"))
@@ -69,19 +69,19 @@ lease_pb = importlib.import_module("sessiond.v1.lease_service_pb2")
 lease_grpc = importlib.import_module("sessiond.v1.lease_service_pb2_grpc")
 
 CREATED, DESTROYED = pb.SESSION_EVENT_TYPE_CREATED, pb.SESSION_EVENT_TYPE_DESTROYED
-# Protos of 0.1 have no moves, and streams without placements are told of none.
+# The protos of 0.1 have no MOVED events, and streams without placements do not receive any.
 MOVED = getattr(pb, "SESSION_EVENT_TYPE_MOVED", None)
 
 
 def seconds(value):
-    """A google.protobuf.Duration of so many seconds."""
+    """Returns a google.protobuf.Duration of this many seconds."""
     nanos = round(value * 1e9)
     whole = int(nanos / 1e9)
     return duration_pb2.Duration(seconds=whole, nanos=nanos - whole * 10**9)
 
 
 class Server:
-    """A sessiond of its own on free ports, and a channel to it."""
+    """A new sessiond on free ports, and a channel to it."""
 
     def __init__(self, *flags, listen="127.0.0.1:0", storage="memory:"):
         self.process = subprocess.Popen(
@@ -107,7 +107,7 @@ class Server:
         self._lines.put(None)
 
     def _wait_for(self, message):
-        """Waits for a line of the log with this message and gives its fields."""
+        """Waits for a log line with this message. Returns its fields."""
         end = time.monotonic() + DEADLINE
         while (left := end - time.monotonic()) > 0:
             try:
@@ -115,7 +115,7 @@ class Server:
             except queue.Empty:
                 break
             if line is None:
-                raise AssertionError(f"sessiond ended with {self.process.wait()}:\n{''.join(self.log)}")
+                raise AssertionError(f"sessiond exited with {self.process.wait()}:\n{''.join(self.log)}")
             with contextlib.suppress(ValueError):
                 fields = json.loads(line).get("fields", {})
                 if fields.get("message") == message:
@@ -123,7 +123,7 @@ class Server:
         raise AssertionError(f"no '{message}' in the log:\n{''.join(self.log)}")
 
     def connect(self):
-        """The sessions over a connection of their own: by default gRPC's channels to one address share one."""
+        """Returns a stub with a new connection. By default, gRPC's channels to one address share a connection."""
         channel = grpc.insecure_channel(self.address, [("grpc.use_local_subchannel_pool", 1)])
         self._channels.append(channel)
         return pb_grpc.SessionServiceStub(channel)
@@ -152,7 +152,7 @@ class Server:
 
 
 class Observer:
-    """One stream of Subscribe: its messages are waited for, and what they promise in general is checked on the way."""
+    """One Subscribe stream. Every message is checked against the general promises as it is read."""
 
     def __init__(self, stub, request):
         self.request = request
@@ -173,11 +173,11 @@ class Observer:
             self._messages.put(error)
 
     def next(self, timeout=DEADLINE):
-        """The next message, or None once the stream has ended with self.error."""
+        """Returns the next message, or None if the stream has ended with self.error."""
         try:
             message = self._messages.get(timeout=timeout)
         except queue.Empty:
-            raise AssertionError(f"nothing came within {timeout} s, after {self.count} messages") from None
+            raise AssertionError(f"no message within {timeout} s, after {self.count} messages") from None
         if isinstance(message, Exception):
             self.error = message
             return None
@@ -193,7 +193,7 @@ class Observer:
         if body == "reset":
             self.held, self.in_snapshot = set(), True
         elif body == "snapshot":
-            assert self.in_snapshot, "a snapshot out of turn"
+            assert self.in_snapshot, "an unexpected snapshot"
             for session in message.snapshot.sessions:
                 self._insert((session.auth_key_id, session.session_id))
         elif body == "synced":
@@ -221,16 +221,16 @@ class Observer:
         else:
             assert event.type == DESTROYED and event.reason != pb.DESTROY_REASON_UNSPECIFIED
             if self.held is not None and self.exact:
-                assert session in self.held, f"{session} is destroyed and was not held"
+                assert session in self.held, f"{session} is destroyed but was not held"
                 self.held.remove(session)
 
     def _insert(self, session):
         if self.held is not None and self.exact:
-            assert session not in self.held, f"{session} is created and is held already"
+            assert session not in self.held, f"{session} is created but was already held"
             self.held.add(session)
 
     def until(self, body, timeout=DEADLINE):
-        """The next message with this body; what comes before it is skipped, but for an end of the stream."""
+        """Skips to the next message with this body and returns it. Fails if the stream ends before."""
         end = time.monotonic() + timeout
         while True:
             message = self.next(max(0, end - time.monotonic()))
@@ -239,16 +239,16 @@ class Observer:
                 return message
 
     def events(self, count, timeout=DEADLINE):
-        """The next so many events as (type, auth key, session), heartbeats skipped."""
+        """Returns the next count events as (type, auth key, session). Skips heartbeats."""
         events = []
         while len(events) < count:
             message = self.until("events", timeout)
             events += [(e.type, e.auth_key_id, e.session_id) for e in message.events.events]
-        assert len(events) == count, f"{len(events)} events where {count} were expected"
+        assert len(events) == count, f"{len(events)} events instead of {count}"
         return events
 
     def end(self, timeout=DEADLINE):
-        """Skips to the end of the stream; the last message and the error."""
+        """Skips to the end of the stream. Returns the last message and the error."""
         last, end = None, time.monotonic() + timeout
         while (message := self.next(max(0, end - time.monotonic()))) is not None:
             last = message
@@ -262,7 +262,7 @@ class Observer:
 
 
 class Case(unittest.TestCase):
-    """Tests that share one server; each keeps to an auth key of its own."""
+    """Tests that share one server. Each test uses a random auth key of its own."""
 
     @classmethod
     def setUpClass(cls):
@@ -274,7 +274,7 @@ class Case(unittest.TestCase):
         self.key = random.randint(INT64_MIN, INT64_MAX)
 
     def create(self, *ids, key=None, **fields):
-        """Creates these sessions by one batch."""
+        """Creates these sessions in one batch."""
         keys = [self.key if key is None else key] * len(ids)
         request = pb.BatchCreateSessionsRequest(session_ids=ids, auth_key_ids=keys, **fields)
         return list(self.sessions.BatchCreateSessions(request, timeout=DEADLINE).created)
@@ -290,12 +290,12 @@ class Case(unittest.TestCase):
         return list(self.sessions.BatchHasSessions(request, timeout=DEADLINE).exists)
 
     def mine(self, **request):
-        """A stream of this test's sessions."""
+        """Subscribes to this test's sessions."""
         return self.server.subscribe(auth_key_ids=[self.key], **request)
 
     @contextlib.contextmanager
     def refused(self, code, field=None):
-        """Expects an RPC to fail so, with ErrorInfo and, where a field is to blame, its BadRequest."""
+        """Expects a call to fail with this code, an ErrorInfo and, if a field is given, a BadRequest violation of it."""
         with self.assertRaises(grpc.RpcError) as caught:
             yield
         self.check_error(caught.exception, code, field)
@@ -315,14 +315,14 @@ class Case(unittest.TestCase):
         return details
 
     def refused_stream(self, field, **request):
-        """Expects Subscribe to refuse this as INVALID_ARGUMENT before any message."""
+        """Expects Subscribe to refuse this request with INVALID_ARGUMENT before any message."""
         with self.server.subscribe(**request) as observer:
-            self.assertIsNone(observer.next(), "the stream began")
+            self.assertIsNone(observer.next(), "the stream started")
             return self.check_error(observer.error, grpc.StatusCode.INVALID_ARGUMENT, field)
 
 
 def details_of(error):
-    """The details of an error by the name of their type."""
+    """Returns the details of an error, by the name of their type."""
     status = rpc_status.from_call(error)
     if status is None:
         return {}
@@ -335,7 +335,7 @@ def details_of(error):
 
 
 def http_status(url):
-    """What a GET is answered; None when nobody is there."""
+    """Returns the status of a GET, or None if nothing listens there."""
     try:
         with urllib.request.urlopen(url, timeout=DEADLINE) as response:
             return response.status
@@ -362,7 +362,7 @@ class UnaryCalls(Case):
                     self.assertFalse(self.sessions.DestroySession(destroy).destroyed, "destroyed twice")
                     self.assertFalse(self.sessions.HasSession(has).exists)
 
-    def test_auth_keys_tell_sessions_apart(self):
+    def test_the_same_id_under_two_auth_keys_names_two_sessions(self):
         other = self.key ^ 1
         self.assertEqual(self.create(5), [True])
         self.assertEqual(self.has(5, key=other), [False])
@@ -370,7 +370,7 @@ class UnaryCalls(Case):
         self.assertEqual(self.destroy(5), [True])
         self.assertEqual(self.has(5, key=other), [True])
 
-    def test_a_forgotten_session_id_is_an_error(self):
+    def test_a_missing_session_id_is_an_error(self):
         for call, request in (
             (self.sessions.HasSession, pb.HasSessionRequest(auth_key_id=1)),
             (self.sessions.CreateSession, pb.CreateSessionRequest(auth_key_id=1)),
@@ -397,8 +397,8 @@ class UnaryCalls(Case):
         self.assertEqual(caught.exception.code(), grpc.StatusCode.UNIMPLEMENTED)
 
 
-    def test_a_compressed_request_is_answered_as_grpc_says(self):
-        # https://github.com/grpc/grpc/blob/master/doc/compression.md: UNIMPLEMENTED, and what would be accepted.
+    def test_a_compressed_request_is_refused_as_grpc_specifies(self):
+        # https://github.com/grpc/grpc/blob/master/doc/compression.md: UNIMPLEMENTED, with the accepted encodings.
         request = pb.BatchHasSessionsRequest(session_ids=[0] * 1000)
         with self.refused(grpc.StatusCode.UNIMPLEMENTED):
             self.sessions.BatchHasSessions(request, compression=grpc.Compression.Gzip, timeout=DEADLINE)
@@ -409,23 +409,23 @@ class UnaryCalls(Case):
             self.sessions.BatchHasSessions(request, timeout=DEADLINE)
         codes = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INVALID_ARGUMENT
         self.assertIn(caught.exception.code(), codes, caught.exception.details())
-        # The connection survives it.
+        # The connection still works.
         self.assertEqual(self.create(1), [True])
 
-    def test_many_calls_at_once(self):
+    def test_concurrent_creates_of_a_session_succeed_once(self):
         requests = [pb.CreateSessionRequest(session_id=id_, auth_key_id=self.key) for id_ in range(1000)] * 2
         calls = [self.sessions.CreateSession.future(request, timeout=DEADLINE) for request in requests]
         self.assertEqual(sum(call.result().created for call in calls), 1000)
 
 
 class BatchCalls(Case):
-    def test_answers_are_in_order(self):
+    def test_batch_answers_are_in_order(self):
         self.create(2, 4)
         self.assertEqual(self.create(1, 2, 3, 4), [True, False, True, False])
         self.assertEqual(self.has(4, 9, 1, -1), [True, False, True, False])
         self.assertEqual(self.destroy(9, 3, 1), [False, True, True])
 
-    def test_duplicates_in_one_batch(self):
+    def test_duplicates_in_a_batch_count_once(self):
         with self.mine() as observer:
             observer.until("subscribed")
             self.assertEqual(self.create(7, 7, 8, 7), [True, False, True, False])
@@ -433,17 +433,17 @@ class BatchCalls(Case):
             expected = [(CREATED, 7), (CREATED, 8), (DESTROYED, 8), (DESTROYED, 7)]
             self.assertEqual(observer.events(4), [(type_, self.key, id_) for type_, id_ in expected])
 
-    def test_no_auth_keys_means_zero(self):
+    def test_a_batch_without_auth_keys_uses_auth_key_0(self):
         ids = random.sample(range(INT64_MAX), 3)
         request = pb.BatchCreateSessionsRequest(session_ids=ids)
         self.assertEqual(list(self.sessions.BatchCreateSessions(request).created), [True] * 3)
         self.assertEqual(self.has(*ids, key=0), [True] * 3)
 
-    def test_each_session_has_its_own_auth_key(self):
+    def test_each_session_in_a_batch_may_have_its_own_auth_key(self):
         request = pb.BatchCreateSessionsRequest(session_ids=[1, 1, 1], auth_key_ids=[self.key, self.key ^ 1, self.key])
         self.assertEqual(list(self.sessions.BatchCreateSessions(request).created), [True, True, False])
 
-    def test_an_empty_batch(self):
+    def test_an_empty_batch_has_an_empty_answer(self):
         self.assertEqual((self.create(), self.has(), self.destroy()), ([], [], []))
 
     def batches(self, **lists):
@@ -451,7 +451,7 @@ class BatchCalls(Case):
         yield self.sessions.BatchCreateSessions, pb.BatchCreateSessionsRequest(**lists)
         yield self.sessions.BatchDestroySessions, pb.BatchDestroySessionsRequest(**lists)
 
-    def test_lists_of_unequal_length(self):
+    def test_lists_of_unequal_length_are_refused(self):
         for ids, keys in (([1, 2], [1]), ([1], [1, 2]), ([], [1])):
             for call, request in self.batches(session_ids=ids, auth_key_ids=keys):
                 with self.subTest(request=str(request)), self.refused(
@@ -459,7 +459,7 @@ class BatchCalls(Case):
                 ):
                     call(request, timeout=DEADLINE)
 
-    def test_the_largest_batch(self):
+    def test_the_largest_batch_succeeds_in_order(self):
         ids = list(range(-1, MAX_BATCH - 1))
         with self.mine() as observer:
             observer.until("subscribed")
@@ -470,7 +470,7 @@ class BatchCalls(Case):
             self.assertEqual(self.destroy(*ids), [True] * MAX_BATCH)
             self.assertEqual(observer.events(MAX_BATCH), [(DESTROYED, self.key, id_) for id_ in ids])
 
-    def test_a_batch_too_large(self):
+    def test_a_batch_over_the_limit_is_refused(self):
         for keys in ([], [self.key] * (MAX_BATCH + 1)):
             for call, request in self.batches(session_ids=range(MAX_BATCH + 1), auth_key_ids=keys):
                 with self.subTest(type(request).__name__), self.refused(
@@ -481,7 +481,7 @@ class BatchCalls(Case):
 
 
 class Streams(Case):
-    def test_from_now_on(self):
+    def test_a_stream_without_a_start_reports_only_later_changes(self):
         self.create(1)
         with self.mine() as observer:
             first = observer.next()
@@ -494,14 +494,14 @@ class Streams(Case):
             expected = [(CREATED, 2), (DESTROYED, 1), (CREATED, 1)]
             self.assertEqual(observer.events(3), [(type_, self.key, id_) for type_, id_ in expected])
 
-    def test_snapshot_false_is_from_now_on(self):
+    def test_snapshot_false_starts_the_stream_now(self):
         self.create(1)
         with self.mine(snapshot=False) as observer:
             observer.next()
             self.create(2)
             self.assertEqual(observer.events(1), [(CREATED, self.key, 2)])
 
-    def test_a_requested_destroy_says_so(self):
+    def test_a_requested_destroy_has_the_reason_requested(self):
         self.create(1)
         with self.mine() as observer:
             observer.next()
@@ -509,7 +509,7 @@ class Streams(Case):
             (event,) = observer.until("events").events.events
             self.assertEqual((event.type, event.reason), (DESTROYED, pb.DESTROY_REASON_REQUESTED))
 
-    def test_snapshot(self):
+    def test_a_snapshot_lists_existing_sessions_and_live_events_follow(self):
         self.create(*range(-3, 4))
         with self.mine(snapshot=True) as observer:
             observer.next()
@@ -519,7 +519,7 @@ class Streams(Case):
             self.destroy(0)
             self.assertEqual(observer.events(1), [(DESTROYED, self.key, 0)])
 
-    def test_snapshot_of_nothing(self):
+    def test_a_snapshot_may_be_empty(self):
         with self.mine(snapshot=True) as observer:
             observer.next()
             self.assertEqual(observer.until("synced").synced.session_count, 0)
@@ -535,7 +535,7 @@ class Streams(Case):
                 observer.until("synced")
                 self.assertEqual(observer.held, {(0, id_) for id_ in ids})
 
-    def test_snapshots_under_change_are_exact(self):
+    def test_snapshots_are_exact_while_sessions_change(self):
         ids = range(MAX_BATCH)
         done = threading.Event()
         with Server("--workers", "2") as server, contextlib.ExitStack() as stack:
@@ -549,7 +549,7 @@ class Streams(Case):
             writers = [threading.Thread(target=change, args=[server.connect()]) for _ in range(3)]
             for writer in writers:
                 writer.start()
-            # Every insertion and removal is checked by the observer as it comes, as is the count at synced.
+            # The observer checks every insertion and removal as it arrives, and the count at synced.
             observers, some = [], random.sample(ids, 1000)
             try:
                 for _ in range(4):
@@ -570,7 +570,7 @@ class Streams(Case):
                 shown = model.intersection([*some, -1]) if observer.request.session_ids else model
                 self.assertEqual(observer.held, {(0, id_) for id_ in shown})
 
-    def test_resume_goes_on_exactly_there(self):
+    def test_a_stream_resumes_exactly_after_its_cursor(self):
         with self.mine() as observer:
             cursors = [observer.next().cursor]
             events = []
@@ -593,7 +593,7 @@ class Streams(Case):
                 self.assertEqual(resumed.next().WhichOneof("body"), "subscribed")
                 self.assertEqual(resumed.events(len(events) - place), events[place:])
 
-    def test_the_cursor_of_subscribed_and_of_synced_can_be_resumed(self):
+    def test_a_stream_resumes_from_the_cursor_of_subscribed_and_of_synced(self):
         self.create(1)
         with self.mine(snapshot=True) as observer:
             observer.next()
@@ -610,7 +610,7 @@ class Streams(Case):
                 resumed.next()
                 self.assertEqual(resumed.events(1), [(CREATED, self.key, 2)])
 
-    def test_the_cursor_before_a_snapshot_brings_the_snapshot(self):
+    def test_the_cursor_before_a_snapshot_starts_with_the_snapshot_again(self):
         self.create(1, 2)
         with self.mine(snapshot=True) as observer:
             cursor = observer.next().cursor
@@ -621,7 +621,7 @@ class Streams(Case):
             self.assertEqual(resumed.until("synced").synced.session_count, 3)
             self.assertEqual(resumed.held, {(self.key, 1), (self.key, 2), (self.key, 3)})
 
-    def test_a_cursor_serves_other_filters_too(self):
+    def test_a_cursor_also_works_with_other_filters(self):
         with self.mine() as observer:
             cursor = observer.next().cursor
         self.create(1, 2)
@@ -629,7 +629,7 @@ class Streams(Case):
         with self.mine(cursor=cursor, session_ids=[2], types=[DESTROYED]) as resumed:
             self.assertEqual(resumed.events(1), [(DESTROYED, self.key, 2)])
 
-    def test_what_is_no_cursor_is_an_error(self):
+    def test_a_malformed_cursor_is_an_error(self):
         with self.mine() as observer:
             good = observer.next().cursor
         for bad in ("", "no cursor", "0", good[:-1], good + "x", "x" + good, good.swapcase() + " ", "ü", "x" * 100_000):
@@ -638,7 +638,7 @@ class Streams(Case):
             with self.subTest(bad[:40]):
                 self.refused_stream("cursor", cursor=bad)
 
-    def test_a_cursor_of_another_registry_resets(self):
+    def test_a_cursor_of_another_registry_leads_to_a_reset(self):
         with Server() as other, other.subscribe() as observer:
             foreign = observer.next()
         self.create(1, 2)
@@ -651,7 +651,7 @@ class Streams(Case):
             self.create(3)
             self.assertEqual(observer.events(1), [(CREATED, self.key, 3)])
 
-    def test_a_cursor_too_old_resets(self):
+    def test_an_expired_cursor_leads_to_a_reset(self):
         with Server("--retain-events", "1024") as server:
             with server.subscribe() as observer:
                 old = observer.next().cursor
@@ -663,7 +663,7 @@ class Streams(Case):
                 observer.until("synced")
                 self.assertEqual(observer.held, {(0, id_) for id_ in range(10)})
 
-    def test_filters(self):
+    def test_a_session_must_match_every_filter(self):
         other = self.key ^ 1
         streams = {
             "by session": {"session_ids": [1, -1], "auth_key_ids": [self.key, other]},
@@ -695,7 +695,7 @@ class Streams(Case):
             with self.subTest("nothing passes: heartbeats alone"):
                 self.assertEqual(observers["by none that match"].next().WhichOneof("body"), "heartbeat")
 
-    def test_filtered_snapshot(self):
+    def test_filters_apply_to_snapshots(self):
         self.create(1, 2, 3)
         with self.mine(snapshot=True, session_ids=[1, 3, 4]) as observer:
             observer.next()
@@ -711,18 +711,18 @@ class Streams(Case):
             self.destroy(3)
             self.assertEqual(observer.events(1), [(DESTROYED, self.key, 3)])
 
-    def test_what_is_no_type_is_an_error(self):
+    def test_an_unknown_event_type_is_an_error(self):
         for types in ([99], [CREATED, 0]):
             with self.subTest(types):
                 self.refused_stream("types", types=types)
 
-    def test_heartbeats(self):
+    def test_heartbeats_come_at_the_requested_interval_and_carry_a_cursor(self):
         with self.mine(heartbeat=seconds(0.1)) as observer:
             self.assertEqual(observer.next().subscribed.heartbeat, seconds(0.1))
             begun = time.monotonic()
             for _ in range(3):
                 self.assertEqual(observer.next().WhichOneof("body"), "heartbeat")
-            self.assertGreater(time.monotonic() - begun, 0.25, "heartbeats come faster than asked for")
+            self.assertGreater(time.monotonic() - begun, 0.25, "heartbeats are faster than requested")
             cursor = observer.cursor
             self.create(1)
             self.assertEqual(observer.events(1), [(CREATED, self.key, 1)])
@@ -736,13 +736,13 @@ class Streams(Case):
             self.create(*range(100), key=self.key ^ 1)
             observer.next()
             cursor = observer.until("heartbeat").cursor
-        # The same place without the filter: the hidden events are behind it.
+        # Resume without the filter: the cursor is after the hidden events.
         with self.server.subscribe(cursor=cursor, auth_key_ids=[self.key, self.key ^ 1]) as resumed:
             resumed.next()
             self.create(1)
             self.assertEqual(resumed.events(1), [(CREATED, self.key, 1)])
 
-    def test_heartbeats_of_bad_length(self):
+    def test_heartbeat_intervals_out_of_bounds_are_refused(self):
         bad = {
             "too short": seconds(0.05), "zero": seconds(0), "negative": seconds(-1), "too long": seconds(3601),
             "mixed signs": duration_pb2.Duration(seconds=1, nanos=-1),
@@ -763,7 +763,7 @@ class Streams(Case):
             next(call)
         self.assertEqual(caught.exception.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
 
-    def test_a_cancelled_stream_leaves_the_others_alone(self):
+    def test_cancelling_a_stream_does_not_affect_others(self):
         with self.mine() as stays:
             stays.next()
             with self.mine() as goes:
@@ -771,7 +771,7 @@ class Streams(Case):
             self.create(1)
             self.assertEqual(stays.events(1), [(CREATED, self.key, 1)])
 
-    def test_many_observers_on_one_connection(self):
+    def test_many_observers_share_one_connection(self):
         with contextlib.ExitStack() as stack:
             observers = [stack.enter_context(self.mine()) for _ in range(50)]
             for observer in observers:
@@ -790,7 +790,7 @@ class Leases(Case):
     def grant(self, ttl):
         return self.leases.GrantLease(lease_pb.GrantLeaseRequest(ttl=seconds(ttl), owner="interop"))
 
-    def test_a_lease_expires(self):
+    def test_an_expired_lease_destroys_its_sessions(self):
         granted = self.grant(1)
         self.assertEqual(granted.ttl, seconds(1))
         begun = time.monotonic()
@@ -806,7 +806,7 @@ class Leases(Case):
         with self.refused(grpc.StatusCode.NOT_FOUND):
             self.leases.KeepLeaseAlive(lease_pb.KeepLeaseAliveRequest(lease_id=granted.lease_id))
 
-    def test_a_lease_that_is_kept_alive_lives(self):
+    def test_a_lease_that_is_kept_alive_does_not_expire(self):
         lease = self.grant(1).lease_id
         self.create(1, lease_id=lease)
         end = time.monotonic() + 3
@@ -816,7 +816,7 @@ class Leases(Case):
             self.assertEqual(self.has(1), [True])
             time.sleep(0.2)
 
-    def test_revoke(self):
+    def test_revoking_a_lease_destroys_its_sessions(self):
         lease = self.grant(60).lease_id
         with self.mine() as observer:
             observer.next()
@@ -843,12 +843,12 @@ class Leases(Case):
         self.assertEqual(self.create(1, lease_id=old), [True])
         self.assertEqual(self.create(1, lease_id=new), [False])
         self.assertEqual(self.destroy(1, lease_id=old), [False])
-        self.assertEqual(self.create(1), [False])  # without a lease: it keeps the new one
+        self.assertEqual(self.create(1), [False])  # without a lease, the session keeps the new one
         self.assertEqual(self.leases.RevokeLease(lease_pb.RevokeLeaseRequest(lease_id=old)).sessions_destroyed, 0)
         self.assertEqual(self.has(1), [True])
         self.assertEqual(self.destroy(1, lease_id=new), [True])
 
-    def test_bad_requests(self):
+    def test_invalid_ttls_and_owners_are_refused(self):
         for ttl in (0, 0.5, -1, 24 * 3600 + 1):
             with self.subTest(ttl=ttl), self.refused(grpc.StatusCode.INVALID_ARGUMENT, "ttl"):
                 self.grant(ttl)
@@ -875,7 +875,7 @@ class Placements(Case):
         )
         return self.sessions.CreateSession(request)
 
-    def test_lookup(self):
+    def test_lookups_return_the_lease_and_its_owner(self):
         lease = self.grant("10.0.0.1:443")
         self.create(1, lease_id=lease)
         self.create(2)
@@ -898,7 +898,7 @@ class Placements(Case):
         with self.refused(grpc.StatusCode.INVALID_ARGUMENT, "lease_id"):
             self.take(1, 0, a)
 
-    def test_streams_tell_where_sessions_are(self):
+    def test_streams_with_placements_report_leases_and_moves(self):
         a, b = self.grant("a"), self.grant("b")
         self.create(1, lease_id=a)
         self.create(2)
@@ -931,7 +931,7 @@ class Placements(Case):
 
 
 class StandardServices(Case):
-    def test_health(self):
+    def test_health_is_reported(self):
         for service in ("", "sessiond.v1.SessionService"):
             response = self.server.health.Check(health_pb2.HealthCheckRequest(service=service), timeout=DEADLINE)
             self.assertEqual(response.status, health_pb2.HealthCheckResponse.SERVING, service)
@@ -940,7 +940,7 @@ class StandardServices(Case):
         self.assertEqual(caught.exception.code(), grpc.StatusCode.NOT_FOUND)
 
     def reflect(self, version, **request):
-        # The messages of v1 and v1alpha are the same but for their package.
+        # The messages of v1 and v1alpha differ only in their package.
         call = self.server.channel.stream_stream(
             f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
             reflection_pb2.ServerReflectionRequest.SerializeToString,
@@ -948,7 +948,7 @@ class StandardServices(Case):
         )
         return next(call(iter([reflection_pb2.ServerReflectionRequest(**request)]), timeout=DEADLINE))
 
-    def test_reflection(self):
+    def test_reflection_describes_the_services(self):
         for version in ("v1", "v1alpha"):
             with self.subTest(version):
                 listed = self.reflect(version, list_services="").list_services_response.service
@@ -960,8 +960,8 @@ class StandardServices(Case):
                 answer = self.reflect(version, file_by_filename="google/protobuf/duration.proto")
                 self.assertTrue(answer.file_descriptor_response.file_descriptor_proto)
 
-    def test_error_details_can_be_read_with_nothing_but_reflection(self):
-        # As grpcurl does it.
+    def test_error_details_can_be_decoded_through_reflection(self):
+        # As grpcurl does.
         database = proto_reflection_descriptor_database.ProtoReflectionDescriptorDatabase(self.server.channel)
         pool = descriptor_pool.DescriptorPool(database)
         with self.assertRaises(grpc.RpcError) as caught:
@@ -974,7 +974,7 @@ class StandardServices(Case):
         self.assertEqual(shown["reason"], "SESSION_ID_MISSING")
         self.assertEqual(shown["fieldViolations"][0]["field"], "session_id")
 
-    def test_the_admin_port(self):
+    def test_the_admin_port_answers(self):
         address = self.server.admin_address
         self.create(1)
         for path, status in (("live", 200), ("ready", 200), ("metrics", 200), ("no-such-page", 404)):
@@ -984,7 +984,7 @@ class StandardServices(Case):
 
 
 class Drain(Case):
-    """Each test ends a server, so each has its own."""
+    """Each test stops a server, so each has its own."""
 
     def setUp(self):
         super().setUp()
@@ -993,9 +993,9 @@ class Drain(Case):
         self.sessions = self.server.sessions
 
     def check_drain(self, observer):
-        """Ends the server and checks what this observer hears of it; gives its last message and RetryInfo."""
+        """Checks how a drain ends this observer's stream. Returns the last message and the retry delay in nanoseconds."""
         last, error = observer.end()
-        self.assertIsNotNone(last, "no message came before the end")
+        self.assertIsNotNone(last, "the stream ended without a last message")
         self.assertEqual(last.WhichOneof("body"), "heartbeat")
         self.assertTrue(last.cursor)
         details = self.check_error(error, grpc.StatusCode.UNAVAILABLE)
@@ -1004,12 +1004,12 @@ class Drain(Case):
         return last, details["RetryInfo"].retry_delay.ToNanoseconds()
 
     def churn(self, server):
-        """Calls that make many events."""
+        """Yields calls that cause many events."""
         ids = range(MAX_BATCH)
         yield server.sessions.BatchCreateSessions, pb.BatchCreateSessionsRequest(session_ids=ids)
         yield server.sessions.BatchDestroySessions, pb.BatchDestroySessionsRequest(session_ids=ids)
 
-    def test_sigterm(self):
+    def test_sigterm_drains(self):
         observers = [self.mine() for _ in range(10)]
         for observer in observers:
             observer.next()
@@ -1021,10 +1021,10 @@ class Drain(Case):
         ends = [self.check_drain(observer) for observer in observers]
         self.assertEqual(self.server.exit_code(11), 0)
         self.assertLess(time.monotonic() - begun, 11)
-        self.assertEqual({last.cursor for last, _ in ends}, {ends[0][0].cursor}, "the same place, another cursor")
-        self.assertGreater(len({delay for _, delay in ends}), 1, "every observer is told to come back at once")
+        self.assertEqual({last.cursor for last, _ in ends}, {ends[0][0].cursor}, "the cursors differ at the same place")
+        self.assertGreater(len({delay for _, delay in ends}), 1, "all observers would reconnect at the same time")
 
-    def test_the_last_cursor_of_a_lost_registry_resets_in_the_next(self):
+    def test_the_last_cursor_of_a_lost_registry_leads_to_a_reset_in_a_new_one(self):
         with self.mine() as observer:
             observer.next()
             self.server.terminate()
@@ -1035,7 +1035,7 @@ class Drain(Case):
             self.assertEqual(observer.until("reset").reset.reason, pb.RESET_REASON_CURSOR_FOREIGN)
             self.assertEqual(observer.until("synced").synced.session_count, 0)
 
-    def test_health_watchers_hear_of_it(self):
+    def test_health_watches_report_the_drain(self):
         watch = self.server.health.Watch(health_pb2.HealthCheckRequest(service=""), timeout=DEADLINE)
         self.assertEqual(next(watch).status, health_pb2.HealthCheckResponse.SERVING)
         self.server.terminate()
@@ -1043,9 +1043,9 @@ class Drain(Case):
             self.assertEqual(next(watch).status, health_pb2.HealthCheckResponse.NOT_SERVING)
         self.assertEqual(self.server.exit_code(11), 0)
 
-    def test_a_stuck_observer_holds_the_drain_for_its_timeout_only(self):
+    def test_a_drain_ends_at_its_timeout_although_an_observer_is_stuck(self):
         with Server("--drain-timeout", "2s") as server:
-            # It reads nothing: its stream's window is full when the end comes.
+            # This observer reads nothing, so its flow-control window is full when the drain starts.
             stuck = server.sessions.Subscribe(pb.SubscribeRequest())
             self.addCleanup(stuck.cancel)
             next(stuck)
@@ -1057,19 +1057,19 @@ class Drain(Case):
             server.terminate()
             begun = time.monotonic()
             while http_status(ready) == 200:
-                self.assertLess(time.monotonic() - begun, 2, "ready while it drains")
+                self.assertLess(time.monotonic() - begun, 2, "a draining server is still ready")
             self.assertEqual(server.exit_code(5), 0)
 
-    def test_sigint_drains_too(self):
+    def test_sigint_drains(self):
         with self.mine() as observer:
             observer.next()
             self.server.process.send_signal(signal.SIGINT)
             self.check_drain(observer)
         self.assertEqual(self.server.exit_code(11), 0)
 
-    def test_a_second_signal_exits_at_once(self):
+    def test_a_second_signal_exits_immediately(self):
         with Server("--drain-timeout", "120s") as server:
-            # A connection that never says anything, and an observer that reads nothing, to wait for.
+            # The drain has to wait for a silent connection and for an observer that reads nothing.
             host, _, port = server.address.rpartition(":")
             silent = socket.create_connection((host, int(port)))
             self.addCleanup(silent.close)
@@ -1083,13 +1083,13 @@ class Drain(Case):
             next(watch)
             server.terminate()
             with contextlib.suppress(grpc.RpcError):
-                next(watch)  # the drain has begun
+                next(watch)  # the drain has started
             server.terminate()
             server.exit_code(5)
 
 
 class Access(unittest.TestCase):
-    """TLS, client certificates and tokens, each by the means that gRPC itself has for it."""
+    """TLS, client certificates and tokens, each through gRPC's own API."""
 
     def setUp(self):
         folder = tempfile.TemporaryDirectory(prefix="sessiond-interop-")
@@ -1109,7 +1109,7 @@ class Access(unittest.TestCase):
         return server
 
     def secure(self, server, authority=None, certificate=None, token=None):
-        """The sessions over a connection that trusts an authority, as somebody."""
+        """Returns a stub with a new connection that trusts this authority and uses these credentials."""
         credentials = grpc.ssl_channel_credentials(
             (authority or self.authority).cert_pem.bytes(),
             certificate and certificate.private_key_pem.bytes(),
@@ -1127,12 +1127,12 @@ class Access(unittest.TestCase):
         self.assertEqual(caught.exception.code(), code, caught.exception.details())
 
     def new_token(self, name, scopes):
-        """A token, and its line in the list."""
+        """Makes a token. Returns it and its line for the access file."""
         command = [BINARY, "token", "new", "--name", name, "--scopes", scopes]
         token, line = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
         return token, line
 
-    def test_tls(self):
+    def test_tls_is_required_and_the_certificate_is_verified(self):
         server = self.start()
         sessions = self.secure(server)
         with Observer(sessions, pb.SubscribeRequest()) as observer:
@@ -1143,7 +1143,7 @@ class Access(unittest.TestCase):
         self.refused(grpc.StatusCode.UNAVAILABLE, self.secure(server, trustme.CA()).HasSession, request)
         self.refused(grpc.StatusCode.UNAVAILABLE, server.sessions.HasSession, request)
 
-    def test_client_certificates(self):
+    def test_client_certificates_are_required_and_have_scopes(self):
         self.list.write_text("certificate gateway.fleet.example read\n")
         server = self.start("--tls-client-ca", self.folder / "ca.crt", "--access-file", self.list)
         has, create = pb.HasSessionRequest(session_id=1), pb.CreateSessionRequest(session_id=1)
@@ -1156,7 +1156,7 @@ class Access(unittest.TestCase):
         self.refused(grpc.StatusCode.UNAVAILABLE, foreign.HasSession, has)
         self.refused(grpc.StatusCode.UNAVAILABLE, self.secure(server).HasSession, has)
 
-    def test_tokens(self):
+    def test_tokens_have_scopes_and_can_be_withdrawn(self):
         (gateway, its_line), (dashboard, other_line) = self.new_token("g", "read,write"), self.new_token("d", "observe")
         self.list.write_text(f"{its_line}\n{other_line}\n")
         server = self.start("--access-file", self.list)
@@ -1176,7 +1176,7 @@ class Access(unittest.TestCase):
 
 
 class Restarts(unittest.TestCase):
-    """Callers whose channel has the service config of the README."""
+    """Restarts of servers under load, with the README's service config."""
 
     def setUp(self):
         self.answered, self.errors, self.over = 0, [], threading.Event()
@@ -1189,21 +1189,22 @@ class Restarts(unittest.TestCase):
                 self.answered += 2
             except grpc.RpcError as error:
                 self.errors.append(error)
-            time.sleep(0.002)  # A load that leaves the machine something for the servers.
+            time.sleep(0.002)  # leaves enough of the machine to the servers
 
-    def goes_on(self):
+    def wait_for_answers(self):
         end, until = time.monotonic() + DEADLINE, self.answered + 200
         while self.answered < until and not self.errors:
             self.assertLess(time.monotonic(), end, "no call is answered")
             time.sleep(0.01)
 
     def restart(self, count):
-        # Addresses that no client's end of a connection takes meanwhile.
+        # Loopback addresses whose ports no client takes as a local port while a server is down.
         servers = [Server(listen=f"127.{random.randint(1, 254)}.{n}.1:0") for n in range(count)]
         for server in servers:
             self.addCleanup(lambda n: servers[n].__exit__(), servers.index(server))
         addresses = ",".join(server.address for server in servers)
-        # Of a list gRPC makes an authority that HTTP does not allow. A name that leads to all replicas is one itself.
+        # For a list of addresses, gRPC makes an authority that is invalid in HTTP. A DNS name of all replicas needs no
+        # such option.
         options = [("grpc.service_config", SERVICE_CONFIG), ("grpc.default_authority", "sessiond")]
         with grpc.insecure_channel(f"ipv4:{addresses}", options) as channel:
             sessions = pb_grpc.SessionServiceStub(channel)
@@ -1212,29 +1213,29 @@ class Restarts(unittest.TestCase):
                 caller.start()
             try:
                 for n, server in enumerate(servers):
-                    self.goes_on()
+                    self.wait_for_answers()
                     server.terminate()
                     self.assertEqual(server.exit_code(11), 0)
                     if count > 1:
-                        self.goes_on()
+                        self.wait_for_answers()
                     server.__exit__()
                     servers[n] = Server(listen=server.address)
-                self.goes_on()
+                self.wait_for_answers()
             finally:
                 self.over.set()
                 for caller in callers:
                     caller.join()
         self.assertEqual(self.errors, [])
 
-    def test_nobody_notices_a_rolling_restart(self):
+    def test_a_rolling_restart_fails_no_call(self):
         self.restart(3)
 
-    def test_nobody_notices_that_a_server_is_back_in_time(self):
+    def test_a_quick_restart_fails_no_call(self):
         self.restart(1)
 
 
 class Retries(unittest.TestCase):
-    """What gRPC's C core makes of refusals by itself, with the service config of the README."""
+    """How gRPC's C core retries refused calls with the README's service config."""
 
     def start(self, *flags, config=SERVICE_CONFIG):
         server = Server(*flags)
@@ -1248,24 +1249,24 @@ class Retries(unittest.TestCase):
             line = re.search(rf'^sessiond_refused_total{{reason="{reason}"}} (\d+)$', response.read().decode(), re.MULTILINE)
         return int(line[1])
 
-    def test_a_rate_limit_slows_a_client_down_and_fails_no_call(self):
+    def test_a_rate_limit_delays_calls_and_fails_none(self):
         server, sessions = self.start("--rate-limit", "5", "--rate-burst", "5")
         begun = time.monotonic()
         for id_ in range(15):
             self.assertTrue(sessions.CreateSession(pb.CreateSessionRequest(session_id=id_), timeout=10).created)
-        self.assertGreater(time.monotonic() - begun, 1.9, "15 calls at 5 a second, of which 5 may come at once")
-        # One call at a time is refused once, and its retry comes when it is allowed.
+        self.assertGreater(time.monotonic() - begun, 1.9, "15 calls at 5 a second, with a burst of 5")
+        # Calls are made one at a time, each is refused at most once, and its retry comes when it is allowed.
         self.assertLessEqual(self.refusals(server, "RATE_LIMITED"), 10)
         self.assertGreater(self.refusals(server, "RATE_LIMITED"), 0)
 
-    def test_what_would_fail_again_is_not_retried(self):
+    def test_permanent_errors_are_not_retried(self):
         server, sessions = self.start("--max-message-bytes", "1024")
         with self.assertRaises(grpc.RpcError) as caught:
             sessions.BatchHasSessions(pb.BatchHasSessionsRequest(session_ids=range(1000)), timeout=10)
         self.assertEqual(caught.exception.code(), grpc.StatusCode.RESOURCE_EXHAUSTED)
         self.assertEqual(self.refusals(server, "REQUEST_TOO_LARGE"), 1)
 
-    def test_an_observer_too_many_waits_for_a_place(self):
+    def test_an_observer_over_the_limit_is_retried_until_another_leaves(self):
         server, sessions = self.start("--max-observers", "1")
         first = server.subscribe()
         first.next()
@@ -1277,8 +1278,8 @@ class Retries(unittest.TestCase):
             first.call.cancel()
             self.assertEqual(second.next().WhichOneof("body"), "subscribed")
 
-    def test_connections_end_by_age_and_no_call_fails(self):
-        # No retries: a GOAWAY must not cost a call.
+    def test_no_call_fails_when_connections_reach_their_maximum_age(self):
+        # Without retries: a GOAWAY must not fail a call.
         server, sessions = self.start("--max-connection-age", "1s", config=None)
         observer = Observer(sessions, pb.SubscribeRequest(snapshot=True))
         ended = threading.Event()
@@ -1287,7 +1288,7 @@ class Retries(unittest.TestCase):
         while time.monotonic_ns() - begun < 4e9:
             id_ += 1
             self.assertTrue(sessions.CreateSession(pb.CreateSessionRequest(session_id=id_), timeout=10).created)
-        self.assertTrue(ended.wait(DEADLINE), "the stream outlives its connection's age")
+        self.assertTrue(ended.wait(DEADLINE), "the stream outlives the maximum age of its connection")
         self.assertEqual(observer.error.code(), grpc.StatusCode.UNAVAILABLE)
         self.assertIn("RetryInfo", details_of(observer.error))
         with Observer(sessions, pb.SubscribeRequest(cursor=observer.cursor)) as resumed:
@@ -1295,14 +1296,15 @@ class Retries(unittest.TestCase):
 
 
 class Outages(unittest.TestCase):
-    """Gateways with the default channel options: gRPC's C core waits longer and longer before it connects again. The last gateway has
-    the options of docs/gateways.md."""
+    """Outages of the server, for gateways with gRPC's default channel options: C core reconnects with a growing backoff.
+
+    The last gateway has the options of docs/gateways.md instead."""
 
     OUTAGE, TTL, GATEWAYS = (75, 30, 6) if IS_LONG else (8, 2, 3)
     SESSIONS = 100
 
     def keep_alive(self, address, n):
-        """A gateway: holds its sessions under a lease until the test is over."""
+        """Acts as a gateway: keeps its sessions under a lease until the test is over."""
         options = GATEWAY_OPTIONS if n == self.GATEWAYS - 1 else {}
         with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1), *options.items()]) as channel:
             leases = lease_grpc.LeaseServiceStub(channel)
@@ -1321,7 +1323,7 @@ class Outages(unittest.TestCase):
                         return
 
     def wait_for_keep_alives(self, since, timeout):
-        """Waits until every gateway has kept its lease alive since then, or has lost it."""
+        """Waits until every gateway has lost its lease or kept it alive after the time since."""
         end = time.monotonic() + timeout
         while not all(self.first_kept(n, since) or n in self.lost for n in range(self.GATEWAYS)):
             self.assertLess(time.monotonic(), end, "some gateways are not back")
@@ -1335,7 +1337,7 @@ class Outages(unittest.TestCase):
         folder = tempfile.TemporaryDirectory(prefix="sessiond-interop-")
         self.addCleanup(folder.cleanup)
         storage = f"file:{folder.name}/registry"
-        # An address that no client's end of a connection takes meanwhile.
+        # A loopback address whose ports no client takes as a local port while the server is down.
         server = Server(listen=f"127.{random.randint(1, 254)}.0.1:0", storage=storage)
         gateways = [threading.Thread(target=self.keep_alive, args=[server.address, n]) for n in range(self.GATEWAYS)]
         try:
@@ -1348,7 +1350,7 @@ class Outages(unittest.TestCase):
             back = time.monotonic()
             self.wait_for_keep_alives(back, 130)
             late = [(self.first_kept(n, back) or math.inf) - back for n in range(self.GATEWAYS)]
-            print(f"\nafter {self.OUTAGE} s away, gateways were back after {', '.join(f'{s:.1f}' for s in late)} s")
+            print(f"\nafter an outage of {self.OUTAGE} s, gateways were back after {', '.join(f'{s:.1f}' for s in late)} s")
             ids = range(self.GATEWAYS * self.SESSIONS)
             exists = server.sessions.BatchHasSessions(pb.BatchHasSessionsRequest(session_ids=ids), timeout=10).exists
         finally:
@@ -1357,13 +1359,13 @@ class Outages(unittest.TestCase):
                 gateway.join()
             server.__exit__()
         self.assertEqual(self.lost, [], "gateways that lost their lease")
-        longest = GATEWAY_OPTIONS["grpc.max_reconnect_backoff_ms"] / 1000 * 1.2  # and C core's jitter
-        self.assertLess(late[-1], longest + self.TTL / 3 + 2, "the options of docs/gateways.md bring a gateway back soon")
+        longest = GATEWAY_OPTIONS["grpc.max_reconnect_backoff_ms"] / 1000 * 1.2  # with C core's jitter
+        self.assertLess(late[-1], longest + self.TTL / 3 + 2, "a gateway with the options of docs/gateways.md is back late")
         self.assertEqual(list(exists), [True] * len(ids))
 
 
 class Example(Case):
-    def test_watch(self):
+    def test_the_example_watch_prints_changes(self):
         process = subprocess.Popen(
             [sys.executable, ROOT / "examples/python/watch.py", self.server.address],
             env=os.environ | {"PYTHONPATH": STUBS}, stdout=subprocess.PIPE, text=True,

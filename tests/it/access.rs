@@ -1,4 +1,4 @@
-//! Who may do what: tokens, certificates, scopes, and what is withdrawn.
+//! Access control: tokens, certificates, scopes, and their withdrawal.
 
 use std::{
     fs,
@@ -30,7 +30,7 @@ use crate::{
 
 const SESSION: SessionKey = SessionKey::new(0, 1);
 
-/// A server with a list of those who may call.
+/// A server with an access file.
 struct Guarded {
     program: Program,
     list: PathBuf,
@@ -54,11 +54,11 @@ impl Guarded {
         Client::builder(&self.url()).unwrap().token(token.token()).unwrap().connect_lazy().unwrap()
     }
 
-    /// Replaces the list, and waits until the server has read it.
+    /// Replaces the access file and waits until the server has read it.
     async fn change(&self, lines: &[String]) {
         let before = self.program.log().matches("read again").count();
         fs::write(&self.list, lines.join("\n")).unwrap();
-        crate::server::eventually("the list is read again", || {
+        crate::server::eventually("the server reads the access file again", || {
             self.program.log().matches("read again").count() > before
         })
         .await;
@@ -122,7 +122,7 @@ async fn each_scope_allows_its_calls_and_no_others() {
 }
 
 #[tokio::test]
-async fn who_is_not_known_may_ask_after_the_servers_health_and_no_more() {
+async fn unauthenticated_callers_may_only_check_health() {
     let (reads, admin) = (token("reads"), token("admin"));
     let guarded = Guarded::start(&[line(&reads, "read"), line(&admin, "admin")]).await;
     let stranger = Client::connect_lazy(&guarded.url()).unwrap();
@@ -159,7 +159,7 @@ async fn who_is_not_known_may_ask_after_the_servers_health_and_no_more() {
         raw.send(request, has.clone()).await.unwrap().grpc.unwrap().code()
     };
     assert_eq!(with(&format!("{SERVICE}/HasSession"), Some(&reads)).await, Code::Ok);
-    // What there is not is nobody's to know either.
+    // Unauthenticated callers cannot find out which methods exist.
     assert_eq!(with(&format!("{SERVICE}/Nonsense"), None).await, Code::Unauthenticated);
     assert_eq!(with(&format!("{SERVICE}/Nonsense"), Some(&reads)).await, Code::Unimplemented);
     let reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
@@ -169,7 +169,7 @@ async fn who_is_not_known_may_ask_after_the_servers_health_and_no_more() {
 }
 
 #[tokio::test]
-async fn what_is_withdrawn_ends_streams_and_refuses_calls() {
+async fn withdrawing_a_token_or_scope_ends_streams_and_refuses_calls() {
     let (stays, goes) = (token("stays"), token("goes"));
     let lines = [line(&stays, "read,observe"), line(&goes, "read,observe")];
     let guarded = Guarded::start(&lines).await;
@@ -178,9 +178,9 @@ async fn what_is_withdrawn_ends_streams_and_refuses_calls() {
     for watch in &mut watches {
         assert!(matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Subscribed { .. }));
     }
-    // What is no list changes nothing.
+    // An invalid access file changes nothing.
     fs::write(&guarded.list, "tokne").unwrap();
-    guarded.program.logs("is no kind of entry").await;
+    guarded.program.logs("is not a kind of entry").await;
     assert!(soon(clients[1].has(SESSION)).await.is_ok());
 
     guarded.change(&lines[..1]).await;
@@ -189,7 +189,7 @@ async fn what_is_withdrawn_ends_streams_and_refuses_calls() {
     assert_refused(soon(clients[1].has(SESSION)).await, Code::Unauthenticated, "TOKEN_UNKNOWN");
     guarded.program.metric_comes_to("sessiond_observers", 1).await;
 
-    // A scope that is taken away counts too; what else changes does not.
+    // Removing a scope ends a stream that needs it. Other changes to the access file leave the stream alone.
     let writes = token("writes");
     guarded.change(&[line(&stays, "observe"), line(&writes, "write")]).await;
     assert!(soon(guarded.client(&writes).create(SESSION)).await.unwrap());
@@ -201,7 +201,7 @@ async fn what_is_withdrawn_ends_streams_and_refuses_calls() {
 }
 
 #[tokio::test]
-async fn a_call_that_has_begun_is_finished_although_its_token_is_withdrawn() {
+async fn a_call_in_flight_finishes_after_its_token_is_withdrawn() {
     let token = token("goes");
     let guarded = Guarded::start(&[line(&token, "read")]).await;
     let mut raw = Raw::connect(guarded.program.addr).await;
@@ -212,7 +212,7 @@ async fn a_call_that_has_begun_is_finished_although_its_token_is_withdrawn() {
         request
     };
     let (response, mut body) = raw.open(request()).await;
-    // What comes before on the connection has arrived.
+    // An answer to a later call shows that the server has received the open one.
     assert_eq!(raw.send(request(), has.clone()).await.unwrap().grpc.unwrap().code(), Code::Ok);
     guarded.change(&[]).await;
     assert_eq!(raw.send(request(), has.clone()).await.unwrap().grpc.unwrap().code(), Code::Unauthenticated);
@@ -231,7 +231,7 @@ async fn a_token_that_expires_ends_its_streams() {
 }
 
 #[tokio::test]
-async fn certificates_have_the_scopes_of_their_names() {
+async fn a_certificate_has_the_scopes_of_all_its_names() {
     let folder = tempfile::tempdir().unwrap();
     let ours = Authority::new(folder.path(), "ours");
     let server = ours.issue("server", &["localhost", "127.0.0.1"]);
@@ -266,31 +266,31 @@ async fn certificates_have_the_scopes_of_their_names() {
     let stranger = ours.issue("stranger", &["other.example"]);
     let client = builder(&stranger).connect_lazy().unwrap();
     assert_refused(soon(client.has(SESSION)).await, Code::PermissionDenied, "CERTIFICATE_UNKNOWN");
-    // A token goes before the certificate.
+    // A token takes precedence over the certificate.
     let client = builder(&gateway).token(token.token()).unwrap().connect_lazy().unwrap();
     assert!(soon(client.watch(WatchOptions::snapshot()).next()).await.is_ok());
     assert_refused(soon(client.create(SESSION)).await, Code::PermissionDenied, "SCOPE_MISSING");
 }
 
 #[tokio::test]
-async fn a_new_token_is_written_to_a_file_that_only_its_user_can_read() {
+async fn token_new_writes_the_token_to_a_file_with_mode_0600_and_never_overwrites() {
     let guarded = Guarded::start(&[]).await;
     let file = guarded.list.with_file_name("new-token");
     let args = ["token", "new", "--name", "gateway-1", "--scopes", "read,write", "--out", text(&file)];
     let new = run(guarded.command(&args)).await;
     assert_eq!(new.code, Some(0), "{new:?}");
-    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600, "whatever the umask");
-    // Exactly what is sent: a client in another language need not cut off the end of a line.
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600, "independent of the umask");
+    // The file has no newline at its end, so clients in other languages can send its content as it is.
     let token = fs::read_to_string(&file).unwrap();
     assert!(token.starts_with("gateway-1.") && token.bytes().all(|byte| byte.is_ascii_graphic()), "{token:?}");
     let line = new.stdout.trim_end();
     assert!(line.starts_with("token gateway-1 read,write sha256:") && !line.contains('\n'), "{line}");
-    assert!(!new.stdout.contains(&token) && !new.stderr.contains(&token), "the token is nowhere else");
+    assert!(!new.stdout.contains(&token) && !new.stderr.contains(&token), "the token is printed nowhere");
     guarded.change(&[line.to_owned()]).await;
     let created = run(guarded.command(&["create", "5", "--token-file", text(&file)])).await;
     assert_eq!(created, printed(0, "5 created\n"));
 
-    // A file that is there is somebody's token.
+    // An existing file is not overwritten: it may hold a token that is in use.
     let again = run(guarded.command(&args)).await;
     assert_eq!((again.code, &*again.stdout), (Some(1), ""), "{again:?}");
     assert!(again.stderr.contains(text(&file)) && again.stderr.contains("exists"), "{again:?}");
@@ -298,7 +298,7 @@ async fn a_new_token_is_written_to_a_file_that_only_its_user_can_read() {
 }
 
 #[tokio::test]
-async fn the_program_makes_tokens_and_shows_them() {
+async fn token_new_prints_a_token_that_every_command_accepts() {
     let guarded = Guarded::start(&[]).await;
     let new = run(guarded.command(&["token", "new", "--name", "gateway-1", "--scopes", "read,write,observe"])).await;
     assert_eq!(new.code, Some(0), "{new:?}");
@@ -319,21 +319,25 @@ async fn the_program_makes_tokens_and_shows_them() {
 
     assert_fails(&run(guarded.command(&["has", "5"])).await, 3, "UNAUTHENTICATED");
     assert_fails(&run(guarded.command(&["has", "5", "--token", "a.b"])).await, 3, "UNAUTHENTICATED");
-    assert_fails(&run(guarded.command(&["has", "5", "--token", "a b"])).await, 2, "the token is not one");
+    assert_fails(&run(guarded.command(&["has", "5", "--token", "a b"])).await, 2, "the token is malformed");
     assert_fails(&run(guarded.command(&["has", "5", "--token-file", "/nowhere"])).await, 2, "see --token-file");
-    assert_fails(&run(guarded.command(&["token", "new", "--name", "a b", "--scopes", "read"])).await, 2, "is no name");
+    assert_fails(
+        &run(guarded.command(&["token", "new", "--name", "a b", "--scopes", "read"])).await,
+        2,
+        "is not a token name",
+    );
     let help = run(guarded.command(&["has", "--help", "--token", token])).await;
     assert!(!help.stdout.contains(token));
     assert!(!guarded.program.log().contains(token));
 }
 
 #[tokio::test]
-async fn a_list_that_cannot_be_read_keeps_the_server_from_starting() {
+async fn a_server_does_not_start_with_an_invalid_access_file() {
     let folder = tempfile::tempdir().unwrap();
     let list = folder.path().join("access");
     fs::write(&list, "# nobody\ntoken a raed").unwrap();
     for (path, says) in
-        [("/nowhere", "see --access-file"), (text(&list), "line 2: \"raed\" is no scope"), ("/dev/zero", "bytes")]
+        [("/nowhere", "see --access-file"), (text(&list), "line 2: \"raed\" is not a scope"), ("/dev/zero", "bytes")]
     {
         let args = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--access-file", path];
         let output = soon(serve(&args).output()).await.unwrap();
@@ -344,7 +348,7 @@ async fn a_list_that_cannot_be_read_keeps_the_server_from_starting() {
 }
 
 #[tokio::test]
-async fn a_server_that_lets_everybody_in_says_so_where_others_reach_it() {
+async fn a_server_on_a_public_address_warns_about_missing_authentication_and_tls() {
     Program::start_on("0.0.0.0:0", &[]).await.logs("NO AUTHENTICATION").await;
     let folder = tempfile::tempdir().unwrap();
     let list = folder.path().join("access");

@@ -16,7 +16,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn it_tells_that_the_server_lives_and_is_ready() {
+async fn the_admin_port_reports_live_ready_and_writable() {
     let server = Running::start().await;
     for (path, body) in [("/live", "live\n"), ("/ready", "ready\n"), ("/writable", "writable\n")] {
         let page = get(server.admin, path).await;
@@ -36,12 +36,12 @@ async fn it_tells_that_the_server_lives_and_is_ready() {
 }
 
 #[tokio::test]
-async fn idle_connections_keep_no_probe_waiting() {
+async fn idle_connections_do_not_delay_probes() {
     let server = Running::start().await;
     let mut idle = Vec::new();
     for n in 0..200 {
         let mut socket = soon(TcpStream::connect(server.admin)).await.unwrap();
-        // Some have said nothing, some a part of a request, and some a whole one.
+        // A third have sent nothing, a third part of a request, and a third a whole request.
         let said = ["", "GET /live HTT", "GET /live HTTP/1.1\r\nhost: admin\r\n\r\n"][n % 3];
         soon(socket.write_all(said.as_bytes())).await.unwrap();
         idle.push(socket);
@@ -82,7 +82,7 @@ async fn calls_are_counted_by_method_and_code() {
     for (reason, count) in [("SESSION_ID_MISSING", 1), ("TOO_MANY_SESSIONS", 0)] {
         assert_eq!(program.metric(&format!("sessiond_refused_total{{reason=\"{reason}\"}}")).await, count, "{reason}");
     }
-    // Changes are counted when they are published, which is after their call was answered.
+    // Changes are counted when they are published, which happens after their call was answered.
     program.metric_comes_to("sessiond_changes_total{type=\"created\",reason=\"none\"}", 3).await;
     assert!(program.metric("sessiond_connections").await >= 1);
     drop(observed);
@@ -91,7 +91,7 @@ async fn calls_are_counted_by_method_and_code() {
 }
 
 #[tokio::test]
-async fn metrics_are_the_figures_of_the_moment() {
+async fn metrics_report_current_values() {
     let program = Program::start(&[]).await;
     let client = program.sessions();
     let leases = crate::server::Leases::new(
@@ -125,13 +125,13 @@ async fn metrics_are_the_figures_of_the_moment() {
 }
 
 #[tokio::test]
-async fn the_limit_of_sessions_is_told() {
+async fn the_session_limit_is_a_metric() {
     let program = Program::start(&["--max-sessions", "1234"]).await;
     assert_eq!(program.metric("sessiond_sessions_limit").await, 1234);
 }
 
 #[tokio::test]
-async fn operations_that_wait_for_the_storage_are_timed() {
+async fn storage_waits_are_timed() {
     let folder = tempfile::tempdir().unwrap();
     let storage = format!("file:{}", folder.path().join("registry").display());
     let program = Program::start(&["--storage", &storage]).await;
@@ -139,7 +139,7 @@ async fn operations_that_wait_for_the_storage_are_timed() {
     batch_create(&client, &[1, 2, 3]).await;
     batch_create(&client, &[4]).await;
     let waits = |operation: &str| format!("sessiond_storage_wait_seconds_count{{operation=\"{operation}\"}}");
-    assert_eq!(program.metric(&waits("create")).await, 2, "a change is answered when it is on disk");
+    assert_eq!(program.metric(&waits("create")).await, 2, "each create waits until it is on disk");
     assert_eq!(program.metric(&waits("destroy")).await, 0);
     for (operation, error) in [("create", "unavailable"), ("has", "broken")] {
         let errors = format!("sessiond_storage_errors_total{{operation=\"{operation}\",error=\"{error}\"}}");
@@ -148,10 +148,10 @@ async fn operations_that_wait_for_the_storage_are_timed() {
 }
 
 #[tokio::test]
-async fn a_server_that_drains_lives_and_is_not_ready() {
+async fn a_draining_server_is_live_but_not_ready() {
     let server = Running::with(ServerConfig { drain_timeout: Duration::from_secs(30), ..config() }).await;
     let mut raw = Raw::connect(server.addr).await;
-    // A call that has yet to say what it wants keeps the drain waiting.
+    // A call without its request message keeps the drain waiting.
     let (response, mut body) = raw.open(grpc(&format!("{SERVICE}/HasSession"))).await;
     raw.arrived().await;
     let admin = server.admin;

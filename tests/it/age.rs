@@ -1,4 +1,4 @@
-//! Connections that are as old as they may become.
+//! Connections that reach `--max-connection-age`.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ use crate::{
     sessions::{batch_create, create},
 };
 
-/// What a stream ends with, and the last message before that.
+/// Reads a stream to its end. Returns the last message and the status.
 async fn end(observed: &mut Observed) -> (Option<Body>, Status) {
     let mut last = None;
     loop {
@@ -46,12 +46,12 @@ fn assert_too_old(status: &Status) {
 }
 
 #[tokio::test]
-async fn a_stream_on_an_old_connection_ends_and_goes_on_over_a_new_one() {
+async fn a_stream_on_an_old_connection_ends_and_resumes_on_a_new_one() {
     let program = Program::start(&["--max-connection-age", "500ms", "--workers", "2"]).await;
-    // A channel connects anew by itself once it was told to.
+    // The channel reconnects after the server's GOAWAY.
     let channel = Endpoint::from_shared(format!("http://{}", program.addr)).unwrap().connect_lazy();
     let client = Sessions::new(channel);
-    let (mut last, mut told) = (None, Vec::new());
+    let (mut last, mut received) = (None, Vec::new());
     let mut observed = Observed::now(&client).await;
     for round in 0..3 {
         for id in 0..10 {
@@ -59,7 +59,7 @@ async fn a_stream_on_an_old_connection_ends_and_goes_on_over_a_new_one() {
         }
         let (body, status) = loop {
             match observed.try_next().await {
-                Ok(Body::Events(body)) => told.extend(created_ids(&body.events)),
+                Ok(Body::Events(body)) => received.extend(created_ids(&body.events)),
                 Ok(body) => last = Some(body),
                 Err(status) => break (last.take(), status),
             }
@@ -70,17 +70,17 @@ async fn a_stream_on_an_old_connection_ends_and_goes_on_over_a_new_one() {
         create(&client, 0, 1000 + round).await;
         observed = Observed::after(&client, &observed.cursor).await;
     }
-    while told.len() < 33 {
-        told.extend(created_ids(&observed.more_events().await));
+    while received.len() < 33 {
+        received.extend(created_ids(&observed.more_events().await));
     }
-    told.sort_unstable();
-    assert_eq!(told, (0..30).chain(1000..1003).collect::<Vec<_>>());
+    received.sort_unstable();
+    assert_eq!(received, (0..30).chain(1000..1003).collect::<Vec<_>>());
     drop((observed, client));
     program.metric_comes_to("sessiond_connections", 0).await;
 }
 
 #[tokio::test]
-async fn a_snapshot_on_an_old_connection_is_told_to_its_end() {
+async fn a_snapshot_on_an_old_connection_is_sent_to_its_end() {
     let program = Program::start(&["--max-connection-age", "300ms"]).await;
     const SESSIONS: i64 = 300_000;
     for part in 0..5 {
@@ -88,7 +88,7 @@ async fn a_snapshot_on_an_old_connection_is_told_to_its_end() {
         batch_create(&program.sessions(), &ids).await;
     }
     let mut observed = Observed::snapshot(&program.sessions()).await;
-    // More of it than the client lets come is unread until long after that age and the grace.
+    // The client leaves most of the snapshot unread until long after the maximum age and the grace period.
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!(observed.synced().await.len() as i64, SESSIONS);
     let (last, status) = end(&mut observed).await;
@@ -106,7 +106,7 @@ async fn calls_on_an_old_connection_finish() {
     let (response, mut body) = raw.open(grpc(&format!("{SERVICE}/HasSession"))).await;
     let message = framed(&HasSessionRequest { session_id: Some(5), auth_key_id: 0 });
     body.send_data(message.slice(..7), false).unwrap();
-    // A stream that ends shows that the connection is old.
+    // The end of this stream shows that the connection has reached its maximum age.
     let observed =
         raw.begin(grpc(&format!("{SERVICE}/Subscribe")), framed(&SubscribeRequest::default())).await.unwrap();
     let ended = soon(answer(observed)).await.unwrap();
@@ -117,13 +117,13 @@ async fn calls_on_an_old_connection_finish() {
     let answer = soon(answer(response)).await.unwrap();
     assert_eq!(answer.grpc.unwrap().code(), Code::Ok);
     assert!(!HasSessionResponse::decode(&answer.body[5..]).unwrap().exists);
-    // Then the server closes it.
+    // Then the server closes the connection.
     soon(raw.ended()).await;
     program.metric_comes_to("sessiond_connections", 0).await;
 }
 
 #[tokio::test]
-async fn no_call_of_the_client_fails_because_connections_grow_old() {
+async fn no_call_of_the_client_fails_when_connections_reach_their_maximum_age() {
     let program = Program::start(&["--max-connection-age", "100ms", "--workers", "2"]).await;
     let calls = (0..8).map(async |auth_key_id| {
         let client = Client::connect_lazy(&format!("http://{}", program.addr)).unwrap();
@@ -148,7 +148,7 @@ async fn the_end_of_a_stream_reaches_a_client_that_is_still_sending() {
         frame(DATA, END_STREAM, 1, &framed(&SubscribeRequest::default())),
     ];
     soon(socket.write_all(&call.concat())).await.unwrap();
-    // The server pings to see whether its GOAWAY has come.
+    // The server pings to learn whether its GOAWAY has arrived.
     let payload = loop {
         let mut head = [0; 9];
         soon(socket.read_exact(&mut head)).await.unwrap();
@@ -160,7 +160,8 @@ async fn the_end_of_a_stream_reaches_a_client_that_is_still_sending() {
     };
     soon(socket.write_all(&frame(PING, ACK, 0, &payload))).await.unwrap();
     program.metric_comes_to("sessiond_observers", 0).await;
-    // What is sent to a socket that is closed resets the connection, and what is not read yet is lost.
+    // If the server had closed its socket, these frames would reset the connection, and the client would lose the
+    // unread trailers.
     for _ in 0..20 {
         soon(socket.write_all(&frame(PING, 0, 0, &[7; 8]))).await.unwrap();
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -168,7 +169,7 @@ async fn the_end_of_a_stream_reaches_a_client_that_is_still_sending() {
     let mut rest = Vec::new();
     soon(socket.read_to_end(&mut rest)).await.unwrap();
     let end = &frame(HEADERS, END_HEADERS | END_STREAM, 1, &[])[3..];
-    assert!(rest.windows(end.len()).any(|bytes| bytes == end), "the trailers have come");
+    assert!(rest.windows(end.len()).any(|bytes| bytes == end), "the trailers have arrived");
     drop(socket);
     program.metric_comes_to("sessiond_connections", 0).await;
 }

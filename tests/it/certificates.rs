@@ -1,4 +1,4 @@
-//! Certificates for tests, from roots that are made for each.
+//! Issues certificates for tests, from certificate authorities that each test creates.
 
 use std::{
     fs,
@@ -9,11 +9,11 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, date_time_ymd,
 };
 
-/// A root, and the folder in which its files are.
+/// A certificate authority and the folder that holds its files.
 pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: PathBuf,
-    /// Its own certificate.
+    /// The file of its own certificate.
     pub(crate) ca: PathBuf,
 }
 
@@ -35,12 +35,12 @@ impl Authority {
         Self { issuer, folder: folder.to_owned(), ca }
     }
 
-    /// A certificate for these names, for servers and clients alike.
+    /// Issues a certificate for these names, valid for servers and clients.
     pub(crate) fn issue(&self, file: &str, names: &[&str]) -> Issued {
         self.issue_until(file, names, 4096)
     }
 
-    /// One that expired long ago.
+    /// Issues a certificate that expired long ago.
     pub(crate) fn issue_expired(&self, file: &str, names: &[&str]) -> Issued {
         self.issue_until(file, names, 2001)
     }
@@ -64,7 +64,7 @@ impl Authority {
     }
 }
 
-/// A path as an argument.
+/// Returns the path as a command-line argument.
 pub(crate) fn text(path: &Path) -> &str {
-    path.to_str().expect("a path of UTF-8")
+    path.to_str().expect("the path is UTF-8")
 }

@@ -12,7 +12,7 @@ use tonic_health::ServingStatus;
 
 use crate::fake::{Fake, created, nowhere, reset, snapshot, soon, synced};
 
-/// The program, with nothing of this process's environment.
+/// Returns a command that runs the program with an empty environment.
 pub(crate) fn sessiond(addr: &str, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
     command.env_clear().env("SESSIOND_ADDR", addr).args(args);
@@ -31,8 +31,8 @@ pub(crate) async fn run(mut command: Command) -> Ended {
     let output = soon(command.output()).await.expect("the program starts");
     Ended {
         code: output.status.code(),
-        stdout: String::from_utf8(output.stdout).expect("UTF-8"),
-        stderr: String::from_utf8(output.stderr).expect("UTF-8"),
+        stdout: String::from_utf8(output.stdout).expect("stdout is UTF-8"),
+        stderr: String::from_utf8(output.stderr).expect("stderr is UTF-8"),
     }
 }
 
@@ -40,7 +40,7 @@ pub(crate) fn printed(code: i32, stdout: &str) -> Ended {
     Ended { code: Some(code), stdout: stdout.to_owned(), stderr: String::new() }
 }
 
-/// It failed with one line that begins as errors do.
+/// Asserts that the program failed with one line on stderr that starts with `sessiond: ` and contains `needle`.
 pub(crate) fn assert_fails(ended: &Ended, code: i32, needle: &str) {
     assert_eq!(ended.code, Some(code), "{ended:?}");
     assert!(ended.stderr.starts_with("sessiond: ") && ended.stderr.lines().count() == 1, "{ended:?}");
@@ -52,12 +52,12 @@ pub(crate) fn lines(child: &mut Child) -> Lines<BufReader<ChildStdout>> {
 }
 
 pub(crate) async fn line(lines: &mut Lines<BufReader<ChildStdout>>) -> String {
-    soon(lines.next_line()).await.expect("stdout is readable").expect("a line")
+    soon(lines.next_line()).await.expect("stdout is readable").expect("the program prints a line")
 }
 
 async fn stderr(child: &mut Child) -> String {
     let mut text = String::new();
-    soon(child.stderr.take().expect("stderr is piped").read_to_string(&mut text)).await.expect("UTF-8");
+    soon(child.stderr.take().expect("stderr is piped").read_to_string(&mut text)).await.expect("stderr is UTF-8");
     text
 }
 
@@ -67,7 +67,7 @@ pub(crate) async fn exit_code(child: &mut Child) -> Option<i32> {
 
 #[cfg(unix)]
 pub(crate) async fn signal(child: &Child, signal: &str) {
-    let pid = child.id().expect("it runs").to_string();
+    let pid = child.id().expect("the program is running").to_string();
     let killed = Command::new("kill").args(["-s", signal, &pid]).status().await.expect("kill is installed");
     assert!(killed.success());
 }
@@ -110,7 +110,7 @@ async fn json_lines_have_ids_as_strings() {
 }
 
 #[tokio::test]
-async fn ids_on_standard_input_are_sent_as_they_come() {
+async fn ids_on_standard_input_are_sent_as_they_arrive() {
     let fake = Fake::start().await;
     let mut child = sessiond(&fake.addr, &["create", "1", "-"]).stdin(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
@@ -139,7 +139,7 @@ async fn ids_on_standard_input_are_sent_as_they_come() {
 }
 
 #[tokio::test]
-async fn a_bad_line_on_standard_input_is_named() {
+async fn the_error_for_a_bad_line_on_standard_input_names_the_line() {
     let fake = Fake::start().await;
     let mut child = sessiond(&fake.addr, &["create", "-"]).stdin(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"1\n2\nthree\n4\n").await.unwrap();
@@ -151,7 +151,7 @@ async fn a_bad_line_on_standard_input_is_named() {
 }
 
 #[tokio::test]
-async fn a_closed_pipe_is_no_error() {
+async fn a_closed_pipe_is_not_an_error() {
     let mut fake = Fake::start().await;
     let mut child = sessiond(&fake.addr, &["create", "1", "2"]).stdin(Stdio::null()).spawn().unwrap();
     drop(child.stdout.take());
@@ -167,14 +167,14 @@ async fn a_closed_pipe_is_no_error() {
 }
 
 #[tokio::test]
-async fn failures_have_their_exit_codes() {
+async fn bad_arguments_exit_with_2_and_failures_with_3() {
     let fake = Fake::start().await;
     let ended = run(sessiond(&nowhere().await, &["create", "1"])).await;
     assert_fails(&ended, 3, "--addr");
     fake.refuse(Status::permission_denied("not\nallowed: ask for a token"));
     let ended = run(sessiond(&fake.addr, &["create", "1"])).await;
     assert_fails(&ended, 3, "PERMISSION_DENIED: not allowed: ask for a token");
-    fake.get_stuck();
+    fake.stop_answering();
     let ended = run(sessiond(&fake.addr, &["create", "1", "--timeout", "100ms"])).await;
     assert_fails(&ended, 3, "100ms");
     for args in [&["create"][..], &["has", "x"], &["nonsense"], &["has", "1", "--addr", "localhost:1"]] {
@@ -184,7 +184,7 @@ async fn failures_have_their_exit_codes() {
 }
 
 #[tokio::test]
-async fn help_tells_the_exit_codes() {
+async fn help_lists_the_exit_codes() {
     let ended = run(sessiond("", &["--help"])).await;
     assert_eq!(ended.code, Some(0));
     for code in 0..=5 {
@@ -193,7 +193,7 @@ async fn help_tells_the_exit_codes() {
 }
 
 #[tokio::test]
-async fn health_asks_the_standard_service() {
+async fn health_queries_the_standard_health_service() {
     let fake = Fake::start().await;
     assert_eq!(run(sessiond(&fake.addr, &["health"])).await, printed(0, "SERVING\n"));
     fake.health.set_service_status("", ServingStatus::NotServing).await;
@@ -243,7 +243,7 @@ async fn watch_prints_json_lines_and_resumes() {
 
 #[tokio::test]
 #[cfg(unix)]
-async fn watch_prints_columns_and_tells_the_rest_on_stderr() {
+async fn watch_prints_events_in_columns_and_status_on_stderr() {
     let mut fake = Fake::start().await;
     let mut child = sessiond(&fake.addr, &["watch", "--after", "c0"]).spawn().unwrap();
     let mut stdout = lines(&mut child);
@@ -254,21 +254,20 @@ async fn watch_prints_columns_and_tells_the_rest_on_stderr() {
     assert_eq!(line(&mut stdout).await, "created                      6                    7");
     signal(&child, "INT").await;
     assert_eq!(exit_code(&mut child).await, Some(0));
-    let expected = format!(
-        "sessiond: watching registry fake at {}\nsessiond: stopped; to go on from here: --after c1\n",
-        fake.addr
-    );
+    let expected =
+        format!("sessiond: watching registry fake at {}\nsessiond: stopped; resume with --after c1\n", fake.addr);
     assert_eq!(stderr(&mut child).await, expected);
 }
 
 #[tokio::test]
 #[cfg(unix)]
-async fn a_reader_that_is_stuck_does_not_keep_watch_from_ending() {
+async fn watch_ends_on_sigterm_although_nobody_reads_its_output() {
     let mut fake = Fake::start().await;
     let mut child = sessiond(&fake.addr, &["watch"]).spawn().unwrap();
     let stream = fake.stream().await.accept("c0").await;
     let ids: Vec<i64> = (0..1000).collect();
-    // Until everything between is full: far more than pipes and flow control hold, or nothing moves for a while.
+    // Sends until every buffer on the way is full: until a send is blocked for 300 ms, or after far more events than
+    // pipes and flow control hold.
     for _ in 0..2000 {
         let sent = tokio::time::timeout(Duration::from_millis(300), stream.send("c1", created(&ids))).await;
         if sent.is_err() {
@@ -280,7 +279,7 @@ async fn a_reader_that_is_stuck_does_not_keep_watch_from_ending() {
 }
 
 #[tokio::test]
-async fn watch_ends_when_it_is_refused() {
+async fn watch_exits_when_the_server_rejects_its_request() {
     let mut fake = Fake::start().await;
     let mut child = sessiond(&fake.addr, &["watch", "--after", "nonsense"]).spawn().unwrap();
     fake.stream().await.refuse(Status::invalid_argument("cursor: no cursor: leave --after out"));

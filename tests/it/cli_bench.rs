@@ -22,7 +22,7 @@ use crate::{
     server::Running,
 };
 
-/// How many sessions the server has.
+/// Returns how many sessions the server has.
 async fn sessions(server: &Running) -> u64 {
     let mut watch = Client::connect_lazy(&server.url()).unwrap().watch(WatchOptions::snapshot());
     loop {
@@ -32,7 +32,7 @@ async fn sessions(server: &Running) -> u64 {
     }
 }
 
-/// Few sessions and a short time.
+/// Returns a command for a short run with few sessions.
 fn bench(addr: &str, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
     command.env_clear().env("SESSIOND_ADDR", addr);
@@ -75,7 +75,7 @@ async fn interrupt(bench: &Child) {
     assert!(Command::new("kill").args(["-s", "INT", &pid]).status().await.unwrap().success());
 }
 
-/// A watch that hears of everything from now on.
+/// Starts a watch and waits until it is subscribed, so that it reports every later change.
 async fn watch(client: &Client) -> Watch {
     let mut watch = client.watch(WatchOptions::default());
     assert!(matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Subscribed { .. }));
@@ -90,7 +90,7 @@ async fn events(watch: &mut Watch) -> Vec<SessionEvent> {
     }
 }
 
-/// The first session that a run destroys, which it does when the calls have begun.
+/// Waits for the first session that a run destroys. This shows that its calls have started.
 async fn first_destroyed(watch: &mut Watch) -> SessionKey {
     loop {
         let events = events(watch).await;
@@ -115,7 +115,7 @@ fn number(report: &Value, path: &str) -> f64 {
     report.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("no number {path} in {report}"))
 }
 
-/// What must hold of every report of a run in which nothing failed.
+/// Asserts what must hold for every report of a run without failures.
 fn assert_adds_up(report: &Value) {
     let seconds = number(report, "/measured_seconds");
     for (kind, stats) in report["calls"].as_object().unwrap() {
@@ -144,7 +144,7 @@ fn assert_adds_up(report: &Value) {
 }
 
 #[tokio::test]
-async fn a_closed_loop_measures_each_kind_of_call_and_leaves_nothing() {
+async fn a_closed_loop_measures_each_kind_of_call_and_leaves_no_sessions() {
     let server = Running::start().await;
     let client = Client::connect_lazy(&server.url()).unwrap();
     assert!(client.create(SessionKey::new(0, 1)).await.unwrap());
@@ -153,12 +153,12 @@ async fn a_closed_loop_measures_each_kind_of_call_and_leaves_nothing() {
     assert_eq!(report["calls"].as_object().unwrap().len(), 3);
     assert!(report["events"].is_null() && report["rate"].is_null(), "{report}");
     assert!(number(&report, "/loader/cpu_us_per_call") > 0.0, "{report}");
-    assert_eq!(sessions(&server).await, 1, "a session of somebody else stays");
+    assert_eq!(sessions(&server).await, 1, "sessions that the run did not create stay");
     server.stopped().await;
 }
 
 #[tokio::test]
-async fn observers_hear_of_every_change_once_and_in_order() {
+async fn observers_receive_every_change_once_and_in_order() {
     let server = Running::start().await;
     let args =
         ["--calls", "create=1,destroy=1", "--observers", "5", "--observers-per-connection", "2", "--threads", "3"];
@@ -179,24 +179,24 @@ async fn batches_count_calls_and_sessions() {
 }
 
 #[tokio::test]
-async fn an_open_loop_makes_the_calls_that_are_due() {
+async fn an_open_loop_makes_as_many_calls_as_its_rate_demands() {
     let server = Running::start().await;
     let report = run_json(&server.url(), &["--rate", "500", "--threads", "2", "--observers", "1"]).await;
     assert_adds_up(&report);
     let calls = report["calls"].as_object().unwrap();
     let answered: f64 = calls.values().map(|stats| number(stats, "/answered")).sum();
-    // One arrival may fall on either side of either end, on each of the threads.
+    // On each thread, one call at the start and one at the end may fall inside or outside the measured time.
     assert!((answered + number(&report, "/unsent") - 350.0).abs() <= 4.0, "{report}");
     server.stopped().await;
 }
 
 #[tokio::test]
-async fn an_open_loop_charges_the_server_for_the_calls_that_it_kept_waiting() {
+async fn an_open_loop_measures_latency_from_when_a_call_was_due() {
     let server = Running::start().await;
     let addr = stalling_proxy(&server.url()).await;
     let args = ["--rate", "100", "--connections", "1", "--in-flight", "1", "--calls", "has=1"];
     let report = run_json(&addr, &args).await;
-    // About 30 of 70 calls were due meanwhile; a closed loop would have seen one slow call.
+    // About 30 of 70 calls were due during the stall. A closed loop would have measured one slow call.
     assert!(number(&report, "/calls/has/latency_us/p90") > 100_000.0, "{report}");
     assert!(number(&report, "/calls/has/latency_us/max") >= STALL.as_micros() as f64 * 0.9, "{report}");
     server.stopped().await;
@@ -204,8 +204,8 @@ async fn an_open_loop_charges_the_server_for_the_calls_that_it_kept_waiting() {
 
 const STALL: Duration = Duration::from_millis(300);
 
-/// Forwards connections. All but the first, which is for creating and destroying the sessions of the run, stall once after some
-/// calls.
+/// Forwards connections to the server and stalls each of them once after some calls. The first connection, which
+/// creates and destroys the sessions of the run, does not stall.
 async fn stalling_proxy(to: &str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = format!("http://{}", listener.local_addr().unwrap());
@@ -238,12 +238,12 @@ async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, stall_after: O
 }
 
 #[tokio::test]
-async fn text_is_a_table_for_people() {
+async fn the_text_report_is_a_table() {
     let server = Running::start().await;
     let ended = run(bench(&server.url(), &["--observers", "2", "--calls", "create=1,destroy=1"])).await;
     assert_eq!((ended.code, &ended.stderr[..]), (Some(0), ""), "{}", ended.stdout);
     for row in
-        ["call ", "create ", "destroy ", "all ", "observers ", "2 of 2 observers heard of all changes", "loader: "]
+        ["call ", "create ", "destroy ", "all ", "observers ", "2 of 2 observers received all changes", "loader: "]
     {
         assert!(ended.stdout.lines().any(|line| line.starts_with(row)), "no {row:?} in {}", ended.stdout);
     }
@@ -252,7 +252,7 @@ async fn text_is_a_table_for_people() {
 }
 
 #[tokio::test]
-async fn a_server_that_goes_away_is_reported() {
+async fn a_server_that_stops_during_the_run_is_reported() {
     let server = Running::start().await;
     let mut watch = watch(&Client::connect_lazy(&server.url()).unwrap()).await;
     let args = ["--duration", "1h", "--observers", "2", "--threads", "2", "--format", "json"];
@@ -275,7 +275,7 @@ async fn a_server_that_goes_away_is_reported() {
 
 #[tokio::test]
 #[cfg(unix)]
-async fn an_interrupt_ends_the_run_with_its_report_and_cleans_up() {
+async fn an_interrupted_run_prints_its_report_and_cleans_up() {
     let server = Running::start().await;
     let mut watch = watch(&Client::connect_lazy(&server.url()).unwrap()).await;
     let args = ["--duration", "1h", "--warmup", "0s", "--format", "json"];
@@ -293,14 +293,14 @@ async fn an_interrupt_ends_the_run_with_its_report_and_cleans_up() {
 
 #[tokio::test]
 #[cfg(unix)]
-async fn wrong_answers_are_found_out() {
+async fn wrong_answers_are_detected() {
     let server = Running::start().await;
     let client = Client::connect_lazy(&server.url()).unwrap();
     let mut watch = watch(&client).await;
     let mut bench =
         bench(&server.url(), &["--duration", "1h", "--observers", "1", "--format", "json"]).spawn().unwrap();
     let auth_key_id = first_destroyed(&mut watch).await.auth_key_id;
-    // The program cannot know that it was not the server who forgot them.
+    // To the program, this looks as if the server had lost these sessions.
     let sessions: Vec<_> = (0..4000).map(|id| SessionKey { auth_key_id, session_id: SessionId(id) }).collect();
     client.batch_destroy(&sessions).await.unwrap();
     let mut created = 0;
@@ -319,13 +319,13 @@ async fn wrong_answers_are_found_out() {
 }
 
 #[tokio::test]
-async fn events_that_do_not_come_are_found_out() {
+async fn missing_events_are_detected() {
     let mut fake = Fake::start().await;
     let mut bench = bench(&fake.addr, &["--observers", "1", "--format", "json"]).spawn().unwrap();
     let _silent = fake.stream().await.accept("c0").await;
     let ended = end(&mut bench).await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-    let needle = "the server broke its promises: 1 observers did not hear of exactly the changes that were made";
+    let needle = "the server broke its promises: 1 observers did not receive exactly the changes that were made";
     assert!(ended.stderr.contains(needle), "{}", ended.stderr);
     let report = report(&ended);
     assert_eq!(number(&report, "/events/observers_complete"), 0.0, "{report}");
@@ -339,7 +339,7 @@ async fn failures_are_counted_by_code() {
     let args = ["--calls", "create=1,destroy=1", "--observers", "1", "--format", "json"];
     let mut bench = bench(&fake.addr, &args).spawn().unwrap();
     let call = fake.stream().await;
-    // All sessions are there before the first observer; what is refused is one of the calls.
+    // All sessions exist before the first observer subscribes, so the server refuses one of the measured calls.
     fake.refuse(Status::resource_exhausted("too\nmuch"));
     let _silent = call.accept("c0").await;
     let ended = end(&mut bench).await;
@@ -350,12 +350,12 @@ async fn failures_are_counted_by_code() {
     let calls = report["calls"].as_object().unwrap();
     let failed: f64 = calls.values().map(|stats| stats["failed"]["RESOURCE_EXHAUSTED"].as_f64().unwrap_or(0.0)).sum();
     assert_eq!(failed, 1.0, "{report}");
-    // Whether the call did its work is not known, and so not what observers should have heard.
+    // It is unknown whether the failed call changed anything, and therefore what observers should have received.
     assert!(report["changes"].is_null() && report["events"]["observers_complete"].is_null(), "{report}");
 }
 
 #[tokio::test]
-async fn what_cannot_be_run_is_refused() {
+async fn invalid_options_and_unreachable_servers_are_refused() {
     let ended = run(bench(&nowhere().await, &[])).await;
     assert_eq!(ended.code, Some(3), "{}", ended.stderr);
     assert!(ended.stderr.contains("--addr") && ended.stdout.is_empty(), "{}", ended.stderr);

@@ -41,7 +41,7 @@ async fn a_lease_is_granted_used_and_revoked() {
 }
 
 #[tokio::test]
-async fn leases_are_listed_and_linger() {
+async fn lease_list_shows_leases_and_revoke_lets_them_linger() {
     let registry = Registry::start().await;
     assert_eq!(ended(&registry, &["lease", "list"]).await, printed(0, ""));
     let lease = ended(&registry, &["lease", "grant", "--ttl", "10m", "--owner", "10.0.0.1:443"]).await.stdout;
@@ -55,7 +55,7 @@ async fn leases_are_listed_and_linger() {
         format!("{{\"lease_id\":\"{lease}\",\"owner\":\"10.0.0.1:443\",\"session_count\":\"2\",\"ttl_ms\":600000,");
     assert!(list.starts_with(&line) && list.ends_with(",\"lingers\":false}\n"), "{list}");
     let linger = ended(&registry, &["lease", "revoke", lease, "--linger", "1m"]).await;
-    assert_eq!(linger, printed(0, &format!("{lease} lingers, and ends in 1m at the latest\n")));
+    assert_eq!(linger, printed(0, &format!("{lease} lingers and ends within 1m\n")));
     let list = ended(&registry, &["lease", "list", lease, "--owner", "10.0.0.1:443"]).await;
     assert!(list.stdout.starts_with(&format!("{lease} 10.0.0.1:443 2 sessions, lingers, ends in 5")), "{list:?}");
     assert_fails(&ended(&registry, &["create", "--lease", lease, "3"]).await, 1, "lingers");
@@ -65,7 +65,7 @@ async fn leases_are_listed_and_linger() {
 }
 
 #[tokio::test]
-async fn sessions_are_looked_up_and_taken_only_from_a_certain_lease() {
+async fn lookup_prints_leases_and_create_takes_only_from_the_given_lease() {
     let registry = Registry::start().await;
     let grant = async |owner| registry.client().grant_lease(TTL, owner).await.unwrap().id.to_string();
     let (a, b) = (grant("10.0.0.1:443").await, grant("10.0.0.2:443").await);
@@ -100,7 +100,7 @@ async fn json_lines_have_lease_ids_as_strings() {
 }
 
 #[tokio::test]
-async fn a_lease_that_is_gone_is_an_answer() {
+async fn commands_exit_with_1_if_the_lease_is_gone() {
     let registry = Registry::start().await;
     for args in [
         &["lease", "keep-alive", "7"][..],
@@ -117,7 +117,7 @@ async fn a_lease_that_is_gone_is_an_answer() {
 }
 
 #[tokio::test]
-async fn other_failures_have_their_exit_codes() {
+async fn bad_arguments_exit_with_2_and_failed_calls_with_3() {
     let registry = Registry::start().await;
     assert_fails(&ended(&registry, &["lease", "grant", "--ttl", "100ms"]).await, 3, "ttl");
     assert_fails(&run(sessiond(&nowhere().await, &["lease", "grant"])).await, 3, "--addr");
@@ -133,7 +133,7 @@ async fn other_failures_have_their_exit_codes() {
 }
 
 #[tokio::test]
-async fn only_commands_with_a_lease_flag_read_the_lease_of_the_environment() {
+async fn only_commands_with_a_lease_flag_read_it_from_the_environment() {
     let registry = Registry::start().await;
     let client = registry.client();
     let lease = granted(&client).await;
@@ -150,7 +150,7 @@ async fn only_commands_with_a_lease_flag_read_the_lease_of_the_environment() {
 
 #[tokio::test]
 #[cfg(unix)]
-async fn a_lease_is_held_until_the_command_is_interrupted() {
+async fn keep_alive_holds_the_lease_until_it_is_interrupted() {
     let registry = Registry::start().await;
     let client = registry.client();
     let lease = client.grant_lease(Duration::from_secs(1), "test").await.unwrap().id;
@@ -172,11 +172,11 @@ async fn a_lease_is_held_until_the_command_is_interrupted() {
     assert_eq!(line(&mut stdout).await, format!("{lease} lives for 1m"));
     signal(&child, "INT").await;
     assert_eq!(exit_code(&mut child).await, Some(0));
-    client.keep_lease_alive(lease).await.expect("it is not revoked");
+    client.keep_lease_alive(lease).await.expect("the lease is not revoked");
 }
 
 #[tokio::test]
-async fn a_lease_that_is_held_and_revoked_elsewhere_ends_the_command() {
+async fn keep_alive_exits_when_the_lease_is_revoked_elsewhere() {
     let registry = Registry::start().await;
     let client = registry.client();
     let lease = client.grant_lease(Duration::from_secs(1), "test").await.unwrap().id;

@@ -21,7 +21,7 @@ async fn grant(client: &Client) -> LeaseId {
     client.grant_lease(Duration::from_secs(60), "gateway").await.unwrap().id
 }
 
-/// Session 1 moves from `a` to `b` and ends with it; session 2 comes without a lease and goes.
+/// Moves session 1 from `a` to `b`, creates session 2, moves it to `a` and destroys it, then revokes `b`.
 async fn change(client: &Client, a: LeaseId, b: LeaseId) {
     assert!(!client.create_under(key(1), b).await.unwrap());
     assert!(client.create(key(2)).await.unwrap());
@@ -31,7 +31,7 @@ async fn change(client: &Client, a: LeaseId, b: LeaseId) {
 }
 
 #[tokio::test]
-async fn text_lines_end_with_the_lease_if_the_watch_has_placements() {
+async fn text_lines_show_leases_only_with_placements() {
     let registry = Registry::start().await;
     let client = registry.client();
     let (a, b) = (grant(&client).await, grant(&client).await);
@@ -62,7 +62,7 @@ async fn text_lines_end_with_the_lease_if_the_watch_has_placements() {
 }
 
 #[tokio::test]
-async fn json_lines_have_leases_and_places_if_the_watch_is_of_a_lease() {
+async fn json_lines_of_a_watch_by_lease_have_leases_and_places() {
     let registry = Registry::start().await;
     let client = registry.client();
     let (a, b) = (grant(&client).await, grant(&client).await);
@@ -78,7 +78,7 @@ async fn json_lines_have_leases_and_places_if_the_watch_is_of_a_lease() {
     let synced = line(&mut stdout).await;
     assert!(synced.starts_with(&format!(r#"{{"type":"synced","session_count":"1",{}"#, places(1))), "{synced}");
 
-    // One at a time, so that each is the last of its message.
+    // One change at a time, so that each message has one event.
     assert!(!client.create_under(key(1), b).await.unwrap());
     let moved = line(&mut stdout).await;
     let expected = format!(r#"{}"lease_id":"{b}","previous_lease_id":"{a}",{}"#, session("moved", 1), places(2));

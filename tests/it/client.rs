@@ -19,7 +19,7 @@ fn sessions(ids: &[i64]) -> Vec<SessionKey> {
     ids.iter().map(|&id| SessionKey::new(0, id)).collect()
 }
 
-/// The sessions as a snapshot without placements has them.
+/// Returns these sessions as a snapshot without placements reports them.
 fn found(ids: &[i64]) -> Vec<SnapshotSession> {
     sessions(ids).into_iter().map(|session| SnapshotSession { session, lease: None }).collect()
 }
@@ -30,16 +30,16 @@ async fn watching(options: WatchOptions) -> (Fake, Watch) {
     (fake, watch)
 }
 
-/// Runs the watch and the server's side of it at once: a watch connects only while it is asked.
+/// Runs the watch and the server's side of it concurrently, because a watch connects only while `next` is polled.
 macro_rules! next {
     ($watch:expr, $server:expr) => {{
         let (update, stream) = tokio::join!(soon($watch.next()), $server);
-        (update.expect("an update"), stream)
+        (update.expect("the watch continues"), stream)
     }};
 }
 
 async fn next(watch: &mut Watch) -> WatchUpdate {
-    soon(watch.next()).await.expect("an update")
+    soon(watch.next()).await.expect("the watch continues")
 }
 
 macro_rules! assert_update {
@@ -54,7 +54,7 @@ fn start(request: &SubscribeRequest) -> Option<Start> {
 }
 
 #[test]
-fn clients_are_shared_and_watches_move_between_threads() {
+fn clients_are_sync_and_watches_are_send() {
     fn is_shared<T: Clone + Send + Sync + 'static>() {}
     fn moves<T: Send + 'static>() {}
     is_shared::<Client>();
@@ -105,20 +105,20 @@ async fn errors_say_whether_and_when_a_retry_helps() {
     assert_eq!(error.retry_after(), Some(Duration::from_secs(2)));
     assert_eq!(error.reason().as_deref(), Some("DRAINING"));
 
-    fake.get_stuck();
+    fake.stop_answering();
     let error = soon(client.has(SessionKey::new(0, 1))).await.unwrap_err();
     assert!(matches!(error, ClientError::Timeout { .. }), "{error}");
     assert!(error.is_retryable());
 
-    let nobody = Client::connect_lazy(&fake::nowhere().await).unwrap();
-    let error = soon(nobody.has(SessionKey::new(0, 1))).await.unwrap_err();
+    let unreachable = Client::connect_lazy(&fake::nowhere().await).unwrap();
+    let error = soon(unreachable.has(SessionKey::new(0, 1))).await.unwrap_err();
     assert!(matches!(error, ClientError::Unreachable(_)), "{error}");
     assert!(error.is_retryable());
     assert!(error.to_string().contains("refused"), "{error}");
 }
 
 #[tokio::test]
-async fn a_watch_asks_for_what_it_is_told() {
+async fn a_watch_sends_its_options() {
     let options = WatchOptions::after("c9")
         .session_ids([SessionId(-5)])
         .auth_key_ids([AuthKeyId(6)])
@@ -148,7 +148,7 @@ async fn a_watch_asks_for_what_it_is_told() {
 }
 
 #[tokio::test]
-async fn a_broken_watch_goes_on_after_its_last_update() {
+async fn a_broken_watch_resumes_after_its_last_update() {
     let (mut fake, mut watch) = watching(WatchOptions::default()).await;
     assert_eq!(watch.cursor(), None);
     let (_, stream) = next!(watch, async {
@@ -166,7 +166,7 @@ async fn a_broken_watch_goes_on_after_its_last_update() {
     assert_update!(next(&mut watch).await, WatchUpdate::Disconnected { error: ClientError::Status(_), .. });
     assert_eq!(watch.cursor(), Some("c2"));
 
-    // An end without a reason, and one before anything came, are no different.
+    // The watch also resumes after a stream that ends without a status, and after one that is refused.
     let (update, stream) = next!(watch, async {
         let call = fake.stream().await;
         assert_eq!(start(&call.request), Some(Start::Cursor("c2".to_owned())));
@@ -190,7 +190,7 @@ async fn a_broken_watch_goes_on_after_its_last_update() {
 }
 
 #[tokio::test]
-async fn a_snapshot_that_is_cut_begins_again_after_a_reset() {
+async fn an_interrupted_snapshot_starts_again_after_a_reset() {
     let (mut fake, mut watch) = watching(WatchOptions::snapshot()).await;
     let (_, stream) = next!(watch, async {
         let call = fake.stream().await;
@@ -204,7 +204,7 @@ async fn a_snapshot_that_is_cut_begins_again_after_a_reset() {
     drop(stream);
     assert_update!(next(&mut watch).await, WatchUpdate::Disconnected { .. });
 
-    // It owes the reset even where the next stream does not come about.
+    // The watch still reports the reset if the next stream is refused.
     let (update, ()) = next!(watch, async { fake.stream().await.refuse(Status::unavailable("starting")) });
     assert_update!(update, WatchUpdate::Disconnected { .. });
     let (update, stream) = next!(watch, async {
@@ -213,7 +213,7 @@ async fn a_snapshot_that_is_cut_begins_again_after_a_reset() {
         call.accept("c5").await
     });
     assert_update!(update, WatchUpdate::Subscribed { .. });
-    assert_eq!(watch.cursor(), None, "the part of the first snapshot is still held");
+    assert_eq!(watch.cursor(), None, "the caller still holds part of the first snapshot");
     assert_update!(next(&mut watch).await, WatchUpdate::Reset(ResetReason::SnapshotInterrupted));
     assert_eq!(watch.cursor(), Some("c5"));
     stream.send("", snapshot(&[1, 2])).await;
@@ -222,7 +222,7 @@ async fn a_snapshot_that_is_cut_begins_again_after_a_reset() {
     assert_update!(next(&mut watch).await, WatchUpdate::Synced { session_count: 2 });
     assert_eq!(watch.cursor(), Some("c6"));
 
-    // The server's own reset begins a snapshot too.
+    // A reset from the server also starts a snapshot.
     stream.send("", reset(proto::ResetReason::Lagged)).await;
     assert_update!(next(&mut watch).await, WatchUpdate::Reset(ResetReason::Lagged));
     drop(stream);
@@ -236,7 +236,7 @@ async fn a_snapshot_that_is_cut_begins_again_after_a_reset() {
 }
 
 #[tokio::test]
-async fn a_snapshot_that_is_cut_before_it_began_needs_no_reset() {
+async fn a_snapshot_interrupted_before_its_first_session_needs_no_reset() {
     let (mut fake, mut watch) = watching(WatchOptions::snapshot()).await;
     let (_, stream) = next!(watch, async { fake.stream().await.accept("c0").await });
     drop(stream);
@@ -252,7 +252,7 @@ async fn a_snapshot_that_is_cut_before_it_began_needs_no_reset() {
 }
 
 #[tokio::test]
-async fn the_servers_wish_to_wait_is_obeyed() {
+async fn a_watch_waits_as_long_as_retry_info_asks() {
     let (mut fake, mut watch) = watching(WatchOptions::default()).await;
     let wish = Duration::from_millis(400);
     let details = ErrorDetails::with_retry_info(Some(wish));
@@ -265,7 +265,7 @@ async fn the_servers_wish_to_wait_is_obeyed() {
 }
 
 #[tokio::test]
-async fn a_silent_stream_is_given_up() {
+async fn a_watch_gives_up_a_stream_without_heartbeats() {
     let (mut fake, mut watch) = watching(WatchOptions::default()).await;
     let heartbeat = Some(fake::duration(Duration::from_millis(100)));
     let subscribed = Body::Subscribed(Subscribed { registry_id: "fake".to_owned(), heartbeat, ..Default::default() });
@@ -274,9 +274,9 @@ async fn a_silent_stream_is_given_up() {
         stream.send("c0", subscribed).await;
         stream
     });
-    let heard = Instant::now();
+    let last_message = Instant::now();
     assert_update!(next(&mut watch).await, WatchUpdate::Disconnected { error: ClientError::Silent { .. }, .. });
-    assert!(heard.elapsed() >= Duration::from_secs(1), "{:?}", heard.elapsed());
+    assert!(last_message.elapsed() >= Duration::from_secs(1), "{:?}", last_message.elapsed());
     stream.gone().await;
     let (_, _stream) = next!(watch, async {
         let call = fake.stream().await;
@@ -286,19 +286,19 @@ async fn a_silent_stream_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_stream_that_does_not_open_is_given_up() {
+async fn a_watch_gives_up_a_stream_that_does_not_open() {
     let mut fake = Fake::start().await;
     let client = Client::builder(&fake.addr).unwrap().timeout(Duration::from_millis(200)).connect_lazy().unwrap();
     let mut watch = client.watch(WatchOptions::default());
     let (update, _unanswered) = next!(watch, fake.stream());
     assert_update!(update, WatchUpdate::Disconnected { error: ClientError::Timeout { .. }, .. });
-    // Headers alone are no sign of life either: `subscribed` comes at once.
+    // Headers alone are not enough: the server sends `subscribed` immediately.
     let (update, _silent) = next!(watch, async { fake.stream().await.accept_in_silence() });
     assert_update!(update, WatchUpdate::Disconnected { error: ClientError::Silent { .. }, .. });
 }
 
 #[tokio::test]
-async fn errors_that_stay_end_the_watch() {
+async fn permanent_errors_end_the_watch() {
     let mut fake = Fake::start().await;
     let client = Client::connect_lazy(&fake.addr).unwrap();
     for code in [
@@ -322,13 +322,13 @@ async fn errors_that_stay_end_the_watch() {
     };
     let (end, _stream) = tokio::join!(soon(watch.next()), confused);
     assert!(matches!(end, Err(ClientError::Protocol(_))), "{end:?}");
-    // The caller may try again all the same.
+    // The caller may still try again.
     let (update, _stream) = next!(watch, async { fake.stream().await.accept("c0").await });
     assert_update!(update, WatchUpdate::Subscribed { .. });
 }
 
 #[tokio::test]
-async fn an_unreachable_server_is_tried_again() {
+async fn a_watch_retries_an_unreachable_server() {
     let mut watch = Client::connect_lazy(&fake::nowhere().await).unwrap().watch(WatchOptions::default());
     for _ in 0..3 {
         assert_update!(
@@ -340,7 +340,7 @@ async fn an_unreachable_server_is_tried_again() {
 }
 
 #[tokio::test]
-async fn waiting_for_an_update_can_be_given_up_at_any_point() {
+async fn waiting_for_an_update_can_be_cancelled_at_any_point() {
     let (mut fake, mut watch) = watching(WatchOptions::default()).await;
     let server = tokio::spawn(async move {
         for round in 0..3_i64 {
@@ -353,7 +353,7 @@ async fn waiting_for_an_update_can_be_given_up_at_any_point() {
     });
     let mut seen = Vec::new();
     while seen.len() < 150 {
-        // Polls once: a future that is dropped at its first pause loses nothing and keeps connecting.
+        // Polls once. Dropping the future at its first pause loses no update and does not restart the connection.
         tokio::select! {
             biased;
             update = watch.next() => {

@@ -1,4 +1,4 @@
-//! The wall clock is set while the server runs, by libfaketime between the two.
+//! The wall clock is set while the server runs, with libfaketime.
 
 use std::{
     fs,
@@ -17,13 +17,13 @@ use crate::{certificates::text, fake::soon, program::Program, wall_clock::WallCl
 const DAY: i64 = 24 * 3600;
 const HELD: SessionKey = SessionKey::new(0, 0);
 
-/// Waits until the lease of `session` has expired; no other may.
+/// Waits until the lease of `session` has expired, and asserts that no other session changes meanwhile.
 async fn expires(watch: &mut Watch, session: SessionKey) {
     loop {
         match soon(watch.next()).await.unwrap() {
             WatchUpdate::Events(events) => {
-                for SessionEvent { session: whose, change, .. } in events {
-                    assert_eq!(whose, session, "{change:?}");
+                for SessionEvent { session: changed, change, .. } in events {
+                    assert_eq!(changed, session, "{change:?}");
                     if change == SessionChange::Destroyed(DestroyReason::LeaseExpired) {
                         return;
                     }
@@ -37,7 +37,7 @@ async fn expires(watch: &mut Watch, session: SessionKey) {
 }
 
 #[tokio::test]
-async fn a_wall_clock_that_is_set_ends_tokens_and_nothing_else() {
+async fn setting_the_wall_clock_expires_tokens_and_nothing_else() {
     let Some(clock) = WallClock::new() else { return };
     let folder = tempfile::tempdir().unwrap();
     let list = folder.path().join("access");
@@ -65,10 +65,10 @@ async fn a_wall_clock_that_is_set_ends_tokens_and_nothing_else() {
         let its_lease = gateway.grant_lease(Duration::from_secs(1), "").await.unwrap();
         assert!(gateway.create_under(abandoned, its_lease.id).await.unwrap());
         clock.set(jump);
-        // Tokens go by it, so the server sees it;
+        // Tokens expire by the wall clock, which shows that the server sees the jump.
         let code = soon(brief.has(HELD)).await.err().and_then(|error| error.status().map(tonic::Status::code));
         assert_eq!(code, (jump > 0).then_some(Code::Unauthenticated));
-        // leases do not: one that is not kept alive ends in its time, and one that is does not.
+        // Leases ignore the wall clock: the abandoned one expires on time, and the one that is kept alive does not.
         expires(&mut watch, abandoned).await;
         assert!(soon(gateway.has(HELD)).await.unwrap());
     }

@@ -1,5 +1,5 @@
-//! The suite for storages, on the memory storage in several shapes, on the file storage, and on storages that are broken on
-//! purpose.
+//! Runs the conformance suite on the memory storage in several layouts, on the file storage, and on storages that are
+//! broken on purpose.
 
 mod broken;
 
@@ -13,7 +13,7 @@ use sessiond::storage::{
 };
 use tokio::task::JoinSet;
 
-/// Makes memory storages that are divided in some way.
+/// Makes memory storages with a given number of buckets and partitions.
 #[derive(Clone, Copy)]
 struct Memory {
     buckets: u32,
@@ -42,7 +42,7 @@ impl StorageFactory for Memory {
     }
 }
 
-mod as_it_is {
+mod with_default_layout {
     sessiond::storage_conformance_tests!([#[tokio::test(start_paused = true)]] super::DEFAULT);
 }
 
@@ -56,10 +56,11 @@ mod with_one_bucket {
     sessiond::storage_conformance_tests!([#[tokio::test(start_paused = true)]] WHOLE);
 }
 
-/// On several threads calls truly meet. All cases run at once, for most of them wait for leases to expire.
+/// With several threads, calls really run at the same time. All cases run concurrently, because most of them wait for
+/// leases to expire.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn on_several_threads() {
-    // The machine may be busy, and a process that stood still keeps its leases for another ttl.
+async fn the_memory_storage_conforms_on_several_threads() {
+    // The machine may be busy, and a process that was paused extends its leases by another ttl.
     let shape = Memory { buckets: 16, partitions: 3, slack: Duration::from_secs(60) };
     let mut running = JoinSet::new();
     for case in cases() {
@@ -70,7 +71,7 @@ async fn on_several_threads() {
     }
 }
 
-/// Makes registries in files of their own.
+/// Makes registries, each in its own file.
 struct File(tempfile::TempDir);
 
 #[async_trait::async_trait]
@@ -86,7 +87,7 @@ impl StorageFactory for File {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn in_a_file() {
+async fn the_file_storage_conforms() {
     let files = Arc::new(File(tempfile::tempdir().unwrap()));
     let mut running = JoinSet::new();
     for case in cases() {

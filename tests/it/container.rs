@@ -11,11 +11,11 @@ use crate::{
     sessions::has,
 };
 
-/// A control group of its own, removed at the end.
+/// A control group, removed when this is dropped.
 struct Container(PathBuf);
 
 impl Container {
-    /// One that has no more memory than this. None if this user may make none.
+    /// Makes a control group with this memory limit. Returns `None` if this user may not make control groups.
     fn with_memory(bytes: u64) -> Option<Self> {
         // Version 1, then version 2.
         let kinds = [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
@@ -38,22 +38,22 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        // There is nobody to report an error to.
+        // An error here cannot be reported.
         let _ = fs::remove_dir(&self.0);
     }
 }
 
 #[tokio::test]
-async fn the_defaults_fit_into_the_memory_of_a_container() {
+async fn the_default_limits_fit_the_memory_of_a_small_container() {
     const MEMORY: u64 = 256 << 20;
     let Some(container) = Container::with_memory(MEMORY) else {
-        eprintln!("skipped: this user may make no control group");
+        eprintln!("SKIPPED: this user may not make control groups");
         return;
     };
     let mut target = Target::of(container.start(&["--workers", "2"]).await).await;
     target.program.logs(&format!("\"memory\":{MEMORY},\"retain_bytes\":{},", MEMORY / 4)).await;
 
-    // Large requests and small ones that never end, of more than the container holds.
+    // Large and small requests that never end, with more bytes in total than the container's memory.
     let large = Bytes::from([&4_000_000_u32.to_be_bytes()[..], &[0; 3_900_000]].concat());
     let small = Bytes::from([&4_000_000_u32.to_be_bytes()[..], &[0; 3_000]].concat());
     let (mut raws, mut held) = (Vec::new(), Vec::new());
@@ -65,7 +65,7 @@ async fn the_defaults_fit_into_the_memory_of_a_container() {
             stream.send_data(body.clone(), false).unwrap();
             held.push((response, stream));
         }
-        assert!(has(&target.program.sessions(), 0, 0).await, "others are served");
+        assert!(has(&target.program.sessions(), 0, 0).await, "other clients are served");
         let resident = target.program.metric("process_resident_memory_bytes").await;
         assert!(resident < MEMORY * 3 / 4, "{resident} bytes");
         raws.push(raw);
@@ -73,5 +73,5 @@ async fn the_defaults_fit_into_the_memory_of_a_container() {
     assert!(target.program.metric("sessiond_refused_total{reason=\"TOO_MANY_PENDING_BYTES\"}").await > 0);
     target.resident = target.program.metric("process_resident_memory_bytes").await;
     drop((held, raws));
-    target.is_as_before().await;
+    target.assert_recovered().await;
 }

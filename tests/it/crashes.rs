@@ -1,7 +1,7 @@
-//! The server is killed at random moments, again and again, while eight writers change the registry, four gateways come and go with
-//! their leases, and sixteen observers follow.
+//! Kills the server at random moments, again and again, while eight writers change the registry, four gateways grant
+//! and end leases, and sixteen observers follow.
 //!
-//! `SESSIOND_TEST_CRASHES` says how often: 60 times by default.
+//! `SESSIOND_TEST_CRASHES` sets the number of kills: 60 by default.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,25 +34,27 @@ use crate::{
     sessions::create,
 };
 
-/// Whether a session exists, as far as callers were told; none when a call that would change it was not answered.
-type Told = Arc<Mutex<BTreeMap<i64, Option<bool>>>>;
+/// Whether each session exists, according to the answers that callers received. `None` while a change to the session is
+/// unanswered.
+type Known = Arc<Mutex<BTreeMap<i64, Option<bool>>>>;
 
 /// The leases of the gateways.
 type Leases = Arc<Mutex<BTreeMap<u64, Held>>>;
 
-/// What a gateway knows of a lease.
+/// What a gateway knows about a lease.
 #[derive(Clone, Debug, Default)]
 struct Held {
-    /// Sessions that came under it for certain, and did not move since.
+    /// Sessions that are certainly under the lease: the create was answered, and no move was requested.
     sure: Vec<i64>,
-    /// Those for which a call was not answered.
+    /// Sessions that may be under the lease: a call about them was not answered.
     unsure: Vec<i64>,
-    /// It may have ended: it has a short ttl, or its end was asked for.
+    /// The lease may have ended: its ttl is short, or a revoke was requested.
     may_end: bool,
-    /// It may linger, because that was asked for; and does, because that was answered.
+    /// A linger was requested.
     may_linger: bool,
+    /// The request to linger was answered.
     lingers: bool,
-    /// Somebody was told that it has ended.
+    /// An answer reported that the lease has ended.
     ended: bool,
 }
 
@@ -60,15 +62,15 @@ const WRITERS: i64 = 8;
 const GATEWAYS: usize = 4;
 const OBSERVERS: usize = 16;
 
-/// Every so many lives of the server one is long enough for leases to expire in it.
+/// One in this many runs of the server is long enough for leases to expire.
 const LONG_LIFE: u32 = 20;
 
-/// Changes sessions of its own until the server is gone.
-async fn write(client: Sessions, told: Told, writer: i64) -> Status {
+/// Changes the writer's own sessions until the server is gone.
+async fn write(client: Sessions, known: Known, writer: i64) -> Status {
     let mut client = client;
     loop {
         let id = WRITERS * fastrand::i64(0..50) + writer;
-        told.lock().insert(id, None);
+        known.lock().insert(id, None);
         let session_id = Some(id);
         let exists = fastrand::bool();
         let answer = if exists {
@@ -77,23 +79,24 @@ async fn write(client: Sessions, told: Told, writer: i64) -> Status {
             client.destroy_session(DestroySessionRequest { session_id, ..Default::default() }).await.map(drop)
         };
         match answer {
-            Ok(()) => drop(told.lock().insert(id, Some(exists))),
+            Ok(()) => drop(known.lock().insert(id, Some(exists))),
             Err(status) => return status,
         }
     }
 }
 
-/// Comes and goes with leases and some sessions until the server is gone.
-async fn come_and_go(channel: Channel, held: Leases, next: Arc<AtomicI64>) -> Status {
+/// Grants and ends leases with sessions under them until the server is gone.
+async fn churn_leases(channel: Channel, held: Leases, next: Arc<AtomicI64>) -> Status {
     loop {
-        if let Err(status) = visit(&channel, &held, &next).await {
+        if let Err(status) = use_two_leases(&channel, &held, &next).await {
             return status;
         }
     }
 }
 
-/// Creates sessions under a lease, lets half of them move to another, and ends both leases or leaves the first to expire.
-async fn visit(channel: &Channel, held: &Leases, next: &AtomicI64) -> Result<(), Status> {
+/// Creates sessions under a lease, moves half of them to a second lease, and revokes both leases or lets the first
+/// expire.
+async fn use_two_leases(channel: &Channel, held: &Leases, next: &AtomicI64) -> Result<(), Status> {
     let (mut sessions, mut leases) = (Sessions::new(channel.clone()), LeaseServiceClient::new(channel.clone()));
     let expires = fastrand::bool();
     let mut grant = async |may_end: bool| {
@@ -117,20 +120,20 @@ async fn visit(channel: &Channel, held: &Leases, next: &AtomicI64) -> Result<(),
         sessions.batch_create_sessions(batch).await.map(drop)
     };
     held.lock().entry(old).or_default().unsure = ids.clone();
-    // It may have expired before it has any.
+    // The lease may expire before its sessions are created.
     if let Err(status) = come(old, &ids, None).await {
         return if gone(&status, old, held) && expires { Ok(()) } else { Err(status) };
     }
     *held.lock().entry(old).or_default() =
         Held { sure: staying.to_vec(), unsure: moving.to_vec(), may_end: expires, ..Held::default() };
     held.lock().entry(new).or_default().unsure = moving.to_vec();
-    // The old lease may have ended by now. Then the sessions are created anew.
+    // If the old lease has expired by now, this creates the sessions again.
     come(new, moving, fastrand::bool().then_some(old)).await?;
     held.lock().entry(new).or_default().sure = moving.to_vec();
     let session_ids = moving.to_vec();
     let late = BatchDestroySessionsRequest { session_ids, lease_id: old, ..Default::default() };
     let destroyed = Sessions::new(channel.clone()).batch_destroy_sessions(late).await?.into_inner().destroyed;
-    assert!(!destroyed.contains(&true), "a late destroy of sessions that have moved");
+    assert!(!destroyed.contains(&true), "a late destroy under the old lease destroyed sessions that had moved");
     for lease_id in [old, new].into_iter().skip(usize::from(expires)) {
         if fastrand::bool() {
             held.lock().entry(lease_id).or_default().may_linger = true;
@@ -141,7 +144,8 @@ async fn visit(channel: &Channel, held: &Leases, next: &AtomicI64) -> Result<(),
         held.lock().entry(lease_id).or_default().may_end = true;
         leases.revoke_lease(RevokeLeaseRequest { lease_id, linger: None }).await?;
         held.lock().entry(lease_id).or_default().ended = true;
-        let status = leases.keep_lease_alive(KeepLeaseAliveRequest { lease_id }).await.expect_err("it has ended");
+        let status =
+            leases.keep_lease_alive(KeepLeaseAliveRequest { lease_id }).await.expect_err("the lease has ended");
         if !gone(&status, lease_id, held) {
             return Err(status);
         }
@@ -149,7 +153,7 @@ async fn visit(channel: &Channel, held: &Leases, next: &AtomicI64) -> Result<(),
     Ok(())
 }
 
-/// Whether an answer tells that a lease is gone, which is noted.
+/// Returns whether the status says that the lease is gone, and records it.
 fn gone(status: &Status, lease: u64, held: &Leases) -> bool {
     let is_gone = matches!(status.code(), Code::NotFound | Code::FailedPrecondition);
     held.lock().entry(lease).or_default().ended |= is_gone;
@@ -161,39 +165,40 @@ async fn exist(client: &Sessions, session_ids: &[i64]) -> Vec<bool> {
     soon(client.clone().batch_has_sessions(request)).await.unwrap().into_inner().exists
 }
 
-/// The lease that each session is under.
+/// Returns the lease that each session is under.
 async fn holders(client: &Sessions, session_ids: &[i64]) -> Vec<u64> {
     let request = BatchLookupSessionsRequest { session_ids: session_ids.to_vec(), ..Default::default() };
     soon(client.clone().batch_lookup_sessions(request)).await.unwrap().into_inner().lease_ids
 }
 
-/// Holds the registry to what callers were told, and takes what it is for what they were not.
-async fn check_told(client: &Sessions, told: &Told) {
-    let ids: Vec<i64> = told.lock().keys().copied().collect();
+/// Checks the registry against every answer, and records the state of sessions whose last change was unanswered.
+async fn check_answers(client: &Sessions, known: &Known) {
+    let ids: Vec<i64> = known.lock().keys().copied().collect();
     for (id, exists) in ids.iter().zip(exist(client, &ids).await) {
-        let was_told = told.lock().insert(*id, Some(exists)).flatten();
-        assert!(was_told.is_none_or(|told| told == exists), "{id} was told to exist: {was_told:?}, and does: {exists}");
+        let answered = known.lock().insert(*id, Some(exists)).flatten();
+        assert!(answered.is_none_or(|known| known == exists), "session {id}: answered {answered:?}, now {exists}");
     }
 }
 
-/// A lease whose end was told to anybody has ended; one that has not ended has its sessions. Ends them all.
-async fn check_leases(client: &Sessions, channel: Channel, leases: BTreeMap<u64, Held>, heard: &[SessionEvent]) {
-    let ended: BTreeSet<i64> = heard
+/// Checks that every lease whose end was reported has ended, and that every other lease still has its sessions. Then
+/// revokes all leases.
+async fn check_leases(client: &Sessions, channel: Channel, leases: BTreeMap<u64, Held>, received: &[SessionEvent]) {
+    let ended: BTreeSet<i64> = received
         .iter()
         .filter(|event| matches!(event.reason(), DestroyReason::LeaseExpired | DestroyReason::LeaseRevoked))
         .map(|event| event.session_id)
         .collect();
     let mut service = LeaseServiceClient::new(channel);
     for (lease_id, held) in &leases {
-        let is_told = held.ended || held.sure.iter().any(|session| ended.contains(session));
+        let is_reported = held.ended || held.sure.iter().any(|session| ended.contains(session));
         let kept = soon(service.keep_lease_alive(KeepLeaseAliveRequest { lease_id: *lease_id })).await;
         let lingers = kept.as_ref().is_err_and(|status| status.code() == Code::FailedPrecondition);
         match kept {
-            Err(_) if lingers => assert!(held.may_linger && !is_told, "lease {lease_id} lingers: {held:?}"),
-            Ok(_) => assert!(!is_told && !held.lingers, "lease {lease_id} lives again: {held:?}"),
+            Err(_) if lingers => assert!(held.may_linger && !is_reported, "lease {lease_id} lingers: {held:?}"),
+            Ok(_) => assert!(!is_reported && !held.lingers, "lease {lease_id} is alive again: {held:?}"),
             Err(status) => {
                 assert_eq!(status.code(), Code::NotFound);
-                assert!(held.may_end, "lease {lease_id} is gone, and nobody has ended it");
+                assert!(held.may_end, "lease {lease_id} is gone, but nothing ended it");
                 continue;
             }
         }
@@ -201,27 +206,27 @@ async fn check_leases(client: &Sessions, channel: Channel, leases: BTreeMap<u64,
         assert!(holders.iter().all(|holder| holder == lease_id), "lease {lease_id} lost sessions: {holders:?}");
     }
     for lease_id in leases.keys() {
-        // It may have expired since.
+        // The lease may have expired by now.
         let _ = soon(service.revoke_lease(RevokeLeaseRequest { lease_id: *lease_id, linger: None })).await;
     }
     let sessions: Vec<i64> = leases.into_values().flat_map(|held| [held.sure, held.unsure].concat()).collect();
     soon(async { while exist(client, &sessions).await.contains(&true) {} }).await;
 }
 
-/// What one observer was told.
+/// What one observer has received.
 #[derive(Clone, Default)]
 struct Observer {
-    /// Whether it has placements.
+    /// Whether its stream has placements.
     is_placed: bool,
-    /// The lease of each session; 0 without placements.
+    /// The lease of each session. Without placements, always 0.
     view: BTreeMap<Key, u64>,
     cursor: String,
-    /// Since the last time that all were compared.
-    heard: Vec<SessionEvent>,
+    /// The events received since the observers were last compared.
+    received: Vec<SessionEvent>,
 }
 
 impl Observer {
-    fn hear(&mut self, events: Vec<SessionEvent>) {
+    fn apply(&mut self, events: Vec<SessionEvent>) {
         for event in &events {
             let key = (event.auth_key_id, event.session_id);
             let (before, expected) = match event.r#type() {
@@ -229,9 +234,9 @@ impl Observer {
                 SessionEventType::Moved => (self.view.insert(key, event.lease_id), Some(event.previous_lease_id)),
                 _ => (self.view.remove(&key), Some(event.lease_id)),
             };
-            assert_eq!(before, expected, "{event:?} does not fit what is held");
+            assert_eq!(before, expected, "{event:?} contradicts the state that the observer holds");
         }
-        self.heard.extend(events);
+        self.received.extend(events);
     }
 
     fn request(&self) -> SubscribeRequest {
@@ -243,7 +248,7 @@ impl Observer {
         Observed::start(client, SubscribeRequest { start, ..self.request() }).await
     }
 
-    /// What the registry tells a new observer.
+    /// Reads a snapshot with a new stream.
     async fn snapshot(&self, client: &Sessions) -> BTreeMap<Key, u64> {
         let request = SubscribeRequest { start: Some(Start::Snapshot(true)), ..self.request() };
         let mut observed = Observed::start(client, request).await;
@@ -254,7 +259,7 @@ impl Observer {
                     let placed = part.sessions.iter().map(|one| ((one.auth_key_id, one.session_id), one.lease_id));
                     new.view.extend(placed);
                 }
-                Body::Events(body) => new.hear(body.events),
+                Body::Events(body) => new.apply(body.events),
                 Body::Synced(_) => return new.view,
                 other => panic!("{other:?}"),
             }
@@ -266,7 +271,7 @@ impl Observer {
 async fn observe(mut observed: Observed, mut observer: Observer) -> Observer {
     while let Ok(body) = observed.try_next().await {
         match body {
-            Body::Events(body) => observer.hear(body.events),
+            Body::Events(body) => observer.apply(body.events),
             Body::Heartbeat(_) => {}
             other => panic!("{other:?}"),
         }
@@ -276,12 +281,12 @@ async fn observe(mut observed: Observed, mut observer: Observer) -> Observer {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_that_was_answered_is_lost_when_the_server_is_killed() {
+async fn no_answered_change_is_lost_when_the_server_is_killed() {
     let crashes: u32 = std::env::var("SESSIOND_TEST_CRASHES").map_or(60, |n| n.parse().unwrap());
     let folder = tempfile::tempdir().unwrap();
     let storage = format!("file:{}", folder.path().join("registry").display());
     let args = ["--storage", &storage, "--retain-events", "20000", "--outage-grace", "1s"];
-    let (told, leases) = (Told::default(), Leases::default());
+    let (known, leases) = (Known::default(), Leases::default());
     let next = Arc::new(AtomicI64::new(1_000_000));
     let new = |n| Observer { is_placed: n % 2 == 1, ..Observer::default() };
     let mut observers: Vec<Observer> = (0..OBSERVERS).map(new).collect();
@@ -289,30 +294,30 @@ async fn nothing_that_was_answered_is_lost_when_the_server_is_killed() {
         let program = Program::start(&args).await;
         let client = program.sessions();
         let channel = Endpoint::from_shared(format!("http://{}", program.addr)).unwrap().connect_lazy();
-        // One of them may have been told of more than the others before the server was gone.
+        // Before the kill, some observers may have received more events than others.
         let mut streams = Vec::new();
         for observer in &observers {
             streams.push(observer.resume(&client).await);
         }
-        check_told(&client, &told).await;
-        let heard: Vec<_> = observers.iter().flat_map(|observer| observer.heard.iter().cloned()).collect();
+        check_answers(&client, &known).await;
+        let received: Vec<_> = observers.iter().flat_map(|observer| observer.received.iter().cloned()).collect();
         let left = mem::take(&mut *leases.lock());
-        check_leases(&client, channel.clone(), left, &heard).await;
+        check_leases(&client, channel.clone(), left, &received).await;
 
-        // Who hears of this has heard of all before.
+        // An observer that has received this event has received all earlier ones.
         let marker = -1 - i64::from(crash);
         assert!(create(&client, 0, marker).await);
         for (observer, stream) in observers.iter_mut().zip(&mut streams) {
             while !observer.view.contains_key(&(0, marker)) {
-                observer.hear(stream.more_events().await);
+                observer.apply(stream.more_events().await);
             }
             observer.cursor.clone_from(&stream.cursor);
         }
         for n in 0..2 {
-            let heard = observers[n].heard.clone();
+            let received = observers[n].received.clone();
             let snapshot = observers[n].snapshot(&client).await;
             for observer in observers.iter_mut().skip(n).step_by(2) {
-                assert!(mem::take(&mut observer.heard) == heard, "two observers differ after crash {crash}");
+                assert!(mem::take(&mut observer.received) == received, "two observers differ after crash {crash}");
                 assert!(observer.view == snapshot, "a view differs after crash {crash}");
             }
         }
@@ -323,10 +328,10 @@ async fn nothing_that_was_answered_is_lost_when_the_server_is_killed() {
             observing.push(tokio::spawn(observe(stream, observer)));
         }
         for writer in 0..WRITERS {
-            running.spawn(write(client.clone(), Arc::clone(&told), writer));
+            running.spawn(write(client.clone(), Arc::clone(&known), writer));
         }
         for _ in 0..GATEWAYS {
-            running.spawn(come_and_go(channel.clone(), Arc::clone(&leases), Arc::clone(&next)));
+            running.spawn(churn_leases(channel.clone(), Arc::clone(&leases), Arc::clone(&next)));
         }
         let is_long = crash % LONG_LIFE == LONG_LIFE - 1;
         let life = if is_long { 1_500_000..2_000_000 } else { 0..60_000 };

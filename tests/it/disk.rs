@@ -1,4 +1,4 @@
-//! A disk that is full: a small file system that only the server sees.
+//! A full disk: the server's registry is on a small file system that only the server sees.
 
 use std::{
     collections::BTreeSet,
@@ -24,13 +24,14 @@ use crate::{
     sessions::has,
 };
 
-/// Mounts it where the first argument says, for the program that follows and nobody else; it ends with that.
+/// Mounts the file system at the first argument and runs the remaining arguments as a command. Only that command sees
+/// the mount, which ends with it.
 const MOUNT: &str = "mount -t tmpfs -o size=8m tmpfs \"$0\" && exec \"$@\"";
 
 const UNSHARE: [&str; 5] = ["unshare", "--map-root-user", "--mount", "sh", "-c"];
 
-/// Whether this user may mount, which not every machine lets them.
-fn may_mount() -> bool {
+/// Returns whether this user may mount a file system. Not every machine allows it.
+fn can_mount() -> bool {
     let folder = tempfile::tempdir().unwrap();
     let mut mount = Command::new(UNSHARE[0]);
     mount.args(&UNSHARE[1..]).arg(MOUNT).arg(folder.path()).arg("true").stdout(Stdio::null()).stderr(Stdio::null());
@@ -40,7 +41,7 @@ fn may_mount() -> bool {
 /// A server whose registry is on a disk of eight megabytes.
 struct SmallDisk {
     program: Program,
-    /// The disk, which is not to be seen from here by its path. It is there for as long as this is open.
+    /// The root of the disk, whose path is not visible to this process. The disk stays mounted while this is open.
     disk: File,
     _folder: tempfile::TempDir,
 }
@@ -48,7 +49,7 @@ struct SmallDisk {
 impl SmallDisk {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().to_str().expect("a path of UTF-8");
+        let path = folder.path().to_str().expect("the path is UTF-8");
         let storage = format!("file:{path}/registry");
         let within = [&UNSHARE[..], &[MOUNT, path]].concat();
         let program = Program::start_within(&within, &["--workers", "1", "--storage", &storage]).await;
@@ -78,7 +79,7 @@ async fn create(client: &Sessions, ids: std::ops::Range<i64>) -> Result<Vec<bool
 
 const BATCH: i64 = 5000;
 
-/// Creates sessions from `next` on until that is refused; gives the first that was not answered.
+/// Creates sessions from `next` on until a call is refused. Returns the first id that was not answered.
 async fn create_until_refused(client: &Sessions, mut next: i64) -> i64 {
     loop {
         match create(client, next..next + BATCH).await {
@@ -91,7 +92,7 @@ async fn create_until_refused(client: &Sessions, mut next: i64) -> i64 {
                 return next;
             }
         }
-        assert!(next < 2_000_000, "eight megabytes are full at some time");
+        assert!(next < 2_000_000, "the disk of eight megabytes never fills");
     }
 }
 
@@ -99,42 +100,42 @@ async fn check(client: &Sessions, answered: i64) {
     let mut snapshot = Observed::snapshot(client).await;
     let held = snapshot.synced().await;
     let lost: Vec<i64> = (0..answered).filter(|id| !held.contains(&(0, *id))).collect();
-    assert!(lost.is_empty(), "{} of {answered} that were answered are lost", lost.len());
+    assert!(lost.is_empty(), "{} of {answered} answered creates are lost", lost.len());
 }
 
 #[tokio::test]
-async fn a_full_disk_refuses_changes_loses_none_and_goes_on_when_there_is_room() {
-    if !may_mount() {
+async fn a_full_disk_refuses_changes_loses_none_and_recovers_without_a_restart() {
+    if !can_mount() {
         println!("SKIPPED: this user may not mount a file system (unshare --map-root-user --mount)");
         return;
     }
     let small = SmallDisk::start().await;
     let client = small.program.sessions();
     let mut observed = Observed::now(&client).await;
-    let mut told = BTreeSet::<Key>::new();
+    let mut received = BTreeSet::<Key>::new();
     create(&client, 0..BATCH).await.unwrap();
 
     small.fill();
     let answered = create_until_refused(&client, BATCH).await;
-    assert!(has(&client, 0, 0).await && has(&client, 0, answered - 1).await, "what is there can be read");
+    assert!(has(&client, 0, 0).await && has(&client, 0, answered - 1).await, "reads still work");
 
     small.make_room();
-    // Nobody restarts it.
+    // The server recovers without a restart.
     let marker = -1;
-    let goes_on = async {
+    let recovers = async {
         while create(&client, marker..0).await.is_err() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    soon(goes_on).await;
-    // It is told of everything once, also of what was done of the batch that was not answered.
-    while !told.contains(&(0, marker)) {
-        observed.more_events().await.iter().for_each(|event| apply(&mut told, event));
+    soon(recovers).await;
+    // The observer receives every change once, including those of the batch that was not answered.
+    while !received.contains(&(0, marker)) {
+        observed.more_events().await.iter().for_each(|event| apply(&mut received, event));
     }
-    assert!(told == Observed::snapshot(&client).await.synced().await, "what it was told of is what there is");
+    assert!(received == Observed::snapshot(&client).await.synced().await, "the observer's view equals a snapshot");
     check(&client, answered).await;
 
-    // Killed while it is full, it has all of that on its disk.
+    // After a kill while the disk is full, every answered change is in the file.
     create(&client, answered..answered + BATCH).await.unwrap();
     small.fill();
     let answered = create_until_refused(&client, answered + BATCH).await;
@@ -146,12 +147,12 @@ async fn a_full_disk_refuses_changes_loses_none_and_goes_on_when_there_is_room()
     check(&program.sessions(), answered).await;
 }
 
-/// By this time a storage must have noticed that it cannot be changed, or that it can be again.
+/// A storage must detect within this time that it refuses changes, or accepts them again.
 const NOTICED: Duration = Duration::from_secs(10);
 
 #[tokio::test]
-async fn a_full_disk_is_reported_although_nobody_changes_anything() {
-    if !may_mount() {
+async fn a_full_disk_is_reported_without_waiting_for_a_change_to_fail() {
+    if !can_mount() {
         println!("SKIPPED: this user may not mount a file system (unshare --map-root-user --mount)");
         return;
     }
@@ -183,7 +184,7 @@ async fn a_full_disk_is_reported_although_nobody_changes_anything() {
         }
         assert_eq!(program.metric(full).await, u64::from(!is_full));
         assert_eq!(program.metric("sessiond_storage_writable{cause=\"disk_failed\"}").await, 1);
-        // What reads and listens goes on, so the server stays in the load balancer.
+        // Reads and streams work, so the server stays in the load balancer.
         assert_eq!(get(program.admin, "/ready").await.status, 200);
         assert_eq!(program.metric("sessiond_storage_up").await, 1);
         let answer = soon(health.check(service("sessiond.v1.SessionService"))).await.unwrap().into_inner();
@@ -195,7 +196,7 @@ async fn a_full_disk_is_reported_although_nobody_changes_anything() {
     }
     program.logs("the storage accepts changes again").await;
     let log = program.log();
-    let lines = |what: &str| log.lines().filter(|line| line.contains(what)).count();
-    assert_eq!((lines("refuses changes"), lines("accepts changes again")), (1, 1), "{log}");
+    let count = |what: &str| log.lines().filter(|line| line.contains(what)).count();
+    assert_eq!((count("refuses changes"), count("accepts changes again")), (1, 1), "{log}");
     assert!(log.contains("\"cause\":\"disk_full\""), "{log}");
 }

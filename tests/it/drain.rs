@@ -1,4 +1,4 @@
-//! How a server stops.
+//! How a server drains and stops.
 
 use std::{
     collections::HashSet,
@@ -34,7 +34,7 @@ fn has_session() -> http::Request<()> {
 }
 
 #[tokio::test]
-async fn a_drain_lets_calls_finish_and_sends_observers_away_with_their_place() {
+async fn a_drain_lets_calls_finish_and_ends_streams_with_their_cursor() {
     let mut program = Program::start(&["--workers", "2", "--drain-timeout", "1h"]).await;
     batch_create(&program.sessions(), &(0..1000).collect::<Vec<_>>()).await;
     let mut observers = Vec::new();
@@ -52,7 +52,7 @@ async fn a_drain_lets_calls_finish_and_sends_observers_away_with_their_place() {
     program.draining().await;
     assert_eq!(get(program.admin, "/live").await.status, 200);
     let refused = soon(TcpStream::connect(program.addr)).await;
-    assert!(refused.is_err(), "no new connections");
+    assert!(refused.is_err(), "a draining server accepts no new connections");
 
     let mut delays = HashSet::new();
     for mut observed in observers {
@@ -70,7 +70,7 @@ async fn a_drain_lets_calls_finish_and_sends_observers_away_with_their_place() {
         assert_eq!(details.error_info().unwrap().reason, "SERVER_DRAINING");
         delays.insert(details.retry_info().unwrap().retry_delay.unwrap());
     }
-    assert!(delays.len() > 1, "all come back at once: {delays:?}");
+    assert!(delays.len() > 1, "all observers would reconnect at the same time: {delays:?}");
     assert!(delays.iter().all(|delay| !delay.is_zero() && *delay <= Duration::from_secs(3)), "{delays:?}");
 
     body.send_data(message.slice(7..), true).unwrap();
@@ -80,7 +80,7 @@ async fn a_drain_lets_calls_finish_and_sends_observers_away_with_their_place() {
     assert_eq!(program.exit_code().await, Some(0));
 }
 
-/// An observer whose process is stuck: it reads nothing, not even the end of its stream.
+/// Subscribes an observer that then hangs: it reads nothing, not even the end of its stream.
 async fn stuck_observer(addr: SocketAddr) -> Raw {
     let mut raw = Raw::connect(addr).await;
     raw.hold(grpc(&format!("{SERVICE}/Subscribe")), framed(&SubscribeRequest::default())).await;
@@ -89,25 +89,25 @@ async fn stuck_observer(addr: SocketAddr) -> Raw {
 }
 
 #[tokio::test]
-async fn a_drain_ends_with_its_timeout_whoever_is_stuck() {
+async fn a_drain_ends_at_its_timeout_although_an_observer_is_stuck() {
     let mut program = Program::start(&["--drain-timeout", "1s"]).await;
     let _stuck = stuck_observer(program.addr).await;
     let mut other = Observed::now(&program.sessions()).await;
     let began = Instant::now();
     program.signal("INT").await;
-    assert!(matches!(other.next().await, Body::Heartbeat(_)), "nobody waits for who is stuck");
+    assert!(matches!(other.next().await, Body::Heartbeat(_)), "other observers do not wait for the stuck one");
     assert_eq!(other.try_next().await.unwrap_err().code(), Code::Unavailable);
     assert_eq!(program.exit_code().await, Some(0), "{}", program.log());
     assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
-/// A program that heeds SIGHUP, though the tests themselves may run under `nohup`.
+/// Starts a server that handles SIGHUP even if the tests run under `nohup`, which ignores it.
 async fn with_hangup(args: &[&str]) -> Program {
     Program::start_within(&["env", "--default-signal=HUP"], args).await
 }
 
 #[tokio::test]
-async fn every_signal_that_ends_a_program_starts_a_drain() {
+async fn sigterm_sigint_and_sighup_start_a_drain() {
     for signal in ["TERM", "INT", "HUP"] {
         let mut program = with_hangup(&[]).await;
         let mut observed = Observed::now(&program.sessions()).await;
@@ -122,14 +122,14 @@ async fn every_signal_that_ends_a_program_starts_a_drain() {
 async fn nohup_keeps_a_server_alive_after_its_terminal_closes() {
     let mut program = Program::start_within(&["nohup"], &[]).await;
     program.signal("HUP").await;
-    // A signal that were heeded would start the drain before the next one, which would end the process with code 1.
+    // If the server handled SIGHUP, it would drain now, and SIGTERM as a second signal would make it exit with code 1.
     assert!(create(&program.sessions(), 0, 1).await);
     program.signal("TERM").await;
     assert_eq!(program.exit_code().await, Some(0), "{}", program.log());
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_the_drain_at_once() {
+async fn a_second_signal_exits_immediately() {
     for (first, second) in [("TERM", "TERM"), ("TERM", "INT"), ("INT", "INT"), ("HUP", "TERM"), ("TERM", "HUP")] {
         let mut program = with_hangup(&["--drain-timeout", "1h"]).await;
         let _stuck = stuck_observer(program.addr).await;
@@ -141,7 +141,7 @@ async fn a_second_signal_ends_the_drain_at_once() {
 }
 
 #[tokio::test]
-async fn connections_that_say_nothing_do_not_hold_up_a_drain() {
+async fn silent_connections_do_not_delay_a_drain() {
     let mut program = Program::start(&["--workers", "2", "--drain-timeout", "1h"]).await;
     let mut silent = Vec::new();
     for said in [&b""[..], b"P", b"PRI * HTTP/2.0"] {
@@ -149,13 +149,13 @@ async fn connections_that_say_nothing_do_not_hold_up_a_drain() {
         soon(socket.write_all(said)).await.unwrap();
         silent.push(socket);
     }
-    // Accepted after them.
+    // This connection is accepted after the silent ones.
     create(&program.sessions(), 0, 1).await;
     program.signal("TERM").await;
     assert_eq!(program.exit_code().await, Some(0), "{}", program.log());
 }
 
-/// A way to the server that can keep back what the server says.
+/// Starts a proxy to the server that can hold back the server's responses. Returns its address and its switch.
 async fn gate(to: SocketAddr) -> (SocketAddr, watch::Sender<bool>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -177,7 +177,7 @@ async fn gate(to: SocketAddr) -> (SocketAddr, watch::Sender<bool>) {
 }
 
 #[tokio::test]
-async fn calls_that_cross_the_end_of_their_connection_are_answered() {
+async fn calls_sent_before_the_client_learns_of_the_drain_are_answered() {
     let server = Running::with(config()).await;
     let (addr, open) = gate(server.addr).await;
     let mut raw = Raw::connect(addr).await;
@@ -186,14 +186,14 @@ async fn calls_that_cross_the_end_of_their_connection_are_answered() {
     let (admin, subject) = (server.admin, server.subject.clone());
     let ended = server.stop();
     soon(async { while get(admin, "/ready").await.status != 503 {} }).await;
-    // The client cannot know of the drain.
+    // The client cannot know about the drain yet.
     let subscribe = framed(&SubscribeRequest::default());
     let subscribe = raw.begin(grpc(&format!("{SERVICE}/Subscribe")), subscribe).await.unwrap();
     let check = framed(&HealthCheckRequest::default());
     let check = raw.begin(grpc("/grpc.health.v1.Health/Check"), check).await.unwrap();
     let create = framed(&CreateSessionRequest { session_id: Some(1), ..Default::default() });
     let create = raw.begin(grpc(&format!("{SERVICE}/CreateSession")), create).await.unwrap();
-    eventually("the calls are with the server", || subject.stats().retained_events == 1).await;
+    eventually("the calls reach the server", || subject.stats().retained_events == 1).await;
     open.send_replace(true);
 
     let refused = soon(answer(subscribe)).await.unwrap().grpc.unwrap();

@@ -1,4 +1,4 @@
-//! Every row of the contract's table of errors, over the wire.
+//! Checks every row of the contract's table of errors over the wire.
 
 use std::time::Duration;
 
@@ -30,9 +30,9 @@ use crate::{
 pub(crate) struct Refusal {
     code: Code,
     reason: &'static str,
-    /// The field that is wrong.
+    /// The field in the BadRequest violation.
     field: Option<&'static str>,
-    /// What the message must say.
+    /// Text that the message must contain.
     says: &'static str,
 }
 
@@ -57,7 +57,7 @@ impl Refusal {
     fn assert(&self, status: &Status) {
         assert_eq!(status.code(), self.code, "{status:?}");
         assert!(status.message().contains(self.says), "{}", status.message());
-        assert!(!status.message().contains("secret"), "a cause stays inside");
+        assert!(!status.message().contains("secret"), "the internal cause is not sent");
         let details = status.get_error_details();
         let info = details.error_info().unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
         assert_eq!((info.domain.as_str(), info.reason.as_str()), ("sessiond", self.reason));
@@ -67,7 +67,7 @@ impl Refusal {
             .unwrap_or_default();
         assert_eq!(fields, self.field.as_slice(), "{}", self.reason);
         let has_delay = details.retry_info().is_some_and(|info| info.retry_delay.is_some());
-        let retry = ErrorReason::from_name(self.reason).expect("a row of the table").row().retry;
+        let retry = ErrorReason::from_name(self.reason).expect("the reason is in the table").row().retry;
         assert_eq!(has_delay, retry == Retry::AfterRetryInfo, "{}", self.reason);
     }
 
@@ -77,7 +77,7 @@ impl Refusal {
 }
 
 #[tokio::test]
-async fn a_session_needs_its_id() {
+async fn a_missing_session_id_is_refused() {
     let server = Running::start().await;
     let mut client = server.sessions();
     let missing = invalid("SESSION_ID_MISSING", "session_id", "set it");
@@ -87,7 +87,7 @@ async fn a_session_needs_its_id() {
 }
 
 #[tokio::test]
-async fn the_lists_of_a_batch_fit_together_and_have_an_end() {
+async fn batches_with_unequal_or_overlong_lists_are_refused() {
     let server = Running::start().await;
     let mut client = server.sessions();
     let unequal = invalid("UNEQUAL_LISTS", "auth_key_ids", "one for each");
@@ -110,24 +110,24 @@ async fn the_lists_of_a_batch_fit_together_and_have_an_end() {
     too_large.of(client.batch_create_sessions(request)).await;
     let request = BatchDestroySessionsRequest { session_ids, ..Default::default() };
     too_large.of(client.batch_destroy_sessions(request)).await;
-    assert_eq!(server.subject.session_count().await.unwrap(), 0, "nothing of a refused batch is done");
+    assert_eq!(server.subject.session_count().await.unwrap(), 0, "a refused batch creates nothing");
 }
 
-/// Durations that are none, whatever the bounds.
+/// Durations that are invalid whatever the bounds.
 const NONSENSE: [(i64, i32); 8] = [
     (-1, 0),
     (0, -1),
     (i64::MIN, 0),
     (i64::MIN, i32::MIN),
     (i64::MAX, i32::MAX),
-    // The nanoseconds are not those of one second, or not of its sign.
+    // The nanoseconds are out of range, or their sign differs from that of the seconds.
     (0, 1_000_000_000),
     (1, i32::MAX),
     (2, -1),
 ];
 
 #[tokio::test]
-async fn durations_are_within_their_bounds() {
+async fn durations_out_of_bounds_are_refused() {
     let server = Running::start().await;
     let (mut client, mut leases) = (server.sessions(), server.leases());
     let heartbeat = invalid("BAD_DURATION", "heartbeat", "between 100 ms and 1 h");
@@ -152,7 +152,7 @@ async fn durations_are_within_their_bounds() {
 }
 
 #[tokio::test]
-async fn a_cursor_is_one_of_ours() {
+async fn malformed_cursors_are_refused() {
     let server = Running::start().await;
     let mut client = server.sessions();
     let cursor = Observed::now(&client).await.cursor;
@@ -166,7 +166,7 @@ async fn a_cursor_is_one_of_ours() {
 }
 
 #[tokio::test]
-async fn a_type_to_filter_by_is_one_of_ours() {
+async fn unknown_event_types_in_a_filter_are_refused() {
     let server = Running::start().await;
     let mut client = server.sessions();
     let unknown = invalid("UNKNOWN_EVENT_TYPE", "types", "CREATED");
@@ -176,7 +176,7 @@ async fn a_type_to_filter_by_is_one_of_ours() {
 }
 
 #[tokio::test]
-async fn a_list_of_leases_names_what_is_wrong_with_its_request() {
+async fn list_leases_refuses_malformed_page_tokens_and_too_many_ids() {
     let server = Running::start().await;
     let mut leases = server.leases();
     let token = invalid("MALFORMED_PAGE_TOKEN", "page_token", "the last next_page_token");
@@ -189,14 +189,14 @@ async fn a_list_of_leases_names_what_is_wrong_with_its_request() {
 }
 
 #[tokio::test]
-async fn the_owner_of_a_lease_is_a_short_text() {
+async fn an_owner_that_is_too_long_is_refused() {
     let server = Running::start().await;
     let request = GrantLeaseRequest { ttl: Some(duration(Duration::from_secs(9))), owner: "x".repeat(129) };
     invalid("OWNER_TOO_LONG", "owner", "128").of(server.leases().grant_lease(request)).await;
 }
 
 #[tokio::test]
-async fn a_lease_that_is_gone_is_told_by_what_was_to_be_done() {
+async fn a_gone_lease_is_not_found_for_lease_calls_and_a_failed_precondition_for_creates() {
     let server = Running::start().await;
     let (mut client, mut leases) = (server.sessions(), server.leases());
     let gone = refusal(Code::NotFound, "LEASE_GONE", None, "grant a new one");
@@ -244,7 +244,7 @@ async fn limits_name_the_flag_that_raises_them() {
     }
     let sessions = exhausted("TOO_MANY_SESSIONS", "--max-sessions");
     sessions.of(client.create_session(CreateSessionRequest { session_id: Some(3), ..Default::default() })).await;
-    assert!(!create(&client, 0, 2).await, "what exists is no more");
+    assert!(!create(&client, 0, 2).await, "an existing session does not count again");
 
     let lease = grant(&leases, Duration::from_secs(3600)).await;
     let request = GrantLeaseRequest { ttl: Some(duration(Duration::from_secs(1))), ..Default::default() };
@@ -259,7 +259,7 @@ async fn limits_name_the_flag_that_raises_them() {
 }
 
 #[tokio::test]
-async fn the_filters_of_all_observers_share_a_bound() {
+async fn the_filters_of_all_observers_share_a_limit() {
     let subject = SubjectOptions { max_total_filter_ids: 5, ..SubjectOptions::default() };
     let server = Running::with(ServerConfig { subject, ..config() }).await;
     let mut client = server.sessions();
@@ -270,12 +270,12 @@ async fn the_filters_of_all_observers_share_a_bound() {
     ids.of(client.subscribe(filtered(vec![1]))).await;
     let too_many = exhausted("TOO_MANY_FILTER_IDS", "--max-filter-ids");
     too_many.of(client.subscribe(filtered((0..524_000).collect()))).await;
-    // Who filters by no id is not refused, and what somebody leaves is free again.
+    // An observer without id filters is not refused. The ids of an observer that leaves are free again.
     let _third = Observed::now(&client).await;
     assert_eq!(server.subject.stats().filter_ids, 5);
     drop(first);
     server.observers(2).await;
-    // An id that is named again and again is one id.
+    // An id that a filter repeats counts once.
     drop(Observed::start(&client, filtered(vec![5; 10_000])).await);
     server.observers(2).await;
     let _fourth = Observed::start(&client, filtered(vec![5, 6, 7])).await;
@@ -283,18 +283,18 @@ async fn the_filters_of_all_observers_share_a_bound() {
 }
 
 #[tokio::test]
-async fn a_message_over_the_default_limit_is_refused_while_it_comes() {
+async fn a_message_over_the_default_limit_is_refused_and_the_connection_stays_usable() {
     let server = Running::start().await;
     let mut client = server.sessions();
     let request = BatchHasSessionsRequest { session_ids: vec![0; 1 << 20], ..Default::default() };
     exhausted("REQUEST_TOO_LARGE", "--max-message-bytes").of(client.batch_has_sessions(request)).await;
-    assert!(!has(&client, 0, 1).await, "the connection is as good as before");
+    assert!(!has(&client, 0, 1).await, "the connection still works");
 }
 
 const LEASES: &str = "/sessiond.v1.LeaseService";
 
 #[tokio::test]
-async fn what_is_no_call_of_ours_is_refused_with_its_reason() {
+async fn unknown_methods_and_malformed_requests_are_refused_with_a_reason() {
     let server = Running::start().await;
     let mut raw = Raw::connect(server.addr).await;
     let message = framed(&HasSessionRequest { session_id: Some(1), auth_key_id: 0 });
@@ -305,7 +305,7 @@ async fn what_is_no_call_of_ours_is_refused_with_its_reason() {
     let others = ["/", "/HasSession", "/sessiond.v1.SessionService", "/sessiond.v2.SessionService/HasSession"];
     for path in methods.chain(others.map(str::to_owned)) {
         let answer = raw.send(grpc(&path), message.clone()).await.unwrap();
-        unknown.assert(answer.grpc.as_ref().expect("a status"));
+        unknown.assert(answer.grpc.as_ref().expect("the answer has a status"));
     }
 
     let compressed = refusal(Code::Unimplemented, "COMPRESSED_REQUEST", None, "grpc-encoding");
@@ -325,13 +325,13 @@ async fn what_is_no_call_of_ours_is_refused_with_its_reason() {
         for method in ["SessionService/HasSession", "SessionService/Subscribe", "LeaseService/RevokeLease"] {
             let request = grpc(&format!("/sessiond.v1.{method}"));
             let answer = raw.send(request, Bytes::copy_from_slice(body)).await.unwrap();
-            refusal.assert(answer.grpc.as_ref().expect("a status"));
+            refusal.assert(answer.grpc.as_ref().expect("the answer has a status"));
         }
     }
 }
 
 #[tokio::test]
-async fn who_compresses_is_told_what_is_accepted() {
+async fn a_refused_compressed_request_learns_the_accepted_encoding() {
     let server = Running::start().await;
     let mut raw = Raw::connect(server.addr).await;
     for method in ["HasSession", "Subscribe"] {
@@ -345,7 +345,7 @@ async fn who_compresses_is_told_what_is_accepted() {
 }
 
 #[tokio::test]
-async fn messages_are_read_whichever_way_their_content_type_is_spelled() {
+async fn every_spelling_of_the_grpc_content_type_is_accepted() {
     let server = Running::start().await;
     let mut raw = Raw::connect(server.addr).await;
     let has = framed(&HasSessionRequest { session_id: Some(1), auth_key_id: 0 });
@@ -360,11 +360,11 @@ async fn messages_are_read_whichever_way_their_content_type_is_spelled() {
 }
 
 #[tokio::test]
-async fn a_subject_that_is_closed_refuses_observers_and_serves_calls() {
+async fn a_closed_subject_refuses_observers_and_serves_calls() {
     let server = Running::start().await;
     let client = server.sessions();
     let mut observed = Observed::now(&client).await;
-    // What a drain begins with, without the end of the connection that follows.
+    // A drain starts with this and then closes connections, which does not happen here.
     server.subject.close();
     let draining = refusal(Code::Unavailable, "SERVER_DRAINING", None, "another replica");
     draining.of(client.clone().subscribe(SubscribeRequest::default())).await;

@@ -1,4 +1,4 @@
-//! A server that does what a test says: it keeps a set of sessions, and hands every stream to the test.
+//! A scripted server: it keeps a set of sessions and hands every Subscribe call to the test.
 
 use std::{
     collections::BTreeSet,
@@ -26,15 +26,15 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, transport::server::TcpIncoming};
 use tonic_health::server::HealthReporter;
 
-/// Far longer than anything takes; it only ends tests that hang.
+/// Far longer than any step takes. It only ends tests that hang.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Waits for what must happen.
+/// Awaits the future. Panics if it does not complete before the deadline.
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, future).await.expect("it happens before the deadline")
+    tokio::time::timeout(DEADLINE, future).await.expect("the future completes within 30 s")
 }
 
-/// An address at which nobody listens.
+/// Returns a URL at which nothing listens.
 pub(crate) async fn nowhere() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     format!("http://{}", listener.local_addr().unwrap())
@@ -52,12 +52,12 @@ pub(crate) struct Fake {
 
 #[derive(Default)]
 struct Registry {
-    /// (auth key, session)
+    /// The existing sessions, as (auth key, session).
     sessions: Mutex<BTreeSet<(i64, i64)>>,
-    /// The sizes of the calls, and whether they named auth keys.
+    /// For each batch call, its size and whether it listed auth keys.
     batches: Mutex<Vec<(usize, bool)>>,
     refusal: Mutex<Option<Status>>,
-    /// Calls are not answered.
+    /// Whether calls are left unanswered.
     stuck: Mutex<bool>,
 }
 
@@ -77,9 +77,9 @@ impl Fake {
         Self { addr, health, streams, registry, server }
     }
 
-    /// The next call of Subscribe.
+    /// Waits for the next call of Subscribe.
     pub(crate) async fn stream(&mut self) -> StreamCall {
-        soon(self.streams.recv()).await.expect("the server runs")
+        soon(self.streams.recv()).await.expect("the server is running")
     }
 
     /// Refuses the next call that is not Subscribe.
@@ -87,12 +87,12 @@ impl Fake {
         *self.registry.refusal.lock().unwrap() = Some(status);
     }
 
-    /// Leaves calls that are not Subscribe without an answer.
-    pub(crate) fn get_stuck(&self) {
+    /// Leaves all later calls except Subscribe unanswered.
+    pub(crate) fn stop_answering(&self) {
         *self.registry.stuck.lock().unwrap() = true;
     }
 
-    /// The sizes of the batch calls so far, and whether they named auth keys.
+    /// Returns the size of each batch call so far, and whether it listed auth keys.
     pub(crate) fn batches(&self) -> Vec<(usize, bool)> {
         self.registry.batches.lock().unwrap().clone()
     }
@@ -104,14 +104,14 @@ impl Drop for Fake {
     }
 }
 
-/// A call of Subscribe that waits for an answer.
+/// A call of Subscribe that the test has yet to answer.
 pub(crate) struct StreamCall {
     pub(crate) request: SubscribeRequest,
     answer: oneshot::Sender<Result<Messages, Status>>,
 }
 
 impl StreamCall {
-    /// Opens the stream, with `subscribed`.
+    /// Opens the stream and sends `subscribed`.
     pub(crate) async fn accept(self, cursor: &str) -> Stream {
         let stream = self.accept_in_silence();
         let heartbeat = Some(self::duration(Duration::from_secs(15)));
@@ -127,29 +127,29 @@ impl StreamCall {
     /// Opens the stream and sends nothing.
     pub(crate) fn accept_in_silence(self) -> Stream {
         let (sender, messages) = mpsc::channel(16);
-        assert!(self.answer.send(Ok(messages)).is_ok(), "the client waits");
+        assert!(self.answer.send(Ok(messages)).is_ok(), "the client is waiting for an answer");
         Stream(sender)
     }
 
     pub(crate) fn refuse(self, status: Status) {
-        assert!(self.answer.send(Err(status)).is_ok(), "the client waits");
+        assert!(self.answer.send(Err(status)).is_ok(), "the client is waiting for an answer");
     }
 }
 
-/// An open stream; dropping it ends it in order.
+/// An open stream. Dropping it ends the stream without an error.
 pub(crate) struct Stream(mpsc::Sender<Result<SubscribeResponse, Status>>);
 
 impl Stream {
     pub(crate) async fn send(&self, cursor: &str, body: Body) {
         let message = SubscribeResponse { cursor: cursor.to_owned(), body: Some(body) };
-        soon(self.0.send(Ok(message))).await.expect("the client reads");
+        soon(self.0.send(Ok(message))).await.expect("the client reads the stream");
     }
 
     pub(crate) async fn fail(self, status: Status) {
-        soon(self.0.send(Err(status))).await.expect("the client reads");
+        soon(self.0.send(Err(status))).await.expect("the client reads the stream");
     }
 
-    /// Waits until the client has gone.
+    /// Waits until the client has closed the stream.
     pub(crate) async fn gone(&self) {
         soon(self.0.closed()).await;
     }

@@ -1,4 +1,4 @@
-//! A machine that runs out of something, a process that is held up, and peers that are too many or gone.
+//! Exhausted resources, paused processes, and peers that vanish or connect in large numbers.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::{
     sessions::{create, has},
 };
 
-/// How many connections come at once: as many as this process may open with the default limits of a system.
+/// The number of connections in a flood: as many as this process may open under a system's default limits.
 const FLOOD: usize = 400;
 
 async fn connect(target: &Target) -> TcpStream {
@@ -24,22 +24,22 @@ async fn connect(target: &Target) -> TcpStream {
 }
 
 #[tokio::test]
-async fn a_peer_that_vanished_is_let_go() {
+async fn a_connection_of_a_vanished_peer_is_closed() {
     let target = Target::start(&["--keepalive-interval", "300ms", "--keepalive-timeout", "300ms"]).await;
     let mut half_open = Vec::new();
     for _ in 0..10 {
         let mut raw = Raw::connect(target.program.addr).await;
         raw.hold(grpc(&format!("{SERVICE}/Subscribe")), framed(&SubscribeRequest::default())).await;
-        // Neither end is told: it answers no ping.
+        // Neither end closes the connection, but this one answers no more pings.
         raw.hang();
         half_open.push(raw);
     }
-    target.is_as_before().await;
+    target.assert_recovered().await;
     drop(half_open);
 }
 
 #[tokio::test]
-async fn a_flood_of_connections_holds_up_nobody() {
+async fn a_flood_of_connections_does_not_delay_other_clients() {
     let target = Target::start(&["--handshake-timeout", "1s"]).await;
     let client = target.program.sessions();
     let mut flood = Vec::new();
@@ -52,13 +52,13 @@ async fn a_flood_of_connections_holds_up_nobody() {
     assert!(has(&client, 0, 0).await);
     assert!(has(&target.program.sessions(), 0, 0).await);
     drop(client);
-    // They are let go though they stay.
-    target.is_as_before().await;
+    // The server closes these connections although their peers keep them open.
+    target.assert_recovered().await;
     drop(flood);
 }
 
 #[tokio::test]
-async fn without_descriptors_connections_wait_and_those_that_are_there_are_served() {
+async fn when_descriptors_run_out_new_connections_wait_and_existing_ones_are_served() {
     let program = Program::start_limited("-n 64", &["--workers", "2", "--handshake-timeout", "3s"]).await;
     let target = Target::of(program).await;
     let client = target.program.sessions();
@@ -70,21 +70,21 @@ async fn without_descriptors_connections_wait_and_those_that_are_there_are_serve
     target.program.logs("cannot accept a connection").await;
     assert!(has(&client, 0, 0).await);
     drop((flood, client));
-    // It does not say so for each of the connections, nor all the time.
+    // The warning is rate limited: it is not logged for each connection.
     assert!(target.program.log().lines().count() < 100);
-    target.is_as_before().await;
+    target.assert_recovered().await;
 }
 
 #[tokio::test]
-async fn within_a_limit_of_memory_everything_has_its_bound() {
-    let bounds = [
+async fn under_a_memory_limit_sessions_and_pending_requests_are_bounded() {
+    let limits = [
         ["--workers", "2"],
         ["--max-pending-bytes", "50000000"],
         ["--max-sessions", "1000000"],
         ["--retain-bytes", "20000000"],
     ];
-    let mut target = Target::of(Program::start_limited("-v 2000000", &bounds.concat()).await).await;
-    // Sessions until there is room for no more.
+    let mut target = Target::of(Program::start_limited("-v 2000000", &limits.concat()).await).await;
+    // Creates sessions until the limit is reached.
     let mut client = target.program.sessions();
     let mut refused = None;
     for part in 0..20 {
@@ -95,22 +95,22 @@ async fn within_a_limit_of_memory_everything_has_its_bound() {
             break;
         }
     }
-    assert_eq!(refused.expect("a bound").code(), Code::ResourceExhausted);
+    assert_eq!(refused.expect("the limit is reached").code(), Code::ResourceExhausted);
     let session_ids = (1000..50_000).collect();
     let request = sessiond::proto::BatchDestroySessionsRequest { session_ids, ..Default::default() };
     client.batch_destroy_sessions(request).await.unwrap();
     drop(client);
-    assert!(requests_that_all_but_end(&target).await > 0);
-    // What that took once, and is kept for the next time, is all that it takes.
+    assert!(send_unfinished_requests(&target).await > 0);
+    // The memory that the first round leaves in use is reused: further rounds take no more.
     target.resident = target.program.metric("process_resident_memory_bytes").await;
     for _ in 0..2 {
-        assert!(requests_that_all_but_end(&target).await > 0);
+        assert!(send_unfinished_requests(&target).await > 0);
     }
-    target.is_as_before().await;
+    target.assert_recovered().await;
 }
 
-/// Sends a hundred requests of four megabytes, all but their ends. Gives how many were refused.
-async fn requests_that_all_but_end(target: &Target) -> usize {
+/// Sends a hundred requests of four megabytes without their last bytes. Returns how many were refused.
+async fn send_unfinished_requests(target: &Target) -> usize {
     let mut raws = Vec::new();
     let mut streams = Vec::new();
     let almost = Bytes::from([&(4_000_000u32).to_be_bytes()[..], &[0; 3_900_000]].concat());
@@ -136,7 +136,7 @@ async fn requests_that_all_but_end(target: &Target) -> usize {
 }
 
 #[tokio::test]
-async fn a_server_that_was_held_up_ends_no_lease_for_it() {
+async fn a_paused_server_does_not_expire_leases_for_the_pause() {
     let target = Target::start(&[]).await;
     let client = target.program.sessions();
     let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", target.program.addr)).unwrap();
@@ -146,12 +146,12 @@ async fn a_server_that_was_held_up_ends_no_lease_for_it() {
     let request =
         sessiond::proto::CreateSessionRequest { session_id: Some(9), auth_key_id: 0, lease_id, ..Default::default() };
     assert!(client.clone().create_session(request).await.unwrap().into_inner().created);
-    // The clock of the process jumps by more than the ttl.
+    // After this pause, the clock of the process has jumped by more than the ttl.
     target.program.signal("STOP").await;
     tokio::time::sleep(ttl * 2).await;
     target.program.signal("CONT").await;
-    assert!(has(&client, 0, 9).await, "whoever was to keep it alive could not");
-    // And it ends as ever when nobody does.
+    assert!(has(&client, 0, 9).await, "the owner could not keep the lease alive during the pause");
+    // Later the lease expires as usual, because nobody keeps it alive.
     let ended = async {
         while has(&client, 0, 9).await {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -159,11 +159,11 @@ async fn a_server_that_was_held_up_ends_no_lease_for_it() {
     };
     soon(ended).await;
     drop((client, leases));
-    target.is_as_before().await;
+    target.assert_recovered().await;
 }
 
 #[tokio::test]
-async fn a_lease_that_is_kept_alive_outlives_pauses_of_the_server() {
+async fn a_lease_that_is_kept_alive_survives_pauses_of_the_server() {
     let target = Target::start(&[]).await;
     let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", target.program.addr)).unwrap();
     let leases = crate::server::Leases::new(channel.connect_lazy());
@@ -182,7 +182,7 @@ async fn a_lease_that_is_kept_alive_outlives_pauses_of_the_server() {
         target.program.signal("STOP").await;
         tokio::time::sleep(Duration::from_millis(pause)).await;
         target.program.signal("CONT").await;
-        // It is kept alive again meanwhile.
+        // Time for the gateway to keep the lease alive again.
         tokio::time::sleep(ttl / 2).await;
         assert!(!keeping.is_finished(), "after a pause of {pause} ms: {:?}", keeping.await);
     }
@@ -190,10 +190,10 @@ async fn a_lease_that_is_kept_alive_outlives_pauses_of_the_server() {
 }
 
 #[tokio::test]
-async fn who_sends_byte_by_byte_is_held_to_the_same_times() {
+async fn the_handshake_timeout_also_ends_peers_that_send_byte_by_byte() {
     let target = Target::start(&["--handshake-timeout", "500ms", "--max-connections", "2"]).await;
     let mut slow = connect(&target).await;
-    let trickles = tokio::spawn(async move {
+    let trickle = tokio::spawn(async move {
         for byte in crate::frames::PREFACE {
             if slow.write_all(&[*byte]).await.is_err() {
                 return;
@@ -204,6 +204,6 @@ async fn who_sends_byte_by_byte_is_held_to_the_same_times() {
     let client = target.program.sessions();
     assert!(create(&client, 0, 3).await);
     drop(client);
-    target.is_as_before().await;
-    soon(trickles).await.unwrap();
+    target.assert_recovered().await;
+    soon(trickle).await.unwrap();
 }

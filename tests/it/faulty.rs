@@ -1,4 +1,4 @@
-//! What callers are told when the storage fails: the rows of the contract's table that no input can bring about.
+//! What callers receive when the storage fails: the rows of the contract's error table that no input can cause.
 
 use std::{
     convert::Infallible,
@@ -35,37 +35,37 @@ use crate::{
     sessions::{create, has},
 };
 
-pub(crate) const WELL: u8 = 0;
-pub(crate) const AWAY: u8 = 1;
+pub(crate) const HEALTHY: u8 = 0;
+pub(crate) const UNREACHABLE: u8 = 1;
 pub(crate) const BROKEN: u8 = 2;
 pub(crate) const REFUSES: u8 = 3;
 const PANICS: u8 = 4;
 const EXPIRY_PANICS: u8 = 5;
-/// Each lease ends just before its owner is asked for.
+/// Each lease is revoked just before its owner is looked up.
 pub(crate) const ENDS_LEASES: u8 = 6;
 /// A task of the storage has panicked.
 const LOSES_A_TASK: u8 = 7;
 
-/// A storage that fails when it is told to.
+/// A memory storage that fails on demand.
 #[derive(Debug)]
 pub(crate) struct Faulty {
     storage: MemoryStorage,
     state: AtomicU8,
-    /// How many leases it was asked to keep alive.
+    /// How many calls to keep a lease alive reached the storage.
     kept: AtomicU64,
-    /// How often it was asked how far its log reaches.
+    /// How many calls of `log` reached the storage.
     log_calls: AtomicU64,
 }
 
 impl Faulty {
-    pub(crate) fn is_now(&self, state: u8) {
+    pub(crate) fn set_state(&self, state: u8) {
         self.state.store(state, Ordering::SeqCst);
     }
 
     fn check(&self) -> Result<&MemoryStorage, StorageError> {
         let cause = || Box::new(std::io::Error::other("secret cause"));
         match self.state.load(Ordering::SeqCst) {
-            AWAY => Err(StorageError::Unavailable(cause())),
+            UNREACHABLE => Err(StorageError::Unavailable(cause())),
             BROKEN => Err(StorageError::Broken(cause())),
             PANICS => panic!("a fault in the storage"),
             _ => Ok(&self.storage),
@@ -194,10 +194,11 @@ impl SessionStorage for Faulty {
 
 fn faulty() -> Arc<Faulty> {
     let storage = MemoryStorage::new(MemoryOptions::default());
-    Arc::new(Faulty { storage, state: AtomicU8::new(WELL), kept: AtomicU64::new(0), log_calls: AtomicU64::new(0) })
+    let (kept, log_calls) = (AtomicU64::new(0), AtomicU64::new(0));
+    Arc::new(Faulty { storage, state: AtomicU8::new(HEALTHY), kept, log_calls })
 }
 
-/// A subject over a storage that is well, and the storage.
+/// Starts a subject over a healthy storage. Returns both.
 async fn over_faulty() -> (SessionSubject, Arc<Faulty>) {
     let faulty = faulty();
     let storage: Arc<dyn SessionStorage> = faulty.clone();
@@ -209,7 +210,7 @@ fn config_over(faulty: &Arc<Faulty>) -> ServerConfig {
     ServerConfig { storage: storage.into(), ..config() }
 }
 
-/// A storage to be told what to do, and a server over it.
+/// Starts a server over a faulty storage. Returns both.
 pub(crate) async fn served() -> (Arc<Faulty>, Running) {
     let faulty = faulty();
     let server = Running::with(config_over(&faulty)).await;
@@ -217,7 +218,7 @@ pub(crate) async fn served() -> (Arc<Faulty>, Running) {
 }
 
 #[tokio::test]
-async fn a_storage_that_fails_is_told_of_and_its_cause_is_not() {
+async fn a_storage_failure_is_reported_without_its_cause() {
     let (faulty, server) = served().await;
     let (mut client, mut leases) = (server.sessions(), server.leases());
     let mut observed = Observed::now(&client).await;
@@ -225,27 +226,27 @@ async fn a_storage_that_fails_is_told_of_and_its_cause_is_not() {
     let session_id = Some(1);
     let ttl = Some(duration(Duration::from_secs(9)));
     for (state, refusal) in [
-        (AWAY, refusal(Code::Unavailable, "STORAGE_UNAVAILABLE", None, "try again")),
+        (UNREACHABLE, refusal(Code::Unavailable, "STORAGE_UNAVAILABLE", None, "try again")),
         (BROKEN, refusal(Code::Internal, "INTERNAL", None, "log")),
     ] {
-        faulty.state.store(state, Ordering::SeqCst);
+        faulty.set_state(state);
         refusal.of(client.has_session(HasSessionRequest { session_id, ..Default::default() })).await;
         refusal.of(client.create_session(CreateSessionRequest { session_id, ..Default::default() })).await;
         refusal.of(client.destroy_session(DestroySessionRequest { session_id, ..Default::default() })).await;
         refusal.of(client.subscribe(SubscribeRequest::default())).await;
         refusal.of(leases.grant_lease(GrantLeaseRequest { ttl, owner: String::new() })).await;
     }
-    faulty.state.store(WELL, Ordering::SeqCst);
+    faulty.set_state(HEALTHY);
     assert!(create(&client, 0, 1).await);
     assert_eq!(created_ids(&observed.events(1).await), [1]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registry_where_nothing_happens_is_ready_again_when_its_storage_is() {
+async fn an_idle_registry_is_ready_again_when_its_storage_recovers() {
     let (subject, faulty) = over_faulty().await;
-    // The task that follows the storage has yet to run.
-    for (state, is_following) in [(AWAY, false), (WELL, true)] {
-        faulty.state.store(state, Ordering::SeqCst);
+    // The task that follows the storage has not run yet.
+    for (state, is_following) in [(UNREACHABLE, false), (HEALTHY, true)] {
+        faulty.set_state(state);
         let reached = async {
             while subject.stats().is_following != is_following {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -256,14 +257,14 @@ async fn a_registry_where_nothing_happens_is_ready_again_when_its_storage_is() {
 }
 
 #[tokio::test]
-async fn a_storage_that_refuses_changes_is_read_as_before_and_callers_are_told_the_cause() {
+async fn a_storage_that_refuses_changes_stays_readable_and_errors_name_the_cause() {
     let (faulty, server) = served().await;
     let (mut client, mut leases, subject) = (server.sessions(), server.leases(), &server.subject);
     let mut observed = Observed::now(&client).await;
     assert!(create(&client, 0, 1).await);
     assert_eq!(subject.writability(), Writability::Writable);
 
-    faulty.state.store(REFUSES, Ordering::SeqCst);
+    faulty.set_state(REFUSES);
     let refusal = refusal(
         Code::Unavailable,
         "STORAGE_REFUSES_CHANGES",
@@ -279,16 +280,16 @@ async fn a_storage_that_refuses_changes_is_read_as_before_and_callers_are_told_t
     assert_eq!(subject.writability(), Writability::Refused(Faulty::refusal()));
     assert!(subject.is_following());
 
-    faulty.state.store(WELL, Ordering::SeqCst);
+    faulty.set_state(HEALTHY);
     assert!(create(&client, 0, 2).await);
     assert_eq!(created_ids(&observed.events(2).await), [1, 2]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registry_whose_storage_is_out_of_reach_cannot_be_changed() {
+async fn a_registry_whose_storage_is_unreachable_is_not_writable() {
     let (subject, faulty) = over_faulty().await;
-    faulty.state.store(AWAY, Ordering::SeqCst);
-    // The task that follows the storage has yet to run.
+    faulty.set_state(UNREACHABLE);
+    // The task that follows the storage has not run yet.
     while subject.is_following() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -312,7 +313,8 @@ async fn a_keep_alive_that_repeats_within_a_tenth_of_the_ttl_is_answered_from_me
     assert!(matches!(subject.keep_lease_alive(lease).await, Err(StorageError::UnknownLease(_))));
 }
 
-async fn is_noticed(subject: &SessionSubject) {
+/// Waits until the subject reports that it no longer follows the storage.
+async fn wait_until_not_following(subject: &SessionSubject) {
     soon(async {
         while subject.is_following() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -322,28 +324,28 @@ async fn is_noticed(subject: &SessionSubject) {
 }
 
 #[tokio::test]
-async fn a_panic_of_the_task_that_publishes_changes_ends_readiness() {
+async fn a_panic_in_the_publishing_task_ends_readiness() {
     let (subject, faulty) = over_faulty().await;
     subject.create(&[SessionKey::new(0, 1)], None).await.unwrap();
     soon(async {
-        while subject.stats().changes[0] == 0 {
+        while subject.stats().changes.created == 0 {
             tokio::task::yield_now().await;
         }
     })
     .await;
-    faulty.state.store(PANICS, Ordering::SeqCst);
-    // The task reads on after this change.
+    faulty.set_state(PANICS);
+    // This change makes the task read the storage again.
     faulty.storage.create(&[SessionKey::new(0, 2)], None).await.unwrap();
-    is_noticed(&subject).await;
+    wait_until_not_following(&subject).await;
     assert!(subject.writability().refusal().is_some());
 }
 
 #[tokio::test]
-async fn a_panic_of_the_task_that_expires_leases_ends_readiness() {
+async fn a_panic_in_the_expiry_task_ends_readiness() {
     let (subject, faulty) = over_faulty().await;
     // Neither task has run yet.
-    faulty.state.store(EXPIRY_PANICS, Ordering::SeqCst);
-    is_noticed(&subject).await;
+    faulty.set_state(EXPIRY_PANICS);
+    wait_until_not_following(&subject).await;
 }
 
 /// Waits until a page of the admin port has this status, and returns it.
@@ -368,14 +370,14 @@ async fn a_server_is_ready_while_a_storage_of_ones_own_answers() {
     assert!(is_serving().await);
     page_with(server.admin, "/ready", 200).await;
 
-    faulty.is_now(AWAY);
+    faulty.set_state(UNREACHABLE);
     // Whoever follows the log is told of this change, and asks for the next one.
     faulty.storage.create(&[SessionKey::new(0, 1)], None).await.unwrap();
     assert_eq!(page_with(server.admin, "/ready", 503).await, "the storage is out of reach\n");
     assert!(!is_serving().await);
     assert!(get(server.admin, "/metrics").await.body.contains("\nsessiond_storage_up 0\n"));
 
-    faulty.is_now(WELL);
+    faulty.set_state(HEALTHY);
     page_with(server.admin, "/ready", 200).await;
     assert!(is_serving().await);
 }
@@ -384,7 +386,7 @@ async fn a_server_is_ready_while_a_storage_of_ones_own_answers() {
 async fn a_server_tells_why_a_storage_of_ones_own_refuses_changes() {
     let (faulty, server) = served().await;
     page_with(server.admin, "/writable", 200).await;
-    faulty.is_now(REFUSES);
+    faulty.set_state(REFUSES);
     let why = page_with(server.admin, "/writable", 503).await;
     assert!(why.starts_with("too_few_replicas: the store has too few replicas (secret detail); to fix it, "), "{why}");
     assert_eq!(get(server.admin, "/ready").await.status, 200);
@@ -397,7 +399,7 @@ async fn a_server_tells_why_a_storage_of_ones_own_refuses_changes() {
         answer.into_inner().status()
     };
     soon(async { while health().await != ServingStatus::NotServing {} }).await;
-    faulty.is_now(WELL);
+    faulty.set_state(HEALTHY);
     page_with(server.admin, "/writable", 200).await;
     soon(async { while health().await != ServingStatus::Serving {} }).await;
 }
@@ -405,7 +407,7 @@ async fn a_server_tells_why_a_storage_of_ones_own_refuses_changes() {
 #[tokio::test]
 async fn a_server_ends_when_a_storage_of_ones_own_has_lost_a_task() {
     let (faulty, server) = served().await;
-    faulty.is_now(LOSES_A_TASK);
+    faulty.set_state(LOSES_A_TASK);
     // Nobody has told it to stop.
     let ended = server.ended().await;
     assert!(matches!(ended, Err(ServerError::FailedTask("a task of the storage"))), "{ended:?}");
@@ -414,7 +416,7 @@ async fn a_server_ends_when_a_storage_of_ones_own_has_lost_a_task() {
 #[tokio::test]
 async fn a_server_waits_for_a_storage_of_ones_own_that_does_not_answer_yet() {
     let faulty = faulty();
-    faulty.is_now(AWAY);
+    faulty.set_state(UNREACHABLE);
     let refused = Running::try_with(config_over(&faulty)).await;
     assert!(matches!(refused, Err(ServerError::Storage(StorageError::Unavailable(_)))));
 
@@ -427,7 +429,7 @@ async fn a_server_waits_for_a_storage_of_ones_own_that_does_not_answer_yet() {
         }
     })
     .await;
-    faulty.is_now(WELL);
+    faulty.set_state(HEALTHY);
     let server = soon(starting).await.unwrap();
     assert!(create(&server.sessions(), 0, 1).await);
 }

@@ -1,4 +1,4 @@
-//! A registry in a file: over restarts, and what keeps it from being opened.
+//! A registry in a file: restarts, backups, and files that cannot be opened.
 
 use std::{collections::BTreeSet, fs, path::Path, process::Stdio, time::Duration};
 
@@ -30,12 +30,12 @@ fn url(path: &Path) -> String {
     format!("file:{}", path.display())
 }
 
-async fn why_not(path: &Path) -> String {
+async fn open_error(path: &Path) -> String {
     FileStorage::open(path, OPTIONS).await.unwrap_err().to_string()
 }
 
 #[tokio::test]
-async fn an_observer_goes_on_after_a_restart_and_gets_what_it_missed() {
+async fn an_observer_resumes_after_a_restart_and_receives_what_it_missed() {
     let folder = tempfile::tempdir().unwrap();
     let args = ["--storage", &url(&folder.path().join("new/registry"))];
     let mut program = Program::start(&args).await;
@@ -57,16 +57,16 @@ async fn an_observer_goes_on_after_a_restart_and_gets_what_it_missed() {
     assert_eq!(observed.subscribed.registry_id, registry_id);
     create(&client, 0, 5).await;
     let events = observed.events(3).await;
-    let told: Vec<_> = events.iter().map(|event| (event.r#type(), event.session_id)).collect();
+    let events: Vec<_> = events.iter().map(|event| (event.r#type(), event.session_id)).collect();
     let (created, destroyed) = (SessionEventType::Created, SessionEventType::Destroyed);
-    assert_eq!(told, [(destroyed, 2), (created, 4), (created, 5)]);
+    assert_eq!(events, [(destroyed, 2), (created, 4), (created, 5)]);
     let mut snapshot = Observed::snapshot(&client).await;
     let held = snapshot.synced().await;
     assert_eq!(held, BTreeSet::from([(0, 1), (0, 3), (0, 4), (0, 5)]));
 }
 
 #[tokio::test]
-async fn a_cursor_that_the_log_no_longer_reaches_gives_a_reset() {
+async fn a_cursor_older_than_the_log_leads_to_a_reset() {
     let folder = tempfile::tempdir().unwrap();
     let args = ["--storage", &url(&folder.path().join("registry")), "--retain-events", "100"];
     let program = Program::start(&args).await;
@@ -82,7 +82,7 @@ async fn a_cursor_that_the_log_no_longer_reaches_gives_a_reset() {
 }
 
 #[tokio::test]
-async fn a_cursor_from_a_history_that_was_rolled_back_gives_a_reset() {
+async fn a_cursor_from_a_rolled_back_history_leads_to_a_reset() {
     let folder = tempfile::tempdir().unwrap();
     let (path, copy) = (folder.path().join("registry"), folder.path().join("copy"));
     let args = ["--storage", &url(&path)];
@@ -100,7 +100,7 @@ async fn a_cursor_from_a_history_that_was_rolled_back_gives_a_reset() {
     stop(program).await;
     fs::copy(&path, &copy).unwrap();
 
-    // What follows is lost when the copy is put back.
+    // The following changes are lost when the copy is put back.
     let program = Program::start(&args).await;
     let client = program.sessions();
     let mut observed = Observed::after(&client, &shared).await;
@@ -112,7 +112,7 @@ async fn a_cursor_from_a_history_that_was_rolled_back_gives_a_reset() {
     stop(program).await;
     fs::copy(&copy, &path).unwrap();
 
-    // Its history goes on past the place that the cursor names, also after another restart.
+    // The new history passes the place in the cursor and continues after another restart.
     let program = Program::start(&args).await;
     let new: Vec<i64> = (200..400).collect();
     batch_create(&program.sessions(), &new).await;
@@ -120,17 +120,17 @@ async fn a_cursor_from_a_history_that_was_rolled_back_gives_a_reset() {
     let program = Program::start(&args).await;
     let client = program.sessions();
     let mut observed = Observed::after(&client, &cursor).await;
-    let Body::Reset(reset) = observed.next().await else { panic!("the cursor is of another history") };
+    let Body::Reset(reset) = observed.next().await else { panic!("the cursor belongs to another history") };
     assert_eq!(reset.reason(), ResetReason::StorageRestarted);
     let held: BTreeSet<_> = [1, 2, 3].iter().chain(&new).map(|id| (0, *id)).collect();
     assert_eq!(observed.synced().await, held);
-    // Both histories agree up to this place.
+    // Both histories agree up to the place in this cursor.
     let mut observed = Observed::after(&client, &shared).await;
     assert_eq!(created_ids(&observed.events(new.len()).await), new);
 }
 
 #[tokio::test]
-async fn leases_have_their_full_ttl_after_a_restart_and_their_ends_go_on() {
+async fn after_a_restart_leases_get_their_full_ttl_and_interrupted_sweeps_continue() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("registry");
     let storage = FileStorage::open(&path, OPTIONS).await.unwrap();
@@ -140,7 +140,7 @@ async fn leases_have_their_full_ttl_after_a_restart_and_their_ends_go_on() {
     let revoked = storage.grant_lease(Duration::from_secs(3600), "gateway").await.unwrap();
     storage.create(kept, Some(lease)).await.unwrap();
     storage.create(ended, Some(revoked)).await.unwrap();
-    // Dropped amid: the lease has ended, most of its sessions have not.
+    // The revoke is dropped half-way: the lease has ended, but most of its sessions still exist.
     let cut_short = tokio::time::timeout(Duration::ZERO, storage.revoke_lease(revoked)).await;
     assert!(cut_short.is_err());
     drop(storage);
@@ -161,7 +161,7 @@ async fn leases_have_their_full_ttl_after_a_restart_and_their_ends_go_on() {
 }
 
 #[tokio::test]
-async fn a_bucket_of_many_sessions_is_opened_again() {
+async fn a_full_bucket_is_restored_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("registry");
     let storage = FileStorage::open(&path, OPTIONS).await.unwrap();
@@ -171,7 +171,7 @@ async fn a_bucket_of_many_sessions_is_opened_again() {
     let lease = storage.grant_lease(Duration::from_secs(3600), "gateway").await.unwrap();
     storage.create(free, None).await.unwrap();
     storage.create(leased, Some(lease)).await.unwrap();
-    // So much that the log has given up the changes above, and the bucket is read from its row.
+    // Enough changes that the log no longer has the ones above, so the bucket is read from its row.
     let churn: Vec<_> = (0..1000).map(|id| SessionKey::new(8, id)).collect();
     for _ in 0..10 {
         storage.create(&churn, None).await.unwrap();
@@ -190,7 +190,7 @@ async fn a_bucket_of_many_sessions_is_opened_again() {
 }
 
 #[tokio::test]
-async fn a_second_process_is_refused_and_a_copy_is_made_all_the_same() {
+async fn a_second_server_is_refused_but_a_backup_works_while_the_server_runs() {
     let folder = tempfile::tempdir().unwrap();
     let (path, copy) = (folder.path().join("registry"), folder.path().join("copy"));
     let program = Program::start(&["--storage", &url(&path)]).await;
@@ -204,7 +204,7 @@ async fn a_second_process_is_refused_and_a_copy_is_made_all_the_same() {
     let second = soon(second).await.unwrap();
     let stderr = String::from_utf8(second.stderr).unwrap();
     assert_eq!(second.status.code(), Some(5), "{stderr}");
-    assert!(stderr.contains(&format!("another process uses {}: stop it", path.display())), "{stderr}");
+    assert!(stderr.contains(&format!("another process is using {}: stop it", path.display())), "{stderr}");
 
     let registry_id = Observed::now(&client).await.subscribed.registry_id;
     let mut going = tokio::task::JoinSet::new();
@@ -227,17 +227,17 @@ async fn a_second_process_is_refused_and_a_copy_is_made_all_the_same() {
         assert!(output.status.success(), "{output:?}");
         let copied = FileStorage::open(&copy, OPTIONS).await.unwrap();
         let copied_id = copied.log().await.unwrap().registry_id;
-        assert_ne!(copied_id.to_string(), registry_id, "cursors must not lead into a log that goes on differently");
+        assert_ne!(copied_id.to_string(), registry_id, "a cursor must not resume in a copy that continues differently");
         let sessions: Vec<_> = ids.iter().map(|id| SessionKey::new(0, *id)).collect();
         assert!(copied.has(&sessions).await.unwrap().into_iter().all(|exists| exists));
-        // What came meanwhile came in order: the copy is of one moment.
+        // The sessions that were created during the copy are there without a gap: the copy shows one moment.
         let later = copied.session_count().await.unwrap() as i64 - ids.len() as i64;
         let sessions: Vec<_> = (10_000..10_000 + later).map(|id| SessionKey::new(0, id)).collect();
         assert!(copied.has(&sessions).await.unwrap().into_iter().all(|exists| exists));
     }
     assert!(has(&client, 0, 0).await);
     program.crash().await;
-    // Nobody uses it, and it was not closed in order.
+    // No process uses the file, which was not closed cleanly.
     backup(&path, &copy).unwrap();
     let error = backup(&path, &copy).unwrap_err();
     assert!(matches!(error, FileError::Exists { .. }), "{error}");
@@ -246,14 +246,14 @@ async fn a_second_process_is_refused_and_a_copy_is_made_all_the_same() {
 }
 
 #[tokio::test]
-async fn what_is_no_registry_is_left_alone() {
+async fn a_file_that_is_not_a_registry_is_refused_and_left_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("registry");
-    let foreign = format!("{} is no registry of sessiond", path.display());
+    let foreign = format!("{} is not a registry of sessiond", path.display());
     for content in ["x".to_owned(), "not a database at all\n".repeat(1000)] {
         fs::write(&path, &content).unwrap();
-        let told = why_not(&path).await;
-        assert!(told.starts_with(&foreign), "{told}");
+        let error = open_error(&path).await;
+        assert!(error.starts_with(&foreign), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), content);
     }
     fs::remove_file(&path).unwrap();
@@ -266,47 +266,47 @@ async fn what_is_no_registry_is_left_alone() {
         transaction.commit().unwrap();
     };
     write(TableDefinition::new("somebody else's"), "x", 1);
-    let told = why_not(&path).await;
-    assert!(told.starts_with(&foreign), "{told}");
+    let error = open_error(&path).await;
+    assert!(error.starts_with(&foreign), "{error}");
     fs::remove_file(&path).unwrap();
 
     drop(FileStorage::open(&path, OPTIONS).await.unwrap());
     write(table, "format", 9);
-    let told = why_not(&path).await;
+    let error = open_error(&path).await;
     let of_format =
         |format| format!("{} has format {format}, and this version of sessiond reads format 4", path.display());
-    assert!(told.starts_with(&of_format(9)), "{told}");
+    assert!(error.starts_with(&of_format(9)), "{error}");
     for older in [1, 2, 3] {
         write(table, "format", older);
-        let told = why_not(&path).await;
-        assert!(told.starts_with(&of_format(older)), "{told}");
+        let error = open_error(&path).await;
+        assert!(error.starts_with(&of_format(older)), "{error}");
     }
 }
 
 #[tokio::test]
-async fn a_place_that_cannot_be_written_is_named() {
+async fn the_error_for_an_unwritable_path_names_it() {
     let folder = tempfile::tempdir().unwrap();
-    let told = why_not(folder.path()).await;
-    assert!(told.starts_with(&format!("{} is a folder: name a file in it", folder.path().display())), "{told}");
+    let error = open_error(folder.path()).await;
+    assert!(error.starts_with(&format!("{} is a folder: name a file in it", folder.path().display())), "{error}");
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
-    let told = why_not(&file.join("in/registry")).await;
-    assert!(told.contains(&format!("cannot make the folder {}", file.join("in").display())), "{told}");
-    // Nobody may make a file there, not even root.
+    let error = open_error(&file.join("in/registry")).await;
+    assert!(error.contains(&format!("cannot create the folder {}", file.join("in").display())), "{error}");
+    // Not even root may create a file there.
     if Path::new("/sys/kernel").is_dir() {
-        let told = why_not(Path::new("/sys/kernel/registry")).await;
-        assert!(told.starts_with("cannot write /sys/kernel/registry ("), "{told}");
-        assert!(told.ends_with("in the folder /sys/kernel"), "{told}");
+        let error = open_error(Path::new("/sys/kernel/registry")).await;
+        assert!(error.starts_with("cannot write /sys/kernel/registry ("), "{error}");
+        assert!(error.ends_with("in the folder /sys/kernel"), "{error}");
     }
 }
 
 #[test]
-fn a_url_names_a_file() {
+fn file_urls_are_parsed() {
     for (text, url) in [("file:a/b", "file:a/b"), ("file:/a b%20", "file:/a b%20"), ("file:///a", "file:/a")] {
         assert_eq!(text.parse::<StorageUrl>().unwrap().to_string(), url);
     }
     for text in ["file:", "file://"] {
-        let told = text.parse::<StorageUrl>().unwrap_err().to_string();
-        assert!(told.contains("write its path behind it, as in file:/"), "{told}");
+        let error = text.parse::<StorageUrl>().unwrap_err().to_string();
+        assert!(error.contains("write its path behind it, as in file:/"), "{error}");
     }
 }

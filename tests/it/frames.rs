@@ -1,4 +1,4 @@
-//! Bytes of HTTP/2 as no library would send them, and what becomes of the connection.
+//! Raw HTTP/2 frames, for requests that no library would send.
 
 use std::net::SocketAddr;
 
@@ -31,36 +31,36 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
     frame
 }
 
-/// What a connection begins with: the preface and empty settings.
+/// Returns the start of a connection: the preface and empty settings.
 pub(crate) fn start() -> Vec<u8> {
     [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()
 }
 
-/// The headers of a gRPC call, for HPACK without its tables.
+/// Encodes the headers of a gRPC call with HPACK, without its dynamic table.
 pub(crate) fn headers(path: &str) -> Vec<u8> {
-    let text = |text: &str| [&[u8::try_from(text.len()).expect("a short text")], text.as_bytes()].concat();
-    // POST, http, then literals by the names :path, :authority and content-type.
+    let text = |text: &str| [&[u8::try_from(text.len()).expect("the text is short")], text.as_bytes()].concat();
+    // :method POST, :scheme http, then literal values for :path, :authority and content-type.
     [&[0x83, 0x86, 0x04][..], &text(path), &[0x01], &text("sessiond"), &[0x0f, 0x10], &text("application/grpc")]
         .concat()
 }
 
-/// Connects, sends what it may, and tells how many bytes came before the server closed.
+/// Connects and sends the bytes. Returns how many bytes the server sent before it closed the connection.
 pub(crate) async fn closed_after(addr: SocketAddr, bytes: &[u8]) -> usize {
     let (mut reads, mut writes) = soon(TcpStream::connect(addr)).await.unwrap().into_split();
     let bytes = bytes.to_vec();
-    // The server may close before it has read all.
+    // The server may close the connection before it has read everything.
     let writer = tokio::spawn(async move {
         let _ = writes.write_all(&bytes).await;
         writes
     });
-    let (mut came, mut buffer) = (0, [0; 4096]);
+    let (mut received, mut buffer) = (0, [0; 4096]);
     soon(async {
-        // A reset tells as well as an end that the server is done with us.
+        // The server may end the connection with a reset.
         while let Ok(count @ 1..) = reads.read(&mut buffer).await {
-            came += count;
+            received += count;
         }
     })
     .await;
     drop(soon(writer).await);
-    came
+    received
 }

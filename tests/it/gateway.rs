@@ -1,6 +1,6 @@
-//! The gateway of the client's documentation against the real server.
+//! Tests the example gateway of the client's documentation against the real server.
 
-// The gateway prints errors that it overcomes.
+// The gateway prints the errors that it recovers from.
 #![allow(clippy::print_stderr)]
 
 use std::sync::Arc;
@@ -19,7 +19,7 @@ async fn holder(client: &Client, session: SessionKey) -> Option<LeaseId> {
 }
 
 #[tokio::test]
-async fn a_gateway_that_was_cut_off_leaves_sessions_to_the_gateway_that_took_them() {
+async fn a_gateway_that_was_cut_off_does_not_take_back_sessions_that_moved() {
     let ttl = Duration::from_secs(2);
     let registry = Registry::start().await;
     let network = Network::before(&registry).await;
@@ -29,7 +29,7 @@ async fn a_gateway_that_was_cut_off_leaves_sessions_to_the_gateway_that_took_the
     let a = gateway.lease.id();
     let holding_on = tokio::spawn({
         let (gateway, events) = (Arc::clone(&gateway), gateway.lease.events());
-        async move { gateway.hold_on(events).await }
+        async move { gateway.keep_registered(events).await }
     });
     let [stays, moves_early, moves_late] = [1, 2, 3].map(|id| SessionKey::new(0, id));
     for session in [stays, moves_early, moves_late] {
@@ -37,17 +37,17 @@ async fn a_gateway_that_was_cut_off_leaves_sessions_to_the_gateway_that_took_the
     }
 
     network.cut();
-    assert!(!other.create_under(moves_early, b).await.unwrap(), "it moves");
+    assert!(!other.create_under(moves_early, b).await.unwrap(), "the session exists, and moves");
     soon(async {
         while other.has(moves_late).await.unwrap() {
             sleep(Duration::from_millis(20)).await;
         }
     })
     .await;
-    assert!(other.create_under(moves_late, b).await.unwrap(), "the lease that it was under has expired");
+    assert!(other.create_under(moves_late, b).await.unwrap(), "its lease has expired, so the session is new");
     network.mend();
 
-    // One call registers all sessions again: once one of them is back, it has been decided about the others.
+    // The gateway registers all sessions again in one batch: once one of them is back, the others have been decided.
     soon(async {
         while holder(&other, stays).await.is_none() {
             sleep(Duration::from_millis(20)).await;
@@ -60,13 +60,13 @@ async fn a_gateway_that_was_cut_off_leaves_sessions_to_the_gateway_that_took_the
     for moved in [moves_early, moves_late] {
         assert_eq!(holder(&other, moved).await, Some(b));
     }
-    let told = async {
+    let held_after = async {
         let order = gateway.order.read().await;
         let held = gateway.held.lock().unwrap().clone();
         drop(order);
         held
     };
-    assert_eq!(soon(told).await, HashSet::from([stays]), "the gateway knows which sessions have moved");
+    assert_eq!(soon(held_after).await, HashSet::from([stays]), "the gateway knows which sessions have moved");
     assert!(!gateway.closed(moves_late).await.unwrap());
     assert_eq!(holder(&other, moves_late).await, Some(b), "closing the old connection ends no session");
     holding_on.abort();

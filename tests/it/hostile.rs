@@ -1,5 +1,5 @@
-//! Peers that break the rules, leave in the midst of things, or do nothing at all. After each the server serves as before
-//! and has let go of everything.
+//! Peers that break the protocol, leave in the middle of requests, or do nothing. After each of them, the server must
+//! serve new clients and have released all resources.
 
 use std::time::{Duration, Instant};
 
@@ -26,12 +26,13 @@ use crate::{
     sessions::{batch_create, create, destroy, has},
 };
 
-/// More than an attack may leave behind of what it took: what the allocator keeps.
+/// The memory that may stay in use after an attack, because the allocator keeps it, is less than this.
 const LEFT_BEHIND: u64 = 64 << 20;
 
-/// The allocator gives memory back within this time, even on a busy machine.
+/// The allocator returns memory within this time, even on a busy machine.
 const GIVEN_BACK: Duration = Duration::from_secs(10);
 
+/// A server under attack, with the resources it used before.
 pub(crate) struct Target {
     pub(crate) program: Program,
     open_fds: u64,
@@ -44,7 +45,7 @@ impl Target {
     }
 
     pub(crate) async fn of(program: Program) -> Self {
-        // Once it has served, it has opened whatever it keeps.
+        // After the first call, the server has opened every descriptor that it keeps.
         let client = program.sessions();
         create(&client, 0, 0).await;
         let open_fds = program.metric("process_open_fds").await - 1;
@@ -54,8 +55,8 @@ impl Target {
         Self { program, open_fds, resident }
     }
 
-    /// It serves new connections, and nothing is left of those that went.
-    pub(crate) async fn is_as_before(&self) {
+    /// Asserts that the server serves new connections and has released the resources of the closed ones.
+    pub(crate) async fn assert_recovered(&self) {
         let client = self.program.sessions();
         assert!(!create(&client, 0, 0).await);
         assert!(create(&client, 7, 7).await && has(&client, 7, 7).await);
@@ -71,8 +72,8 @@ impl Target {
             if grown < LEFT_BEHIND {
                 break;
             }
-            assert!(Instant::now() < deadline, "{grown} bytes are left behind");
-            // A thread gives back what it no longer needs when it has something to do.
+            assert!(Instant::now() < deadline, "{grown} bytes are still in use");
+            // Threads return unused memory only while they work, so give them some work.
             assert!(!create(&self.program.sessions(), 0, 0).await);
         }
         let log = self.program.log();
@@ -92,7 +93,7 @@ fn has_session() -> Bytes {
     framed(&HasSessionRequest { session_id: Some(0), auth_key_id: 0 })
 }
 
-/// Bytes that look like chance and are the same each time.
+/// Returns pseudo-random bytes, the same for the same seed.
 pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed;
     let next = || {
@@ -103,12 +104,12 @@ pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn garbage_ends_its_own_connection() {
+async fn garbage_ends_only_its_own_connection() {
     let target = Target::start(&[]).await;
     let addr = target.program.addr;
     for (seed, len) in [(1, 1), (2, 23), (3, 24), (4, 9000), (5, 1 << 20)] {
         closed_after(addr, &noise(seed, len)).await;
-        // Frames of chance: their length is read first, and is more than may be.
+        // Random frames: their length is read first, and is over the limit.
         closed_after(addr, &[&start()[..], &[0xff; 3], &noise(seed, len.max(64))].concat()).await;
     }
     let broken = [
@@ -121,13 +122,13 @@ async fn garbage_ends_its_own_connection() {
         [&start()[..], &frame(CONTINUATION, END_HEADERS, 1, b"of nothing")].concat(),
     ];
     for bytes in broken {
-        assert!(closed_after(addr, &bytes).await > 0, "it says why: {bytes:?}");
+        assert!(closed_after(addr, &bytes).await > 0, "the server sends a reason before it closes: {bytes:?}");
     }
-    target.is_as_before().await;
+    target.assert_recovered().await;
 }
 
 #[tokio::test]
-async fn other_protocols_are_turned_away() {
+async fn connections_with_other_protocols_are_closed() {
     let target = Target::start(&[]).await;
     let hello = [&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], &noise(9, 506)].concat();
     let requests: [&[u8]; 5] = [
@@ -140,15 +141,15 @@ async fn other_protocols_are_turned_away() {
     for request in requests {
         closed_after(target.program.addr, request).await;
     }
-    target.is_as_before().await;
+    target.assert_recovered().await;
 }
 
 #[tokio::test]
-async fn requests_that_are_no_grpc_are_answered_as_http_has_it() {
+async fn requests_that_are_not_grpc_get_an_http_status() {
     let target = Target::start(&[]).await;
     let mut raw = Raw::connect(target.program.addr).await;
     let others = ["", "application/json", "text/grpc", "application/x-protobuf"];
-    // Framed as gRPC, with messages that sessiond does not read.
+    // gRPC framing with message formats that sessiond does not support.
     let other_messages =
         ["application/grpc+json", "application/grpc+json; charset=utf-8", "application/grpc+", "application/grpc-web"];
     for content_type in others.into_iter().chain(other_messages).map(Some).chain([None]) {
@@ -164,21 +165,21 @@ async fn requests_that_are_no_grpc_are_answered_as_http_has_it() {
     for method in ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "BREW"] {
         let mut request = call("HasSession");
         *request.method_mut() = method.parse().unwrap();
-        // gRPC has no other methods than POST; what counts is that there is an answer.
+        // gRPC only uses POST. Any answer is fine, but there must be one.
         let _ = raw.send(request, has_session()).await;
     }
     raw.arrived().await;
     drop(raw);
-    target.is_as_before().await;
+    target.assert_recovered().await;
 }
 
 #[tokio::test]
-async fn headers_have_a_limit() {
+async fn oversized_headers_are_refused() {
     let target = Target::start(&[]).await;
     for size in [20_000, 1 << 20] {
         let mut raw = Raw::connect(target.program.addr).await;
         let mut request = call("HasSession");
-        // In parts, as one that is longer than a frame is no longer one of our limits.
+        // In several headers, because a single one longer than a frame would not test our limit.
         for part in 0..size / 4000 {
             request.headers_mut().append("x-much", format!("{part}{}", "x".repeat(4000)).parse().unwrap());
         }
@@ -187,14 +188,14 @@ async fn headers_have_a_limit() {
             Err(error) => assert!(error.is_reset() || error.is_go_away() || error.is_io(), "{error:?}"),
         }
     }
-    // Headers without an end.
+    // A header block that never ends.
     let flood: Vec<u8> = (0..4000).flat_map(|_| frame(CONTINUATION, 0, 1, &[0x40; 1000])).collect();
     closed_after(target.program.addr, &[start(), frame(HEADERS, 0, 1, &headers("/x")), flood].concat()).await;
-    target.is_as_before().await;
+    target.assert_recovered().await;
 }
 
 #[tokio::test]
-async fn connections_may_be_cut_anywhere() {
+async fn a_connection_may_be_cut_after_any_byte() {
     let target = Target::start(&[]).await;
     let path = format!("{SERVICE}/Subscribe");
     let request = frame(HEADERS, END_HEADERS, 1, &headers(&path));
@@ -202,16 +203,16 @@ async fn connections_may_be_cut_anywhere() {
     for end in 0..=whole.len() {
         let mut socket = soon(TcpStream::connect(target.program.addr)).await.unwrap();
         soon(socket.write_all(&whole[..end])).await.unwrap();
-        // Every other one by a FIN that the server may answer, and else by a close that resets.
+        // Half of the connections end with a FIN, which the server may answer, the others with a reset.
         if end % 2 == 0 {
             soon(socket.shutdown()).await.unwrap();
         }
     }
-    target.is_as_before().await;
+    target.assert_recovered().await;
 }
 
 #[tokio::test]
-async fn peers_may_leave_in_the_midst_of_requests_and_streams() {
+async fn peers_may_disconnect_in_the_middle_of_requests_and_streams() {
     let target = Target::start(&[]).await;
     let addr = target.program.addr;
     for _ in 0..20 {
@@ -231,16 +232,16 @@ async fn peers_may_leave_in_the_midst_of_requests_and_streams() {
         streams.push(raw);
     }
     target.program.metric_comes_to("sessiond_observers", 20).await;
-    // The server is in the midst of writing to them.
+    // The server is writing to the observers when they leave.
     let client = target.program.sessions();
     for part in 0..5 {
         batch_create(&client, &(part * 9000 + 100..(part + 1) * 9000).collect::<Vec<_>>()).await;
     }
     drop((streams, client));
-    target.is_as_before().await;
+    target.assert_recovered().await;
 }
 
-/// Calls that are begun and given up at once, by the thousand.
+/// Returns thousands of calls, each of which is reset as soon as it is sent.
 pub(crate) fn storm_of_resets(headers: &[u8], body: &[u8]) -> Vec<u8> {
     let call = |n: u32| {
         let stream = 2 * n + 1;
@@ -252,18 +253,18 @@ pub(crate) fn storm_of_resets(headers: &[u8], body: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_storm_of_resets_is_survived() {
+async fn the_server_survives_rapid_stream_resets() {
     let target = Target::start(&[]).await;
     let storm = storm_of_resets(&headers(&format!("{SERVICE}/Subscribe")), &subscribe());
     for _ in 0..5 {
         let mut socket = soon(TcpStream::connect(target.program.addr)).await.unwrap();
-        // The server may have had enough before all is written.
+        // The server may close the connection before everything is written.
         let _ = soon(socket.write_all(&[&start()[..], &storm].concat())).await;
-        // It is not held up for others meanwhile.
+        // Other clients are served meanwhile.
         assert!(has(&target.program.sessions(), 0, 0).await);
         drop(socket);
     }
-    // In bounds, and one after the other: a client that changes its mind.
+    // A well-behaved client may cancel calls one after another.
     let mut raw = Raw::connect(target.program.addr).await;
     for _ in 0..300 {
         let (response, mut body) = raw.open(call("Subscribe")).await;
@@ -272,11 +273,11 @@ async fn a_storm_of_resets_is_survived() {
     }
     raw.arrived().await;
     drop(raw);
-    target.is_as_before().await;
+    target.assert_recovered().await;
 }
 
 #[tokio::test]
-async fn pings_and_settings_without_end_are_no_burden() {
+async fn floods_of_pings_settings_and_empty_frames_take_bounded_memory() {
     let target = Target::start(&[]).await;
     let rss = target.program.metric("process_resident_memory_bytes").await;
     for flood in [frame(PING, 0, 0, &[7; 8]), frame(SETTINGS, 0, 0, &[]), frame(DATA, 0, 1, &[])] {
@@ -284,7 +285,7 @@ async fn pings_and_settings_without_end_are_no_burden() {
         let begin = frame(HEADERS, END_HEADERS, 1, &headers(&format!("{SERVICE}/HasSession")));
         soon(socket.write_all(&[start(), begin].concat())).await.unwrap();
         let flood = flood.repeat(2000);
-        // Nothing is read: the server answers no further than the socket takes, closes, or reads all the same.
+        // This peer reads no answers. The server may stop reading when the socket is full, close it, or keep reading.
         for _ in 0..100 {
             match timeout(Duration::from_millis(200), socket.write_all(&flood)).await {
                 Ok(Ok(())) => {}
@@ -295,11 +296,11 @@ async fn pings_and_settings_without_end_are_no_burden() {
     }
     let grown = target.program.metric("process_resident_memory_bytes").await.saturating_sub(rss);
     assert!(grown < 64 << 20, "{grown} bytes");
-    target.is_as_before().await;
+    target.assert_recovered().await;
 }
 
 #[tokio::test]
-async fn a_client_that_never_reads_holds_up_nobody() {
+async fn a_client_that_never_reads_does_not_delay_others() {
     let target = Target::start(&[]).await;
     let mut stuck = Vec::new();
     for _ in 0..4 {
@@ -319,11 +320,11 @@ async fn a_client_that_never_reads_holds_up_nobody() {
     }
     target.program.metric_comes_to("sessiond_observers", 81).await;
     drop((stuck, observed, reader, writer));
-    target.is_as_before().await;
+    target.assert_recovered().await;
 }
 
 #[tokio::test]
-async fn requests_that_never_end_take_no_more_than_their_own_connection() {
+async fn incomplete_requests_take_no_memory_for_their_announced_size() {
     let target = Target::start(&["--max-streams", "4"]).await;
     let rss = target.program.metric("process_resident_memory_bytes").await;
     let mut half_open = Vec::new();
@@ -332,7 +333,7 @@ async fn requests_that_never_end_take_no_more_than_their_own_connection() {
         let mut bodies = Vec::new();
         for _ in 0..4 {
             let (response, mut body) = raw.open(call("BatchCreateSessions")).await;
-            // It says that four megabytes follow, and they do not.
+            // Announces four megabytes that never arrive.
             body.send_data(Bytes::from_static(&[0, 0, 0x40, 0, 0, 10]), false).unwrap();
             bodies.push((response, body));
         }
@@ -340,19 +341,19 @@ async fn requests_that_never_end_take_no_more_than_their_own_connection() {
     }
     assert!(has(&target.program.sessions(), 0, 0).await);
     let grown = target.program.metric("process_resident_memory_bytes").await.saturating_sub(rss);
-    assert!(grown < 64 << 20, "{grown} bytes for a promise");
-    // What is more than may be is refused before it comes.
+    assert!(grown < 64 << 20, "{grown} bytes for announced messages");
+    // A message over the limit is refused before it arrives.
     let mut raw = Raw::connect(target.program.addr).await;
     let (response, mut body) = raw.open(call("Subscribe")).await;
     body.send_data(Bytes::from_static(&[0, 0xff, 0xff, 0xff, 0xff, 1]), false).unwrap();
     let refused = soon(answer(response)).await.unwrap().grpc.unwrap();
     assert_eq!(refused.code(), Code::ResourceExhausted);
     drop((half_open, raw, body));
-    target.is_as_before().await;
+    target.assert_recovered().await;
 }
 
 #[tokio::test]
-async fn connections_over_the_limit_wait_until_one_leaves() {
+async fn connections_over_the_limit_wait_until_another_closes() {
     let target = Target::start(&["--max-connections", "2"]).await;
     let (first, second, third) = (target.program.sessions(), target.program.sessions(), target.program.sessions());
     assert!(has(&first, 0, 0).await && has(&second, 0, 0).await);
@@ -362,11 +363,11 @@ async fn connections_over_the_limit_wait_until_one_leaves() {
     drop(second);
     assert!(soon(waits).await.unwrap());
     drop(first);
-    target.is_as_before().await;
+    target.assert_recovered().await;
 }
 
 #[tokio::test]
-async fn a_connection_that_says_nothing_is_let_go() {
+async fn a_silent_connection_is_closed_after_the_handshake_timeout() {
     let target = Target::start(&["--max-connections", "3"]).await;
     let began = Instant::now();
     let mut silent = Vec::new();
@@ -375,19 +376,19 @@ async fn a_connection_that_says_nothing_is_let_go() {
         soon(socket.write_all(said)).await.unwrap();
         silent.push(socket);
     }
-    // All places are taken, until they are let go.
-    target.is_as_before().await;
-    assert!(began.elapsed() >= Duration::from_secs(5), "{:?}: a slow network is given time", began.elapsed());
+    // The silent connections use up the limit until the server closes them.
+    target.assert_recovered().await;
+    assert!(began.elapsed() >= Duration::from_secs(5), "{:?}: too short for a slow network", began.elapsed());
     for mut socket in silent {
         assert!(matches!(soon(socket.read(&mut [0])).await, Ok(0) | Err(_)));
     }
 }
 
 #[tokio::test]
-async fn text_that_is_none_is_refused() {
+async fn strings_that_are_not_utf8_are_refused() {
     let target = Target::start(&[]).await;
     let mut raw = Raw::connect(target.program.addr).await;
-    // A string field of four bytes that are no UTF-8: the cursor of a subscription, the owner of a lease.
+    // A string field with four bytes that are not UTF-8: the cursor of a subscription, the owner of a lease.
     for (path, field) in [(format!("{SERVICE}/Subscribe"), 2), ("/sessiond.v1.LeaseService/GrantLease".to_owned(), 2)] {
         for bytes in [[0xff, 0xfe, 0x80, 0xc0], [0xed, 0xa0, 0x80, b'a'], [0xf0, 0x9f, 0x92, b'a']] {
             let message = [&[0, 0, 0, 0, 6, field << 3 | 2, 4][..], &bytes].concat();
@@ -401,5 +402,5 @@ async fn text_that_is_none_is_refused() {
     }
     assert_eq!(raw.send(request, has_session()).await.unwrap().grpc.unwrap().code(), Code::Ok);
     drop(raw);
-    target.is_as_before().await;
+    target.assert_recovered().await;
 }

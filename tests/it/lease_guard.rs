@@ -1,4 +1,4 @@
-//! The client's leases against the real server, and a network in between that fails as told.
+//! The client's leases against the real server, over a network that can fail on demand.
 
 use std::{
     future::pending,
@@ -25,10 +25,10 @@ use crate::{
     server::config,
 };
 
-/// The shortest that there is.
+/// The shortest ttl that the server accepts.
 const TTL: Duration = Duration::from_secs(1);
 
-/// A server with nothing in its memory, in this process.
+/// A server in this process with an empty memory storage.
 pub(crate) struct Registry {
     addr: SocketAddr,
     stop: oneshot::Sender<()>,
@@ -62,7 +62,7 @@ impl Registry {
         Client::connect_lazy(&self.url()).unwrap()
     }
 
-    /// Stops it, and tells where it was.
+    /// Stops the server. Returns its address.
     async fn stop(self) -> SocketAddr {
         self.stop.send(()).unwrap();
         soon(self.task).await.unwrap().unwrap();
@@ -70,7 +70,7 @@ impl Registry {
     }
 }
 
-/// What lies between a gateway and its registry.
+/// A TCP relay between a gateway and its registry.
 pub(crate) struct Network {
     addr: SocketAddr,
     is_cut: watch::Sender<bool>,
@@ -92,7 +92,7 @@ impl Network {
         Client::connect_lazy(&format!("http://{}", self.addr)).unwrap()
     }
 
-    /// Ends all connections and accepts no more.
+    /// Closes all connections, and every new one as soon as it is accepted.
     pub(crate) fn cut(&self) {
         self.is_cut.send_replace(true);
     }
@@ -101,7 +101,7 @@ impl Network {
         self.is_cut.send_replace(false);
     }
 
-    /// Swallows what the connections that there are carry. New ones work.
+    /// Stops carrying bytes over the existing connections, without closing them. New connections work.
     fn stall(&self) {
         self.stalls.send_replace(());
     }
@@ -123,9 +123,9 @@ async fn relay(listener: TcpListener, to: SocketAddr, cut: watch::Receiver<bool>
             let carry = async {
                 let mut far = TcpStream::connect(to).await.unwrap();
                 tokio::select! {
-                    // How a connection ended is for its ends to judge.
+                    // The ends of the connection handle its errors.
                     carried = copy_bidirectional(&mut near, &mut far) => drop(carried),
-                    // An error tells that the test is over.
+                    // An error means that the test is over.
                     Ok(()) = stall.changed() => pending().await,
                 }
             };
@@ -142,7 +142,7 @@ fn sessions(count: i64) -> Vec<SessionKey> {
     (0..count).map(|id| SessionKey::new(7, id)).collect()
 }
 
-/// An observer that hears of everything from now on.
+/// Starts a watch and waits until it is subscribed, so that it reports every later change.
 async fn observer(client: &Client) -> Watch {
     let mut watch = client.watch(WatchOptions::default());
     let update = soon(watch.next()).await.unwrap();
@@ -150,17 +150,17 @@ async fn observer(client: &Client) -> Watch {
     watch
 }
 
-/// The next events of an observer, as many as there are sessions: the same change of each.
+/// Asserts that the observer's next events report the same change for each of these sessions, in any order.
 async fn assert_all(watch: &mut Watch, sessions: &[SessionKey], change: SessionChange) {
-    let mut heard = Vec::new();
-    while heard.len() < sessions.len() {
+    let mut received = Vec::new();
+    while received.len() < sessions.len() {
         if let WatchUpdate::Events(events) = soon(watch.next()).await.unwrap() {
-            heard.extend(events);
+            received.extend(events);
         }
     }
-    heard.sort_by_key(|event| event.session);
+    received.sort_by_key(|event| event.session);
     let expected: Vec<_> = sessions.iter().map(|&session| SessionEvent { session, change, lease: None }).collect();
-    assert_eq!(heard, expected);
+    assert_eq!(received, expected);
 }
 
 const REVOKED: SessionChange = SessionChange::Destroyed(DestroyReason::LeaseRevoked);
@@ -170,7 +170,7 @@ async fn next(events: &mut LeaseEvents) -> LeaseEvent {
     soon(events.next()).await.expect("the lease is not dropped")
 }
 
-/// The id of the lease that comes next, maybe after the loss of the one before.
+/// Waits for the next lease, which may follow the loss of the one before. Returns its id.
 async fn regranted(events: &mut LeaseEvents) -> LeaseId {
     loop {
         match next(events).await {
@@ -182,7 +182,7 @@ async fn regranted(events: &mut LeaseEvents) -> LeaseId {
 }
 
 #[test]
-fn leases_are_shared_and_their_events_move_between_threads() {
+fn leases_are_sync_and_their_events_are_send() {
     fn is_shared<T: Send + Sync + 'static>() {}
     fn moves<T: Clone + Send + 'static>() {}
     is_shared::<Lease>();
@@ -191,14 +191,14 @@ fn leases_are_shared_and_their_events_move_between_threads() {
 }
 
 #[tokio::test]
-async fn a_lease_outlives_its_ttl_for_as_long_as_it_is_held() {
+async fn a_held_lease_is_kept_alive_and_revoked_when_dropped() {
     let registry = Registry::start().await;
     let client = registry.client();
     let lease = client.lease(TTL, "gateway").await.unwrap();
     let mut events = lease.events();
     let held = sessions(3);
     assert_eq!(client.batch_create_under(&held, lease.id()).await.unwrap(), [true; 3]);
-    assert_eq!(timeout(TTL * 3, events.next()).await.ok(), None, "nothing happens to it");
+    assert_eq!(timeout(TTL * 3, events.next()).await.ok(), None, "the lease has no events");
     assert_eq!(client.batch_has(&held).await.unwrap(), [true; 3]);
 
     let mut observer = observer(&client).await;
@@ -208,7 +208,7 @@ async fn a_lease_outlives_its_ttl_for_as_long_as_it_is_held() {
 }
 
 #[tokio::test]
-async fn revoking_tells_how_many_sessions_ended() {
+async fn revoking_a_lease_returns_how_many_sessions_ended() {
     let registry = Registry::start().await;
     let client = registry.client();
     let lease = client.lease(TTL, "gateway").await.unwrap();
@@ -231,17 +231,17 @@ async fn revoking_tells_how_many_sessions_ended() {
 }
 
 #[tokio::test]
-async fn a_lease_is_not_begun_where_it_cannot_be() {
+async fn granting_fails_for_a_bad_ttl_or_an_unreachable_server() {
     let registry = Registry::start().await;
     let error = registry.client().lease(TTL / 2, "gateway").await.unwrap_err();
     assert_eq!(error.reason().as_deref(), Some("BAD_DURATION"), "{error}");
-    let nobody = Client::connect_lazy(&nowhere().await).unwrap();
-    let error = soon(nobody.lease(TTL, "gateway")).await.unwrap_err();
+    let unreachable = Client::connect_lazy(&nowhere().await).unwrap();
+    let error = soon(unreachable.lease(TTL, "gateway")).await.unwrap_err();
     assert!(matches!(error, ClientError::Unreachable(_)), "{error}");
 }
 
 #[tokio::test]
-async fn a_lease_that_is_revoked_elsewhere_is_replaced() {
+async fn a_lease_that_is_revoked_elsewhere_is_granted_again() {
     let registry = Registry::start().await;
     let client = registry.client();
     let lease = client.lease(TTL, "gateway").await.unwrap();
@@ -257,13 +257,13 @@ async fn a_lease_that_is_revoked_elsewhere_is_replaced() {
     assert_eq!((lease.id(), lease.is_held()), (second, true));
     assert_eq!(client.batch_create_under(&held, second).await.unwrap(), [true; 3]);
     assert_all(&mut observer, &held, SessionChange::Created).await;
-    // Whoever asks late hears of it too.
+    // A caller that starts to listen later also receives this event.
     assert_eq!(next(&mut lease.events()).await, LeaseEvent::Regranted(second));
     assert_eq!(lease.revoke().await.unwrap(), 3);
 }
 
 #[tokio::test]
-async fn a_registry_that_began_anew_gets_the_sessions_again() {
+async fn sessions_can_be_registered_again_in_a_registry_that_lost_its_memory() {
     let registry = Registry::start().await;
     let client = registry.client();
     let lease = client.lease(TTL, "gateway").await.unwrap();
@@ -278,7 +278,7 @@ async fn a_registry_that_began_anew_gets_the_sessions_again() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_is_cut_off_loses_its_lease_and_comes_back() {
+async fn a_gateway_that_is_cut_off_loses_its_lease_and_gets_a_new_one() {
     let registry = Registry::start().await;
     let network = Network::before(&registry).await;
     let gateway = network.client();
@@ -299,7 +299,7 @@ async fn a_gateway_that_is_cut_off_loses_its_lease_and_comes_back() {
 }
 
 #[tokio::test]
-async fn a_lease_that_outlived_being_cut_off_goes_on() {
+async fn a_lease_that_survives_a_cut_is_recovered() {
     let registry = Registry::start().await;
     let network = Network::before(&registry).await;
     let gateway = network.client();
@@ -307,7 +307,7 @@ async fn a_lease_that_outlived_being_cut_off_goes_on() {
     let (first, mut events) = (lease.id(), lease.events());
     gateway.create_under(SessionKey::new(0, 1), first).await.unwrap();
     network.cut();
-    // As the registry's own outage does: the lease lives on.
+    // Keep the lease alive, as the registry would after an outage of its own.
     let nearby = registry.client();
     let living_on = tokio::spawn(async move {
         let mut turn = tokio::time::interval(TTL / 5);
@@ -325,7 +325,7 @@ async fn a_lease_that_outlived_being_cut_off_goes_on() {
 }
 
 #[tokio::test]
-async fn a_connection_that_died_without_a_word_costs_no_lease() {
+async fn a_connection_that_dies_silently_does_not_lose_the_lease() {
     let registry = Registry::start().await;
     let network = Network::before(&registry).await;
     let gateway = network.client();
@@ -334,12 +334,12 @@ async fn a_connection_that_died_without_a_word_costs_no_lease() {
     let mut events = lease.events();
     for _ in 0..2 {
         network.stall();
-        assert_eq!(timeout(ttl * 3 / 2, events.next()).await.ok(), None, "another connection is made in time");
+        assert_eq!(timeout(ttl * 3 / 2, events.next()).await.ok(), None, "the client reconnects in time");
     }
 }
 
 #[tokio::test]
-async fn a_session_that_moved_is_safe_from_the_gateway_it_left() {
+async fn the_old_lease_cannot_destroy_a_session_that_moved() {
     let registry = Registry::start().await;
     let client = registry.client();
     let old = client.lease(TTL * 60, "old").await.unwrap();
@@ -354,13 +354,13 @@ async fn a_session_that_moved_is_safe_from_the_gateway_it_left() {
     assert_eq!(old.revoke().await.unwrap(), 0);
     assert_eq!(client.batch_has(&moved).await.unwrap(), [true; 2]);
     assert!(client.destroy_under(moved[0], new.id()).await.unwrap());
-    // The observer heard of nothing before.
+    // The observer received no event before this one.
     assert_all(&mut observer, &moved[..1], SessionChange::Destroyed(DestroyReason::Requested)).await;
     assert_eq!(new.revoke().await.unwrap(), 1);
 }
 
 #[tokio::test]
-async fn dropping_a_lease_where_nobody_answers_ends_in_time() {
+async fn revoking_a_lease_times_out_if_the_server_does_not_answer() {
     let registry = Registry::start().await;
     let network = Network::before(&registry).await;
     let after = Duration::from_millis(500);

@@ -14,7 +14,7 @@ use crate::{
 
 const TTL: Duration = Duration::from_secs(600);
 
-/// All leases that match, and how many pages they came in.
+/// Returns all leases that match the request, and the number of pages.
 async fn list(client: &Leases, mut request: ListLeasesRequest) -> (Vec<LeaseStatus>, usize) {
     let (mut all, mut pages) = (Vec::new(), 0);
     loop {
@@ -29,7 +29,7 @@ async fn list(client: &Leases, mut request: ListLeasesRequest) -> (Vec<LeaseStat
 }
 
 #[tokio::test]
-async fn a_list_tells_which_gateways_there_are_and_what_each_holds() {
+async fn list_leases_reports_every_lease_and_filters_by_owner_and_id() {
     let server = Running::start().await;
     let (leases, writer) = (server.leases(), server.sessions());
     assert_eq!(list(&leases, ListLeasesRequest::default()).await, (Vec::new(), 1));
@@ -52,7 +52,7 @@ async fn a_list_tells_which_gateways_there_are_and_what_each_holds() {
         let left = status.expires_in.unwrap().seconds;
         assert!((most - 60..=most).contains(&left), "{status:?}");
     }
-    // Over and over in small pages.
+    // Read the list again in pages of two.
     let (paged, pages) = list(&leases, ListLeasesRequest { page_size: 2, ..Default::default() }).await;
     assert_eq!(paged.len(), 5);
     assert!(pages >= 3, "{pages} pages of two");

@@ -1,4 +1,4 @@
-//! LeaseService over the wire, and what a lease does to sessions.
+//! LeaseService over the wire, and the effect of leases on sessions.
 
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,7 @@ async fn destroy_under(client: &Sessions, lease_id: u64, id: i64) -> bool {
 const LONG: Duration = Duration::from_secs(3600);
 
 #[tokio::test]
-async fn a_lease_that_is_revoked_takes_its_sessions_with_it() {
+async fn revoking_a_lease_destroys_its_sessions() {
     let server = Running::start().await;
     let (leases, writer, reader) = (server.leases(), server.sessions(), server.sessions());
     let mut observed = Observed::now(&reader).await;
@@ -73,7 +73,8 @@ async fn a_lease_that_is_revoked_takes_its_sessions_with_it() {
     assert_eq!(server.subject.lease_count().await.unwrap(), 1);
 }
 
-/// How long after the lease was asked for, and after it was granted, its session's end was heard of.
+/// Lets a lease expire. Returns when the end of its session was observed, measured from the request for the lease and
+/// from its answer.
 async fn expire(ttl: Duration) -> (Duration, Duration) {
     let server = Running::start().await;
     let (leases, writer, reader) = (server.leases(), server.sessions(), server.sessions());
@@ -84,17 +85,17 @@ async fn expire(ttl: Duration) -> (Duration, Duration) {
     assert!(create_under(&writer, lease, 1).await && create(&writer, 0, 2).await);
     assert_eq!(created_ids(&observed.events(2).await), [1, 2]);
     let event = observed.events(1).await[0];
-    let heard = (asked.elapsed(), granted.elapsed());
+    let observed_after = (asked.elapsed(), granted.elapsed());
     assert_eq!((event.session_id, event.reason()), (1, DestroyReason::LeaseExpired));
     assert!(!has(&writer, 0, 1).await && has(&writer, 0, 2).await);
     assert_eq!(revoke(&leases, lease).await.unwrap_err().code(), Code::NotFound);
-    heard
+    observed_after
 }
 
 #[tokio::test]
-async fn a_lease_expires_after_its_ttl_and_within_a_second() {
+async fn a_lease_expires_within_a_second_after_its_ttl_and_never_before() {
     let ttl = Duration::from_secs(1);
-    // A machine that is too busy to run us may be late, but not each time; nothing excuses being early.
+    // On a busy machine a lease may expire late, but not every time. It must never expire early.
     for _ in 0..5 {
         let (since_asked, since_granted) = expire(ttl).await;
         assert!(since_asked >= ttl, "{since_asked:?}");
@@ -102,11 +103,11 @@ async fn a_lease_expires_after_its_ttl_and_within_a_second() {
             return;
         }
     }
-    panic!("a lease expires within a second after its ttl");
+    panic!("in five attempts, no lease expired within a second after its ttl");
 }
 
 #[tokio::test]
-async fn a_lease_that_is_kept_alive_lives() {
+async fn a_lease_that_is_kept_alive_does_not_expire() {
     let server = Running::start().await;
     let (leases, writer, reader) = (server.leases(), server.sessions(), server.sessions());
     let mut observed = Observed::now(&reader).await;
@@ -123,27 +124,27 @@ async fn a_lease_that_is_kept_alive_lives() {
     assert!(has(&reader, 0, 1).await);
     assert_eq!(created_ids(&observed.events(1).await), [1]);
     let event = observed.events(1).await[0];
-    assert!(kept.elapsed() >= ttl, "its whole ttl, from the last time on");
+    assert!(kept.elapsed() >= ttl, "the lease gets its full ttl from the last keep-alive on");
     assert_eq!((event.session_id, event.reason()), (1, DestroyReason::LeaseExpired));
 }
 
 #[tokio::test]
-async fn a_session_that_moved_is_safe_from_its_old_gateway() {
+async fn destroys_under_a_lease_only_destroy_sessions_under_that_lease() {
     let server = Running::start().await;
     let (leases, old_gateway, new_gateway) = (server.leases(), server.sessions(), server.sessions());
     let mut observed = Observed::now(&new_gateway).await;
     let (old, new) = (grant(&leases, LONG).await, grant(&leases, LONG).await);
     assert!(create_under(&old_gateway, old, 1).await);
-    assert!(!create_under(&new_gateway, new, 1).await, "it existed, and moves");
-    assert!(!destroy_under(&old_gateway, old, 1).await, "a late clean-up");
+    assert!(!create_under(&new_gateway, new, 1).await, "the session exists, and moves");
+    assert!(!destroy_under(&old_gateway, old, 1).await, "late clean-up by the old gateway does nothing");
     assert_eq!(revoke(&leases, old).await.unwrap(), 0);
     assert!(has(&new_gateway, 0, 1).await);
-    assert!(!create(&new_gateway, 0, 1).await, "without a lease it keeps its own");
-    assert!(!destroy_under(&old_gateway, old, 1).await, "a lease that is gone has no sessions");
+    assert!(!create(&new_gateway, 0, 1).await, "a create without a lease leaves the session under its lease");
+    assert!(!destroy_under(&old_gateway, old, 1).await, "a gone lease has no sessions");
     assert!(destroy_under(&new_gateway, new, 1).await);
 
     assert!(create_under(&new_gateway, new, 2).await && create(&new_gateway, 0, 3).await);
-    assert!(!destroy_under(&new_gateway, new, 3).await, "it is under no lease");
+    assert!(!destroy_under(&new_gateway, new, 3).await, "session 3 is under no lease");
     let request = BatchDestroySessionsRequest {
         session_ids: vec![3, 2, 2],
         auth_key_ids: vec![],
@@ -153,8 +154,8 @@ async fn a_session_that_moved_is_safe_from_its_old_gateway() {
     let destroyed = soon(new_gateway.clone().batch_destroy_sessions(request)).await.unwrap().into_inner().destroyed;
     assert_eq!(destroyed, [false, true, false]);
     assert!(create_under(&new_gateway, new, 4).await);
-    assert!(destroy(&new_gateway, 0, 4).await, "no lease named destroys under any");
-    assert!(!create_under(&new_gateway, new, 3).await, "one without a lease comes under one");
+    assert!(destroy(&new_gateway, 0, 4).await, "a destroy without a lease works whatever lease the session is under");
+    assert!(!create_under(&new_gateway, new, 3).await, "a session without a lease moves to the lease");
     assert_eq!(revoke(&leases, new).await.unwrap(), 1);
 
     let events: Vec<(i64, i32)> =
@@ -166,7 +167,7 @@ async fn a_session_that_moved_is_safe_from_its_old_gateway() {
 }
 
 #[tokio::test]
-async fn the_bounds_of_ttl_and_owner_are_allowed() {
+async fn the_shortest_and_longest_ttl_and_owner_are_accepted() {
     let server = Running::start().await;
     let leases = server.leases();
     for ttl in [Duration::from_secs(1), Duration::from_secs(24 * 3600), Duration::new(1, 1)] {

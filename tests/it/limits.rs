@@ -1,4 +1,4 @@
-//! The bounds of connections and calls: each ends what it should, names its flag, and lets everybody else be.
+//! Limits on connections and calls: each limit ends only what exceeds it, and its error names the flag.
 
 use std::time::{Duration, Instant};
 
@@ -34,8 +34,8 @@ fn with_timeout(method: &str, timeout: &str) -> Request<()> {
     request
 }
 
-/// How a request ends of which only the beginning comes.
-async fn half(raw: &mut Raw, request: Request<()>) -> (Status, Duration) {
+/// Sends only the beginning of a request. Returns how and after what time the call ends.
+async fn send_half(raw: &mut Raw, request: Request<()>) -> (Status, Duration) {
     let began = Instant::now();
     let (response, mut body) = raw.open(request).await;
     body.send_data(Bytes::from_static(&[0, 0, 0, 1, 0, 10]), false).unwrap();
@@ -43,22 +43,22 @@ async fn half(raw: &mut Raw, request: Request<()>) -> (Status, Duration) {
 }
 
 #[tokio::test]
-async fn a_call_has_its_time_and_what_its_client_gives_it() {
+async fn calls_end_at_the_servers_call_timeout_or_the_clients_deadline() {
     let program = Program::start(&["--call-timeout", "500ms"]).await;
     let mut raw = Raw::connect(program.addr).await;
     for method in ["BatchCreateSessions", "Subscribe"] {
-        let (status, took) = half(&mut raw, grpc(&format!("{SERVICE}/{method}"))).await;
+        let (status, took) = send_half(&mut raw, grpc(&format!("{SERVICE}/{method}"))).await;
         assert_eq!((status.code(), &*reason(&status)), (Code::DeadlineExceeded, "CALL_TIMEOUT"), "{method}");
         assert!(status.message().contains("--call-timeout") && took >= Duration::from_millis(500), "{took:?} {status}");
-        let (status, took) = half(&mut raw, with_timeout(method, "100m")).await;
+        let (status, took) = send_half(&mut raw, with_timeout(method, "100m")).await;
         assert_eq!((status.code(), &*reason(&status)), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"), "{method}");
         assert!(took >= Duration::from_millis(100), "{took:?}");
-        // More than the server gives, and what is no time.
+        // A longer timeout than the server's, and text that is not a timeout, change nothing.
         for timeout in ["99999999H", "soon"] {
-            assert_eq!(reason(&half(&mut raw, with_timeout(method, timeout)).await.0), "CALL_TIMEOUT");
+            assert_eq!(reason(&send_half(&mut raw, with_timeout(method, timeout)).await.0), "CALL_TIMEOUT");
         }
     }
-    // A stream lives on, but for as long as its client says.
+    // The call timeout does not end streams, but the client's own deadline does.
     let mut observed = Observed::now(&program.sessions()).await;
     let stream = raw.begin(with_timeout("Subscribe", "1S"), framed(&SubscribeRequest::default())).await.unwrap();
     let ended = soon(answer(stream)).await.unwrap().grpc.unwrap();
@@ -70,7 +70,7 @@ async fn a_call_has_its_time_and_what_its_client_gives_it() {
 }
 
 #[tokio::test]
-async fn a_client_that_calls_too_often_is_told_when_to_come_back() {
+async fn a_rate_limited_client_learns_when_to_retry() {
     let program = Program::start(&["--rate-limit", "2", "--rate-burst", "5"]).await;
     let mut raw = Raw::connect(program.addr).await;
     let request = HasSessionRequest { session_id: Some(1), auth_key_id: 0 };
@@ -86,9 +86,10 @@ async fn a_client_that_calls_too_often_is_told_when_to_come_back() {
     assert_eq!((refused.code(), &*reason(&refused)), (Code::ResourceExhausted, "RATE_LIMITED"));
     assert!(refused.message().contains("--rate-limit"), "{refused}");
     let delay = refused.get_details_retry_info().unwrap().retry_delay.unwrap();
-    // Up to twice the time until one more call is allowed: clients that were refused together do not all come back together.
+    // Up to twice the time until one more call is allowed: the jitter spreads clients that were refused at the same
+    // time.
     assert!(delay > Duration::ZERO && delay <= Duration::from_millis(1002), "{delay:?}");
-    // Other connections of the same client are no way around it, and probes are not counted.
+    // Other connections of the same client share the limit, and health checks do not count.
     let status = program.sessions().has_session(request).await.map(drop).map_err(|status| reason(&status));
     assert!(status == Err("RATE_LIMITED".to_owned()) || status.is_ok());
     for _ in 0..10 {
@@ -99,14 +100,14 @@ async fn a_client_that_calls_too_often_is_told_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn keep_alives_are_never_refused_by_a_rate_limit() {
+async fn rate_limits_never_refuse_keep_alives() {
     let program = Program::start(&["--rate-limit", "1", "--rate-burst", "2"]).await;
     let leases = LeaseServiceClient::connect(format!("http://{}", program.addr)).await.unwrap();
     let lease = grant(&leases, Duration::from_secs(60)).await;
     for _ in 0..50 {
         keep_alive(&leases, lease).await.unwrap();
     }
-    // They use up nothing either, and other calls are refused as before.
+    // Keep-alives do not count towards the limit, and other calls are still refused.
     assert!(create(&program.sessions(), 0, 1).await);
     let mut client = program.sessions();
     let request = HasSessionRequest { session_id: Some(1), auth_key_id: 0 };
@@ -118,7 +119,7 @@ async fn keep_alives_are_never_refused_by_a_rate_limit() {
 }
 
 #[tokio::test]
-async fn a_watch_of_the_servers_health_keeps_no_connection_from_its_idle_timeout() {
+async fn a_health_watch_alone_does_not_prevent_the_idle_timeout() {
     let program = Program::start(&["--idle-timeout", "500ms"]).await;
     let mut raw = Raw::connect(program.addr).await;
     let watch = framed(&HealthCheckRequest::default());
@@ -130,18 +131,18 @@ async fn a_watch_of_the_servers_health_keeps_no_connection_from_its_idle_timeout
     soon(raw.ended()).await;
     program.metric_comes_to("sessiond_connections", 0).await;
 
-    // Beside a stream that is of use it goes on.
+    // On a connection with another stream, the health watch continues.
     let channel = Endpoint::from_shared(format!("http://{}", program.addr)).unwrap().connect_lazy();
     let observed = Observed::now(&Sessions::new(channel.clone())).await;
     let mut watch = HealthClient::new(channel).watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     assert!(soon(watch.message()).await.unwrap().is_some());
-    assert!(tokio::time::timeout(Duration::from_secs(2), watch.message()).await.is_err(), "it has not ended");
+    assert!(tokio::time::timeout(Duration::from_secs(2), watch.message()).await.is_err(), "the watch has ended");
     drop(observed);
     assert_eq!(reason(&soon(watch.message()).await.unwrap_err()), "CONNECTION_CLOSING");
 }
 
 #[tokio::test]
-async fn a_batch_may_be_held_smaller_than_the_protocol_has_it() {
+async fn the_batch_limit_can_be_lowered() {
     let program = Program::start(&["--max-batch", "3"]).await;
     let mut client = program.sessions();
     let batch = |count| BatchHasSessionsRequest { session_ids: (0..count).collect(), ..Default::default() };
@@ -152,7 +153,7 @@ async fn a_batch_may_be_held_smaller_than_the_protocol_has_it() {
 }
 
 #[tokio::test]
-async fn requests_that_do_not_end_share_a_bound() {
+async fn incomplete_requests_share_a_limit() {
     let program = Program::start(&["--max-pending-bytes", "100000"]).await;
     let mut raw = Raw::connect(program.addr).await;
     let mut held = Vec::new();
@@ -161,27 +162,27 @@ async fn requests_that_do_not_end_share_a_bound() {
     while refused.is_none() && held.len() < 20 {
         let (mut response, mut body) = raw.open(grpc(&format!("{SERVICE}/BatchHasSessions"))).await;
         body.send_data(part.clone().into(), false).unwrap();
-        // It is answered, or is waited for.
+        // The server refuses the request or waits for the rest of it.
         match tokio::time::timeout(Duration::from_millis(300), &mut response).await {
             Ok(answered) => refused = Some(Status::from_header_map(answered.unwrap().headers()).unwrap()),
             Err(_) => held.push((response, body)),
         }
     }
-    let refused = refused.expect("a bound");
+    let refused = refused.expect("the limit is reached");
     assert_eq!(held.len(), 6);
     assert_eq!((refused.code(), &*reason(&refused)), (Code::ResourceExhausted, "TOO_MANY_PENDING_BYTES"));
     assert!(refused.message().contains("--max-pending-bytes"), "{refused}");
-    assert!(!has(&program.sessions(), 0, 1).await, "small ones go through");
+    assert!(!has(&program.sessions(), 0, 1).await, "small requests are answered");
     drop(held);
     let request = BatchHasSessionsRequest { session_ids: (0..60_000).collect(), ..Default::default() };
     drop(raw);
-    // 480,000 bytes are more than may be pending at all.
+    // A request of 480,000 bytes alone exceeds the limit.
     let status = program.sessions().batch_has_sessions(request).await.unwrap_err();
     assert_eq!(reason(&status), "TOO_MANY_PENDING_BYTES");
 }
 
 #[tokio::test]
-async fn requests_of_a_few_bytes_are_counted_too() {
+async fn small_incomplete_requests_also_count_towards_the_limit() {
     let program = Program::start(&["--max-pending-bytes", "100000"]).await;
     let mut raw = Raw::connect(program.addr).await;
     let mut waiting = Vec::new();
@@ -191,45 +192,45 @@ async fn requests_of_a_few_bytes_are_counted_too() {
         waiting.push((response, body));
     }
     raw.arrived().await;
-    // They take a kilobyte each, besides their bytes.
+    // Each request counts as one kilobyte more than its bytes.
     assert_eq!(program.metric("sessiond_refused_total{reason=\"TOO_MANY_PENDING_BYTES\"}").await, 200 - 97);
     drop(waiting);
 }
 
 #[tokio::test]
-async fn a_connection_that_has_used_up_its_streams_is_reported() {
+async fn a_connection_at_its_stream_limit_is_reported() {
     const MESSAGE: &str = "has as many calls and streams open as it may";
     let program = Program::start(&["--max-streams", "3"]).await;
     assert_eq!(program.metric("sessiond_connections_full").await, 0);
     for times in 1..=3 {
         let mut raw = Raw::connect(program.addr).await;
         raw.arrived().await;
-        // Two streams, and a call that has not come whole.
+        // Two streams, and a call whose request is incomplete.
         for _ in 0..2 {
             raw.hold(grpc(&format!("{SERVICE}/Subscribe")), framed(&SubscribeRequest::default())).await;
         }
         raw.arrived().await;
-        assert_eq!(program.metric("sessiond_connections_full").await, 0, "one more may be open");
+        assert_eq!(program.metric("sessiond_connections_full").await, 0, "one more stream may be open");
         let (response, mut body) = raw.open(grpc(&format!("{SERVICE}/BatchHasSessions"))).await;
         body.send_data(Bytes::from_static(&[0]), false).unwrap();
         program.metric_comes_to("sessiond_connections_full", 1).await;
         drop((response, body, raw));
         program.metric_comes_to("sessiond_connections_full", 0).await;
-        // A call that was answered at once may have been the third as well.
+        // A call that was answered immediately may also have been the third.
         assert!(program.metric("sessiond_connection_streams_used_up_total").await >= times);
     }
     program.logs(MESSAGE).await;
-    assert_eq!(program.log().matches(MESSAGE).count(), 1, "it is not repeated for each: {}", program.log());
+    assert_eq!(program.log().matches(MESSAGE).count(), 1, "the warning is rate limited: {}", program.log());
 }
 
 #[tokio::test]
-async fn a_connection_of_no_use_is_ended_and_one_of_use_is_not() {
+async fn idle_connections_are_closed_and_connections_with_streams_are_not() {
     let program =
         Program::start(&["--idle-timeout", "500ms", "--keepalive-interval", "1s", "--keepalive-timeout", "1s"]).await;
     let client = program.sessions();
     let mut observed = Observed::now(&client).await;
     let began = Instant::now();
-    // One that has made a call and is quiet, one that is in the midst of headers, and one that never calls.
+    // One connection made a call and is idle, one never makes a call, and one sends an incomplete header block.
     let mut quiet = Raw::connect(program.addr).await;
     quiet.arrived().await;
     let mut others = Vec::new();
@@ -243,7 +244,7 @@ async fn a_connection_of_no_use_is_ended_and_one_of_use_is_not() {
     }
     soon(quiet.ended()).await;
     assert!(began.elapsed() >= Duration::from_millis(500));
-    // The stream is still there, and so is what goes over its connection.
+    // The connection with the stream still works.
     assert!(create(&program.sessions(), 0, 5).await);
     assert_eq!(observed.events(1).await.len(), 1);
     assert!(has(&client, 0, 5).await);

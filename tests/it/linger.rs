@@ -1,4 +1,4 @@
-//! Leases that are revoked with a linger, over the wire: a gateway shuts down, and its clients move to others.
+//! Leases that are revoked with a linger, over the wire: a gateway shuts down, and its clients move to other gateways.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -30,7 +30,7 @@ async fn linger(client: &Leases, lease_id: u64, linger: Duration) -> Result<u64,
 }
 
 #[tokio::test]
-async fn sessions_that_move_during_a_linger_are_not_seen_to_end() {
+async fn sessions_that_move_during_a_linger_are_not_destroyed() {
     const MOVES: i64 = 10_000;
     const ALL: i64 = MOVES + 100;
     const LINGER: Duration = Duration::from_secs(3);
@@ -47,7 +47,7 @@ async fn sessions_that_move_during_a_linger_are_not_seen_to_end() {
         let request = BatchCreateSessionsRequest {
             session_ids: some.to_vec(),
             lease_id: b,
-            // Nobody asked which lease they are under: a lease that lingers protects nothing.
+            // No lookup is needed: a lease that lingers protects nothing.
             only_from_lease_id: Some(0),
             ..Default::default()
         };
@@ -65,18 +65,18 @@ async fn sessions_that_move_during_a_linger_are_not_seen_to_end() {
     assert_eq!(mirror.held, (0..MOVES).map(|id| (id, b)).collect());
     own.reaches(ALL as usize).await;
     assert!(own.held.is_empty());
-    let told: BTreeSet<_> = plain.events(100).await.iter().map(|event| event.session_id).collect();
-    assert_eq!(told, (MOVES..ALL).collect(), "an observer without placements sees the rest end, and nothing else");
+    let received: BTreeSet<_> = plain.events(100).await.iter().map(|event| event.session_id).collect();
+    assert_eq!(received, (MOVES..ALL).collect(), "an observer without placements sees the rest end, and nothing else");
     assert_eq!(keep_alive(&leases, a).await.unwrap_err().code(), Code::NotFound);
 }
 
 #[tokio::test]
-async fn a_lease_that_lingers_takes_nothing_and_lets_go() {
+async fn a_lingering_lease_refuses_creates_and_keep_alives_but_allows_destroys() {
     let server = Running::start().await;
     let (leases, writer) = (server.leases(), server.sessions());
     let a = grant(&leases, "a", LONG).await.lease_id;
     put(&writer, 0..10, a).await;
-    // Kept alive a moment ago, so that the server knows the answer.
+    // Now the server could answer the next keep-alive from memory.
     keep_alive(&leases, a).await.unwrap();
     assert_eq!(linger(&leases, a, LONG).await.unwrap(), 0);
     let status = keep_alive(&leases, a).await.unwrap_err();
@@ -85,7 +85,7 @@ async fn a_lease_that_lingers_takes_nothing_and_lets_go() {
     let status = soon(writer.clone().batch_create_sessions(request)).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(destroy(&writer, 3, a).await, "its gateway may still destroy its sessions");
-    // Another revoke with a longer linger changes nothing, one without ends it.
+    // A second revoke with a longer linger changes nothing. A revoke without a linger ends the lease.
     assert_eq!(linger(&leases, a, LONG).await.unwrap(), 0);
     assert_eq!(revoke(&leases, a).await.unwrap(), 9);
     assert_eq!(linger(&leases, a, LONG).await.unwrap_err().code(), Code::NotFound);
@@ -93,7 +93,7 @@ async fn a_lease_that_lingers_takes_nothing_and_lets_go() {
 }
 
 #[tokio::test]
-async fn a_stream_of_a_lease_tells_how_each_of_its_sessions_left() {
+async fn a_stream_by_lease_reports_how_each_session_left() {
     let server = Running::start().await;
     let (leases, writer) = (server.leases(), server.sessions());
     let (a, b) = (grant(&leases, "a", LONG).await.lease_id, grant(&leases, "b", LONG).await.lease_id);
@@ -103,17 +103,17 @@ async fn a_stream_of_a_lease_tells_how_each_of_its_sessions_left() {
     put(&writer, 0..1, b).await;
     assert!(destroy(&writer, 1, a).await && destroy(&writer, 2, 0).await);
     revoke(&leases, a).await.unwrap();
-    let told: Vec<_> = own.events(4).await.iter().map(|event| (event.session_id, event.reason())).collect();
+    let received: Vec<_> = own.events(4).await.iter().map(|event| (event.session_id, event.reason())).collect();
     let (moved, released) = ((0, DestroyReason::Unspecified), (1, DestroyReason::Released));
-    assert_eq!(told, [moved, released, (2, DestroyReason::Requested), (3, DestroyReason::LeaseRevoked)]);
-    // A lease that has ended is no error. It matches nothing.
+    assert_eq!(received, [moved, released, (2, DestroyReason::Requested), (3, DestroyReason::LeaseRevoked)]);
+    // A lease that has ended is not an error. It matches nothing.
     let request = SubscribeRequest {
         start: Some(sessiond::proto::subscribe_request::Start::Snapshot(true)),
         lease_ids: vec![a, 0, u64::MAX],
         ..Default::default()
     };
-    let mut over = Observed::start(&server.sessions(), request).await;
-    let Body::Synced(synced) = over.next().await else { panic!("there is nothing to tell") };
+    let mut ended_lease = Observed::start(&server.sessions(), request).await;
+    let Body::Synced(synced) = ended_lease.next().await else { panic!("the snapshot is empty") };
     assert_eq!(synced.session_count, 0);
 }
 
@@ -124,9 +124,9 @@ const OPTIONS: StorageOptions = StorageOptions {
     outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
 };
 
-/// Restarts give lingering leases nothing, where other leases live for 150 s more.
+/// A restart extends other leases by at least the outage grace of 150 s, but not lingering ones.
 #[tokio::test]
-async fn a_linger_goes_on_while_the_registry_in_a_file_is_away() {
+async fn a_linger_continues_while_a_registry_in_a_file_is_down() {
     for (linger, away) in [(2000, 500), (1000, 1500)].map(|(linger, away)| (millis(linger), millis(away))) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("registry");
@@ -156,7 +156,7 @@ async fn a_linger_goes_on_while_the_registry_in_a_file_is_away() {
         }
         let took = began.elapsed();
         assert!(took >= linger && took < linger.max(away) + Duration::from_secs(5), "{linger:?} took {took:?}");
-        assert_eq!(storage.has(&sessions[..5]).await.unwrap(), [true; 5], "what had moved is left");
+        assert_eq!(storage.has(&sessions[..5]).await.unwrap(), [true; 5], "sessions that had moved still exist");
         storage.keep_lease_alive(b).await.unwrap();
         storage.keep_lease_alive(a).await.unwrap_err();
     }

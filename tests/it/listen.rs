@@ -43,7 +43,7 @@ async fn terminate(child: &mut Child) -> Option<i32> {
     soon(child.wait()).await.unwrap().code()
 }
 
-/// How a server ends that cannot start.
+/// Runs a server that cannot start. Returns its exit code and stderr.
 async fn fails(args: &[&str]) -> (Option<i32>, String) {
     let output = soon(serve(&[&["--admin-listen", "127.0.0.1:0"], args].concat()).output()).await.unwrap();
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
@@ -54,7 +54,7 @@ fn is_socket(path: &Path) -> bool {
 }
 
 #[tokio::test]
-async fn a_name_is_an_address_to_listen_on() {
+async fn the_server_listens_on_a_host_name() {
     let program = Program::start_on("localhost:0", &[]).await;
     assert!(program.addr.ip().is_loopback());
     assert!(create(&program.sessions(), 0, 1).await);
@@ -64,7 +64,7 @@ async fn a_name_is_an_address_to_listen_on() {
 }
 
 #[tokio::test]
-async fn a_unix_socket_is_served_to_clients_and_commands() {
+async fn clients_and_commands_work_over_a_unix_socket() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("sessiond.sock");
     let url = format!("unix:{}", path.display());
@@ -82,7 +82,7 @@ async fn a_unix_socket_is_served_to_clients_and_commands() {
     let ended = run(sessiond(&url, &bench)).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
 
-    // Nobody else may take it, and it is gone at the end.
+    // A second server cannot take the socket, which is removed when the server exits.
     let (code, error) = fails(&["--listen", &url]).await;
     assert_eq!(code, Some(4), "{error}");
     assert!(error.contains("another server listens there"), "{error}");
@@ -92,16 +92,16 @@ async fn a_unix_socket_is_served_to_clients_and_commands() {
 }
 
 #[tokio::test]
-async fn a_socket_that_was_left_behind_is_replaced_and_other_files_are_not() {
+async fn a_stale_socket_is_replaced_and_other_files_are_not() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("sessiond.sock");
     let url = format!("unix:{}", path.display());
     let mut server = on_unix(&url, &[]).await;
     soon(server.kill()).await.unwrap();
-    assert!(is_socket(&path), "it was killed");
+    assert!(is_socket(&path), "a killed server leaves its socket behind");
     let mut server = on_unix(&url, &[]).await;
 
-    // What somebody else has put in its place meanwhile stays.
+    // A socket that another process has put in its place is not removed.
     fs::remove_file(&path).unwrap();
     let others = UnixListener::bind(&path).unwrap();
     assert_eq!(terminate(&mut server).await, Some(0));

@@ -1,6 +1,6 @@
-//! The integration tests, in one program.
+//! The integration tests, in one binary.
 
-// clippy.toml allows these in tests, which helpers of tests are not to it.
+// clippy.toml allows these in test functions, but not in the helpers that tests call.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod access;

@@ -1,4 +1,4 @@
-//! The stream of one `Subscribe` call, as a test reads it.
+//! Reads the stream of one `Subscribe` call.
 
 use std::collections::BTreeSet;
 
@@ -10,26 +10,27 @@ use tonic::{Status, Streaming};
 
 use crate::{fake::soon, server::Sessions};
 
-/// (auth key, session)
+/// A session's key: (auth key, session).
 pub(crate) type Key = (i64, i64);
 
+/// The stream of one `Subscribe` call.
 pub(crate) struct Observed {
     messages: Streaming<SubscribeResponse>,
     pub(crate) subscribed: Subscribed,
-    /// Of the last message.
+    /// The cursor of the last message.
     pub(crate) cursor: String,
 }
 
 impl Observed {
-    /// Subscribes, and reads the first message.
+    /// Subscribes and reads the first message.
     pub(crate) async fn start(client: &Sessions, request: SubscribeRequest) -> Self {
-        let messages = soon(client.clone().subscribe(request)).await.expect("it is accepted").into_inner();
+        let messages = soon(client.clone().subscribe(request)).await.expect("the stream is accepted").into_inner();
         let mut observed = Self { messages, subscribed: Subscribed::default(), cursor: String::new() };
         match observed.next().await {
             Body::Subscribed(subscribed) => observed.subscribed = subscribed,
-            other => panic!("first of all comes subscribed, not {other:?}"),
+            other => panic!("the first message is {other:?} instead of subscribed"),
         }
-        assert!(!observed.cursor.is_empty(), "subscribed carries a cursor already");
+        assert!(!observed.cursor.is_empty(), "subscribed carries a cursor");
         observed
     }
 
@@ -46,18 +47,18 @@ impl Observed {
     }
 
     pub(crate) async fn next(&mut self) -> Body {
-        self.try_next().await.expect("the stream goes on")
+        self.try_next().await.expect("the stream continues")
     }
 
-    /// The next message, or the status at the end of the stream.
+    /// Returns the next message, or the status at the end of the stream.
     pub(crate) async fn try_next(&mut self) -> Result<Body, Status> {
-        let message = soon(self.messages.message()).await?.expect("a stream does not end without a reason");
+        let message = soon(self.messages.message()).await?.expect("a stream ends with an error status");
         assert!(message.cursor.bytes().all(|byte| byte.is_ascii_graphic()), "{:?}", message.cursor);
         self.cursor = message.cursor;
-        Ok(message.body.expect("a message says something"))
+        Ok(message.body.expect("every message has a body"))
     }
 
-    /// What the stream ends with, whatever comes before.
+    /// Reads the stream to its end. Returns its status.
     pub(crate) async fn ended(mut self) -> Status {
         loop {
             if let Err(status) = self.try_next().await {
@@ -66,7 +67,7 @@ impl Observed {
         }
     }
 
-    /// The events of the next message that has any, whatever heartbeats come between.
+    /// Returns the events of the next message that has any. Skips heartbeats.
     pub(crate) async fn more_events(&mut self) -> Vec<SessionEvent> {
         loop {
             match self.next().await {
@@ -76,19 +77,19 @@ impl Observed {
                     return body.events;
                 }
                 Body::Heartbeat(_) => {}
-                other => panic!("events, not {other:?}"),
+                other => panic!("expected events, got {other:?}"),
             }
         }
     }
 
-    /// The next `count` events, and how many messages they came in.
+    /// Returns the next `count` events, and the number of messages they came in.
     pub(crate) async fn events_in(&mut self, count: usize) -> (Vec<SessionEvent>, usize) {
         let (mut events, mut messages) = (Vec::new(), 0);
         while events.len() < count {
             events.extend(self.more_events().await);
             messages += 1;
         }
-        assert_eq!(events.len(), count, "no more than were awaited");
+        assert_eq!(events.len(), count, "more events than expected");
         (events, messages)
     }
 
@@ -96,7 +97,7 @@ impl Observed {
         self.events_in(count).await.0
     }
 
-    /// Reads a snapshot to its end, with the events between its parts.
+    /// Reads a snapshot up to `synced`, applying the events between its parts. Returns the sessions held at that point.
     pub(crate) async fn synced(&mut self) -> BTreeSet<Key> {
         let mut held = BTreeSet::new();
         loop {
@@ -107,20 +108,20 @@ impl Observed {
                     return held;
                 }
                 Body::Snapshot(body) => {
-                    assert!(self.cursor.is_empty(), "there is no going on within a snapshot");
+                    assert!(self.cursor.is_empty(), "a stream cannot resume within a snapshot");
                     for session in body.sessions {
                         assert!(held.insert(key(&session)), "{session:?} is held already");
                     }
                 }
                 Body::Events(body) => body.events.iter().for_each(|event| apply(&mut held, event)),
                 Body::Heartbeat(_) => {}
-                other => panic!("a snapshot, not {other:?}"),
+                other => panic!("expected a snapshot, got {other:?}"),
             }
         }
     }
 }
 
-/// Holds to the promise that a created session was not held, and a destroyed one was.
+/// Applies an event. Asserts that a created session was not held and that a destroyed one was.
 pub(crate) fn apply(held: &mut BTreeSet<Key>, event: &SessionEvent) {
     let key = (event.auth_key_id, event.session_id);
     let is_news = match event.r#type() {
@@ -143,7 +144,7 @@ pub(crate) fn after(cursor: &str) -> SubscribeRequest {
     SubscribeRequest { start: Some(Start::Cursor(cursor.to_owned())), ..Default::default() }
 }
 
-/// The ids of sessions under no auth key that were created.
+/// Returns the session ids of these events, all of which must be creates under auth key 0.
 pub(crate) fn created_ids(events: &[SessionEvent]) -> Vec<i64> {
     let id = |event: &SessionEvent| {
         assert_eq!((event.r#type(), event.auth_key_id, event.reason), (SessionEventType::Created, 0, 0));

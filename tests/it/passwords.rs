@@ -1,4 +1,4 @@
-//! A password in `--storage` is printed nowhere, however the URL is given and whatever is wrong with it.
+//! Passwords in `--storage` are never printed, however the URL is given and whatever is wrong with it.
 
 use std::process::Stdio;
 
@@ -6,11 +6,11 @@ use tokio::process::Command;
 
 use crate::fake::soon;
 
-/// Parts of the password in every URL below.
+/// The two halves of the password, which every URL below contains.
 const SECRETS: [&str; 2] = ["hu9t", "er7x"];
 
 const URLS: [&str; 14] = [
-    // Nothing is wrong with these two, but nobody listens there.
+    // These two are valid, but nothing listens there.
     "redis://user:hu9ter7x@127.0.0.1:1",
     "redis+cluster://:hu9ter7x@127.0.0.1:1,127.0.0.1:2",
     "valkey://user:hu9ter7x@h:1",
@@ -30,7 +30,7 @@ const URLS: [&str; 14] = [
 fn sessiond(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
     command.env_clear().args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // A server that started all the same would never end, and would be noticed by its deadline.
+    // A server that starts anyway would never exit, so the deadline would fail the test.
     command.env("SESSIOND_LISTEN", "127.0.0.1:0").env("SESSIOND_ADMIN_LISTEN", "127.0.0.1:0");
     command.env("SESSIOND_STORAGE_WAIT", "0").env("SESSIOND_LOG", "trace").kill_on_drop(true);
     command
@@ -42,7 +42,7 @@ async fn printed(mut command: Command) -> String {
 }
 
 #[tokio::test]
-async fn a_storage_password_is_printed_nowhere() {
+async fn a_storage_password_is_never_printed() {
     let mut leaks = Vec::new();
     for url in URLS {
         let (flag, misspelt) = (format!("--storage={url}"), format!("--storag={url}"));
@@ -55,7 +55,7 @@ async fn a_storage_password_is_printed_nowhere() {
             &["serve", &flag, "--workers", "none"],
             &["serve", &flag, "--help"],
         ];
-        // In the wrong place only what looks like a URL or a login is taken for one.
+        // Elsewhere on the command line, only text that looks like a URL or a login is redacted.
         let misplaced: [&[&str]; 7] = [
             &["serve", "--storag", url],
             &["serve", "--storage", "memory:", url],
@@ -91,9 +91,12 @@ async fn a_storage_password_is_printed_nowhere() {
 }
 
 #[tokio::test]
-async fn an_error_about_a_storage_still_says_what_is_wrong() {
+async fn storage_errors_without_the_password_still_say_what_is_wrong() {
     for (url, says) in [
-        ("valkey://user:hu9ter7x@h:1", "valkey:// names no storage: write memory:, file:PATH or redis://HOST:PORT"),
+        (
+            "valkey://user:hu9ter7x@h:1",
+            "valkey:// does not name a storage: write memory:, file:PATH, or redis://HOST:PORT",
+        ),
         ("redis://user:hu9t?er7x@h:1", "%3F"),
         ("redis://h:1?password=hu9ter7x", "redis://USER:PASSWORD@HOST:PORT"),
         ("redis://user:hu9ter7x@h:1?partitions=x", "partitions=x is not a number"),

@@ -1,4 +1,4 @@
-//! Streams that tell where sessions are, over the wire.
+//! Streams with placements, over the wire.
 
 use std::{
     collections::BTreeMap,
@@ -20,19 +20,19 @@ use crate::{
 
 const LONG: Duration = Duration::from_secs(3600);
 
-/// An observer with placements, and the leases of the sessions that it holds.
+/// An observer with placements that maps each session it holds to its lease.
 pub(crate) struct Mirror {
     stream: Streaming<SubscribeResponse>,
     pub(crate) held: BTreeMap<i64, u64>,
-    /// The leases that it filters by; empty for all.
+    /// The leases that it filters by. Empty for all.
     leases: Vec<u64>,
     events: Vec<SessionEvent>,
-    /// The last place of partition 0.
+    /// The last place received for partition 0.
     position: u64,
 }
 
 impl Mirror {
-    /// Observes from a snapshot on, and comes back when that is complete.
+    /// Subscribes with a snapshot and reads it up to `synced`.
     pub(crate) async fn synced(client: &Sessions, leases: &[u64]) -> Self {
         let request = SubscribeRequest {
             start: Some(Start::Snapshot(true)),
@@ -80,7 +80,7 @@ impl Mirror {
                 SessionEventType::Moved => Some(event.previous_lease_id),
                 SessionEventType::Unspecified => panic!("{event:?}"),
             };
-            assert_eq!(held, before.filter(|lease| self.watches(*lease)), "{event:?} does not fit what is held");
+            assert_eq!(held, before.filter(|lease| self.watches(*lease)), "{event:?} contradicts the held state");
             if event.r#type() == SessionEventType::Destroyed || !self.watches(event.lease_id) {
                 self.held.remove(&event.session_id);
             } else {
@@ -90,13 +90,13 @@ impl Mirror {
         }
     }
 
-    /// Reads until so many events have come since it was synced, and gives the newest of these.
+    /// Reads until it has received `count` events in total. Returns those that this call read.
     pub(crate) async fn reaches(&mut self, count: usize) -> Vec<SessionEvent> {
         let known = self.events.len();
         while self.events.len() < count {
             match self.message().await {
                 Body::Events(events) => {
-                    let place = events.place.expect("events come with a place");
+                    let place = events.place.expect("events carry a place");
                     assert!(place.position > self.position, "places only grow");
                     self.position = place.position;
                     self.apply(events.events);
@@ -120,7 +120,7 @@ pub(crate) async fn destroy(client: &Sessions, id: i64, lease_id: u64) -> bool {
 }
 
 #[tokio::test]
-async fn a_stream_with_placements_tells_the_lease_of_each_session() {
+async fn a_stream_with_placements_reports_the_lease_of_each_session() {
     let server = Running::start().await;
     let (leases, writer) = (server.leases(), server.sessions());
     let (a, b) = (grant(&leases, LONG).await, grant(&leases, LONG).await);
@@ -146,7 +146,7 @@ async fn a_stream_with_placements_tells_the_lease_of_each_session() {
 }
 
 #[tokio::test]
-async fn a_stream_of_a_lease_tells_what_comes_and_goes_under_it() {
+async fn a_stream_by_lease_reports_sessions_that_enter_and_leave_the_lease() {
     let server = Running::start().await;
     let (leases, writer) = (server.leases(), server.sessions());
     let [a, b, c] = [grant(&leases, LONG).await, grant(&leases, LONG).await, grant(&leases, LONG).await];
@@ -155,7 +155,7 @@ async fn a_stream_of_a_lease_tells_what_comes_and_goes_under_it() {
     let mut own = Mirror::synced(&server.sessions(), &[a]).await;
     let mut both = Mirror::synced(&server.sessions(), &[a, b]).await;
     assert_eq!((own.held.len(), both.held.len()), (10, 20));
-    // From a to b, from b to a, away from both, and what is none of theirs.
+    // A move from a to b, one from b to a, one from a to c, and sessions under c alone.
     put(&writer, 0..1, b).await;
     put(&writer, 10..11, a).await;
     put(&writer, 1..2, c).await;
@@ -169,7 +169,7 @@ async fn a_stream_of_a_lease_tells_what_comes_and_goes_under_it() {
 }
 
 #[tokio::test]
-async fn other_streams_are_told_nothing_of_moves() {
+async fn streams_without_placements_do_not_report_moves() {
     let server = Running::start().await;
     let (leases, writer) = (server.leases(), server.sessions());
     let (a, b) = (grant(&leases, LONG).await, grant(&leases, LONG).await);
@@ -181,16 +181,16 @@ async fn other_streams_are_told_nothing_of_moves() {
     let create = CreateSessionRequest { session_id: Some(7), lease_id: a, ..Default::default() };
     soon(writer.clone().create_session(create)).await.unwrap();
     placed.reaches(6).await;
-    let told = plain.events(4).await;
-    let types: Vec<_> = told.iter().map(|event| (event.session_id, event.r#type(), event.reason())).collect();
+    let received = plain.events(4).await;
+    let types: Vec<_> = received.iter().map(|event| (event.session_id, event.r#type(), event.reason())).collect();
     let created = |id| (id, SessionEventType::Created, DestroyReason::Unspecified);
     let destroyed = (0, SessionEventType::Destroyed, DestroyReason::Requested);
     assert_eq!(types, [created(0), created(1), destroyed, created(7)]);
-    assert!(told.iter().all(|event| (event.lease_id, event.previous_lease_id) == (0, 0)));
+    assert!(received.iter().all(|event| (event.lease_id, event.previous_lease_id) == (0, 0)));
 }
 
 #[tokio::test]
-async fn a_holder_hears_at_once_that_its_session_was_ended() {
+async fn a_gateway_learns_within_100_ms_that_its_session_was_destroyed() {
     let server = Running::start().await;
     let (leases, writer) = (server.leases(), server.sessions());
     let a = grant(&leases, LONG).await;
@@ -207,6 +207,6 @@ async fn a_holder_hears_at_once_that_its_session_was_ended() {
         assert_eq!((events[0].reason(), events[0].lease_id), (DestroyReason::Requested, a));
     }
     delays.sort_unstable();
-    // A quarter of them, because what else the machine does may hold up the others.
+    // Only the fastest quarter must be in time, because other load on the machine may delay the rest.
     assert!(delays[5] < Duration::from_millis(100), "{delays:?}");
 }

@@ -1,4 +1,4 @@
-//! The program as a process of its own, on free ports.
+//! Runs the program as a separate process, on free ports.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -17,7 +17,7 @@ use tonic::transport::Endpoint;
 
 use crate::{fake::soon, server::Sessions};
 
-/// `sessiond serve` with these arguments, with nothing of this process's environment.
+/// Returns a command that runs `sessiond serve` with these arguments and an empty environment.
 pub(crate) fn serve(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
     command.env_clear().arg("serve").args(args);
@@ -25,14 +25,14 @@ pub(crate) fn serve(args: &[&str]) -> Command {
     command
 }
 
-/// Where to listen so that nobody else takes the address while the server is away: a port of 127.0.0.1 may become a
-/// client's end of a connection meanwhile.
+/// Returns a random loopback address to listen on. Nothing else takes a port of it while the server is down, whereas a
+/// port of 127.0.0.1 may become the local port of some client's connection.
 pub(crate) fn own_address() -> String {
     let [a, b, c] = [fastrand::u8(1..255), fastrand::u8(..), fastrand::u8(1..255)];
     format!("{}:0", Ipv4Addr::new(127, a, b, c))
 }
 
-/// A server process that listens; dropping it kills it.
+/// A server process that is listening. Dropping it kills the process.
 pub(crate) struct Program {
     child: Child,
     pub(crate) addr: SocketAddr,
@@ -46,12 +46,12 @@ impl Program {
         Self::start_on("127.0.0.1:0", args).await
     }
 
-    /// One that has no more of something than `ulimit` gives it, as in `-n 64`.
+    /// Starts a server under a resource limit, given as arguments of `ulimit`: for example `-n 64`.
     pub(crate) async fn start_limited(ulimit: &str, args: &[&str]) -> Self {
         Self::start_within(&["sh", "-c", &format!("ulimit {ulimit} && exec \"$0\" \"$@\"")], args).await
     }
 
-    /// One that another program becomes, which is given its command line.
+    /// Starts a server through the wrapper command `within`, which receives the server's command line and must exec it.
     pub(crate) async fn start_within(within: &[&str], args: &[&str]) -> Self {
         let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-format", "json"];
         let whole = serve(&[&ports, args].concat());
@@ -67,7 +67,7 @@ impl Program {
         Self::launch(serve(&[&ports, args].concat())).await
     }
 
-    /// One with these variables in its environment.
+    /// Starts a server with these environment variables.
     pub(crate) async fn start_in(environment: &[(&str, &str)], args: &[&str]) -> Self {
         let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-format", "json"];
         let mut command = serve(&[&ports, args].concat());
@@ -75,7 +75,7 @@ impl Program {
         Self::launch(command).await
     }
 
-    /// One that may have to wait for its storage before it listens.
+    /// Starts a server that may have to wait for its storage before it listens.
     pub(crate) async fn start_waiting(args: &[&str]) -> Waiting {
         let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-format", "json"];
         Waiting::launch(serve(&[&ports, args].concat())).await
@@ -85,18 +85,18 @@ impl Program {
         Waiting::launch(command).await.listens().await
     }
 
-    /// A client with a connection of its own, made when it is first used.
+    /// Returns a client with a new connection, which is opened on first use.
     pub(crate) fn sessions(&self) -> Sessions {
         Sessions::new(Endpoint::from_shared(format!("http://{}", self.addr)).unwrap().connect_lazy())
     }
 
-    /// Kills it, and waits until it is gone.
+    /// Kills the process and waits until it is gone.
     pub(crate) async fn crash(mut self) {
         soon(self.child.kill()).await.unwrap();
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id().expect("it runs")
+        self.child.id().expect("the server is running")
     }
 
     pub(crate) async fn signal(&self, signal: &str) {
@@ -105,10 +105,10 @@ impl Program {
         assert!(killed.success());
     }
 
-    /// Waits until it has ended.
+    /// Waits until the process has ended. Returns its exit code.
     pub(crate) async fn exit_code(&mut self) -> Option<i32> {
         let status = soon(self.child.wait()).await.unwrap();
-        // All that it logged has been read then.
+        // Afterwards, `log` is complete.
         if let Some(reading) = self.reading.take() {
             soon(reading).await.unwrap();
         }
@@ -121,7 +121,7 @@ impl Program {
         value.unwrap_or_else(|| panic!("no {name}:\n{page}")).parse().unwrap()
     }
 
-    /// Waits until a metric is `value`.
+    /// Waits until the metric has this value.
     pub(crate) async fn metric_comes_to(&self, name: &str, value: u64) {
         let mut last = 0;
         let polls = async {
@@ -134,11 +134,11 @@ impl Program {
             }
         };
         if tokio::time::timeout(std::time::Duration::from_secs(30), polls).await.is_err() {
-            panic!("{name} is {last} and does not come to {value}");
+            panic!("{name} is still {last} after 30 s instead of {value}");
         }
     }
 
-    /// Waits until the drain has begun.
+    /// Waits until the drain has started.
     pub(crate) async fn draining(&self) {
         soon(async {
             while get(self.admin, "/ready").await.status != 503 {
@@ -148,22 +148,22 @@ impl Program {
         .await;
     }
 
-    /// Waits until it has logged something.
+    /// Waits until the log contains this text.
     pub(crate) async fn logs(&self, something: &str) {
         crate::server::eventually(something, || self.log().contains(something)).await;
     }
 
-    /// What it has logged.
+    /// Returns the log so far.
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().join("\n")
     }
 }
 
-/// A server process that answers at its admin port, and may not listen yet; dropping it kills it.
+/// A server process whose admin port is open, but which may not be listening yet. Dropping it kills the process.
 pub(crate) struct Waiting {
     child: Child,
     pub(crate) admin: SocketAddr,
-    /// What it has logged.
+    /// The lines logged so far.
     log: Vec<String>,
     lines: Lines<BufReader<ChildStderr>>,
 }
@@ -178,7 +178,8 @@ impl Waiting {
         waiting
     }
 
-    /// The address in a field of the first line that has one and is meant.
+    /// Reads the log up to the first line that has the field `name` and for which `is_meant` is true. Returns the
+    /// address in the field.
     async fn address(&mut self, name: &str, is_meant: impl Fn(&Value) -> bool) -> SocketAddr {
         loop {
             for text in &self.log {
@@ -189,17 +190,17 @@ impl Waiting {
                     return address.parse().unwrap();
                 }
             }
-            self.log.push(soon(self.lines.next_line()).await.unwrap().expect("it says that it listens"));
+            self.log.push(soon(self.lines.next_line()).await.unwrap().expect("the server logs its addresses"));
         }
     }
 
-    /// Waits until it listens.
+    /// Waits until the server is listening.
     pub(crate) async fn listens(mut self) -> Program {
         let addr = self.address("address", |fields| fields["message"] == "listening").await;
         let Self { child, admin, log, mut lines } = self;
         let log = Arc::new(Mutex::new(log));
         let reads = Arc::clone(&log);
-        // Read to the end, so that the program never waits for us.
+        // Read stderr to its end, so that the program never blocks on a full pipe.
         let reading = tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
                 reads.lock().unwrap().push(line);
@@ -209,7 +210,7 @@ impl Waiting {
     }
 }
 
-/// What the admin port answered.
+/// A response of the admin port.
 #[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) status: u16,
@@ -227,7 +228,7 @@ pub(crate) async fn request(admin: SocketAddr, method: &str, path: &str) -> Page
     soon(socket.write_all(request.as_bytes())).await.unwrap();
     let mut text = String::new();
     soon(socket.read_to_string(&mut text)).await.unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").expect("an answer of HTTP");
-    let status = head.split(' ').nth(1).expect("a status").parse().unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").expect("the response is HTTP");
+    let status = head.split(' ').nth(1).expect("the response has a status").parse().unwrap();
     Page { status, head: head.to_lowercase(), body: body.to_owned() }
 }

@@ -1,4 +1,4 @@
-//! The promises of a stream as properties: random histories with a model beside them.
+//! The promises of streams as properties: random histories are played and compared with a model.
 
 mod answers;
 mod broken;
@@ -9,6 +9,7 @@ mod file;
 mod held;
 mod history;
 mod live;
+mod message;
 mod misplaced;
 mod model;
 mod places;
@@ -18,13 +19,12 @@ pub(crate) mod replica;
 mod rollback;
 mod segment;
 mod takeover;
-mod told;
 mod twisted;
 mod watcher;
 mod wire;
 mod world;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 
 use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use sessiond::{
@@ -36,19 +36,19 @@ use sessiond::{
 use self::{
     checker::{Broken, Started, Trace},
     history::{Shape, Step, shape, steps},
-    told::Told,
+    message::Content,
     world::{World, run},
 };
 
 /// Makes the storages that the properties are tested on.
 pub(crate) trait Fixture: Sync {
-    /// Whether the clock may be paused: not where a storage answers over a socket.
+    /// Whether the clock may be paused. It cannot be if the storage answers over a socket.
     const IS_PAUSED: bool;
 
-    /// A storage with nothing in it, of that shape as far as it has one.
+    /// Makes an empty storage, of this shape as far as the storage supports it.
     fn storage(&self, shape: &Shape) -> impl Future<Output = Arc<dyn SessionStorage>>;
 
-    /// The storage as another replica has opened it.
+    /// Opens the storage as another replica.
     fn another(
         &self,
         storage: &Arc<dyn SessionStorage>,
@@ -57,12 +57,12 @@ pub(crate) trait Fixture: Sync {
         std::future::ready(Arc::clone(storage))
     }
 
-    /// What the subjects see of that storage: faults come in between.
+    /// Returns the storage that subjects use. A fixture may wrap it here to inject faults.
     fn seen(&self, storage: &Arc<dyn SessionStorage>) -> Arc<dyn SessionStorage> {
         Arc::clone(storage)
     }
 
-    /// The bounds that the subjects get.
+    /// Returns the options of the subjects.
     fn subject_options(&self, shape: &Shape) -> SubjectOptions {
         shape.subject_options()
     }
@@ -78,7 +78,7 @@ impl Fixture for Memory {
     }
 }
 
-/// What a history breaks of the promises, and what every stream of it was told.
+/// Plays a history. Returns the promises that it broke, and what every stream received.
 fn play<F: Fixture>(fixture: &F, shape: &Shape, steps: &[Step]) -> (Vec<Broken>, Vec<Trace>) {
     run(F::IS_PAUSED, async {
         let mut world = World::new(fixture, shape).await;
@@ -89,7 +89,7 @@ fn play<F: Fixture>(fixture: &F, shape: &Shape, steps: &[Step]) -> (Vec<Broken>,
     })
 }
 
-/// 256 cases, or as many as `PROPTEST_CASES` says.
+/// Runs 256 cases, or the number in `PROPTEST_CASES`.
 fn config() -> ProptestConfig {
     ProptestConfig { max_shrink_iters: 20_000, ..ProptestConfig::default() }
 }
@@ -98,27 +98,28 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn every_stream_of_a_history_keeps_its_promises(shape in shape(), steps in steps(1..120)) {
+    fn every_stream_keeps_its_promises_in_random_histories(shape in shape(), steps in steps(1..120)) {
         let (broken, _) = play(&Memory, &shape, &steps);
         prop_assert!(broken.is_empty(), "{:#?}", broken);
     }
 }
 
-/// How often something happened to a stream.
+/// Counts what happened to the streams.
 #[derive(Debug, Default)]
 struct Counts {
-    resets: [usize; ResetReason::ALL.len()],
+    resets: HashMap<ResetReason, usize>,
     resumed: usize,
     events_in_snapshots: usize,
-    /// Sessions that ended with their leases, as streams with and without placements are told.
+    /// Sessions that ended with an expired lease, as reported by streams without and with placements.
     expired: [usize; 2],
+    /// The same for leases that lingered.
     lingered: [usize; 2],
     released: usize,
     moved: usize,
     moved_in: usize,
     moved_out: usize,
     moved_in_snapshots: usize,
-    /// In or out of a part.
+    /// Moves in or out of the filtered leases during a snapshot.
     crossed_in_snapshots: usize,
     moved_after_resume: usize,
     leases_in_snapshots: usize,
@@ -128,10 +129,10 @@ impl Counts {
     fn add(&mut self, trace: &Trace) {
         let has_placements = trace.filter.has_placements();
         let mut in_snapshot = false;
-        for message in &trace.told {
-            match &message.told {
-                Told::Reset(reason) => self.resets[*reason as usize] += 1,
-                Told::Events(events) => {
+        for message in &trace.messages {
+            match &message.content {
+                Content::Reset(reason) => *self.resets.entry(*reason).or_default() += 1,
+                Content::Events(events) => {
                     let is_resumed = matches!(trace.started, Started::After { .. });
                     self.events_in_snapshots += usize::from(in_snapshot);
                     self.resumed += usize::from(is_resumed);
@@ -161,30 +162,32 @@ impl Counts {
                         }
                     }
                 }
-                Told::Snapshot(sessions) => {
+                Content::Snapshot(sessions) => {
                     in_snapshot = true;
                     self.leases_in_snapshots += sessions.iter().filter(|(_, lease)| lease.is_some()).count();
                 }
-                Told::Synced(_) => in_snapshot = false,
+                Content::Synced(_) => in_snapshot = false,
                 _ => {}
             }
         }
     }
 }
 
-/// A property of streams to which nothing happens would hold of any.
+/// Guards the other properties: they would hold trivially if the histories left out what can go wrong.
 #[test]
-fn histories_lead_streams_to_all_that_can_happen_to_them() {
+fn random_histories_cover_everything_that_can_happen_to_a_stream() {
     let mut runner = TestRunner::deterministic();
     let mut counts = Counts::default();
     for _ in 0..100 {
         let (shape, mut steps) = (shape(), steps(60..120)).new_tree(&mut runner).unwrap().current();
-        // What ends with a lease that was revoked has lingered.
+        // Without revokes that end a lease immediately, every session that ends with LEASE_REVOKED has lingered.
         steps.retain(|step| !matches!(step, Step::Revoke(_, Duration::ZERO)));
         play(&Memory, &shape, &steps).1.iter().for_each(|trace| counts.add(trace));
     }
     let Counts { resets, expired, lingered, .. } = &counts;
-    let [cursor_expired, foreign, lagged, _] = *resets;
+    let [cursor_expired, foreign, lagged] =
+        [ResetReason::CursorExpired, ResetReason::CursorForeign, ResetReason::Lagged]
+            .map(|reason| resets.get(&reason).copied().unwrap_or_default());
     let others = [
         counts.resumed,
         counts.events_in_snapshots,

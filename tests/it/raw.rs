@@ -1,4 +1,4 @@
-//! A client of HTTP/2 that sends what no generated client would.
+//! A raw HTTP/2 client, for requests that no generated client sends.
 
 use std::net::SocketAddr;
 
@@ -17,10 +17,10 @@ use crate::fake::soon;
 
 pub(crate) const SERVICE: &str = "/sessiond.v1.SessionService";
 
-/// A connection; dropping it cuts it.
+/// An HTTP/2 connection. Dropping it cuts the connection.
 pub(crate) struct Raw {
     sender: SendRequest<Bytes>,
-    /// Streams of responses that are open and not read.
+    /// Open response streams that are not read.
     pub(crate) held: Vec<Response<RecvStream>>,
     hang: Option<oneshot::Sender<()>>,
     driver: JoinHandle<()>,
@@ -29,7 +29,7 @@ pub(crate) struct Raw {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) http: StatusCode,
-    /// From the trailers, or the headers where these are all there is.
+    /// The gRPC status, from the trailers or from a Trailers-Only response.
     pub(crate) grpc: Option<Status>,
     pub(crate) body: Vec<u8>,
 }
@@ -53,24 +53,24 @@ impl Raw {
         Self { sender, held: Vec::new(), hang: Some(hang), driver }
     }
 
-    /// Opens a stream of responses, and does not read it.
+    /// Opens a response stream without reading it.
     pub(crate) async fn hold(&mut self, request: Request<()>, body: Bytes) {
         let response = self.begin(request, body).await.unwrap();
         self.held.push(soon(response).await.unwrap());
     }
 
-    /// Reads and writes no more, and leaves the connection open: a process that is stuck.
+    /// Stops reading and writing but leaves the connection open, as a process that hangs.
     pub(crate) fn hang(&mut self) {
-        self.hang.take().expect("it hangs once").send(()).expect("the connection is there");
+        self.hang.take().expect("it hangs only once").send(()).expect("the connection is open");
     }
 
-    /// Begins a request whose body is yet to come.
+    /// Sends the headers of a request and leaves its body to the caller.
     pub(crate) async fn open(&mut self, request: Request<()>) -> (ResponseFuture, SendStream<Bytes>) {
-        let mut sender = soon(self.sender.clone().ready()).await.expect("the connection is there");
-        sender.send_request(request, false).expect("a request that HTTP/2 allows")
+        let mut sender = soon(self.sender.clone().ready()).await.expect("the connection is open");
+        sender.send_request(request, false).expect("the request is valid HTTP/2")
     }
 
-    /// Sends a whole request.
+    /// Sends a whole request without waiting for the response.
     pub(crate) async fn begin(&mut self, request: Request<()>, body: Bytes) -> Result<ResponseFuture, h2::Error> {
         let (response, mut stream) = self.open(request).await;
         stream.send_data(body, true)?;
@@ -82,7 +82,7 @@ impl Raw {
         soon(answer(response)).await
     }
 
-    /// Waits until the server has all that was sent before: it answers to what comes after.
+    /// Waits until the server has received everything sent so far, by making another call.
     pub(crate) async fn arrived(&mut self) {
         let request = HasSessionRequest { session_id: Some(0), auth_key_id: 0 };
         let answer = self.call(&format!("{SERVICE}/HasSession"), &request).await;
@@ -94,7 +94,7 @@ impl Raw {
         let _ = (&mut self.driver).await;
     }
 
-    /// A call as gRPC has it, of one message.
+    /// Makes a unary gRPC call.
     pub(crate) async fn call(&mut self, path: &str, message: &impl Message) -> Answer {
         self.send(grpc(path), framed(message)).await.unwrap()
     }
@@ -106,14 +106,14 @@ impl Drop for Raw {
     }
 }
 
-/// The headers of a gRPC call.
+/// Returns the headers of a gRPC call.
 pub(crate) fn grpc(path: &str) -> Request<()> {
     let uri = format!("http://sessiond{path}");
     let request = Request::post(uri).header("content-type", "application/grpc").header("te", "trailers");
     request.body(()).unwrap()
 }
 
-/// A message with its prefix.
+/// Encodes a message with its gRPC prefix.
 pub(crate) fn framed(message: &impl Message) -> Bytes {
     let mut bytes = BytesMut::new();
     bytes.put_u8(0);

@@ -1,5 +1,5 @@
-//! Compares the table of reasons with the statuses that the server sends, the comments of the protocol, the README, and the client's
-//! retry policy.
+//! Compares the table of error reasons with the statuses that the server sends, the comments in the proto, the README,
+//! and the client's retry policy.
 
 use std::{collections::BTreeMap, fs, future::Future, num::NonZeroU32, path::Path, time::Duration};
 
@@ -36,12 +36,12 @@ use crate::{
 
 const LEASES: &str = "/sessiond.v1.LeaseService";
 
-/// The reasons that the server was seen to send.
+/// The reasons that the server has sent, and how often.
 #[derive(Default)]
 struct Seen(BTreeMap<&'static str, usize>);
 
 impl Seen {
-    /// Checks an error that came before any message.
+    /// Checks an error that was sent before any message.
     #[track_caller]
     fn refused(&mut self, call: &str, status: &Status) {
         let reason = agrees(call, status);
@@ -51,13 +51,13 @@ impl Seen {
             (_, Code::ResourceExhausted) => Some("-1".to_owned()),
             _ => None,
         };
-        assert_eq!(pushback, expected, "{reason:?}: what libraries that retry by themselves obey");
+        assert_eq!(pushback, expected, "{reason:?}: grpc-retry-pushback-ms");
         *self.0.entry(reason.name()).or_default() += 1;
     }
 
     /// Checks the error of a generated client's call.
     async fn call<T>(&mut self, call: &str, answer: impl Future<Output = Result<Response<T>, Status>>) {
-        let status = soon(answer).await.err().unwrap_or_else(|| panic!("{call} is answered"));
+        let status = soon(answer).await.err().unwrap_or_else(|| panic!("{call} succeeded"));
         self.refused(call, &status);
     }
 }
@@ -66,7 +66,7 @@ fn retry_after(status: &Status) -> Option<Duration> {
     status.get_details_retry_info()?.retry_delay
 }
 
-/// Checks the end of `call` against the table.
+/// Checks the status of `call` against the table. Returns its reason.
 #[track_caller]
 pub(crate) fn agrees(call: &str, status: &Status) -> ErrorReason {
     let info = status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
@@ -74,7 +74,7 @@ pub(crate) fn agrees(call: &str, status: &Status) -> ErrorReason {
     let reason = ErrorReason::from_name(&info.reason).unwrap_or_else(|| panic!("{} has no row", info.reason));
     let row = reason.row();
     let returned = row.returned.iter().any(|(code, calls)| *code == status.code() && calls.include(call));
-    assert!(returned, "{call} returns {:?} with {reason:?}, and the table has {:?}", status.code(), row.returned);
+    assert!(returned, "{call} returns {:?} with {reason:?}, but the table has {:?}", status.code(), row.returned);
     assert_eq!(retry_after(status).is_some(), row.retry == Retry::AfterRetryInfo, "{reason:?}: {:?}", row.retry);
     let error =
         ClientError::from(Status::with_details(status.code(), status.message(), status.details().to_vec().into()));
@@ -82,7 +82,7 @@ pub(crate) fn agrees(call: &str, status: &Status) -> ErrorReason {
     reason
 }
 
-/// Requests that are invalid in any state of the registry.
+/// Makes requests that are invalid in any state of the registry.
 async fn bad_requests(seen: &mut Seen) {
     let server = Running::start().await;
     let (mut client, mut leases) = (server.sessions(), server.leases());
@@ -142,7 +142,7 @@ async fn bad_requests(seen: &mut Seen) {
 
     let mut raw = Raw::connect(server.addr).await;
     let calls = ["SessionService/HasSession", "SessionService/Subscribe", "LeaseService/KeepLeaseAlive"];
-    // Compressed and not decompressible, cut short, and too large.
+    // A compressed message, a truncated one, and one that is too large.
     let bodies: [&'static [u8]; 3] = [&[1, 0, 0, 0, 1, 7], &[0, 0, 0, 0, 9, 1], &[0, 0xff, 0xff, 0xff, 0xff, 7]];
     for (path, body) in calls.iter().flat_map(|path| bodies.map(|body| (path, body))) {
         let answer = raw.send(grpc(&format!("/sessiond.v1.{path}")), Bytes::from_static(body)).await.unwrap();
@@ -152,7 +152,7 @@ async fn bad_requests(seen: &mut Seen) {
     seen.refused("NoSuchCall", &answer.grpc.unwrap());
 }
 
-/// Limits of the server.
+/// Exceeds the server's limits.
 async fn limits(seen: &mut Seen) {
     let subject = SubjectOptions { max_observers: 1, max_filter_ids: 2, ..SubjectOptions::default() };
     let calls = ServiceOptions {
@@ -170,7 +170,7 @@ async fn limits(seen: &mut Seen) {
     server.observers(0).await;
     let filtered = SubscribeRequest { session_ids: vec![1, 2, 3], ..Default::default() };
     seen.call("Subscribe", client.subscribe(filtered)).await;
-    // The first of two observers takes what all may name.
+    // The first of two observers uses up the limit that all filters share.
     let two = ServerConfig {
         subject: SubjectOptions { max_filter_ids: 2, max_total_filter_ids: 3, ..SubjectOptions::default() },
         ..config()
@@ -189,7 +189,7 @@ async fn limits(seen: &mut Seen) {
     let request = GrantLeaseRequest { ttl: Some(duration(Duration::from_secs(9))), ..Default::default() };
     seen.call("GrantLease", leases.grant_lease(request)).await;
 
-    // Halves of requests: the first takes most of the memory for those, and as long as a call may.
+    // Incomplete requests: the first takes most of the memory for pending requests, and runs into the call timeout.
     let mut raw = Raw::connect(server.addr).await;
     let half = Bytes::from([&[0, 0, 1, 0, 0][..], &[0; 15_000]].concat());
     let (first, mut body) = raw.open(grpc(&format!("{SERVICE}/BatchHasSessions"))).await;
@@ -204,8 +204,8 @@ async fn limits(seen: &mut Seen) {
     seen.refused("BatchHasSessions", &soon(answer(first)).await.unwrap().grpc.unwrap());
 }
 
-/// Callers that are unknown, or call too often.
-async fn strangers(seen: &mut Seen) {
+/// Makes calls without valid credentials, without the required scope, and over the rate limit.
+async fn refused_callers(seen: &mut Seen) {
     let folder = tempfile::tempdir().unwrap();
     let (reads, expired) = (NewToken::generate("reads").unwrap(), NewToken::generate("expired").unwrap());
     let list = folder.path().join("access");
@@ -257,14 +257,14 @@ async fn strangers(seen: &mut Seen) {
     seen.refused("KeepLeaseAlive", &raw.call(&format!("{LEASES}/KeepLeaseAlive"), &lease).await.grpc.unwrap());
 }
 
-/// Failures of the server and its storage.
-async fn troubles(seen: &mut Seen) {
+/// Makes calls while the storage fails, a connection closes, or the server drains.
+async fn server_failures(seen: &mut Seen) {
     let (storage, server) = faulty::served().await;
     let (mut client, mut leases) = (server.sessions(), server.leases());
     let ttl = Some(duration(Duration::from_secs(9)));
     let session_id = Some(1);
-    for state in [faulty::AWAY, faulty::BROKEN, faulty::REFUSES] {
-        storage.is_now(state);
+    for state in [faulty::UNREACHABLE, faulty::BROKEN, faulty::REFUSES] {
+        storage.set_state(state);
         let request = CreateSessionRequest { session_id, ..Default::default() };
         seen.call("CreateSession", client.create_session(request)).await;
         let request = DestroySessionRequest { session_id, ..Default::default() };
@@ -295,22 +295,22 @@ async fn troubles(seen: &mut Seen) {
     seen.call("Subscribe", client.clone().subscribe(SubscribeRequest::default())).await;
     let ended = observed.ended().await;
     assert_eq!(agrees("Subscribe", &ended), ErrorReason::ServerDraining);
-    assert!(!ended.metadata().contains_key("grpc-retry-pushback-ms"), "no library can retry a stream that has begun");
+    assert!(!ended.metadata().contains_key("grpc-retry-pushback-ms"), "no library can retry a stream with messages");
 }
 
 #[tokio::test]
-async fn the_server_sends_every_reason_as_the_table_says() {
+async fn the_server_sends_every_reason_as_in_the_table() {
     let mut seen = Seen::default();
     bad_requests(&mut seen).await;
     limits(&mut seen).await;
-    strangers(&mut seen).await;
-    troubles(&mut seen).await;
+    refused_callers(&mut seen).await;
+    server_failures(&mut seen).await;
     let mut all: Vec<_> = REASONS.iter().map(|row| row.reason.name()).collect();
     all.sort_unstable();
     assert_eq!(seen.0.keys().copied().collect::<Vec<_>>(), all);
 }
 
-/// Writes codes and calls as the documents do.
+/// Formats codes and calls as in the documents.
 fn returned(returned: &[(Code, Calls)]) -> String {
     let code = |code: Code| match code {
         Code::InvalidArgument => "INVALID_ARGUMENT",
@@ -323,7 +323,7 @@ fn returned(returned: &[(Code, Calls)]) -> String {
         Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
         Code::Internal => "INTERNAL",
         Code::Unimplemented => "UNIMPLEMENTED",
-        code => panic!("{code:?} is not one of the table's"),
+        code => panic!("the table does not use {code:?}"),
     };
     returned.iter().map(|(of, calls)| format!("{} from {calls}", code(*of))).collect::<Vec<_>>().join("; ")
 }
@@ -332,7 +332,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// The name, the meaning and the last line of each value's comment in the protocol.
+/// Reads the name, the meaning and the last line of each value's comment in the proto.
 fn comments() -> Vec<(String, String, String)> {
     let proto = read("proto/sessiond/v1/error_reason.proto");
     let (_, values) = proto.split_once("enum ErrorReason {").unwrap();
@@ -356,7 +356,7 @@ fn comments() -> Vec<(String, String, String)> {
 }
 
 #[test]
-fn the_comments_of_the_protocol_agree_with_the_table() {
+fn the_proto_comments_agree_with_the_table() {
     let comments = comments();
     assert_eq!(comments.len(), REASONS.len());
     for (row, (name, _, facts)) in REASONS.iter().zip(comments) {
@@ -378,7 +378,7 @@ fn the_readme_agrees_with_the_table() {
 }
 
 #[test]
-fn the_client_retries_what_the_table_says() {
+fn the_client_retries_as_in_the_table() {
     for row in &REASONS {
         for (code, _) in row.returned {
             let details = ErrorDetails::with_error_info(row.reason.name(), ERROR_DOMAIN, [] as [(String, String); 0]);

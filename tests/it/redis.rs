@@ -1,4 +1,4 @@
-//! The storage in Redis, on real servers.
+//! The Redis storage, tested on real Redis servers.
 
 mod clock;
 pub(crate) mod cluster;
@@ -14,18 +14,18 @@ mod full;
 mod full_bucket;
 mod gap;
 mod gate;
-mod given_up;
 mod histories;
+mod late_calls;
 mod layouts;
 mod lease_end;
 mod linear;
 mod linger;
 mod listing;
 mod lost_keys;
-mod made_anew;
 mod name;
 mod name_failover;
 mod order;
+mod recreated;
 mod refusals;
 mod replica;
 mod rights;
@@ -44,7 +44,7 @@ use tokio::time::Instant;
 
 use self::replica::PATIENCE;
 
-/// Nothing that a test does reaches these limits, unless that is what it is about.
+/// Limits that no test reaches by accident.
 pub(crate) const ROOMY: StorageOptions = StorageOptions {
     retain_events: 1 << 18,
     max_sessions: 1 << 20,
@@ -52,14 +52,14 @@ pub(crate) const ROOMY: StorageOptions = StorageOptions {
     outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
 };
 
-/// What another replica opens.
+/// Opens the storage, as another replica would. Retries errors that may pass.
 pub(crate) async fn open(url: &str, options: StorageOptions) -> Arc<dyn SessionStorage> {
     let url: StorageUrl = url.parse().unwrap_or_else(|error| panic!("{error}"));
     let deadline = Instant::now() + PATIENCE;
     loop {
         match url.open(options).await {
             Ok(storage) => return storage,
-            // On a busy machine Redis may not answer in time.
+            // On a busy machine, Redis may answer too late.
             Err(error) if error.may_pass() && Instant::now() < deadline => {}
             Err(error) => panic!("{error}: {:?}", error.source()),
         }

@@ -1,4 +1,4 @@
-//! A client that makes calls again as the README says ("When a call fails").
+//! A client that retries calls as the README describes under "When a call fails".
 
 use std::time::Duration;
 
@@ -6,16 +6,16 @@ use sessiond::client::{Client, ClientError};
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
 
-/// A call that has not been answered by then has failed.
+/// A call fails if it has not succeeded within this time.
 const DEADLINE: Duration = Duration::from_secs(10);
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// Calls the replicas in turn, one until it fails.
+/// Calls one replica until a call to it fails, then the next.
 pub(crate) struct Retrying {
     replicas: Vec<Client>,
     current: usize,
-    /// Calls that were answered, and the tries that were not.
+    /// Counts answered calls and failed attempts.
     pub(crate) tally: Tally,
 }
 
@@ -32,7 +32,7 @@ impl std::ops::AddAssign for Tally {
     }
 }
 
-/// An answer, and whether it came at once. One that did not may tell of what an earlier try has done.
+/// An answer, and whether the first attempt got it. The answer to a retry may reflect what an earlier attempt did.
 #[derive(Debug)]
 pub(crate) struct Answered<T> {
     pub(crate) answer: T,
@@ -40,13 +40,13 @@ pub(crate) struct Answered<T> {
 }
 
 impl Retrying {
-    /// Begins with the replica of that number, so that not all begin with the same.
+    /// Starts with the replica of this number, so that callers can start with different ones.
     pub(crate) fn new(replicas: Vec<Client>, first: usize) -> Self {
         let current = first % replicas.len();
         Self { replicas, current, tally: Tally::default() }
     }
 
-    /// The answer, or what a user of the policy notices.
+    /// Makes a call, with retries. Returns an error only if the retry policy gives up.
     pub(crate) async fn call<T>(
         &mut self,
         call: impl AsyncFn(Client) -> Result<T, ClientError>,
@@ -75,7 +75,7 @@ impl Retrying {
     }
 }
 
-/// What other gRPC libraries call UNAVAILABLE, and a limit that is reached for now.
+/// Whether a retry may succeed: the server is unreachable or UNAVAILABLE, or a limit is reached for now.
 fn may_pass(error: &ClientError) -> bool {
     match error.status().map(Status::code) {
         Some(Code::ResourceExhausted) => error.retry_after().is_some(),

@@ -1,4 +1,4 @@
-//! What must not be guessed: the key of the hash that puts sessions into buckets. Who knows it can fill one bucket.
+//! The secret key of the hash that assigns sessions to buckets. Anyone who can guess it can fill a single bucket.
 
 use std::sync::Arc;
 
@@ -15,13 +15,13 @@ use crate::redis::{
     server::{RedisServer, is_installed},
 };
 
-/// The bucket of each of many sessions.
+/// Returns the buckets of the same 64 sessions.
 fn buckets(storage: &dyn SessionStorage) -> Vec<u32> {
     (0..64).map(|n| storage.bucket_of(&SessionKey::new(0, n))).collect()
 }
 
-/// The generator that other random numbers come from starts twice from the same seed, as it does for who has found out its state
-/// from a number that is public.
+/// Opens two storages, each after seeding the public random number generator with the same seed. This models an
+/// attacker who has recovered the generator's state from public numbers.
 async fn opened_twice<F: Future<Output = Arc<dyn SessionStorage>>>(open: impl Fn(usize) -> F) -> [Vec<u32>; 2] {
     let mut found = [Vec::new(), Vec::new()];
     for (number, found) in found.iter_mut().enumerate() {
@@ -32,14 +32,14 @@ async fn opened_twice<F: Future<Output = Arc<dyn SessionStorage>>>(open: impl Fn
 }
 
 #[tokio::test]
-async fn no_public_random_number_tells_the_bucket_of_a_session_in_memory() {
+async fn public_random_numbers_do_not_reveal_buckets_in_memory() {
     let [first, second] =
         opened_twice(async |_| Arc::new(MemoryStorage::new(MemoryOptions::default())) as Arc<dyn SessionStorage>).await;
     assert_ne!(first, second);
 }
 
 #[tokio::test]
-async fn no_public_random_number_tells_the_bucket_of_a_session_in_a_file() {
+async fn public_random_numbers_do_not_reveal_buckets_in_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let [first, second] = opened_twice(async |number| {
         let path = folder.path().join(number.to_string());
@@ -50,7 +50,7 @@ async fn no_public_random_number_tells_the_bucket_of_a_session_in_a_file() {
 }
 
 #[tokio::test]
-async fn no_public_random_number_tells_the_bucket_of_a_session_in_redis() {
+async fn public_random_numbers_do_not_reveal_buckets_in_redis() {
     if !is_installed() {
         return;
     }

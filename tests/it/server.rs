@@ -1,4 +1,4 @@
-//! A real server inside the test, on free ports and a thread of its own, and the clients to drive it.
+//! Runs a real server inside the test, on free ports and in its own thread, with clients to drive it.
 
 use std::{net::SocketAddr, num::NonZeroUsize, sync::Arc, thread, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::fake::soon;
 pub(crate) type Sessions = SessionServiceClient<Channel>;
 pub(crate) type Leases = LeaseServiceClient<Channel>;
 
-/// What the program has by default, but for two workers, ports that are free, and a drain that ends with the test.
+/// Returns the program's default configuration, but with two workers, free ports and a short drain timeout.
 pub(crate) fn config() -> ServerConfig {
     let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
     ServerConfig {
@@ -41,7 +41,7 @@ pub(crate) fn config() -> ServerConfig {
     }
 }
 
-/// A server that runs; dropping it drains it.
+/// A running server. Dropping it starts a drain.
 pub(crate) struct Running {
     pub(crate) addr: SocketAddr,
     pub(crate) admin: SocketAddr,
@@ -63,7 +63,7 @@ impl Running {
         let (bind, bound) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
         let (end, ended) = oneshot::channel();
-        // A thread of its own, as the program has: a busy test does not hold up the server.
+        // Its own thread, so that a busy test does not delay the server.
         thread::spawn(move || {
             let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
@@ -73,12 +73,12 @@ impl Running {
                 };
                 let addresses = (server.local_addr().unwrap(), server.admin_addr());
                 let _ = bind.send(Ok((addresses, Arc::clone(server.subject()))));
-                // An error tells that the test is over.
+                // An error means that the test is over.
                 let result = server.run(async { drop(stopped.await) }).await;
                 let _ = end.send(result);
             });
         });
-        let ((addr, admin), subject) = soon(bound).await.expect("the thread runs")?;
+        let ((addr, admin), subject) = soon(bound).await.expect("the server's thread is running")?;
         Ok(Self { addr, admin, subject, stop, ended })
     }
 
@@ -86,27 +86,27 @@ impl Running {
         format!("http://{}", self.addr)
     }
 
-    /// A connection of its own, made when it is first used.
+    /// Returns a channel with a new connection, which is opened on first use.
     pub(crate) fn channel(&self) -> Channel {
         Endpoint::from_shared(self.url()).unwrap().connect_lazy()
     }
 
-    /// A client with a connection of its own.
+    /// Returns a session client with a new connection.
     pub(crate) fn sessions(&self) -> Sessions {
         Sessions::new(self.channel())
     }
 
-    /// A client with a connection of its own.
+    /// Returns a lease client with a new connection.
     pub(crate) fn leases(&self) -> Leases {
         Leases::new(self.channel())
     }
 
-    /// Waits until there are just so many observers.
+    /// Waits until there are exactly `count` observers.
     pub(crate) async fn observers(&self, count: usize) {
-        eventually("the observers are counted", || self.subject.stats().observers == count).await;
+        eventually(&format!("{count} observers"), || self.subject.stats().observers == count).await;
     }
 
-    /// Tells the server to stop, and gives what its end is to be awaited by.
+    /// Starts a drain. Returns a receiver for the server's result.
     pub(crate) fn stop(self) -> oneshot::Receiver<Result<(), ServerError>> {
         let _ = self.stop.send(());
         self.ended
@@ -115,21 +115,21 @@ impl Running {
     /// Waits until the server ends by itself.
     pub(crate) async fn ended(self) -> Result<(), ServerError> {
         let Self { stop: _running, ended, .. } = self;
-        soon(ended).await.expect("the thread runs to its end")
+        soon(ended).await.expect("the server's thread ends without a panic")
     }
 
-    /// Stops the server, and waits until it has drained.
+    /// Stops the server and waits until it has drained.
     pub(crate) async fn stopped(self) {
-        soon(self.stop()).await.expect("the thread runs to its end").unwrap();
+        soon(self.stop()).await.expect("the server's thread ends without a panic").unwrap();
     }
 }
 
-/// Waits until `is_so`.
+/// Polls until `is_so` returns true. Panics with `what` if this takes longer than 30 s.
 pub(crate) async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let polls = async {
         while !is_so() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), polls).await.unwrap_or_else(|_| panic!("in time: {what}"));
+    tokio::time::timeout(Duration::from_secs(30), polls).await.unwrap_or_else(|_| panic!("not within 30 s: {what}"));
 }

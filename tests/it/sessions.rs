@@ -43,9 +43,9 @@ async fn batch_has(client: &Sessions, session_ids: &[i64], auth_key_ids: &[i64])
 }
 
 #[tokio::test]
-async fn a_change_is_seen_on_every_connection_at_once() {
+async fn an_answered_change_is_visible_on_every_connection() {
     let server = Running::start().await;
-    // More connections than workers: both workers have some.
+    // More connections than workers, so that both workers serve some.
     let clients: Vec<Sessions> = (0..4).map(|_| server.sessions()).collect();
     for round in 0..8 {
         let (writer, reader) = (&clients[round % 4], &clients[(round + 1) % 4]);
@@ -53,19 +53,19 @@ async fn a_change_is_seen_on_every_connection_at_once() {
             assert!(!has(reader, auth_key, id).await);
             assert!(create(writer, auth_key, id).await);
             assert!(has(reader, auth_key, id).await);
-            assert!(!create(reader, auth_key, id).await, "it existed already");
+            assert!(!create(reader, auth_key, id).await, "the session exists already");
         }
         for (auth_key, id) in [(0, 0), (0, -1), (0, i64::MIN), (0, i64::MAX), (-1, 0), (i64::MIN, -1), (i64::MAX, 0)] {
             assert!(destroy(writer, auth_key, id).await);
             assert!(!has(reader, auth_key, id).await);
-            assert!(!destroy(reader, auth_key, id).await, "there is none any more");
+            assert!(!destroy(reader, auth_key, id).await, "the session is already destroyed");
         }
     }
     assert_eq!(server.subject.session_count().await.unwrap(), 0);
 }
 
 #[tokio::test]
-async fn a_batch_is_answered_in_its_order_with_its_duplicates() {
+async fn a_batch_is_answered_in_order_and_duplicates_count_once() {
     let server = Running::start().await;
     let client = server.sessions();
     assert_eq!(batch_create(&client, &[]).await, [] as [bool; 0]);
@@ -96,11 +96,11 @@ async fn a_batch_is_answered_in_its_order_with_its_duplicates() {
 }
 
 #[tokio::test]
-async fn the_largest_batch_goes_through_and_its_events_keep_its_order() {
+async fn the_largest_batch_succeeds_and_its_events_keep_its_order() {
     let server = Running::start().await;
     let (writer, reader) = (server.sessions(), server.sessions());
     let mut observed = Observed::now(&reader).await;
-    // In an order that no sort makes.
+    // In an order that is not sorted.
     let ids: Vec<i64> = (0..65_536i64).map(|n| n * 40_503 % 65_536 - 1000).collect();
     let auth_key_ids = vec![0; ids.len()];
     let request =
@@ -116,7 +116,7 @@ async fn the_largest_batch_goes_through_and_its_events_keep_its_order() {
 }
 
 #[tokio::test]
-async fn of_many_who_create_a_session_at_once_one_does() {
+async fn of_concurrent_creates_of_a_session_exactly_one_succeeds() {
     let server = Running::start().await;
     let watcher = server.sessions();
     let mut observed = Observed::now(&watcher).await;

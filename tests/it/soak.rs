@@ -1,7 +1,10 @@
-//! A server under load and faults for as long as `SESSIOND_SOAK` says (`20m`; by default 10 s, and what their end takes): writers, gateways whose
-//! leases end, observers that come, go, stall and are cut off, peers that break every rule, and, where the storage outlives
-//! it, a server that is killed. In rounds: after each, every observer holds exactly what was written, and the server has
-//! come to rest, where what it takes of the machine is bounded.
+//! Runs a server under load and faults for as long as `SESSIOND_SOAK` says (for example `20m`; by default 10 s plus the
+//! time to finish).
+//!
+//! The load is writers, gateways whose leases end, observers that join, leave, stall and are cut off, and peers that
+//! break the protocol. If the storage outlives the server, the server is also killed. After each round, every observer
+//! must hold exactly what was written, and the idle server's use of memory, descriptors, threads and disk must be
+//! bounded.
 
 mod cutter;
 mod figures;
@@ -34,44 +37,44 @@ use crate::{
     retry::Retrying,
 };
 
-/// How often each session was created or destroyed: it exists when that is odd.
+/// How often each session was created or destroyed. It exists if the number is odd.
 pub(crate) type Changes = HashMap<SessionKey, u32>;
 
 const WRITERS: i64 = 6;
 const GATEWAYS: i64 = 4;
 const PEERS: usize = 2;
 
-/// How long the end of a round may take: leases run out, and observers that are away come back.
+/// How long the end of a round may take, in which leases expire and absent observers return.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Fewer than are written while an observer stays away, more than while it just leaves.
+/// The retained events: fewer than are written while an observer stays away, more than while one leaves briefly.
 const RETAINED: u64 = 8000;
 
-/// Peers that say nothing are to be gone when the round ends, and connections grow old many times.
+/// Short timeouts, so that silent peers are gone when a round ends and connections often reach their maximum age.
 const ARGS: [&str; 6] = ["--workers", "2", "--handshake-timeout", "2s", "--max-connection-age", "3s"];
 
 struct Plan {
     storage: String,
-    /// Where the storage is, if in a file.
+    /// The file of the storage, if it is a file.
     file: Option<PathBuf>,
-    /// The storage outlives the server.
+    /// Whether to kill the server, which requires a storage that outlives it.
     kills: bool,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn memory_stays_exact_and_bounded() {
+async fn the_memory_storage_stays_exact_and_bounded() {
     soak(Plan { storage: "memory:".to_owned(), file: None, kills: false }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_stays_exact_and_bounded() {
+async fn the_file_storage_stays_exact_and_bounded() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("registry");
     soak(Plan { storage: format!("file:{}", file.display()), file: Some(file), kills: true }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn redis_stays_exact_and_bounded() {
+async fn the_redis_storage_stays_exact_and_bounded() {
     if !is_installed() {
         return;
     }
@@ -79,7 +82,8 @@ async fn redis_stays_exact_and_bounded() {
     soak(Plan { storage: redis.url("buckets=64"), file: None, kills: true }).await;
 }
 
-/// How many rounds, and how long each: about a minute, and two at least, as the first is to warm up.
+/// Returns the number of rounds and their length: about a minute each, and at least two, because the first is the
+/// warm-up.
 fn rounds() -> (u32, Duration) {
     let soak = std::env::var("SESSIOND_SOAK").unwrap_or_else(|_| "10s".to_owned());
     let soak = humantime::parse_duration(&soak).expect("SESSIOND_SOAK is a duration, as in 20m");
@@ -104,7 +108,7 @@ async fn soak(plan: Plan) {
         let until = Instant::now() + length;
         let cutter = Cutter::start(addr).await;
         for observer in &mut observers {
-            observer.sync(observer.habit.way(addr, cutter.addr)).await;
+            observer.sync(observer.habit.addr(addr, cutter.addr)).await;
         }
         let markers = [SessionKey::new(-1, round.into())];
         let load = async {
@@ -114,14 +118,14 @@ async fn soak(plan: Plan) {
             let peers = join_all((0..PEERS).map(|_| peer::break_rules(addr, until)));
             let ((), written, held, peers) = join!(operator.operate(until), writing, coming_and_going, peers);
             count.add(written.into_iter().chain(held), peers);
-            // Whoever is told of this was told of all before.
+            // An observer that has received this event has received all earlier ones.
             caller(addr).call(async |client| client.batch_create(&markers).await).await.unwrap();
         };
         let observing = join_all(observers.iter_mut().map(|observer| {
-            let way = observer.habit.way(addr, cutter.addr);
-            observer.observe(way, until, &markers)
+            let to = observer.habit.addr(addr, cutter.addr);
+            observer.observe(to, until, &markers)
         }));
-        timeout(length + PATIENCE, async { join!(load, observing) }).await.expect("every observer is told of all");
+        timeout(length + PATIENCE, async { join!(load, observing) }).await.expect("every observer catches up");
 
         changes.extend(markers.map(|marker| (marker, 1)));
         writers.iter().for_each(|writer| changes.extend(&writer.changes));

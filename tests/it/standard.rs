@@ -9,7 +9,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 
 use crate::{fake::soon, server::Running};
 
-/// The last one tells whether the registry can be changed.
+/// The services with a health status. The last one reports whether the registry can be changed.
 const NAMES: [&str; 4] =
     ["", "sessiond.v1.SessionService", "sessiond.v1.LeaseService", "sessiond.v1.SessionService/write"];
 
@@ -18,7 +18,7 @@ fn service(name: &str) -> HealthCheckRequest {
 }
 
 #[tokio::test]
-async fn health_is_told_of_the_server_and_each_service() {
+async fn health_is_reported_for_the_server_and_each_service() {
     let server = Running::start().await;
     let mut client = HealthClient::new(server.channel());
     for name in NAMES {
@@ -29,7 +29,7 @@ async fn health_is_told_of_the_server_and_each_service() {
 }
 
 #[tokio::test]
-async fn who_watches_health_hears_of_the_drain_and_does_not_hold_it_up() {
+async fn health_watches_report_the_drain_and_do_not_delay_it() {
     let server = Running::start().await;
     let mut streams = Vec::new();
     for name in NAMES {
@@ -66,7 +66,7 @@ macro_rules! reflection {
                 MessageRequest::FileContainingSymbol("sessiond.v1.SubscribeResponse".to_owned()),
                 MessageRequest::FileByFilename("google/protobuf/duration.proto".to_owned()),
                 MessageRequest::FileContainingSymbol("grpc.health.v1.Health".to_owned()),
-                // What is in the details of errors, so that tools can show them.
+                // The types of error details, so that tools can show them.
                 MessageRequest::FileContainingSymbol("google.rpc.ErrorInfo".to_owned()),
                 MessageRequest::FileContainingSymbol("google.rpc.RetryInfo".to_owned()),
                 MessageRequest::FileContainingSymbol("google.rpc.BadRequest".to_owned()),
@@ -108,9 +108,9 @@ macro_rules! reflection {
     };
 }
 
-/// Without them each user would have to map our protos to packages of their language.
+/// Without these options, every user would have to map our protos to packages of their language.
 #[test]
-fn our_protos_name_their_packages_in_every_language() {
+fn the_protos_name_their_packages_in_every_language() {
     let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
     let ours: Vec<_> = set.file.iter().filter(|file| file.package() == "sessiond.v1").collect();
     assert_eq!(ours.len(), 3);

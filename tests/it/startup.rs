@@ -1,4 +1,4 @@
-//! What keeps the server from starting, and how it says so.
+//! Reasons why the server does not start or waits, and how it reports them.
 
 use std::{
     net::SocketAddr,
@@ -23,15 +23,15 @@ use crate::{
     redis::server::{RedisServer, is_installed},
 };
 
-/// The exit code, and standard error.
+/// Runs a server that cannot start. Returns its exit code and stderr.
 async fn fails(mut command: Command) -> (Option<i32>, String) {
     let output = soon(command.stdout(Stdio::piped()).output()).await.expect("the program starts");
     assert!(output.stdout.is_empty(), "{output:?}");
-    (output.status.code(), String::from_utf8(output.stderr).expect("UTF-8"))
+    (output.status.code(), String::from_utf8(output.stderr).expect("stderr is UTF-8"))
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_named_with_its_flag() {
+async fn the_error_for_a_port_in_use_names_the_port_and_the_flag() {
     let holder = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let taken = holder.local_addr().unwrap().to_string();
     for (listen, admin, flag) in [(&*taken, "127.0.0.1:0", "listen"), ("127.0.0.1:0", &*taken, "admin-listen")] {
@@ -44,19 +44,19 @@ async fn a_port_that_is_taken_is_named_with_its_flag() {
 }
 
 #[tokio::test]
-async fn an_address_that_is_not_this_machine_s_is_a_port_that_cannot_be_listened_on() {
-    // TEST-NET-1 is nobody's.
+async fn listening_on_an_address_of_another_machine_fails() {
+    // No host has an address in TEST-NET-1.
     let (code, stderr) = fails(serve(&["--listen", "192.0.2.1:0"])).await;
     assert_eq!((code, stderr.lines().count()), (Some(4), 1), "{stderr}");
     assert!(stderr.contains("--listen"), "{stderr}");
 }
 
 #[tokio::test]
-async fn a_wrong_command_line_or_environment_says_what_would_be_right() {
+async fn errors_in_flags_and_variables_say_what_would_be_valid() {
     let table: [(&[&str], &str); 15] = [
         (&["--nonsense"], "--nonsense"),
         (&["--listen", "localhost"], "--listen <ADDR>"),
-        (&["--storage", "mysql://h"], "mysql:// names no storage: write memory:"),
+        (&["--storage", "mysql://h"], "mysql:// does not name a storage: write memory:"),
         (&["--storage", ""], "--storage"),
         (&["--storage-wait", "soon"], "--storage-wait <DURATION>"),
         (&["--outage-grace", "0s"], "--outage-grace <DURATION>"),
@@ -81,7 +81,7 @@ async fn a_wrong_command_line_or_environment_says_what_would_be_right() {
     command.env("SESSIOND_STORAGE", "disk");
     let (code, stderr) = fails(command).await;
     assert_eq!(code, Some(2), "{stderr}");
-    assert!(stderr.contains("the URL names no storage: write memory:"), "{stderr}");
+    assert!(stderr.contains("the URL does not name a storage: write memory:"), "{stderr}");
 }
 
 /// A server that may still be waiting for its storage.
@@ -98,16 +98,16 @@ impl Starting {
         let lines = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
         let mut starting = Self { child, lines, admin: SocketAddr::from(([0; 4], 0)) };
         let opening = starting.logs("opening the storage").await;
-        starting.admin = opening["admin_address"].as_str().expect("an address").parse().unwrap();
+        starting.admin = opening["admin_address"].as_str().expect("the line has the admin address").parse().unwrap();
         starting
     }
 
-    /// Reads its log up to a message, and gives the message's fields.
+    /// Reads the log up to a message. Returns the message's fields.
     async fn logs(&mut self, message: &str) -> Value {
         let reading = async {
             loop {
                 let line = self.lines.next_line().await.unwrap();
-                let line = line.unwrap_or_else(|| panic!("it has ended without logging {message:?}"));
+                let line = line.unwrap_or_else(|| panic!("the server exited without logging {message:?}"));
                 let line: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
                 assert_ne!(line["level"], "ERROR", "{line}");
                 if line["fields"]["message"] == message {
@@ -118,33 +118,33 @@ impl Starting {
         soon(reading).await
     }
 
-    /// Ends it while it waits.
+    /// Ends the server with one SIGTERM.
     async fn terminates(mut self) {
         self.terminates_after(1).await;
     }
 
     async fn terminates_after(&mut self, signals: usize) {
-        let pid = self.child.id().expect("it runs").to_string();
+        let pid = self.child.id().expect("the server is running").to_string();
         let began = Instant::now();
         for _ in 0..signals {
-            // It may be gone after the first.
+            // The server may be gone after the first signal.
             let killed = soon(Command::new("kill").arg(&pid).stderr(Stdio::null()).status()).await;
             assert!(killed.expect("kill is installed").success() || signals > 1);
         }
         assert!(matches!(soon(self.child.wait()).await.unwrap().code(), Some(0 | 1)));
-        assert!(began.elapsed() < Duration::from_secs(2), "it takes {:?} to end", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(2), "the server took {:?} to exit", began.elapsed());
     }
 }
 
 const WAITS: &str = "the storage cannot be opened yet; waiting for it";
 
-/// The URL of a Redis that is not there.
+/// Returns a URL at which no Redis is running.
 async fn no_redis() -> String {
     format!("{}/?timeout_ms=200", nowhere().await.replace("http://", "redis://:s3cret@"))
 }
 
 #[tokio::test]
-async fn a_server_without_its_redis_waits_and_says_for_what() {
+async fn a_server_waits_for_its_redis_and_reports_what_it_waits_for() {
     let mut starting = Starting::with(&["--storage", &no_redis().await]).await;
     let waits = starting.logs(WAITS).await;
     assert!(waits["error"].as_str().unwrap().contains("cannot be opened"), "{waits}");
@@ -158,14 +158,14 @@ async fn a_server_without_its_redis_waits_and_says_for_what() {
     let page = get(starting.admin, "/metrics").await;
     assert_eq!(page.status, 200);
     for line in ["sessiond_storage_up 0", "sessiond_storage_writable{cause=\"unreachable\"} 0"] {
-        assert!(page.body.lines().any(|told| told == line), "{line}:\n{}", page.body);
+        assert!(page.body.lines().any(|found| found == line), "{line}:\n{}", page.body);
     }
     assert!(page.body.contains("process_open_fds"), "{}", page.body);
     starting.terminates().await;
 }
 
 #[tokio::test]
-async fn a_server_serves_as_soon_as_its_redis_is_there() {
+async fn a_waiting_server_serves_as_soon_as_redis_is_up() {
     if !is_installed() {
         return;
     }
@@ -178,10 +178,10 @@ async fn a_server_serves_as_soon_as_its_redis_is_there() {
         starting.logs("the storage still cannot be opened").await;
     }
     redis.restart();
-    // The log says once that it waits, however often it tried.
+    // The log says only once that the server waits, however often it has tried.
     let mut messages = Vec::new();
     let listening = loop {
-        let line = soon(starting.lines.next_line()).await.unwrap().expect("it listens at last");
+        let line = soon(starting.lines.next_line()).await.unwrap().expect("the server listens eventually");
         let line: Value = serde_json::from_str(&line).unwrap();
         messages.push(line["fields"]["message"].as_str().unwrap().to_owned());
         if messages.last().unwrap() == "listening" {
@@ -197,7 +197,7 @@ async fn a_server_serves_as_soon_as_its_redis_is_there() {
 }
 
 #[tokio::test]
-async fn a_server_waits_for_its_storage_no_longer_than_it_may() {
+async fn a_server_gives_up_after_the_storage_wait() {
     let storage = no_redis().await;
     for (wait, least) in [("0", Duration::ZERO), ("700ms", Duration::from_millis(700))] {
         let began = Instant::now();
@@ -210,18 +210,18 @@ async fn a_server_waits_for_its_storage_no_longer_than_it_may() {
 }
 
 #[tokio::test]
-async fn what_waiting_cannot_cure_is_not_waited_for() {
+async fn permanent_storage_errors_end_the_start_immediately() {
     let folder = tempfile::tempdir().unwrap();
     let foreign = folder.path().join("letter");
     std::fs::write(&foreign, "Dear operator").unwrap();
     let storage = format!("file:{}", foreign.display());
     let (code, stderr) = fails(serve(&["--storage", &storage, "--storage-wait", "forever"])).await;
     assert_eq!(code, Some(5), "{stderr}");
-    assert!(stderr.contains("is no registry of sessiond"), "{stderr}");
+    assert!(stderr.contains("is not a registry of sessiond"), "{stderr}");
 }
 
 #[tokio::test]
-async fn a_file_that_another_server_uses_is_waited_for_when_that_is_wanted() {
+async fn with_a_storage_wait_a_server_waits_for_a_file_in_use() {
     let folder = tempfile::tempdir().unwrap();
     let storage = format!("file:{}", folder.path().join("registry").display());
     let first = Program::start(&["--storage", &storage]).await;
@@ -233,7 +233,7 @@ async fn a_file_that_another_server_uses_is_waited_for_when_that_is_wanted() {
 }
 
 #[tokio::test]
-async fn a_signal_ends_a_server_that_reads_its_file() {
+async fn a_signal_ends_a_server_that_is_still_reading_its_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("registry");
     let options = StorageOptions {
@@ -252,7 +252,7 @@ async fn a_signal_ends_a_server_that_reads_its_file() {
     for signals in [1, 2] {
         let mut starting = Starting::with(&["--storage", &storage]).await;
         starting.terminates_after(signals).await;
-        // It had not read it all.
+        // The server had not finished reading the file.
         while let Some(line) = starting.lines.next_line().await.unwrap() {
             assert!(!line.contains("\"listening\""), "the signal came too late: {line}");
         }

@@ -1,4 +1,4 @@
-//! What others do to a registry's file, and what the server does to the files of others.
+//! What other programs may do to a registry's file, and how the server treats files that are not its own.
 
 use std::{
     fs,
@@ -43,8 +43,8 @@ async fn is_refused(program: &Program, id: i64) -> bool {
 }
 
 #[tokio::test]
-async fn a_server_whose_file_is_taken_away_or_changed_refuses_changes_and_says_so() {
-    let deeds = [
+async fn a_server_whose_file_is_removed_or_replaced_refuses_changes_and_reports_it() {
+    let scripts = [
         "rm registry",
         "mv registry elsewhere",
         ": > registry",
@@ -53,16 +53,16 @@ async fn a_server_whose_file_is_taken_away_or_changed_refuses_changes_and_says_s
         "mv other registry",
         "dd if=/dev/zero of=registry bs=4096 count=1 conv=notrunc 2>&1",
     ];
-    for deed in deeds {
+    for script in scripts {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("registry");
         let mut program = Program::start(&["--storage", &url(&path)]).await;
         let client = program.sessions();
         batch_create(&client, &(0..100).collect::<Vec<_>>()).await;
         assert!(backup(folder.path(), "registry", "other").await.status.success());
-        sh(deed, folder.path());
+        sh(script, folder.path());
         let left = fs::read(&path).ok();
-        assert!(is_refused(&program, 1000).await, "a create is answered after: {deed}");
+        assert!(is_refused(&program, 1000).await, "a create succeeded after: {script}");
         let began = Instant::now();
         loop {
             let writable = get(program.admin, "/writable").await;
@@ -73,16 +73,16 @@ async fn a_server_whose_file_is_taken_away_or_changed_refuses_changes_and_says_s
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert_eq!(get(program.admin, "/ready").await.status, 200);
-        assert!(has(&client, 0, 99).await, "reads go on");
-        assert!(is_refused(&program, 1001).await, "after: {deed}");
+        assert!(has(&client, 0, 99).await, "reads continue");
+        assert!(is_refused(&program, 1001).await, "after: {script}");
         program.signal("TERM").await;
         assert_eq!(program.exit_code().await, Some(0));
-        assert!(fs::read(&path).ok() == left, "something was written there after: {deed}");
+        assert!(fs::read(&path).ok() == left, "the server wrote to the path after: {script}");
     }
 }
 
 #[tokio::test]
-async fn files_with_names_like_the_registrys_are_left_alone() {
+async fn files_with_names_similar_to_the_registrys_are_left_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("registry");
     let foreign = ["copy.new", ".registry.tmp"].map(|name| folder.path().join(name));
@@ -93,14 +93,14 @@ async fn files_with_names_like_the_registrys_are_left_alone() {
     for copy in ["registry.new", "copy"] {
         assert!(backup(folder.path(), "registry", copy).await.status.success());
         let refused = backup(folder.path(), "registry", copy).await;
-        assert!(String::from_utf8_lossy(&refused.stderr).contains("is there already"), "{refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("already exists"), "{refused:?}");
     }
     program.crash().await;
     let copied = fs::read(folder.path().join("registry.new")).unwrap();
     let program = Program::start(&args).await;
     assert!(has(&program.sessions(), 0, 1).await);
     drop(program);
-    assert!(fs::read(folder.path().join("registry.new")).unwrap() == copied, "the backup is lost");
+    assert!(fs::read(folder.path().join("registry.new")).unwrap() == copied, "the backup has changed");
     for path in foreign {
         assert_eq!(fs::read_to_string(&path).unwrap(), "not yours", "{}", path.display());
     }
@@ -110,20 +110,20 @@ async fn files_with_names_like_the_registrys_are_left_alone() {
 }
 
 #[tokio::test]
-async fn a_first_start_that_is_killed_at_any_time_is_made_again() {
+async fn a_start_succeeds_after_the_first_one_was_killed_at_any_moment() {
     for _ in 0..30 {
         let folder = tempfile::tempdir().unwrap();
         let storage = url(&folder.path().join("in/registry"));
         let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
         let mut first = serve(&[&ports[..], &["--storage", &storage]].concat()).spawn().unwrap();
-        let made = async {
-            // From before there is a folder to after there is a registry.
+        let created = async {
+            // Kill at a random moment from the creation of the folder until after that of the registry.
             while !folder.path().join("in").exists() {
                 tokio::task::yield_now().await;
             }
             tokio::time::sleep(Duration::from_micros(fastrand::u64(0..8000))).await;
         };
-        soon(made).await;
+        soon(created).await;
         soon(first.kill()).await.unwrap();
         let program = Program::start(&["--storage", &storage]).await;
         assert!(create(&program.sessions(), 0, 1).await);
@@ -131,25 +131,25 @@ async fn a_first_start_that_is_killed_at_any_time_is_made_again() {
 }
 
 #[tokio::test]
-async fn a_registry_is_for_its_own_user_whatever_the_umask() {
+async fn a_registry_is_private_to_its_user_whatever_the_umask() {
     let folder = tempfile::tempdir().unwrap();
-    let made = folder.path().join("a/b");
-    let path = made.join("registry");
+    let created = folder.path().join("a/b");
+    let path = created.join("registry");
     let program = Program::start_limited("-c 0 && umask 000", &["--storage", &url(&path)]).await;
     create(&program.sessions(), 0, 1).await;
     let status = Command::new("sh")
         .args(["-c", "umask 000 && exec \"$0\" backup registry copy", env!("CARGO_BIN_EXE_sessiond")])
-        .current_dir(&made)
+        .current_dir(&created)
         .status()
         .unwrap();
     assert!(status.success());
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!([mode(&path), mode(&made.join("copy"))], [0o600; 2]);
-    assert_eq!([mode(&made), mode(&folder.path().join("a"))], [0o700; 2]);
+    assert_eq!([mode(&path), mode(&created.join("copy"))], [0o600; 2]);
+    assert_eq!([mode(&created), mode(&folder.path().join("a"))], [0o700; 2]);
 }
 
 #[tokio::test]
-async fn a_link_to_a_registry_stays_one() {
+async fn a_symlink_to_a_registry_stays_a_symlink() {
     let folder = tempfile::tempdir().unwrap();
     sh("mkdir disk && ln -s disk/registry registry", folder.path());
     let path = folder.path().join("registry");

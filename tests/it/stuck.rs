@@ -20,12 +20,12 @@ const STREAMS: usize = 1000;
 const CREATES: i64 = 2000;
 const AT_ONCE: i64 = 16;
 
-/// Far more than the server has waiting for a stream, so that each one of them is stuck: in batches whose messages are
-/// small enough to be copied together, which costs an observer the most.
+/// Far more events than the server buffers for a stream, so that every stream is stuck. The messages of these batches
+/// are small enough to be copied together, which costs the most memory for each observer.
 const BATCHES: i64 = 25;
 const BATCH: i64 = 160;
 
-/// Creates sessions from `first` on, and tells how long that took.
+/// Creates sessions from `first` on. Returns how long it took.
 async fn create_many(client: &Sessions, first: i64) -> Duration {
     let began = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
@@ -61,7 +61,7 @@ async fn rss(program: &Program) -> u64 {
 }
 
 #[tokio::test]
-async fn observers_that_never_read_slow_down_no_writer_and_are_bounded() {
+async fn observers_that_never_read_take_bounded_memory_and_do_not_slow_down_writers() {
     let limits = ["--workers", "2", "--retain-events", "5000", "--retain-bytes", "1000000"];
     let program = Program::start(&limits).await;
     let writer = program.sessions();
@@ -69,7 +69,7 @@ async fn observers_that_never_read_slow_down_no_writer_and_are_bounded() {
     let alone = create_many(&writer, 0).await;
     let (rss_before, fds_before) = (rss(&program).await, program.metric("process_open_fds").await);
 
-    // Nothing but the server's own limits holds back what it sends to them.
+    // Flow control allows everything, so only the server's own limits hold back what it sends.
     let mut windows = Builder::new();
     windows.initial_window_size(1 << 30).initial_connection_window_size(1 << 30);
     let began = Instant::now();
@@ -87,20 +87,20 @@ async fn observers_that_never_read_slow_down_no_writer_and_are_bounded() {
     let filling = began.elapsed();
     let mut healthy = Observed::now(&program.sessions()).await;
     let beside = create_many(&writer, 3_000_000).await;
-    let mut heard = created_ids(&healthy.events(CREATES as usize).await);
-    heard.sort_unstable();
-    assert!(heard.into_iter().eq(3_000_000..3_000_000 + CREATES), "who reads hears all of it");
+    let mut received = created_ids(&healthy.events(CREATES as usize).await);
+    received.sort_unstable();
+    assert!(received.into_iter().eq(3_000_000..3_000_000 + CREATES), "an observer that reads receives every event");
     let rss_stuck = rss(&program).await;
 
     println!("{CREATES} creates: warm-up {warm_up:?}, alone {alone:?}, beside stuck observers {beside:?}");
     println!("subscribing {subscribing:?}, filling {filling:?}");
     println!("resident: {rss_before} alone, {rss_subscribed} subscribed, {rss_stuck} stuck");
-    // Generous, for machines that others use too: a writer that waited for each observer would take a hundred times longer.
+    // Generous, for busy machines: a writer that waited for each observer would take a hundred times longer.
     assert!(beside < alone * 5 + Duration::from_secs(1), "{beside:?}, and {alone:?} alone");
     let each = (rss_stuck - rss_before) / (CONNECTIONS * STREAMS) as u64;
     assert!(each < 80 << 10, "{each} bytes for each observer");
 
-    // The log is bounded, whoever has yet to read it; and more changes nothing for those who are stuck.
+    // The log is bounded although the stuck observers have not read it. More changes cost no more memory for them.
     for part in 0..4 {
         let first = 4_000_000 + part * 50_000;
         batch_create(&writer, &(first..first + 50_000).collect::<Vec<_>>()).await;
@@ -108,7 +108,7 @@ async fn observers_that_never_read_slow_down_no_writer_and_are_bounded() {
     assert!(program.metric("sessiond_log_retained_events").await <= 5000);
     assert!(program.metric("sessiond_log_retained_bytes").await <= 1_000_000);
     let grown = rss(&program).await.saturating_sub(rss_stuck);
-    assert!(grown < 96 << 20, "{grown} bytes for 200,000 sessions and no more");
+    assert!(grown < 96 << 20, "{grown} bytes is more than 200,000 sessions need");
 
     drop((stuck, healthy));
     program.metric_comes_to("sessiond_observers", 0).await;

@@ -1,4 +1,4 @@
-//! TLS: who is let in, who is not and how they are told, and certificates that change.
+//! TLS: which clients are accepted, how others are refused, and certificates that change.
 
 use std::{fs, process::Stdio};
 
@@ -22,7 +22,7 @@ use crate::{
 
 const SESSION: SessionKey = SessionKey::new(0, 1);
 
-/// A server that speaks TLS, and the roots that its certificate and those of its clients come from.
+/// A server with TLS, and the certificate authority for its certificate and its clients'.
 struct Secure {
     program: Program,
     ours: Authority,
@@ -39,7 +39,7 @@ impl Secure {
         Self { program: Program::start(&args).await, ours, server, folder }
     }
 
-    /// One that wants to see the certificates of its clients.
+    /// Starts a server that requires client certificates.
     async fn start_mutual(args: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ours = Authority::new(folder.path(), "ours");
@@ -53,7 +53,7 @@ impl Secure {
         format!("https://{}", self.program.addr)
     }
 
-    /// A client that trusts our root.
+    /// Returns a builder for a client that trusts our authority.
     fn builder(&self) -> ClientBuilder {
         Client::builder(&self.url()).unwrap().tls_ca(fs::read(&self.ours.ca).unwrap())
     }
@@ -67,7 +67,7 @@ impl Secure {
         self.builder().tls_identity(cert, key).connect_lazy().unwrap()
     }
 
-    /// A client command with the environment of one.
+    /// Returns a client command that trusts our authority through its environment.
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
         command.env_clear().env("SESSIOND_ADDR", self.url()).env("SESSIOND_TLS_CA", &self.ours.ca).args(args);
@@ -76,32 +76,32 @@ impl Secure {
     }
 }
 
-/// Why a call failed.
+/// Makes a call that fails to connect. Returns the error message.
 async fn refusal(client: &Client) -> String {
-    let error = soon(client.has(SESSION)).await.expect_err("it is refused");
+    let error = soon(client.has(SESSION)).await.expect_err("the connection is refused");
     assert!(matches!(error, ClientError::Unreachable(_)), "{error:?}");
     error.to_string()
 }
 
 #[tokio::test]
-async fn calls_and_streams_go_over_tls() {
+async fn calls_and_streams_work_over_tls() {
     let secure = Secure::start(&[]).await;
     let client = secure.client();
     let mut watch = client.watch(WatchOptions::snapshot());
     while !matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Synced { .. }) {}
     let sessions: Vec<_> = (0..60_000).map(|id| SessionKey::new(0, id)).collect();
     assert_eq!(soon(client.batch_create(&sessions)).await.unwrap().len(), sessions.len());
-    let mut heard = 0;
-    while heard < sessions.len() {
+    let mut received = 0;
+    while received < sessions.len() {
         if let WatchUpdate::Events(events) = soon(watch.next()).await.unwrap() {
-            heard += events.len();
+            received += events.len();
         }
     }
     assert!(soon(client.batch_has(&sessions)).await.unwrap().iter().all(|has| *has));
 }
 
 #[tokio::test]
-async fn a_client_trusts_only_who_it_should() {
+async fn a_client_refuses_servers_with_unknown_or_expired_certificates() {
     let secure = Secure::start(&[]).await;
     let theirs = Authority::new(secure.folder.path(), "theirs");
     let builder = Client::builder(&secure.url()).unwrap().tls_ca(fs::read(&theirs.ca).unwrap());
@@ -118,7 +118,7 @@ async fn a_client_trusts_only_who_it_should() {
 }
 
 #[tokio::test]
-async fn a_server_that_wants_certificates_lets_in_only_who_has_one_of_its_roots() {
+async fn a_server_with_a_client_ca_accepts_only_valid_certificates_of_that_ca() {
     let secure = Secure::start_mutual(&[]).await;
     let fds = secure.program.metric("process_open_fds").await;
     let theirs = Authority::new(secure.folder.path(), "theirs");
@@ -139,7 +139,7 @@ async fn a_server_that_wants_certificates_lets_in_only_who_has_one_of_its_roots(
 }
 
 #[tokio::test]
-async fn who_takes_the_port_for_another_kind_is_told() {
+async fn clients_that_mix_up_tls_and_plaintext_learn_what_the_port_speaks() {
     let secure = Secure::start(&[]).await;
     let fds = secure.program.metric("process_open_fds").await;
     let plain = Client::connect_lazy(&format!("http://{}", secure.program.addr)).unwrap();
@@ -149,7 +149,7 @@ async fn who_takes_the_port_for_another_kind_is_told() {
     }
     let error = soon(plain.watch(WatchOptions::from_start(WatchStart::Now)).next()).await.unwrap_err();
     assert!(!error.is_retryable(), "{error}");
-    // Others than clients of gRPC, and those who do not wait for an answer.
+    // Clients that do not speak gRPC, and clients that do not wait for an answer.
     for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 1000], b"\x16\x03\x01\xff\xff nonsense", b"\x16"] {
         let mut socket = soon(TcpStream::connect(secure.program.addr)).await.unwrap();
         soon(socket.write_all(bytes)).await.unwrap();
@@ -166,49 +166,49 @@ async fn who_takes_the_port_for_another_kind_is_told() {
     let tls = Client::builder(&format!("https://{}", program.addr)).unwrap().tls_ca(ca).connect_lazy().unwrap();
     for _ in 0..20 {
         let says = refusal(&tls).await;
-        assert!(says.contains("the server does not speak TLS there: try http://"), "{says}");
+        assert!(says.contains("the server does not use TLS on this port: try http://"), "{says}");
     }
     drop(tls);
     program.metric_comes_to("process_open_fds", fds).await;
 }
 
 #[tokio::test]
-async fn a_handshake_has_its_time() {
+async fn silent_tls_handshakes_time_out() {
     let secure = Secure::start(&["--handshake-timeout", "300ms", "--max-connections", "3"]).await;
     let mut silent = Vec::new();
-    // Nothing, the beginning of a record, and a record whose rest does not come.
+    // Nothing, an incomplete record header, and a record without its rest.
     for said in [&b""[..], b"\x16\x03", b"\x16\x03\x01\x02\x00\x01\x00"] {
         let mut socket = soon(TcpStream::connect(secure.program.addr)).await.unwrap();
         soon(socket.write_all(said)).await.unwrap();
         silent.push(socket);
     }
-    // All places are taken, until they are let go.
+    // The silent connections use up the limit until the server closes them.
     assert!(soon(secure.client().create(SESSION)).await.unwrap());
     for mut socket in silent {
-        // An end, or a reset: whatever came before, an alert perhaps.
+        // The server may send an alert first, and end the connection with a FIN or a reset.
         let _ = soon(socket.read_to_end(&mut Vec::new())).await;
     }
 }
 
 #[tokio::test]
-async fn certificates_change_and_connections_stay() {
+async fn certificates_are_reloaded_and_connections_continue() {
     let secure = Secure::start(&[]).await;
     let before = secure.client();
     assert!(soon(before.create(SESSION)).await.unwrap());
     let mut watch = before.watch(WatchOptions::from_start(WatchStart::Now));
     assert!(matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Subscribed { .. }));
 
-    // Half of a change, which is none.
+    // An invalid certificate file changes nothing.
     fs::write(&secure.server.cert, "nonsense").unwrap();
     secure.program.logs("--tls-cert").await;
     assert!(soon(secure.client().has(SESSION)).await.unwrap());
-    // A key that is another's.
+    // Neither does a certificate that does not match the key.
     let other = Authority::new(secure.folder.path(), "other");
     let issued = other.issue("new", &["localhost", "127.0.0.1"]);
     fs::copy(&issued.cert, &secure.server.cert).unwrap();
     secure.program.logs("must be the key").await;
     assert!(soon(secure.client().has(SESSION)).await.unwrap());
-    // By renaming, as those do who do not want to be read half.
+    // Replace the key by renaming, as programs do to avoid partial reads.
     fs::rename(&issued.key, &secure.server.key).unwrap();
     secure.program.logs("read again").await;
 
@@ -216,19 +216,21 @@ async fn certificates_change_and_connections_stay() {
     assert!(says.contains("UnknownIssuer"), "{says}");
     let builder = Client::builder(&secure.url()).unwrap().tls_ca(fs::read(&other.ca).unwrap());
     assert!(soon(builder.connect_lazy().unwrap().has(SESSION)).await.unwrap());
-    // What was there goes on.
+    // Existing connections and streams continue.
     assert!(soon(before.destroy(SESSION)).await.unwrap());
     assert!(matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Events(_)));
 }
 
 #[tokio::test]
-async fn a_drain_ends_streams_over_tls_in_order() {
+async fn a_drain_ends_streams_over_tls_with_a_last_heartbeat() {
     let mut secure = Secure::start(&[]).await;
     let mut watch = secure.client().watch(WatchOptions::from_start(WatchStart::Now));
     assert!(matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Subscribed { .. }));
     secure.program.signal("TERM").await;
     assert!(matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Heartbeat));
-    let WatchUpdate::Disconnected { error, .. } = soon(watch.next()).await.unwrap() else { panic!("it is told") };
+    let WatchUpdate::Disconnected { error, .. } = soon(watch.next()).await.unwrap() else {
+        panic!("the stream ends after the heartbeat")
+    };
     assert_eq!(error.reason().as_deref(), Some("SERVER_DRAINING"));
     drop(watch);
     assert_eq!(secure.program.exit_code().await, Some(0));
@@ -258,7 +260,7 @@ async fn client_commands_speak_tls() {
 }
 
 #[tokio::test]
-async fn files_that_cannot_be_used_keep_the_server_from_starting() {
+async fn a_server_does_not_start_with_unusable_tls_files() {
     let folder = tempfile::tempdir().unwrap();
     let ours = Authority::new(folder.path(), "ours");
     let (server, other) = (ours.issue("server", &["localhost"]), ours.issue("other", &["localhost"]));
@@ -282,7 +284,7 @@ async fn files_that_cannot_be_used_keep_the_server_from_starting() {
 }
 
 #[tokio::test]
-async fn a_server_that_others_reach_without_tls_says_so() {
+async fn a_server_on_a_public_address_without_tls_warns() {
     let open = Program::start_on("0.0.0.0:0", &[]).await;
     open.logs("NO TLS").await;
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Spans of calls, as a collector gets them, and lines of calls in the log.
+//! Spans of calls, as a collector receives them, and log lines of calls.
 
 use std::{
     collections::BTreeMap,
@@ -37,11 +37,11 @@ use crate::{
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
 
-/// A collector, of which a test sees what it was sent.
+/// A mock collector that records what it receives.
 #[derive(Clone, Default)]
 struct Collector {
     received: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
-    /// What the last who exported showed.
+    /// The `authorization` header of the last export.
     token: Arc<Mutex<Option<String>>>,
     refuses: Arc<AtomicBool>,
 }
@@ -63,7 +63,7 @@ impl TraceService for Collector {
 }
 
 impl Collector {
-    /// Listens on a free port until the set is dropped. Gives its URL.
+    /// Listens on a free port until the set is dropped. Returns the URL.
     async fn listen(&self) -> (String, JoinSet<()>) {
         let (port, serves) = self.listen_as(Server::builder()).await;
         (format!("http://127.0.0.1:{port}"), serves)
@@ -83,7 +83,7 @@ impl Collector {
         scopes.flat_map(|scope| scope.spans.clone()).collect()
     }
 
-    /// What it is told that the spans are of.
+    /// Returns the resource attributes of the first export.
     fn resource(&self) -> BTreeMap<String, String> {
         let received = self.received.lock().unwrap();
         texts(&received[0].resource_spans[0].resource.as_ref().unwrap().attributes)
@@ -129,7 +129,7 @@ async fn ended(mut program: Program) {
 }
 
 #[tokio::test]
-async fn each_call_has_a_span_and_the_last_are_sent_at_the_end() {
+async fn each_call_has_a_span_and_the_last_spans_are_sent_at_exit() {
     let collector = Collector::default();
     let (url, _serves) = collector.listen().await;
     let program = Program::start(&["--otlp-endpoint", &url, "--trace-sample-ratio", "1"]).await;
@@ -146,15 +146,15 @@ async fn each_call_has_a_span_and_the_last_are_sent_at_the_end() {
 
     let mut spans = collector.spans();
     spans.sort_by_key(|span| span.start_time_unix_nano);
-    let told: Vec<_> = spans.iter().map(|span| (span.name.as_str(), code(span), is_error(span))).collect();
+    let received: Vec<_> = spans.iter().map(|span| (span.name.as_str(), code(span), is_error(span))).collect();
     let expected = [
         ("sessiond.v1.SessionService/HasSession", Code::Ok, false),
         ("sessiond.v1.SessionService/CreateSession", Code::Ok, false),
-        // To the server, a mistake of its caller is none of its own.
+        // A caller's mistake is not an error of the server.
         ("sessiond.v1.SessionService/HasSession", Code::InvalidArgument, false),
         ("sessiond.v1.SessionService/Subscribe", Code::Unavailable, true),
     ];
-    assert_eq!(told, expected.map(|(name, code, is_error)| (name, code as i32, is_error)));
+    assert_eq!(received, expected.map(|(name, code, is_error)| (name, code as i32, is_error)));
     for span in &spans {
         assert_eq!(span.kind(), SpanKind::Server);
         assert!(span.start_time_unix_nano < span.end_time_unix_nano);
@@ -171,13 +171,13 @@ async fn each_call_has_a_span_and_the_last_are_sent_at_the_end() {
     ];
     assert!(attributes.iter().map(|(key, value)| (key.as_str(), value.as_str())).eq(expected), "{attributes:?}");
     assert_eq!((hex(&spans[0].trace_id), hex(&spans[0].parent_span_id)), (TRACE.to_owned(), PARENT.to_owned()));
-    assert!(spans[1].parent_span_id.is_empty() && hex(&spans[1].trace_id) != TRACE, "it begins a trace of its own");
+    assert!(spans[1].parent_span_id.is_empty() && hex(&spans[1].trace_id) != TRACE, "it starts a new trace");
     let resource = collector.resource();
     assert_eq!((&*resource["service.name"], &*resource["service.version"]), ("sessiond", env!("CARGO_PKG_VERSION")));
 }
 
 #[tokio::test]
-async fn spans_go_over_tls_with_what_the_environment_says_of_them() {
+async fn spans_are_exported_over_tls_with_the_attributes_and_headers_of_the_environment() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new(folder.path(), "collectors");
     let issued = authority.issue("collector", &["localhost"]);
@@ -205,7 +205,7 @@ async fn spans_go_over_tls_with_what_the_environment_says_of_them() {
 }
 
 #[tokio::test]
-async fn who_is_sampled_is_decided_by_the_caller_and_then_by_the_share() {
+async fn the_callers_sampling_decision_takes_precedence_over_the_ratio() {
     let collector = Collector::default();
     let (url, _serves) = collector.listen().await;
     for (share, of_its_own) in [("0", 0), ("1", 3)] {
@@ -220,19 +220,19 @@ async fn who_is_sampled_is_decided_by_the_caller_and_then_by_the_share() {
         }
         ended(program).await;
         let spans = collector.spans();
-        let taken_over = spans.iter().filter(|span| hex(&span.trace_id) == TRACE).count();
-        assert_eq!((taken_over, spans.len() - taken_over), (1, of_its_own), "a share of {share}");
+        let continued = spans.iter().filter(|span| hex(&span.trace_id) == TRACE).count();
+        assert_eq!((continued, spans.len() - continued), (1, of_its_own), "a share of {share}");
     }
 }
 
 #[tokio::test]
-async fn a_collector_that_refuses_is_told_of_once_and_again_when_it_takes_spans() {
+async fn a_collector_that_refuses_spans_is_logged_once_and_again_when_it_accepts_them() {
     let collector = Collector::default();
     collector.refuses.store(true, Ordering::Relaxed);
     let (url, _serves) = collector.listen().await;
     let program = Program::start(&["--otlp-endpoint", &url, "--trace-sample-ratio", "1"]).await;
     let client = program.sessions();
-    // Batches of 512 are sent when they are full: some more of them than the queue holds.
+    // More spans than the queue holds. Batches of 512 are sent when they are full.
     for _ in 0..3000 {
         call(&client, has(Some(1), None)).await.unwrap();
     }
@@ -242,7 +242,7 @@ async fn a_collector_that_refuses_is_told_of_once_and_again_when_it_takes_spans(
     while collector.spans().is_empty() {
         call(&client, has(Some(1), None)).await.unwrap();
         calls += 1;
-        assert!(calls < 100_000, "spans are never taken: {}", program.log());
+        assert!(calls < 100_000, "spans are never exported again: {}", program.log());
     }
     program.logs("spans are exported again").await;
     assert_eq!(program.log().matches("spans are lost").count(), 1, "{}", program.log());
@@ -251,15 +251,15 @@ async fn a_collector_that_refuses_is_told_of_once_and_again_when_it_takes_spans(
 }
 
 #[tokio::test]
-async fn a_collector_that_does_not_answer_slows_neither_calls_nor_the_end() {
-    // Connections to it are made, and nothing comes of them.
+async fn a_collector_that_does_not_answer_delays_neither_calls_nor_the_exit() {
+    // This collector's connections are established but never served.
     let stuck = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", stuck.local_addr().unwrap());
     let drain = Duration::from_secs(1);
     let program =
         Program::start(&["--otlp-endpoint", &url, "--trace-sample-ratio", "1", "--drain-timeout", "1s"]).await;
     let client = program.sessions();
-    // More than the queue holds.
+    // More spans than the queue holds.
     for _ in 0..4000 {
         call(&client, has(Some(1), None)).await.unwrap();
     }
@@ -269,12 +269,12 @@ async fn a_collector_that_does_not_answer_slows_neither_calls_nor_the_end() {
 }
 
 #[tokio::test]
-async fn a_call_has_a_line_in_the_log_where_that_is_asked_for() {
+async fn calls_are_logged_if_the_log_filter_asks_for_them() {
     for (filter, lines) in [("info", 0), ("info,sessiond::call=debug", 1)] {
         let program = Program::start(&["--log", filter]).await;
         call(&program.sessions(), has(None, Some(format!("00-{TRACE}-{PARENT}-01")))).await.unwrap_err();
         if lines > 0 {
-            eventually("the line is there", || program.log().contains(TRACE)).await;
+            eventually("the call is logged", || program.log().contains(TRACE)).await;
         }
         let log = program.log();
         let line = log.lines().filter(|line| line.contains("HasSession")).inspect(|line| {
@@ -292,7 +292,7 @@ async fn a_call_has_a_line_in_the_log_where_that_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_collector_or_a_share_that_cannot_be_is_said_to_be_wrong() {
+async fn invalid_collector_urls_and_sample_ratios_are_refused() {
     for (flag, value, says) in [
         ("--otlp-endpoint", "collector:4317", "http://HOST:4317"),
         ("--otlp-endpoint", "ftp://collector", "http://HOST:4317"),

@@ -1,4 +1,4 @@
-//! The wall clock of a process that a test starts, set while the process runs. libfaketime lies between the two.
+//! Sets the wall clock of a process while it runs, with libfaketime.
 
 use std::{env, fs, path::Path};
 
@@ -6,16 +6,16 @@ use tempfile::TempDir;
 
 use crate::{certificates::text, installed::is_missing};
 
-/// A wall clock that the test sets. The monotonic clock stays as it is: nobody can set that one.
+/// A wall clock that the test can set. The monotonic clock is left alone, because it cannot be set in reality either.
 pub(crate) struct WallClock {
     folder: TempDir,
     library: String,
 }
 
 impl WallClock {
-    /// A clock that shows the true time so far. None where libfaketime is not installed.
+    /// Makes a clock that shows the true time. Returns `None` if libfaketime is not installed.
     pub(crate) fn new() -> Option<Self> {
-        // Where Debian has it, for programs with threads.
+        // Debian's path of the variant for multi-threaded programs.
         let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", env::consts::ARCH);
         if is_missing("faketime", Path::new(&library).exists()) {
             return None;
@@ -25,15 +25,15 @@ impl WallClock {
         Some(clock)
     }
 
-    /// Sets it to so many seconds after the true time.
+    /// Sets the clock to this many seconds after the true time.
     pub(crate) fn set(&self, seconds: i64) {
-        // The whole file at once, because the process may read it at any time.
+        // Replace the file atomically, because the process may read it at any time.
         let new = self.folder.path().join("new");
         fs::write(&new, format!("{seconds:+}\n")).unwrap();
         fs::rename(new, self.folder.path().join("clock")).unwrap();
     }
 
-    /// The variables that give a process this clock.
+    /// Returns the environment variables that make a process use this clock.
     pub(crate) fn environment(&self) -> [(String, String); 4] {
         let file = self.folder.path().join("clock");
         [

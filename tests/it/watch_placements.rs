@@ -1,4 +1,4 @@
-//! Watches that tell where sessions are: the Rust client against the real server.
+//! Watches with placements: the Rust client against the real server.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ fn key(id: i64) -> SessionKey {
     SessionKey::new(0, id)
 }
 
-/// The memory has one partition.
+/// Returns the place at this position. The memory storage has one partition.
 fn place(position: u64) -> [Place; 1] {
     [Place { partition: 0, position }]
 }
@@ -25,22 +25,22 @@ async fn grant(client: &Client) -> LeaseId {
     soon(client.grant_lease(Duration::from_secs(60), "gateway")).await.unwrap().id
 }
 
-/// Moves a session that exists.
+/// Moves an existing session to a lease.
 async fn move_to(client: &Client, id: i64, lease: LeaseId) {
     assert!(!soon(client.create_under(key(id), lease)).await.unwrap());
 }
 
-/// The next update that is no heartbeat.
+/// Returns the next update other than heartbeats.
 async fn next(watch: &mut Watch) -> WatchUpdate {
     loop {
-        match soon(watch.next()).await.expect("an update") {
+        match soon(watch.next()).await.expect("the watch continues") {
             WatchUpdate::Heartbeat => {}
             update => return update,
         }
     }
 }
 
-/// Reads a snapshot to its end: the sessions with their leases.
+/// Reads a snapshot to its end. Returns its sessions with their leases.
 async fn synced(watch: &mut Watch) -> Vec<(i64, Option<LeaseId>)> {
     let mut held = Vec::new();
     loop {
@@ -60,20 +60,20 @@ async fn synced(watch: &mut Watch) -> Vec<(i64, Option<LeaseId>)> {
     }
 }
 
-/// Checks that these events come next, however many to a message.
+/// Asserts that these events come next, in any number of messages.
 async fn assert_events(watch: &mut Watch, expected: &[SessionEvent]) {
-    let mut heard = Vec::new();
-    while heard.len() < expected.len() {
+    let mut received = Vec::new();
+    while received.len() < expected.len() {
         match next(watch).await {
-            WatchUpdate::Events(events) => heard.extend(events),
+            WatchUpdate::Events(events) => received.extend(events),
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(heard, expected);
+    assert_eq!(received, expected);
 }
 
 #[tokio::test]
-async fn a_watch_with_placements_tells_the_lease_of_each_session() {
+async fn a_watch_with_placements_reports_the_lease_of_each_session() {
     let registry = Registry::start().await;
     let client = registry.client();
     let (a, b) = (grant(&client).await, grant(&client).await);
@@ -105,7 +105,7 @@ async fn a_watch_with_placements_tells_the_lease_of_each_session() {
 }
 
 #[tokio::test]
-async fn a_watch_of_a_lease_tells_what_comes_and_goes_under_it() {
+async fn a_watch_by_lease_reports_sessions_that_enter_and_leave_the_lease() {
     let registry = Registry::start().await;
     let client = registry.client();
     let (own, other) = (grant(&client).await, grant(&client).await);
@@ -116,7 +116,7 @@ async fn a_watch_of_a_lease_tells_what_comes_and_goes_under_it() {
 
     move_to(&client, 4, own).await;
     move_to(&client, 1, other).await;
-    // What is not under the lease.
+    // These changes are not under the watched lease.
     assert!(client.destroy(key(1)).await.unwrap() && client.create_under(key(6), other).await.unwrap());
     assert!(client.destroy_under(key(2), own).await.unwrap());
     assert!(client.destroy(key(3)).await.unwrap());
@@ -163,7 +163,7 @@ async fn a_watch_that_was_cut_off_resumes_with_its_leases() {
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(watch.places(), place(3), "where it was");
+    assert_eq!(watch.places(), place(3), "the place at which the watch was cut off");
     assert_events(&mut watch, &events).await;
     assert_eq!(watch.places(), place(7));
 
@@ -173,7 +173,7 @@ async fn a_watch_that_was_cut_off_resumes_with_its_leases() {
 }
 
 #[tokio::test]
-async fn other_watches_are_told_of_no_lease() {
+async fn watches_without_placements_report_no_leases() {
     let registry = Registry::start().await;
     let client = registry.client();
     let (a, b) = (grant(&client).await, grant(&client).await);

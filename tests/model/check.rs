@@ -13,31 +13,31 @@ use stateright::{Checker, HasDiscoveries, Model, Property};
 /// A promise of the contract, in words.
 pub(crate) type Promise = &'static str;
 
-/// Something that a model must be able to reach, and how it is recognized.
-pub(crate) type Sight<State> = (&'static str, fn(&State) -> bool);
+/// A situation that the model must be able to reach: its name, and how to recognize it.
+pub(crate) type Reachable<State> = (&'static str, fn(&State) -> bool);
 
 /// A part of the protocol as a state machine.
 pub(crate) trait Protocol: Clone + Send + Sync + 'static {
     type State: Clone + PartialEq + Hash + Debug + Send + Sync + 'static;
     type Action: Copy + PartialEq + Debug;
 
-    /// What holds in every state.
+    /// What must hold in every state.
     const PROMISES: &'static [Promise];
 
-    /// What happens in some state. Without these, a model that does nothing would keep every promise.
-    const SIGHTS: &'static [Sight<Self::State>];
+    /// What must happen in some state. Otherwise a model that does nothing would keep every promise.
+    const REACHABLE: &'static [Reachable<Self::State>];
 
     /// Returns the first state.
     fn start(&self) -> Self::State;
 
-    /// Adds everything that can happen next.
+    /// Adds every action that can happen next.
     fn actions(&self, state: &Self::State, actions: &mut Vec<Self::Action>);
 
     /// Returns the state after an action, or the promise that the action breaks.
     fn next(&self, state: &Self::State, action: Self::Action) -> Result<Self::State, Promise>;
 }
 
-/// A protocol in the shape that stateright checks. A broken promise is a last state.
+/// A protocol as a stateright model. A broken promise is a final state.
 #[derive(Clone)]
 struct Checked<P>(P);
 
@@ -60,16 +60,16 @@ impl<P: Protocol> Model for Checked<P> {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        // stateright takes plain functions, which cannot hold the promise that they are about.
+        // stateright accepts only plain functions, which cannot capture their promise.
         let kept = [is_kept::<P, 0>, is_kept::<P, 1>, is_kept::<P, 2>, is_kept::<P, 3>];
         let more = [is_kept::<P, 4>, is_kept::<P, 5>, is_kept::<P, 6>, is_kept::<P, 7>];
         let seen = [is_seen::<P, 0>, is_seen::<P, 1>, is_seen::<P, 2>, is_seen::<P, 3>];
-        assert!(P::PROMISES.len() <= kept.len() + more.len() && P::SIGHTS.len() <= seen.len());
+        assert!(P::PROMISES.len() <= kept.len() + more.len() && P::REACHABLE.len() <= seen.len());
         let promises = P::PROMISES.iter().zip(kept.into_iter().chain(more));
-        let sights = P::SIGHTS.iter().zip(seen);
+        let reachable = P::REACHABLE.iter().zip(seen);
         promises
             .map(|(promise, kept)| Property::always(promise, kept))
-            .chain(sights.map(|((sight, _), seen)| Property::sometimes(sight, seen)))
+            .chain(reachable.map(|((name, _), seen)| Property::sometimes(name, seen)))
             .collect()
     }
 }
@@ -79,15 +79,15 @@ fn is_kept<P: Protocol, const N: usize>(_: &Checked<P>, state: &Result<P::State,
 }
 
 fn is_seen<P: Protocol, const N: usize>(_: &Checked<P>, state: &Result<P::State, Promise>) -> bool {
-    state.as_ref().is_ok_and(|state| P::SIGHTS.get(N).is_some_and(|(_, is_seen)| is_seen(state)))
+    state.as_ref().is_ok_and(|state| P::REACHABLE.get(N).is_some_and(|(_, is_seen)| is_seen(state)))
 }
 
-/// Returns the models of the long form when `SESSIOND_MODEL=long`, and those of the short form otherwise.
+/// Returns the long models if `SESSIOND_MODEL=long`, otherwise the short ones.
 pub(crate) fn sized<P>(short: Vec<P>, long: Vec<P>) -> Vec<P> {
     if env::var("SESSIOND_MODEL").is_ok_and(|form| form == "long") { long } else { short }
 }
 
-/// Asserts that the protocol keeps every promise in every state that it can reach.
+/// Asserts that the protocol keeps every promise in every reachable state.
 pub(crate) fn holds<P: Protocol>(protocol: &P) {
     let began = Instant::now();
     let finish = HasDiscoveries::AnyFailures;
@@ -99,8 +99,8 @@ pub(crate) fn holds<P: Protocol>(protocol: &P) {
             panic!("broken: {promise}\n{trace}");
         }
     }
-    for (sight, _) in P::SIGHTS {
-        assert!(checker.discovery(sight).is_some(), "no state shows this: {sight}");
+    for (name, _) in P::REACHABLE {
+        assert!(checker.discovery(name).is_some(), "never reached: {name}");
     }
 }
 
@@ -115,7 +115,7 @@ pub(crate) fn breaks<P: Protocol>(protocol: &P, promise: Promise) {
     eprintln!("broken after {states} states, in {:?}: {promise}\n{trace}", began.elapsed());
 }
 
-/// Returns the shortest way to break a promise, one action a line, if there is one.
+/// Returns the shortest way to break a promise, one action per line, if there is one.
 fn trace<P: Protocol>(checker: &impl Checker<Checked<P>>, promise: Promise) -> Option<String> {
     let path = checker.discovery(promise)?;
     let mut text = String::new();

@@ -6,64 +6,64 @@ pub(crate) enum Guard {
     // Steps.
     /// `apply`: a step whose time is over is refused (LATE) and changes nothing.
     Until,
-    /// Replica: a caller is told of a failure only when the step's time is over.
+    /// Replica: a failure is reported to the caller only once the step's time is over.
     FailureWaits,
-    /// Replica: a lane sends nothing more until its last step was answered, or its time is over.
+    /// Replica: a lane sends nothing more until its last step was answered or that step's time is over.
     LaneWaits,
-    /// Replica: only a step that was certainly not executed is sent again.
+    /// Replica: a step is sent again only if it was certainly not executed.
     NoHiddenRetry,
-    /// Replica: a batch over several partitions answers when every part was answered or has failed.
+    /// Replica: a batch over several partitions answers once every part was answered or has failed.
     BatchWaits,
     /// All scripts: the logical clock does not follow the wall clock backwards.
     ClockNeverGoesBack,
-    /// All scripts: a wall clock that went back counts as the longest time since the last store, a second or a bit
-    /// more.
+    /// All scripts: if the wall clock went back, the longest possible time since the last store is added instead: a
+    /// second, or slightly more.
     SetBackCounts,
     /// `extent`: stores the clock once a second, even when nothing changes.
     ClockIsStored,
-    /// All scripts: a time is stored before a replica is told of it.
-    ToldIsStored,
-    /// Replica: a time that Redis told is counted from when the answer came, not from when the step was sent.
+    /// All scripts: a time is stored before it is reported to a replica.
+    ReportedTimeIsStored,
+    /// Replica: a time from Redis is counted from when the answer arrived, not from when the step was sent.
     EstimateIsLower,
 
     // History.
-    /// Tail: an entry names the mark of the entry before it, which must be the one that was read last.
+    /// Tail: an entry names the mark of the entry before it. It must match the mark that was read last.
     PredecessorMark,
-    /// Tail: a quiet log is compared with what was read, once a second.
+    /// Tail: if the log is quiet, it is compared once a second with what was read.
     QuietCheck,
-    /// `extent`: that comparison is of marks, not of positions alone.
+    /// `extent`: that comparison is of marks, not only of positions.
     CheckComparesMarks,
-    /// `read`: refuses unless the log contains the point that the observer has come to.
+    /// `read`: refuses unless the log contains the point that the observer has reached.
     KnownMark,
     /// Observer: when it passes the point at which a bucket was read, the marks there must be equal.
     RunMark,
-    /// `marks`: a cursor's marks are compared, not its registry id and positions alone.
+    /// `marks`: a cursor's marks are compared, not only its registry id and positions.
     CursorMarks,
-    /// `marks`: refuses unless the log contains the point that the tail has come to.
+    /// `marks`: refuses unless the log contains the point that the tail has reached.
     KnownMarkOfCursor,
-    /// Replica: the marks are compared only once the tail has come as far as the cursor.
+    /// Replica: the marks are compared only once the tail has reached the cursor.
     CursorAfterTail,
     /// Replica: the marks are compared again if all observers were reset meanwhile.
     EpochAroundCheck,
-    /// `registry_move`: moves the id only if it is the one under which the loss was noticed.
+    /// `registry_move`: changes the id only if it is still the id under which the loss was noticed.
     CompareAndSetMove,
     /// Replica: moves the registry to a new id when it notices a loss.
     RegistryIdMoves,
     /// All scripts: refused (BEHIND) if the log ends before a place that this replica knows.
     Behind,
-    /// Replica: it knows the places in its own answers, not only what its tail has read.
+    /// Replica: the places that it knows include those in its own answers, not only those that its tail has read.
     BehindCountsAnswers,
 
     // Leases.
-    /// `lease_adopt`: refuses if anything was closed in the partition since before the first partition was asked.
+    /// `lease_adopt`: refuses if any lease was closed in the partition since before the first partition was asked.
     Closings,
-    /// `lease_close`: what tells closings apart is a random number. A count would come back after a loss.
+    /// `lease_close`: closings are identified by random numbers. A count could repeat after a loss.
     ClosingsAreRandom,
     /// Replica: a lease is closed in every partition before its end is recorded.
     CloseEverywhere,
-    /// `apply`: a closed lease may still live. The first partition is asked before anything depends on it.
+    /// `apply`: a closed lease may still live, so the first partition is asked before anything depends on it.
     ClosedAsks,
-    /// `apply`: leaves a session under a live lease, unless that is the lease to take it from.
+    /// `apply`: leaves a session under a live lease, unless that is the lease named by `only_from_lease_id`.
     OnlyFrom,
     /// `lease_keep`: refuses a lease that is marked.
     MarkStopsKeeping,
@@ -79,9 +79,9 @@ pub(crate) enum Guard {
     SweepComparesSlot,
     /// `lease_done`: names the mark that the lease was swept for.
     DoneNamesMark,
-    /// Replica: whoever connects anew compares the leases of the partition with the first partition's.
+    /// Replica: after a new connection to a partition, the partition's leases are compared with the first partition's.
     Reconcile,
-    /// Replica: whoever connects to the first partition anew does so for every partition.
+    /// Replica: after a new connection to the first partition, this is done for every partition.
     ReconcileAll,
     /// `lease_orphans`: gives a lease that is ending, or has ended, a new mark.
     OrphanRenewsMark,
@@ -92,54 +92,54 @@ pub(crate) enum Guard {
     // The clock of leases.
     /// `lease_look`: moves the clock by 350 ms at most.
     LookIsCapped,
-    /// `lease_look`: a replica whose own look was the newest counts the time since by its own clock.
+    /// `lease_look`: if the newest look was the replica's own, the replica's own clock counts the time since.
     OwnLook,
-    /// `lease_look`: a time since the newest look that is negative, or longer than since the replica's own look, is not
-    /// believed.
+    /// `lease_look`: a time since the newest look is ignored if it is negative, or longer than the time since the
+    /// replica's own look.
     SetIsNoticed,
-    /// `lease_keep`, `lease_grant`: count the ttl from the latest time that the next look can move the clock to.
+    /// `lease_keep`, `lease_grant`: count the ttl from the latest time to which the next look can move the clock.
     KeepRoundsUp,
     /// `lease_look`: after an outage, every lease gets its ttl and its grace from the outage's end.
     OutageRevives,
 
     // Quotas.
-    /// `quota_raise`: does not believe a quota of an older number than the register's.
+    /// `quota_raise`: ignores a quota with an older number than the register's.
     RaiseNumber,
-    /// `quota_set`: sets only a quota of a newer number.
+    /// `quota_set`: sets only a quota with a newer number.
     SetNumber,
-    /// `quota_return`: does not note a quota of an older number than the register's.
+    /// `quota_return`: does not record a quota with an older number than the register's.
     ReturnNumber,
-    /// Replica: room that was given to a partition and never reached it is brought there before it is given up.
+    /// Replica: room that was granted to a partition but never reached it is delivered before it is taken back.
     LowersAgain,
 
     // The registry.
-    /// All scripts: nothing is done for a registry of another birth.
+    /// All scripts: refused for a registry of another birth.
     Birth,
     /// `partition_disown`: names the birth that it deletes.
     DisownNamesBirth,
-    /// Replica: reads a partition's birth before it reads which registry there is, and disowns no other.
+    /// Replica: reads a partition's birth before it reads which registry exists, and disowns no other birth.
     BirthBeforeHead,
-    /// Replica: deletes what an older registry has left in a partition before it makes the partition.
+    /// Replica: deletes the leftovers of an older registry from a partition before it creates the partition.
     WipesFirst,
-    /// `partition_wipe`: deletes nothing once the partition is of a registry.
+    /// `partition_wipe`: deletes nothing once the partition belongs to a registry.
     WipesNoRegistry,
-    /// `partition_join`: makes a partition only if it was not disowned since before it was wiped.
+    /// `partition_join`: creates a partition only if it was not disowned since before it was wiped.
     MakeNamesDisown,
-    /// `registry_mark`: notes that a partition has joined, so that its loss is noticed.
+    /// `registry_mark`: records that a partition has joined, so that its loss is noticed.
     JoinIsNoted,
 }
 
-/// The guards that a model has: all, or all but one.
+/// The guards of a model: all, or all but one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Guards {
     without: Option<Guard>,
 }
 
 impl Guards {
-    /// The protocol as it is.
+    /// All guards: the real protocol.
     pub(crate) const ALL: Self = Self { without: None };
 
-    /// A mutant of the protocol.
+    /// All guards but one: a mutant of the protocol.
     pub(crate) const fn without(guard: Guard) -> Self {
         Self { without: Some(guard) }
     }

@@ -1,42 +1,41 @@
-//! Histories of the log, and how replicas and observers tell one from another.
+//! Histories of the log, and how replicas and observers distinguish them.
 //!
-//! Redis may lose its newest changes and go on differently. So each entry of a log carries a random number, its *mark*,
-//! and the mark of the entry before it. Two logs that have the same mark at a position agree on every change up to
-//! there.
+//! Redis may lose its newest changes and continue differently. So each entry of a log carries a random number, its
+//! *mark*, and the mark of the entry before it. Two logs that have the same mark at a position agree on every change up
+//! to that position.
 //!
-//! - A **tail** (XREAD) reads an entry only if it names the mark that was read last. When the log is quiet, the tail
-//!   asks once a second for the mark at the end of what it has read (`extent`). If that is another one, Redis has lost
-//!   changes: the replica moves the registry to a new id (`registry_move`), resets its observers and starts anew at the
-//!   present log.
+//! - A **tail** (XREAD) accepts an entry only if it names the mark that was read last. If the log is quiet, the tail
+//!   asks once a second for the mark at the end of what it has read (`extent`). If that mark differs, Redis has lost
+//!   changes: the replica moves the registry to a new id (`registry_move`), resets its observers and starts over with
+//!   the current log.
 //! - A **snapshot** reads one bucket after the other (`read`). The script refuses unless the log contains the point
-//!   that the observer has come to, and gives the point that the bucket reflects. The observer follows the tail until
-//!   it has passed that point. The tail's mark there must be the same; otherwise the bucket was read in another
-//!   history.
-//! - A **cursor** names the registry's id and a point in each partition. A replica honours it once its tail has come as
-//!   far, if the log contains both the cursor's point and the tail's end at one moment (`marks`). So the cursor's
-//!   history is a beginning of the tail's.
-//! - A script is refused (**BEHIND**) if the log ends before a place that the replica has read or told somebody.
+//!   that the observer has reached, and returns the point that the bucket reflects. The observer follows the tail until
+//!   it has passed that point. If the tail's mark there differs, the bucket was read in another history.
+//! - A **cursor** names the registry's id and a point in each partition. A replica honours it once its tail has reached
+//!   these points, if at one moment the log contains both the cursor's point and the tail's end (`marks`). Then the
+//!   cursor's history is a prefix of the tail's.
+//! - A script is refused (**BEHIND**) if the log ends before a place that the replica has read or reported.
 
 mod log;
 mod tests;
 
 use self::log::{Entry, Log, Point};
 use super::{
-    check::{Promise, Protocol, Sight},
+    check::{Promise, Protocol, Reachable},
     guard::{Guard, Guards},
 };
 
-const CURSOR: Promise = "a cursor is honoured only if its history is a beginning of the present one";
+const CURSOR: Promise = "a cursor is honoured only if its history is a prefix of the current one";
 const EXACT: Promise = "an observer that was not reset holds exactly what the log says";
 const SNAPSHOT: Promise = "a snapshot never mixes two histories";
-const NOTICED: Promise = "an observer is reset within a quiet second after Redis lost what it was told";
-const PLACES: Promise = "the places that a replica tells only grow within one registry id";
-const ONE_MOVE: Promise = "one loss moves the registry's id once";
+const NOTICED: Promise = "an observer is reset within a quiet second after Redis lost a change that it received";
+const PLACES: Promise = "the places that a replica reports only grow within one registry id";
+const ONE_MOVE: Promise = "one loss moves the registry to a new id once";
 
 /// What Redis holds of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 struct Partition {
-    /// The registry's id, in the first partition.
+    /// The registry's id. Used only in the first partition.
     id: u8,
     log: Log,
 }
@@ -46,14 +45,14 @@ struct Replica {
     id: u8,
     /// What its tails have read.
     tails: [Log; 2],
-    /// Whether each tail has asked for the mark at its end since Redis last lost something.
+    /// Whether each tail has checked the mark at its end since Redis last lost something.
     has_checked: [bool; 2],
-    /// It has noticed a loss, and has yet to move the registry.
+    /// Whether it has noticed a loss and not moved the registry yet.
     has_noticed: bool,
-    /// The newest place that it has read or told somebody, for BEHIND.
+    /// The newest place that it has read or reported, for BEHIND.
     newest: [u8; 2],
-    /// The newest place that it has told anybody under this id. The protocol does not know.
-    told: [u8; 2],
+    /// The newest place that it has reported under this id. The protocol does not know this.
+    reported: [u8; 2],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,12 +61,12 @@ struct Cursor {
     points: [Point; 2],
 }
 
-/// The one observer. Its sessions are in `State::held`.
+/// The only observer. Its sessions are in `State::held`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Observer {
     Away(Option<Cursor>),
-    /// It reads the buckets in turn, the one of each session. `run` is where the bucket before `next` was read, until
-    /// it has passed that.
+    /// Reads the buckets in turn, one for each session. `run` is the point at which the bucket before `next` was read,
+    /// until the observer has passed it.
     Snapshot {
         replica: u8,
         at: [u8; 2],
@@ -79,7 +78,7 @@ enum Observer {
         at: [Point; 2],
         has_resumed: bool,
     },
-    /// Its cursor is compared with the log. `overtaken`: the replica has reset its observers since.
+    /// Its cursor is being compared with the log. `overtaken`: the replica has reset its observers meanwhile.
     Resuming {
         replica: u8,
         cursor: Cursor,
@@ -91,7 +90,7 @@ enum Observer {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct State {
     redis: [Partition; 2],
-    /// The older state that Redis goes back to.
+    /// The older state to which Redis goes back.
     saved: [Partition; 2],
     replicas: [Replica; 2],
     observer: Observer,
@@ -107,7 +106,7 @@ pub(crate) struct State {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Action {
-    /// A create or a destroy, by a call at a replica.
+    /// A create or a destroy, called at a replica.
     Writes {
         replica: u8,
         session: u8,
@@ -140,21 +139,21 @@ pub(crate) enum Action {
     AsksForMark {
         partition: u8,
     },
-    ObserverGoesOn,
+    ObserverResumes,
 }
 
 /// The model and its limits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Histories {
     guards: Guards,
-    /// With one partition, both sessions are in it.
+    /// With one partition, it holds both sessions.
     partitions: u8,
     writes: u8,
     saves: u8,
     losses: u8,
     /// How often the observer leaves.
     leaves: u8,
-    /// Whether calls are made at both replicas, and told their places.
+    /// Whether both replicas receive calls, and report places to their callers.
     places: bool,
 }
 
@@ -176,14 +175,14 @@ impl Histories {
         state.held = 0;
     }
 
-    /// Starts anew at the present log, and resets the observers of a replica.
+    /// Starts over with the current log, and resets the observers of a replica.
     fn start_anew(&self, state: &mut State, replica: u8) {
         let id = state.redis[0].id;
         let tails = state.redis.map(|partition| partition.log);
         let here = &mut state.replicas[replica as usize];
-        let told = if here.id == id { here.told } else { [0; 2] };
+        let reported = if here.id == id { here.reported } else { [0; 2] };
         let newest = tails.map(|tail| tail.end());
-        *here = Replica { id, tails, has_checked: [true; 2], has_noticed: false, newest, told };
+        *here = Replica { id, tails, has_checked: [true; 2], has_noticed: false, newest, reported };
         match &mut state.observer {
             Observer::Snapshot { replica: at, .. } | Observer::Live { replica: at, .. } if *at == replica => {
                 state.was_reset = true;
@@ -194,7 +193,7 @@ impl Histories {
         }
     }
 
-    /// Whether BEHIND refuses a write.
+    /// Returns whether a write is refused as BEHIND.
     fn is_behind(&self, state: &State, replica: u8, partition: usize) -> bool {
         let newest = state.replicas[replica as usize].newest[partition];
         self.places && state.redis[partition].log.end() < newest && self.have(Guard::Behind)
@@ -210,17 +209,17 @@ impl Histories {
             return Ok(());
         }
         let here = &mut state.replicas[replica as usize];
-        if place < here.told[partition] {
+        if place < here.reported[partition] {
             return Err(PLACES);
         }
-        here.told[partition] = place;
+        here.reported[partition] = place;
         if self.have(Guard::BehindCountsAnswers) {
             here.newest[partition] = here.newest[partition].max(place);
         }
         Ok(())
     }
 
-    /// Reads the next entry over XREAD.
+    /// Reads the next entry with XREAD.
     fn read_tail(&self, state: &mut State, replica: u8, partition: usize) {
         let log = state.redis[partition].log;
         let here = &mut state.replicas[replica as usize];
@@ -233,11 +232,11 @@ impl Histories {
         tail.push(log.after(end.position));
         here.newest[partition] = here.newest[partition].max(tail.end());
         if self.places {
-            here.told[partition] = here.told[partition].max(tail.end());
+            here.reported[partition] = here.reported[partition].max(tail.end());
         }
     }
 
-    /// Asks `extent` for the mark at the tail's end, and for the registry's id.
+    /// Asks `extent` for the mark at the tail's end and for the registry's id.
     fn check_tail(&self, state: &mut State, replica: u8, partition: usize) {
         let log = state.redis[partition].log;
         let here = &mut state.replicas[replica as usize];
@@ -285,7 +284,7 @@ impl Histories {
         self.pass(state)
     }
 
-    /// Goes on with a snapshot once the observer has passed the point at which it read the last bucket.
+    /// Continues a snapshot once the observer has passed the point at which it read the last bucket.
     fn pass(&self, state: &mut State) -> Result<(), Promise> {
         let Observer::Snapshot { replica, at, next, run: Some(run) } = state.observer else {
             return Ok(());
@@ -312,19 +311,19 @@ impl Histories {
         Ok(())
     }
 
-    /// Tells the observer of the next change that its replica's tail has read.
+    /// Gives the observer the next change that its replica's tail has read.
     fn follow(&self, state: &mut State, partition: usize) -> Result<(), Promise> {
         let tails = state.replicas.map(|replica| replica.tails[partition]);
         match &mut state.observer {
             Observer::Snapshot { replica, at, next, run } => {
                 let entry = tails[*replica as usize].after(at[partition]);
                 at[partition] += 1;
-                // What is in a bucket that is yet to be read will be in it then.
-                let is_told = match run {
+                // Changes to a bucket that is yet to be read will be in it when it is read.
+                let is_received = match run {
                     Some(run) if entry.session + 1 == *next => at[partition] > run.position,
                     _ => entry.session < *next,
                 };
-                if is_told {
+                if is_received {
                     state.held ^= 1 << entry.session;
                 }
                 self.pass(state)?;
@@ -372,7 +371,7 @@ impl Histories {
         let follows_this_log = log.contains(tail.point(tail.end())) || !self.have(Guard::KnownMarkOfCursor);
         let has_come_as_far = tail.end() >= point.position || !self.have(Guard::CursorAfterTail);
         if !follows_this_log {
-            // The tail will notice, and the replica start anew.
+            // The tail will notice, and the replica will start over.
         } else if !log.contains(point) {
             state.was_reset = true;
             let replica = *replica;
@@ -382,8 +381,8 @@ impl Histories {
         }
     }
 
-    /// Honours a cursor that agrees in each partition.
-    fn go_on(&self, state: &mut State) {
+    /// Honours a cursor that agrees in every partition.
+    fn resume(&self, state: &mut State) {
         let Observer::Resuming { replica, cursor, overtaken, .. } = state.observer else {
             return;
         };
@@ -402,7 +401,7 @@ impl Histories {
         let here = &state.replicas[replica as usize];
         let partitions = 0..self.partitions as usize;
         if partitions.clone().any(|p| here.tails[p].end() < at[p].position) {
-            // It waits for the tail.
+            // The observer waits for the tail.
             return Ok(());
         }
         if partitions.clone().any(|p| !here.tails[p].contains(at[p])) {
@@ -429,12 +428,12 @@ impl Protocol for Histories {
     type Action = Action;
 
     const PROMISES: &'static [Promise] = &[CURSOR, EXACT, SNAPSHOT, NOTICED, PLACES, ONE_MOVE];
-    const SIGHTS: &'static [Sight<State>] = &[
+    const REACHABLE: &'static [Reachable<State>] = &[
         ("an observer holds both sessions", |state| {
             matches!(state.observer, Observer::Live { .. }) && state.held == 0b11
         }),
         ("an observer is reset", |state| state.was_reset),
-        ("the registry moves", |state| state.moves > 0),
+        ("the registry moves to a new id", |state| state.moves > 0),
     ];
 
     fn start(&self) -> State {
@@ -488,7 +487,7 @@ impl Protocol for Histories {
         let have_noticed = (0..).zip(&state.replicas).filter(|(_, here)| here.has_noticed);
         actions.extend(have_noticed.map(|(replica, _)| Action::MovesRegistry { replica }));
         match state.observer {
-            // The replicas are alike, so it may as well come to the first.
+            // The replicas are interchangeable, so the observer uses the first.
             Observer::Away(None) => actions.push(Action::ObserverComes { replica: 0 }),
             Observer::Away(Some(_)) => {
                 actions.extend((0..REPLICAS).map(|replica| Action::ObserverComes { replica }));
@@ -512,7 +511,7 @@ impl Protocol for Histories {
                 let disagree = (0..self.partitions).filter(|partition| !agreed[*partition as usize]);
                 actions.extend(disagree.map(|partition| Action::AsksForMark { partition }));
                 if agreed[..self.partitions as usize].iter().all(|agreed| *agreed) {
-                    actions.push(Action::ObserverGoesOn);
+                    actions.push(Action::ObserverResumes);
                 }
             }
         }
@@ -539,7 +538,7 @@ impl Protocol for Histories {
             Action::ObserverFollows { partition } => self.follow(&mut next, partition as usize)?,
             Action::ObserverLeaves => self.leave(&mut next),
             Action::AsksForMark { partition } => self.ask_for_mark(&mut next, partition as usize),
-            Action::ObserverGoesOn => self.go_on(&mut next),
+            Action::ObserverResumes => self.resume(&mut next),
         }
         self.check(&next)?;
         Ok(next)

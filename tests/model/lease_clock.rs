@@ -1,64 +1,64 @@
-//! The clock that leases go by.
+//! The clock that leases run on.
 //!
-//! Redis' wall clock may be set, and nobody can keep a lease alive while Redis or all replicas stand still. So leases
-//! have a clock of their own in the first partition. Only looks move it (`lease_look`, four a second by each replica),
-//! and each by 350 ms at most.
+//! Redis' wall clock may be set, and no lease can be kept alive while Redis or all replicas are paused. So leases run
+//! on a clock of their own in the first partition. Only looks move it (`lease_look`, four a second by each replica),
+//! each by at most 350 ms.
 //!
-//! A look has to know how much time has passed since the newest look:
+//! A look needs to know how much time has passed since the newest look:
 //!
-//! - If that was the replica's own, its own clock tells.
-//! - Otherwise Redis' wall clock tells, unless it was set: the time is negative, or longer than the time since the
-//!   replica's own look. Then the look does not move the clock.
+//! - If the newest look was the replica's own, the replica's clock measures it.
+//! - Otherwise Redis' wall clock measures it, unless it was set: then the time is negative, or longer than the time
+//!   since the replica's own look, and the look does not move the clock.
 //!
-//! When that time is longer than a second, there was an outage. Then every lease gets its ttl from the end of the
-//! outage, and at least the length of the outage plus 20 s, up to the grace. When nobody knows how long the outage was,
-//! it gets the whole grace.
+//! If that time is longer than a second, there was an outage. Every lease then gets its full ttl from the end of the
+//! outage, and at least the length of the outage plus 20 s, up to the grace. If the length is unknown, every lease gets
+//! the full grace.
 //!
 //! `lease_keep` and `lease_grant` cannot know how much time has passed since the newest look. They count the ttl from
-//! the latest time that the next look can move the clock to.
+//! the latest time to which the next look can move the clock.
 //!
 //! A tick is a quarter of a second.
 
 use super::{
-    check::{Promise, Protocol, Sight},
+    check::{Promise, Protocol, Reachable},
     clock::Ticks,
     guard::{Guard, Guards},
 };
 
-const EARLY: Promise = "a lease ends no sooner than its ttl, and its grace after an outage";
-const LATE: Promise = "setting the wall clock delays the end of a lease by no more than a look";
+const EARLY: Promise = "a lease ends no sooner than its ttl, and after an outage no sooner than its grace";
+const LATE: Promise = "setting the wall clock delays the end of a lease by one look at most";
 
 /// The most that one look moves the clock.
 const LONGEST_LOOK: Ticks = 2;
 /// A longer time without a look is an outage.
 const OUTAGE: Ticks = 3;
 const TTL: Ticks = 3;
-/// What a lease gets after an outage: the outage's length and this, up to the grace.
+/// After an outage of length T, a lease gets T plus this, up to the grace.
 const BEYOND_OUTAGE: Ticks = 1;
 const GRACE: Ticks = 7;
-/// Further than any time that matters here.
+/// Longer than any time that matters here.
 const FAR: Ticks = 20;
 /// The longest time without a look.
 const LONGEST: Ticks = 10;
 
-/// What a replica knows of its newest look.
+/// What a replica knows about its newest look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct OwnLook {
     /// How long ago it was, by the replica's own clock.
     since: Ticks,
-    /// Nobody has looked since.
+    /// Whether no other replica has looked since.
     is_newest: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct State {
-    /// What the lease has left at the newest look.
+    /// The time that the lease had left at the newest look.
     left: Ticks,
-    /// The same by a clock that counts the time truly. The protocol does not know.
+    /// The same by a clock that counts time exactly. The protocol does not know this.
     truly_left: Ticks,
-    /// How long ago the newest look was. The protocol does not know.
+    /// How long ago the newest look was. The protocol does not know this.
     since_look: Ticks,
-    /// What Redis' wall clock has advanced since then.
+    /// How far Redis' wall clock has advanced since then.
     wall: Ticks,
     own_looks: [Option<OwnLook>; 2],
     is_outage: bool,
@@ -85,18 +85,18 @@ pub(crate) enum Action {
 pub(crate) struct LeaseClock {
     guards: Guards,
     replicas: u8,
-    /// How often the wall clock is set, and by how much, in either direction.
+    /// How often the wall clock is set, and how far in either direction.
     sets: u8,
     set: Ticks,
     outages: u8,
     restarts: u8,
 }
 
-/// What a look makes of the time since the newest one.
+/// What a look concludes about the time since the newest one.
 struct Passed {
-    /// By how much it moves the clock.
+    /// How far it moves the clock.
     advance: Ticks,
-    /// How long the outage was that it ends.
+    /// The length of the outage that it ends, if any.
     outage: Option<Ticks>,
 }
 
@@ -144,7 +144,7 @@ impl LeaseClock {
         if state.has_ended && state.truly_left > 0 {
             return Err(EARLY);
         }
-        // A keep rounds up by a look at most, and the look after a set does not count.
+        // A keep rounds up by one look at most, and the look after the clock was set does not count.
         let delay = LONGEST_LOOK * (1 + state.sets as Ticks);
         let is_known = state.restarts == 0 && state.outages == 0;
         if is_known && state.left - state.truly_left > delay { Err(LATE) } else { Ok(()) }
@@ -158,7 +158,7 @@ impl LeaseClock {
     }
 }
 
-/// What a lease has at least after an outage.
+/// Returns the least time that a lease has left after an outage.
 fn after_outage(length: Ticks) -> Ticks {
     TTL.max((length + BEYOND_OUTAGE).min(GRACE))
 }
@@ -168,7 +168,7 @@ impl Protocol for LeaseClock {
     type Action = Action;
 
     const PROMISES: &'static [Promise] = &[EARLY, LATE];
-    const SIGHTS: &'static [Sight<State>] =
+    const REACHABLE: &'static [Reachable<State>] =
         &[("the lease ends", |state| state.has_ended), ("the lease outlives an outage", |state| state.was_revived)];
 
     fn start(&self) -> State {
@@ -192,7 +192,7 @@ impl Protocol for LeaseClock {
             return;
         }
         let replicas = 0..self.replicas;
-        // Every replica looks every other tick at least, unless nobody can.
+        // Every replica looks at least every other tick, except during an outage.
         let is_due = |own: &Option<OwnLook>| own.is_none_or(|own| own.since >= LONGEST_LOOK);
         let may_wait = state.is_outage || !state.own_looks[..self.replicas as usize].iter().any(is_due);
         if may_wait && state.since_look < LONGEST {
@@ -248,11 +248,11 @@ mod tests {
     use super::*;
     use crate::check::{breaks, holds, sized};
 
-    /// The wall clock is set far.
+    /// The wall clock is set by a long time.
     const CLOCK: LeaseClock =
         LeaseClock { guards: Guards::ALL, replicas: 2, sets: 1, set: FAR, outages: 1, restarts: 1 };
 
-    /// One replica. Then the wall clock does not matter.
+    /// With one replica, the wall clock does not matter.
     const ALONE: LeaseClock = LeaseClock { replicas: 1, sets: 2, set: 2, restarts: 0, ..CLOCK };
 
     fn mutant(guard: Guard, model: LeaseClock, promise: Promise) {
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn leases_end_in_time_whatever_the_wall_clock_says() {
+    fn leases_end_on_time_whatever_the_wall_clock_says() {
         let long = LeaseClock { sets: 2, outages: 2, restarts: 2, ..CLOCK };
         sized(vec![CLOCK], vec![long]).iter().for_each(holds);
     }
@@ -273,32 +273,32 @@ mod tests {
     }
 
     #[test]
-    fn a_look_without_a_limit_ends_leases_in_a_pause() {
+    fn look_without_a_limit_ends_leases_in_a_pause() {
         mutant(Guard::LookIsCapped, CLOCK, EARLY);
     }
 
     #[test]
-    fn a_look_by_the_wall_clock_alone_ends_leases_early() {
+    fn look_by_the_wall_clock_alone_ends_leases_early() {
         mutant(Guard::OwnLook, ALONE, EARLY);
     }
 
     #[test]
-    fn a_look_that_believes_a_clock_that_was_set_ends_leases_early() {
+    fn look_that_trusts_a_clock_that_was_set_ends_leases_early() {
         mutant(Guard::SetIsNoticed, CLOCK, EARLY);
     }
 
     #[test]
-    fn a_keep_by_the_wall_clock_is_too_short() {
+    fn keep_by_the_wall_clock_ends_a_lease_early() {
         mutant(Guard::KeepRoundsUp, ALONE, EARLY);
     }
 
     #[test]
-    fn an_outage_without_grace_ends_leases() {
+    fn outage_without_grace_ends_leases() {
         mutant(Guard::OutageRevives, LeaseClock { sets: 0, restarts: 0, ..CLOCK }, EARLY);
     }
 
     #[test]
-    fn a_small_step_forward_is_not_excluded() {
+    fn small_step_forward_is_not_excluded() {
         breaks(&LeaseClock { set: 1, ..CLOCK }, EARLY);
     }
 }

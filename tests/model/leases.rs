@@ -1,34 +1,33 @@
-//! The life of a lease over several partitions.
+//! The life of a lease across several partitions.
 //!
-//! The first partition decides whether a lease lives. Every other partition must know by itself whether a session may
-//! come under it, because most creates ask that partition alone. So a lease ends in three steps, and only then may
-//! anybody be told:
+//! The first partition decides whether a lease lives. Every other partition must know on its own whether sessions may
+//! be put under the lease, because most creates reach only that partition. So a lease ends in three steps, and its end
+//! may be reported only after them:
 //!
-//! 1. It is *marked* in the first partition. From now on it is not kept and not attached (`lease_look` for a deadline
-//!    that has passed, `lease_revoke` for a call).
-//! 2. It is *closed* in every partition (`lease_close`). From now on a create under it is refused there.
+//! 1. It is *marked* in the first partition. From then on it cannot be kept alive or attached (`lease_look` for a
+//!    deadline that has passed, `lease_revoke` for a call).
+//! 2. It is *closed* in every partition (`lease_close`). From then on a create under it is refused there.
 //! 3. Its end is *recorded* in the first partition (`lease_ended`).
 //!
-//! Whoever meets a marked lease does steps 2 and 3 before it answers. After that, `lease_sweep` destroys the lease's
-//! sessions in each partition, and `lease_done` forgets the lease.
+//! A replica that meets a marked lease does steps 2 and 3 before it answers. Afterwards `lease_sweep` destroys the
+//! lease's sessions in each partition, and `lease_done` forgets the lease.
 //!
-//! **Closed is not ended.** A call that revokes a lease may fail half-way. Then its mark must have no effect after the
-//! failure was told. So such a mark carries `until`: past it, `lease_ended` takes the mark back instead of recording
-//! the end. The lease lives on, and is closed in some partitions. So a partition that meets a closed lease asks the
-//! first one, and attaches the lease again if it lives.
+//! **Closed does not mean ended.** A call that revokes a lease may fail half-way. Its mark must have no effect after
+//! the failure was reported. So such a mark carries `until`: after that time `lease_ended` takes the mark back instead
+//! of recording the end. The lease lives on, although some partitions have closed it. So a partition that meets a
+//! closed lease asks the first partition, and attaches the lease again if it lives.
 //!
-//! **Attaching.** A lease comes to a partition by the first create there. The replica reads the partition's `closing`,
-//! a random number that changes with each close. Then it asks the first partition whether the lease lives
-//! (`lease_attach`). The partition adopts the lease only if `closing` has not changed (`lease_adopt`): otherwise this
-//! lease may have been closed in between.
+//! **Attaching.** The first create under a lease in a partition attaches the lease there. The replica reads the
+//! partition's `closing`, a random number that changes with each close. Then it asks the first partition whether the
+//! lease lives (`lease_attach`). The partition adopts the lease only if `closing` is unchanged (`lease_adopt`):
+//! otherwise this lease may have been closed in between.
 //!
-//! **Linger** is a change of life like the end, and takes the same three steps. A lingering lease accepts no sessions
-//! and protects none.
+//! **Linger** takes the same three steps as the end. A lingering lease accepts no sessions and protects none.
 //!
-//! **Losses.** Closing a lease leaves nothing in the log, so nobody notices when Redis loses it. So whoever connects to
-//! a partition anew *reconciles* it: sets `closing` to a new number, lists the partition's leases and names them to the
-//! first partition (`lease_orphans`). A lease that does not simply live there gets a new mark, and so is closed
-//! everywhere once more.
+//! **Losses.** Closing a lease leaves nothing in the log, so a replica does not notice when Redis loses it. So each new
+//! connection to a partition *reconciles* the partition: it sets `closing` to a new number, lists the partition's
+//! leases and names them to the first partition (`lease_orphans`). Each of them that is not simply alive there gets a
+//! new mark, and so is closed everywhere once more.
 
 mod agent;
 mod scripts;
@@ -39,28 +38,28 @@ use self::{
     scripts::Command,
 };
 use super::{
-    check::{Promise, Protocol, Sight},
+    check::{Promise, Protocol, Reachable},
     guard::{Guard, Guards},
 };
 
-const TOLD: Promise = "nobody is told that a lease ended or lingers while a session can still come under it";
-const ENDED: Promise = "a lease whose end was told never lives again";
-const PROTECTED: Promise = "a create with only_from never takes a session from another live lease";
-const SWEPT: Promise = "a session is destroyed with its lease only when the lease has ended";
-const MOVED: Promise = "a session that has moved is not destroyed with the lease that it left";
-const GHOST: Promise = "when nothing is left to do, no session is or can come under a lease that is gone";
+const REPORTED: Promise = "the end or linger of a lease is reported only when no session can come under it any more";
+const ENDED: Promise = "a lease whose end was reported never lives again";
+const PROTECTED: Promise = "a create with only_from_lease_id never takes a session from another live lease";
+const SWEPT: Promise = "a session is destroyed with its lease only if the lease has ended";
+const MOVED: Promise = "a session that has moved is not destroyed with its previous lease";
+const GHOST: Promise = "once all work is done, no session is or can come under a lease that is gone";
 const ACKNOWLEDGED: Promise =
     "a revocation that failed takes effect before any call that starts after its failure, or never";
-const KEPT: Promise = "a lease that was kept alive does not end by its older deadline";
+const KEPT: Promise = "a lease that was kept alive does not end at its older deadline";
 
 const PARTITIONS: usize = 2;
 const MOST_LEASES: usize = 2;
 const ALL_PARTITIONS: u8 = 0b11;
 
-/// The lease that sessions are taken over to. It always lives.
+/// The lease to which takeovers move sessions. It always lives.
 const OTHER: u8 = 9;
 
-/// What the first partition says of a lease.
+/// The state of a lease, according to the first partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Life {
     /// It was never granted, or was forgotten.
@@ -71,30 +70,32 @@ pub(crate) enum Life {
     Ended,
 }
 
-/// A change of a lease's life that is under way.
+/// A change of a lease's life that is in progress.
 ///
-/// Each mark has a random number, which is not here: whoever knows the mark has `knows_mark`, until there is another.
+/// Each mark has a random number, which is not modelled. `knows_mark` says whether an agent or a command knows the
+/// number of the current mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Mark {
     to: Life,
-    /// It is of a call, which may fail, and not of a deadline.
+    /// Whether it was set by a call, which may fail, rather than by a deadline.
     is_of_call: bool,
-    /// The call's time is over.
+    /// Whether the call's time is over.
     is_late: bool,
-    /// The caller was told that the call failed. The protocol does not know.
+    /// Whether the call's failure was reported. The protocol does not know this.
     has_failed: bool,
-    /// A caller was told that the lease lives, which the mark must not change any more. The protocol does not know.
+    /// Whether a caller was told that the lease lives, so that the mark must no longer take effect. The protocol does
+    /// not know this.
     is_contradicted: bool,
 }
 
-/// What a partition says of a lease.
+/// A lease in one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Entry {
-    /// Nothing. No session is under it.
+    /// The partition does not know the lease. No session is under it.
     Absent,
     /// Sessions may come under it.
     Attached,
-    /// No session comes under it. Some may be under it still.
+    /// No session can come under it. Some may still be under it.
     Closed,
 }
 
@@ -106,9 +107,9 @@ struct Partition {
     entries: [Entry; MOST_LEASES],
     /// The lease of the partition's only session.
     session: Option<u8>,
-    /// Whether that session came under its lease since Redis last lost something. The protocol does not know.
+    /// Whether that session came under its lease since Redis last lost something. The protocol does not know this.
     is_fresh: bool,
-    /// What the first partition says of each lease.
+    /// The state of each lease. Used only in the first partition.
     lives: [Life; MOST_LEASES],
     marks: [Option<Mark>; MOST_LEASES],
 }
@@ -116,17 +117,16 @@ struct Partition {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct State {
     partitions: [Partition; PARTITIONS],
-    /// The older state that Redis goes back to.
+    /// The older state to which Redis goes back.
     saved: [Partition; PARTITIONS],
     agents: [Option<Agent>; 2],
-    /// Commands of agents that crashed. They may still be executed.
+    /// Commands of crashed agents. They may still be executed.
     late: Vec<Command>,
-    /// Leases that were granted, of which somebody was told that they ended or linger, and that they ended, as bit
-    /// sets.
+    /// Bit sets of the leases that were granted, whose end or linger was reported, and whose end was reported.
     granted: u8,
-    told: u8,
-    told_ended: u8,
-    /// Partitions that are to be reconciled, as a bit set.
+    reported: u8,
+    reported_ended: u8,
+    /// Partitions that must be reconciled, as a bit set.
     unreconciled: u8,
     was_swept: bool,
     calls: u8,
@@ -155,7 +155,7 @@ pub(crate) enum Action {
         agent: u8,
         command: Command,
     },
-    /// The agent's caller is told that the call failed.
+    /// The call's failure is reported to the agent's caller.
     Fails {
         agent: u8,
     },
@@ -186,17 +186,17 @@ pub(crate) enum Action {
 pub(crate) struct Leases {
     guards: Guards,
     leases: u8,
-    /// How many calls there are, and of which kinds beside creates under a lease.
+    /// How many calls there are, and of which kinds besides creates under a lease.
     calls: u8,
     takes: bool,
     keeps: bool,
     revokes: bool,
     lingers: bool,
-    /// How many agents crash, deadlines pass, and other leases are closed.
+    /// How many agents crash, how many deadlines pass, and how many other leases are closed.
     crashes: u8,
     expiries: u8,
     closes: u8,
-    /// How often Redis loses something, in which partitions, and how often it saves what it goes back to.
+    /// How often Redis loses something, in which partitions, and how often it saves the state to which it goes back.
     losses: u8,
     lossy: u8,
     saves: u8,
@@ -211,7 +211,7 @@ impl Leases {
         0..self.leases
     }
 
-    /// The calls that may start.
+    /// Returns the calls that may start.
     fn calls(&self, state: &State) -> Vec<Goal> {
         let mut goals = Vec::new();
         let partitions = 0..PARTITIONS as u8;
@@ -230,7 +230,7 @@ impl Leases {
         goals
     }
 
-    /// What replicas find to do by themselves.
+    /// Returns the background work that is due.
     fn work(&self, state: &State) -> Vec<Goal> {
         let first = &state.partitions[0];
         let is_due = |lease: &u8| first.marks[*lease as usize].is_some() || first.lives[*lease as usize] == Life::Ended;
@@ -242,7 +242,7 @@ impl Leases {
         goals
     }
 
-    /// Whether an agent may tell its caller that the call failed.
+    /// Returns whether an agent may report to its caller that the call failed.
     fn may_fail(&self, state: &State, agent: &Agent) -> bool {
         let (Goal::Revoke { lease } | Goal::Linger { lease }) = agent.goal else {
             return false;
@@ -273,11 +273,11 @@ impl Leases {
     fn execute(&self, state: &mut State, agent: u8, command: Command) -> Result<(), Promise> {
         let reply = self.run(state, command)?;
         let this = state.agents[agent as usize].take().unwrap();
-        let goes_on = self.go_on(state, this, reply);
-        if let (Goal::Reconcile { partition }, None) = (this.goal, goes_on) {
+        let remaining = self.proceed(state, this, reply);
+        if let (Goal::Reconcile { partition }, None) = (this.goal, remaining) {
             state.unreconciled &= !(1 << partition);
         }
-        state.agents[agent as usize] = goes_on;
+        state.agents[agent as usize] = remaining;
         Ok(())
     }
 
@@ -285,22 +285,22 @@ impl Leases {
         state.losses += 1;
         state.partitions[partition as usize] = state.saved[partition as usize];
         state.partitions.iter_mut().for_each(|partition| partition.is_fresh = false);
-        // Each replica has to connect to that partition anew.
+        // Every replica has to reconnect to that partition.
         let is_all = partition == 0 && self.have(Guard::ReconcileAll);
         state.unreconciled |= if is_all { ALL_PARTITIONS } else { 1 << partition };
     }
 
-    /// Checks the promises that are about states.
+    /// Checks the promises that concern states.
     fn check(&self, state: &State) -> Result<(), Promise> {
         let first = &state.partitions[0];
         for lease in self.leases().filter(|_| state.losses == 0) {
             let l = lease as usize;
             let is_attached = state.partitions.iter().any(|partition| partition.entries[l] == Entry::Attached);
-            if state.told & 1 << lease != 0 && is_attached {
-                return Err(TOLD);
+            if state.reported & 1 << lease != 0 && is_attached {
+                return Err(REPORTED);
             }
             let lives = matches!(first.lives[l], Life::Live | Life::Lingering);
-            if state.told_ended & 1 << lease != 0 && lives {
+            if state.reported_ended & 1 << lease != 0 && lives {
                 return Err(ENDED);
             }
         }
@@ -314,7 +314,7 @@ impl Leases {
         if is_quiet && self.leases().any(has_ghost) { Err(GHOST) } else { Ok(()) }
     }
 
-    /// Leaves only the order of the random numbers, so that equal states are equal.
+    /// Replaces random numbers by their ranks, so that equivalent states are equal.
     fn rename_closings(&self, state: &mut State) {
         let State { partitions, saved, agents, late, .. } = state;
         for (number, (partition, saved)) in (0..).zip(partitions.iter_mut().zip(saved)) {
@@ -340,8 +340,8 @@ impl Protocol for Leases {
     type State = State;
     type Action = Action;
 
-    const PROMISES: &'static [Promise] = &[TOLD, ENDED, PROTECTED, SWEPT, MOVED, GHOST, ACKNOWLEDGED, KEPT];
-    const SIGHTS: &'static [Sight<State>] = &[
+    const PROMISES: &'static [Promise] = &[REPORTED, ENDED, PROTECTED, SWEPT, MOVED, GHOST, ACKNOWLEDGED, KEPT];
+    const REACHABLE: &'static [Reachable<State>] = &[
         ("a session is destroyed with its lease", |state| state.was_swept),
         ("a lease that ended is forgotten", |state| {
             state.granted & 1 != 0 && state.partitions[0].lives[0] == Life::Unknown
@@ -363,8 +363,8 @@ impl Protocol for Leases {
             agents: [None; 2],
             late: Vec::new(),
             granted: 0,
-            told: 0,
-            told_ended: 0,
+            reported: 0,
+            reported_ended: 0,
             unreconciled: 0,
             was_swept: false,
             calls: 0,

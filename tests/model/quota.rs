@@ -1,26 +1,27 @@
-//! The limit of sessions over several partitions.
+//! The session limit over several partitions.
 //!
-//! The first partition keeps a register of what each partition may hold. The sum of these quotas never exceeds the
-//! limit. A partition that is full gets more room from the register (`quota_raise`), and is told its new quota
-//! (`quota_set`). When the register has none left, the other partition gives up what it does not use (`quota_lower`),
-//! which is noted in the register (`quota_return`), and the first one asks again.
+//! The first partition keeps a register of each partition's quota: how many sessions it may hold. The sum of the quotas
+//! never exceeds the limit. A call that finds its partition full raises that partition's quota in the register
+//! (`quota_raise`) and then sets it in the partition (`quota_set`). If the register has no room left, the call lowers
+//! the other partition's quota to what is used (`quota_lower`), records that in the register (`quota_return`), and
+//! tries again.
 //!
-//! Each quota has a number. So a command that comes late, or never, does no harm: a partition may hold less than the
+//! Each quota has a number. So a command that arrives late, or never, does no harm: a partition may hold less than the
 //! register says, but never more.
 
 use super::{
-    check::{Promise, Protocol, Sight},
+    check::{Promise, Protocol, Reachable},
     guard::{Guard, Guards},
 };
 
 const LIMITED: Promise = "all partitions together hold no more sessions than the limit";
 const FAIR: Promise =
-    "no call is refused while there is room, unless others change quotas or sessions at the same time";
+    "no call is refused while there is room, unless other calls change quotas or sessions at the same time";
 
 const LIMIT: u8 = 2;
 const PARTITIONS: usize = 2;
 
-/// How many sessions a partition may hold.
+/// How many sessions a partition may hold, and the number of this quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
 pub(crate) struct Quota {
     most: u8,
@@ -56,7 +57,7 @@ struct Agent {
     sent: Command,
     /// How often it has asked the other partition to give up room.
     lowered: u8,
-    /// Nothing else has happened since it began.
+    /// Whether nothing else has happened since it began.
     is_alone: bool,
 }
 
@@ -65,7 +66,7 @@ pub(crate) struct State {
     partitions: [Partition; PARTITIONS],
     register: [Quota; PARTITIONS],
     agents: [Option<Agent>; 2],
-    /// Commands of agents that crashed. They may still be executed.
+    /// Commands of crashed agents. They may still be executed.
     late: Vec<Command>,
     was_refused: bool,
     calls: u8,
@@ -96,7 +97,7 @@ impl Quotas {
         self.guards.have(guard)
     }
 
-    /// Runs a script. Returns the quota that it answers, if any.
+    /// Runs a script. Returns the quota in its answer, if any.
     fn run(&self, state: &mut State, command: Command) -> Option<Quota> {
         match command {
             Command::Read { partition } => Some(state.partitions[partition as usize].quota),
@@ -138,8 +139,8 @@ impl Quotas {
         }
     }
 
-    /// Returns the agent with its next command, or nothing when it is done.
-    fn go_on(&self, state: &mut State, agent: Agent, answer: Option<Quota>) -> Result<Option<Agent>, Promise> {
+    /// Returns the agent with its next command, or `None` if it is done.
+    fn proceed(&self, state: &mut State, agent: Agent, answer: Option<Quota>) -> Result<Option<Agent>, Promise> {
         let other = 1 - agent.partition;
         let read_again = Command::Read { partition: agent.partition };
         let sent = match (agent.sent, answer) {
@@ -176,8 +177,8 @@ impl Protocol for Quotas {
     type Action = Action;
 
     const PROMISES: &'static [Promise] = &[LIMITED, FAIR];
-    const SIGHTS: &'static [Sight<State>] = &[
-        ("one partition holds as many sessions as there may be", |state| state.partitions[0].sessions == LIMIT),
+    const REACHABLE: &'static [Reachable<State>] = &[
+        ("one partition holds as many sessions as the limit", |state| state.partitions[0].sessions == LIMIT),
         ("a call is refused", |state| state.was_refused),
     ];
 
@@ -239,7 +240,7 @@ impl Protocol for Quotas {
             Action::Executes { agent, command } => {
                 let answer = self.run(&mut next, command);
                 let this = next.agents[agent as usize].take().unwrap();
-                next.agents[agent as usize] = self.go_on(&mut next, this, answer)?;
+                next.agents[agent as usize] = self.proceed(&mut next, this, answer)?;
             }
             Action::Crashes { agent, command } => {
                 next.crashes += 1;
@@ -274,17 +275,17 @@ mod tests {
     }
 
     #[test]
-    fn a_register_that_believes_an_old_quota_exceeds_the_limit() {
+    fn register_that_accepts_an_old_quota_exceeds_the_limit() {
         mutant(Guard::RaiseNumber, LIMITED);
     }
 
     #[test]
-    fn a_partition_that_believes_an_old_quota_exceeds_the_limit() {
+    fn partition_that_accepts_an_old_quota_exceeds_the_limit() {
         mutant(Guard::SetNumber, LIMITED);
     }
 
     #[test]
-    fn a_register_that_notes_an_old_return_exceeds_the_limit() {
+    fn register_that_records_an_old_return_exceeds_the_limit() {
         mutant(Guard::ReturnNumber, LIMITED);
     }
 

@@ -1,31 +1,32 @@
-//! How replicas find the registry, make it, and replace one that Redis has lost.
+//! How replicas find the registry, create it, and replace one that Redis has lost.
 //!
-//! A registry has a *birth*, a random number that all its partitions have, and a secret key of its hash. Every script
-//! names the birth. So nothing is done for a registry that is not there any more.
+//! A registry has a *birth*, a random number that all its partitions share, and a secret hash key. Every script names
+//! the birth, so no script has an effect on a registry that no longer exists.
 //!
-//! A replica reads the second partition's birth first, and then which registry the first partition has
-//! (`registry_open`, which makes one where there is none). Then it lets the second partition join (`partition_join`):
+//! A replica first reads the second partition's birth, and then which registry the first partition has
+//! (`registry_open`, which creates one if there is none). Then it lets the second partition join (`partition_join`):
 //!
-//! - If that partition is of this registry, the first one notes that it has joined (`registry_mark`).
-//! - If it is of another registry, and has been since before the first partition was read, that registry is gone. The
-//!   partition is disowned (`partition_disown`), and the search begins again.
-//! - If it is of none, and had joined before, Redis has lost it. The registry moves to a new id (`registry_move`), so
-//!   that cursors of the old one are foreign.
-//! - If it is of none, and is new, the replica deletes what an older registry may have left there (`partition_wipe`), and
-//!   makes it. It does not if the partition was disowned meanwhile: then sessions may have come after they were deleted.
+//! - If that partition belongs to this registry, the first partition records that it has joined (`registry_mark`).
+//! - If it belongs to another registry, and did so before the first partition was read, that other registry is gone.
+//!   The replica disowns the partition (`partition_disown`) and starts over.
+//! - If it belongs to none but had joined, Redis has lost it. The replica moves the registry to a new id
+//!   (`registry_move`), so that cursors of the old id become foreign.
+//! - If it belongs to none and is new, the replica deletes the leftovers of any older registry (`partition_wipe`), and
+//!   creates the partition. It does not create it if the partition was disowned meanwhile: sessions may then have been
+//!   added after the deletion.
 
 use super::{
-    check::{Promise, Protocol, Sight},
+    check::{Promise, Protocol, Reachable},
     guard::{Guard, Guards},
 };
 
-const FOREIGN: Promise = "no session of a registry that is gone is seen in another";
-const WIPED: Promise = "replicas delete nothing of the registry that is there";
-const NOTICED: Promise = "the registry's id moves when Redis has lost a partition";
+const FOREIGN: Promise = "no session of an old registry appears in a new one";
+const WIPED: Promise = "replicas delete nothing of the current registry";
+const NOTICED: Promise = "the registry moves to a new id when Redis has lost a partition";
 
-/// The birth of a registry, and with it the key of its hash.
+/// The birth of a registry. It also stands for the registry's hash key.
 ///
-/// A session that was created with one key is in a bucket where nobody looks for it with another.
+/// A session that was created with one key is in a bucket where it is not looked for with another key.
 type Birth = u8;
 
 /// What Redis holds of a partition.
@@ -34,9 +35,9 @@ struct Partition {
     birth: Option<Birth>,
     /// The registry that its session was created in.
     session: Option<Birth>,
-    /// A random number that tells when it was disowned from all other times. Here it is a count.
+    /// A random number that identifies the newest disowning. Here it is a count.
     disowned: u8,
-    /// What the first partition says: the registry's id, and whether the second partition has joined.
+    /// In the first partition: the registry's id, and whether the second partition has joined.
     id: u8,
     has_joined: bool,
 }
@@ -58,7 +59,7 @@ pub(crate) enum Command {
     Open { make: bool },
     /// `partition_wipe`.
     Wipe,
-    /// `partition_join`. To make the partition it names when that was disowned.
+    /// `partition_join`. With `make`, creates the partition, if that names its newest disowning.
     Join { birth: Birth, make: Option<u8> },
     /// `partition_disown`.
     Disown { theirs: Birth },
@@ -76,17 +77,17 @@ enum Reply {
     Head(Option<Head>),
     Joined,
     Foreign,
-    NotThere { disowned: u8 },
+    Missing { disowned: u8 },
 }
 
 /// A replica's search for the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Search {
-    /// The command that it waits for.
+    /// The command whose answer it waits for.
     sent: Command,
     theirs: Option<Birth>,
     head: Option<Head>,
-    /// When the second partition was disowned, as it was read.
+    /// The newest disowning of the second partition, as it was read.
     disowned: u8,
 }
 
@@ -94,12 +95,12 @@ const BEGIN: Search = Search { sent: Command::ReadBirth, theirs: None, head: Non
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct State {
-    /// The registry's first partition, and the second, which has the session.
+    /// The first partition of the registry, and the second, which holds the session.
     partitions: [Partition; 2],
     /// The registry that each replica has found.
     found: [Option<Birth>; 2],
     searches: [Option<Search>; 2],
-    /// The registry that Redis has lost the second partition of, and its id then. The protocol does not know.
+    /// The registry whose second partition Redis has lost, and its id then. The protocol does not know this.
     lost: Option<(Birth, u8)>,
     has_seen: bool,
     births: u8,
@@ -113,7 +114,7 @@ pub(crate) enum Action {
     Searches { replica: u8 },
     Executes { replica: u8, command: Command },
     Creates { replica: u8 },
-    Looks { replica: u8 },
+    Reads { replica: u8 },
     RedisLosesAll { partition: u8 },
 }
 
@@ -164,7 +165,7 @@ impl Registry {
                     }
                     Reply::Joined
                 }
-                None => Reply::NotThere { disowned: second.disowned },
+                None => Reply::Missing { disowned: second.disowned },
             },
             Command::Disown { theirs } => {
                 if second.birth == Some(theirs) || !self.have(Guard::DisownNamesBirth) {
@@ -191,8 +192,8 @@ impl Registry {
         })
     }
 
-    /// Returns a search with its next command, or nothing when the registry is found.
-    fn go_on(&self, state: &mut State, replica: u8, search: Search, reply: Reply) -> Option<Search> {
+    /// Returns the search with its next command, or `None` if the registry is found.
+    fn proceed(&self, state: &mut State, replica: u8, search: Search, reply: Reply) -> Option<Search> {
         let birth = search.head.map_or(0, |head| head.birth);
         let has_joined = search.head.is_some_and(|head| head.has_joined);
         let sent = match (search.sent, reply) {
@@ -218,7 +219,7 @@ impl Registry {
                     None => return Some(BEGIN),
                 }
             }
-            (Command::Join { make: None, .. }, Reply::NotThere { disowned }) => match search.head {
+            (Command::Join { make: None, .. }, Reply::Missing { disowned }) => match search.head {
                 Some(Head { birth, id, has_joined: true }) => Command::Move { birth, id },
                 _ if self.have(Guard::WipesFirst) => {
                     return Some(Search { sent: Command::Wipe, disowned, ..search });
@@ -237,10 +238,10 @@ impl Protocol for Registry {
     type Action = Action;
 
     const PROMISES: &'static [Promise] = &[FOREIGN, WIPED, NOTICED];
-    const SIGHTS: &'static [Sight<State>] = &[
-        ("the session is seen", |state| state.has_seen),
+    const REACHABLE: &'static [Reachable<State>] = &[
+        ("the session is read", |state| state.has_seen),
         ("a second registry has both partitions", |state| state.partitions[1].birth == Some(2)),
-        ("the registry's id moves", |state| state.partitions[0].id > 0),
+        ("the registry moves to a new id", |state| state.partitions[0].id > 0),
     ];
 
     fn start(&self) -> State {
@@ -267,9 +268,9 @@ impl Protocol for Registry {
             if state.searched < self.searches {
                 actions.push(Action::Searches { replica });
             }
-            let is_there = state.found[r].is_some_and(|birth| state.partitions[1].birth == Some(birth));
-            if is_there || state.found[r].is_some() && !self.have(Guard::Birth) {
-                actions.extend([Action::Creates { replica }, Action::Looks { replica }]);
+            let is_present = state.found[r].is_some_and(|birth| state.partitions[1].birth == Some(birth));
+            if is_present || state.found[r].is_some() && !self.have(Guard::Birth) {
+                actions.extend([Action::Creates { replica }, Action::Reads { replica }]);
             }
         }
         let may_be_lost = |partition: &u8| state.losses[*partition as usize] < self.losses;
@@ -286,10 +287,10 @@ impl Protocol for Registry {
             Action::Executes { replica, command } => {
                 let reply = self.run(&mut next, command)?;
                 let search = next.searches[replica as usize].take().unwrap();
-                next.searches[replica as usize] = self.go_on(&mut next, replica, search, reply);
+                next.searches[replica as usize] = self.proceed(&mut next, replica, search, reply);
             }
             Action::Creates { replica } => next.partitions[1].session = state.found[replica as usize],
-            Action::Looks { replica } => {
+            Action::Reads { replica } => {
                 let session = state.partitions[1].session;
                 next.has_seen |= session.is_some();
                 if session.is_some() && session != state.found[replica as usize] {
@@ -299,7 +300,8 @@ impl Protocol for Registry {
             Action::RedisLosesAll { partition } => {
                 next.losses[partition as usize] += 1;
                 let [first, second] = state.partitions;
-                // While several replicas make the registry, a loss may come before one of them has noted the partition.
+                // While several replicas create the registry, a loss may come before any of them has recorded that the
+                // partition joined.
                 if partition == 1 && second.birth.is_some() && second.birth == first.birth && self.replicas == 1 {
                     next.lost = first.birth.map(|birth| (birth, first.id));
                 }
@@ -333,37 +335,37 @@ mod tests {
     }
 
     #[test]
-    fn a_script_for_another_registry_creates_sessions_that_nobody_finds() {
+    fn script_for_another_registry_creates_sessions_that_are_not_found() {
         mutant(Guard::Birth, REGISTRY, FOREIGN);
     }
 
     #[test]
-    fn a_replica_disowns_a_partition_that_has_joined_meanwhile() {
+    fn replica_disowns_a_partition_that_has_joined_meanwhile() {
         mutant(Guard::DisownNamesBirth, REGISTRY, WIPED);
     }
 
     #[test]
-    fn a_replica_that_knows_an_old_registry_disowns_the_new_one() {
+    fn replica_that_knows_an_old_registry_disowns_the_new_one() {
         mutant(Guard::BirthBeforeHead, REGISTRY, WIPED);
     }
 
     #[test]
-    fn what_an_older_registry_left_is_seen_in_the_new_one() {
+    fn leftovers_of_an_older_registry_appear_in_the_new_one() {
         mutant(Guard::WipesFirst, REGISTRY, FOREIGN);
     }
 
     #[test]
-    fn a_slow_replica_wipes_a_partition_that_has_joined() {
+    fn slow_replica_wipes_a_partition_that_has_joined() {
         mutant(Guard::WipesNoRegistry, REGISTRY, WIPED);
     }
 
     #[test]
-    fn a_partition_is_made_of_what_came_after_it_was_wiped() {
+    fn partition_is_created_with_sessions_added_after_the_wipe() {
         mutant(Guard::MakeNamesDisown, REGISTRY, FOREIGN);
     }
 
     #[test]
-    fn a_lost_partition_that_was_not_noted_is_made_anew_in_silence() {
+    fn lost_partition_that_was_not_recorded_is_silently_recreated() {
         mutant(Guard::JoinIsNoted, ALONE, NOTICED);
     }
 }

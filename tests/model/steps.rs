@@ -1,20 +1,20 @@
-//! Steps, and the time that they have.
+//! Steps, and their time limits.
 //!
-//! A replica changes sessions by steps: an `apply` script for each. A step may wait in the network or in Redis for
-//! longer than its caller does. So each step carries `until`, a time of the partition's own [clock](super::clock). From
-//! then on Redis refuses it (LATE). The replica computes `until` as its estimate of that clock plus the timeout. The
-//! estimate is a lower bound: the newest time that an answer carried, plus the time since that answer came. So a step
-//! that was not answered within the timeout can no longer take effect, and its caller may be told of the failure.
+//! A replica changes sessions in steps, each an `apply` script. A step may wait in the network or in Redis for longer
+//! than its caller does. So each step carries `until`, a time of the partition's own [clock](super::clock). From then
+//! on Redis refuses the step (LATE). The replica computes `until` as its estimate of that clock plus the timeout. The
+//! estimate is a lower bound: the newest time that an answer carried, plus the time since that answer arrived. So a
+//! step that was not answered within the timeout can no longer take effect, and its failure may be reported.
 //!
-//! A lane sends one step after the other. A call whose step was refused as LATE, or that waits behind others, is sent
-//! again only while it is younger than the timeout. So every call is over within two timeouts.
+//! A lane sends one step after the other. A call whose step was refused as LATE, or that waits behind other calls, is
+//! sent again only while it is younger than the timeout. So every call is over within two timeouts.
 
 mod call;
 mod tests;
 
 use self::call::{Call, Kind, Outcome, Part, is_linearizable};
 use super::{
-    check::{Promise, Protocol, Sight},
+    check::{Promise, Protocol, Reachable},
     clock::{PartitionClock, Ticks},
     guard::{Guard, Guards},
 };
@@ -24,7 +24,7 @@ const TIMEOUT: Ticks = 2;
 
 const ACKNOWLEDGED: Promise = "a call that failed takes effect before any call that starts after its failure, or never";
 const LINEARIZABLE: Promise = "the answers about one session are linearizable";
-const BATCH_ORDER: Promise = "the sessions of a batch that share a partition are changed in the batch's order";
+const BATCH_ORDER: Promise = "the sessions of a batch that share a partition are changed in the order of the batch";
 const IN_TIME: Promise = "a call is over within two timeouts";
 
 /// Which sessions the calls are about.
@@ -51,10 +51,10 @@ struct Partition {
     clock: PartitionClock,
     /// Whether the clock was stored since the last tick.
     is_stored: bool,
-    stands_still: bool,
-    /// In no order: a step overtakes another when it has a connection of its own.
+    is_paused: bool,
+    /// Unordered: a step can overtake another on a connection of its own.
     in_flight: Vec<Step>,
-    /// What each replica takes the clock to be at least.
+    /// Each replica's lower estimate of the clock.
     estimates: [Ticks; 2],
 }
 
@@ -78,8 +78,8 @@ pub(crate) enum Action {
     TimePasses,
     StoresClock { partition: u8 },
     WallClockIsSet { by: Ticks },
-    RedisStandsStill { partition: u8 },
-    RedisGoesOn { partition: u8 },
+    RedisPauses { partition: u8 },
+    RedisResumes { partition: u8 },
 }
 
 /// The model and its limits.
@@ -88,14 +88,14 @@ pub(crate) struct Steps {
     guards: Guards,
     shape: Shape,
     /// How many calls there are, how often a connection breaks, how often the wall clock is set, and how often Redis
-    /// stands still.
+    /// pauses.
     calls: u8,
     breaks: u8,
     sets: u8,
     pauses: u8,
     /// How far the wall clock is set back.
     set: Ticks,
-    /// Whether it is set forward, too.
+    /// Whether the wall clock is also set forward.
     set_forward: bool,
 }
 
@@ -129,7 +129,7 @@ impl Steps {
         partition.in_flight.push(Step { call, part, until });
     }
 
-    /// Whether a replica's lane to a partition has to wait for an answer.
+    /// Returns whether a replica's lane to a partition must wait for an answer.
     fn is_busy(&self, state: &State, replica: u8, partition: usize) -> bool {
         let of_replica = state.calls.iter().filter(|call| call.replica == replica);
         of_replica.into_iter().any(|call| {
@@ -140,7 +140,7 @@ impl Steps {
         })
     }
 
-    /// Sends what the lanes let go.
+    /// Sends the waiting steps whose lanes are free.
     fn send_waiting(&self, state: &mut State) {
         for call in 0..state.calls.len() as u8 {
             for part in 0..2 {
@@ -153,11 +153,11 @@ impl Steps {
         }
     }
 
-    /// Leaves out what makes no difference any more, so that equal states are equal.
+    /// Drops what makes no difference any more, so that equivalent states are equal.
     fn simplify(&self, state: &mut State) {
         let State { partitions, calls, .. } = state;
         for partition in &mut partitions[..self.partitions()] {
-            // A step that will be refused, and whose answer nobody waits for.
+            // Drop steps that will be refused and whose answer is not awaited.
             partition.in_flight.retain(|step| {
                 let part = calls[step.call as usize].parts[step.part as usize];
                 let is_over = step.until <= 0 && self.have(Guard::Until);
@@ -185,7 +185,7 @@ impl Steps {
         }
     }
 
-    /// Tells the caller, once there is something to tell.
+    /// Reports the outcome of a call to its caller, once it is known.
     fn conclude(&self, state: &mut State, call: u8) -> Result<(), Promise> {
         let this = &mut state.calls[call as usize];
         if this.outcome != Outcome::Nothing {
@@ -224,13 +224,13 @@ impl Steps {
         if answers {
             // The answer carries the time.
             let since_sent = if self.have(Guard::EstimateIsLower) { 0 } else { calls[index].parts[part].age() };
-            let told = if self.have(Guard::ToldIsStored) {
+            let reported = if self.have(Guard::ReportedTimeIsStored) {
                 self.store_clock(here);
                 0
             } else {
                 now
             };
-            here.estimates[replica] = told + since_sent;
+            here.estimates[replica] = reported + since_sent;
             calls[index].parts[part] = Part::Waiting;
         }
         if is_late {
@@ -279,7 +279,7 @@ impl Protocol for Steps {
     type Action = Action;
 
     const PROMISES: &'static [Promise] = &[ACKNOWLEDGED, LINEARIZABLE, BATCH_ORDER, IN_TIME];
-    const SIGHTS: &'static [Sight<State>] = &[
+    const REACHABLE: &'static [Reachable<State>] = &[
         ("a call fails and has had its effect", |state| {
             state.calls.iter().any(|call| call.outcome == Outcome::Failure && call.executed[0])
         }),
@@ -310,7 +310,7 @@ impl Protocol for Steps {
             return;
         }
         if calls_left {
-            // The replicas are alike, so the first call may as well be at the first.
+            // The replicas are interchangeable, so the first call uses the first.
             let replicas = if state.calls.is_empty() { 0..1 } else { 0..2 };
             for replica in replicas {
                 actions.extend(self.kinds().iter().map(|kind| Action::Starts { replica, kind: *kind }));
@@ -342,8 +342,8 @@ impl Protocol for Steps {
             }
         }
         for (number, partition) in (0..self.partitions() as u8).zip(&state.partitions) {
-            if partition.stands_still {
-                actions.push(Action::RedisGoesOn { partition: number });
+            if partition.is_paused {
+                actions.push(Action::RedisResumes { partition: number });
                 continue;
             }
             actions.extend(partition.in_flight.iter().map(|step| Action::Executes { partition: number, step: *step }));
@@ -352,7 +352,7 @@ impl Protocol for Steps {
                 is_due = true;
             }
             if state.pauses < self.pauses {
-                actions.push(Action::RedisStandsStill { partition: number });
+                actions.push(Action::RedisPauses { partition: number });
             }
         }
         if !is_due {
@@ -395,11 +395,11 @@ impl Protocol for Steps {
                     partition.clock.move_wall(by);
                 }
             }
-            Action::RedisStandsStill { partition } => {
+            Action::RedisPauses { partition } => {
                 next.pauses += 1;
-                next.partitions[partition as usize].stands_still = true;
+                next.partitions[partition as usize].is_paused = true;
             }
-            Action::RedisGoesOn { partition } => next.partitions[partition as usize].stands_still = false,
+            Action::RedisResumes { partition } => next.partitions[partition as usize].is_paused = false,
         }
         self.send_waiting(&mut next);
         self.simplify(&mut next);

@@ -1,4 +1,4 @@
-//! A caller: makes one call after the other.
+//! A caller, which makes one call after another.
 
 use std::{
     cell::{Cell, RefCell},
@@ -23,9 +23,9 @@ use super::{
     stats::CallStats,
 };
 
-/// What the callers of a thread share.
+/// The state that the callers of a thread share.
 pub(super) struct Calls {
-    /// The head of a request, for each kind of call.
+    /// The request head for each kind of call.
     pub(super) heads: [Request<()>; Kind::ALL.len()],
     pub(super) auth_key_id: i64,
     pub(super) mix: Mix,
@@ -34,7 +34,7 @@ pub(super) struct Calls {
     pub(super) stamps: Option<Arc<Stamps>>,
     pub(super) counters: Arc<Counters>,
     pub(super) stats: RefCell<CallStats>,
-    /// How many calls of each kind wait for their answer.
+    /// The number of unanswered calls of each kind.
     pub(super) in_flight: [Cell<u64>; Kind::ALL.len()],
 }
 
@@ -44,12 +44,12 @@ pub(super) struct Caller {
     pub(super) ring: Ring,
     pub(super) rng: Rng,
     pub(super) asked: Vec<Asked>,
-    /// No call has failed, so it is known which sessions exist.
+    /// Whether no call that changes sessions has failed, so that it is known which sessions exist.
     pub(super) sure: bool,
 }
 
 impl Caller {
-    /// Makes calls until the pace has no more, or the connection is gone. True when it is.
+    /// Makes calls until the pace ends or the connection is lost. Returns whether it is lost.
     pub(super) async fn run(mut self) -> bool {
         let calls = Rc::clone(&self.calls);
         while let Some(begin) = calls.pace.next().await {
@@ -61,7 +61,7 @@ impl Caller {
             calls.counters.call(answer.is_ok());
             let answer = answer.and_then(|answer| self.judge(kind, begin, &answer));
             if let Err(failure) = answer {
-                // Whether the sessions exist is known again only if the call was one that changes nothing.
+                // After a failed create or destroy it is unknown whether the sessions exist.
                 self.sure &= kind == Kind::Has;
                 let lost = failure.ends_connection();
                 calls.stats.borrow_mut().fail(kind, failure);
@@ -88,7 +88,7 @@ impl Caller {
         self.connection.call(calls.heads[kind as usize].clone(), request).await
     }
 
-    /// Compares an answer with what it must be, and counts it.
+    /// Compares an answer with the expected one, and counts it.
     fn judge(&self, kind: Kind, begin: Instant, answer: &[u8]) -> Result<(), Failure> {
         let took = begin.elapsed();
         let calls = &*self.calls;
@@ -100,7 +100,7 @@ impl Caller {
             message::read_batch(answer)?
         };
         if answers.len() != self.asked.len() {
-            return Err(Failure::malformed("a batch was not answered with one value a session"));
+            return Err(Failure::malformed("a batch response does not have one value for each session"));
         }
         let (mut yes, mut wrong) = (0, 0);
         for (asked, answer) in self.asked.iter().zip(answers) {

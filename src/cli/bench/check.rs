@@ -1,47 +1,47 @@
-//! What an observer must hear: each session created and destroyed in turn, and no change left out.
+//! Checks what an observer receives: each session is created and destroyed in turn, and no change is missing.
 
 use super::{
     failure::Failure,
     fields::{Fields, Malformed, Value},
 };
 
-/// What the bodies of a `SubscribeResponse` are numbered, as far as they matter here.
+/// The field numbers of the bodies in a `SubscribeResponse` that matter here.
 const EVENTS: u64 = 1;
 const SUBSCRIBED: u64 = 3;
 const SNAPSHOT: u64 = 4;
 const RESET: u64 = 7;
 
-/// The elements of the lists in them.
+/// The field number of the list elements in those bodies.
 const ELEMENT: u64 = 1;
 
 const CREATED: u64 = 1;
 const DESTROYED: u64 = 2;
 
-/// One observer's view of the sessions of the run. Sessions of others are passed over.
+/// One observer's view of the run's sessions. Other sessions are ignored.
 #[derive(Debug)]
 pub(super) struct Check {
     auth_key_id: u64,
-    /// How often each session was changed, in its lowest bits: an odd number exists.
+    /// The lowest bits of how often each session has changed. A session with an odd number exists.
     seen: Box<[u8]>,
     pub(super) events: u64,
-    /// Events that repeat or contradict what was heard before.
+    /// Events that repeat or contradict earlier ones.
     pub(super) violations: u64,
     pub(super) resets: u64,
     pub(super) subscribed: bool,
 }
 
-/// A change that was heard of: the session, and how often it has been changed now.
-pub(super) type Heard = (u32, u8);
+/// A change that was received: the session, and how often it has changed so far.
+pub(super) type Received = (u32, u8);
 
 impl Check {
-    /// `seen` tells how often each session was changed at first.
+    /// `seen` says how often each session has already changed.
     pub(super) fn new(auth_key_id: i64, seen: Box<[u8]>) -> Self {
         let auth_key_id = auth_key_id.cast_unsigned();
         Self { auth_key_id, seen, events: 0, violations: 0, resets: 0, subscribed: false }
     }
 
-    /// Reads a message, and tells `hear` of each change in it.
-    pub(super) fn read(&mut self, message: &[u8], mut hear: impl FnMut(Heard)) -> Result<(), Failure> {
+    /// Reads a message and calls `on_change` for each change in it.
+    pub(super) fn read(&mut self, message: &[u8], mut on_change: impl FnMut(Received)) -> Result<(), Failure> {
         let mut fields = Fields(message);
         while let Some((number, value)) = fields.next()? {
             let Value::Bytes(body) = value else { continue };
@@ -49,15 +49,15 @@ impl Check {
                 EVENTS => each(body, |event| {
                     let [kind, session, auth_key_id] = numbers(event)?;
                     if auth_key_id == self.auth_key_id
-                        && let Some(heard) = self.event(kind, session)
+                        && let Some(received) = self.event(kind, session)
                     {
-                        hear(heard);
+                        on_change(received);
                     }
                     Ok(())
                 })?,
                 SUBSCRIBED => self.subscribed = true,
                 SNAPSHOT => each(body, |session| {
-                    // A session has no type: its fields are numbered one lower.
+                    // A session has no type, so its field numbers are one lower.
                     let [session, auth_key_id, _] = numbers(session)?;
                     if auth_key_id == self.auth_key_id {
                         self.existing(session);
@@ -74,7 +74,7 @@ impl Check {
         Ok(())
     }
 
-    fn event(&mut self, kind: u64, session: u64) -> Option<Heard> {
+    fn event(&mut self, kind: u64, session: u64) -> Option<Received> {
         self.events += 1;
         let seen = usize::try_from(session).ok().and_then(|session| self.seen.get_mut(session));
         let Some(seen) = seen.filter(|seen| kind == if **seen % 2 == 0 { CREATED } else { DESTROYED }) else {
@@ -82,11 +82,11 @@ impl Check {
             return None;
         };
         *seen = seen.wrapping_add(1);
-        // No index of `seen` is longer.
+        // An index of `seen` fits into 32 bits.
         Some((session as u32, *seen))
     }
 
-    /// A session of a snapshot.
+    /// Adds a session of a snapshot.
     fn existing(&mut self, session: u64) {
         let seen = usize::try_from(session).ok().and_then(|session| self.seen.get_mut(session));
         match seen.filter(|seen| **seen % 2 == 0) {
@@ -95,13 +95,13 @@ impl Check {
         }
     }
 
-    /// How many sessions were not changed as often as `counts` says. Means nothing after a reset.
+    /// Returns how many sessions have not changed as often as `counts` says. Meaningless after a reset.
     pub(super) fn differences(&self, counts: &[u8]) -> u64 {
         self.seen.iter().zip(counts).filter(|(seen, count)| seen != count).count() as u64
     }
 }
 
-/// Gives the elements of a list to `take`.
+/// Passes the elements of a list to `take`.
 fn each(list: &[u8], mut take: impl FnMut(&[u8]) -> Result<(), Malformed>) -> Result<(), Malformed> {
     let mut fields = Fields(list);
     while let Some((number, value)) = fields.next()? {
@@ -112,7 +112,7 @@ fn each(list: &[u8], mut take: impl FnMut(&[u8]) -> Result<(), Malformed>) -> Re
     Ok(())
 }
 
-/// The fields 1 to 3 of a message of numbers.
+/// Reads the fields 1 to 3 of a message of numbers.
 fn numbers(message: &[u8]) -> Result<[u64; 3], Malformed> {
     let mut numbers = [0; 3];
     let mut fields = Fields(message);
@@ -151,26 +151,26 @@ mod tests {
         Body::Snapshot(Snapshot { sessions: sessions.iter().map(session).collect() })
     }
 
-    fn read(check: &mut Check, body: Body) -> Vec<Heard> {
+    fn read(check: &mut Check, body: Body) -> Vec<Received> {
         let message = SubscribeResponse { body: Some(body), cursor: "a cursor".to_owned() }.encode_to_vec();
-        let mut heard = Vec::new();
-        check.read(&message, |change| heard.push(change)).unwrap();
-        heard
+        let mut received = Vec::new();
+        check.read(&message, |change| received.push(change)).unwrap();
+        received
     }
 
     #[test]
-    fn changes_that_alternate_are_right() {
+    fn alternating_changes_are_accepted() {
         let mut check = Check::new(KEY, [0, 1, 0].into());
         read(&mut check, Body::Subscribed(Subscribed::default()));
         assert!(check.subscribed);
-        let heard = read(&mut check, events(&[(1, 0, KEY), (2, 1, KEY), (1, 0, 7), (2, 0, KEY), (1, 1, KEY)]));
-        assert_eq!(heard, [(0, 1), (1, 2), (0, 2), (1, 3)]);
+        let received = read(&mut check, events(&[(1, 0, KEY), (2, 1, KEY), (1, 0, 7), (2, 0, KEY), (1, 1, KEY)]));
+        assert_eq!(received, [(0, 1), (1, 2), (0, 2), (1, 3)]);
         assert_eq!((check.events, check.violations, check.differences(&[2, 3, 0])), (4, 0, 0));
         assert_eq!(check.differences(&[4, 3, 0]), 1);
     }
 
     #[test]
-    fn what_is_doubled_lost_or_unheard_of_is_a_violation() {
+    fn repeated_missing_and_unknown_changes_are_violations() {
         for bad in [(1, 1), (2, 0), (1, 3), (1, -1), (0, 0), (3, 1)] {
             let mut check = Check::new(KEY, [0, 1, 0].into());
             assert_eq!(read(&mut check, events(&[(bad.0, bad.1, KEY)])), []);
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_begins_anew_with_a_snapshot() {
+    fn snapshot_after_a_reset_starts_over() {
         let mut check = Check::new(KEY, [0, 1, 0].into());
         read(&mut check, Body::Reset(Reset { reason: 3 }));
         read(&mut check, snapshot(&[0]));

@@ -1,6 +1,6 @@
 //! Connections to the server, and the calls over them.
 //!
-//! These are h2's and not tonic's: a tonic channel adds layers, boxes and a task to each call, and a loader that is slower than
+//! This uses h2 directly. A tonic channel adds layers, boxes and a task to each call, and a loader that is slower than
 //! the server measures itself.
 
 use std::{future::poll_fn, time::Duration};
@@ -25,10 +25,11 @@ use super::{
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the server may send ahead, on a stream and on a connection: enough that no observer that keeps up makes it wait.
+/// The flow-control window of a stream and of a connection, large enough that an observer that keeps up never makes the
+/// server wait.
 const WINDOW: u32 = 4 << 20;
 
-/// A connection, for as many calls at once as one likes; clones share it.
+/// A connection for any number of concurrent calls. Clones share it.
 #[derive(Clone)]
 pub(super) struct Connection(SendRequest<Bytes>);
 
@@ -50,11 +51,11 @@ pub(super) async fn connect(target: &Target) -> Result<Connection, Failure> {
             None => http2(socket).await,
             Some((tls, name)) => {
                 let stream = tls.connect(name.clone(), socket).await;
-                http2(stream.map_err(|error| lost(format!("cannot agree on TLS: {error}")))?).await
+                http2(stream.map_err(|error| lost(format!("TLS handshake failed: {error}")))?).await
             }
         }
     };
-    timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| Err(lost("connecting took too long".to_owned())))
+    timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| Err(lost("connecting timed out".to_owned())))
 }
 
 async fn http2(stream: impl AsyncRead + AsyncWrite + Unpin + 'static) -> Result<Connection, Failure> {
@@ -65,14 +66,14 @@ async fn http2(stream: impl AsyncRead + AsyncWrite + Unpin + 'static) -> Result<
         .handshake(stream)
         .await?;
     tokio::task::spawn_local(async move {
-        // Whoever uses the connection is told of its end too.
+        // Users of the connection also get this error.
         let _ = connection.await;
     });
     Ok(Connection(send))
 }
 
 impl Connection {
-    /// Makes a call, and gives its one answer.
+    /// Makes a call and returns its one response message.
     pub(super) async fn call(&mut self, head: Request<()>, message: Bytes) -> Result<Bytes, Failure> {
         let mut answer = self.open(head, message).await?;
         let mut body = answer.frames().await?;
@@ -87,7 +88,7 @@ impl Connection {
         message.ok_or_else(|| Failure::malformed("the answer is not one message"))
     }
 
-    /// Sends a request. Waits while the server lets no more calls be open at once.
+    /// Sends a request. Waits while the server's limit of concurrent streams is reached.
     pub(super) async fn open(&mut self, head: Request<()>, message: Bytes) -> Result<Answer, Failure> {
         poll_fn(|context| self.0.poll_ready(context)).await?;
         let (response, mut stream) = self.0.send_request(head, false)?;
@@ -96,21 +97,21 @@ impl Connection {
     }
 }
 
-/// An answer that is to come.
+/// A response that has not started yet.
 pub(super) struct Answer {
     response: ResponseFuture,
-    /// A request that is longer than the window is sent for as long as this is held.
+    /// Sends the rest of a request that exceeds the window, for as long as it is held.
     _request: h2::SendStream<Bytes>,
 }
 
 impl Answer {
-    /// The frames of the answer, once it has begun.
+    /// Waits for the response to start, and returns its body.
     pub(super) async fn frames(&mut self) -> Result<RecvStream, Failure> {
         let response = (&mut self.response).await?;
         if response.status() != StatusCode::OK {
             return Err(Failure::malformed(&format!("the server answered HTTP {}", response.status())));
         }
-        // A call that fails at once has its status here and no trailers.
+        // A call that fails immediately has its status in the headers and no trailers.
         if response.headers().contains_key(Status::GRPC_STATUS) {
             check_status(response.headers())?;
             return Err(Failure::malformed("the answer is empty"));
@@ -119,7 +120,7 @@ impl Answer {
     }
 }
 
-/// Reads the status at the end of an answer.
+/// Checks the status at the end of a response.
 pub(super) fn check_trailers(trailers: Option<HeaderMap>) -> Result<(), Failure> {
     check_status(&trailers.ok_or_else(|| Failure::malformed("the answer has no status"))?)
 }

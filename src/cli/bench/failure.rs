@@ -1,4 +1,4 @@
-//! How a call or a stream fails.
+//! Failures of calls and streams.
 
 use std::fmt;
 
@@ -6,25 +6,25 @@ use tonic::Code;
 
 use super::fields::Malformed;
 
-/// What failures are counted by.
+/// The causes by which failures are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// The server answered with a status.
+    /// The server returned a status.
     Status(Code),
     /// The server reset the stream.
     StreamReset,
-    /// The connection is gone, and the call with it.
+    /// The connection was lost, and the call with it.
     ConnectionLost,
-    /// The answer is none of this protocol.
+    /// The answer does not follow the protocol.
     Malformed,
-    /// There was no answer for a long time after the run.
+    /// There was still no answer long after the run.
     Unanswered,
-    /// The loader itself could not do it.
+    /// The loader itself failed.
     Loader,
 }
 
 impl Cause {
-    /// The name, in the form in which the gRPC specification writes its codes.
+    /// Returns the name in UPPER_SNAKE, like the codes in the gRPC specification.
     pub(super) fn name(self) -> String {
         let camel = match self {
             Self::Status(code) => format!("{code:?}"),
@@ -53,7 +53,7 @@ impl Failure {
         Self { cause: Cause::Malformed, message: message.to_owned() }
     }
 
-    /// Whether no other call over the same connection can succeed.
+    /// Returns whether every other call on the same connection must fail too.
     pub(super) fn ends_connection(&self) -> bool {
         self.cause == Cause::ConnectionLost
     }
@@ -81,7 +81,7 @@ impl From<h2::Error> for Failure {
 
 impl From<Malformed> for Failure {
     fn from(Malformed: Malformed) -> Self {
-        Self::malformed("the answer is no protobuf message")
+        Self::malformed("the answer is not a protobuf message")
     }
 }
 
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn causes_are_named_as_grpc_names_its_codes() {
+    fn causes_are_named_like_grpc_codes() {
         assert_eq!(Cause::Status(Code::ResourceExhausted).name(), "RESOURCE_EXHAUSTED");
         assert_eq!(Cause::Status(Code::Unavailable).name(), "UNAVAILABLE");
         assert_eq!(Cause::ConnectionLost.name(), "CONNECTION_LOST");

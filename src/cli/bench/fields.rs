@@ -1,24 +1,24 @@
-//! The fields of an encoded protobuf message, in place.
+//! Reads the fields of an encoded protobuf message in place.
 //!
-//! prost would build a vector of events for every message of every observer, which costs more than all else that an
-//! observer does.
+//! prost would build a vector of events for every message of every observer, which costs more than everything else that
+//! an observer does.
 
-/// Bytes that are no message.
+/// The error for bytes that are not a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Value<'a> {
-    /// A varint or a fixed number.
+    /// A varint or a fixed-size number.
     Number(u64),
     Bytes(&'a [u8]),
 }
 
-/// Walks over the fields of a message.
+/// Iterates over the fields of a message.
 pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl<'a> Fields<'a> {
-    /// The next field, with its number.
+    /// Returns the next field with its number.
     pub(super) fn next(&mut self) -> Result<Option<(u64, Value<'a>)>, Malformed> {
         if self.0.is_empty() {
             return Ok(None);
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_are_as_prost_writes_them() {
+    fn fields_encoded_by_prost_are_read() {
         let event =
             proto::SessionEvent { r#type: 2, session_id: -3, auth_key_id: i64::MAX, reason: 300, ..Default::default() };
         let bytes = event.encode_to_vec();
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_or_no_message_is_malformed() {
+    fn truncated_and_invalid_messages_are_malformed() {
         for bad in [&[0x08][..], &[0x09, 1, 2], &[0x0a, 5, 1], &[0x0b], &[0x08, 255, 255], &[0xff; 11]] {
             assert_eq!(Fields(bad).next(), Err(Malformed), "{bad:?}");
         }

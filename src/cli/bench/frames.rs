@@ -1,21 +1,21 @@
-//! The length-prefixed messages of gRPC, out of the DATA frames in which they come.
+//! Extracts gRPC's length-prefixed messages from DATA frames.
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
 use super::fields::Malformed;
 
-/// A byte that tells of compression, and four that tell the length.
+/// One byte for compression, and four for the length.
 pub(super) const PREFIX: usize = 5;
 
-/// Longer than any message of a sessiond.
+/// Longer than any message that sessiond sends.
 const MAX_MESSAGE: usize = 64 << 20;
 
-/// What has come and was not read yet.
+/// The bytes that have arrived but have not been read yet.
 #[derive(Debug, Default)]
 pub(super) struct Frames(Bytes);
 
 impl Frames {
-    /// Takes a frame. Nothing is copied where it begins with a message, as nearly all do.
+    /// Adds a frame. Copies nothing if the frame starts with a message, as nearly all do.
     pub(super) fn push(&mut self, data: Bytes) {
         self.0 = if self.0.is_empty() {
             data
@@ -26,7 +26,7 @@ impl Frames {
         };
     }
 
-    /// The next message, if the whole of it has come.
+    /// Returns the next message once it has arrived completely.
     pub(super) fn next(&mut self) -> Result<Option<Bytes>, Malformed> {
         let Some(mut prefix) = self.0.get(..PREFIX) else { return Ok(None) };
         let compressed = prefix.get_u8() != 0;
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_read_however_they_are_cut_into_frames() {
+    fn messages_are_read_from_frames_of_any_size() {
         let wire = b"\0\0\0\0\x03abc\0\0\0\0\0\0\0\0\0\x01d";
         for size in 1..=wire.len() {
             let mut frames = Frames::default();
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_compressed_or_endless_is_refused() {
+    fn compressed_and_oversized_messages_are_refused() {
         for bad in [&b"\x01\0\0\0\0"[..], b"\0\xff\xff\xff\xff"] {
             let mut frames = Frames::default();
             frames.push(Bytes::copy_from_slice(bad));

@@ -1,16 +1,16 @@
-//! How long something took, many times.
+//! A histogram of latencies.
 
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-/// Finer differences are the clock's and the scheduler's.
+/// Smaller differences are noise of the clock and the scheduler.
 const LEAST: Duration = Duration::from_micros(1);
 const MOST: Duration = Duration::from_secs(60 * 60);
-/// Percentiles are right within 0.1%.
+/// Percentiles are exact to 0.1%.
 const DIGITS: u8 = 3;
 
-/// A histogram of durations, of constant size.
+/// A histogram of durations with a constant size.
 #[derive(Clone, Debug)]
 pub(super) struct Latency(Histogram<u64>);
 
@@ -32,9 +32,9 @@ impl Latency {
         self.0.saturating_record(nanos(duration));
     }
 
-    /// Adds what another one has.
+    /// Adds the values of another histogram.
     pub(super) fn merge(&mut self, other: &Self) {
-        // Fails only for values that are out of bounds, and the bounds are the same.
+        // Fails only if values are out of bounds, but both histograms have the same bounds.
         let _ = self.0.add(&other.0);
     }
 
@@ -42,7 +42,7 @@ impl Latency {
         self.0.len()
     }
 
-    /// The duration that `share` of all were no longer than.
+    /// Returns the duration that the given share of values does not exceed.
     pub(super) fn quantile(&self, share: f64) -> Duration {
         Duration::from_nanos(self.0.value_at_quantile(share))
     }
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_within_a_thousandth() {
+    fn quantiles_are_exact_to_a_thousandth() {
         let (mut odd, mut even) = (Latency::default(), Latency::default());
         for millis in 1..=10_000_u64 {
             let half = if millis % 2 == 0 { &mut even } else { &mut odd };

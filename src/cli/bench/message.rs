@@ -1,4 +1,4 @@
-//! The requests and answers of calls, as they go over the wire.
+//! The requests and responses of calls in their wire format.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use prost::encoding::{encode_varint, encoded_len_varint};
@@ -13,10 +13,10 @@ const SESSION_ID: u8 = 1 << 3 | 1;
 const AUTH_KEY_ID: u8 = 2 << 3 | 1;
 const SESSION_IDS: u8 = 1 << 3 | 2;
 const AUTH_KEY_IDS: u8 = 2 << 3 | 2;
-/// The number of the one field of an answer.
+/// The number of the only field of a response.
 const ANSWER: u64 = 1;
 
-/// The request about one session, the same for each kind of call.
+/// Encodes a request for one session. It is the same for each kind of call.
 pub(super) fn unary(auth_key_id: i64, session: u32) -> Bytes {
     const LEN: usize = 2 * (1 + size_of::<u64>());
     let mut bytes = BytesMut::with_capacity(PREFIX + LEN);
@@ -29,7 +29,7 @@ pub(super) fn unary(auth_key_id: i64, session: u32) -> Bytes {
     bytes.freeze()
 }
 
-/// The request about many sessions, the same for each kind of call.
+/// Encodes a request for many sessions. It is the same for each kind of call.
 pub(super) fn batch(auth_key_id: i64, asked: &[Asked]) -> Bytes {
     let list = size_of_val(&auth_key_id) * asked.len();
     let len = 2 * (1 + encoded_len_varint(list as u64) + list);
@@ -45,7 +45,7 @@ pub(super) fn batch(auth_key_id: i64, asked: &[Asked]) -> Bytes {
     bytes.freeze()
 }
 
-/// Reads the answer about one session.
+/// Reads the response for one session.
 pub(super) fn read_unary(message: &[u8]) -> Result<bool, Malformed> {
     let mut answer = false;
     let mut fields = Fields(message);
@@ -57,7 +57,7 @@ pub(super) fn read_unary(message: &[u8]) -> Result<bool, Malformed> {
     Ok(answer)
 }
 
-/// Reads the answers about many sessions, a byte each.
+/// Reads the response for many sessions, one byte each.
 pub(super) fn read_batch(message: &[u8]) -> Result<&[u8], Malformed> {
     let mut answers = &[][..];
     let mut fields = Fields(message);
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_those_of_the_protocol() {
+    fn requests_follow_the_protocol() {
         let request = proto::CreateSessionRequest::decode(message(&unary(-9, 7))).unwrap();
         assert_eq!(
             request,
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_those_of_the_protocol() {
+    fn responses_follow_the_protocol() {
         for created in [true, false] {
             assert_eq!(
                 read_unary(&proto::CreateSessionResponse { created, ..Default::default() }.encode_to_vec()),

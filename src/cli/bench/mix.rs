@@ -1,13 +1,13 @@
-//! Which calls are made, and how often each.
+//! The mix of calls: which ones are made, and how often.
 
 use std::str::FromStr;
 
 use fastrand::Rng;
 
-/// The most that a weight may be: three of them fit into a number that chance can be asked for.
+/// The largest weight. The sum of three fits into a `u32`.
 const MAX_WEIGHT: u32 = 1_000_000;
 
-/// What a call does.
+/// A kind of call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Has,
@@ -43,7 +43,7 @@ impl Kind {
     }
 }
 
-/// How often each kind of call is made, as weights.
+/// The weight of each kind of call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mix([u32; Kind::ALL.len()]);
 
@@ -52,7 +52,7 @@ impl Mix {
         self.0[kind as usize]
     }
 
-    /// The kind of the next call, by chance.
+    /// Picks the kind of the next call at random.
     pub(super) fn pick(&self, rng: &mut Rng) -> Kind {
         let [has, create, destroy] = self.0;
         let at = rng.u32(..has + create + destroy);
@@ -73,19 +73,17 @@ impl FromStr for Mix {
         let help = "write weights, such as has=80,create=10,destroy=10";
         let mut weights = [None; Kind::ALL.len()];
         for part in text.split(',') {
-            let (name, weight) = part.split_once('=').ok_or_else(|| format!("{part:?} is no weight: {help}"))?;
+            let (name, weight) = part.split_once('=').ok_or_else(|| format!("{part:?} is not a weight: {help}"))?;
             let kind = Kind::ALL
                 .into_iter()
                 .find(|kind| kind.name() == name.trim())
                 .ok_or_else(|| format!("there is no call {:?}: {help}", name.trim()))?;
-            let weight = weight
-                .trim()
-                .parse()
-                .ok()
-                .filter(|&weight: &u32| weight <= MAX_WEIGHT)
-                .ok_or_else(|| format!("the weight {:?} is no number up to {MAX_WEIGHT}: {help}", weight.trim()))?;
+            let weight =
+                weight.trim().parse().ok().filter(|&weight: &u32| weight <= MAX_WEIGHT).ok_or_else(|| {
+                    format!("the weight {:?} is not a number up to {MAX_WEIGHT}: {help}", weight.trim())
+                })?;
             if weights[kind as usize].replace(weight).is_some() {
-                return Err(format!("{} is there twice: {help}", kind.name()));
+                return Err(format!("{} is given twice: {help}", kind.name()));
             }
         }
         let weights = weights.map(Option::unwrap_or_default);
@@ -101,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_are_read_in_any_order() {
+    fn weights_are_parsed_in_any_order() {
         assert_eq!("has=80,create=10,destroy=10".parse(), Ok(Mix([80, 10, 10])));
         assert_eq!("destroy=1, create=2".parse(), Ok(Mix([0, 2, 1])));
         for bad in ["", "has", "has=", "has=-1", "has=0", "has=1,has=2", "watch=1", "has=1,", "has=1000001"] {
@@ -111,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_come_as_often_as_their_weights_say() {
+    fn calls_follow_their_weights() {
         let mix: Mix = "has=8,destroy=2".parse().unwrap();
         let mut rng = Rng::with_seed(7);
         let mut counts = [0; 3];

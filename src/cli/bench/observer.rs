@@ -1,4 +1,4 @@
-//! An observer: reads its stream and checks it.
+//! An observer, which reads its stream and checks it.
 
 use std::{
     cell::{OnceCell, RefCell},
@@ -29,10 +29,10 @@ use super::{
 /// How long a stream may take to open.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Events that do not come for so long when no more calls are made are lost.
+/// Events that have not arrived this long after the last call count as lost.
 const QUIET_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the observers of a thread share.
+/// The state that the observers of a thread share.
 pub(super) struct Deliveries {
     pub(super) head: Request<()>,
     pub(super) auth_key_id: i64,
@@ -50,11 +50,11 @@ pub(super) struct Observer {
 }
 
 impl Observer {
-    /// Opens a stream of all that changes from now on.
+    /// Opens a stream of all changes from now on.
     pub(super) async fn subscribe(deliveries: Rc<Deliveries>, connection: Connection) -> Result<Self, Failure> {
         let opening = Self::open(deliveries, connection);
         timeout(OPEN_TIMEOUT, opening).await.unwrap_or_else(|_| {
-            let message = "a stream was not opened in time: see --max-streams of the server".to_owned();
+            let message = "a stream took too long to open: check the server's --max-streams".to_owned();
             Err(Failure { cause: Cause::Unanswered, message })
         })
     }
@@ -74,7 +74,7 @@ impl Observer {
         Ok(observer)
     }
 
-    /// Reads the stream to the end of the run.
+    /// Reads the stream until the end of the run.
     pub(super) async fn run(mut self, mut phases: watch::Receiver<Phase>) {
         let result = self.follow(&mut phases).await;
         let stats = &mut *self.deliveries.stats.borrow_mut();
@@ -96,7 +96,7 @@ impl Observer {
         }
     }
 
-    /// Reads until all has come that there is. Gives how many events that must have been, where it is known.
+    /// Reads until all events have arrived. Returns how many there must have been, if that is known.
     async fn follow(&mut self, phases: &mut watch::Receiver<Phase>) -> Result<Option<u64>, Failure> {
         let changes = loop {
             tokio::select! {
@@ -105,12 +105,12 @@ impl Observer {
                 changed = phases.changed() => match (changed, *phases.borrow_and_update()) {
                     (Ok(()), Phase::Settle { changes }) => break changes,
                     (Ok(()), _) => {}
-                    // The run was given up.
+                    // The run was abandoned.
                     (Err(_), _) => return Ok(None),
                 },
             }
         };
-        // After a reset nobody knows how many events were left out.
+        // After a reset it is unknown how many events were skipped.
         while let Some(changes) = changes.filter(|_| self.check.resets == 0) {
             if self.check.events >= changes {
                 return Ok(Some(changes));
@@ -123,7 +123,7 @@ impl Observer {
         Ok(None)
     }
 
-    /// Takes the next frame. Cancellation safe.
+    /// Receives the next frame. Cancel-safe.
     async fn receive(&mut self) -> Result<(), Failure> {
         let Some(data) = self.body.data().await else { return Err(self.ended().await) };
         let now = Instant::now();
@@ -151,12 +151,12 @@ impl Observer {
         Ok(())
     }
 
-    /// Why the stream ended, which it never does by itself.
+    /// Returns why the stream ended, which it never does on its own.
     async fn ended(&mut self) -> Failure {
         let failure = match self.body.trailers().await {
             Ok(trailers) => check_trailers(trailers),
             Err(error) => Err(error.into()),
         };
-        failure.err().unwrap_or_else(|| Failure::malformed("the server ended a stream as if it were complete"))
+        failure.err().unwrap_or_else(|| Failure::malformed("the server ended a stream with status OK"))
     }
 }

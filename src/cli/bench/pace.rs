@@ -1,8 +1,8 @@
-//! When calls begin.
+//! The pace of calls: when each one begins.
 //!
-//! A closed loop makes the next call when the last one is answered. An open loop makes calls at a fixed rate whatever the
-//! server does, and measures each from when it was to begin: a server that stalls is charged for every call that it kept
-//! waiting (no "coordinated omission").
+//! A closed loop makes the next call when the last one is answered. An open loop makes calls at a fixed rate whatever
+//! the server does, and measures each from the time it was due. A server that stalls is thus charged for every call
+//! that it kept waiting (no "coordinated omission").
 
 use std::{
     cell::{Cell, RefCell},
@@ -15,28 +15,30 @@ use tokio::sync::{Notify, oneshot};
 
 use super::timer::Timer;
 
-/// The times between which calls begin.
+/// The period in which calls begin.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Window {
     pub(super) start: Instant,
-    /// The warm-up is over.
+    /// The end of the warm-up.
     pub(super) measured_from: Instant,
     pub(super) end: Instant,
 }
 
-/// The pace of the callers of a thread.
+/// The pace for the callers of one thread.
 pub(super) struct Pace {
     window: Window,
     stopped: Cell<Option<Instant>>,
     schedule: Option<Schedule>,
 }
 
-/// The arrivals of an open loop. They are taken one after the other by whichever caller is free, so when none is free they wait
-/// here, at no cost, and keep the times at which they were due.
+/// The arrivals of an open loop.
+///
+/// Free callers take them one after another. If no caller is free, arrivals wait here at no cost and keep the times at
+/// which they were due.
 struct Schedule {
     arrivals: Arrivals,
     taken: Cell<u64>,
-    /// Those who wait for their arrival, in the order in which they are due.
+    /// Callers that wait for their arrival, ordered by the time at which it is due.
     waiting: RefCell<VecDeque<(Instant, oneshot::Sender<()>)>>,
     someone_waits: Notify,
 }
@@ -45,7 +47,8 @@ struct Schedule {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Arrivals {
     pub(super) calls_per_second: f64,
-    /// The first one's share of the space between two, so that threads do not call in step.
+    /// The delay of the first call, as a share of the interval. It differs between threads, so that they do not call in
+    /// step.
     pub(super) phase: f64,
 }
 
@@ -54,7 +57,7 @@ impl Arrivals {
         start + Duration::from_secs_f64((number as f64 + self.phase) / self.calls_per_second)
     }
 
-    /// How many are due before `end`.
+    /// Returns how many calls are due before `end`.
     fn due_before(&self, start: Instant, end: Instant) -> u64 {
         let span = end.saturating_duration_since(start).as_secs_f64();
         (span * self.calls_per_second - self.phase).max(0.0).ceil() as u64
@@ -76,7 +79,7 @@ impl Pace {
         self.window
     }
 
-    /// When the next call is to begin, which is never in the future; none when there is no next call.
+    /// Returns when the next call is due, which is never in the future. Returns `None` if there is no next call.
     pub(super) async fn next(&self) -> Option<Instant> {
         let now = Instant::now();
         if self.stopped.get().is_some() || now >= self.window.end {
@@ -93,13 +96,13 @@ impl Pace {
             let (wake, woken) = oneshot::channel();
             schedule.waiting.borrow_mut().push_back((due, wake));
             schedule.someone_waits.notify_one();
-            // Stopped, if nobody will wake it.
+            // If the sender is dropped, the pace was stopped.
             woken.await.ok()?;
         }
         Some(due)
     }
 
-    /// Wakes those who wait for their arrival. Never returns but for an error of the timer.
+    /// Wakes the callers whose arrival is due. Returns only if the timer fails.
     pub(super) async fn run(&self) -> io::Result<()> {
         let Some(schedule) = &self.schedule else { return std::future::pending().await };
         let mut timer = Timer::new()?;
@@ -114,7 +117,7 @@ impl Pace {
             let mut waiting = schedule.waiting.borrow_mut();
             let count = waiting.partition_point(|(due, _)| *due <= now);
             for (_, wake) in waiting.drain(..count) {
-                // A caller whose connection broke is gone.
+                // A caller that lost its connection no longer waits.
                 let _ = wake.send(());
             }
         }
@@ -130,7 +133,7 @@ impl Pace {
         }
     }
 
-    /// How many calls were due and did not begin, because every caller waited for an answer.
+    /// Returns how many calls were due but did not begin, because every caller was waiting for an answer.
     pub(super) fn unsent(&self) -> u64 {
         let Some(schedule) = &self.schedule else { return 0 };
         let end = self.stopped.get().map_or(self.window.end, |stopped| stopped.min(self.window.end));
@@ -160,7 +163,8 @@ mod tests {
                     let micros = (due - window.start).as_micros() as u64;
                     assert_eq!(micros, 500 + 1000 * number);
                     if number == 3 {
-                        // Stalls as a caller does whose server does; what was due meanwhile comes at once.
+                        // Stall like a caller of a stalled server. What became due in the meantime is returned
+                        // immediately.
                         std::thread::sleep(Duration::from_millis(10));
                     }
                 }
@@ -169,7 +173,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nobody_was_free_for_is_counted() {
+    async fn calls_without_a_free_caller_are_counted() {
         let window = window(Duration::from_millis(50));
         let pace = Pace::new(window, Some(Arrivals { calls_per_second: 1000.0, phase: 0.0 }));
         assert!(pace.next().await.is_some());
@@ -179,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn stopping_ends_every_wait() {
+    async fn stop_ends_every_wait() {
         let window = window(Duration::from_secs(60));
         for arrivals in [None, Some(Arrivals { calls_per_second: 0.001, phase: 0.5 })] {
             let pace = Pace::new(window, arrivals);

@@ -1,4 +1,4 @@
-//! What a run does, checked.
+//! The plan of a run.
 
 use std::{
     hash::{BuildHasher as _, RandomState},
@@ -16,21 +16,21 @@ use super::{
 
 pub(super) const MAX_SESSIONS: u32 = 100_000_000;
 
-/// How many sessions there are where nothing needs more.
+/// The number of sessions if nothing requires more.
 const DEFAULT_SESSIONS: u32 = 100_000;
 
-/// What all observers together may keep of all sessions, a byte for each.
+/// The limit of memory for the views of all observers: one byte per session and observer.
 const MAX_OBSERVED: u64 = 4 << 30;
 
-/// What a run does.
+/// The parameters of a run.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) target: Target,
-    /// By chance, so that no session of anybody else is touched.
+    /// Random, so that the run touches no other sessions.
     pub(super) auth_key_id: i64,
     pub(super) mix: Mix,
     pub(super) connections: u32,
-    /// For each connection.
+    /// Per connection.
     pub(super) in_flight: u32,
     pub(super) batch: u32,
     pub(super) sessions: u32,
@@ -38,23 +38,23 @@ pub(super) struct Plan {
     pub(super) observers_per_connection: u32,
     pub(super) duration: Duration,
     pub(super) warmup: Duration,
-    /// Calls a second, for an open loop.
+    /// Calls per second of an open loop.
     pub(super) rate: Option<u32>,
     pub(super) threads: u32,
 }
 
-/// What one thread does.
+/// The share of one thread.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Share {
-    /// The callers of each of its connections.
+    /// The callers of each of its connections for calls.
     pub(super) connections: Vec<Range<u32>>,
-    /// How many observers each of its connections for them has.
+    /// The number of observers on each of its connections for observers.
     pub(super) observers: Vec<u32>,
 }
 
-/// An auth key that nobody uses.
+/// Returns a random auth key id, which nobody else uses.
 pub(super) fn random_auth_key_id() -> i64 {
-    // The keys of this hasher come from the system's randomness. 0 stands for no auth key.
+    // The keys of this hasher come from the system's random generator. 0 means no auth key.
     match RandomState::new().hash_one(()).cast_signed() {
         0 => 1,
         key => key,
@@ -62,14 +62,15 @@ pub(super) fn random_auth_key_id() -> i64 {
 }
 
 impl Plan {
-    /// How many sessions there are, unless it is said.
+    /// Returns the default number of sessions.
     pub(super) fn default_sessions(connections: u32, in_flight: u32, batch: u32) -> u32 {
-        // `check` refuses what needs more.
+        // `check` refuses a plan that needs more.
         let most = u64::from(MAX_SESSIONS);
         Self::least_sessions(connections, in_flight, batch).clamp(DEFAULT_SESSIONS.into(), most) as u32
     }
 
-    /// Each caller has two batches of its own: one that exists and one that does not.
+    /// Returns how many sessions are needed at least. Each caller needs two batches: one that exists and one that does
+    /// not.
     fn least_sessions(connections: u32, in_flight: u32, batch: u32) -> u64 {
         2 * u64::from(connections) * u64::from(in_flight) * u64::from(batch)
     }
@@ -96,21 +97,22 @@ impl Plan {
         self.connections * self.in_flight
     }
 
-    /// The sessions of a caller.
+    /// Returns the sessions of a caller.
     pub(super) fn sessions_of(&self, caller: u32) -> Range<u32> {
         let bound = |caller: u32| {
-            // Cannot be cut off: it is at most `sessions`.
+            // Cannot be truncated: it is at most `sessions`.
             (u64::from(caller) * u64::from(self.sessions) / u64::from(self.callers())) as u32
         };
         bound(caller)..bound(caller + 1)
     }
 
-    /// The sessions that exist before the first call.
+    /// Returns the sessions that exist before the first call.
     pub(super) fn existing_at_first(&self) -> impl Iterator<Item = u32> {
         (0..self.callers()).flat_map(|caller| existing_at_first(&self.sessions_of(caller)))
     }
 
-    /// What each thread does. Observers are dealt from the other end, so that few of either do not meet on one thread.
+    /// Returns the share of each thread. Observers are assigned in reverse order, so that a few observers and a few
+    /// callers do not share a thread.
     pub(super) fn shares(&self) -> Vec<Share> {
         let observer_connections = self.observers.div_ceil(self.observers_per_connection);
         let threads = self.threads.min(self.connections + observer_connections).max(1);
@@ -130,7 +132,7 @@ impl Plan {
             .collect()
     }
 
-    /// The arrivals of an open loop on the thread `index` of `threads`, which has `connections`.
+    /// Returns the arrivals of an open loop on thread `index` of `threads`, which has this many `connections`.
     pub(super) fn arrivals(&self, index: usize, threads: usize, connections: usize) -> Option<Arrivals> {
         let rate = self.rate.filter(|_| connections > 0)?;
         Some(Arrivals {
@@ -148,7 +150,7 @@ mod tests {
 
     fn plan() -> Plan {
         Plan {
-            target: Target::new("http://127.0.0.1:1", &Credentials::default()).expect("an address"),
+            target: Target::new("http://127.0.0.1:1", &Credentials::default()).expect("the address is valid"),
             auth_key_id: random_auth_key_id(),
             mix: "has=1".parse().unwrap(),
             connections: 3,
@@ -165,13 +167,13 @@ mod tests {
     }
 
     #[test]
-    fn no_two_runs_have_the_same_sessions() {
+    fn auth_keys_of_runs_are_unique() {
         let keys: BTreeSet<i64> = (0..1000).map(|_| random_auth_key_id()).collect();
         assert!(keys.len() == 1000 && !keys.contains(&0), "{keys:?}");
     }
 
     #[test]
-    fn every_session_has_one_caller_and_room_for_two_batches() {
+    fn every_session_has_one_caller_with_room_for_two_batches() {
         let plan = plan();
         plan.check().unwrap();
         let all: Vec<u32> = (0..plan.callers()).flat_map(|caller| plan.sessions_of(caller)).collect();
@@ -180,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_share_everything() {
+    fn threads_share_all_callers_and_observers() {
         for threads in [1, 2, 5, 100] {
             let plan = Plan { threads, ..plan() };
             let shares = plan.shares();
@@ -196,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused() {
+    fn plans_that_do_not_fit_are_refused() {
         assert!(Plan { sessions: 83, ..plan() }.check().is_err());
         assert!(Plan { sessions: 84, ..plan() }.check().is_ok());
         assert!(Plan { sessions: MAX_SESSIONS, observers: 1000, ..plan() }.check().is_err());

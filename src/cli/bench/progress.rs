@@ -1,4 +1,4 @@
-//! How far a run is, on a line of the terminal that is written anew.
+//! Shows the progress of a run on one line of the terminal.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -13,10 +13,10 @@ use super::{pace::Window, report::amount};
 
 const BAR: usize = 30;
 
-/// Erases to the end of the line; every terminal of today knows it.
+/// Returns to the start of the line and erases it. All current terminals support this.
 const ERASE: &str = "\r\x1b[K";
 
-/// What a thread has done, for others to look at.
+/// The progress of one thread, readable by others.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     calls: AtomicU64,
@@ -35,7 +35,7 @@ impl Counters {
     }
 }
 
-/// The line, where standard error is a terminal.
+/// The progress line, which is shown only if standard error is a terminal.
 pub(super) struct ProgressLine {
     threads: Vec<Arc<Counters>>,
     visible: bool,
@@ -59,12 +59,12 @@ impl ProgressLine {
         self.threads.iter().map(|thread| counter(thread).load(Ordering::Relaxed)).sum()
     }
 
-    /// Shows what the program does outside of the measured run.
+    /// Shows what the program does before and after the measured run.
     pub(super) fn say(&self, what: &str) {
         self.write(what);
     }
 
-    /// Shows how far the run is.
+    /// Shows the progress of the run.
     pub(super) fn show(&mut self, window: Window) {
         if !self.visible {
             return;
@@ -97,7 +97,7 @@ impl ProgressLine {
     fn write(&self, line: &str) {
         if self.visible {
             let mut stderr = io::stderr().lock();
-            // A terminal that is gone shows nothing.
+            // If the terminal is gone, nothing can be shown.
             let _ = write!(stderr, "{ERASE}{line}").and_then(|()| stderr.flush());
         }
     }

@@ -1,4 +1,4 @@
-//! What a run found.
+//! The results of a run.
 
 mod json;
 mod text;
@@ -12,28 +12,29 @@ use super::{
 };
 pub(super) use text::amount;
 
-/// A thread that ran, or wanted to run, for a larger share of the time is taken to have had no time to spare.
+/// A thread that ran or waited for a core for more than this share of the time was too busy.
 const BUSY: f64 = 0.9;
 
-/// What a run found.
+/// The results of a run.
 pub(super) struct Report {
     plan: Plan,
-    /// How long it was measured.
+    /// How long the run was measured.
     measured: Duration,
     interrupted: bool,
-    /// How often sessions were created and destroyed; unknown where a call that does so failed.
+    /// How often sessions were created and destroyed. `None` if a create or destroy failed, because its effect is
+    /// unknown.
     changes: Option<u64>,
     calls: CallStats,
-    /// Calls of an open loop that were due and never sent.
+    /// Calls of an open loop that were due but never sent.
     unsent: u64,
     deliveries: DeliveryStats,
     loader: Option<Loader>,
 }
 
-/// What the loader itself took.
+/// What the loader itself used.
 struct Loader {
     threads: usize,
-    /// Shares of the time that all threads had.
+    /// The average shares of the time that its threads ran, and waited for a core.
     ran: f64,
     waited: f64,
     /// The share of its time that the busiest thread ran or waited for a core.
@@ -59,7 +60,7 @@ impl Report {
         Self { plan: plan.clone(), measured, interrupted, changes, calls, unsent, deliveries, loader }
     }
 
-    /// What the server did that it promises never to do.
+    /// Describes the promises that the server broke, if any.
     pub(super) fn broken_promise(&self) -> Option<String> {
         let ends = &self.deliveries.ends;
         let lost = if self.changes.is_some() && ends.lost == 0 && ends.resets == 0 {
@@ -74,12 +75,12 @@ impl Report {
             }
         };
         check(self.calls.wrong(), "answers were wrong");
-        check(ends.violations, "events came twice or out of order");
-        check(lost, "observers did not hear of exactly the changes that were made");
+        check(ends.violations, "events were repeated or out of order");
+        check(lost, "observers did not receive exactly the changes that were made");
         (!broken.is_empty()).then(|| format!("the server broke its promises: {}", broken.join(", ")))
     }
 
-    /// What went wrong otherwise.
+    /// Describes the failures that broke no promise, if any.
     pub(super) fn trouble(&self) -> Option<String> {
         let (failures, ends) = (self.calls.failures(), &self.deliveries.ends);
         if failures == 0 && ends.lost == 0 && self.calls.connections_lost == 0 {
@@ -94,14 +95,14 @@ impl Report {
         Some(trouble + ": see the server's log")
     }
 
-    /// `count` for each second of the measured time.
+    /// Divides `count` by the measured seconds.
     fn per_second(&self, count: u64) -> f64 {
         if self.measured.is_zero() { 0.0 } else { count as f64 / self.measured.as_secs_f64() }
     }
 }
 
 impl Loader {
-    /// None where a thread did not come to the end of the run.
+    /// Returns `None` if a thread did not reach the end of the run.
     fn new(measured: Duration, outcomes: &[Outcome]) -> Option<Self> {
         let seconds = measured.as_secs_f64();
         let uses: Vec<_> = outcomes.iter().map(|outcome| outcome.cpu).collect::<Option<_>>()?;
@@ -121,7 +122,7 @@ impl Loader {
         })
     }
 
-    /// Whether the run shows what the loader can do, and not what the server can.
+    /// Returns whether the run shows what the loader can do rather than the server.
     fn is_bottleneck(&self) -> bool {
         self.busiest > BUSY
     }

@@ -6,27 +6,29 @@ use fastrand::Rng;
 
 use super::mix::Kind;
 
-/// A session that a call names, and what the server must answer about it.
+/// A session in a call, and the answer that the server must give for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Asked {
     pub(super) session: u32,
     pub(super) expected: bool,
 }
 
-/// A range of sessions that nobody else touches, so that every answer is known beforehand.
+/// A range of sessions that only one caller touches, so that it knows every answer in advance.
 ///
-/// Those that exist are an arc of a ring: creating puts a session before it, destroying takes one off its end. A session is
-/// so changed again as late as can be, which leaves observers the time to tell which change of it they hear of.
+/// The existing sessions are an arc of a ring. Creates extend the arc at its front, and destroys shorten it at its
+/// back. A session therefore changes again as late as possible, which gives observers time to recognize which of its
+/// changes they received.
 #[derive(Debug)]
 pub(super) struct Ring {
     range: Range<u32>,
-    /// Where in the range the arc begins.
+    /// Where the arc starts in the range.
     oldest: u32,
-    /// How long it is.
+    /// The length of the arc.
     live: u32,
 }
 
-/// The sessions of a range that exist before the first call: half of it, so that creates and destroys have as much room.
+/// Returns the sessions of a range that exist before the first call: half of it, so that creates and destroys have
+/// equal room.
 pub(super) fn existing_at_first(range: &Range<u32>) -> Range<u32> {
     range.start..range.start + (range.end - range.start) / 2
 }
@@ -37,10 +39,10 @@ impl Ring {
         Self { range, oldest: 0, live }
     }
 
-    /// Puts into `asked` what a call of `kind` about `count` sessions names, and remembers that it is done. `count` is no more
-    /// than there are.
+    /// Fills `asked` with the sessions and expected answers of a call, and updates the ring as if the call was made.
     ///
-    /// A create where all exist, or a destroy where none does, changes nothing and must be answered so.
+    /// `count` is at most the number of sessions in the range. A create if all sessions exist, or a destroy if none
+    /// does, changes nothing, and the expected answers say so.
     pub(super) fn next(&mut self, kind: Kind, count: u32, rng: &mut Rng, asked: &mut Vec<Asked>) {
         let len = self.range.end - self.range.start;
         let (first, oldest, live) = match kind {
@@ -51,7 +53,7 @@ impl Ring {
         asked.clear();
         asked.extend((0..count).map(|n| {
             let at = (u64::from(first) + u64::from(n)) % u64::from(len);
-            // Cannot be cut off: it is less than `len`.
+            // Cannot be truncated: it is less than `len`.
             let at = at as u32;
             let exists = (at + len - oldest) % len < live;
             Asked { session: self.range.start + at, expected: exists == (kind != Kind::Create) }
@@ -75,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_expected_is_what_a_registry_answers() {
+    fn expected_answers_match_a_registry() {
         let mut rng = Rng::with_seed(3);
         for (len, count) in [(1, 1), (2, 1), (7, 3), (64, 32), (10, 10)] {
             let range = 100..100 + len;

@@ -1,4 +1,4 @@
-//! A run from beginning to end: sessions to begin with, threads, phases, and the sessions' end.
+//! A run from start to end: initial sessions, threads, phases and clean-up.
 
 use std::{
     sync::Arc,
@@ -25,7 +25,7 @@ use super::{
 
 const REDRAW: Duration = Duration::from_millis(200);
 
-/// A run that was prepared.
+/// A run that has been prepared.
 pub(super) struct Run {
     plan: Arc<Plan>,
     counters: Vec<Arc<Counters>>,
@@ -33,40 +33,38 @@ pub(super) struct Run {
     progress: ProgressLine,
 }
 
-/// That no more calls are to be made.
+/// A request to make no more calls.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stop {
     pub(super) at: Instant,
-    /// By a signal, and not because all is done.
+    /// Whether a signal stopped the run, rather than its end.
     pub(super) interrupted: bool,
 }
 
 impl Run {
-    /// The run of `plan`, which ends early when `stop` says so.
+    /// Prepares a run of `plan`, which ends early if `stop` is set.
     pub(super) fn new(plan: Plan, stop: watch::Sender<Option<Stop>>) -> Self {
         let counters: Vec<Arc<Counters>> = plan.shares().iter().map(|_| Arc::default()).collect();
         let progress = ProgressLine::new(counters.clone());
         Self { plan: Arc::new(plan), counters, stop, progress }
     }
 
-    /// Makes the sessions exist that do before the first call. False when the run was stopped.
+    /// Creates the sessions that exist before the first call. Returns false if the run was stopped.
     pub(super) async fn fill(&self, client: &Client) -> Result<bool, ClientError> {
-        self.progress.say("creating the sessions to begin with");
+        self.progress.say("creating the initial sessions");
         let mut existing = self.plan.existing_at_first();
         while let Some(keys) = self.batch(&mut existing) {
             if self.stop.borrow().is_some() {
                 return Ok(false);
             }
             if client.batch_create(&keys).await?.contains(&false) {
-                return Err(ClientError::Protocol(
-                    "sessions existed already under an auth key that was made by chance",
-                ));
+                return Err(ClientError::Protocol("sessions already existed under a random auth key"));
             }
         }
         Ok(true)
     }
 
-    /// Makes no session of the run exist any more.
+    /// Destroys all sessions of the run.
     pub(super) async fn clean_up(&self, client: &Client) -> Result<(), ClientError> {
         self.progress.say("destroying the sessions of the run");
         let mut all = 0..self.plan.sessions;
@@ -82,7 +80,7 @@ impl Run {
         (!keys.is_empty()).then_some(keys)
     }
 
-    /// Makes the calls. None when the run was stopped before it began.
+    /// Makes the calls and measures them. Returns `None` if the run was stopped before it began.
     pub(super) async fn measure(&mut self) -> Result<Option<Report>, CliError> {
         self.progress.say("connecting");
         let stamps = (self.plan.observers > 0).then(|| Arc::new(self.stamps()));
@@ -107,7 +105,7 @@ impl Run {
                 CliError::new(Exit::No, format!("cannot start a thread: {error}: try fewer with --threads"))
             })?;
         }
-        // What is left are those of the threads: should one of them panic, nobody waits for it forever.
+        // Only the threads keep clones, so if one of them panics, nothing waits for it forever.
         drop((sender, phases));
 
         let mut stopped = self.stop.subscribe();
@@ -132,14 +130,14 @@ impl Run {
                         changes += theirs;
                         sure &= known;
                     }
-                    // A thread without observers, or whose streams are gone, has nothing to wait for.
+                    // A thread without observers, or whose streams are lost, has nothing to wait for.
                     Event::Ended(outcome) => outcomes.push(*outcome),
                     _ => {}
                 },
                 _ = redraw.tick() => self.progress.show(window),
             }
             if called >= calling {
-                // What is left are threads that have only observers, and do not know that all others are done.
+                // The remaining threads only have observers and do not know that all calls are made.
                 self.stop.send_if_modified(|stop| {
                     let first = stop.is_none();
                     stop.get_or_insert_with(|| Stop { at: Instant::now(), interrupted: false });
@@ -171,11 +169,11 @@ impl Run {
         match event {
             Some(Event::Failed(failure)) => {
                 let addr = self.plan.target.as_str();
-                let advice = "and what its limits and those of this process are";
-                Err(CliError::new(Exit::Server, format!("{failure}: see whether a sessiond runs at {addr}, {advice}")))
+                let advice = "and check its limits and those of this process";
+                Err(CliError::new(Exit::Server, format!("{failure}: check that a sessiond runs at {addr}, {advice}")))
             }
             Some(Event::Panicked) | None => {
-                Err(CliError::new(Exit::No, "a thread of the loader broke down: please report this"))
+                Err(CliError::new(Exit::No, "a thread of the loader panicked: please report this"))
             }
             Some(event) => Ok(event),
         }

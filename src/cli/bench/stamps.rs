@@ -1,18 +1,18 @@
-//! When each session was last changed, for observers to measure by.
+//! The time of each session's last change, from which observers measure latency.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
-/// How many bits of a stamp tell the time, in nanoseconds: enough for three days.
+/// The bits of a stamp that hold the time in nanoseconds, enough for three days.
 const TIME_BITS: u32 = 48;
 
-/// A word for each session: how often it was changed, and when its last change was to begin.
+/// One word per session: how often it has changed, and when its last change was due.
 ///
-/// A stamp is written before its call is sent, so an observer that hears of the change finds it. If the session has been
-/// changed again by then, the count tells, and no wrong time is taken. The one caller of a session is the only one to write
-/// its stamp.
+/// A stamp is written before its call is sent, so an observer that receives the change finds it. If the session has
+/// changed again by then, the count differs, and the observer does not use the wrong time. Only the caller of a session
+/// writes its stamp.
 #[derive(Debug)]
 pub(super) struct Stamps {
     epoch: Instant,
@@ -20,32 +20,32 @@ pub(super) struct Stamps {
 }
 
 impl Stamps {
-    /// `exists` tells for each session whether it exists at first, which counts as its first change.
+    /// `exists` says for each session whether it exists at first, which counts as its first change.
     pub(super) fn new(exists: impl Iterator<Item = bool>) -> Self {
         let words = exists.map(|exists| AtomicU64::new(u64::from(exists) << TIME_BITS)).collect();
         Self { epoch: Instant::now(), words }
     }
 
-    /// Notes that a session is about to be changed.
+    /// Records that a session is about to change.
     pub(super) fn change(&self, session: u32, at: Instant) {
         let word = &self.words[session as usize];
         let count = (word.load(Ordering::Relaxed) >> TIME_BITS) + 1;
         let nanos = at.saturating_duration_since(self.epoch).as_nanos() as u64;
-        // The count wraps around by itself.
+        // The count wraps around.
         word.store(count << TIME_BITS | (nanos & ((1 << TIME_BITS) - 1)), Ordering::Relaxed);
     }
 
-    /// How often a session was changed, in as many bits as an observer keeps of it.
+    /// Returns how often a session has changed, in as many bits as an observer keeps.
     pub(super) fn count(&self, session: u32) -> u8 {
         (self.words[session as usize].load(Ordering::Relaxed) >> TIME_BITS) as u8
     }
 
-    /// How often each session was changed.
+    /// Returns how often each session has changed.
     pub(super) fn counts(&self) -> Box<[u8]> {
         (0..self.words.len() as u32).map(|session| self.count(session)).collect()
     }
 
-    /// When change number `count` of a session was to begin, if it is still its last.
+    /// Returns when change number `count` of a session was due, if no later change has begun.
     pub(super) fn begin(&self, session: u32, count: u8) -> Option<Instant> {
         let word = self.words[session as usize].load(Ordering::Relaxed);
         ((word >> TIME_BITS) as u8 == count).then(|| self.epoch + Duration::from_nanos(word & ((1 << TIME_BITS) - 1)))

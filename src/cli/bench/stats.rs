@@ -1,4 +1,4 @@
-//! What the callers and the observers of a thread count.
+//! The counters of a thread's callers and observers.
 
 use std::time::Duration;
 
@@ -8,22 +8,22 @@ use super::{
     mix::Kind,
 };
 
-/// One kind of call.
+/// The counters of one kind of call.
 #[derive(Clone, Debug, Default)]
 pub(super) struct KindStats {
-    /// Calls that were answered, of those that began after the warm-up.
+    /// Answered calls that began after the warm-up.
     pub(super) answered: u64,
-    /// Answers of these that were yes: sessions that exist, were created or were destroyed.
+    /// Positive answers among these: sessions that exist, were created or were destroyed.
     pub(super) yes: u64,
-    /// Of the calls in `answered`.
+    /// The latency of these calls.
     pub(super) latency: Latency,
-    /// Answers about a session that were not what its caller knows to be true, in the warm-up too.
+    /// Answers that contradict what the caller knows, including the warm-up.
     pub(super) wrong: u64,
-    /// Calls that failed, in the warm-up too.
+    /// Failed calls, including the warm-up.
     pub(super) failures: Failures,
 }
 
-/// Failures by what caused them; the few that there are.
+/// Failures by cause, as a short list.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Failures(pub(super) Vec<(Cause, u64)>);
 
@@ -40,13 +40,13 @@ impl Failures {
     }
 }
 
-/// All calls.
+/// The counters of all calls.
 #[derive(Debug, Default)]
 pub(super) struct CallStats {
     pub(super) kinds: [KindStats; Kind::ALL.len()],
-    /// How often a session was created or destroyed, in the warm-up too: as many events there must be.
+    /// How often sessions were created and destroyed, including the warm-up. There must be as many events.
     pub(super) changes: u64,
-    /// A call that changes something failed, so nobody knows whether it did.
+    /// Whether a create or destroy has failed, so that its effect is unknown.
     pub(super) unsure: bool,
     pub(super) first_failure: Option<Failure>,
     pub(super) connections_lost: u64,
@@ -86,31 +86,30 @@ impl CallStats {
     }
 }
 
-/// What observers received.
+/// The counters of observers.
 #[derive(Debug, Default)]
 pub(super) struct DeliveryStats {
-    /// Events between the end of the warm-up and that of the run.
+    /// Events between the end of the warm-up and the end of the run.
     pub(super) measured: u64,
-    /// From the time at which a change was to begin to each observer's hearing of it.
+    /// The time from when a change was due until an observer received it.
     pub(super) latency: Latency,
-    /// Events that came after a reset, or when their session had been changed again, so that it is not known when they
-    /// began.
+    /// Events with an unknown start: they came after a reset, or after their session had changed again.
     pub(super) untimed: u64,
-    /// How the observers ended.
+    /// The results of the streams.
     pub(super) ends: ObserverEnds,
 }
 
-/// What was wrong with the streams, over the whole run.
+/// The results of all streams over the whole run.
 #[derive(Debug, Default)]
 pub(super) struct ObserverEnds {
     pub(super) events: u64,
     pub(super) violations: u64,
     pub(super) resets: u64,
-    /// Observers that heard of every change, as far as could be checked.
+    /// Observers that received every change, if that could be checked.
     pub(super) complete: u64,
-    /// Sessions about which an observer ended up wrong, over all observers that could be checked.
+    /// Sessions about which observers ended up wrong, summed over all observers that could be checked.
     pub(super) wrong_sessions: u64,
-    /// Observers whose streams ended before the run did.
+    /// Observers whose stream ended before the run did.
     pub(super) lost: u64,
     pub(super) first_failure: Option<Failure>,
 }

@@ -1,4 +1,4 @@
-//! Where the loader connects to, and as whom.
+//! The server that the loader connects to, and its credentials.
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
@@ -26,14 +26,14 @@ const SERVICE: &str = "sessiond.v1.SessionService";
 #[derive(Clone)]
 pub(crate) struct Target {
     addr: String,
-    /// What requests are addressed to.
+    /// The scheme and authority of requests.
     origin: String,
     pub(super) socket: Socket,
     pub(super) tls: Option<(TlsConnector, ServerName<'static>)>,
     authorization: Option<HeaderValue>,
 }
 
-/// What to connect to.
+/// The socket to connect to.
 #[derive(Clone)]
 pub(super) enum Socket {
     Tcp(String, u16),
@@ -41,7 +41,7 @@ pub(super) enum Socket {
 }
 
 impl Target {
-    /// The server at an address of the form `http://HOST:PORT`, `https://HOST:PORT` or `unix:PATH`.
+    /// Parses an address of the form `http://HOST:PORT`, `https://HOST:PORT` or `unix:PATH`.
     pub(crate) fn new(addr: &str, credentials: &Credentials) -> Result<Self, CliError> {
         let wrong = |reason: String| CliError::new(Exit::Usage, reason);
         let bearer = |token| HeaderValue::from_str(&format!("Bearer {token}"));
@@ -57,13 +57,13 @@ impl Target {
                 authorization,
             });
         }
-        let uri: Uri = addr.parse().map_err(|_| wrong(format!("{addr:?} is no address")))?;
-        // IPv6 addresses are in brackets in an URL and nowhere else.
+        let uri: Uri = addr.parse().map_err(|_| wrong(format!("{addr:?} is not a server address")))?;
+        // IPv6 addresses are in brackets only in URLs.
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let is_tls = uri.scheme_str() == Some("https");
         let tls = if is_tls {
             let name = ServerName::try_from(host.clone()).map_err(|error| wrong(error.to_string()))?;
-            let config = tls_config(credentials).map_err(|error| wrong(format!("TLS cannot be used: {error}")))?;
+            let config = tls_config(credentials).map_err(|error| wrong(format!("invalid TLS settings: {error}")))?;
             Some((TlsConnector::from(Arc::new(config)), name))
         } else {
             None
@@ -73,12 +73,12 @@ impl Target {
         Ok(Self { origin: addr.clone(), addr, socket: Socket::Tcp(host, port), tls, authorization })
     }
 
-    /// The address, for messages.
+    /// Returns the address, for messages.
     pub(super) fn as_str(&self) -> &str {
         &self.addr
     }
 
-    /// The head of every request for `method`.
+    /// Returns the head of every request for `method`.
     pub(super) fn request(&self, method: &str) -> Result<Request<()>, http::Error> {
         let mut request = Request::builder()
             .method(Method::POST)

@@ -1,7 +1,7 @@
-//! A timer that is right within microseconds.
+//! A timer that is exact to microseconds.
 //!
-//! tokio's is right within a millisecond, which is longer than a call takes: each call would seem to have waited for the
-//! server when it waited for its start.
+//! tokio's timers are exact to a millisecond, which is longer than a call takes. The wait for the start of a call would
+//! then look like a wait for the server.
 
 use std::{io, time::Instant};
 
@@ -18,8 +18,8 @@ impl Timer {
 
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-        // Deprecated because a type could lend a descriptor that it does not own. This one is owned, and the function that
-        // replaces it is unsafe.
+        // Deprecated because a type could lend a descriptor that it does not own. This one is owned, and the
+        // replacement is unsafe.
         #[allow(deprecated)]
         let timer = AsyncFd::with_interest(timer, tokio::io::Interest::READABLE)?;
         Ok(Self(timer))

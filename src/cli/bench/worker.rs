@@ -1,4 +1,4 @@
-//! A thread of the loader: its connections, callers and observers, on a runtime of its own.
+//! A thread of the loader, with its own runtime, connections, callers and observers.
 
 use std::{
     cell::{OnceCell, RefCell},
@@ -36,28 +36,28 @@ use super::{
     stats::{CallStats, DeliveryStats},
 };
 
-/// How long an answer may take when no more calls are made.
+/// How long to wait for answers after the last call was made.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many connections a thread opens at once: not more than a listener lets wait.
+/// How many connections a thread opens at the same time: no more than fit into a listener's backlog.
 const CONNECTING: usize = 32;
 
-/// What all threads are told.
+/// The phase of a run, which all threads follow.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Phase {
     /// Connect, and open the streams.
     Prepare,
     /// Make calls.
     Run(Window),
-    /// All calls are over. Observers wait for what is left of `changes` events; not where nobody knows how many there are.
+    /// All calls are over. Observers wait for the remaining of `changes` events, unless the number is unknown.
     Settle { changes: Option<u64> },
 }
 
-/// What a thread tells.
+/// An event that a thread reports.
 #[derive(Debug)]
 pub(super) enum Event {
     Ready,
-    /// Its calls are over: how often a session was changed, and whether that is known.
+    /// Its calls are over. Reports how often sessions changed, and whether that number is certain.
     Called {
         changes: u64,
         sure: bool,
@@ -67,23 +67,23 @@ pub(super) enum Event {
     Panicked,
 }
 
-/// What a thread found.
+/// The results of a thread.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     pub(super) calls: CallStats,
     pub(super) unsent: u64,
     pub(super) deliveries: DeliveryStats,
-    /// While it was measured; none where that was cut short.
+    /// The CPU time during the measured period. `None` if it was cut short.
     pub(super) cpu: Option<CpuUse>,
 }
 
 pub(super) struct Worker {
     pub(super) plan: Arc<Plan>,
     pub(super) index: usize,
-    /// How many threads there are.
+    /// The number of threads.
     pub(super) threads: usize,
     pub(super) share: Share,
-    /// Where there are observers.
+    /// `Some` if there are observers.
     pub(super) stamps: Option<Arc<Stamps>>,
     pub(super) counters: Arc<Counters>,
     pub(super) phases: watch::Receiver<Phase>,
@@ -92,17 +92,17 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread. It ends when its work is done, or soon after nobody sends it phases any more.
+    /// Starts the thread. It ends when its work is done, or soon after the sender of the phases is dropped.
     pub(super) fn start(self) -> io::Result<()> {
         thread::Builder::new().name(format!("bench-{}", self.index)).spawn(move || {
             let events = self.events.clone();
-            // The others would wait for a thread that panicked.
+            // Report a panic, or the other threads would wait for this one.
             let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
-                // Cannot be made outside of its thread.
+                // This runtime must be created on its own thread.
                 let runtime = runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
                 runtime.map_err(Failure::from)?.block_on(self.work())
             }));
-            // Nobody is left to tell where the run was given up.
+            // If the run was abandoned, nobody receives this.
             let _ = events.send(match outcome {
                 Ok(Ok(outcome)) => Event::Ended(Box::new(outcome)),
                 Ok(Err(failure)) => Event::Failed(failure),
@@ -132,16 +132,16 @@ impl Worker {
                 observers.spawn_local(observer.run(self.phases.clone()));
             }
         }
-        self.tell(Event::Ready);
+        self.report(Event::Ready);
         let Some(window) = self.window().await else { return Ok(Outcome::default()) };
         if let Some(deliveries) = &deliveries {
-            // It is set once, here.
+            // This is the only place that sets it.
             let _ = deliveries.window.set(window);
         }
         let calls = Rc::new(self.calls(window)?);
         let cpu = self.make_calls(&calls, connections).await?;
         let stats = calls.stats.take();
-        self.tell(Event::Called { changes: stats.changes, sure: !stats.unsure });
+        self.report(Event::Called { changes: stats.changes, sure: !stats.unsure });
         while let Some(ended) = observers.join_next().await {
             if let Err(panicked) = ended {
                 panic::resume_unwind(panicked.into_panic());
@@ -188,7 +188,7 @@ impl Worker {
         (self.plan.target.request(method)).map_err(|error| Failure { cause: Cause::Loader, message: error.to_string() })
     }
 
-    /// The times of the run, once it may begin.
+    /// Waits until the run may begin, and returns its times.
     async fn window(&mut self) -> Option<Window> {
         match *self.phases.wait_for(|phase| !matches!(phase, Phase::Prepare)).await.ok()? {
             Phase::Run(window) => Some(window),
@@ -196,12 +196,12 @@ impl Worker {
         }
     }
 
-    fn tell(&self, event: Event) {
-        // Nobody listens any more where the run was given up.
+    fn report(&self, event: Event) {
+        // If the run was abandoned, nobody receives this.
         let _ = self.events.send(event);
     }
 
-    /// Makes the calls, and tells what the thread used of the processor meanwhile.
+    /// Makes the calls, and returns the CPU time that the thread used while it was measured.
     async fn make_calls(&self, calls: &Rc<Calls>, connections: Vec<Connection>) -> Result<Option<CpuUse>, Failure> {
         let window = calls.pace.window();
         sleep_until(window.start.into()).await;
@@ -225,7 +225,7 @@ impl Worker {
         let mut measured = pin!(measure(window, self.stop.clone()));
         let mut deadline = pin!(sleep(Duration::ZERO));
         let mut cpu = None;
-        // Callers end before the time is over when they have lost their connections. A thread without any has observers.
+        // Callers end early if they lose their connections. A thread without callers has only observers.
         while !callers.is_empty() || (cpu.is_none() && !lost.contains(&true)) {
             tokio::select! {
                 Some(ended) = callers.join_next() => match ended {
@@ -252,14 +252,14 @@ impl Worker {
     }
 }
 
-/// Waits for the end of the run, and tells what this thread has used of the processor since the warm-up.
+/// Waits for the end of the run, and returns the CPU time that this thread has used since the warm-up.
 async fn measure(window: Window, mut stop: watch::Receiver<Option<Stop>>) -> Option<CpuUse> {
     let measured = async {
         sleep_until(window.measured_from.into()).await;
         CpuUse::now()
     };
     let stopped = async {
-        // An error tells that the run was given up.
+        // An error means that the run was abandoned.
         let _ = stop.wait_for(Option::is_some).await;
     };
     let mut stopped = pin!(stopped);
@@ -274,7 +274,7 @@ async fn measure(window: Window, mut stop: watch::Receiver<Option<Stop>>) -> Opt
     Some(CpuUse::now() - from)
 }
 
-/// The run begins a little later than it is announced, so that all threads begin together.
+/// Returns the times of the run. It begins a little later than now, so that all threads begin together.
 pub(super) fn window(plan: &Plan) -> Window {
     let start = Instant::now() + Duration::from_millis(20);
     Window { start, measured_from: start + plan.warmup, end: start + plan.warmup + plan.duration }

@@ -1,4 +1,4 @@
-//! The span of a call, as OpenTelemetry's conventions for servers of RPC have it.
+//! The span of a call, following OpenTelemetry's conventions for RPC servers.
 
 use http::HeaderMap;
 use opentelemetry::{
@@ -13,11 +13,11 @@ use opentelemetry_sdk::{
 use sessiond::service::{CallSpan, CallTracer, TracedCall};
 use tonic::Code;
 
-/// Makes spans of calls whose caller has its own sampled, and of a share of those whose caller does not trace.
+/// Makes spans for calls whose caller's span is sampled, and for a share of the calls whose caller does not trace.
 #[derive(Debug)]
 pub(super) struct Tracer {
     pub(super) tracer: SdkTracer,
-    /// That share, from 0 to 1.
+    /// The share of the calls without a parent span, from 0 to 1.
     pub(super) sample_ratio: f64,
 }
 
@@ -43,7 +43,7 @@ impl CallTracer for Tracer {
     }
 }
 
-/// The span of the caller, where the call has headers of W3C Trace Context that name one.
+/// Returns the caller's span, if the call has valid W3C Trace Context headers.
 fn parent(headers: &HeaderMap) -> Option<SpanContext> {
     if !headers.contains_key("traceparent") {
         return None;
@@ -74,7 +74,7 @@ impl CallSpan for OtlpSpan {
 
     fn end(mut self: Box<Self>, code: Code) {
         self.0.set_attribute(KeyValue::new("rpc.grpc.status_code", i64::from(code as i32)));
-        // The others are, to a server, no errors: its callers made them.
+        // The conventions count the other codes as errors of the caller, not of the server.
         if let Code::Unknown
         | Code::DeadlineExceeded
         | Code::Unimplemented

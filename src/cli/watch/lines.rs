@@ -9,7 +9,8 @@ use sessiond::{
 
 use crate::cli::format::JsonLine;
 
-/// Sessions and events, in columns as wide as the longest id. Leases only where the watch has placements.
+/// Prints sessions and events in columns as wide as the longest id. Leases are printed only if the watch has
+/// placements.
 pub(super) fn text(update: &WatchUpdate, out: &mut String) {
     match update {
         WatchUpdate::Snapshot(sessions) => {
@@ -50,25 +51,25 @@ fn text_line(
     out.push('\n');
 }
 
-/// What people want to know beside sessions and events, for standard error.
+/// Returns what people want to know besides sessions and events. It is printed to standard error.
 pub(super) fn status(update: &WatchUpdate, addr: &str) -> Option<String> {
     match update {
         WatchUpdate::Subscribed { registry_id, .. } => Some(format!("watching registry {registry_id} at {addr}")),
         WatchUpdate::Synced { session_count } => Some(format!("the snapshot is complete: {session_count} sessions")),
         WatchUpdate::Reset(reason) => {
-            Some(format!("reset ({reason}): what was printed before does not count any more, a whole snapshot follows"))
+            Some(format!("reset ({reason}): discard what was printed before; a full snapshot follows"))
         }
         WatchUpdate::Disconnected { error, retry_in } => {
-            // To the millisecond: nobody reads the rest.
+            // Milliseconds are precise enough for people.
             let retry_in = std::time::Duration::from_millis(u64::try_from(retry_in.as_millis()).unwrap_or(u64::MAX));
-            Some(format!("{error}: trying {addr} again in {retry_in:?}"))
+            Some(format!("{error}: retrying {addr} in {retry_in:?}"))
         }
         _ => None,
     }
 }
 
-/// A line for every session, event and other update. `cursor` and `places` are those after the update: only its last
-/// line has them.
+/// Prints a line for each session, event and other update. `cursor` and `places` are those after the whole update, so
+/// only its last line has them.
 pub(super) fn json(update: &WatchUpdate, cursor: Option<&str>, places: &[Place], out: &mut String) {
     let end = |line: JsonLine<'_>| with_places(line, places).text_if("cursor", cursor).end();
     match update {
@@ -99,7 +100,7 @@ pub(super) fn json(update: &WatchUpdate, cursor: Option<&str>, places: &[Place],
             .text("error", &error.to_string())
             .plain("retry_in_ms", retry_in.as_millis())
             .end(),
-        // An update that this version does not know has no line.
+        // An update of a kind that this version does not know prints nothing.
         _ => {}
     }
 }
@@ -112,7 +113,7 @@ fn json_event<'a>(event: &SessionEvent, out: &'a mut String) -> JsonLine<'a> {
         .int64_if("previous_lease_id", previous)
 }
 
-/// What happened, why, and the lease that the session came from.
+/// Returns what happened, why, and the lease that the session came from.
 fn describe(change: SessionChange) -> (&'static str, Option<&'static str>, Option<LeaseId>) {
     match change {
         SessionChange::Created => ("created", None, None),
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_aligned() {
+    fn text_columns_are_aligned() {
         let mut out = String::new();
         text(&events(), &mut out);
         assert_eq!(
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_last_line_of_a_message_has_its_cursor() {
+    fn only_the_last_line_of_a_message_has_the_cursor() {
         let mut out = String::new();
         json(&events(), Some("c1"), &[], &mut out);
         assert_eq!(

@@ -1,4 +1,4 @@
-//! The calls that name a lease.
+//! The calls that grant, keep alive and revoke leases, and that change sessions under a lease.
 
 use std::time::Duration;
 
@@ -8,25 +8,26 @@ use crate::{
     session::{LeaseId, SessionKey},
 };
 
-/// A lease as the registry granted it.
+/// A lease that was granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseGrant {
-    /// The lease.
+    /// The id of the lease.
     pub id: LeaseId,
-    /// How long it lives without being kept alive.
+    /// How long the lease lives without being kept alive.
     pub ttl: Duration,
 }
 
-/// Leases, call by call. [`Client::lease`] makes these calls by itself.
+/// The calls behind leases. [`Client::lease`] makes them for you.
 impl Client {
-    /// Grants a lease that lives for `ttl` (1 s to 24 h) without being kept alive. `owner` is a label for people, at
-    /// most 128 bytes.
+    /// Grants a lease that lives for `ttl` (1 s to 24 h) unless it is kept alive.
     ///
-    /// When the call is made again because its answer was lost, the first lease expires by itself.
+    /// `owner` is at most 128 bytes, by convention the address at which the gateway can be reached.
+    ///
+    /// If you retry because the answer was lost, the first lease expires after its ttl.
     ///
     /// # Errors
     ///
-    /// Any [`ClientError`] of a call.
+    /// Returns a [`ClientError`] if the call fails.
     pub async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseGrant, ClientError> {
         let request = proto::GrantLeaseRequest { ttl: Some(duration::to_proto(ttl)), owner: owner.to_owned() };
         let answer = self.within_timeout(self.leases.clone().grant_lease(request)).await?;
@@ -34,78 +35,95 @@ impl Client {
         Ok(LeaseGrant { id, ttl: required_ttl(answer.ttl)? })
     }
 
-    /// Lets a lease live for its whole ttl from now on. Gives that ttl.
+    /// Extends a lease to its full ttl from now, and returns that ttl.
     ///
     /// # Errors
     ///
-    /// Any [`ClientError`] of a call; [`ClientError::is_lease_gone`] when it is.
+    /// Returns a [`ClientError`] if the call fails. [`ClientError::is_lease_gone`] is true if the lease has ended or
+    /// lingers.
     pub async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, ClientError> {
         let request = proto::KeepLeaseAliveRequest { lease_id: lease.number() };
         required_ttl(self.within_timeout(self.leases.clone().keep_lease_alive(request)).await?.ttl)
     }
 
-    /// Ends a lease and destroys the sessions under it. Tells how many those were.
+    /// Ends a lease and destroys the sessions under it. Returns how many were destroyed.
     ///
-    /// The lease ends before its sessions do: once the server has begun, it carries this out even when the call is dropped
-    /// or takes longer than the client's timeout.
+    /// The lease ends before its sessions do. Once the server has begun, it finishes even if the call is dropped or
+    /// times out.
     ///
     /// # Errors
     ///
-    /// Any [`ClientError`] of a call; [`ClientError::is_lease_gone`] when it is.
+    /// Returns a [`ClientError`] if the call fails. [`ClientError::is_lease_gone`] is true if the lease has already
+    /// ended.
     pub async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, ClientError> {
         let request = proto::RevokeLeaseRequest { lease_id: lease.number(), linger: None };
         Ok(self.within_timeout(self.leases.clone().revoke_lease(request)).await?.sessions_destroyed)
     }
 
-    /// Lets a lease linger for up to 1 h before it ends. A gateway that shuts down does so: its clients come back through other
-    /// gateways, which take their sessions, and no observer sees those disappear. The rest is destroyed at the end.
+    /// Lets a lease linger for `linger`, at most 1 h, before it ends.
     ///
-    /// Meanwhile nothing comes under the lease, it cannot be kept alive, and any gateway may take its sessions. To call this again, or
-    /// [`revoke_lease`](Self::revoke_lease), can only bring the end forward.
+    /// Use this to shut a gateway down. Its clients reconnect through other gateways, which take over their sessions,
+    /// and no observer sees those sessions disappear. The remaining sessions are destroyed when the lease ends.
+    ///
+    /// While it lingers, the lease accepts no new sessions and cannot be kept alive, and any gateway may take its
+    /// sessions. Another call of this method or of [`revoke_lease`](Self::revoke_lease) can only bring the end forward.
     ///
     /// # Errors
     ///
-    /// Any [`ClientError`] of a call; [`ClientError::is_lease_gone`] when it is.
+    /// Returns a [`ClientError`] if the call fails. [`ClientError::is_lease_gone`] is true if the lease has already
+    /// ended.
     pub async fn linger_lease(&self, lease: LeaseId, linger: Duration) -> Result<(), ClientError> {
         let request = proto::RevokeLeaseRequest { lease_id: lease.number(), linger: Some(duration::to_proto(linger)) };
         self.within_timeout(self.leases.clone().revoke_lease(request)).await?;
         Ok(())
     }
 
-    /// [`create`](Self::create) under a lease, with which the session ends. A session that exists already moves to
-    /// this lease: its client has come back through another gateway.
+    /// Creates a session under a lease, which destroys the session when it ends. Returns true if this call created the
+    /// session.
+    ///
+    /// An existing session moves to this lease, because its client has reconnected through this gateway.
     ///
     /// # Errors
     ///
-    /// Any [`ClientError`] of a call; [`ClientError::is_lease_gone`] when the lease is.
+    /// Returns a [`ClientError`] if the call fails. [`ClientError::is_lease_gone`] is true if the lease has ended or
+    /// lingers.
     pub async fn create_under(&self, session: SessionKey, lease: LeaseId) -> Result<bool, ClientError> {
         self.create_with(session, lease.number()).await
     }
 
-    /// [`destroy`](Self::destroy), but only while the session is under this lease: false when it is not, or there is
-    /// no such lease. The late clean-up of a gateway does not destroy a session that has moved to another.
+    /// Destroys a session only if it is under this lease. Returns true if this call destroyed it.
+    ///
+    /// Returns false if the session or the lease does not exist, or if the session is under another lease. Late
+    /// clean-up by a gateway therefore cannot destroy a session that has moved to another one.
     ///
     /// # Errors
     ///
-    /// Any [`ClientError`] of a call.
+    /// Returns a [`ClientError`] if the call fails.
     pub async fn destroy_under(&self, session: SessionKey, lease: LeaseId) -> Result<bool, ClientError> {
         self.destroy_with(session, lease.number()).await
     }
 
-    /// [`create_under`](Self::create_under) for many sessions, as [`batch_create`](Self::batch_create) does it.
+    /// Does what [`create_under`](Self::create_under) does for many sessions, and returns one value per session, in
+    /// order.
+    ///
+    /// Large batches are split as in [`batch_create`](Self::batch_create).
     ///
     /// # Errors
     ///
-    /// As [`batch_create`](Self::batch_create); [`ClientError::is_lease_gone`] when the lease is.
+    /// Returns a [`ClientError`] if a call fails, as [`batch_create`](Self::batch_create) does.
+    /// [`ClientError::is_lease_gone`] is true if the lease has ended or lingers.
     pub async fn batch_create_under(&self, sessions: &[SessionKey], lease: LeaseId) -> Result<Vec<bool>, ClientError> {
         self.batch_create_with(sessions, lease.number()).await
     }
 
-    /// [`destroy_under`](Self::destroy_under) for many sessions, as [`batch_destroy`](Self::batch_destroy) does it.
+    /// Does what [`destroy_under`](Self::destroy_under) does for many sessions, and returns one value per session, in
+    /// order.
+    ///
+    /// Large batches are split as in [`batch_destroy`](Self::batch_destroy).
     ///
     /// # Errors
     ///
-    /// As [`batch_destroy`](Self::batch_destroy).
+    /// Returns a [`ClientError`] if a call fails, as [`batch_destroy`](Self::batch_destroy) does.
     pub async fn batch_destroy_under(&self, sessions: &[SessionKey], lease: LeaseId) -> Result<Vec<bool>, ClientError> {
         self.batch_destroy_with(sessions, lease.number()).await
     }

@@ -1,77 +1,81 @@
-//! What becomes of a lease.
+//! The events of a lease.
 
 use tokio::sync::watch;
 
 use crate::session::LeaseId;
 
-/// What became of a [`Lease`](super::Lease).
+/// A change in the state of a [`Lease`](super::Lease).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LeaseEvent {
-    /// The lease is gone, or the registry could not be reached for its whole ttl, so that it may be. Its sessions are
-    /// destroyed then, where it was not the registry itself that was away. One of the other events follows as soon as
-    /// the registry answers.
+    /// The lease is gone, or may be because the registry could not be reached for a whole ttl.
+    ///
+    /// If the lease is gone, so are its sessions. If the registry itself was away, they may have survived. One of the
+    /// other events follows as soon as the registry answers.
     Lost,
-    /// The registry answers again, and the lease has outlived it: so have its sessions. Nothing needs to be done but
-    /// what could not be done meanwhile.
+    /// The registry answers again, and the lease and its sessions have survived.
+    ///
+    /// The gateway only needs to make the calls that failed in the meantime.
     Recovered,
-    /// There is a new lease in place of the one that is gone, and no session is under it: register them all again with
-    /// [`Client::batch_take`](crate::client::Client::batch_take) and `None`, which steals none that have moved since.
-    /// Comes without `Lost` where both happened since the last event.
+    /// A new lease has replaced the one that is gone, and no session is under it yet.
+    ///
+    /// Register all sessions again with [`Client::batch_take`](crate::client::Client::batch_take) and `None`, which
+    /// leaves sessions that have moved to another gateway where they are. If the loss and the new grant both happened
+    /// since the last event, `Lost` is left out.
     Regranted(LeaseId),
 }
 
-/// The lease that is held, or was last.
+/// The lease that is held, or the last one that was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LeaseState {
     pub(super) id: LeaseId,
     pub(super) is_held: bool,
 }
 
-/// The events of a lease, made by [`Lease::events`](super::Lease::events). Does not keep the lease.
+/// The events of a lease, returned by [`Lease::events`](super::Lease::events). It does not keep the lease alive.
 ///
-/// It is always up to date and takes no memory however late it is asked: what happened since the last event and does
-/// not count any more is left out. [`LeaseEvent::Regranted`] is never left out but for a later one.
+/// However late you call [`next`](Self::next), the events are up to date and use a constant amount of memory. Events
+/// that are out of date by then are left out. A [`LeaseEvent::Regranted`] is left out only in favour of a newer one.
 #[derive(Clone, Debug)]
 pub struct LeaseEvents {
     state: watch::Receiver<LeaseState>,
-    /// What follows from the events so far: the lease that the sessions are under.
-    told: LeaseState,
+    /// The state that the events returned so far lead to.
+    reported: LeaseState,
 }
 
 impl LeaseEvents {
     pub(super) fn new(state: watch::Receiver<LeaseState>, granted: LeaseId) -> Self {
-        Self { state, told: LeaseState { id: granted, is_held: true } }
+        Self { state, reported: LeaseState { id: granted, is_held: true } }
     }
 
-    /// Waits for the next event. None when the [`Lease`](super::Lease) was dropped or revoked.
+    /// Waits for the next event. Returns `None` once the [`Lease`](super::Lease) has been dropped or revoked.
     ///
     /// # Cancel safety
     ///
-    /// Cancel-safe: when the future is dropped no event is lost.
+    /// This method is cancel-safe: if the future is dropped, no event is lost.
     pub async fn next(&mut self) -> Option<LeaseEvent> {
         loop {
             let now = *self.state.borrow_and_update();
-            if let Some(event) = self.tell(now) {
+            if let Some(event) = self.event_for(now) {
                 return Some(event);
             }
             self.state.changed().await.ok()?;
         }
     }
 
-    fn tell(&mut self, now: LeaseState) -> Option<LeaseEvent> {
-        let told = self.told;
+    fn event_for(&mut self, now: LeaseState) -> Option<LeaseEvent> {
+        let reported = self.reported;
         if !now.is_held {
-            // The id stays that of the last lease that was told of: had there been another in between, then nobody
-            // knows of it yet, and it must come as a new one if it recovers.
-            self.told.is_held = false;
-            return told.is_held.then_some(LeaseEvent::Lost);
+            // Keep the id of the last lease that was reported. A lease granted and lost in between has not been
+            // reported, so it must come as `Regranted` if it recovers.
+            self.reported.is_held = false;
+            return reported.is_held.then_some(LeaseEvent::Lost);
         }
-        self.told = now;
-        if now.id != told.id {
+        self.reported = now;
+        if now.id != reported.id {
             Some(LeaseEvent::Regranted(now.id))
         } else {
-            (!told.is_held).then_some(LeaseEvent::Recovered)
+            (!reported.is_held).then_some(LeaseEvent::Recovered)
         }
     }
 }
@@ -81,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_still_counts_is_told() {
+    fn outdated_events_are_left_out() {
         let id = |number| LeaseId::from_number(number).unwrap();
         let held = |number| LeaseState { id: id(number), is_held: true };
         let lost = |number| LeaseState { id: id(number), is_held: false };
@@ -92,14 +96,14 @@ mod tests {
             (lost(1), Some(LeaseEvent::Lost)),
             (lost(1), None),
             (held(1), Some(LeaseEvent::Recovered)),
-            // Lost in between, unseen.
+            // The loss in between was never reported.
             (held(2), Some(LeaseEvent::Regranted(id(2)))),
-            // Granted and lost in between: nobody knows of it, so it cannot recover.
+            // Lease 3 was granted and lost without being reported, so it cannot recover.
             (lost(3), Some(LeaseEvent::Lost)),
             (held(3), Some(LeaseEvent::Regranted(id(3)))),
         ];
         for (now, event) in table {
-            assert_eq!(events.tell(now), event, "{now:?}");
+            assert_eq!(events.event_for(now), event, "{now:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Which leases there are.
+//! Listing the leases.
 
 use std::time::Duration;
 
@@ -8,26 +8,26 @@ use crate::{
     session::LeaseId,
 };
 
-/// Which leases to list. By default all of them, up to 1,000 in a page.
+/// A query for leases. By default it matches all of them, up to 1,000 per page.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeaseQuery {
-    /// Only leases that were granted to exactly this owner; empty for all.
+    /// List only leases with exactly this owner. Empty matches all.
     pub owner: String,
-    /// Only these leases, up to 65,536; empty for all.
+    /// List only these leases, up to 65,536. Empty matches all.
     pub lease_ids: Vec<LeaseId>,
-    /// The most leases of a page: 1,000 if it is 0, at most 10,000.
+    /// The largest number of leases per page, at most 10,000. 0 means 1,000.
     pub page_size: u32,
-    /// The [`LeasePage::next`] of the page before; empty for the first page.
+    /// The [`LeasePage::next`] of the previous page. Empty for the first page.
     pub page_token: String,
 }
 
-/// Some leases, in the order of their ids.
+/// A page of leases, ordered by id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LeasePage {
-    /// The leases. There may be fewer than asked for, or none, although another page follows.
+    /// The leases. A page may be short or even empty although another one follows.
     pub leases: Vec<LeaseStatus>,
-    /// The token of the next page; empty if there is none.
+    /// The token of the next page. Empty if this is the last one.
     pub next: String,
 }
 
@@ -37,22 +37,22 @@ pub struct LeasePage {
 pub struct LeaseStatus {
     /// The lease and its owner.
     pub lease: LeaseHolder,
-    /// How long it lives without being kept alive.
+    /// How long the lease lives without being kept alive.
     pub ttl: Duration,
-    /// When it ends if nobody keeps it alive. A lease that lingers ends then in any case.
+    /// The time until the lease ends, unless it is kept alive. A lease that lingers cannot be kept alive.
     pub expires_in: Duration,
-    /// How many sessions are under it.
+    /// The number of sessions under the lease.
     pub session_count: u64,
-    /// Whether it was revoked with a linger that has not passed yet.
+    /// Whether the lease was revoked with a linger that has not passed yet.
     pub lingers: bool,
 }
 
 impl Client {
-    /// Lists a page of the leases that have not ended.
+    /// Lists the leases that have not ended, one page per call.
     ///
     /// # Errors
     ///
-    /// Any [`ClientError`] of a call.
+    /// Returns a [`ClientError`] if the call fails.
     pub async fn list_leases(&self, query: LeaseQuery) -> Result<LeasePage, ClientError> {
         let LeaseQuery { owner, lease_ids, page_size, page_token } = query;
         let lease_ids = lease_ids.into_iter().map(LeaseId::number).collect();

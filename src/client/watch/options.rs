@@ -1,4 +1,4 @@
-//! What a watch shows and where it starts.
+//! The options of a watch: its start and its filters.
 
 use std::time::Duration;
 
@@ -7,30 +7,31 @@ use crate::session::{AuthKeyId, LeaseId, SessionId};
 /// Where a watch starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum WatchStart {
-    /// With the first change after the stream opened.
+    /// Starts with the first change after the stream has opened.
     #[default]
     Now,
-    /// With a snapshot of the sessions that exist.
+    /// Starts with a snapshot of the existing sessions.
     Snapshot,
-    /// Right after the update at which [`Watch::cursor`](super::Watch::cursor) gave this cursor. The cursor is exact
-    /// only with the filters of that watch.
+    /// Starts right after the update at which [`Watch::cursor`](super::Watch::cursor) returned this cursor.
+    ///
+    /// A cursor is exact only with the filters of the watch that it was obtained from.
     After(String),
 }
 
-/// What can happen to a session, to filter by.
+/// The kinds of changes that a watch can filter by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EventType {
-    /// It was created.
+    /// A session was created.
     Created,
-    /// It was destroyed.
+    /// A session was destroyed.
     Destroyed,
-    /// It came under another lease. Implies [`WatchOptions::placements`].
+    /// A session moved to another lease. Filtering by it implies [`WatchOptions::placements`].
     Moved,
 }
 
-/// What a watch shows and where it starts. By default: everything, from now on.
+/// What a watch shows, and where it starts. The default is everything, from now on.
 ///
-/// A session passes when it passes every filter given; a filter that is empty lets all pass.
+/// A session must match every filter that is set. An empty filter matches everything.
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct WatchOptions {
@@ -44,57 +45,62 @@ pub struct WatchOptions {
 }
 
 impl WatchOptions {
-    /// Everything, from `start` on.
+    /// Shows everything from `start` on.
     pub fn from_start(start: WatchStart) -> Self {
         Self { start, ..Self::default() }
     }
 
-    /// Everything, after a snapshot of the sessions that exist.
+    /// Shows everything, starting with a snapshot of the existing sessions.
     pub fn snapshot() -> Self {
         Self::from_start(WatchStart::Snapshot)
     }
 
-    /// Everything, right after the update at which [`Watch::cursor`](super::Watch::cursor) gave `cursor`.
+    /// Shows everything right after the update at which [`Watch::cursor`](super::Watch::cursor) returned `cursor`.
     pub fn after(cursor: impl Into<String>) -> Self {
         Self::from_start(WatchStart::After(cursor.into()))
     }
 
-    /// Only these sessions, under any auth key.
+    /// Shows only these sessions, under any auth key.
     pub fn session_ids(mut self, ids: impl IntoIterator<Item = SessionId>) -> Self {
         self.session_ids = ids.into_iter().collect();
         self
     }
 
-    /// Only sessions of these auth keys.
+    /// Shows only sessions of these auth keys.
     pub fn auth_key_ids(mut self, ids: impl IntoIterator<Item = AuthKeyId>) -> Self {
         self.auth_key_ids = ids.into_iter().collect();
         self
     }
 
-    /// Only sessions under these leases. Implies [`placements`](Self::placements).
+    /// Shows only sessions under these leases. Implies [`placements`](Self::placements).
     ///
-    /// A session that comes under one of these leases, or leaves it for another, is reported as moved. A lease that has
-    /// ended matches nothing. A gateway watches its own lease to learn which of its sessions others moved or destroyed.
+    /// A session that moves to or from one of these leases is reported as moved. A lease that has ended matches
+    /// nothing. A gateway watches its own lease to learn that one of its sessions was moved or destroyed by someone
+    /// else.
     pub fn lease_ids(mut self, ids: impl IntoIterator<Item = LeaseId>) -> Self {
         self.lease_ids = ids.into_iter().collect();
         self
     }
 
-    /// Also tells where sessions are: the lease of every session and event, sessions that move to another lease, and
-    /// the [`places`](super::Watch::places) of updates.
+    /// Also shows where sessions are.
+    ///
+    /// This adds the lease of every session and event, events of sessions that move to another lease, and the
+    /// [`places`](super::Watch::places) of updates.
     pub fn placements(mut self) -> Self {
         self.placements = true;
         self
     }
 
-    /// Only these changes. Does not narrow snapshots.
+    /// Shows only these kinds of changes. Does not filter snapshots.
     pub fn types(mut self, types: impl IntoIterator<Item = EventType>) -> Self {
         self.types = types.into_iter().collect();
         self
     }
 
-    /// How long the stream may be quiet before the server sends a heartbeat: 100 ms to 1 h, 15 s by default. A stream
-    /// that carries nothing for three times as long (at least a second longer) is taken for dead.
+    /// Sets how long the stream may be quiet before the server sends a heartbeat.
+    ///
+    /// The range is 100 ms to 1 h, the default 15 s. The watch reconnects if it receives nothing for three heartbeats,
+    /// and at least a second more than one.
     pub fn heartbeat(mut self, heartbeat: Duration) -> Self {
         self.heartbeat = Some(heartbeat);
         self

@@ -1,54 +1,60 @@
-//! What a watch tells.
+//! The updates that a watch returns.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use crate::{
     client::ClientError,
+    reset::ResetReason,
     session::{LeaseId, SessionEvent, SessionKey},
 };
 
-/// One step of a [`Watch`](super::Watch).
+/// An update from a [`Watch`](super::Watch).
 ///
-/// To hold exactly what the registry holds, start with [`WatchOptions::snapshot`](super::WatchOptions::snapshot) and
-/// without a filter by type: insert the sessions of `Snapshot` and those created by `Events`, remove those destroyed,
-/// forget everything at `Reset`. From `Synced` on, what is held is what is. Updates that are of no interest can be
-/// left aside.
+/// To mirror the registry exactly, start with [`WatchOptions::snapshot`](super::WatchOptions::snapshot) and set no
+/// filter by type. Apply the updates in order:
 ///
-/// With [`WatchOptions::placements`](super::WatchOptions::placements), hold the lease of each session, too: it comes
+/// - `Snapshot`: insert its sessions.
+/// - `Events`: insert sessions that were created, and remove those that were destroyed.
+/// - `Reset`: discard everything.
+///
+/// From `Synced` on, the mirror equals the registry. You may ignore the other updates.
+///
+/// With [`WatchOptions::placements`](super::WatchOptions::placements), also store the lease of each session. It comes
 /// with the session and changes when the session moves. With
-/// [`WatchOptions::lease_ids`](super::WatchOptions::lease_ids), insert a session that moves to one of those leases, and
+/// [`WatchOptions::lease_ids`](super::WatchOptions::lease_ids), insert a session that moves to one of those leases and
 /// remove one that moves to any other.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum WatchUpdate {
-    /// A stream is open: the first update, and again whenever the watch has reconnected.
+    /// A stream is open. This is the first update, and comes again after each reconnect.
     Subscribed {
-        /// Which registry this is. It changes when the registry was lost and began anew.
+        /// The identity of the registry. It changes if the registry has lost its data and started over.
         registry_id: String,
-        /// The heartbeat interval in force.
+        /// The heartbeat interval of the stream.
         heartbeat: Duration,
         /// The place at which the stream starts.
         cursor: String,
     },
-    /// A part of the sessions that exist and pass the filters.
+    /// Some of the existing sessions that match the filters.
     Snapshot(Vec<SnapshotSession>),
-    /// The snapshot is complete; what follows is live.
+    /// The snapshot is complete, and live events follow.
     Synced {
-        /// How many sessions exist that pass the filters.
+        /// The number of existing sessions that match the filters.
         session_count: u64,
     },
     /// Changes, in commit order.
     Events(Vec<SessionEvent>),
-    /// Nothing else happened for the heartbeat interval.
+    /// Nothing else was sent for one heartbeat interval.
     Heartbeat,
-    /// The watch lost its place: forget what is held; a whole snapshot follows, to `Synced`.
+    /// The watch has lost its place. Discard everything; a full snapshot follows, up to `Synced`.
     Reset(ResetReason),
-    /// The connection is lost. The watch connects again by itself when it is next polled after the wait, and goes on
-    /// where it was.
+    /// The connection is lost.
+    ///
+    /// The next call of [`Watch::next`](super::Watch::next) waits, reconnects and resumes where the watch stopped.
     Disconnected {
-        /// What happened.
+        /// Why the connection was lost.
         error: ClientError,
-        /// The wait before the next try.
+        /// The delay before the next try.
         retry_in: Duration,
     },
 }
@@ -58,7 +64,7 @@ pub enum WatchUpdate {
 pub struct SnapshotSession {
     /// The session.
     pub session: SessionKey,
-    /// The lease that it is under. `None` for no lease, and on a watch without placements.
+    /// The lease that it is under. `None` if it is under no lease or the watch has no placements.
     pub lease: Option<LeaseId>,
 }
 
@@ -69,35 +75,4 @@ pub struct Place {
     pub partition: u32,
     /// The position of a change in the partition.
     pub position: u64,
-}
-
-/// Why a watch lost its place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ResetReason {
-    /// The cursor is older than the changes that the server retains.
-    CursorExpired,
-    /// The cursor is of another registry.
-    CursorForeign,
-    /// The observer fell behind the changes that the server retains.
-    Lagged,
-    /// The storage lost changes or began anew.
-    StorageRestarted,
-    /// The connection broke within a snapshot, which has no place to go on from. Found by the client.
-    SnapshotInterrupted,
-    /// A reason that only a newer server knows.
-    Unknown,
-}
-
-impl fmt::Display for ResetReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::CursorExpired => "cursor_expired",
-            Self::CursorForeign => "cursor_foreign",
-            Self::Lagged => "lagged",
-            Self::StorageRestarted => "storage_restarted",
-            Self::SnapshotInterrupted => "snapshot_interrupted",
-            Self::Unknown => "unknown",
-        })
-    }
 }

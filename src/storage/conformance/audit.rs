@@ -1,4 +1,4 @@
-//! Whether set and log agree: what nearly every case asks in the end.
+//! Audits: checks that the set and the log agree. Nearly every case ends with one.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,7 +10,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 use super::{
-    registry::{PATIENCE, Registry, yes},
+    registry::{PATIENCE, Registry, count_true},
     violation::{Outcome, broken, ensure, ensure_eq},
 };
 use crate::{
@@ -18,17 +18,17 @@ use crate::{
     storage::{LogError, LogPoint, Position},
 };
 
-/// One bucket as it was read.
+/// The result of reading one bucket.
 pub(super) struct BucketRead {
     bucket: u32,
-    /// What its sessions reflect, as the storage says.
+    /// The position that the sessions reflect, according to the storage.
     position: Position,
     sessions: HashMap<SessionKey, Option<LeaseId>>,
-    /// How far the log of its partition reached before the read: what had happened by then must show.
+    /// The end of the partition's log before the read. The read must reflect all changes up to it.
     before: Position,
 }
 
-/// Reads all buckets, from the first to the last, about `limit` sessions at a time.
+/// Reads all buckets in order, about `limit` sessions at a time.
 pub(super) async fn read_all(registry: &Registry, limit: usize) -> Outcome<Vec<BucketRead>> {
     let buckets = registry.layout().buckets;
     let mut reads = Vec::new();
@@ -38,7 +38,7 @@ pub(super) async fn read_all(registry: &Registry, limit: usize) -> Outcome<Vec<B
     Ok(reads)
 }
 
-/// Reads some buckets from `first` on, as the storage gives them.
+/// Makes one read of buckets from `first` on, and checks its form.
 pub(super) async fn read_some(registry: &Registry, first: u32, limit: usize) -> Outcome<Vec<BucketRead>> {
     let buckets = registry.layout().buckets;
     let before = registry.extent().await?;
@@ -62,28 +62,28 @@ pub(super) async fn read_some(registry: &Registry, first: u32, limit: usize) -> 
         let Some(read) = read else {
             broken!(
                 Answers,
-                "read_buckets({first}, {limit}) gave {session:?} of bucket {bucket}, which it did not read"
+                "read_buckets({first}, {limit}) returned {session:?} of bucket {bucket}, which it did not read"
             );
         };
         ensure!(
             read.sessions.insert(session, lease).is_none(),
             ExactReads,
-            "bucket {bucket} was read with {session:?} twice"
+            "a read of bucket {bucket} returned {session:?} twice"
         );
     }
     let all_but_last = reads.split_last().map_or(0, |(_, others)| others.iter().map(|read| read.sessions.len()).sum());
     ensure!(
         all_but_last < limit.max(1),
         Answers,
-        "read_buckets({first}, {limit}) went on to another bucket with {all_but_last} sessions read"
+        "read_buckets({first}, {limit}) read another bucket after {all_but_last} sessions"
     );
     Ok(reads)
 }
 
-/// All changes of each partition, from the first one on.
+/// All changes of each partition, from the first one.
 pub(super) type WholeLog = Vec<Vec<SessionEvent>>;
 
-/// Reads the log of each partition from its begin to where it reaches now.
+/// Reads the whole log of each partition, up to its current end.
 pub(super) async fn read_log(registry: &Registry) -> Outcome<WholeLog> {
     let extent = registry.extent().await?;
     let mut log = WholeLog::new();
@@ -95,7 +95,7 @@ pub(super) async fn read_log(registry: &Registry) -> Outcome<WholeLog> {
     Ok(log)
 }
 
-/// Reads the changes of a partition after those in `events` until there are as many as `end` says.
+/// Appends the following changes of a partition to `events`, up to `end`.
 pub(super) async fn read_on(
     registry: &Registry,
     partition: usize,
@@ -109,13 +109,13 @@ pub(super) async fn read_on(
         let changes = match tokio::time::timeout(PATIENCE, changes).await {
             Ok(Err(LogError::Trimmed)) => broken!(
                 Bounded,
-                "partition {partition} no longer holds the changes after {:?}, fewer than it was to keep",
+                "partition {partition} no longer holds the changes after {:?}, though it was to keep more",
                 after.position
             ),
             Ok(changes) => changes?,
             Err(_) => broken!(
                 Bounded,
-                "partition {partition} says that it reaches {end:?}, but gave nothing after {after:?} in {PATIENCE:?}"
+                "partition {partition} ends at {end:?}, but returned nothing after {after:?} within {PATIENCE:?}"
             ),
         };
         after = after.past(&changes);
@@ -123,41 +123,41 @@ pub(super) async fn read_on(
         ensure!(
             (1..=limit).contains(&count),
             Answers,
-            "changes_after gave {count} changes: not one at least and {limit} at most"
+            "changes_after returned {count} changes instead of 1 to {limit}"
         );
         events.extend(changes.events);
     }
     Ok(())
 }
 
-/// What a log tells, replayed from its begin.
+/// The result of replaying a whole log.
 #[derive(Default)]
 pub(super) struct Replay {
     pub(super) live: HashSet<SessionKey>,
-    /// The lease that each of them is under.
+    /// The lease of each live session.
     pub(super) leases: HashMap<SessionKey, Option<LeaseId>>,
     created: HashMap<SessionKey, u64>,
     destroyed: HashMap<(SessionKey, DestroyReason), u64>,
 }
 
 impl Replay {
-    /// How often the session was created.
+    /// Returns how often the session was created.
     pub(super) fn created(&self, session: SessionKey) -> u64 {
         self.created.get(&session).copied().unwrap_or(0)
     }
 
-    /// How often the session was destroyed for that reason.
+    /// Returns how often the session was destroyed for this reason.
     pub(super) fn destroyed(&self, session: SessionKey, reason: DestroyReason) -> u64 {
         self.destroyed.get(&(session, reason)).copied().unwrap_or(0)
     }
 
-    /// How many sessions were destroyed for that reason, each time counted.
+    /// Returns the number of destructions for this reason, of all sessions.
     pub(super) fn all_destroyed(&self, reason: DestroyReason) -> u64 {
         self.destroyed.iter().filter(|((_, why), _)| *why == reason).map(|(_, count)| count).sum()
     }
 }
 
-/// Replays a log: each session's changes must alternate and lie in its own partition.
+/// Replays a log, after checking that each session's changes alternate, agree on its lease, and are in its partition.
 pub(super) fn replay(registry: &Registry, log: &WholeLog) -> Outcome<Replay> {
     let mut replay = Replay::default();
     for (partition, events) in log.iter().enumerate() {
@@ -173,7 +173,7 @@ pub(super) fn replay(registry: &Registry, log: &WholeLog) -> Outcome<Replay> {
                 SessionChange::Destroyed(reason) => {
                     *replay.destroyed.entry((*session, *reason)).or_default() += 1;
                     let before = replay.leases.remove(session).flatten();
-                    ensure_eq!(*lease, before, Placed, "the lease that {session:?} was under when it was destroyed");
+                    ensure_eq!(*lease, before, Placed, "the lease of {session:?} when it was destroyed");
                     replay.live.remove(session)
                 }
                 SessionChange::Moved { previous } => {
@@ -191,15 +191,15 @@ pub(super) fn replay(registry: &Registry, log: &WholeLog) -> Outcome<Replay> {
             ensure!(
                 alternates,
                 Alternating,
-                "change {position} of partition {partition} is {change:?} of {session:?}, as was that session's last one"
+                "change {position} of partition {partition}, {change:?} of {session:?}, cannot follow its previous one"
             );
         }
     }
     Ok(replay)
 }
 
-/// Holds what was read of buckets to the log: each read is of exactly the changes up to its position. This is so whatever
-/// else changes meanwhile, as long as the log was read after the buckets.
+/// Checks that each read of a bucket reflects exactly the logged changes up to its position. The log must have been
+/// read after the buckets. Other changes may be made meanwhile.
 pub(super) fn check_reads(registry: &Registry, log: &WholeLog, reads: &[BucketRead]) -> Outcome {
     let storage = registry.storage();
     let mut changes: HashMap<u32, Vec<(Position, SessionEvent)>> = HashMap::new();
@@ -214,7 +214,7 @@ pub(super) fn check_reads(registry: &Registry, log: &WholeLog, reads: &[BucketRe
         ensure!(
             *position <= end,
             ExactReads,
-            "bucket {bucket} was read at {position:?}, ahead of its log, which reaches {end:?}"
+            "bucket {bucket} was read at {position:?}, ahead of the log, which ends at {end:?}"
         );
         let changes = changes.get(bucket).map_or(&[][..], Vec::as_slice);
         let mut expected = HashMap::new();
@@ -233,18 +233,21 @@ pub(super) fn check_reads(registry: &Registry, log: &WholeLog, reads: &[BucketRe
         let pairs =
             |map: &HashMap<SessionKey, Option<LeaseId>>| map.iter().map(|(key, lease)| (*key, *lease)).collect();
         if let Some(difference) = difference::<(SessionKey, Option<LeaseId>)>(&pairs(sessions), &pairs(&expected)) {
-            broken!(ExactReads, "bucket {bucket}, read at {position:?}, is not what its log says there: {difference}");
+            broken!(
+                ExactReads,
+                "bucket {bucket}, read at {position:?}, differs from the log at that position: {difference}"
+            );
         }
         ensure!(
             *position >= last,
             Visible,
-            "bucket {bucket} was read at {position:?}, without its change at {last:?}, which came before the read"
+            "bucket {bucket} was read at {position:?}, without its change at {last:?}, which was logged before the read"
         );
     }
     Ok(())
 }
 
-/// Whether set and log agree, whatever else changes meanwhile.
+/// Checks that the set and the log agree. Other changes may be made meanwhile.
 pub(super) async fn audit(registry: &Registry) -> Outcome<Replay> {
     let reads = read_all(registry, 256).await?;
     let log = read_log(registry).await?;
@@ -253,26 +256,26 @@ pub(super) async fn audit(registry: &Registry) -> Outcome<Replay> {
     Ok(replay)
 }
 
-/// Whether everything agrees, when nothing changes any more: set, log, buckets and the count of sessions.
+/// Checks that the set, the log, all buckets and the session count agree. No other changes may be made meanwhile.
 pub(super) async fn audit_settled(registry: &Registry) -> Outcome<Replay> {
     let replay = audit(registry).await?;
     let known: Vec<SessionKey> = replay.created.keys().copied().collect();
     for some in known.chunks(1000) {
         for (session, exists) in some.iter().zip(registry.has(some).await?) {
             let expected = replay.live.contains(session);
-            ensure_eq!(exists, expected, Atomic, "whether {session:?} exists, where the log says so");
+            ensure_eq!(exists, expected, Atomic, "whether {session:?} exists, compared with the log");
         }
     }
     let read: HashSet<_> =
         read_all(registry, 4096).await?.into_iter().flat_map(|read| read.sessions.into_keys()).collect();
     if let Some(difference) = difference(&read, &replay.live) {
-        broken!(ExactReads, "all buckets together are not what the log says: {difference}");
+        broken!(ExactReads, "all buckets together differ from the log: {difference}");
     }
     session_count_becomes(registry, replay.live.len() as u64).await?;
     Ok(replay)
 }
 
-/// Waits for the count of sessions, which may lag.
+/// Waits until the session count has this value. The count may lag behind.
 pub(super) async fn session_count_becomes(registry: &Registry, expected: u64) -> Outcome {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -280,12 +283,12 @@ pub(super) async fn session_count_becomes(registry: &Registry, expected: u64) ->
         if count == expected {
             return Ok(());
         }
-        ensure!(Instant::now() < deadline, Answers, "session_count() stays {count} where {expected} sessions exist");
+        ensure!(Instant::now() < deadline, Answers, "session_count() stays {count} though {expected} sessions exist");
         sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// Waits for the count of leases, which may lag as well.
+/// Waits until the lease count has this value. The count may lag behind.
 pub(super) async fn lease_count_becomes(registry: &Registry, expected: u64) -> Outcome {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -293,17 +296,17 @@ pub(super) async fn lease_count_becomes(registry: &Registry, expected: u64) -> O
         if count == expected {
             return Ok(());
         }
-        ensure!(Instant::now() < deadline, Answers, "lease_count() stays {count} where there are {expected}");
+        ensure!(Instant::now() < deadline, Answers, "lease_count() stays {count} though {expected} leases exist");
         sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// Waits until none of the sessions exists, as when their leases have ended.
+/// Waits until none of the sessions exists, because their leases have ended.
 pub(super) async fn all_gone_by(registry: &Registry, sessions: &[SessionKey], deadline: Instant) -> Outcome {
     loop {
         let mut left = 0;
         for some in sessions.chunks(1000) {
-            left += yes(&registry.has(some).await?);
+            left += count_true(&registry.has(some).await?);
         }
         if left == 0 {
             return Ok(());
@@ -318,7 +321,7 @@ pub(super) async fn all_gone_by(registry: &Registry, sessions: &[SessionKey], de
     }
 }
 
-/// In what two sets differ, in few words; nothing when they are equal.
+/// Describes the difference of two sets briefly. Returns `None` if they are equal.
 fn difference<T: Eq + Hash + Debug>(found: &HashSet<T>, expected: &HashSet<T>) -> Option<String> {
     const SHOWN: usize = 3;
     let list = |from: &HashSet<T>, other: &HashSet<T>| {

@@ -1,11 +1,11 @@
-//! The buckets: which session is in which, and how they are read.
+//! The buckets: their sessions, and reads of them.
 
 use std::{collections::HashSet, sync::Arc};
 
 use super::{
     StorageFactory,
     audit::{audit_settled, check_reads, read_all, read_log, read_some, replay},
-    registry::{LONG_TTL, Registry, Tasks, breathe, key, keys},
+    registry::{LONG_TTL, Registry, Tasks, key, keys, yield_randomly},
     violation::{Outcome, broken, ensure, ensure_eq},
 };
 
@@ -16,7 +16,7 @@ pub(super) async fn buckets_and_partitions_never_change(factory: &dyn StorageFac
     for bucket in 0..layout.buckets {
         let partition = registry.storage().partition_of(bucket);
         ensure!(partition < layout.partitions, Divided, "partition_of({bucket}) is {partition} in {layout:?}");
-        ensure_eq!(registry.storage().partition_of(bucket), partition, Divided, "partition_of({bucket}), asked again");
+        ensure_eq!(registry.storage().partition_of(bucket), partition, Divided, "partition_of({bucket}), called again");
     }
     let sessions = keys(-500..500);
     let bucket_of = || -> Vec<u32> {
@@ -25,23 +25,23 @@ pub(super) async fn buckets_and_partitions_never_change(factory: &dyn StorageFac
     };
     let buckets = bucket_of();
     if let Some(outside) = buckets.iter().find(|bucket| **bucket >= layout.buckets) {
-        broken!(Divided, "bucket_of gave {outside} in {layout:?}");
+        broken!(Divided, "bucket_of returned {outside} in {layout:?}");
     }
     registry.create(&sessions, None).await?;
-    ensure_eq!(bucket_of(), buckets, Divided, "the buckets of sessions that were created meanwhile");
+    ensure_eq!(bucket_of(), buckets, Divided, "the buckets of sessions after they were created");
     registry.destroy(&sessions, None).await?;
-    ensure_eq!(bucket_of(), buckets, Divided, "the buckets of sessions that were destroyed meanwhile");
+    ensure_eq!(bucket_of(), buckets, Divided, "the buckets of sessions after they were destroyed");
     ensure_eq!(registry.layout(), layout, Divided, "the layout after some changes");
     Ok(())
 }
 
-pub(super) async fn reading_all_buckets_gives_each_session_once(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn reading_all_buckets_returns_each_session_once(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     registry.create(&keys(0..1000), None).await?;
     registry.destroy(&keys(200..400), None).await?;
     let log = read_log(&registry).await?;
     let replay = replay(&registry, &log)?;
-    ensure_eq!(replay.live.len(), 800, Alternating, "sessions left by the log");
+    ensure_eq!(replay.live.len(), 800, Alternating, "live sessions in the log");
     for limit in [1, 100, usize::MAX] {
         let reads = read_all(&registry, limit).await?;
         check_reads(&registry, &log, &reads)?;
@@ -50,19 +50,19 @@ pub(super) async fn reading_all_buckets_gives_each_session_once(factory: &dyn St
     Ok(())
 }
 
-pub(super) async fn a_read_ends_with_the_bucket_that_reaches_its_limit(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn read_ends_with_the_bucket_that_reaches_the_limit(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     let buckets = registry.layout().buckets;
     read_some(&registry, 0, usize::MAX).await?;
     read_some(&registry, buckets - 1, 1).await?;
     let sessions = keys(0..2000);
     registry.create(&sessions, None).await?;
-    // The limits themselves are held to by `read_some`; from a bucket that holds some, one session is enough.
+    // `read_some` checks the limits. With limit 1, a read from a bucket that has sessions ends after this bucket.
     let storage = registry.storage();
     let filled: HashSet<u32> = sessions.iter().map(|session| storage.bucket_of(session)).take(100).collect();
     for first in filled {
         let one = read_some(&registry, first, 1).await?;
-        ensure_eq!(one.len(), 1, Answers, "buckets read from {first} on, which holds a session, with limit 1");
+        ensure_eq!(one.len(), 1, Answers, "buckets read with limit 1 from {first} on, which has a session");
         read_some(&registry, first, 20).await?;
     }
     Ok(())
@@ -89,7 +89,7 @@ pub(super) async fn reads_are_exact_while_sessions_change(factory: &dyn StorageF
                         lease = registry.grant(LONG_TTL).await?;
                     }
                 }
-                breathe(&mut random).await;
+                yield_randomly(&mut random).await;
             }
             Ok(())
         });
@@ -98,7 +98,7 @@ pub(super) async fn reads_are_exact_while_sessions_change(factory: &dyn StorageF
     let reading = async {
         let mut random = fastrand::Rng::new();
         let mut reads = Vec::new();
-        // Bounded, for a storage whose writers never let another task run.
+        // Does not wait for the writers, because those of some storages never yield to another task.
         for _ in 0..10 {
             let buckets = registry.layout().buckets;
             let mut first = 0;
@@ -106,7 +106,7 @@ pub(super) async fn reads_are_exact_while_sessions_change(factory: &dyn StorageF
                 let some = read_some(&registry, first, random.usize(1..100)).await?;
                 first += some.len() as u32;
                 reads.extend(some);
-                breathe(&mut random).await;
+                yield_randomly(&mut random).await;
             }
         }
         Outcome::Ok(reads)

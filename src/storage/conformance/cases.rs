@@ -1,12 +1,12 @@
-//! The list of the cases, and the macro that makes a test of each.
+//! The list of cases, and the macro that generates a test for each.
 
 use super::*;
 
-/// Makes a test of each case of the [conformance suite](crate::storage::conformance): give the attributes that such a test
-/// has, in brackets, and the [`StorageFactory`](crate::storage::conformance::StorageFactory).
+/// Generates a test for each case of the [conformance suite](crate::storage::conformance). Takes the attributes of the
+/// tests, in brackets, and the [`StorageFactory`](crate::storage::conformance::StorageFactory).
 ///
-/// Each test is an `async fn` of the case's name, so the attributes must make a test of that. Invoke it in a module of its
-/// own for each factory.
+/// Each test is an `async fn` with the name of its case. The attributes must turn it into a test, such as
+/// `#[tokio::test]`. Invoke the macro in a separate module for each factory.
 #[macro_export]
 macro_rules! storage_conformance_tests {
     ([$($attribute:tt)*] $factory:expr) => {
@@ -27,13 +27,13 @@ macro_rules! storage_conformance_tests {
     (@each $then:ident $given:tt) => {
         $crate::storage_conformance_tests! { @$then $given
             sessions {
-                calls_answer_whether_they_changed_something
-                a_batch_answers_in_order_and_counts_duplicates_once
-                an_empty_batch_does_nothing
-                every_id_is_a_session_of_its_own
-                a_large_batch_is_whole
-                the_session_count_follows
-                a_full_registry_refuses_new_sessions_only
+                calls_report_whether_they_changed_anything
+                batch_answers_in_order_and_counts_duplicates_once
+                empty_batch_does_nothing
+                every_id_is_a_distinct_session
+                large_batch_is_processed_completely
+                session_count_follows_changes
+                full_registry_refuses_only_new_sessions
             }
             bounds {
                 empty_lists_are_answered_with_nothing
@@ -43,101 +43,101 @@ macro_rules! storage_conformance_tests {
                 an_owner_is_any_text
             }
             model {
-                random_calls_answer_as_a_model_does
+                random_calls_match_the_model
             }
             log {
-                a_new_log_is_empty_and_keeps_its_identity
+                new_log_is_empty_and_keeps_its_registry_id
                 changes_are_numbered_from_one_and_alternate
-                a_batch_keeps_its_order
-                changes_are_read_in_parts
-                a_follower_waits_idly_and_wakes
-                many_followers_read_the_same
-                a_follower_dropped_while_it_waits_loses_nothing
-                what_is_no_longer_held_is_trimmed
-                a_position_ahead_of_the_log_is_refused
-                a_log_of_another_registry_is_refused
+                batch_keeps_its_order
+                changes_can_be_read_in_parts
+                follower_waits_idly_and_wakes
+                all_followers_read_the_same_changes
+                follower_dropped_while_waiting_loses_nothing
+                changes_before_the_start_are_reported_as_trimmed
+                position_ahead_of_the_log_is_refused
+                log_of_another_registry_is_refused
             }
             history {
-                marks_are_known_where_changes_are_held
-                marks_of_a_trimmed_log_are_known_from_its_start_on
-                a_mark_never_changes
-                changes_come_with_the_mark_at_their_end
-                a_follower_from_another_history_is_refused
-                a_read_for_another_history_is_refused
+                marks_are_known_for_all_held_changes
+                trimmed_log_has_marks_from_its_start
+                marks_never_change
+                changes_have_the_mark_at_their_end
+                follower_from_another_history_is_refused
+                read_from_another_history_is_refused
             }
             buckets {
                 buckets_and_partitions_never_change
-                reading_all_buckets_gives_each_session_once
-                a_read_ends_with_the_bucket_that_reaches_its_limit
+                reading_all_buckets_returns_each_session_once
+                read_ends_with_the_bucket_that_reaches_the_limit
                 reads_are_exact_while_sessions_change
             }
             concurrency {
-                callers_of_the_same_sessions_agree
-                a_change_and_its_log_entry_are_one_step
-                a_change_is_seen_once_its_call_returns
-                a_dropped_call_leaves_set_and_log_agreed
-                a_limit_holds_for_calls_at_once
+                concurrent_callers_agree_on_each_change
+                change_and_log_entry_are_atomic
+                change_is_visible_after_its_call_returns
+                dropped_call_leaves_set_and_log_consistent
+                session_limit_holds_for_concurrent_calls
             }
             leases {
-                a_lease_lives_until_it_is_revoked
-                a_lease_that_is_gone_takes_no_sessions
-                a_session_moves_to_the_lease_it_is_created_under
-                a_session_keeps_its_lease_when_created_without
-                a_session_created_anew_is_under_no_old_lease
-                a_lease_destroys_only_what_is_under_it
-                a_revoke_destroys_each_session_once
-                a_batch_under_a_lease_counts_duplicates_once
-                too_many_leases_are_refused
-                a_dropped_revoke_is_finished
+                lease_lives_until_revoked
+                gone_lease_takes_no_sessions
+                create_moves_session_to_its_lease
+                create_without_lease_keeps_the_sessions_lease
+                recreated_session_is_not_under_its_old_lease
+                destroy_under_a_lease_spares_other_sessions
+                revoke_destroys_each_session_once
+                batch_under_a_lease_counts_duplicates_once
+                leases_over_the_limit_are_refused
+                dropped_revoke_is_finished_by_expiry
             }
             placement {
-                a_lookup_tells_the_lease_of_each_session
-                a_create_tells_the_lease_of_each_session
-                a_takeover_takes_only_from_the_lease_it_names
-                an_ended_lease_protects_nothing
-                of_takeovers_at_once_one_succeeds
-                answers_name_the_place_where_they_are_true
+                lookup_returns_the_lease_of_each_session
+                create_returns_the_lease_of_each_session
+                takeover_takes_only_from_the_named_lease
+                ended_lease_protects_nothing
+                one_of_concurrent_takeovers_succeeds
+                answers_name_a_place_at_which_they_are_true
             }
             linger {
-                a_lingering_lease_takes_no_sessions
-                a_lingering_lease_protects_nothing
-                a_lingering_lease_ends_after_its_linger
-                a_second_revoke_only_brings_the_end_forward
-                no_session_comes_under_a_lease_once_it_lingers
-                moves_that_meet_the_end_of_a_linger_keep_the_session
+                lingering_lease_takes_no_sessions
+                lingering_lease_protects_nothing
+                lingering_lease_ends_after_its_linger
+                second_revoke_only_brings_the_end_forward
+                creates_racing_a_linger_stop_at_its_start
+                moves_racing_the_end_of_a_linger_keep_their_sessions
             }
             listing {
-                a_list_tells_each_lease_with_its_sessions
-                the_buckets_of_leases_have_all_their_sessions
-                buckets_are_read_wherever_they_lie
+                list_has_each_lease_with_its_session_count
+                buckets_of_leases_have_all_their_sessions
+                non_adjacent_buckets_can_be_read
             }
             expiry {
-                a_lease_expires_after_its_ttl_and_soon
-                a_lease_kept_alive_does_not_expire
-                an_expired_lease_is_gone
-                many_leases_expire_side_by_side
-                a_session_that_moved_in_time_survives
-                expiry_goes_on_after_it_was_dropped
+                lease_expires_soon_after_its_ttl
+                lease_kept_alive_does_not_expire
+                expired_lease_is_gone
+                many_leases_expire_together
+                session_moved_before_expiry_survives
+                expiry_continues_after_a_dropped_call
             }
             writability {
-                a_storage_that_accepts_changes_says_so
-                refused_changes_leave_everything_as_it_was
-                leases_go_on_while_there_is_no_room
+                writable_storage_reports_it
+                refused_changes_change_nothing
+                leases_are_kept_and_end_without_room
             }
             races {
-                a_revoke_that_meets_expiry_destroys_once
-                creates_that_meet_the_end_of_a_lease_leave_no_ghost
-                creates_that_meet_a_revoke_leave_no_ghost
-                moves_that_meet_a_revoke_keep_the_session
-                destroys_that_meet_a_revoke_destroy_once
-                a_destroy_under_an_ended_lease_spares_later_ones
-                gateways_that_come_and_go_leave_no_ghost
+                revoke_racing_expiry_destroys_once
+                creates_racing_expiry_leave_no_ghost
+                creates_racing_a_revoke_leave_no_ghost
+                moves_racing_a_revoke_keep_their_sessions
+                destroys_racing_a_revoke_destroy_once
+                late_destroy_under_an_ended_lease_spares_new_sessions
+                restarting_gateways_leave_no_ghost
             }
         }
     };
 }
 
-/// Every case of the suite.
+/// Returns all cases of the suite.
 #[must_use]
 pub fn cases() -> &'static [Case] {
     const CASES: &[Case] = crate::storage_conformance_tests! { @each table [] };

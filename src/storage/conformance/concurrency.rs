@@ -1,4 +1,4 @@
-//! Calls at once, and calls that are dropped.
+//! Concurrent calls, and calls that are dropped.
 
 use std::{
     collections::HashMap,
@@ -11,7 +11,7 @@ use std::{
 use super::{
     StorageFactory,
     audit::{audit, audit_settled, read_log, read_on, replay},
-    registry::{LONG_TTL, ROOMY, Registry, Tasks, breathe, cut_short, key, keys, soon, yes},
+    registry::{LONG_TTL, ROOMY, Registry, Tasks, count_true, key, keys, poll_at_most, promptly, yield_randomly},
     violation::{Outcome, broken, ensure, ensure_eq},
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     storage::{LogExtent, Position, StorageError, StorageOptions},
 };
 
-/// For each session, how many calls answered that they changed it.
+/// The number of calls for each session that answered that they changed it.
 type Answers = HashMap<SessionKey, u64>;
 
 fn count(answers: &mut Answers, sessions: &[SessionKey], changed: &[bool]) {
@@ -28,7 +28,7 @@ fn count(answers: &mut Answers, sessions: &[SessionKey], changed: &[bool]) {
     }
 }
 
-pub(super) async fn callers_of_the_same_sessions_agree(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn concurrent_callers_agree_on_each_change(factory: &dyn StorageFactory) -> Outcome {
     const CALLERS: usize = 8;
     const CALLS: usize = 150;
     const SESSIONS: i64 = 12;
@@ -46,7 +46,7 @@ pub(super) async fn callers_of_the_same_sessions_agree(factory: &dyn StorageFact
                 } else {
                     count(&mut destroyed, &batch, &registry.destroy(&batch, None).await?);
                 }
-                breathe(&mut random).await;
+                yield_randomly(&mut random).await;
             }
             Ok((created, destroyed))
         });
@@ -59,25 +59,30 @@ pub(super) async fn callers_of_the_same_sessions_agree(factory: &dyn StorageFact
         };
         let (created, destroyed) = (sum(|(created, _)| created), sum(|(_, destroyed)| destroyed));
         let logged = replay.created(session);
-        ensure_eq!(created, logged, Concurrent, "answers `created` for {session:?}, against its log");
+        ensure_eq!(created, logged, Concurrent, "answers `created` for {session:?}, compared with the log");
         let logged = replay.destroyed(session, DestroyReason::Requested);
-        ensure_eq!(destroyed, logged, Concurrent, "answers `destroyed` for {session:?}, against its log");
+        ensure_eq!(destroyed, logged, Concurrent, "answers `destroyed` for {session:?}, compared with the log");
         let alive = u64::from(replay.live.contains(&session));
-        ensure_eq!(created - destroyed, alive, Concurrent, "answers `created` less those `destroyed` for {session:?}");
+        ensure_eq!(
+            created - destroyed,
+            alive,
+            Concurrent,
+            "answers `created` minus answers `destroyed` for {session:?}"
+        );
     }
     Ok(())
 }
 
-/// What was seen at a moment: the sessions that existed (or did not), and then how far the log reached.
-struct Sight {
+/// An observation: the sessions that had changed, and the extent of the log just after that.
+struct Observation {
     sessions: Vec<SessionKey>,
     reached: LogExtent,
 }
 
-pub(super) async fn a_change_and_its_log_entry_are_one_step(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn change_and_log_entry_are_atomic(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     let sessions = keys(0..200);
-    // First all are created, then all are destroyed: in each phase a session that has changed stays so.
+    // In the first phase all sessions are created, in the second all are destroyed. Each changes once per phase.
     for phase in [true, false] {
         let begin = registry.extent().await?;
         let done = Arc::new(AtomicBool::new(false));
@@ -85,18 +90,20 @@ pub(super) async fn a_change_and_its_log_entry_are_one_step(factory: &dyn Storag
         for _ in 0..2 {
             let (registry, done, sessions) = (Arc::clone(&registry), Arc::clone(&done), sessions.clone());
             watchers.spawn(async move {
-                let mut sights = Vec::new();
+                let mut observations = Vec::new();
                 while !done.load(Ordering::Acquire) {
                     let exist = registry.has(&sessions).await?;
                     let reached = registry.extent().await?;
                     let changed = sessions.iter().zip(exist).filter(|(_, exists)| *exists == phase);
-                    sights.push(Sight { sessions: changed.map(|(session, _)| *session).collect(), reached });
-                    // What is seen in each is searched for in the log, so these are kept few.
-                    for _ in 0..sights.len() {
+                    observations
+                        .push(Observation { sessions: changed.map(|(session, _)| *session).collect(), reached });
+                    // Waits longer and longer, to keep the observations few: all of them are later checked against the
+                    // log.
+                    for _ in 0..observations.len() {
                         tokio::task::yield_now().await;
                     }
                 }
-                Ok(sights)
+                Ok(observations)
             });
         }
         let mut followers = Tasks::new();
@@ -116,10 +123,7 @@ pub(super) async fn a_change_and_its_log_entry_are_one_step(factory: &dyn Storag
                     let exist = registry.has(&changed).await?;
                     let wrong = events.iter().zip(exist).find(|(_, exists)| *exists != phase);
                     if let Some((event, exists)) = wrong {
-                        broken!(
-                            Atomic,
-                            "the log says {event:?}, but whether it exists is answered {exists} after that"
-                        );
+                        broken!(Atomic, "the log has {event:?}, but a later call answers exists = {exists}");
                     }
                 }
                 Ok(())
@@ -133,26 +137,26 @@ pub(super) async fn a_change_and_its_log_entry_are_one_step(factory: &dyn Storag
                 } else {
                     registry.destroy(some, None).await?;
                 }
-                breathe(&mut random).await;
+                yield_randomly(&mut random).await;
             }
             Outcome::Ok(())
         };
         let changed = change.await;
         done.store(true, Ordering::Release);
         changed?;
-        soon("every change in the log, by those who follow it", followers.join()).await??;
-        let sights = watchers.join().await?;
+        promptly("followers to receive all changes", followers.join()).await??;
+        let observations = watchers.join().await?;
         let positions = positions(&registry, phase).await?;
-        for Sight { sessions, reached } in sights.into_iter().flatten() {
+        for Observation { sessions, reached } in observations.into_iter().flatten() {
             for session in sessions {
                 let Some(position) = positions.get(&session) else {
-                    broken!(Atomic, "{session:?} changed, and the log does not have it");
+                    broken!(Atomic, "{session:?} changed, but the log has no such change");
                 };
                 let end = reached.partitions[own(&session)].end.position;
                 ensure!(
                     *position <= end,
                     Atomic,
-                    "{session:?} was seen changed when its log, which has that at {position:?}, reached {end:?} only"
+                    "{session:?} was seen changed while its log ended at {end:?}, before the change at {position:?}"
                 );
             }
         }
@@ -160,7 +164,7 @@ pub(super) async fn a_change_and_its_log_entry_are_one_step(factory: &dyn Storag
     Ok(())
 }
 
-/// Where the log has each session's creation, or its destruction.
+/// Returns the position of each session's creation or destruction.
 async fn positions(registry: &Registry, created: bool) -> Outcome<HashMap<SessionKey, Position>> {
     let log = read_log(registry).await?;
     replay(registry, &log)?;
@@ -171,7 +175,7 @@ async fn positions(registry: &Registry, created: bool) -> Outcome<HashMap<Sessio
         .collect())
 }
 
-pub(super) async fn a_change_is_seen_once_its_call_returns(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn change_is_visible_after_its_call_returns(factory: &dyn StorageFactory) -> Outcome {
     const CALLERS: i64 = 6;
     const ROUNDS: i64 = 40;
     let registry = Registry::open(factory).await?;
@@ -180,15 +184,15 @@ pub(super) async fn a_change_is_seen_once_its_call_returns(factory: &dyn Storage
         let registry = Arc::clone(&registry);
         callers.spawn(async move {
             let mut random = fastrand::Rng::new();
-            // Others change sessions of theirs beside these, in the same buckets and partitions.
+            // Other callers change their own sessions in the same buckets and partitions.
             let own: Vec<_> = keys(caller * 100..caller * 100 + 5);
             for round in 0..ROUNDS {
                 let created = registry.create(&own, None).await?;
-                ensure_eq!(yes(&created), own.len(), Visible, "sessions created, which no other caller touches");
-                breathe(&mut random).await;
+                ensure_eq!(count_true(&created), own.len(), Visible, "sessions created that no other caller uses");
+                yield_randomly(&mut random).await;
                 let exist = registry.has(&own).await?;
-                ensure_eq!(yes(&exist), own.len(), Visible, "sessions that exist once create has returned");
-                // By now the log must reach as far as these changes.
+                ensure_eq!(count_true(&exist), own.len(), Visible, "sessions that exist after create has returned");
+                // By now, the log must include these changes.
                 let extent = registry.extent().await?;
                 let session = own[0];
                 let partition = registry.partition_of(&session);
@@ -201,13 +205,13 @@ pub(super) async fn a_change_is_seen_once_its_call_returns(factory: &dyn Storage
                         .iter()
                         .filter(|event| event.session == session && event.change == SessionChange::Created)
                         .count();
-                    ensure_eq!(logged as i64, round + 1, Visible, "creations logged once create has returned");
+                    ensure_eq!(logged as i64, round + 1, Visible, "creations logged after create has returned");
                 }
                 let destroyed = registry.destroy(&own, None).await?;
-                ensure_eq!(yes(&destroyed), own.len(), Visible, "sessions destroyed, which no other caller touches");
-                breathe(&mut random).await;
+                ensure_eq!(count_true(&destroyed), own.len(), Visible, "sessions destroyed that no other caller uses");
+                yield_randomly(&mut random).await;
                 let exist = registry.has(&own).await?;
-                ensure_eq!(yes(&exist), 0, Visible, "sessions that exist once destroy has returned");
+                ensure_eq!(count_true(&exist), 0, Visible, "sessions that exist after destroy has returned");
             }
             Ok(())
         });
@@ -217,8 +221,8 @@ pub(super) async fn a_change_is_seen_once_its_call_returns(factory: &dyn Storage
     Ok(())
 }
 
-pub(super) async fn a_dropped_call_leaves_set_and_log_agreed(factory: &dyn StorageFactory) -> Outcome {
-    /// Some storage may be done after few polls, another is asked far more often than it needs.
+pub(super) async fn dropped_call_leaves_set_and_log_consistent(factory: &dyn StorageFactory) -> Outcome {
+    /// More than enough polls for most storages to finish.
     const POLLS: usize = 12;
     for size in [1, 10, 1100] {
         let registry = Registry::open(factory).await?;
@@ -227,18 +231,23 @@ pub(super) async fn a_dropped_call_leaves_set_and_log_agreed(factory: &dyn Stora
             let (own, other) = (keys(0..size), keys(10_000..10_000 + size));
             let storage = registry.storage();
             let created =
-                cut_short(storage.create(&own, (polls % 2 == 0).then_some(lease)), polls).await.transpose()?;
-            audit(&registry).await.map_err(|broken| broken.in_step(format!("create dropped at poll {polls}")))?;
+                poll_at_most(storage.create(&own, (polls % 2 == 0).then_some(lease)), polls).await.transpose()?;
+            audit(&registry).await.map_err(|broken| broken.in_step(format!("create dropped after {polls} polls")))?;
             registry.create(&other, None).await?;
-            let destroyed = cut_short(storage.destroy(&other, None), polls).await.transpose()?;
-            audit(&registry).await.map_err(|broken| broken.in_step(format!("destroy dropped at poll {polls}")))?;
-            // What was dropped can be done again, and then it is done whatever had become of it.
+            let destroyed = poll_at_most(storage.destroy(&other, None), polls).await.transpose()?;
+            audit(&registry).await.map_err(|broken| broken.in_step(format!("destroy dropped after {polls} polls")))?;
+            // A retry completes a dropped call, whether or not it had taken effect.
             registry.create(&own, None).await?;
             registry.destroy(&other, None).await?;
-            ensure_eq!(yes(&registry.has(&own).await?), own.len(), Cancellable, "sessions after a second create");
-            ensure_eq!(yes(&registry.has(&other).await?), 0, Cancellable, "sessions after a second destroy");
+            ensure_eq!(
+                count_true(&registry.has(&own).await?),
+                own.len(),
+                Cancellable,
+                "sessions after a second create"
+            );
+            ensure_eq!(count_true(&registry.has(&other).await?), 0, Cancellable, "sessions after a second destroy");
             let replay = audit(&registry).await?;
-            ensure_eq!(replay.live.len(), own.len(), Cancellable, "sessions left by the log");
+            ensure_eq!(replay.live.len(), own.len(), Cancellable, "live sessions in the log");
             registry.destroy(&own, None).await?;
             if created.is_some() && destroyed.is_some() {
                 break;
@@ -248,7 +257,7 @@ pub(super) async fn a_dropped_call_leaves_set_and_log_agreed(factory: &dyn Stora
     Ok(())
 }
 
-pub(super) async fn a_limit_holds_for_calls_at_once(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn session_limit_holds_for_concurrent_calls(factory: &dyn StorageFactory) -> Outcome {
     const CALLERS: i64 = 8;
     const EACH: i64 = 30;
     const LIMIT: u64 = 100;
@@ -261,17 +270,17 @@ pub(super) async fn a_limit_holds_for_calls_at_once(factory: &dyn StorageFactory
             let mut created = 0;
             for session in keys(caller * EACH..(caller + 1) * EACH) {
                 match registry.storage().create(&[session], None).await {
-                    Ok(answers) => created += yes(&answers) as u64,
+                    Ok(answers) => created += count_true(&answers) as u64,
                     Err(StorageError::TooManySessions { .. }) => {}
                     Err(error) => return Err(error.into()),
                 }
-                breathe(&mut random).await;
+                yield_randomly(&mut random).await;
             }
             Ok(created)
         });
     }
     let created: u64 = callers.join().await?.iter().sum();
-    ensure_eq!(created, LIMIT, Bounded, "sessions created by calls at once, where none was destroyed");
+    ensure_eq!(created, LIMIT, Bounded, "sessions created by concurrent calls");
     let replay = audit_settled(&registry).await?;
     ensure_eq!(replay.live.len() as u64, LIMIT, Bounded, "sessions that exist");
     Ok(())

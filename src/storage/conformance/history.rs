@@ -1,4 +1,4 @@
-//! The marks of a log, and callers that have read another history of it.
+//! The marks of a log, and callers from another history.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::storage::{LogError, LogPoint, Mark, Position, RegistryId, StorageOptions};
 
-/// Creates some sessions, and destroys half of them.
+/// Creates sessions, and destroys half of them.
 async fn change_some(registry: &Registry, sessions: Range<i64>) -> Outcome {
     let sessions = keys(sessions);
     registry.create(&sessions, None).await?;
@@ -18,8 +18,8 @@ async fn change_some(registry: &Registry, sessions: Range<i64>) -> Outcome {
     Ok(())
 }
 
-/// The points at some positions of each partition. `nth` gives the nth of these positions, from the start of what the
-/// partition holds to its end, and the end again after that.
+/// Returns the points at some positions of each partition. `nth` returns the nth position, from the start of the held
+/// log to its end, and then the end again and again.
 async fn points(
     registry: &Registry,
     held: &[Range<LogPoint>],
@@ -31,7 +31,7 @@ async fn points(
         let marks = registry.marks_of_all(&positions).await?;
         for (((points, mark), position), held) in points.iter_mut().zip(marks).zip(&positions).zip(held) {
             let Some(mark) = mark else {
-                broken!(Histories, "marks() knows none at {position:?} of a log that holds {held:?}");
+                broken!(Histories, "marks() has no mark at {position:?} of a log that holds {held:?}");
             };
             let point = LogPoint { position: *position, mark };
             if points.last() != Some(&point) {
@@ -43,19 +43,24 @@ async fn points(
         }
     }
     for (points, held) in points.iter().zip(held) {
-        ensure_eq!(points.first(), Some(&held.start), Histories, "the start of the log by marks(), and by log()");
-        ensure_eq!(points.last(), Some(&held.end), Histories, "the end of the log by marks(), and by log()");
+        ensure_eq!(
+            points.first(),
+            Some(&held.start),
+            Histories,
+            "the start of the log by marks(), compared with log()"
+        );
+        ensure_eq!(points.last(), Some(&held.end), Histories, "the end of the log by marks(), compared with log()");
     }
     Ok(points)
 }
 
-/// The points at all positions that each partition holds.
+/// Returns the points at all held positions of each partition.
 async fn all_points(registry: &Registry) -> Outcome<Vec<Vec<LogPoint>>> {
     let held = registry.extent().await?.partitions;
     points(registry, &held, |held, n| Position(held.start.position.0 + n).min(held.end.position)).await
 }
 
-pub(super) async fn marks_are_known_where_changes_are_held(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn marks_are_known_for_all_held_changes(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     for round in 0..3 {
         all_points(&registry).await?;
@@ -63,7 +68,7 @@ pub(super) async fn marks_are_known_where_changes_are_held(factory: &dyn Storage
         for ahead in [1, 1000, u64::MAX] {
             let positions: Vec<_> = ends.iter().map(|end| Position(end.0.saturating_add(ahead))).collect();
             for (mark, position) in registry.marks_of_all(&positions).await?.into_iter().zip(&positions) {
-                ensure_eq!(mark, None, Histories, "the mark at {position:?}, where logs end at {ends:?}");
+                ensure_eq!(mark, None, Histories, "the mark at {position:?} of logs that end at {ends:?}");
             }
         }
         change_some(&registry, round * 20..round * 20 + 20).await?;
@@ -71,9 +76,9 @@ pub(super) async fn marks_are_known_where_changes_are_held(factory: &dyn Storage
     Ok(())
 }
 
-pub(super) async fn marks_of_a_trimmed_log_are_known_from_its_start_on(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn trimmed_log_has_marks_from_its_start(factory: &dyn StorageFactory) -> Outcome {
     const RETAIN: usize = 16;
-    /// A storage may keep more than it is asked to, but not without end.
+    /// A storage may keep more than `RETAIN` changes, but must not keep all of this many.
     const MOST: i64 = 200_000;
     let registry = Registry::open_with(factory, StorageOptions { retain_events: RETAIN, ..ROOMY }).await?;
     let (mut written, mut count) = (0, 50);
@@ -82,11 +87,7 @@ pub(super) async fn marks_of_a_trimmed_log_are_known_from_its_start_on(factory: 
         if held[0].start.position > Position(0) {
             break held;
         }
-        ensure!(
-            written < MOST,
-            Bounded,
-            "the log has given up none of {written} changes where it was to keep {RETAIN}"
-        );
+        ensure!(written < MOST, Bounded, "the log still holds all {written} changes, though it was to keep {RETAIN}");
         change_some(&registry, written..written + count).await?;
         written += count;
         count = (count * 2).min(10_000);
@@ -103,21 +104,21 @@ pub(super) async fn marks_of_a_trimmed_log_are_known_from_its_start_on(factory: 
     Ok(())
 }
 
-pub(super) async fn a_mark_never_changes(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn marks_never_change(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     let mut known = all_points(&registry).await?;
     for round in 0..3 {
         change_some(&registry, round * 10..round * 10 + 10).await?;
         let points = all_points(&registry).await?;
         for (points, known) in points.iter().zip(&known) {
-            ensure_eq!(points[..known.len()], known[..], Histories, "the points of a log that has grown");
+            ensure_eq!(points[..known.len()], known[..], Histories, "the points of a log after it has grown");
         }
         known = points;
     }
     Ok(())
 }
 
-pub(super) async fn changes_come_with_the_mark_at_their_end(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn changes_have_the_mark_at_their_end(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     change_some(&registry, 0..60).await?;
     change_some(&registry, 60..61).await?;
@@ -134,7 +135,7 @@ pub(super) async fn changes_come_with_the_mark_at_their_end(factory: &dyn Storag
                     Some(&end),
                     known,
                     Histories,
-                    "the end of changes_after({partition}, {after:?}, {limit}), against marks()"
+                    "the end of changes_after({partition}, {after:?}, {limit}), compared with marks()"
                 );
                 after = end;
             }
@@ -143,31 +144,34 @@ pub(super) async fn changes_come_with_the_mark_at_their_end(factory: &dyn Storag
     Ok(())
 }
 
-/// The same position with a random mark, which the log has nowhere.
-fn other(point: LogPoint) -> LogPoint {
+/// Returns the same position with a random mark, which is nowhere in the log.
+fn with_other_mark(point: LogPoint) -> LogPoint {
     LogPoint { mark: Mark(point.mark.0 ^ fastrand::u64(1..)), ..point }
 }
 
-pub(super) async fn a_follower_from_another_history_is_refused(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn follower_from_another_history_is_refused(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     for round in 0..2 {
         for (partition, points) in all_points(&registry).await?.into_iter().enumerate() {
-            for point in [0, points.len() / 2, points.len() - 1].map(|index| other(points[index])) {
+            for point in [0, points.len() / 2, points.len() - 1].map(|index| with_other_mark(points[index])) {
                 let changes = registry.changes_after(partition, point, 10);
                 match tokio::time::timeout(PATIENCE, changes).await {
                     Ok(Err(LogError::Restarted)) => {}
-                    Ok(told) => {
+                    Ok(answer) => {
                         broken!(
                             Histories,
-                            "changes_after({point:?}), a mark of no log, gave {told:?} instead of Restarted"
+                            "changes_after({point:?}), with a foreign mark, returned {answer:?} instead of Restarted"
                         )
                     }
                     Err(_) => {
-                        broken!(Histories, "changes_after({point:?}), a mark of no log, waits instead of Restarted")
+                        broken!(
+                            Histories,
+                            "changes_after({point:?}), with a foreign mark, hangs instead of returning Restarted"
+                        )
                     }
                 }
             }
-            // A follower from this history is answered.
+            // A follower from this history gets changes.
             if let [.., before, _] = points.as_slice() {
                 registry.changes_after(partition, *before, 10).await?;
             }
@@ -177,9 +181,9 @@ pub(super) async fn a_follower_from_another_history_is_refused(factory: &dyn Sto
     Ok(())
 }
 
-pub(super) async fn a_read_for_another_history_is_refused(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn read_from_another_history_is_refused(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
-    let stranger = Registry::open(factory).await?.extent().await?.registry_id;
+    let foreign = Registry::open(factory).await?.extent().await?.registry_id;
     for round in 0..2 {
         let extent = registry.extent().await?;
         let starts: Vec<_> = extent.partitions.iter().map(|held| held.start).collect();
@@ -193,10 +197,10 @@ pub(super) async fn a_read_for_another_history_is_refused(factory: &dyn StorageF
             };
             let ahead = |point: LogPoint| LogPoint { position: Position(point.position.0 + 1), ..point };
             for (registry_id, known, what) in [
-                (extent.registry_id, with(&starts, other), "the start with another mark"),
-                (extent.registry_id, with(&ends, other), "the end with another mark"),
+                (extent.registry_id, with(&starts, with_other_mark), "the start with another mark"),
+                (extent.registry_id, with(&ends, with_other_mark), "the end with another mark"),
                 (extent.registry_id, with(&ends, ahead), "a point ahead of the end"),
-                (stranger, ends.clone(), "another registry"),
+                (foreign, ends.clone(), "another registry"),
             ] {
                 expect_refused(&registry, registry_id, &known, first, what).await?;
             }
@@ -220,6 +224,6 @@ async fn expect_refused(
     match registry.storage().read_buckets(registry_id, known, &[first], 10, false).await {
         Err(LogError::Restarted) => Ok(()),
         Err(error) => Err(error.into()),
-        Ok(_) => broken!(Histories, "read_buckets({first}) for {what} gave sessions instead of Restarted"),
+        Ok(_) => broken!(Histories, "read_buckets({first}) for {what} returned sessions instead of Restarted"),
     }
 }

@@ -1,9 +1,9 @@
-//! Leases that are granted, moved between and revoked; none of them expires here.
+//! Leases that are granted and revoked, and sessions that move between them. No lease expires here.
 
 use super::{
     StorageFactory,
     audit::{all_gone_by, audit, audit_settled, lease_count_becomes, read_log},
-    registry::{LONG_TTL, PATIENCE, ROOMY, Registry, TTL, cut_short, key, keys, unless_gone, yes},
+    registry::{LONG_TTL, PATIENCE, ROOMY, Registry, TTL, count_true, key, keys, poll_at_most, unless_gone},
     violation::{Outcome, broken, ensure, ensure_eq},
 };
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     storage::{StorageError, StorageOptions},
 };
 
-/// A lease that is gone, and one that never was.
+/// Returns a lease that is gone, and one that never existed.
 pub(super) async fn gone_leases(registry: &Registry) -> Outcome<[LeaseId; 2]> {
     let gone = registry.grant(LONG_TTL).await?;
     registry.revoke(gone).await?;
@@ -19,22 +19,22 @@ pub(super) async fn gone_leases(registry: &Registry) -> Outcome<[LeaseId; 2]> {
     Ok([gone, never])
 }
 
-pub(super) async fn a_lease_lives_until_it_is_revoked(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn lease_lives_until_revoked(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     let longest = TTL * 24 * 3600;
     let label = "é".repeat(64);
     for (ttl, owner) in [(TTL, "gateway-1"), (LONG_TTL, ""), (longest, &label)] {
         let lease = registry.storage().grant_lease(ttl, owner).await?;
-        if let Some(told) = registry.storage().lease_owner(lease).await? {
-            ensure_eq!(&*told, owner, Answers, "the owner of a lease");
+        if let Some(found) = registry.storage().lease_owner(lease).await? {
+            ensure_eq!(&*found, owner, Answers, "the owner of a lease");
         } else {
-            ensure_eq!(ttl, TTL, Leased, "the ttl of a lease that was gone at once");
+            ensure_eq!(ttl, TTL, Leased, "the ttl of a lease that was immediately gone");
         }
-        // Kept alive, it has at least a second to live, which is more than the next call takes; if not, it has expired.
+        // The shortest lease lives for a second. It can only be gone if the machine stalled for that long.
         if let Some(answer) = unless_gone(registry.storage().keep_lease_alive(lease).await, lease)? {
-            ensure_eq!(answer, ttl, Answers, "the ttl that keep_lease_alive gives");
+            ensure_eq!(answer, ttl, Answers, "the ttl that keep_lease_alive returns");
         } else {
-            ensure_eq!(ttl, TTL, Leased, "the ttl of a lease that was gone at once");
+            ensure_eq!(ttl, TTL, Leased, "the ttl of a lease that was immediately gone");
         }
     }
     let registry = Registry::open(factory).await?;
@@ -57,14 +57,14 @@ pub(super) async fn a_lease_lives_until_it_is_revoked(factory: &dyn StorageFacto
     lease_count_becomes(&registry, 20).await?;
     all.sort_unstable();
     all.dedup();
-    ensure_eq!(all.len(), 40, Leased, "different ids among 40 leases, half of them revoked");
+    ensure_eq!(all.len(), 40, Leased, "distinct ids of 40 leases, half of them revoked");
     let too_large = all.iter().filter(|lease| lease.number() > LeaseId::MAX).count();
-    ensure_eq!(too_large, 0, Leased, "ids that JavaScript's numbers do not hold");
+    ensure_eq!(too_large, 0, Leased, "ids too large for numbers in JavaScript");
     audit_settled(&registry).await?;
     Ok(())
 }
 
-pub(super) async fn a_lease_that_is_gone_takes_no_sessions(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn gone_lease_takes_no_sessions(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     let held = registry.grant(LONG_TTL).await?;
     registry.create_one(key(1), Some(held)).await?;
@@ -72,17 +72,12 @@ pub(super) async fn a_lease_that_is_gone_takes_no_sessions(factory: &dyn Storage
     for lease in gone_leases(&registry).await? {
         for sessions in [&[key(3)][..], &[key(3), key(1), key(2), key(4)], &[key(1)]] {
             let created = unless_gone(registry.storage().create(sessions, Some(lease)).await, lease)?;
-            ensure!(created.is_none(), Leased, "create under a lease that is gone gave {created:?}");
+            ensure!(created.is_none(), Leased, "create under a lease that is gone returned {created:?}");
         }
         let exist = registry.has(&[1, 2, 3, 4].map(key)).await?;
-        ensure_eq!(
-            exist,
-            [true, true, false, false],
-            Leased,
-            "has of 1 2 3 4, where 3 and 4 had no lease to come under"
-        );
+        ensure_eq!(exist, [true, true, false, false], Leased, "has of 1 2 3 4, where the creates of 3 and 4 failed");
         let destroyed = registry.destroy(&[1, 2, 3].map(key), Some(lease)).await?;
-        ensure_eq!(yes(&destroyed), 0, Leased, "sessions destroyed under a lease that is gone");
+        ensure_eq!(count_true(&destroyed), 0, Leased, "sessions destroyed under a lease that is gone");
         let kept = unless_gone(registry.storage().keep_lease_alive(lease).await, lease)?;
         ensure!(kept.is_none(), Leased, "a lease that is gone was kept alive");
         let revoked = unless_gone(registry.storage().revoke_lease(lease).await, lease)?;
@@ -94,7 +89,7 @@ pub(super) async fn a_lease_that_is_gone_takes_no_sessions(factory: &dyn Storage
     Ok(())
 }
 
-pub(super) async fn a_session_moves_to_the_lease_it_is_created_under(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn create_moves_session_to_its_lease(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     let [first, second] = [registry.grant(LONG_TTL).await?, registry.grant(LONG_TTL).await?];
     let (moving, free, staying) = (keys(0..10), keys(10..20), keys(20..30));
@@ -108,32 +103,42 @@ pub(super) async fn a_session_moves_to_the_lease_it_is_created_under(factory: &d
     let before = length(&registry).await?;
     for sessions in [&moving, &free] {
         let created = registry.create(sessions, Some(second)).await?;
-        ensure_eq!(yes(&created), 0, Leased, "sessions created that only moved");
+        ensure_eq!(count_true(&created), 0, Leased, "sessions created instead of moved");
         let created = registry.create(sessions, Some(second)).await?;
-        ensure_eq!(yes(&created), 0, Leased, "sessions created that stayed where they were");
+        ensure_eq!(count_true(&created), 0, Leased, "sessions created instead of kept");
     }
-    ensure_eq!(length(&registry).await? - before, 20, Placed, "changes in the log of twenty sessions that moved once");
+    ensure_eq!(length(&registry).await? - before, 20, Placed, "changes logged for twenty sessions that moved once");
     ensure_eq!(registry.revoke(first).await?, 10, Leased, "sessions that had not moved away");
-    ensure_eq!(yes(&registry.has(&moving).await?), 10, Leased, "sessions that live as they moved to another lease");
-    ensure_eq!(yes(&registry.has(&staying).await?), 0, Leased, "sessions left of a lease that was revoked");
-    ensure_eq!(registry.revoke(second).await?, 20, Leased, "sessions under the lease that they moved to");
+    ensure_eq!(
+        count_true(&registry.has(&moving).await?),
+        10,
+        Leased,
+        "sessions that survive because they moved to another lease"
+    );
+    ensure_eq!(count_true(&registry.has(&staying).await?), 0, Leased, "sessions left of a revoked lease");
+    ensure_eq!(registry.revoke(second).await?, 20, Leased, "sessions destroyed with the lease that they moved to");
     let replay = audit_settled(&registry).await?;
-    ensure_eq!(replay.live.len(), 0, Leased, "sessions left without a lease");
+    ensure_eq!(replay.live.len(), 0, Leased, "sessions left at the end");
     Ok(())
 }
 
-pub(super) async fn a_session_keeps_its_lease_when_created_without(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn create_without_lease_keeps_the_sessions_lease(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     let lease = registry.grant(LONG_TTL).await?;
     registry.create(&keys(0..10), Some(lease)).await?;
-    ensure_eq!(yes(&registry.create(&keys(0..12), None).await?), 2, Answers, "sessions created beside ten");
-    ensure_eq!(registry.revoke(lease).await?, 10, Leased, "sessions that kept their lease when created without");
-    ensure_eq!(yes(&registry.has(&keys(0..12)).await?), 2, Leased, "sessions that never had a lease");
+    ensure_eq!(
+        count_true(&registry.create(&keys(0..12), None).await?),
+        2,
+        Answers,
+        "sessions created in a batch of which ten exist"
+    );
+    ensure_eq!(registry.revoke(lease).await?, 10, Leased, "sessions that kept their lease on a create without one");
+    ensure_eq!(count_true(&registry.has(&keys(0..12)).await?), 2, Leased, "sessions that never had a lease");
     audit_settled(&registry).await?;
     Ok(())
 }
 
-pub(super) async fn a_session_created_anew_is_under_no_old_lease(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn recreated_session_is_not_under_its_old_lease(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     let lease = registry.grant(LONG_TTL).await?;
     let other = registry.grant(LONG_TTL).await?;
@@ -142,20 +147,25 @@ pub(super) async fn a_session_created_anew_is_under_no_old_lease(factory: &dyn S
     registry.create(&keys(0..10), None).await?;
     registry.create(&keys(10..20), Some(other)).await?;
     let destroyed = registry.destroy(&keys(0..20), Some(lease)).await?;
-    ensure_eq!(yes(&destroyed), 0, Leased, "sessions destroyed under the lease of their former life");
-    ensure_eq!(registry.revoke(lease).await?, 10, Leased, "sessions that were under the lease all the time");
+    ensure_eq!(count_true(&destroyed), 0, Leased, "recreated sessions destroyed under their old lease");
     ensure_eq!(
-        yes(&registry.has(&keys(0..30)).await?),
+        registry.revoke(lease).await?,
+        10,
+        Leased,
+        "sessions that were never recreated, destroyed with their lease"
+    );
+    ensure_eq!(
+        count_true(&registry.has(&keys(0..30)).await?),
         20,
         Leased,
-        "sessions created anew that outlive their old lease"
+        "recreated sessions that outlive their old lease"
     );
-    ensure_eq!(registry.revoke(other).await?, 10, Leased, "sessions created anew under another lease");
+    ensure_eq!(registry.revoke(other).await?, 10, Leased, "recreated sessions destroyed with their new lease");
     audit_settled(&registry).await?;
     Ok(())
 }
 
-pub(super) async fn a_lease_destroys_only_what_is_under_it(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn destroy_under_a_lease_spares_other_sessions(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     let [own, other] = [registry.grant(LONG_TTL).await?, registry.grant(LONG_TTL).await?];
     registry.create(&[1, 2].map(key), Some(own)).await?;
@@ -170,51 +180,69 @@ pub(super) async fn a_lease_destroys_only_what_is_under_it(factory: &dyn Storage
     );
     let destroyed = registry.destroy(&[3, 2].map(key), Some(other)).await?;
     ensure_eq!(destroyed, [true, false], Leased, "destroy of 3 2 under the lease of 3 and 4");
-    ensure!(registry.destroy_one(key(4), None).await?, Answers, "a call without a lease destroys what is under one");
+    ensure!(
+        registry.destroy_one(key(4), None).await?,
+        Answers,
+        "destroy without a lease did not destroy a session under a lease"
+    );
     registry.create_one(key(2), Some(other)).await?;
-    ensure!(!registry.destroy_one(key(2), Some(own)).await?, Leased, "a lease destroyed a session that moved away");
+    ensure!(
+        !registry.destroy_one(key(2), Some(own)).await?,
+        Leased,
+        "destroy under a lease destroyed a session that had moved away"
+    );
     let replay = audit_settled(&registry).await?;
-    ensure_eq!(replay.live, [2, 5].map(key).into(), Leased, "the sessions left");
+    ensure_eq!(replay.live, [2, 5].map(key).into(), Leased, "the remaining sessions");
     ensure_eq!(replay.all_destroyed(DestroyReason::Requested), 1, Answers, "sessions destroyed with reason Requested");
     ensure_eq!(replay.all_destroyed(DestroyReason::Released), 2, Answers, "sessions destroyed with reason Released");
     Ok(())
 }
 
-pub(super) async fn a_revoke_destroys_each_session_once(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn revoke_destroys_each_session_once(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     let own = registry.grant(LONG_TTL).await?;
     let other = registry.grant(LONG_TTL).await?;
-    // Many enough for several steps of any storage, in one bucket too.
+    // Enough for several steps of any storage, even in one bucket.
     let (under, beside, free) = (keys(0..3000), keys(3000..3100), keys(3100..3200));
     registry.create(&under, Some(own)).await?;
     registry.create(&beside, Some(other)).await?;
     registry.create(&free, None).await?;
-    ensure_eq!(registry.revoke(own).await?, 3000, Leased, "sessions destroyed by a revoke, as it tells");
-    ensure_eq!(yes(&registry.has(&under).await?), 0, Visible, "sessions left once revoke_lease has returned");
+    ensure_eq!(registry.revoke(own).await?, 3000, Leased, "sessions destroyed, in the answer of a revoke");
+    ensure_eq!(count_true(&registry.has(&under).await?), 0, Visible, "sessions left after revoke_lease has returned");
     let replay = audit_settled(&registry).await?;
     for session in &under {
         let count = replay.destroyed(*session, DestroyReason::LeaseRevoked);
-        ensure_eq!(count, 1, Leased, "how often {session:?} was destroyed with reason LeaseRevoked");
+        ensure_eq!(count, 1, Leased, "destructions of {session:?} with reason LeaseRevoked");
     }
-    ensure_eq!(replay.live.len(), 200, Leased, "sessions left that were not under that lease");
+    ensure_eq!(replay.live.len(), 200, Leased, "sessions left that were not under the revoked lease");
     ensure_eq!(registry.revoke(other).await?, 100, Leased, "sessions of the other lease");
     Ok(())
 }
 
-pub(super) async fn a_batch_under_a_lease_counts_duplicates_once(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn batch_under_a_lease_counts_duplicates_once(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     let lease = registry.grant(LONG_TTL).await?;
     registry.create_one(key(2), None).await?;
     let created = registry.create(&[1, 2, 1, 2, 3].map(key), Some(lease)).await?;
-    ensure_eq!(created, [true, false, false, false, true], Answers, "create of 1 2 1 2 3 under a lease, where 2 is");
+    ensure_eq!(
+        created,
+        [true, false, false, false, true],
+        Answers,
+        "create of 1 2 1 2 3 under a lease, where 2 exists"
+    );
     let destroyed = registry.destroy(&[3, 3].map(key), Some(lease)).await?;
     ensure_eq!(destroyed, [true, false], Leased, "destroy of 3 3 under its lease");
-    ensure_eq!(registry.revoke(lease).await?, 2, Leased, "sessions of a lease, each named more than once");
+    ensure_eq!(
+        registry.revoke(lease).await?,
+        2,
+        Leased,
+        "sessions destroyed with a lease under which each was created more than once"
+    );
     audit_settled(&registry).await?;
     Ok(())
 }
 
-pub(super) async fn too_many_leases_are_refused(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn leases_over_the_limit_are_refused(factory: &dyn StorageFactory) -> Outcome {
     const LIMIT: u64 = 3;
     let registry = Registry::open_with(factory, StorageOptions { max_leases: LIMIT, ..ROOMY }).await?;
     let mut leases = Vec::new();
@@ -226,12 +254,12 @@ pub(super) async fn too_many_leases_are_refused(factory: &dyn StorageFactory) ->
             Err(StorageError::TooManyLeases { limit }) => {
                 ensure_eq!(limit, LIMIT, Answers, "the limit that TooManyLeases names");
             }
-            other => broken!(Bounded, "a lease more than the limit gave {other:?} instead of TooManyLeases"),
+            other => broken!(Bounded, "one lease over the limit returned {other:?} instead of TooManyLeases"),
         }
         registry.storage().keep_lease_alive(lease).await?;
         registry.create(&keys(0..5), Some(lease)).await?;
-        ensure_eq!(registry.revoke(lease).await?, 5, Leased, "sessions of a lease at the limit");
-        // Once it has been revoked, its place is free.
+        ensure_eq!(registry.revoke(lease).await?, 5, Leased, "sessions destroyed with a lease at the limit");
+        // The revoked lease no longer counts.
         registry.grant(LONG_TTL).await?;
     }
     lease_count_becomes(&registry, LIMIT).await?;
@@ -239,26 +267,26 @@ pub(super) async fn too_many_leases_are_refused(factory: &dyn StorageFactory) ->
     Ok(())
 }
 
-pub(super) async fn a_dropped_revoke_is_finished(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn dropped_revoke_is_finished_by_expiry(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     let mut all: Vec<SessionKey> = Vec::new();
     for polls in [0, 1, 2, 3, 4, 5, 8, 13, 20, 21] {
         let lease = registry.grant(LONG_TTL).await?;
         let number = polls as i64 * 1000;
-        // Few steps of any storage, or many.
+        // So few sessions that any storage needs few steps, or many.
         let own = keys(number..number + if polls % 2 == 0 { 20 } else { 700 });
         registry.create(&own, Some(lease)).await?;
         let storage = registry.storage();
-        let revoked = cut_short(storage.revoke_lease(lease), polls).await;
-        audit(&registry).await.map_err(|broken| broken.in_step(format!("revoke dropped at poll {polls}")))?;
+        let revoked = poll_at_most(storage.revoke_lease(lease), polls).await;
+        audit(&registry).await.map_err(|broken| broken.in_step(format!("revoke dropped after {polls} polls")))?;
         if let Some(revoked) = revoked {
-            ensure_eq!(revoked?, own.len() as u64, Leased, "sessions destroyed by a revoke, as it tells");
+            ensure_eq!(revoked?, own.len() as u64, Leased, "sessions destroyed, in the answer of a revoke");
         } else if unless_gone(registry.storage().revoke_lease(lease).await, lease)?.is_none() {
-            // It had begun: whatever is left goes as leases expire.
+            // The revoke had begun. The remaining sessions must be destroyed by `expire_leases`.
             let mut expiring = registry.expire_leases();
             let deadline = tokio::time::Instant::now() + PATIENCE;
             let gone = all_gone_by(&registry, &own, deadline).await;
-            gone.map_err(|broken| broken.in_step(format!("revoke dropped at poll {polls}")))?;
+            gone.map_err(|broken| broken.in_step(format!("revoke dropped after {polls} polls")))?;
             expiring.shutdown().await;
         }
         all.extend(own);
@@ -266,12 +294,7 @@ pub(super) async fn a_dropped_revoke_is_finished(factory: &dyn StorageFactory) -
     let replay = audit_settled(&registry).await?;
     for session in all {
         let count = replay.destroyed(session, DestroyReason::LeaseRevoked);
-        ensure_eq!(
-            count,
-            1,
-            Leased,
-            "how often {session:?} was destroyed with reason LeaseRevoked, its revoke dropped"
-        );
+        ensure_eq!(count, 1, Leased, "destructions of {session:?} with reason LeaseRevoked after a dropped revoke");
     }
     lease_count_becomes(&registry, 0).await
 }

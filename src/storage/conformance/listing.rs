@@ -1,4 +1,4 @@
-//! Which leases there are, and where their sessions are.
+//! Lists of leases, and the buckets of their sessions.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -12,7 +12,7 @@ use super::{
     StorageFactory,
     audit::{audit_settled, read_log},
     expiry::CLOCK_GRAIN,
-    registry::{LONG_TTL, Registry, Tasks, breathe, key, keys},
+    registry::{LONG_TTL, Registry, Tasks, key, keys, yield_randomly},
     violation::{Outcome, broken, ensure, ensure_eq},
 };
 use crate::{
@@ -24,29 +24,34 @@ use crate::{
 const ALL: LeaseQuery = LeaseQuery { after: None, limit: 10_000, owner: None, lease_ids: Vec::new() };
 
 impl Registry {
-    /// Lists leases page by page. They come in order, and no page has more than asked for.
+    /// Lists leases page by page. Checks their order and the size of the pages.
     pub(super) async fn list(&self, mut query: LeaseQuery) -> Outcome<Vec<LeaseStatus>> {
         let mut all: Vec<LeaseStatus> = Vec::new();
         for _ in 0..100_000 {
             let page = self.storage().list_leases(&query).await?;
             let (count, limit) = (page.leases.len(), query.limit);
-            ensure!(count <= limit, Answers, "list_leases gave {count} leases of {limit} at most");
+            ensure!(count <= limit, Answers, "list_leases returned {count} leases with limit {limit}");
             for status in page.leases {
                 let last = all.last().map(|last| last.lease).max(query.after);
-                ensure!(last < Some(status.lease), Answers, "list_leases gave {} after {last:?}", status.lease);
+                ensure!(last < Some(status.lease), Answers, "list_leases returned {} after {last:?}", status.lease);
                 all.push(status);
             }
             let Some(next) = page.next else { return Ok(all) };
-            ensure!(Some(next) > query.after, Answers, "list_leases goes on at {next} after {:?}", query.after);
+            ensure!(
+                Some(next) > query.after,
+                Answers,
+                "list_leases returned the next page's start {next} after {:?}",
+                query.after
+            );
             query.after = Some(next);
         }
-        broken!(Answers, "list_leases never comes to its end")
+        broken!(Answers, "list_leases returns endless pages")
     }
 
-    /// How many sessions are under a lease, by the list.
+    /// Returns the number of sessions under a lease, according to the list.
     pub(super) async fn under(&self, lease: LeaseId) -> Outcome<u64> {
         let list = self.list(LeaseQuery { lease_ids: vec![lease], ..ALL }).await?;
-        let [status] = &list[..] else { broken!(Leased, "the list of lease {lease} is {list:?}") };
+        let [status] = &list[..] else { broken!(Leased, "the list of lease {lease} alone is {list:?}") };
         Ok(status.session_count)
     }
 
@@ -59,17 +64,27 @@ impl Registry {
             ensure!(
                 point.position >= known.position,
                 Visible,
-                "buckets_under is of {point:?}, and {known:?} was known"
+                "buckets_under reflects {point:?}, which is before {known:?}"
             );
         }
-        ensure!(found.buckets.is_sorted_by(|one, next| one < next), Answers, "the buckets are {:?}", found.buckets);
+        ensure!(
+            found.buckets.is_sorted_by(|one, next| one < next),
+            Answers,
+            "the buckets are not in order: {:?}",
+            found.buckets
+        );
         let end = self.layout().buckets;
-        ensure!(found.buckets.last().is_none_or(|last| *last < end), Answers, "the buckets are {:?}", found.buckets);
+        ensure!(
+            found.buckets.last().is_none_or(|last| *last < end),
+            Answers,
+            "a bucket is outside the layout: {:?}",
+            found.buckets
+        );
         Ok(found)
     }
 }
 
-pub(super) async fn a_list_tells_each_lease_with_its_sessions(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn list_has_each_lease_with_its_session_count(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     ensure_eq!(registry.list(ALL).await?, [], Answers, "a list of no leases");
     let mut expected = HashMap::new();
@@ -82,12 +97,12 @@ pub(super) async fn a_list_tells_each_lease_with_its_sessions(factory: &dyn Stor
         expected.insert(lease, (owner, ttl, n as u64));
     }
     let ids: Vec<LeaseId> = registry.list(ALL).await?.iter().map(|status| status.lease).collect();
-    // A session moves, one is created anew without a lease, one ends, and a lease lingers.
+    // One session moves to another lease, one is recreated without a lease, and one lease lingers.
     registry.create_one(expected_session(&expected, ids[0]), Some(ids[1])).await?;
     registry.destroy_one(key(501), None).await?;
     registry.create_one(key(501), None).await?;
     for (session, change) in [(expected_session(&expected, ids[0]), -1), (key(501), -1)] {
-        let from = if session == key(501) { owner_of(&expected, 5) } else { ids[0] };
+        let from = if session == key(501) { nth_lease(&expected, 5) } else { ids[0] };
         let count = &mut expected.get_mut(&from).unwrap_or_else(|| unreachable!("every lease is expected")).2;
         *count = count.saturating_add_signed(change);
     }
@@ -103,7 +118,11 @@ pub(super) async fn a_list_tells_each_lease_with_its_sessions(factory: &dyn Stor
             let most = if *lingers { MAX_LINGER / 2 } else { *known_ttl };
             let age = asked.elapsed() + CLOCK_GRAIN;
             ensure!(*expires_in <= most + CLOCK_GRAIN, Answers, "lease {lease} of {most:?} ends in {expires_in:?}");
-            ensure!(*expires_in + age >= most, Answers, "lease {lease} of {most:?} ends in {expires_in:?} at {age:?}");
+            ensure!(
+                *expires_in + age >= most,
+                Answers,
+                "lease {lease} of {most:?} ends in {expires_in:?} after {age:?}"
+            );
         }
         Ok(())
     };
@@ -111,7 +130,7 @@ pub(super) async fn a_list_tells_each_lease_with_its_sessions(factory: &dyn Stor
         let list = registry.list(LeaseQuery { limit, ..ALL }).await?;
         check(&list, "in pages")?;
         ensure_eq!(list.len(), 25, Answers, "leases in pages of {limit}");
-        // The owner of the one that lingers, too.
+        // Among them is the lingering lease.
         let owner = &expected[&ids[2]].0;
         let list = registry.list(LeaseQuery { limit, owner: Some(owner.clone()), ..ALL }).await?;
         check(&list, "of an owner")?;
@@ -124,7 +143,12 @@ pub(super) async fn a_list_tells_each_lease_with_its_sessions(factory: &dyn Stor
         let listed: Vec<LeaseId> = list.iter().map(|status| status.lease).collect();
         ensure_eq!(listed, ids[3..9], Answers, "leases by ids in pages of {limit}");
     }
-    ensure_eq!(registry.list(LeaseQuery { owner: Some("gateway".to_owned()), ..ALL }).await?, [], Answers, "no owner");
+    ensure_eq!(
+        registry.list(LeaseQuery { owner: Some("gateway".to_owned()), ..ALL }).await?,
+        [],
+        Answers,
+        "leases of an unknown owner"
+    );
     registry.revoke(ids[4]).await?;
     registry.revoke(ids[2]).await?;
     let left: Vec<LeaseId> = registry.list(ALL).await?.iter().map(|status| status.lease).collect();
@@ -136,20 +160,20 @@ pub(super) async fn a_list_tells_each_lease_with_its_sessions(factory: &dyn Stor
 
 type Expected = HashMap<LeaseId, (String, Duration, u64)>;
 
-/// The lease that was granted as the nth.
-fn owner_of(expected: &Expected, nth: u64) -> LeaseId {
+/// Returns the nth lease that was granted.
+fn nth_lease(expected: &Expected, nth: u64) -> LeaseId {
     let ttl = Duration::from_secs(3600 + nth);
     let found = expected.iter().find(|(_, (_, known, _))| *known == ttl);
-    found.map(|(lease, _)| *lease).unwrap_or_else(|| unreachable!("each lease has a ttl of its own"))
+    found.map(|(lease, _)| *lease).unwrap_or_else(|| unreachable!("each lease has a different ttl"))
 }
 
-/// Some session under a lease, or one that is yet to be created if it has none.
+/// Returns a session under a lease, or a session that does not exist yet if the lease has none.
 fn expected_session(expected: &Expected, lease: LeaseId) -> SessionKey {
     let (_, ttl, _) = &expected[&lease];
     key((ttl.as_secs() as i64 - 3600) * 100)
 }
 
-pub(super) async fn the_buckets_of_leases_have_all_their_sessions(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn buckets_of_leases_have_all_their_sessions(factory: &dyn StorageFactory) -> Outcome {
     const ROUNDS: i64 = 20;
     let registry = Registry::open(factory).await?;
     let leases = [registry.grant(LONG_TTL).await?, registry.grant(LONG_TTL).await?, registry.grant(LONG_TTL).await?];
@@ -164,7 +188,7 @@ pub(super) async fn the_buckets_of_leases_have_all_their_sessions(factory: &dyn 
                     0 => drop(registry.destroy(&some, None).await?),
                     _ => drop(registry.create(&some, Some(leases[(writer + random.usize(..2)) % 3])).await?),
                 }
-                breathe(&mut random).await;
+                yield_randomly(&mut random).await;
             }
             Ok(())
         });
@@ -177,9 +201,9 @@ pub(super) async fn the_buckets_of_leases_have_all_their_sessions(factory: &dyn 
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     changing.join().await?;
-    // One has ended when it is asked about, and some of its sessions may be left.
+    // A lease that has ended, but may still have some sessions.
     let storage = registry.first();
-    drop(super::registry::cut_short(storage.revoke_lease(leases[0]), 2).await);
+    drop(super::registry::poll_at_most(storage.revoke_lease(leases[0]), 2).await);
     found.push((registry.buckets_under(&leases[..1]).await?, leases[..1].to_vec()));
     let unknown = LeaseId::from_number(LeaseId::MAX - 1).into_iter().collect::<Vec<_>>();
     ensure_eq!(
@@ -206,7 +230,7 @@ pub(super) async fn the_buckets_of_leases_have_all_their_sessions(factory: &dyn 
                 ensure!(
                     !is_asked || buckets.contains(&bucket),
                     ExactReads,
-                    "{session:?} is under {lease:?} at {position:?}, and its bucket is not told"
+                    "{session:?} is under {lease:?} at {position:?}, but its bucket was not returned"
                 );
             }
         }
@@ -214,7 +238,7 @@ pub(super) async fn the_buckets_of_leases_have_all_their_sessions(factory: &dyn 
     Ok(())
 }
 
-pub(super) async fn buckets_are_read_wherever_they_lie(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn non_adjacent_buckets_can_be_read(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     let lease = registry.grant(LONG_TTL).await?;
     let (own, all) = (keys(0..30), keys(0..1000));
@@ -224,7 +248,7 @@ pub(super) async fn buckets_are_read_wherever_they_lie(factory: &dyn StorageFact
     let read = read_listed(&registry, &buckets).await?;
     let under = |(session, held): (&SessionKey, &Option<LeaseId>)| held.map(|_| *session);
     let read: BTreeSet<SessionKey> = read.iter().filter_map(under).collect();
-    ensure_eq!(read, own.into_iter().collect(), ExactReads, "the sessions of a lease, by its buckets");
+    ensure_eq!(read, own.into_iter().collect(), ExactReads, "the sessions of a lease in its buckets");
     let every_other: Vec<u32> = (0..registry.layout().buckets).step_by(2).collect();
     let read: BTreeSet<SessionKey> = read_listed(&registry, &every_other).await?.into_keys().collect();
     let expected = all.into_iter().filter(|session| registry.storage().bucket_of(session) % 2 == 0).collect();
@@ -235,11 +259,11 @@ pub(super) async fn buckets_are_read_wherever_they_lie(factory: &dyn StorageFact
     let foreign = RegistryId(extent.registry_id.0 ^ 1);
     match registry.storage().buckets_under(foreign, &known, &[lease]).await {
         Err(LogError::Restarted) => Ok(()),
-        other => broken!(Histories, "buckets_under of another registry gave {other:?} instead of Restarted"),
+        other => broken!(Histories, "buckets_under of another registry returned {other:?} instead of Restarted"),
     }
 }
 
-/// Reads just these buckets, some sessions at a time.
+/// Reads only these buckets, some sessions at a time.
 async fn read_listed(registry: &Registry, buckets: &[u32]) -> Outcome<HashMap<SessionKey, Option<LeaseId>>> {
     let extent = registry.extent().await?;
     let known: Vec<_> = extent.partitions.iter().map(|held| held.end).collect();
@@ -248,11 +272,11 @@ async fn read_listed(registry: &Registry, buckets: &[u32]) -> Outcome<HashMap<Se
     while !rest.is_empty() {
         let run = registry.storage().read_buckets(extent.registry_id, &known, rest, 200, true).await?;
         let count = run.points.len();
-        ensure!((1..=rest.len()).contains(&count), Answers, "{count} buckets were read of {}", rest.len());
+        ensure!((1..=rest.len()).contains(&count), Answers, "{count} buckets of {} were read", rest.len());
         let (now, later) = rest.split_at(count);
         for (session, lease) in run.sessions.into_iter().zip(run.leases) {
             let bucket = registry.storage().bucket_of(&session);
-            ensure!(now.contains(&bucket), Answers, "{session:?} of bucket {bucket} was read with {now:?}");
+            ensure!(now.contains(&bucket), Answers, "{session:?} of bucket {bucket} was returned by a read of {now:?}");
             ensure!(read.insert(session, lease).is_none(), ExactReads, "{session:?} was read twice");
         }
         rest = later;

@@ -1,11 +1,11 @@
-//! Random calls, one after the other, beside a model that knows every answer and every change.
+//! Makes random calls, one after the other, and compares the answers and the log with a model.
 
 use std::collections::HashMap;
 
 use super::{
     StorageFactory,
     audit::{audit_settled, lease_count_becomes, read_on},
-    registry::{LONG_TTL, Registry, key, lingers, unless_gone},
+    registry::{LONG_TTL, Registry, expect_lingers, key, unless_gone},
     violation::{Outcome, ensure, ensure_eq},
 };
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     storage::{CreateOptions, Creation, LeaseQuery, LogExtent, Lookup, MAX_LINGER, Takeover},
 };
 
-pub(super) async fn random_calls_answer_as_a_model_does(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn random_calls_match_the_model(factory: &dyn StorageFactory) -> Outcome {
     for _ in 0..3 {
         let seed = fastrand::u64(..);
         let history = history(factory, fastrand::Rng::with_seed(seed));
@@ -26,7 +26,7 @@ pub(super) async fn random_calls_answer_as_a_model_does(factory: &dyn StorageFac
 struct Model {
     sessions: HashMap<SessionKey, Option<LeaseId>>,
     live: Vec<LeaseId>,
-    /// Those of the live ones that linger.
+    /// The live leases that linger.
     lingering: Vec<LeaseId>,
     gone: Vec<LeaseId>,
 }
@@ -45,7 +45,7 @@ enum Call {
 }
 
 impl Model {
-    /// Few sessions and leases, so that calls meet.
+    /// Chooses a random call, with few sessions and leases, so that calls interact.
     fn choose(&self, random: &mut fastrand::Rng) -> Call {
         let sessions: Vec<_> = (0..random.i64(1..6)).map(|_| key(random.i64(0..15))).collect();
         let all: Vec<LeaseId> = self.live.iter().chain(self.gone.iter().rev().take(2)).copied().collect();
@@ -69,7 +69,7 @@ impl Model {
         }
     }
 
-    /// Gives the change, if there is one.
+    /// Creates a session. Returns the change, if there is one.
     fn create(&mut self, session: SessionKey, options: CreateOptions) -> Option<SessionEvent> {
         let CreateOptions { lease, takeover } = options;
         let may_take = |held: Option<LeaseId>| match takeover {
@@ -89,6 +89,7 @@ impl Model {
         }
     }
 
+    /// Destroys a session. Returns the change, if there is one.
     fn destroy(&mut self, session: SessionKey, lease: Option<LeaseId>) -> Option<SessionEvent> {
         let held = *self.sessions.get(&session)?;
         if lease.is_some() && held != lease {
@@ -99,7 +100,7 @@ impl Model {
         Some(SessionEvent::destroyed(session, reason, held))
     }
 
-    /// Ends a lease; nothing when it is gone. Gives the sessions that go with it.
+    /// Ends a lease. Returns the sessions that end with it, or `None` if the lease is gone.
     fn revoke(&mut self, lease: LeaseId) -> Option<Vec<SessionKey>> {
         let index = self.live.iter().position(|live| *live == lease)?;
         self.gone.push(self.live.swap_remove(index));
@@ -122,11 +123,11 @@ async fn history(factory: &dyn StorageFactory, mut random: fastrand::Rng) -> Out
     }
     lease_count_becomes(&registry, model.live.len() as u64).await?;
     let replay = audit_settled(&registry).await?;
-    ensure_eq!(replay.leases, model.sessions, Placed, "the sessions and their leases in the end");
+    ensure_eq!(replay.leases, model.sessions, Placed, "the sessions and their leases at the end");
     Ok(())
 }
 
-/// Makes the call to both, compares the answers, and gives the changes that the log must have now.
+/// Makes a call to the storage and the model, and compares the answers. Returns the changes that must be logged.
 async fn step_both(registry: &Registry, model: &mut Model, call: &Call) -> Outcome<Vec<SessionEvent>> {
     Ok(match call {
         Call::Create(sessions, CreateOptions { lease: Some(lease), takeover }) if !model.live.contains(lease) => {
@@ -137,7 +138,7 @@ async fn step_both(registry: &Registry, model: &mut Model, call: &Call) -> Outco
         }
         Call::Create(sessions, CreateOptions { lease: Some(lease), takeover }) if model.lingering.contains(lease) => {
             let options = CreateOptions { lease: Some(*lease), takeover: *takeover };
-            lingers(registry.storage().create_with(sessions, options).await, *lease)?;
+            expect_lingers(registry.storage().create_with(sessions, options).await, *lease)?;
             Vec::new()
         }
         Call::Create(sessions, options) => {
@@ -178,13 +179,13 @@ async fn step_both(registry: &Registry, model: &mut Model, call: &Call) -> Outco
             Vec::new()
         }
         Call::KeepAlive(lease) if model.lingering.contains(lease) => {
-            lingers(registry.storage().keep_lease_alive(*lease).await, *lease)?;
+            expect_lingers(registry.storage().keep_lease_alive(*lease).await, *lease)?;
             Vec::new()
         }
         Call::Linger(lease) => {
-            let told = unless_gone(registry.storage().revoke_lease_with(*lease, MAX_LINGER).await, *lease)?;
-            ensure_eq!(told, model.live.contains(lease).then_some(0), Leased, "revoke_lease_with a linger");
-            if told.is_some() && !model.lingering.contains(lease) {
+            let answer = unless_gone(registry.storage().revoke_lease_with(*lease, MAX_LINGER).await, *lease)?;
+            ensure_eq!(answer, model.live.contains(lease).then_some(0), Leased, "revoke_lease_with a linger");
+            if answer.is_some() && !model.lingering.contains(lease) {
                 model.lingering.push(*lease);
             }
             Vec::new()
@@ -192,12 +193,13 @@ async fn step_both(registry: &Registry, model: &mut Model, call: &Call) -> Outco
         Call::List => {
             let query = LeaseQuery { after: None, limit: 3, owner: None, lease_ids: Vec::new() };
             let list = registry.list(query).await?;
-            let told: Vec<_> = list.iter().map(|status| (status.lease, status.session_count, status.lingers)).collect();
+            let listed: Vec<_> =
+                list.iter().map(|status| (status.lease, status.session_count, status.lingers)).collect();
             let under = |lease| model.sessions.values().filter(|held| **held == Some(lease)).count() as u64;
             let mut expected: Vec<_> =
                 model.live.iter().map(|&lease| (lease, under(lease), model.lingering.contains(&lease))).collect();
             expected.sort_unstable();
-            ensure_eq!(told, expected, Answers, "list_leases");
+            ensure_eq!(listed, expected, Answers, "list_leases");
             Vec::new()
         }
         Call::KeepAlive(lease) => {
@@ -216,7 +218,7 @@ async fn step_both(registry: &Registry, model: &mut Model, call: &Call) -> Outco
     })
 }
 
-/// Reads what the log has new and compares it. The sessions of a lease are destroyed in no particular order.
+/// Reads the new changes in the log, and compares them. The sessions of a revoked lease may be destroyed in any order.
 async fn compare_log(
     registry: &Registry,
     log: &mut [Vec<SessionEvent>],
@@ -235,7 +237,7 @@ async fn compare_log(
             new.sort_unstable_by_key(|event| event.session);
             expected.sort_unstable_by_key(|event| event.session);
         }
-        ensure_eq!(new, expected, Ordered, "what partition {partition} logged");
+        ensure_eq!(new, expected, Ordered, "the new changes of partition {partition}");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Which lease sessions are under, as calls tell it, and how a lease takes sessions from another.
+//! The leases of sessions in the answers of calls, and takeovers of sessions by another lease.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl Registry {
-    /// Creates sessions under a lease, and takes those that exist only from `from`.
+    /// Creates sessions under a lease. Takes existing ones only from `from`.
     async fn take(&self, sessions: &[SessionKey], lease: LeaseId, from: Option<LeaseId>) -> Outcome<Vec<Creation>> {
         let options = CreateOptions { lease: Some(lease), takeover: Takeover::OnlyFrom(from) };
         Ok(self.create_with(sessions, options).await?.sessions)
@@ -57,10 +57,10 @@ fn stays(lease: impl Into<Option<LeaseId>>) -> Creation {
     Creation { created: false, lease: lease.into() }
 }
 
-pub(super) async fn a_lookup_tells_the_lease_of_each_session(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn lookup_returns_the_lease_of_each_session(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     let [first, second] = [registry.grant(LONG_TTL).await?, registry.grant(LONG_TTL).await?];
-    ensure_eq!(registry.lookup(&[]).await?, [], Answers, "a lookup of no session");
+    ensure_eq!(registry.lookup(&[]).await?, [], Answers, "a lookup of no sessions");
     registry.create(&keys(0..10), None).await?;
     registry.create(&keys(10..20), Some(first)).await?;
     registry.create(&keys(20..2000), Some(second)).await?;
@@ -70,22 +70,17 @@ pub(super) async fn a_lookup_tells_the_lease_of_each_session(factory: &dyn Stora
     ensure_eq!(registry.lookup(&keys(20..2000)).await?, vec![under(second); 1980], Placed, "a lookup of a large batch");
     registry.create(&keys(0..15), Some(second)).await?;
     let found = registry.lookup(&[5, 14, 15].map(key)).await?;
-    ensure_eq!(
-        found,
-        [under(second), under(second), under(first)],
-        Placed,
-        "a lookup of 5 14 15, where 5 and 14 moved"
-    );
+    ensure_eq!(found, [under(second), under(second), under(first)], Placed, "a lookup of 5 14 15 after 5 and 14 moved");
     registry.destroy_one(key(5), None).await?;
     registry.create_one(key(5), None).await?;
-    ensure_eq!(registry.lookup(&[key(5)]).await?, [under(None)], Placed, "a lookup of a session that was created anew");
+    ensure_eq!(registry.lookup(&[key(5)]).await?, [under(None)], Placed, "a lookup of a recreated session");
     registry.revoke(second).await?;
     ensure_eq!(registry.lookup(&[key(14)]).await?, [ABSENT], Placed, "a lookup of a session whose lease was revoked");
     audit_settled(&registry).await?;
     Ok(())
 }
 
-pub(super) async fn a_create_tells_the_lease_of_each_session(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn create_returns_the_lease_of_each_session(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     let [first, second] = [registry.grant(LONG_TTL).await?, registry.grant(LONG_TTL).await?];
     registry.create(&[key(1)], Some(first)).await?;
@@ -99,7 +94,7 @@ pub(super) async fn a_create_tells_the_lease_of_each_session(factory: &dyn Stora
     Ok(())
 }
 
-pub(super) async fn a_takeover_takes_only_from_the_lease_it_names(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn takeover_takes_only_from_the_named_lease(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     let [a, b, c] = [registry.grant(LONG_TTL).await?, registry.grant(LONG_TTL).await?, registry.grant(LONG_TTL).await?];
     // 1 is under a, 2 under b, 3 under no lease, 4 does not exist.
@@ -122,32 +117,27 @@ pub(super) async fn a_takeover_takes_only_from_the_lease_it_names(factory: &dyn 
         ensure_eq!(found, leases, Placed, "leases after a takeover of 1 2 3 4 {what}");
         let length = read_log(&registry).await?.concat().len();
         let again = registry.take(&sessions, c, from).await?;
-        ensure_eq!(
-            again,
-            leases.into_iter().map(stays).collect::<Vec<_>>(),
-            Placed,
-            "a takeover {what} that is retried"
-        );
+        ensure_eq!(again, leases.into_iter().map(stays).collect::<Vec<_>>(), Placed, "a retried takeover {what}");
         ensure_eq!(read_log(&registry).await?.concat().len(), length, Alternating, "the log after a retry");
     }
-    // A late request of the lease that a session was taken from does not take it back.
+    // A delayed takeover from the lease that the session was under earlier does not take it.
     prepare().await?;
     registry.take(&[key(1)], b, Some(a)).await?;
-    ensure_eq!(registry.take(&[key(1)], c, Some(a)).await?, [stays(b)], Placed, "a takeover that comes late");
+    ensure_eq!(registry.take(&[key(1)], c, Some(a)).await?, [stays(b)], Placed, "a delayed takeover");
     audit_settled(&registry).await?;
     Ok(())
 }
 
-pub(super) async fn an_ended_lease_protects_nothing(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn ended_lease_protects_nothing(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     let taker = registry.grant(LONG_TTL).await?;
     for round in 0..10 {
         let lease = registry.grant(LONG_TTL).await?;
         let own = keys(round * 1000..round * 1000 + 600);
         registry.create(&own, Some(lease)).await?;
-        // Begun, so that the lease has ended, and not gone on with: its sessions are left.
+        // Drops the revoke partway, so that the lease has ended but still has sessions.
         let storage = registry.first();
-        let revoked = super::registry::cut_short(storage.revoke_lease(lease), round as usize).await;
+        let revoked = super::registry::poll_at_most(storage.revoke_lease(lease), round as usize).await;
         if unless_gone(registry.storage().keep_lease_alive(lease).await, lease)?.is_some() {
             continue;
         }
@@ -155,21 +145,26 @@ pub(super) async fn an_ended_lease_protects_nothing(factory: &dyn StorageFactory
         ensure!(
             found.iter().all(|found| found.lease.is_none()),
             Placed,
-            "a lookup told of a lease that had ended, in round {round}"
+            "a lookup returned a lease that had ended, in round {round}"
         );
         let taken = registry.take(&own, taker, None).await?;
         ensure!(
             taken.iter().all(|creation| creation.lease == Some(taker)),
             Placed,
-            "sessions of a lease that had ended were not taken, in round {round}: its revoke was {revoked:?}"
+            "a takeover left sessions under a lease that had ended, in round {round}: its revoke returned {revoked:?}"
         );
         let found = registry.lookup(&own).await?;
-        ensure_eq!(found, vec![under(taker); own.len()], Placed, "a lookup of what was taken, in round {round}");
+        ensure_eq!(
+            found,
+            vec![under(taker); own.len()],
+            Placed,
+            "a lookup of sessions that were taken, in round {round}"
+        );
     }
     Ok(())
 }
 
-pub(super) async fn of_takeovers_at_once_one_succeeds(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn one_of_concurrent_takeovers_succeeds(factory: &dyn StorageFactory) -> Outcome {
     const TAKERS: usize = 4;
     let registry = Registry::open(factory).await?;
     let sessions = keys(0..200);
@@ -195,7 +190,7 @@ pub(super) async fn of_takeovers_at_once_one_succeeds(factory: &dyn StorageFacto
     for (lease, won) in takers.join().await? {
         for session in won {
             if let Some(other) = holders.insert(session, lease) {
-                broken!(Placed, "{session:?} was given to lease {other} and to lease {lease}, both from {first}");
+                broken!(Placed, "{session:?} was taken from {first} by lease {other} and also by lease {lease}");
             }
         }
     }
@@ -204,14 +199,14 @@ pub(super) async fn of_takeovers_at_once_one_succeeds(factory: &dyn StorageFacto
             found.lease,
             holders.get(session).copied(),
             Placed,
-            "the lease of {session:?}, against who was told"
+            "the lease of {session:?}, compared with the answers of takeovers"
         );
     }
     audit_settled(&registry).await?;
     Ok(())
 }
 
-pub(super) async fn answers_name_the_place_where_they_are_true(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn answers_name_a_place_at_which_they_are_true(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     let [a, b] = [registry.grant(LONG_TTL).await?, registry.grant(LONG_TTL).await?];
     let mut random = fastrand::Rng::new();
@@ -232,7 +227,7 @@ pub(super) async fn answers_name_the_place_where_they_are_true(factory: &dyn Sto
         partitions.dedup();
         let mut named: Vec<_> = places.iter().map(|place| place.partition).collect();
         named.sort_unstable();
-        ensure_eq!(named, partitions, Placed, "partitions that the answer to {sessions:?} names, in step {step}");
+        ensure_eq!(named, partitions, Placed, "partitions named in the answer for {sessions:?}, in step {step}");
         for place in places.iter() {
             let events = &log[place.partition as usize];
             let last = events.iter().rposition(|event| sessions.contains(&event.session)).map_or(0, |last| last + 1);
@@ -240,7 +235,7 @@ pub(super) async fn answers_name_the_place_where_they_are_true(factory: &dyn Sto
             ensure!(
                 (last..=end).contains(&at),
                 Placed,
-                "step {step} names position {at} of partition {}, where its sessions changed last at {last} of {end}",
+                "step {step} names position {at} of partition {}, but its sessions last changed at {last} of {end}",
                 place.partition
             );
         }

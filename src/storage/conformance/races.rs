@@ -1,4 +1,4 @@
-//! Leases that end while other calls are under way: no session is left behind, and none is destroyed twice.
+//! Leases that end while other calls are in flight: no session is left behind, and none is destroyed twice.
 
 use std::{
     sync::{
@@ -16,17 +16,17 @@ use tokio::{
 use super::{
     StorageFactory,
     audit::{all_gone_by, audit_settled},
-    expiry::{SOON, gone_in_time, near_expiry},
-    registry::{LONG_TTL, Registry, TTL, Tasks, breathe, cut_short, key, keys, unless_gone, yes},
+    expiry::{SOON, gone_after_ttl, near_expiry},
+    registry::{LONG_TTL, Registry, TTL, Tasks, count_true, key, keys, poll_at_most, unless_gone, yield_randomly},
     violation::{Outcome, ensure, ensure_eq},
 };
 use crate::session::{DestroyReason, LeaseId, SessionKey};
 
-/// Milliseconds before and after the expiry of a lease, about which things happen.
+/// Milliseconds before and after the expiry of a lease, at which the revokes are made.
 const OFFSETS: [(u64, u64); 12] =
     [(50, 0), (10, 0), (3, 0), (2, 0), (1, 0), (0, 0), (0, 1), (0, 2), (0, 3), (0, 10), (0, 30), (0, 100)];
 
-pub(super) async fn a_revoke_that_meets_expiry_destroys_once(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn revoke_racing_expiry_destroys_once(factory: &dyn StorageFactory) -> Outcome {
     let registry = Registry::open(factory).await?;
     let _expiring = registry.expire_leases();
     let mut revoking = Tasks::new();
@@ -37,17 +37,22 @@ pub(super) async fn a_revoke_that_meets_expiry_destroys_once(factory: &dyn Stora
             let asked = Instant::now();
             let lease = registry.grant(TTL).await?;
             let created = unless_gone(registry.storage().create(&own, Some(lease)).await, lease)?;
-            if gone_in_time(created.is_none(), asked)? {
+            if gone_after_ttl(created.is_none(), asked)? {
                 return Ok(None);
             }
             near_expiry(asked, early, late).await;
             let revoked = unless_gone(registry.storage().revoke_lease(lease).await, lease)?;
             if let Some(count) = revoked {
                 ensure_eq!(count, own.len() as u64, Leased, "sessions destroyed by a revoke close to expiry");
-                ensure_eq!(yes(&registry.has(&own).await?), 0, Leased, "sessions left by a revoke close to expiry");
+                ensure_eq!(
+                    count_true(&registry.has(&own).await?),
+                    0,
+                    Leased,
+                    "sessions left after a revoke close to expiry"
+                );
                 return Ok(Some((own, DestroyReason::LeaseRevoked)));
             }
-            gone_in_time(true, asked)?;
+            gone_after_ttl(true, asked)?;
             all_gone_by(&registry, &own, Instant::now() + SOON + registry.slack).await?;
             Ok(Some((own, DestroyReason::LeaseExpired)))
         });
@@ -57,13 +62,13 @@ pub(super) async fn a_revoke_that_meets_expiry_destroys_once(factory: &dyn Stora
     for (own, reason) in ended.into_iter().flatten() {
         for session in own {
             let count = replay.destroyed(session, reason);
-            ensure_eq!(count, 1, Leased, "how often {session:?} was destroyed with {reason:?}, as its lease ended");
+            ensure_eq!(count, 1, Leased, "destructions of {session:?} with {reason:?}");
         }
     }
     Ok(())
 }
 
-pub(super) async fn creates_that_meet_the_end_of_a_lease_leave_no_ghost(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn creates_racing_expiry_leave_no_ghost(factory: &dyn StorageFactory) -> Outcome {
     const LEASES: i64 = 12;
     let registry = Registry::open(factory).await?;
     let _expiring = registry.expire_leases();
@@ -81,14 +86,14 @@ pub(super) async fn creates_that_meet_the_end_of_a_lease_leave_no_ghost(factory:
                 let some = keys(next..next + random.i64(1..6));
                 tried.extend_from_slice(&some);
                 let created = unless_gone(registry.storage().create(&some, Some(lease)).await, lease)?;
-                if gone_in_time(created.is_none(), asked)? {
+                if gone_after_ttl(created.is_none(), asked)? {
                     return Ok(tried);
                 }
                 let age = asked.elapsed();
                 let due = TTL + SOON + registry.slack;
                 ensure!(age <= due, Leased, "a lease of {TTL:?} still took sessions after {age:?}");
                 sleep(Duration::from_millis(random.u64(..2))).await;
-                breathe(&mut random).await;
+                yield_randomly(&mut random).await;
             }
         });
     }
@@ -97,19 +102,24 @@ pub(super) async fn creates_that_meet_the_end_of_a_lease_leave_no_ghost(factory:
     let replay = audit_settled(&registry).await?;
     for session in tried {
         let (created, expired) = (replay.created(session), replay.destroyed(session, DestroyReason::LeaseExpired));
-        ensure_eq!(expired, created, Leased, "how often {session:?} expired, which came as its lease ended");
+        ensure_eq!(
+            expired,
+            created,
+            Leased,
+            "expiries of {session:?}, which was created around the end of its lease, compared with its creations"
+        );
     }
     Ok(())
 }
 
-pub(super) async fn creates_that_meet_a_revoke_leave_no_ghost(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn creates_racing_a_revoke_leave_no_ghost(factory: &dyn StorageFactory) -> Outcome {
     const ROUNDS: i64 = 30;
     const CREATORS: i64 = 3;
-    /// Enough to be at it when the revoke comes; a creator ends here if it does not come for long.
+    /// Enough for a creator to be busy when the lease is revoked. Limits the creator if the revoke takes long.
     const MOST: i64 = 500;
     let registry = Registry::open(factory).await?;
     let mut random = fastrand::Rng::new();
-    let mut told = Vec::new();
+    let mut revokes = Vec::new();
     for round in 0..ROUNDS {
         let lease = registry.grant(LONG_TTL).await?;
         let revoked = Arc::new(AtomicBool::new(false));
@@ -128,7 +138,7 @@ pub(super) async fn creates_that_meet_a_revoke_leave_no_ghost(factory: &dyn Stor
                         break;
                     }
                     ensure!(!late, Leased, "sessions were created under a lease after its revoke had returned");
-                    breathe(&mut random).await;
+                    yield_randomly(&mut random).await;
                 }
                 Ok(keys(first..next))
             });
@@ -139,19 +149,19 @@ pub(super) async fn creates_that_meet_a_revoke_leave_no_ghost(factory: &dyn Stor
         let count = registry.revoke(lease).await?;
         revoked.store(true, Ordering::Release);
         let tried = creating.join().await?.concat();
-        let left = yes(&registry.has(&tried).await?);
-        ensure_eq!(left, 0, Leased, "sessions left by a revoke that came while they were created");
-        told.push((tried, count));
+        let left = count_true(&registry.has(&tried).await?);
+        ensure_eq!(left, 0, Leased, "sessions left after a revoke during their creation");
+        revokes.push((tried, count));
     }
     let replay = audit_settled(&registry).await?;
-    for (tried, count) in told {
+    for (tried, count) in revokes {
         let destroyed: u64 = tried.iter().map(|session| replay.destroyed(*session, DestroyReason::LeaseRevoked)).sum();
-        ensure_eq!(count, destroyed, Leased, "sessions destroyed by a revoke, as it tells, against the log");
+        ensure_eq!(count, destroyed, Leased, "sessions destroyed, in the answer of a revoke, compared with the log");
     }
     Ok(())
 }
 
-pub(super) async fn moves_that_meet_a_revoke_keep_the_session(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn moves_racing_a_revoke_keep_their_sessions(factory: &dyn StorageFactory) -> Outcome {
     const ROUNDS: i64 = 30;
     const SESSIONS: i64 = 60;
     let registry = Registry::open(factory).await?;
@@ -167,7 +177,7 @@ pub(super) async fn moves_that_meet_a_revoke_keep_the_session(factory: &dyn Stor
                 let mut created = 0;
                 for session in some {
                     created += u64::from(registry.create_one(session, Some(to)).await?);
-                    breathe(&mut random).await;
+                    yield_randomly(&mut random).await;
                 }
                 Ok(created)
             });
@@ -178,22 +188,22 @@ pub(super) async fn moves_that_meet_a_revoke_keep_the_session(factory: &dyn Stor
         }
         let revoked = registry.revoke(from).await?;
         let created: u64 = moving.join().await?.iter().sum();
-        let exist = yes(&registry.has(&own).await?);
+        let exist = count_true(&registry.has(&own).await?);
+        ensure_eq!(exist, own.len(), Leased, "sessions that survive because they moved or were recreated");
+        ensure_eq!(created, revoked, Leased, "sessions recreated, compared with those destroyed before they moved");
         ensure_eq!(
-            exist,
-            own.len(),
+            registry.revoke(to).await?,
+            own.len() as u64,
             Leased,
-            "sessions that live as they moved, or were created anew, under another lease"
+            "sessions destroyed with the lease that they moved to"
         );
-        ensure_eq!(created, revoked, Leased, "sessions created anew, against those destroyed before they moved");
-        ensure_eq!(registry.revoke(to).await?, own.len() as u64, Leased, "sessions under the lease that they moved to");
     }
     let replay = audit_settled(&registry).await?;
-    ensure_eq!(replay.live.len(), 0, Leased, "sessions left in the end");
+    ensure_eq!(replay.live.len(), 0, Leased, "sessions left at the end");
     Ok(())
 }
 
-pub(super) async fn destroys_that_meet_a_revoke_destroy_once(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn destroys_racing_a_revoke_destroy_once(factory: &dyn StorageFactory) -> Outcome {
     const ROUNDS: i64 = 30;
     const SESSIONS: i64 = 90;
     let registry = Registry::open(factory).await?;
@@ -209,8 +219,8 @@ pub(super) async fn destroys_that_meet_a_revoke_destroy_once(factory: &dyn Stora
                 random.shuffle(&mut own);
                 let mut destroyed = 0;
                 for some in own[..60].chunks(3) {
-                    destroyed += yes(&registry.destroy(some, conditional.then_some(lease)).await?) as u64;
-                    breathe(&mut random).await;
+                    destroyed += count_true(&registry.destroy(some, conditional.then_some(lease)).await?) as u64;
+                    yield_randomly(&mut random).await;
                 }
                 Ok(destroyed)
             });
@@ -225,22 +235,28 @@ pub(super) async fn destroys_that_meet_a_revoke_destroy_once(factory: &dyn Stora
             revoked + destroyed,
             own.len() as u64,
             Leased,
-            "sessions destroyed by a revoke and by calls beside it"
+            "sessions destroyed by a revoke and by concurrent calls"
         );
-        ensure_eq!(yes(&registry.has(&own).await?), 0, Leased, "sessions left by a revoke and calls beside it");
+        ensure_eq!(
+            count_true(&registry.has(&own).await?),
+            0,
+            Leased,
+            "sessions left after a revoke and concurrent calls"
+        );
     }
     audit_settled(&registry).await?;
     Ok(())
 }
 
-pub(super) async fn a_destroy_under_an_ended_lease_spares_later_ones(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn late_destroy_under_an_ended_lease_spares_new_sessions(factory: &dyn StorageFactory) -> Outcome {
     const OTHERS: i64 = 60_000;
     let registry = Registry::open(factory).await?;
     for round in 0..4 {
         let own = keys(-8..0);
         let old = registry.grant(LONG_TTL).await?;
         registry.create(&own, Some(old)).await?;
-        // A long batch that comes to these sessions late, when their lease has ended and others may have taken its place.
+        // A long batch that reaches these sessions late, when their lease has ended and new leases may use its
+        // resources.
         let batch: Vec<SessionKey> = keys(0..OTHERS).into_iter().chain(own.iter().copied()).collect();
         let mut destroying = Tasks::new();
         let beside = Arc::clone(&registry);
@@ -256,17 +272,17 @@ pub(super) async fn a_destroy_under_an_ended_lease_spares_later_ones(factory: &d
             later.push(lease);
         }
         destroying.join().await?;
-        let exist = yes(&registry.has(&own).await?);
-        ensure_eq!(exist, own.len(), Leased, "sessions under new leases, after a destroy under one that had ended");
+        let exist = count_true(&registry.has(&own).await?);
+        ensure_eq!(exist, own.len(), Leased, "sessions under new leases after a destroy under an ended lease");
         for lease in later {
-            ensure_eq!(registry.revoke(lease).await?, 1, Leased, "sessions under a new lease");
+            ensure_eq!(registry.revoke(lease).await?, 1, Leased, "sessions destroyed with a new lease");
         }
     }
     audit_settled(&registry).await?;
     Ok(())
 }
 
-pub(super) async fn gateways_that_come_and_go_leave_no_ghost(factory: &dyn StorageFactory) -> Outcome {
+pub(super) async fn restarting_gateways_leave_no_ghost(factory: &dyn StorageFactory) -> Outcome {
     const GATEWAYS: usize = 5;
     const LIVES: usize = 8;
     let registry = Registry::open(factory).await?;
@@ -288,30 +304,30 @@ pub(super) async fn gateways_that_come_and_go_leave_no_ghost(factory: &dyn Stora
         .await?;
     let replay = audit_settled(&registry).await?;
     let logged = replay.all_destroyed(DestroyReason::Requested) + replay.all_destroyed(DestroyReason::Released);
-    ensure_eq!(logged, destroyed, Leased, "sessions destroyed on request by the log, against the answers");
+    ensure_eq!(logged, destroyed, Leased, "sessions destroyed on request in the log, compared with the answers");
     Ok(())
 }
 
-/// Those whose sessions the gateways hold.
+/// The clients of all gateways.
 struct Clients {
     registry: Arc<Registry>,
-    /// The number of the next session that nobody had before.
+    /// The number of the next new session.
     new: AtomicI64,
 }
 
 impl Clients {
-    /// So many sessions go from gateway to gateway.
+    /// The number of sessions that move between gateways.
     const KNOWN: i64 = 40;
 
-    /// A session that other gateways may know too, or one that comes this once: no other gateway takes it over when it is
-    /// left behind.
+    /// Returns a session that other gateways may also hold, or a new one. If a new one is left behind, no other gateway
+    /// takes it over.
     fn session(&self, random: &mut fastrand::Rng) -> SessionKey {
         key(if random.bool() { random.i64(0..Self::KNOWN) } else { self.new.fetch_add(1, Ordering::Relaxed) })
     }
 }
 
-/// One life of a gateway: its connections create no session but under its lease, and it ends in one way or another. Tells
-/// how many sessions it destroyed.
+/// Simulates one life of a gateway. Its connections create sessions only under its lease, and it ends in a random way.
+/// Returns the number of sessions that it destroyed.
 async fn gateway(clients: &Arc<Clients>) -> Outcome<u64> {
     let registry = &clients.registry;
     let mut random = fastrand::Rng::new();
@@ -326,14 +342,14 @@ async fn gateway(clients: &Arc<Clients>) -> Outcome<u64> {
     match random.u8(..5) {
         0 => drop(unless_gone(registry.storage().revoke_lease(lease).await, lease)?),
         1 => {
-            let revoked = cut_short(registry.storage().revoke_lease(lease), random.usize(..6)).await;
+            let revoked = poll_at_most(registry.storage().revoke_lease(lease), random.usize(..6)).await;
             revoked.map(|answer| unless_gone(answer, lease)).transpose()?;
         }
-        // It crashes, and its lease expires; or it is stuck, and that happens while its connections still go on.
+        // It crashes, and its lease expires. Or it hangs, so that its lease expires while its connections still work.
         2 | 3 => closed.store(true, Ordering::Release),
         _ => sleep(TTL).await,
     }
-    // A revoke that was dropped before it began leaves the lease to its connections.
+    // After a revoke that was dropped before it began, the connections can still use the lease.
     let closing = sleep(Duration::from_millis(random.u64(..30)));
     let (destroyed, ()) = tokio::join!(connections.join(), async {
         closing.await;
@@ -342,7 +358,7 @@ async fn gateway(clients: &Arc<Clients>) -> Outcome<u64> {
     Ok(destroyed?.iter().sum())
 }
 
-/// Creates and destroys sessions for as long as its gateway has a lease.
+/// Creates and destroys sessions until the gateway closes or has lost its lease. Returns the number destroyed.
 async fn connection(clients: &Clients, lease: LeaseId, closed: &AtomicBool) -> Outcome<u64> {
     let registry = &clients.registry;
     let mut random = fastrand::Rng::new();
@@ -355,11 +371,11 @@ async fn connection(clients: &Clients, lease: LeaseId, closed: &AtomicBool) -> O
                     break;
                 }
             }
-            6 => destroyed += yes(&registry.destroy(&some, None).await?) as u64,
-            7 => destroyed += yes(&registry.destroy(&some, Some(lease)).await?) as u64,
+            6 => destroyed += count_true(&registry.destroy(&some, None).await?) as u64,
+            7 => destroyed += count_true(&registry.destroy(&some, Some(lease)).await?) as u64,
             _ => sleep(Duration::from_millis(random.u64(..20))).await,
         }
-        breathe(&mut random).await;
+        yield_randomly(&mut random).await;
     }
     Ok(destroyed)
 }

@@ -1,4 +1,4 @@
-//! Registries that a factory can make refuse changes.
+//! Registries that can be made to refuse changes.
 
 use std::sync::Arc;
 
@@ -8,27 +8,28 @@ use crate::storage::{RefusalCause, SessionStorage};
 
 /// A registry whose storage can be made to refuse changes.
 pub struct Refusable {
-    /// The handles to the registry, as [`StorageFactory::open`](super::StorageFactory::open) gives them.
+    /// The handles to the registry, as for [`StorageFactory::open`](super::StorageFactory::open).
     pub handles: Vec<Arc<dyn SessionStorage>>,
-    /// Makes it refuse changes.
+    /// Makes the registry refuse and accept changes.
     pub switch: Box<dyn RefusalSwitch>,
 }
 
-/// Makes the storage of one registry refuse changes, for a cause of the factory's choice.
+/// Makes the storage of one registry refuse changes, for a cause that the factory chooses.
 #[async_trait]
 pub trait RefusalSwitch: Send + Sync {
     /// The cause that [`writability`](SessionStorage::writability) must name.
     fn cause(&self) -> RefusalCause;
 
-    /// Whether leases are still kept alive, revoked and expired while changes are refused, and their sessions destroyed. They must
-    /// be when the storage merely has no room to grow. Destroying sessions by request may succeed then, too.
+    /// Whether leases can still be kept alive, revoked and expired while changes are refused, and their sessions
+    /// destroyed. This must be true if the storage merely has no room to grow. Requests to destroy sessions may then
+    /// succeed too.
     fn leases_go_on(&self) -> bool {
         false
     }
 
-    /// Makes the storage refuse changes. It must still be readable. Panics when that fails.
+    /// Makes the storage refuse changes, while it can still be read. Panics if this fails.
     async fn refuse(&self);
 
-    /// Lets the storage accept changes again. Panics when that fails.
+    /// Makes the storage accept changes again. Panics if this fails.
     async fn accept(&self);
 }

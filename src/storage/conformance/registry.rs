@@ -1,4 +1,4 @@
-//! A registry under test, and what the cases do with it.
+//! A registry under test, and helpers for the cases.
 
 use std::{
     future::{Future, poll_fn},
@@ -25,16 +25,16 @@ use crate::{
     },
 };
 
-/// Long enough for anything that should happen at once, on a busy machine too: it only ends waits that would not.
+/// The timeout for anything that should happen immediately. Long enough for a busy machine.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The shortest ttl of a lease.
 pub(super) const TTL: Duration = Duration::from_secs(1);
 
-/// A ttl that no case outlives.
+/// A ttl longer than any case.
 pub(super) const LONG_TTL: Duration = Duration::from_secs(3600);
 
-/// Nothing that a case does reaches these limits, unless that is what it is about.
+/// Options with limits that cases do not reach, unless they test the limits.
 pub(super) const ROOMY: StorageOptions = StorageOptions {
     retain_events: 1 << 18,
     max_sessions: 1 << 20,
@@ -52,7 +52,7 @@ pub(super) struct Registry {
 }
 
 impl Registry {
-    /// One that no case fills.
+    /// Creates a registry with limits that no case reaches.
     pub(super) async fn open(factory: &dyn StorageFactory) -> Outcome<Arc<Self>> {
         Self::open_with(factory, ROOMY).await
     }
@@ -61,7 +61,7 @@ impl Registry {
         Self::of(factory, factory.open(options).await).await
     }
 
-    /// One that can be made to refuse changes, if the factory has such.
+    /// Creates a registry that can be made to refuse changes, if the factory supports it.
     pub(super) async fn open_refusable(
         factory: &dyn StorageFactory,
     ) -> Outcome<Option<(Arc<Self>, Box<dyn RefusalSwitch>)>> {
@@ -71,13 +71,13 @@ impl Registry {
 
     async fn of(factory: &dyn StorageFactory, handles: Vec<Arc<dyn SessionStorage>>) -> Outcome<Arc<Self>> {
         if handles.is_empty() {
-            broken!(Answers, "the factory gave no handle to a registry");
+            broken!(Answers, "the factory returned no handle to the registry");
         }
         let registry_id = handles[0].log().await?.registry_id;
         Ok(Arc::new(Self { handles, next: AtomicUsize::new(0), registry_id, slack: factory.slack() }))
     }
 
-    /// The next handle, so that what is changed through one is looked at through another.
+    /// Returns the next handle in turn, so that a change made through one handle is checked through another.
     pub(super) fn storage(&self) -> &dyn SessionStorage {
         &*self.handles[self.next.fetch_add(1, Ordering::Relaxed) % self.handles.len()]
     }
@@ -86,13 +86,14 @@ impl Registry {
         &self.handles
     }
 
-    /// Expires leases, as all who hold the storage do, until the answer is dropped.
+    /// Expires leases on each handle, until the returned tasks are dropped.
     pub(super) fn expire_leases(&self) -> JoinSet<()> {
         let mut expiring = JoinSet::new();
         for storage in self.handles.iter().map(Arc::clone) {
             expiring.spawn(async move {
                 loop {
-                    // With an error it may be called again; sessions that never go away are what a case would see.
+                    // After an error, the call is retried. If it always fails, the case notices sessions that never
+                    // expire.
                     let Err(_) = storage.expire_leases().await;
                     sleep(Duration::from_millis(50)).await;
                 }
@@ -101,7 +102,7 @@ impl Registry {
         expiring
     }
 
-    /// The first handle: for calls that go on where another of the same handle was dropped.
+    /// Returns the first handle, for calls that must use the same handle as an earlier, dropped call.
     pub(super) fn first(&self) -> &Arc<dyn SessionStorage> {
         &self.handles[0]
     }
@@ -125,7 +126,7 @@ impl Registry {
         self.storage().changes_after(self.registry_id, partition as u32, after, limit).await
     }
 
-    /// The point at a position of a partition's log; with some mark or other where the log has none.
+    /// Returns the point at a position of a partition's log, with an arbitrary mark if the log has none there.
     pub(super) async fn point(&self, partition: usize, position: Position) -> Outcome<LogPoint> {
         let mut positions = vec![Position(0); self.layout().partitions as usize];
         positions[partition] = position;
@@ -140,7 +141,7 @@ impl Registry {
         Ok(marks)
     }
 
-    /// The marks at some positions, which every handle must tell alike.
+    /// Returns the marks at some positions, after checking that all handles agree.
     pub(super) async fn marks_of_all(&self, positions: &[Position]) -> Outcome<Vec<Option<Mark>>> {
         let marks = self.marks(positions).await?;
         for _ in 1..self.handles.len() {
@@ -198,7 +199,7 @@ impl Registry {
         Ok(self.storage().revoke_lease(lease).await?)
     }
 
-    /// How far the log reaches, with as many partitions as there are.
+    /// Returns the extent of the log, after checking its number of partitions.
     pub(super) async fn extent(&self) -> Outcome<LogExtent> {
         let extent = self.storage().log().await?;
         ensure_eq!(extent.partitions.len(), self.layout().partitions as usize, Answers, "partitions of log()");
@@ -211,7 +212,7 @@ fn one_each(call: &str, sessions: &[SessionKey], answers: Vec<bool>) -> Outcome<
     Ok(answers)
 }
 
-/// A session; neighbours are under different auth keys.
+/// Returns the nth session. Consecutive ones have different auth keys.
 pub(super) fn key(n: i64) -> SessionKey {
     SessionKey::new(n % 3, n)
 }
@@ -228,12 +229,13 @@ pub(super) fn destroyed(session: SessionKey, reason: DestroyReason) -> SessionEv
     SessionEvent::destroyed(session, reason, None)
 }
 
-/// How many answers are yes.
-pub(super) fn yes(answers: &[bool]) -> usize {
+/// Counts the answers that are true.
+pub(super) fn count_true(answers: &[bool]) -> usize {
     answers.iter().filter(|answer| **answer).count()
 }
 
-/// Whether a call that names a lease found it gone; with another error the case ends.
+/// Returns the answer of a call that names a lease, or `None` if it found the lease gone. Fails the case after any other
+/// error.
 pub(super) fn unless_gone<T>(answer: Result<T, StorageError>, lease: LeaseId) -> Outcome<Option<T>> {
     match answer {
         Ok(answer) => Ok(Some(answer)),
@@ -245,34 +247,34 @@ pub(super) fn unless_gone<T>(answer: Result<T, StorageError>, lease: LeaseId) ->
     }
 }
 
-/// A call that names a lease must have been refused because the lease lingers.
-pub(super) fn lingers<T: std::fmt::Debug>(answer: Result<T, StorageError>, lease: LeaseId) -> Outcome {
+/// Checks that a call that names a lease was refused because the lease lingers.
+pub(super) fn expect_lingers<T: std::fmt::Debug>(answer: Result<T, StorageError>, lease: LeaseId) -> Outcome {
     match answer {
         Err(StorageError::LeaseLingers(named)) => {
             ensure_eq!(named, lease, Answers, "the lease that LeaseLingers names");
             Ok(())
         }
-        other => broken!(Leased, "a call about lease {lease}, which lingers, gave {other:?}"),
+        other => broken!(Leased, "a call for lease {lease}, which lingers, returned {other:?}"),
     }
 }
 
-/// Waits for what should happen at once.
-pub(super) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> Outcome<T> {
+/// Waits for a future that should be ready immediately.
+pub(super) async fn promptly<T>(what: &str, future: impl Future<Output = T>) -> Outcome<T> {
     match tokio::time::timeout(PATIENCE, future).await {
         Ok(output) => Ok(output),
-        Err(_) => broken!(Answers, "waited {PATIENCE:?} in vain: {what}"),
+        Err(_) => broken!(Answers, "waited {PATIENCE:?} in vain for {what}"),
     }
 }
 
-/// Lets other tasks run, a few times or not at all.
-pub(super) async fn breathe(random: &mut fastrand::Rng) {
+/// Yields to other tasks, from 0 to 3 times.
+pub(super) async fn yield_randomly(random: &mut fastrand::Rng) {
     for _ in 0..random.u32(..4) {
         tokio::task::yield_now().await;
     }
 }
 
-/// Polls a future as often as it asks for it, `polls` times at most, and drops it.
-pub(super) async fn cut_short<T>(future: impl Future<Output = T>, polls: usize) -> Option<T> {
+/// Polls a future at most `polls` times, and then drops it. Returns its output if it was ready.
+pub(super) async fn poll_at_most<T>(future: impl Future<Output = T>, polls: usize) -> Option<T> {
     let mut future = pin!(future);
     let mut left = polls;
     poll_fn(|context| {
@@ -289,7 +291,7 @@ pub(super) async fn cut_short<T>(future: impl Future<Output = T>, polls: usize) 
     .await
 }
 
-/// Tasks of a case, each with an outcome of its own.
+/// The tasks of a case, each of which has an outcome.
 pub(super) struct Tasks<T = ()>(JoinSet<Outcome<T>>);
 
 impl<T: Send + 'static> Tasks<T> {
@@ -301,7 +303,7 @@ impl<T: Send + 'static> Tasks<T> {
         self.0.spawn(task);
     }
 
-    /// Waits for all of them; the first violation ends the others.
+    /// Waits for all tasks. The first violation aborts the others.
     pub(super) async fn join(mut self) -> Outcome<Vec<T>> {
         let mut outputs = Vec::new();
         while let Some(joined) = self.0.join_next().await {
@@ -315,5 +317,5 @@ impl<T: Send + 'static> Tasks<T> {
 }
 
 fn panicked(error: &tokio::task::JoinError) -> Broken {
-    Broken { obligation: super::Obligation::Answers, detail: format!("a call did not come to its end: {error}") }
+    Broken { obligation: super::Obligation::Answers, detail: format!("a task of the case panicked: {error}") }
 }

@@ -1,4 +1,4 @@
-//! What a case sees of the log while it grows.
+//! Follows the log while it grows.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -19,23 +19,24 @@ use crate::{
 
 const RETRY: Duration = Duration::from_millis(50);
 
-/// Follows all partitions from where they reach now, until it is dropped.
+/// Follows all partitions from their current ends, until it is dropped.
 pub(super) struct Tail {
     changes: mpsc::UnboundedReceiver<Result<SessionEvent, LogError>>,
     _following: JoinSet<()>,
 }
 
 impl Tail {
+    /// Starts a follower that fails the case after any error.
     pub(super) async fn new(registry: &Arc<Registry>) -> Outcome<Self> {
         Self::start(registry, false).await
     }
 
-    /// One that goes on after a read failed because the storage could not be asked, as every follower does.
+    /// Starts a follower that retries after transient errors of the storage.
     pub(super) async fn through_outages(registry: &Arc<Registry>) -> Outcome<Self> {
         Self::start(registry, true).await
     }
 
-    async fn start(registry: &Arc<Registry>, goes_on: bool) -> Outcome<Self> {
+    async fn start(registry: &Arc<Registry>, retries: bool) -> Outcome<Self> {
         let (sender, changes) = mpsc::unbounded_channel();
         let mut following = JoinSet::new();
         for (partition, held) in registry.extent().await?.partitions.into_iter().enumerate() {
@@ -48,7 +49,7 @@ impl Tail {
                             after = after.past(&changes);
                             changes.events.into_iter().for_each(|event| drop(sender.send(Ok(event))));
                         }
-                        Err(LogError::Storage(error)) if goes_on && error.may_pass() => sleep(RETRY).await,
+                        Err(LogError::Storage(error)) if retries && error.may_pass() => sleep(RETRY).await,
                         Err(error) => return drop(sender.send(Err(error))),
                     }
                 }
@@ -57,16 +58,17 @@ impl Tail {
         Ok(Self { changes, _following: following })
     }
 
-    /// The next change of any partition, or none until the deadline.
+    /// Returns the next change of any partition, or `None` if there is none until the deadline.
     pub(super) async fn next(&mut self, deadline: Instant) -> Outcome<Option<SessionEvent>> {
         match timeout_at(deadline, self.changes.recv()).await {
             Ok(Some(event)) => Ok(Some(event?)),
-            Ok(None) => broken!(Answers, "a call of changes_after did not come to its end"),
+            Ok(None) => broken!(Answers, "a call of changes_after panicked"),
             Err(_) => Ok(None),
         }
     }
 
-    /// Waits until each of these sessions is destroyed for that reason, and no other is. Tells when each was seen to be.
+    /// Waits until each of these sessions, and no other session, is destroyed for this reason. Returns when each change
+    /// was received.
     pub(super) async fn all_destroyed(
         &mut self,
         sessions: &[SessionKey],
@@ -79,7 +81,7 @@ impl Tail {
             let Some(SessionEvent { session, change, .. }) = self.next(deadline).await? else {
                 broken!(
                     Leased,
-                    "{} of {} sessions were not destroyed in time though their leases have ended",
+                    "{} of {} sessions were not destroyed in time after their leases ended",
                     left.len(),
                     sessions.len()
                 );
@@ -87,7 +89,7 @@ impl Tail {
             if matches!(change, SessionChange::Created | SessionChange::Moved { .. }) {
                 continue;
             }
-            ensure_eq!(change, SessionChange::Destroyed(reason), Leased, "what happened to {session:?}");
+            ensure_eq!(change, SessionChange::Destroyed(reason), Leased, "the change of {session:?}");
             ensure!(left.remove(&session), Leased, "{session:?} was destroyed though its lease had not ended");
             seen.push((session, Instant::now()));
         }

@@ -1,74 +1,76 @@
-//! What the suite finds.
+//! The violations that the suite finds.
 
 use std::{error::Error, fmt};
 
 use crate::storage::{LogError, StorageError};
 
-/// What a storage owes: see [`SessionStorage`](crate::storage::SessionStorage).
+/// An obligation of every storage: see [`SessionStorage`](crate::storage::SessionStorage).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Obligation {
-    /// Each method answers as it is documented.
+    /// Each method answers as documented.
     Answers,
     /// Buckets and partitions are within the layout and never change.
     Divided,
-    /// A change and its log entry are one step.
+    /// A change and its log entry are atomic.
     Atomic,
-    /// A session's changes alternate, and what changes nothing logs nothing.
+    /// A session's changes alternate, and a call that changes nothing logs nothing.
     Alternating,
-    /// A change is seen by every call after the one that made it.
+    /// A change is visible to every call that starts after it was answered.
     Visible,
-    /// Positions grow in the order of the changes.
+    /// Positions increase in the order of the changes.
     Ordered,
-    /// A bucket's read is of the position it names.
+    /// A read of a bucket reflects exactly the position that it names.
     ExactReads,
-    /// The mark at a position never changes, and who comes from another history is refused.
+    /// The mark at a position never changes, and callers from another history are refused.
     Histories,
-    /// The log tells the lease of each session, and when it moves.
+    /// The log has the lease of each session, and its moves.
     Placed,
-    /// Sessions end with their lease, once; those that moved do not.
+    /// When a lease ends, each session under it is destroyed once, and no other session.
     Leased,
-    /// A dropped call leaves nothing half done.
+    /// A dropped call leaves no session half changed.
     Cancellable,
-    /// Any number of calls and followers at once.
+    /// Any number of calls and followers can run concurrently.
     Concurrent,
-    /// The log holds what it says, and says what it does not hold.
+    /// Limits are exact, and the log reports which changes it holds.
     Bounded,
-    /// It says in time whether changes are accepted, and stays as it is while they are not.
+    /// The storage reports in time whether it accepts changes, and changes nothing while it refuses them.
     Writable,
 }
 
 impl fmt::Display for Obligation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let meaning = match self {
-            Self::Answers => "each method answers as it is documented",
+            Self::Answers => "each method answers as documented",
             Self::Divided => "buckets and partitions are within the layout and never change",
-            Self::Atomic => "a change and its log entry are one step",
-            Self::Alternating => "a session's changes alternate, and what changes nothing logs nothing",
-            Self::Visible => "a change is seen by every call after the one that made it",
-            Self::Ordered => "positions grow in the order of the changes",
-            Self::ExactReads => "a bucket's read is of the position it names",
-            Self::Histories => "the mark at a position never changes, and who comes from another history is refused",
-            Self::Placed => "the log tells the lease of each session, and when it moves",
-            Self::Leased => "sessions end with their lease, once; those that moved do not",
-            Self::Cancellable => "a dropped call leaves nothing half done",
-            Self::Concurrent => "any number of calls and followers at once",
-            Self::Bounded => "the log holds what it says, and says what it does not hold",
-            Self::Writable => "it says in time whether changes are accepted, and stays as it is while they are not",
+            Self::Atomic => "a change and its log entry are atomic",
+            Self::Alternating => "a session's changes alternate, and a call that changes nothing logs nothing",
+            Self::Visible => "a change is visible to every call that starts after it was answered",
+            Self::Ordered => "positions increase in the order of the changes",
+            Self::ExactReads => "a read of a bucket reflects exactly the position that it names",
+            Self::Histories => "the mark at a position never changes, and callers from another history are refused",
+            Self::Placed => "the log has the lease of each session, and its moves",
+            Self::Leased => "when a lease ends, each session under it is destroyed once, and no other session",
+            Self::Cancellable => "a dropped call leaves no session half changed",
+            Self::Concurrent => "any number of calls and followers can run concurrently",
+            Self::Bounded => "limits are exact, and the log reports which changes it holds",
+            Self::Writable => {
+                "the storage reports in time whether it accepts changes, and changes nothing while it refuses them"
+            }
         };
         write!(f, "{self:?} ({meaning})")
     }
 }
 
-/// An obligation that a storage broke.
+/// A report that a storage breaks an obligation.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Violation {
-    /// The name of the [case](super::Case) that found it.
+    /// The name of the [case](super::Case) that found the violation.
     pub case: &'static str,
-    /// What was broken.
+    /// The broken obligation.
     pub obligation: Obligation,
-    /// How it was seen.
+    /// What the case observed.
     pub detail: String,
 }
 
@@ -90,13 +92,13 @@ pub(super) struct Broken {
 pub(super) type Outcome<T = ()> = Result<T, Broken>;
 
 impl Broken {
-    /// The same, with words before it that say in which step it was seen.
+    /// Adds the step in which the violation was observed.
     pub(super) fn in_step(self, step: impl fmt::Display) -> Self {
         Self { detail: format!("{step}: {}", self.detail), ..self }
     }
 
     fn failed_call(error: &dyn Error) -> Self {
-        let mut detail = format!("a call failed that must not: {error}");
+        let mut detail = format!("a call failed that must succeed: {error}");
         let mut source = error.source();
         while let Some(error) = source {
             detail = format!("{detail}: {error}");
@@ -118,7 +120,7 @@ impl From<LogError> for Broken {
     }
 }
 
-/// Returns from the case with the obligation broken.
+/// Returns from the case: it found that the obligation is broken.
 macro_rules! broken {
     ($obligation:ident, $($detail:tt)+) => {
         return Err($crate::storage::conformance::violation::Broken {
@@ -128,7 +130,7 @@ macro_rules! broken {
     };
 }
 
-/// Returns from the case with the obligation broken unless the condition holds.
+/// Returns from the case unless the condition holds: the obligation is broken.
 macro_rules! ensure {
     ($condition:expr, $obligation:ident, $($detail:tt)+) => {
         if !$condition {
@@ -137,7 +139,7 @@ macro_rules! ensure {
     };
 }
 
-/// The same for a value that must equal another.
+/// Returns from the case unless both values are equal: the obligation is broken.
 macro_rules! ensure_eq {
     ($found:expr, $expected:expr, $obligation:ident, $($detail:tt)+) => {{
         let (found, expected) = (&$found, &$expected);

@@ -1,4 +1,4 @@
-//! A copy of a registry's file, while it is in use.
+//! Copies a registry's file while the registry is in use.
 
 use std::path::Path;
 
@@ -12,17 +12,19 @@ use super::{
     store::{self, CHECKPOINTS, LEASES, LOG, META},
 };
 
-/// One transaction of the copy holds so many rows: what it writes is in memory until it is committed.
+/// The number of rows per transaction of the copy. A transaction keeps what it writes in memory until it commits.
 const ROWS_A_COMMIT: usize = 256;
 
-/// Copies the registry in the file `from` to the file `to`, as it is at one moment: with every change that was answered before the
-/// call, and no half of any. The registry may be in use, and is not held up. Blocks the thread for as long as it takes.
+/// Copies the registry in the file `from` to the file `to`.
 ///
-/// The copy is a registry of its own: cursors of the other are foreign to it, as its log goes on differently.
+/// The copy is a consistent snapshot: it has every change that was acknowledged before the call, and no partial one.
+/// The registry may be in use, and its calls are not delayed. Blocks the thread until the copy is complete.
+///
+/// The copy is a registry of its own. Cursors of the original are foreign to it, because its log continues differently.
 ///
 /// # Errors
 ///
-/// [`FileError`]; there is nothing at `to` then.
+/// [`FileError`]. Nothing is left at `to`.
 pub fn backup(from: &Path, to: &Path) -> Result<(), FileError> {
     if !from.is_file() {
         return Err(FileError::Missing { path: from.to_owned() });
@@ -37,7 +39,7 @@ pub fn backup(from: &Path, to: &Path) -> Result<(), FileError> {
         let transaction = database.begin_read().map_err(|error| FileError::from_database(from, error.into()))?;
         return write(&transaction, to);
     }
-    // A file that was not closed in order is repaired first, which is for whoever may write it.
+    // A file that was not closed cleanly must be repaired first, which needs write access.
     let (_, database) = store::open_database(&Files, from)?;
     if store::read_identity(&database, from)?.is_none() {
         return Err(FileError::Foreign { path: from.to_owned() });
@@ -45,13 +47,14 @@ pub fn backup(from: &Path, to: &Path) -> Result<(), FileError> {
     write(&database.begin_read().map_err(|error| FileError::from_database(from, error.into()))?, to)
 }
 
-/// Puts a copy at `to`, whole or not at all.
+/// Puts a complete copy at `to`, or nothing.
 fn write(from: &ReadTransaction, to: &Path) -> Result<(), FileError> {
-    let fill = |database: &Database| copy(from, database).and_then(|()| store::begin_anew(database));
+    let fill = |database: &Database| copy(from, database).and_then(|()| store::assign_new_id(database));
     making::make(&Files, to, fill, |aside, to, _| Files.name(aside, to))
 }
 
-/// Writes all that `from` reads into an empty database. What makes it a registry comes last.
+/// Copies everything that `from` reads into an empty database. The identity comes last, because it makes the copy a
+/// registry.
 pub(super) fn copy(from: &ReadTransaction, to: &Database) -> Result<(), redb::Error> {
     copy_table(from, to, LOG)?;
     copy_table(from, to, CHECKPOINTS)?;

@@ -1,7 +1,8 @@
-//! The sessions of a bucket as they are on disk.
+//! Checkpoints: the sessions of a bucket, as written to disk.
 //!
-//! A checkpoint is a list of numbers of eight bytes, little-endian: the last record that it reflects, and then for each lease,
-//! or 0 for none, its number, how many sessions follow, and their two numbers each.
+//! A checkpoint is a list of eight-byte little-endian numbers. The first is the last record that the checkpoint
+//! reflects. Then follow, for each lease (0 for no lease): the lease's number, how many sessions it has here, and the
+//! two numbers of each session.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +17,7 @@ use crate::{
 /// A bucket's row.
 pub(super) struct Checkpoint {
     pub(super) bucket: u32,
-    /// The last record that it reflects.
+    /// The last record that the checkpoint reflects.
     pub(super) lsn: Lsn,
     pub(super) bytes: Vec<u8>,
 }
@@ -40,7 +41,7 @@ impl Checkpoint {
     }
 }
 
-/// Puts a bucket's row back into memory. Gives the last record that it reflects.
+/// Restores a bucket from its row. Returns the last record that the row reflects.
 pub(super) fn restore(restore: &mut Restore, bucket: u32, bytes: &[u8]) -> Result<Lsn, Malformed> {
     let mut reader = Reader(bytes);
     let lsn = Lsn(reader.u64().ok_or(Malformed)?);

@@ -1,4 +1,4 @@
-//! The disk as the database sees it, so that tests can put one in its place that fails.
+//! The disk beneath the database, behind a trait so that tests can simulate a failing one.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -9,52 +9,52 @@ use std::{
 
 use redb::{StorageBackend, backends::FileBackend};
 
-/// Registries are read and written by their own user: they name sessions, and whoever writes there can change them.
+/// Only the server's own user may read or write a registry: it names sessions, and write access can change them.
 const FILE_MODE: u32 = 0o600;
 const FOLDER_MODE: u32 = 0o700;
 
-/// Where files are.
+/// A place that holds files.
 pub(super) trait Disk: Send + Sync + 'static {
     /// Opens a file for reading and writing.
     fn open(&self, path: &Path) -> io::Result<OpenFile>;
 
-    /// Makes a file for reading and writing. Fails if there is anything at the path.
+    /// Creates a file for reading and writing. Fails if the path exists.
     fn create(&self, path: &Path) -> io::Result<OpenFile>;
 
-    /// Returns which file is at the path and how long it is. None if there is no file.
+    /// Returns the identity and length of the file at `path`. `None` if there is no file.
     fn find(&self, path: &Path) -> io::Result<Option<Found>>;
 
-    /// Gives a file another name, for good. Fails if there is anything with that name.
+    /// Renames a file durably. Fails if `to` exists.
     fn name(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Gives a file another name, in place of the one that has it, for good.
+    /// Renames a file durably, replacing the file at `to`.
     fn replace(&self, from: &Path, to: &Path) -> io::Result<()>;
 
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
 }
 
-/// A file that is open.
+/// An open file.
 pub(super) struct OpenFile {
     pub(super) file: Box<dyn StorageBackend>,
     pub(super) id: FileId,
 }
 
-/// Tells one file from another, whatever their names.
+/// The identity of a file, independent of its names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileId {
     pub(super) device: u64,
     pub(super) inode: u64,
 }
 
-/// What is at a path.
+/// The file at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) id: FileId,
     pub(super) len: u64,
 }
 
-/// The files of this machine.
+/// The file systems of this machine.
 pub(super) struct Files;
 
 impl Files {
@@ -92,7 +92,7 @@ impl Disk for Files {
         match fs::hard_link(from, to) {
             Ok(()) => fs::remove_file(from)?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
-            // Some file systems have no links.
+            // Some file systems have no hard links.
             Err(_) if fs::symlink_metadata(to).is_err() => fs::rename(from, to)?,
             Err(error) => return Err(error),
         }
@@ -109,7 +109,7 @@ impl Disk for Files {
     }
 }
 
-/// Makes the folder that a file is to be in, and those above it, for good.
+/// Creates a file's folder and its missing parents durably.
 pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
     let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
     let missing: Vec<_> = folder.ancestors().take_while(is_missing).collect();
@@ -117,7 +117,7 @@ pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
     missing.into_iter().try_for_each(sync_folder)
 }
 
-/// Puts a file's name on disk.
+/// Makes a file's name durable by syncing its folder.
 fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()

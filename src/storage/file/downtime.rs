@@ -1,10 +1,11 @@
-//! How long the registry was away before it was opened.
+//! Measures how long the registry was out of service before it was opened.
 //!
-//! The file says when it was last known to be served. Whoever sets the wall clock back makes that unknown; forth, it seems longer.
+//! The file says when it was last known to be in service. If the wall clock was set back since, the downtime is
+//! unknown. If the clock was set forward, the downtime seems longer.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// The time is written this often while there are leases, which is how much too long a downtime may seem.
+/// How often the time is written while there are leases. A downtime may seem too long by up to this much.
 const INTERVAL: Duration = Duration::from_secs(15);
 
 /// When to write the time next.
@@ -13,18 +14,19 @@ pub(super) struct Downtime {
 }
 
 impl Downtime {
-    /// `grace` is what leases were given when the registry was opened. Gateways may be away for as long, and a crash meanwhile must
-    /// give it to them again: the time is not written before it is over.
+    /// Starts with the `grace` that leases were given when the registry was opened. The time is not written before that
+    /// grace is over: gateways may stay away for as long, and if the server crashes meanwhile, leases must get their
+    /// grace again.
     pub(super) fn new(grace: Duration) -> Self {
         Self { next: Instant::now() + grace }
     }
 
-    /// Returns the time if it is to be written now.
+    /// Returns the current time if it must be written now.
     pub(super) fn due(&self) -> Option<u64> {
         (Instant::now() >= self.next).then(wall_clock)
     }
 
-    /// Returns the time as it is when the registry is closed. None while leases have what they were given.
+    /// Returns the time at which the registry closes. `None` while leases still have their grace.
     pub(super) fn at_close(&self) -> Option<u64> {
         (Instant::now() + INTERVAL >= self.next).then(wall_clock)
     }
@@ -34,7 +36,7 @@ impl Downtime {
     }
 }
 
-/// Returns how long ago the registry was last served. None if nobody knows.
+/// Returns how long ago the registry was last in service. `None` if that is unknown.
 pub(super) fn since(served: Option<u64>) -> Option<Duration> {
     wall_clock().checked_sub(served?).map(Duration::from_millis)
 }

@@ -12,46 +12,47 @@ use crate::storage::{RefusalCause, WriteRefusal};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FileError {
-    /// The path is a folder's.
+    /// The path is that of a folder.
     #[error("{} is a folder: name a file in it, as in {}", .path.display(), .path.join("registry").display())]
     Folder {
         /// The path.
         path: PathBuf,
     },
-    /// The folder that the file is to be in is not there and cannot be made.
-    #[error("cannot make the folder {} ({source}): make it, and let this user write there", .folder.display())]
+    /// The file's folder is missing and cannot be created.
+    #[error("cannot create the folder {} ({source}): create it, and give this user write access", .folder.display())]
     MakeFolder {
         /// The folder.
         folder: PathBuf,
-        /// Why not.
+        /// What the operating system reported.
         source: io::Error,
     },
-    /// The file cannot be written, or not be made in its folder.
+    /// The user may not write the file, or may not create it in its folder.
     #[error(
-        "cannot write {} ({source}): let this user write that file, and in the folder {}",
+        "cannot write {} ({source}): give this user write access to that file and to the folder {}",
         .path.display(), .path.parent().unwrap_or(Path::new(".")).display()
     )]
     Unwritable {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// What the operating system reported.
         source: io::Error,
     },
     /// Another process has the file open.
-    #[error("another process uses {}: stop it, or use another file", .path.display())]
+    #[error("another process is using {}: stop it, or use another file", .path.display())]
     InUse {
         /// The file.
         path: PathBuf,
     },
-    /// The file holds something else.
-    #[error("{} is no registry of sessiond: use another file, or move that one away", .path.display())]
+    /// The file is not a registry.
+    #[error("{} is not a registry of sessiond: use another file, or move that one away", .path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
     },
-    /// The file is of a later version of sessiond.
+    /// The file was written by a later version of sessiond.
     #[error(
-        "{} has format {found}, and this version of sessiond reads format {known}: use the version that wrote it, or later",
+        "{} has format {found}, but this version of sessiond reads format {known}: \
+         use the version that wrote the file, or a later one",
         .path.display()
     )]
     Newer {
@@ -59,12 +60,13 @@ pub enum FileError {
         path: PathBuf,
         /// Its format.
         found: u64,
-        /// The format that is known here.
+        /// The format that this version reads.
         known: u64,
     },
-    /// The file was written by an earlier version of sessiond, in a format that this one does not read.
+    /// The file was written by an earlier version of sessiond, in a format that this version cannot read.
     #[error(
-        "{} has format {found}, and this version of sessiond reads format {known}: use the version that wrote it, or begin anew without it",
+        "{} has format {found}, but this version of sessiond reads format {known}: \
+         use the version that wrote the file, or move it away to start with an empty registry",
         .path.display()
     )]
     Older {
@@ -72,10 +74,10 @@ pub enum FileError {
         path: PathBuf,
         /// Its format.
         found: u64,
-        /// The format that is known here.
+        /// The format that this version reads.
         known: u64,
     },
-    /// The file that was open is no longer at its path.
+    /// The open file was removed from its path.
     #[error(
         "{} was removed or moved while it was open: restart sessiond after putting it, or a backup, in its place",
         .path.display()
@@ -84,36 +86,37 @@ pub enum FileError {
         /// The path.
         path: PathBuf,
     },
-    /// Another file was put in the place of the one that was open.
-    #[error("another file was put in the place of {} while it was open: restart sessiond to use that one", .path.display())]
+    /// Another file replaced the open one.
+    #[error("another file replaced {} while it was open: restart sessiond to use the new one", .path.display())]
     Replaced {
         /// The file.
         path: PathBuf,
     },
-    /// Somebody else wrote to the file that was open.
+    /// Another process wrote to the open file.
     #[error(
-        "{} was emptied or written to by another process while it was open: restart sessiond after putting a backup in its place",
+        "{} was emptied or written to by another process while it was open: \
+         restart sessiond after putting a backup in its place",
         .path.display()
     )]
     Overwritten {
         /// The file.
         path: PathBuf,
     },
-    /// There is no such file.
-    #[error("there is no file {}: name the file of a registry", .path.display())]
+    /// The file does not exist.
+    #[error("{} does not exist: name the file of a registry", .path.display())]
     Missing {
         /// The file.
         path: PathBuf,
     },
-    /// The copy would overwrite a file.
-    #[error("{} is there already: name a file that is not, or remove it", .path.display())]
+    /// A file already exists at the path of the copy.
+    #[error("{} already exists: name a new file, or remove that one", .path.display())]
     Exists {
         /// The file.
         path: PathBuf,
     },
-    /// The file is not as it was left.
+    /// The content of the file is damaged.
     #[error(
-        "{} is damaged ({}): move it away and put a backup in its place, or begin anew without it",
+        "{} is damaged ({}): move it away, then put a backup in its place or start with an empty registry",
         .path.display(), .source
     )]
     Damaged {
@@ -122,12 +125,12 @@ pub enum FileError {
         /// What was found.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The disk failed.
-    #[error("cannot use {} ({source}): see that its disk is well and not full", .path.display())]
+    /// The disk reported an error.
+    #[error("cannot use {} ({source}): check that its disk works and is not full", .path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// What the operating system reported.
         source: io::Error,
     },
 }
@@ -137,7 +140,7 @@ impl FileError {
         Self::Damaged { path: path.to_owned(), source: source.into() }
     }
 
-    /// What an error of the database means for the file at `path`.
+    /// Converts an error of the database to an error of the file at `path`.
     pub(super) fn from_database(path: &Path, error: redb::Error) -> Self {
         let path = path.to_owned();
         match error {
@@ -148,12 +151,12 @@ impl FileError {
         }
     }
 
-    /// Whether the file that was open is lost to this process.
+    /// Returns whether the open file was removed, replaced or overwritten.
     pub(super) fn is_loss(&self) -> bool {
         matches!(self, Self::Removed { .. } | Self::Replaced { .. } | Self::Overwritten { .. })
     }
 
-    /// What it means for those who want to change the registry.
+    /// Returns why this error makes the storage refuse changes.
     pub(super) fn refusal(&self) -> WriteRefusal {
         match self {
             Self::Io { path, source } | Self::Unwritable { path, source } => {

@@ -1,4 +1,4 @@
-//! From the file to memory.
+//! Loads a registry from its file into memory.
 
 use std::{
     error::Error,
@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// A registry as it was.
+/// A registry loaded from its file.
 pub(super) struct Loaded {
     pub(super) memory: Arc<MemoryStorage>,
     pub(super) journal: Arc<Journal>,
@@ -32,10 +32,10 @@ pub(super) struct Loaded {
     pub(super) downtime: Downtime,
 }
 
-/// How often progress is told of.
+/// How often progress is logged.
 const PROGRESS: Duration = Duration::from_secs(1);
 
-/// Reads the registry: its leases, its checkpoints, and what is recorded after them.
+/// Loads the registry: its leases, its checkpoints, and the records after them.
 pub(super) fn load(store: &Store, options: MemoryOptions) -> Result<Loaded, Box<dyn Error + Send + Sync>> {
     let identity = store.identity();
     let transaction = store.read()?;
@@ -62,7 +62,7 @@ pub(super) fn load(store: &Store, options: MemoryOptions) -> Result<Loaded, Box<
         let id = LeaseId::from_number(id.value()).ok_or(Malformed)?;
         restore.lease(id, lease_row(row.value())?);
     }
-    let grace = restore.was_away(downtime::since(store.served()));
+    let grace = restore.extend_leases_after(downtime::since(store.served()));
     let checkpoints = transaction.open_table(CHECKPOINTS)?;
     let mut progress = Progress::new(checkpoints.len()? + log.len()?);
     let mut reflected = vec![Lsn(0); identity.buckets as usize];
@@ -87,7 +87,7 @@ pub(super) fn load(store: &Store, options: MemoryOptions) -> Result<Loaded, Box<
     Ok(Loaded { memory: Arc::new(memory), journal, rounds, downtime: Downtime::new(grace) })
 }
 
-/// Why a lease ended, as it is in its row. 0 is a live one.
+/// Returns the reason of a lease's end as its row stores it. 0 means that the lease is live.
 pub(super) fn reason_byte(reason: DestroyReason) -> u8 {
     match reason {
         DestroyReason::Requested => 1,
@@ -111,10 +111,10 @@ fn lease_row((ttl, ended, lingers_until, owner): (u64, u8, u64, &str)) -> Result
     }))
 }
 
-/// Tells how far the reading has come, when it takes long.
+/// Logs the progress of a slow load.
 struct Progress {
     began: Instant,
-    told: Instant,
+    logged: Instant,
     rows: u64,
     read: u64,
 }
@@ -122,13 +122,13 @@ struct Progress {
 impl Progress {
     fn new(rows: u64) -> Self {
         let now = Instant::now();
-        Self { began: now, told: now, rows, read: 0 }
+        Self { began: now, logged: now, rows, read: 0 }
     }
 
     fn step(&mut self) {
         self.read += 1;
-        if self.told.elapsed() > PROGRESS {
-            self.told = Instant::now();
+        if self.logged.elapsed() > PROGRESS {
+            self.logged = Instant::now();
             tracing::info!(percent = self.read * 100 / self.rows.max(1), "reading the registry");
         }
     }

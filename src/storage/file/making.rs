@@ -1,6 +1,7 @@
-//! How a registry's file is made: under a name of its own, and whole before it takes its place.
+//! Creates a registry's file under a temporary name, and renames it once it is complete.
 //!
-//! A process that is killed meanwhile leaves a file `.NAME.….tmp` and nothing else. Nobody reads it again, and it may be deleted.
+//! A process that is killed in between leaves only a file named `.NAME.….tmp`. Nothing reads that file again, and it
+//! may be deleted.
 
 use std::{
     fs, io,
@@ -19,15 +20,16 @@ use super::{
 };
 use crate::random::random_u64;
 
-/// The database's mark comes last: until then its first bytes are zeros, then what it knows of its pages, then zeros.
+/// The database writes its magic number last. Until then, the start of the file is zeros, except for its description of
+/// the pages.
 const MARK: usize = 9;
 const PAGE_SIZE_AT: usize = 12;
 const HEAD: usize = 320;
 
-/// The making of a database writes less than this.
+/// An upper bound on what creating a database writes.
 const MAX_BLANK: u64 = 64 << 20;
 
-/// Makes a file that `fill` fills, and lets `put` put it at `path`. If that fails, nothing is left of it.
+/// Creates a file, lets `fill` write its content, and lets `put` move it to `path`. On failure, removes the file.
 pub(super) fn make(
     disk: &dyn Disk,
     path: &Path,
@@ -46,13 +48,13 @@ pub(super) fn make(
         .map_err(|error| FileError::from_database(path, error))
         .and_then(|()| put(&aside, path, id).map_err(failed));
     if made.is_err() {
-        // What is told is why there is no file, not that a part of one cannot be removed.
+        // Report why the file could not be created, not that the partial one could not be removed.
         let _ = disk.remove(&aside);
     }
     made
 }
 
-/// Makes a file with what `fill` writes, unless there is one at `path` that holds something.
+/// Creates a file with what `fill` writes, unless a file with content exists at `path`.
 pub(super) fn make_if_missing(
     disk: &dyn Disk,
     path: &Path,
@@ -61,7 +63,7 @@ pub(super) fn make_if_missing(
     let failed = |error| FileError::from_io(path, error);
     if disk.find(path).map_err(failed)?.is_none() {
         let made = make(disk, path, fill, |aside, path, _| disk.name(aside, path));
-        // Another process may have been faster.
+        // Another process may have created the file first.
         let is_there = |error: &FileError| matches!(error, FileError::Exists { .. });
         return made.or_else(|error| if is_there(&error) { Ok(()) } else { Err(error) });
     }
@@ -69,7 +71,7 @@ pub(super) fn make_if_missing(
     if !is_blank(&*blank.file).map_err(failed)? {
         return Ok(());
     }
-    // Two processes may find it. While this one has it locked, nobody else puts another in its place.
+    // Two processes may find the same blank file. The one that holds its lock is the only one to replace it.
     if let Ok(false) = blank.file.try_lock_range(Bound::Unbounded, Bound::Unbounded) {
         return Err(FileError::InUse { path: path.to_owned() });
     }
@@ -79,7 +81,7 @@ pub(super) fn make_if_missing(
     }
 }
 
-/// Whether a file holds nothing: it is empty, or its making as a database was cut short.
+/// Returns whether a file is blank: it is empty, or creating the database in it was interrupted.
 fn is_blank(file: &dyn StorageBackend) -> io::Result<bool> {
     let len = file.len()?;
     if len > MAX_BLANK {
@@ -94,7 +96,7 @@ fn is_blank(file: &dyn StorageBackend) -> io::Result<bool> {
     Ok(bytes.iter().all(|byte| *byte == 0))
 }
 
-/// A name beside `path` that nobody else uses.
+/// Returns an unused random name in the folder of `path`.
 pub(super) fn aside(path: &Path) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
@@ -102,7 +104,7 @@ pub(super) fn aside(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// The file that a path leads to. What takes its place must not take that of a link.
+/// Follows symbolic links to the actual file, so that a rename replaces the file and not the link.
 fn target(path: &Path) -> PathBuf {
     const MAX_LINKS: usize = 40;
     let mut path = path.to_owned();

@@ -1,7 +1,7 @@
-//! The marks of the file's log: one for each opening.
+//! The marks of the file's log, one for each time the file was opened.
 //!
-//! When a copy of the file is put back, or a disk lost what it had synced, the log goes on under a new mark. Whoever has read
-//! the lost history knows another mark, and finds out.
+//! If a copy of the file is put back, or a disk loses what it had synced, the log continues under a new mark. A reader
+//! of the lost history holds a different mark, and so detects the loss.
 
 use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, WriteTransaction};
 
@@ -12,15 +12,16 @@ use crate::storage::{
     memory::{Marks, Stretch, random_key},
 };
 
-/// A row for each opening: the first position at which its mark holds, and the mark. It holds until the next opening's begins.
+/// One row per opening: the first position at which its mark holds, and the mark. It holds until the next row's
+/// position.
 pub(super) const OPENINGS: TableDefinition<'_, u64, u64> = TableDefinition::new("openings");
 
-/// Adds the opening in which the registry was made.
+/// Adds the opening that creates the registry.
 pub(super) fn begin(transaction: &WriteTransaction) -> Result<Mark, redb::Error> {
     insert(transaction, Position(0))
 }
 
-/// Adds an opening, whose mark holds from the end of the log on.
+/// Adds an opening whose mark holds from the end of the log on.
 pub(super) fn add(transaction: &WriteTransaction) -> Result<Mark, redb::Error> {
     let log = transaction.open_table(LOG)?;
     let end = match log.last()? {
@@ -47,7 +48,7 @@ fn end_of_row(row: &[u8]) -> Option<Position> {
     Some(Position(end))
 }
 
-/// Returns the mark of the last opening.
+/// Returns the mark of the latest opening.
 pub(super) fn newest(transaction: &ReadTransaction) -> Result<Option<Mark>, redb::Error> {
     let openings = transaction.open_table(OPENINGS)?;
     Ok(openings.last()?.map(|(_, mark)| Mark(mark.value())))
@@ -67,7 +68,7 @@ pub(super) fn marks(
     Ok(marks.ok_or(Malformed)?)
 }
 
-/// Removes the openings whose marks hold at no position from `start` on.
+/// Removes the openings whose marks hold only before `start`.
 pub(super) fn trim(openings: &mut Table<'_, u64, u64>, start: Position) -> Result<(), redb::Error> {
     let needed = openings.range(..=start.0)?.next_back().transpose()?.map(|(from, _)| from.value());
     if let Some(needed) = needed {

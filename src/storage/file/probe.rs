@@ -1,7 +1,7 @@
-//! Finds out whether the disk accepts new data while nothing else is written.
+//! Checks whether the disk accepts new data while nothing else is written.
 //!
-//! A disk may fill up, fail or stop answering while no gateway changes anything. Operators should hear of it before the next
-//! change fails.
+//! A disk may fill up, fail or stop responding while no gateway changes anything. Operators should learn of it before
+//! the next change fails.
 
 use std::{
     io,
@@ -16,26 +16,26 @@ use redb::StorageBackend;
 use super::{FileError, disk::Disk, making::aside};
 use crate::storage::{RefusalCause, WriteRefusal};
 
-/// A probe is made when nothing else has been written for this long. It writes a page and the file system's metadata, some
-/// half a gigabyte a day on an idle server. An SSD endures hundreds of terabytes.
+/// How long nothing must be written before a probe is due. A probe writes a page and the file system's metadata. On an
+/// idle server, probes add up to about half a gigabyte a day, while an SSD endures hundreds of terabytes.
 pub(super) const PROBE_INTERVAL: Duration = Duration::from_secs(4);
 
-/// After a probe that failed, the next one comes sooner.
+/// How soon after a failed probe the next one is due.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A write that takes longer counts as stalled. Together with [`PROBE_INTERVAL`] it stays below the ten seconds in which a
-/// storage must notice that it cannot be changed.
+/// How long a write takes before it counts as stalled. Together with [`PROBE_INTERVAL`], this stays below the ten
+/// seconds in which a storage must notice that it cannot be changed.
 const STALLED: Duration = Duration::from_secs(5);
 
-/// What is written: a page of a file system.
+/// The data that a probe writes: one page of a file system.
 const PAGE: [u8; 4096] = [0x5e; 4096];
 
-/// Writes to a file of its own beside the registry's.
+/// Probes the disk with a file next to the registry's.
 pub(super) struct Probe {
     disk: Arc<dyn Disk>,
-    /// The registry's.
+    /// The path of the registry's file.
     path: PathBuf,
-    /// None before the first probe, and after one that failed.
+    /// `None` before the first probe and after a failed one.
     file: Option<Box<dyn StorageBackend>>,
     last: Instant,
     has_failed: bool,
@@ -46,7 +46,8 @@ impl Probe {
         Self { disk, path: registry.to_owned(), file: None, last: Instant::now(), has_failed: false }
     }
 
-    /// Notes that something else was written. After a probe that has failed only another one can tell that the reason is gone.
+    /// Notes that something else was written. That counts as a probe, unless the last probe failed: only another probe
+    /// can tell that the problem is gone.
     pub(super) fn wrote(&mut self) {
         if !self.has_failed {
             self.last = Instant::now();
@@ -57,25 +58,25 @@ impl Probe {
         self.last.elapsed() >= if self.has_failed { RETRY_INTERVAL } else { PROBE_INTERVAL }
     }
 
-    /// Makes a probe. Tells why the disk does not accept data; none if it does.
+    /// Probes the disk. Returns why it does not accept data; `None` if it does.
     pub(super) fn run(&mut self) -> Option<WriteRefusal> {
         let result = self.write();
         self.last = Instant::now();
         self.has_failed = result.is_err();
         let Err(error) = result else { return None };
-        // Opened anew the next time: what a file says after a failed sync means nothing.
+        // The next probe opens a new file: after a failed sync, the results of this one mean nothing.
         self.file = None;
         Some(FileError::from_io(&self.path, error).refusal())
     }
 
-    /// Puts a page on disk that was not part of the file, so that the disk needs room for it.
+    /// Writes and syncs a page that was not part of the file, so that the disk needs room for it.
     fn write(&mut self) -> io::Result<()> {
         let file = match &self.file {
             Some(file) => file,
             None => match self.open() {
                 Ok(file) => self.file.insert(file),
-                // The registry's file may lie in a folder that this user may not write in, or that is gone. Then only a change
-                // can tell.
+                // This user may lack write access to the folder of the registry's file, or the folder may be gone. Only
+                // a real change can show then whether the disk accepts data.
                 Err(error) if [io::ErrorKind::PermissionDenied, io::ErrorKind::NotFound].contains(&error.kind()) => {
                     return Ok(());
                 }
@@ -87,7 +88,7 @@ impl Probe {
         file.set_len(0)
     }
 
-    /// Opens a file that has no name: whatever ends this process, nothing is left of it.
+    /// Opens an unnamed file, of which nothing remains once this process ends.
     fn open(&self) -> io::Result<Box<dyn StorageBackend>> {
         let path = aside(&self.path);
         let file = self.disk.create(&path)?.file;
@@ -96,7 +97,7 @@ impl Probe {
     }
 }
 
-/// What the writer knows of its disk, for those who ask.
+/// What the writer knows about its disk.
 #[derive(Debug, Default)]
 pub(super) struct DiskStatus(Mutex<Status>);
 
@@ -104,20 +105,20 @@ pub(super) struct DiskStatus(Mutex<Status>);
 struct Status {
     /// Why no change can be written any more.
     lost: Option<WriteRefusal>,
-    /// Why the last probe failed; none if it did not.
+    /// Why the last probe failed; `None` if it succeeded.
     probed: Option<WriteRefusal>,
-    /// When the write began that is in progress.
+    /// When the write in progress began.
     write_began: Option<Instant>,
 }
 
 impl DiskStatus {
-    /// Notes that a write is in progress until the answer is dropped.
+    /// Marks a write as in progress until the returned guard is dropped.
     pub(super) fn write(&self) -> impl Drop + use<'_> {
         self.0.lock().write_began = Some(Instant::now());
         Writing(self)
     }
 
-    /// Notes what a probe has told.
+    /// Sets the result of the last probe.
     pub(super) fn set_probed(&self, refusal: Option<WriteRefusal>) {
         self.0.lock().probed = refusal;
     }
@@ -127,7 +128,7 @@ impl DiskStatus {
         self.0.lock().lost = Some(refusal);
     }
 
-    /// Why the disk does not accept data; none if it does, as far as is known.
+    /// Returns why the disk does not accept data; `None` if it accepts data, as far as is known.
     pub(super) fn refusal(&self) -> Option<WriteRefusal> {
         let status = self.0.lock();
         let is_stalled = status.write_began.is_some_and(|began| began.elapsed() >= STALLED);

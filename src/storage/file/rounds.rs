@@ -1,42 +1,42 @@
-//! Whose turn it is to be written anew.
+//! Decides which bucket's checkpoint is rewritten next.
 //!
-//! Buckets are written by turns, one for every so many records: after a round of all, what the log held before it can be given
-//! up. A round takes as many records as the log retains anyway, or half as many as there are sessions if those are more: so
-//! the log stays within a constant times what must be kept, a record costs 32 bytes of checkpoints at most where sessions
-//! are many, and where nothing changes nothing is written.
+//! Buckets are rewritten in rounds, one bucket for every fixed number of records. After a full round, the log rows
+//! before that round can be removed. A round lasts for as many records as the log retains anyway, or for half the
+//! number of sessions if that is more. The log therefore stays within a constant factor of what must be kept. If there
+//! are many sessions, a record costs at most 32 bytes of checkpoints. Without changes, nothing is written.
 
 use super::{checkpoint::Checkpoint, store::Trim};
 use crate::storage::{Position, journal::Lsn, memory::MemoryStorage};
 
-/// A round is no shorter than this: a small log would be written many times over.
+/// The minimum length of a round. With shorter rounds, a small registry would be rewritten many times over.
 const MIN_RECORDS_A_ROUND: u64 = 1 << 12;
 
-/// One commit writes no more of them than this, so that it does not hold up the changes that it is made for.
+/// The most bytes of checkpoints in one commit, so that they do not delay the changes in it.
 const MAX_BYTES_A_COMMIT: usize = 1 << 20;
 
 pub(super) struct Rounds {
-    /// The last record that each bucket's row reflects; 0 where it has none.
+    /// The last record that each bucket's checkpoint reflects; 0 if it has none.
     reflected: Vec<Lsn>,
-    /// Whose turn it is.
+    /// The bucket to rewrite next.
     next: usize,
-    /// Records that have not been paid for with checkpoints.
+    /// Records not yet matched by a rewritten checkpoint.
     records: u64,
     retain_events: u64,
 }
 
 impl Rounds {
-    /// Goes on where an earlier life of the registry stopped.
+    /// Continues where the registry stopped when it was last open. Starts with the bucket whose checkpoint is oldest.
     pub(super) fn new(reflected: Vec<Lsn>, retain_events: usize) -> Self {
         let next = (0..reflected.len()).min_by_key(|bucket| reflected[*bucket]).unwrap_or(0);
         Self { reflected, next, records: 0, retain_events: retain_events as u64 }
     }
 
-    /// Counts records that were made.
+    /// Counts records that were written.
     pub(super) fn count(&mut self, records: u64) {
         self.records += records;
     }
 
-    /// The checkpoints that are due. Each reflects all that was recorded of its bucket until now.
+    /// Makes the checkpoints that are due. Each reflects everything recorded of its bucket so far.
     pub(super) fn due(&mut self, memory: &MemoryStorage) -> Vec<Checkpoint> {
         let each = self.records_a_bucket(memory);
         let (mut due, mut bytes) = (Vec::new(), 0);
@@ -51,12 +51,13 @@ impl Rounds {
         due
     }
 
-    /// What the log need no longer hold once it ends at `newest`.
+    /// Returns what the log no longer needs to hold once it ends at `newest`.
     pub(super) fn trim(&self, memory: &MemoryStorage, newest: Position) -> Trim {
         let position = Position(newest.0.saturating_sub(self.retain_events));
-        // Of all, and not the next one's: turns that were begun in one life and ended in another are not in order.
+        // The minimum over all buckets, not just the next one: after a restart, the order of the rounds may have
+        // changed.
         let lsn = self.reflected.iter().copied().min().unwrap_or_default();
-        // A row has one record at least, so this is more than come between two trims.
+        // A row has at least one record, so this is more rows than are added between two trims.
         let rows = 4 * self.records_a_bucket(memory) + 64;
         Trim { lsn, position, rows: usize::try_from(rows).unwrap_or(usize::MAX) }
     }

@@ -1,4 +1,4 @@
-//! The tables in the file, and the one transaction that is made of them again and again.
+//! The tables in the file, and the transaction that writes a batch to them.
 
 use std::{
     path::{Path, PathBuf},
@@ -23,78 +23,81 @@ use crate::storage::{
     memory::{Identity, random_key},
 };
 
-/// What the registry is: see the `META_` names.
+/// The identity of the registry. The `META_` constants name its rows.
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("sessiond");
-/// The end of the log. A row is a batch: the number of its first record, and behind the position in the log before it (eight
-/// bytes, little-endian) its records.
+/// The end of the log, one row per batch. The key is the number of the batch's first record. The value is the log
+/// position before the batch (eight bytes, little-endian), followed by the records.
 pub(super) const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
-/// The sessions of each bucket.
+/// The checkpoint of each bucket: its sessions.
 pub(super) const CHECKPOINTS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("checkpoints");
-/// The leases that are live, and those whose sessions are still being destroyed: ttl in milliseconds, why it ended, owner.
+/// The live leases, and the ended ones whose sessions are still being destroyed. A row holds the ttl in milliseconds,
+/// the reason of the end (0 while the lease is live), the wall time at which a linger ends (0 for none), and the owner.
 pub(super) const LEASES: TableDefinition<'_, u64, (u64, u8, u64, &str)> = TableDefinition::new("leases");
 
 const META_FORMAT: &str = "format";
 const META_REGISTRY_ID: &str = "registry_id";
 const META_HASH_KEY: [&str; 2] = ["hash_key_0", "hash_key_1"];
 const META_BUCKETS: &str = "buckets";
-/// When the registry was last known to be served, in milliseconds since 1970.
+/// When the registry was last known to be in service, in milliseconds since 1970.
 pub(super) const META_SERVED: &str = "served";
 
-/// Goes up with each change of what is in the tables.
+/// The version of the tables' format. Increase it with every change of what the tables hold.
 const FORMAT: u64 = 4;
 
-/// What a redb database begins with.
+/// The first bytes of every redb database.
 const MAGIC: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
 
-/// The database's cache: what is read and written again soon are the ends of the log and the inner pages of the trees.
+/// The size of the database's cache. It serves the ends of the log and the inner pages of the trees, which are reread
+/// and rewritten soon.
 const CACHE_BYTES: usize = 16 << 20;
 
-/// A row of the log begins with its position.
+/// The size of the log position at the start of each log row.
 pub(super) const LOG_HEADER: usize = 8;
 
-/// What one commit puts on disk.
+/// What one commit writes to disk.
 #[derive(Default)]
 pub(super) struct Commit {
-    /// The position in the log before the batch.
+    /// The log position before the batch.
     pub(super) position: Position,
     pub(super) batch: Batch,
     /// Reflect no record after the batch.
     pub(super) checkpoints: Vec<Checkpoint>,
-    /// What the log need no longer hold; none when it was looked at a short while ago.
+    /// What the log no longer needs to hold. `None` if the commit writes no checkpoints.
     pub(super) trim: Option<Trim>,
-    /// The time, where it is to be written.
+    /// The current time, if it is to be written.
     pub(super) served: Option<u64>,
 }
 
-/// Rows of the log are given up when all their records are at or before `lsn`, and all their changes at or before `position`.
+/// Which log rows to remove: those whose records are all at or before `lsn`, and whose changes are all at or before
+/// `position`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Trim {
     pub(super) lsn: Lsn,
     pub(super) position: Position,
-    /// No more rows than this in one commit.
+    /// The most rows to remove in one commit.
     pub(super) rows: usize,
 }
 
-/// The registry's file, open.
+/// The registry's file, while it is open.
 pub(super) struct Store {
     disk: Arc<dyn Disk>,
     path: PathBuf,
     file: Arc<Watched>,
-    /// None after an error, until it is opened again.
+    /// `None` after an error, until the database is reopened.
     database: Option<Database>,
     identity: Identity,
     /// The mark of this opening.
     mark: Mark,
-    /// When the registry was last served before it was opened.
+    /// When the registry was last in service before this opening.
     served: Option<u64>,
-    /// What can be read of the file need not be on disk.
+    /// A sync has failed, so what can be read from the file may not be on disk.
     sync_failed: bool,
-    /// A file with the same content, which may have taken the place of the one that is open.
+    /// A file with the same content, which may have replaced the open one.
     copy: Option<FileId>,
 }
 
 impl Store {
-    /// Opens the file, or makes it, with so many buckets.
+    /// Opens the file. If it is missing, creates it with `buckets` buckets.
     pub(super) fn open(disk: Arc<dyn Disk>, path: &Path, buckets: u32) -> Result<Self, FileError> {
         if path.is_dir() {
             return Err(FileError::Folder { path: path.to_owned() });
@@ -105,7 +108,7 @@ impl Store {
         making::make_if_missing(&*disk, path, |database| begin(database, buckets).map(drop))?;
         let (file, database) = open_database(&*disk, path)?;
         let (identity, mark) = match read_identity(&database, path)? {
-            Some(identity) => settle(&database).map(|mark| (identity, mark)),
+            Some(identity) => add_opening(&database).map(|mark| (identity, mark)),
             None => begin(&database, buckets),
         }
         .map_err(|error| FileError::from_database(path, error))?;
@@ -114,7 +117,8 @@ impl Store {
         Ok(Self { disk, path, file, database, identity, mark, served, sync_failed: false, copy: None })
     }
 
-    /// When the registry was last served before it was opened, in milliseconds since 1970; none if nobody knows.
+    /// Returns when the registry was last in service before this opening, in milliseconds since 1970. `None` if that is
+    /// unknown.
     pub(super) fn served(&self) -> Option<u64> {
         self.served
     }
@@ -123,7 +127,7 @@ impl Store {
         self.identity
     }
 
-    /// Reads all of it as it is now.
+    /// Begins a transaction that reads the file as it is now.
     pub(super) fn read(&self) -> Result<ReadTransaction, redb::Error> {
         match &self.database {
             Some(database) => Ok(database.begin_read()?),
@@ -131,8 +135,8 @@ impl Store {
         }
     }
 
-    /// Puts `commit` on disk. After an error it may be there or not, and may be put there again: the same commit, and no
-    /// other before it.
+    /// Writes `commit` to disk. After an error, the commit may or may not be on disk. The caller may retry it, but must
+    /// not write another commit first.
     pub(super) fn commit(&mut self, commit: &Commit) -> Result<(), FileError> {
         let database = match self.database.take() {
             Some(database) => database,
@@ -141,14 +145,14 @@ impl Store {
         self.check()?;
         let written = write(&database, commit);
         self.sync_failed |= self.file.sync_failed();
-        // It is not to be used after an error: what it has in memory may not be what is on disk.
+        // After an error the database is not used again: its state in memory may differ from what is on disk.
         written.map_err(|error| FileError::from_database(&self.path, error))?;
         self.check()?;
         self.database = Some(database);
         Ok(())
     }
 
-    /// Checks that the file is still the one at its path, and as it was written.
+    /// Checks that the file at the path is still the one that was opened, unchanged by others.
     pub(super) fn check(&self) -> Result<(), FileError> {
         self.file.check(&*self.disk, &self.path)
     }
@@ -178,7 +182,7 @@ impl Store {
         if is_ours { Ok(database) } else { Err(FileError::Replaced { path: self.path.clone() }) }
     }
 
-    /// Opens the file again, if no other has taken its place.
+    /// Reopens the file, unless another file has replaced it.
     fn open_same(&self) -> Result<(Arc<Watched>, Database), FileError> {
         let path = || self.path.clone();
         let is_same = |id| id == self.file.id() || Some(id) == self.copy;
@@ -193,13 +197,14 @@ impl Store {
 }
 
 impl Drop for Store {
-    /// The database writes when it is closed: not into what somebody else has put there.
+    /// Closing the database writes to the file. The check prevents that if another process has replaced or changed the
+    /// file.
     fn drop(&mut self) {
         let _ = self.check();
     }
 }
 
-/// How the database is used: one process writes, and others may make copies meanwhile.
+/// Returns the database settings: one process writes, while others may make copies.
 pub(super) fn builder() -> Builder {
     let mut builder = Builder::new();
     builder.set_cache_size(CACHE_BYTES).set_concurrency_mode(ConcurrencyMode::SingleWriter);
@@ -220,7 +225,7 @@ pub(super) fn open_database(disk: &dyn Disk, path: &Path) -> Result<(Arc<Watched
     let repaired = path.to_owned();
     builder.set_repair_callback(move |repair| {
         let percent = (repair.progress() * 100.0) as u32;
-        tracing::info!(path = %repaired.display(), percent, "was not closed in order; checking the file");
+        tracing::info!(path = %repaired.display(), percent, "the file was not closed cleanly; repairing it");
     });
     let file = Arc::new(Watched::new(file).map_err(unusable)?);
     let database = builder
@@ -229,7 +234,7 @@ pub(super) fn open_database(disk: &dyn Disk, path: &Path) -> Result<(Arc<Watched
     Ok((file, database))
 }
 
-/// What the registry is, or none when nothing was ever written.
+/// Reads the registry's identity. `None` if the database is empty.
 pub(super) fn read_identity(database: &impl ReadableDatabase, path: &Path) -> Result<Option<Identity>, FileError> {
     let read = || -> Result<_, redb::Error> {
         let transaction = database.begin_read()?;
@@ -266,7 +271,7 @@ pub(super) fn read_identity(database: &impl ReadableDatabase, path: &Path) -> Re
     }
 }
 
-/// Reads the mark of the opening that wrote the file last.
+/// Reads the mark of the opening that last wrote to the file.
 fn read_mark(database: &Database) -> Result<Option<Mark>, redb::Error> {
     openings::newest(&database.begin_read()?)
 }
@@ -275,7 +280,7 @@ fn read_served(database: &Database) -> Result<Option<u64>, redb::Error> {
     Ok(database.begin_read()?.open_table(META)?.get(META_SERVED)?.map(|served| served.value()))
 }
 
-/// Begins a registry in an empty database.
+/// Creates a registry in an empty database.
 fn begin(database: &Database, buckets: u32) -> Result<(Identity, Mark), redb::Error> {
     let [registry_id, _] = random_key();
     let identity = Identity { registry_id: RegistryId(registry_id), hash_key: random_key(), buckets };
@@ -289,20 +294,21 @@ fn begin(database: &Database, buckets: u32) -> Result<(Identity, Mark), redb::Er
     Ok((identity, mark))
 }
 
-/// Adds this opening, and so puts on disk what was found in the file before anybody is told of it. Returns the opening's mark.
+/// Adds this opening, and returns its mark. The commit also makes durable what was read from the file, before anything
+/// is acknowledged.
 ///
-/// The last commit of a process that died need not have got there: the kernel may still hold it, or the disk hold it in
-/// parts, of which a database that recovers takes the last that is whole. A later crash may find another. After a commit on
-/// top of it none can.
-fn settle(database: &Database) -> Result<Mark, redb::Error> {
+/// The last commit of a process that died may not be on disk: the kernel may still hold it, or only parts of it may
+/// have been written. The database recovers the last complete commit that it finds, and after another crash it might
+/// find a different one. A commit on top of it rules that out.
+fn add_opening(database: &Database) -> Result<Mark, redb::Error> {
     let transaction = database.begin_write()?;
     let mark = openings::add(&transaction)?;
     transaction.commit()?;
     Ok(mark)
 }
 
-/// Makes a copy a registry of its own.
-pub(super) fn begin_anew(database: &Database) -> Result<(), redb::Error> {
+/// Gives a copy its own registry id.
+pub(super) fn assign_new_id(database: &Database) -> Result<(), redb::Error> {
     let [registry_id, _] = random_key();
     let transaction = database.begin_write()?;
     transaction.open_table(META)?.insert(META_REGISTRY_ID, registry_id)?;
@@ -364,8 +370,8 @@ fn write(database: &Database, commit: &Commit) -> Result<(), redb::Error> {
     Ok(())
 }
 
-/// Gives up the first rows of the log. A row ends where the next one begins, so the last one always stays. Returns the position
-/// after which the log begins now, if that has changed.
+/// Removes the oldest rows of the log. A row ends where the next one begins, so the last one always stays. Returns the
+/// position after which the log now begins, if that has changed.
 fn trim_log(log: &mut redb::Table<'_, u64, &[u8]>, trim: Trim) -> Result<Option<Position>, redb::Error> {
     let mut given_up = Vec::new();
     let mut last = None;

@@ -1,4 +1,4 @@
-//! Faults of the disk, injected behind the database's own interface.
+//! Tests of the file storage on simulated disks, whose faults are injected beneath the database.
 
 #[cfg(feature = "conformance")]
 mod conformance;

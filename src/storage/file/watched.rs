@@ -1,4 +1,4 @@
-//! The file that is open, and whether it still is as this process wrote it.
+//! The open file, and checks that nobody else has changed it.
 
 use std::{fmt, io, ops::Bound, path::Path, sync::Arc};
 
@@ -10,13 +10,13 @@ use super::{
     disk::{Disk, FileId, OpenFile},
 };
 
-/// The database's header. Each commit writes it anew, with another checksum.
+/// The database's header. Each commit rewrites it with a new checksum.
 const HEAD: usize = 320;
 
-/// A file that is open. It remembers what its header and its length are to be, and whether a sync of it has failed.
+/// An open file. It remembers the header and length that the file must have, and whether a sync has failed.
 ///
-/// The kernel may count pages as written that are not once a sync has failed, so that the next one succeeds; and whatever is
-/// read comes from those pages. Such a file is good for reading, and for nothing else.
+/// After a failed sync, the kernel may treat pages as written that are not on disk. The next sync then succeeds, and
+/// reads return those pages. Such a file can still be read, but must not be written any more.
 pub(super) struct Watched {
     file: Box<dyn StorageBackend>,
     id: FileId,
@@ -26,16 +26,17 @@ pub(super) struct Watched {
 struct Written {
     head: [u8; HEAD],
     len: u64,
-    /// A page written since the file was checked last, and one written before that. Whoever writes to the file in the midst of a
-    /// commit may leave a header and a length that are right.
+    /// A page written since the last check of the file, and one written before that. If another process writes to the
+    /// file during a commit, the commit may rewrite the header and the length correctly, so these alone do not reveal
+    /// the damage.
     new_page: Option<Page>,
     page: Option<Page>,
     sync_failed: bool,
-    /// Somebody else has put something in the file's place, or into it. Nothing may be written over that.
+    /// Another process has replaced or changed the file, so nothing may be written to it any more.
     is_lost: bool,
 }
 
-/// What was written at a place.
+/// Bytes written at an offset.
 struct Page {
     offset: u64,
     bytes: Vec<u8>,
@@ -47,7 +48,7 @@ impl Page {
     }
 }
 
-/// Larger ones are not remembered.
+/// The largest page that is remembered.
 const MAX_PAGE: usize = 16 << 10;
 
 impl Written {
@@ -65,7 +66,7 @@ impl Written {
         }
     }
 
-    /// Whether a file of that length holds what is remembered.
+    /// Returns whether a file of length `len` holds what is remembered.
     fn is_in(&self, file: &dyn StorageBackend, len: u64) -> io::Result<bool> {
         let holds = |offset, bytes: &[u8]| {
             let mut found = vec![0; bytes.len()];
@@ -99,8 +100,8 @@ impl Watched {
         self.written.lock().sync_failed
     }
 
-    /// Checks that the file is still at `path`, and that nobody else has changed it. Once this has failed, nothing is written to
-    /// it any more.
+    /// Checks that the file is still at `path`, and that nobody else has changed it. If the check finds otherwise, all
+    /// later writes to the file fail.
     pub(super) fn check(&self, disk: &dyn Disk, path: &Path) -> Result<(), FileError> {
         let failed = |error| FileError::from_io(path, error);
         let found = disk.find(path).map_err(failed)?;
@@ -119,7 +120,7 @@ impl Watched {
         Err(error)
     }
 
-    /// Asks before something is written.
+    /// Fails if the file must not be written any more.
     fn admit(&self) -> io::Result<()> {
         if self.written.lock().is_lost {
             return Err(io::Error::other("the file is no longer the one that was opened"));
@@ -134,7 +135,7 @@ impl fmt::Debug for Watched {
     }
 }
 
-/// What the database is given of a watched file.
+/// The database's access to a watched file.
 #[derive(Debug)]
 pub(super) struct Backend(pub(super) Arc<Watched>);
 

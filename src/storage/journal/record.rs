@@ -1,9 +1,9 @@
-//! What a record is, and its bytes on disk.
+//! The records of the journal, and their encoding on disk.
 //!
-//! A record is a tag, then the session's two numbers, and then as many leases as the tag says, all as little-endian integers of
-//! eight bytes: the lease that the session is under after the change, or was under when it was destroyed; and the one that it
-//! was under before it moved. A record about a lease alone has no bytes but its tag: the lease's row says the rest. It has its tag
-//! so that the records of a batch can be numbered.
+//! A record starts with a tag, followed by the session's two numbers and up to two leases, as little-endian integers of
+//! eight bytes. Flags in the tag say which leases follow: the session's lease after the change (for a destroy, the
+//! lease that it was under), and the lease before a move. A record about a lease consists of the tag only, because the
+//! lease has a row of its own. It exists so that the records of a batch can be counted.
 
 use std::time::Duration;
 
@@ -18,29 +18,29 @@ const DESTROYED_LEASE_REVOKED: u8 = 5;
 const LEASE: u8 = 6;
 const RELEASED: u8 = 7;
 
-/// Added to a tag: the session's lease follows.
+/// Flag of a tag: the session's lease follows.
 const UNDER_LEASE: u8 = 0x10;
-/// Added to a tag: the lease that the session was under before follows.
+/// Flag of a tag: the lease before a move follows.
 const FROM_LEASE: u8 = 0x20;
 
 /// Something that must outlive the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::storage) enum Record<'a> {
-    /// An entry of the log.
+    /// A log entry.
     Event(SessionEvent),
     LeaseGranted {
         lease: LeaseId,
         ttl: Duration,
         owner: &'a str,
     },
-    /// Nothing comes under the lease any more, and it ends later.
+    /// No session can come under the lease any more, and it ends later.
     LeaseLingers {
         lease: LeaseId,
         ttl: Duration,
         owner: &'a str,
         lingers_until: WallTime,
     },
-    /// Nothing comes under the lease any more; the sessions under it are being destroyed.
+    /// No session can come under the lease any more. The sessions under it are being destroyed.
     LeaseEnded {
         lease: LeaseId,
         reason: DestroyReason,
@@ -51,7 +51,7 @@ pub(in crate::storage) enum Record<'a> {
     },
 }
 
-/// What is kept of a lease.
+/// What is stored of a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::storage) enum LeaseRow {
     Live {
@@ -59,12 +59,12 @@ pub(in crate::storage) enum LeaseRow {
         owner: String,
         lingers_until: Option<WallTime>,
     },
-    /// Its sessions are to be destroyed for that reason.
+    /// The lease has ended. Its sessions must be destroyed for that reason.
     Ended(DestroyReason),
 }
 
 impl Record<'_> {
-    /// Whether it is an entry of the log.
+    /// Returns whether this is a log entry.
     pub(super) fn is_event(&self) -> bool {
         matches!(self, Self::Event(_))
     }
@@ -96,7 +96,7 @@ impl Record<'_> {
         bytes.extend_from_slice(&record[..len]);
     }
 
-    /// The lease whose row changes, and to what; none where it goes.
+    /// Returns the lease whose row changes, and its new row. The row is `None` if it is to be removed.
     pub(super) fn lease_row(&self) -> Option<(u64, Option<LeaseRow>)> {
         match *self {
             Self::LeaseGranted { lease, ttl, owner } => {
@@ -114,7 +114,7 @@ impl Record<'_> {
     }
 }
 
-/// The two numbers of a session as they are on disk.
+/// Encodes the two numbers of a session.
 pub(in crate::storage) fn session_bytes(session: &SessionKey) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&session.auth_key_id.0.to_le_bytes());
@@ -122,7 +122,7 @@ pub(in crate::storage) fn session_bytes(session: &SessionKey) -> [u8; 16] {
     bytes
 }
 
-/// Reads what was written; each read is none when there is not enough.
+/// Decodes what was written. Each read returns `None` if too few bytes remain.
 pub(in crate::storage) struct Reader<'a>(pub(in crate::storage) &'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -148,18 +148,18 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A record as it is read back.
+/// A decoded record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::storage) enum ReadRecord {
     Event(SessionEvent),
-    /// A lease changed: its row says how.
+    /// A lease changed. Its row has the details.
     Lease,
 }
 
-/// The records of a batch's bytes. Ends with [`Malformed`] when they are none.
+/// Decodes the records of a batch. Ends with [`Malformed`] at bytes that are not a record.
 pub(in crate::storage) struct Records<'a>(Reader<'a>);
 
-/// The bytes are no records.
+/// The bytes are not valid records.
 #[derive(Debug, thiserror::Error)]
 #[error("a batch of the log is malformed")]
 pub(in crate::storage) struct Malformed;
@@ -211,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_back_and_what_is_cut_is_not() {
+    fn whole_records_are_read_back_and_truncated_ones_are_errors() {
         let session = SessionKey::new(-7, i64::MAX);
         let lease = LeaseId::from_number(u64::MAX).unwrap();
         let mut pairs = vec![(Record::LeaseSwept { lease }, ReadRecord::Lease)];

@@ -1,4 +1,4 @@
-//! A time that outlives the process.
+//! A point in time that stays valid across restarts.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -6,18 +6,19 @@ use tokio::time::Instant;
 
 use crate::storage::MAX_LINGER;
 
-/// When a lease's linger has passed, in milliseconds of the wall clock since 1970.
+/// The end of a lease's linger, in milliseconds since 1970 by the wall clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::storage) struct WallTime(pub(in crate::storage) u64);
 
 impl WallTime {
-    /// The wall time of an instant that is yet to come.
+    /// Converts a future instant to a wall time.
     pub(in crate::storage) fn of(instant: Instant) -> Self {
         let left = instant.saturating_duration_since(Instant::now());
         Self(millis(now() + left))
     }
 
-    /// The instant of this time: now, if it has passed. A wall clock that was set back delays it by the longest linger at most.
+    /// Converts this time to an instant: now if it has passed. If the wall clock was set back, it is delayed by at most
+    /// the longest linger.
     pub(in crate::storage) fn instant(self) -> Instant {
         let left = Duration::from_millis(self.0).saturating_sub(now());
         Instant::now() + left.min(MAX_LINGER)

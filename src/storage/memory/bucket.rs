@@ -1,4 +1,4 @@
-//! One bucket of the set: a small hash table that wastes little.
+//! A bucket of the set: a small, compact hash table.
 
 use std::collections::VecDeque;
 
@@ -11,50 +11,53 @@ use super::{
 };
 use crate::{session::SessionKey, storage::journal::Lsn};
 
-/// No bucket holds more, because the table's entries are 16-bit places.
+/// The most sessions in a bucket: the table's entries are 16-bit places.
 const MAX_SESSIONS: usize = 1 << 16;
 
-/// The entries of the smallest table: a tenth of the column of sessions beside it.
+/// The number of entries in the smallest table: a tenth of the size of the column of sessions next to it.
 const SMALLEST_TABLE: usize = 64;
 
-/// What a bucket keeps of the room that a burst of changes took.
+/// The capacity of the list of recent changes that remains after a burst.
 const ROOM_FOR_RECENT: usize = 16;
 
-/// Names a lease within the process; 0 for none.
+/// Identifies a lease within the process; 0 means no lease.
 pub(super) type LeaseSlot = u32;
 
-/// The sessions lie side by side in a column, and the table holds only their 16-bit places in it. A table is between 44%
-/// and 87% full, so its entries must be small.
+/// A bucket of sessions.
 ///
-/// But for the list of its segments, a bucket never asks for memory by itself: it [needs](Self::need) a [`Room`], which is made
-/// while its lock is not held. The kernel may take milliseconds to hand out memory that was not used before.
+/// The sessions lie next to each other in a column, and the table holds their 16-bit places in it. The table's entries
+/// must be small, because it is only 44% to 87% full.
+///
+/// Except for the list of its segments, a bucket never allocates memory itself. It reports what it [needs](Self::need),
+/// and is given a [`Room`] that was allocated while it was unlocked. The kernel may take milliseconds to hand out new
+/// memory.
 #[derive(Clone, Default)]
 pub(super) struct Bucket {
     sessions: Column<SessionKey>,
-    /// The lease of each session; empty while none was ever under one.
+    /// The lease of each session; empty until a session is first put under a lease.
     leases: Column<LeaseSlot>,
     places: HashTable<u16>,
-    /// The last changes, with the records of them: they may not be on disk yet. None where nothing is recorded.
+    /// The latest changes and their records, which may not be on disk yet. `None` until one is recorded.
     #[expect(clippy::box_collection, reason = "a bucket is small without it")]
     recent: Option<Box<VecDeque<(SessionKey, Lsn)>>>,
 }
 
-// With its lock, two lines of the processor's caches.
+// With its lock, a bucket fits in two cache lines.
 const _: () = assert!(size_of::<Mutex<Bucket>>() <= 128);
 
-/// What a bucket is to be given, to have room for so many sessions. What it has far beyond that it gives back.
+/// The memory that a bucket needs to hold `len` sessions. It returns what it has far beyond that.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Need {
     len: usize,
-    /// Segments of sessions, and of leases.
+    /// Missing segments of sessions, and below of leases.
     sessions: usize,
     leases: usize,
-    /// How many the table is made for, where it is to be another.
+    /// The capacity of the new table, if it needs one.
     places: Option<usize>,
 }
 
-/// Memory for so many sessions, touched and empty; or what is not used any more.
-#[must_use = "to be freed when no lock is held"]
+/// Allocated and touched memory for a bucket, or memory that the bucket no longer uses.
+#[must_use = "free it while no lock is held"]
 pub(super) struct Room {
     len: usize,
     sessions: Segments<SessionKey>,
@@ -74,7 +77,7 @@ impl Need {
 }
 
 impl Bucket {
-    /// Notes that a session has changed, and forgets changes that `is_durable`.
+    /// Records that a session has changed, and forgets earlier changes for which `is_durable` returns true.
     pub(super) fn note(&mut self, session: SessionKey, lsn: Lsn, is_durable: impl Fn(Lsn) -> bool) {
         let recent = self.recent.get_or_insert_default();
         while recent.front().is_some_and(|(_, lsn)| is_durable(*lsn)) {
@@ -86,7 +89,7 @@ impl Bucket {
         recent.push_back((session, lsn));
     }
 
-    /// The record that `session` is as it is, where that may not be on disk yet; 0 otherwise.
+    /// Returns the record of the last change of `session`, if that may not be on disk yet; otherwise 0.
     pub(super) fn recorded(&self, session: &SessionKey) -> Lsn {
         self.recent
             .iter()
@@ -95,13 +98,13 @@ impl Bucket {
             .map_or(Lsn(0), |(_, lsn)| *lsn)
     }
 
-    /// Each session with its lease.
+    /// Returns each session with its lease.
     pub(super) fn leased(&self) -> impl Iterator<Item = (SessionKey, LeaseSlot)> {
         let sessions = self.sessions().flatten();
         sessions.enumerate().map(|(place, session)| (*session, self.lease(place)))
     }
 
-    /// The sessions, run by run.
+    /// Returns the sessions, segment by segment.
     pub(super) fn sessions(&self) -> impl Iterator<Item = &[SessionKey]> {
         self.sessions.runs()
     }
@@ -110,13 +113,13 @@ impl Bucket {
         self.sessions.len()
     }
 
-    /// Where a session is, until the bucket changes.
+    /// Returns the place of a session. It is valid until the bucket changes.
     pub(super) fn find(&self, hash: u64, session: &SessionKey) -> Option<usize> {
         let is_it = |place: &u16| self.sessions.get((*place).into()) == Some(*session);
         self.places.find(hash, is_it).map(|&place| place.into())
     }
 
-    /// Where a session of that hash may be.
+    /// Returns the place of some session with this hash, which may be another one.
     pub(super) fn guess(&self, hash: u64) -> Option<usize> {
         self.places.find(hash, |_| true).map(|&place| place.into())
     }
@@ -125,7 +128,7 @@ impl Bucket {
         self.sessions.get(place)
     }
 
-    /// The last session, which takes the place of one that is removed.
+    /// Returns the last session. It moves to the place of a session that is removed.
     pub(super) fn last(&self) -> Option<SessionKey> {
         self.sessions.get(self.len().checked_sub(1)?)
     }
@@ -142,15 +145,16 @@ impl Bucket {
         self.leases.set(place, lease);
     }
 
-    /// The room that it needs so that one more session, under a lease or not, can be inserted, or because it has far more than
-    /// it uses. None when it is well as it is, or as large as it may be.
+    /// Returns the memory that the bucket needs so that one more session can be inserted, under a lease or not. Also
+    /// returns a need if the bucket has far more memory than it uses. `None` if nothing needs to change, or the bucket
+    /// cannot grow further.
     pub(super) fn need(&self, is_leased: bool) -> Option<Need> {
         let len = self.len();
         let entries = self.places.num_buckets();
         let places = if entries > SMALLEST_TABLE && len < entries / 8 {
             Some(len * 2)
         } else if self.places.capacity() <= len && len < MAX_SESSIONS {
-            // Of the same size when it is what was removed that fills it, and twice the size else.
+            // The same size if removed entries fill the table, otherwise twice the size.
             let most = entries / 8 * 7;
             Some(if len < most / 2 { most } else { most + 1 })
         } else {
@@ -162,7 +166,7 @@ impl Bucket {
         (is_short || is_wasteful).then_some(need)
     }
 
-    /// The room that it needs for so many sessions more.
+    /// Returns the memory that the bucket needs for `more` sessions.
     pub(super) fn need_for(&self, more: usize, is_leased: bool) -> Need {
         let len = (self.len() + more).min(MAX_SESSIONS);
         self.need_of(len, is_leased, (self.places.capacity() < len).then_some(len))
@@ -174,9 +178,9 @@ impl Bucket {
         Need { len, sessions: self.sessions.missing(len), leases, places }
     }
 
-    /// Moves into `room`, as far as it is of use still, and gives back what is not used now.
+    /// Moves into `room` as far as it is still useful, and returns the memory that is no longer used.
     pub(super) fn move_into(&mut self, mut room: Room, hasher: &SessionHasher) -> Room {
-        // It may hold more by now than what the room was made for.
+        // The bucket may have grown since the room was sized.
         let len = room.len.max(self.len());
         self.sessions.add(&mut room.sessions);
         self.leases.add(&mut room.leases);
@@ -192,7 +196,8 @@ impl Bucket {
         room
     }
 
-    /// Inserts a session that is not there. False when the bucket is full. It must [need](Self::need) nothing.
+    /// Inserts a session that is not in the bucket, which must [need](Self::need) nothing. Returns false if the bucket
+    /// is full.
     pub(super) fn insert(&mut self, hash: u64, session: SessionKey, lease: LeaseSlot, hasher: &SessionHasher) -> bool {
         let place = self.len();
         if place == MAX_SESSIONS {
@@ -218,7 +223,7 @@ impl Bucket {
         if leases.len() > 0 {
             leases.swap_remove(place);
         }
-        // The last session has taken the place of the one removed; its entry still says where it was.
+        // The last session has moved into the gap, but its table entry still has the old place.
         if let Some(moved) = sessions.get(place) {
             let old_place = sessions.len();
             if let Some(entry) = places.find_mut(hasher.within(&moved), |&other| usize::from(other) == old_place) {
@@ -227,10 +232,10 @@ impl Bucket {
         }
     }
 
-    /// Removes some sessions under `lease`, at most `limit`; fewer only when no more are there.
+    /// Removes sessions under `lease`, at most `limit`, and returns them. Fewer than `limit` mean that none remain.
     pub(super) fn take_leased(&mut self, lease: LeaseSlot, limit: usize, hasher: &SessionHasher) -> Vec<SessionKey> {
         let mut taken = Vec::new();
-        // From the end, where the session that fills a gap has been looked at already.
+        // From the end, so that the session that moves into a gap has been checked already.
         for place in (0..self.leases.len()).rev() {
             if taken.len() == limit {
                 break;
@@ -254,11 +259,11 @@ mod tests {
 
     use super::*;
 
-    /// Growth is what a bucket's lock is held for longest. It is timed as the processor time of this thread, the least of some
-    /// tries: what else the machine does is not the bucket's.
+    /// Growth is the longest operation under a bucket's lock. The test takes the processor time of this thread, and the
+    /// minimum of five attempts, to leave out what else the machine does.
     #[test]
     #[cfg_attr(debug_assertions, ignore = "a bound on time is for a release build: cargo test --release --lib growth")]
-    fn no_growth_holds_the_lock_for_two_milliseconds() {
+    fn growth_holds_the_lock_for_less_than_two_milliseconds() {
         let hasher = SessionHasher::random();
         let mut longest = Duration::ZERO;
         let mut bucket = Bucket::default();
@@ -294,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn room_for_many_is_not_given_back_before_they_come() {
+    fn room_for_many_sessions_is_kept_until_they_are_inserted() {
         let hasher = SessionHasher::random();
         for more in [1, 128, 129, 1000, MAX_SESSIONS] {
             let mut bucket = Bucket::default();
@@ -308,9 +313,9 @@ mod tests {
         }
     }
 
-    /// Room is made while the lock is not held: the bucket may be another when it comes.
+    /// Room is allocated while the bucket is unlocked, so the bucket may have changed by the time it gets the room.
     #[test]
-    fn room_that_comes_late_or_for_nothing_changes_no_session() {
+    fn late_or_unneeded_room_changes_no_session() {
         let hasher = SessionHasher::random();
         for seed in 0..20 {
             let mut random = fastrand::Rng::with_seed(seed);
@@ -320,7 +325,7 @@ mod tests {
             for step in 0..10_000 {
                 let session = SessionKey::new(1, random.i64(0..1500));
                 let hash = hasher.within(&session);
-                // The first come before any lease. What it holds grows at first, then shrinks, and grows again.
+                // The first sessions are under no lease. The bucket grows, then shrinks, and grows again.
                 let lease = if step < 1000 { 0 } else { random.u32(0..3) };
                 let is_create = random.u32(0..100) < if step / 4000 % 2 == 0 { 80 } else { 10 };
                 let found = bucket.find(hash, &session);
@@ -352,19 +357,19 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_finds_what_it_holds_through_growth_removal_and_shrinking() {
+    fn bucket_finds_its_sessions_after_growing_removing_and_shrinking() {
         let hasher = SessionHasher::random();
         let key = |n: i64| SessionKey::new(n % 3, n);
         let hash = |n: i64| hasher.within(&key(n));
         let all = MAX_SESSIONS as i64;
         let mut bucket = Bucket::default();
         for n in 0..all {
-            // The first thousand come before any lease, so that the column of leases is made late.
+            // The first thousand sessions are under no lease, so that the column of leases is added late.
             let lease = if n < 1000 { 0 } else { n as u32 % 5 };
             make_room(&mut bucket, lease != 0, &hasher);
             let capacity = bucket.sessions.capacity();
             assert!(bucket.insert(hash(n), key(n), lease, &hasher));
-            assert_eq!(bucket.sessions.capacity(), capacity, "what needs nothing does not grow");
+            assert_eq!(bucket.sessions.capacity(), capacity, "a bucket that needs nothing does not grow");
         }
         assert!(!bucket.insert(hash(-1), key(-1), 0, &hasher), "a full bucket refuses");
         let mut left: Vec<i64> = (0..all).filter(|n| n % 100 == 0 || n % 5 == 2).collect();
@@ -391,7 +396,7 @@ mod tests {
             let place = bucket.find(hash(n), &key(n)).unwrap();
             assert_eq!(bucket.lease(place), if n < 1000 { 0 } else { n as u32 % 5 });
         }
-        assert!(bucket.sessions.capacity() < MAX_SESSIONS / 10, "room is given back");
-        assert!(bucket.places.capacity() < MAX_SESSIONS / 10, "of the table, too");
+        assert!(bucket.sessions.capacity() < MAX_SESSIONS / 10, "the column returns its memory");
+        assert!(bucket.places.capacity() < MAX_SESSIONS / 10, "the table shrinks too");
     }
 }

@@ -1,4 +1,4 @@
-//! How sessions are created and destroyed: a group of them at a time, in their buckets first and in the log then.
+//! Creates and destroys sessions, one group at a time: first in their buckets, then in the log.
 
 use std::sync::atomic::Ordering;
 
@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// What is made of sessions, under a lease or not.
+/// What to do with each session of a call.
 #[derive(Clone, Copy)]
 pub(super) enum Change<'a> {
     Create(Option<(LeaseId, &'a Lease)>, Takeover),
@@ -28,7 +28,7 @@ pub(super) enum Change<'a> {
 }
 
 impl Change<'_> {
-    /// The lease that a session is under when it is created.
+    /// The lease under which sessions are created.
     fn lease(self) -> Option<LeaseId> {
         match self {
             Self::Create(lease, _) => lease.map(|(id, _)| id),
@@ -37,7 +37,7 @@ impl Change<'_> {
     }
 }
 
-/// A change that was made to the nth session of a group, and is in no log yet.
+/// A change made to the nth session of a group, and not yet in the log.
 pub(super) struct Made {
     nth: usize,
     bucket: u32,
@@ -54,16 +54,16 @@ impl Made {
     }
 }
 
-/// What became of one session.
+/// The outcome for one session.
 enum Done {
     Changed(SessionEvent),
-    /// Nothing. It is under this lease, if it exists, and what it is like is told by this record.
+    /// Nothing changed. The session is under this lease, if it exists. The answer depends on this record.
     Unchanged(Option<LeaseId>, Lsn),
 }
 
 impl MemoryStorage {
-    /// Makes a change to each session, letting other tasks run in between, and waits until all of it is durable. Those who
-    /// follow the log are woken once for as many sessions as are done in one go.
+    /// Changes each session and lets other tasks run in between. Waits until all of it is durable. Followers of the log
+    /// are woken once for all the sessions that are changed without a yield.
     pub(super) async fn change<T>(
         &self,
         sessions: &[SessionKey],
@@ -78,20 +78,20 @@ impl MemoryStorage {
                 tokio::task::yield_now().await;
             }
             self.admit().await?;
-            let mut told = |changed, lsn| {
+            let mut push = |changed, lsn| {
                 results.push(answer(changed));
                 newest = newest.max(lsn);
             };
             let done = match part {
-                [_] => self.change_some::<1>(part, change, &mut places, &mut told),
+                [_] => self.change_some::<1>(part, change, &mut places, &mut push),
                 _ => {
-                    let mut change_some = |some| self.change_some::<GROUP>(some, change, &mut places, &mut told);
+                    let mut change_some = |some| self.change_some::<GROUP>(some, change, &mut places, &mut push);
                     part.chunks(GROUP).try_for_each(&mut change_some)
                 }
             };
             self.logs.iter().for_each(Log::settle);
             if let Err(error) = done {
-                // It tells of a limit or of a lease's end, which a crash may still undo.
+                // The error reports a limit or the end of a lease, which a crash may still undo.
                 self.all_durable().await.map_err(StorageError::Refused)?;
                 return Err(error);
             }
@@ -100,13 +100,13 @@ impl MemoryStorage {
         Ok(Answers { sessions: results, places })
     }
 
-    /// Makes a change to some sessions, no more than `N` of them, in order. `told` hears of each whether it was changed.
+    /// Changes up to `N` sessions, in order. Calls `push` with the outcome for each.
     fn change_some<const N: usize>(
         &self,
         sessions: &[SessionKey],
         change: Change<'_>,
         places: &mut Places,
-        mut told: impl FnMut(Creation, Lsn),
+        mut push: impl FnMut(Creation, Lsn),
     ) -> Result<(), StorageError> {
         let all: SmallVec<[(SessionKey, Spot); N]> =
             sessions.iter().map(|session| (*session, self.spot_of(session))).collect();
@@ -142,13 +142,13 @@ impl MemoryStorage {
                         made.push(Made::new(nth, spot.bucket, event));
                         let created = !matches!(event.change, SessionChange::Moved { .. });
                         results.push((Creation { created, lease: event.lease }, Lsn(0)));
-                        // For the next one, which would have to wait for it with all others of its group.
+                        // Grown now, for the next session: it would interrupt its whole group to wait for the room.
                         if bucket.need(is_leased).is_some() {
                             misfits.push(spot.bucket);
                         }
                     }
                     Ok(Done::Unchanged(lease, lsn)) => {
-                        // Asked while the bucket is locked: it is true at that place.
+                        // Read while the bucket is locked, so that the answer is true at that place.
                         places.add(self.newest_place(spot.bucket));
                         results.push((Creation { created: false, lease }, lsn));
                     }
@@ -165,7 +165,7 @@ impl MemoryStorage {
             self.append(&made, Some(places), recorded);
             drop(held);
             rest = &rest[results.len()..];
-            results.into_iter().for_each(|(changed, lsn)| told(changed, lsn));
+            results.into_iter().for_each(|(changed, lsn)| push(changed, lsn));
             misfits.iter().for_each(|bucket| self.fit(&mut self.buckets[*bucket as usize].lock(), is_leased));
             if let Some(error) = failed {
                 return Err(error);
@@ -189,7 +189,8 @@ impl MemoryStorage {
                 LeaseState::Live => lease.slot,
                 LeaseState::Lingers => return Err(StorageError::LeaseLingers(id)),
                 LeaseState::Ended => {
-                    // Its end is recorded once this returns.
+                    // Takes the lock of the leases, so that the end is recorded when this returns. The caller then
+                    // waits for that record.
                     let _ = self.leases.end_of(id);
                     return Err(StorageError::UnknownLease(id));
                 }
@@ -208,7 +209,7 @@ impl MemoryStorage {
             self.leases.slots.enter(slot);
             return Ok(Done::Changed(SessionEvent::moved(session, lease, previous)));
         }
-        // Counted before it is inserted: two buckets at once must not both take the last place.
+        // Counted before the insertion, so that two buckets cannot both take the last free place.
         let counted = self
             .session_count
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < self.max_sessions).then_some(n + 1));
@@ -221,7 +222,7 @@ impl MemoryStorage {
         Ok(Done::Changed(SessionEvent::created(session, lease.map(|(id, _)| id))))
     }
 
-    /// Whether a session may be taken from the lease that has this slot.
+    /// Returns whether a session may be taken from the lease in slot `held`.
     fn may_take(&self, held: LeaseSlot, takeover: Takeover) -> bool {
         match takeover {
             Takeover::Always => true,
@@ -233,7 +234,7 @@ impl MemoryStorage {
         let Some(place) = bucket.find(spot.hash, &session) else {
             return Done::Unchanged(None, bucket.recorded(&session));
         };
-        // Asked under the bucket's lock: once a lease has ended, its slot may name another.
+        // Checked under the bucket's lock: once a lease has ended, its slot may be reused.
         if let Some(lease) = lease {
             if self.leases.state(lease) == LeaseState::Ended {
                 return Done::Unchanged(None, self.leases.end_of(lease.id));
@@ -251,14 +252,14 @@ impl MemoryStorage {
         Done::Changed(SessionEvent::destroyed(session, reason, under))
     }
 
-    /// Puts changes into the log, and records them at the same places; `recorded` hears of each record, and `places` gets the last place
-    /// in each partition. Their buckets must be locked still.
+    /// Appends changes to the log, and records each in the journal at the same place. Calls `recorded` with each
+    /// record. `places` gets the last place in each partition. The buckets of the changes must still be locked.
     ///
-    /// The log is where all threads meet. It is locked once for all of a group, and when nothing is left to be done but this.
+    /// All threads contend for the log. It is therefore locked once for a whole group, after all other work is done.
     pub(super) fn append(&self, made: &[Made], mut places: Option<&mut Places>, mut recorded: impl FnMut(&Made, Lsn)) {
         let partition = |made: &Made| self.partition_of(made.bucket);
         for made in made.chunk_by(|one, next| partition(one) == partition(next)) {
-            // One partition's at a time: two of these cannot wait for each other.
+            // Only one partition's log is locked at a time, so two threads cannot deadlock here.
             let partition = partition(&made[0]);
             let mut log = self.logs[partition as usize].appending();
             for made in made {
@@ -273,7 +274,7 @@ impl MemoryStorage {
         }
     }
 
-    /// Notes in its bucket where the last change of a session is recorded.
+    /// Notes in its bucket the record of a session's last change.
     pub(super) fn note(&self, bucket: &mut Bucket, session: SessionKey, lsn: Lsn) {
         if let Some(journal) = &self.journal {
             bucket.note(session, lsn, |lsn| journal.is_durable(lsn));

@@ -1,30 +1,30 @@
-//! A list that grows without being moved.
+//! A list that grows without moving its elements.
 
-/// What a segment holds: of sessions 2 KiB.
+/// The number of values in a segment. A segment of sessions has 2 KiB.
 const SEGMENT: usize = 128;
 
 type Segment<T> = Box<[T; SEGMENT]>;
 
-/// A list of values that lie in segments.
+/// A list of values in segments of equal size.
 ///
-/// To grow copies nothing; and as every segment is as large as the next, memory that one column gives up serves another. A vector
-/// that grows leaves behind what hardly anything fits into: with vectors, four million sessions that were created in a few seconds
-/// took half as much memory again.
+/// Growing copies nothing, and a segment that one column frees fits any other. A growing vector leaves behind gaps into
+/// which hardly anything fits: with vectors, four million sessions created within a few seconds took half as much
+/// memory again.
 ///
-/// A column never asks for memory by itself, but for the list of its segments: it is [given](Self::add) what it is
-/// [missing](Self::missing).
+/// Except for the list of its segments, a column never allocates memory itself. It reports how many segments are
+/// [missing](Self::missing), and is [given](Self::add) them.
 #[derive(Clone)]
 pub(super) struct Column<T> {
-    /// What lies in them behind `len` is of no meaning.
+    /// Values beyond `len` are meaningless.
     segments: Vec<Segment<T>>,
     len: usize,
 }
 
-/// Segments for a column.
+/// Segments outside of a column.
 pub(super) struct Segments<T>(Vec<Segment<T>>);
 
 impl<T: Copy + Default> Segments<T> {
-    /// So many of them, in memory that has been touched.
+    /// Allocates `count` segments and touches their memory.
     pub(super) fn new(count: usize) -> Self {
         Self((0..count).map(|_| Box::new([T::default(); SEGMENT])).collect())
     }
@@ -41,7 +41,7 @@ impl<T: Copy> Column<T> {
         self.len
     }
 
-    /// How many values there is room for.
+    /// Returns how many values fit.
     pub(super) fn capacity(&self) -> usize {
         self.segments.len() * SEGMENT
     }
@@ -50,13 +50,13 @@ impl<T: Copy> Column<T> {
         (place < self.len).then(|| self.segments[place / SEGMENT][place % SEGMENT])
     }
 
-    /// All values, run by run.
+    /// Returns all values, segment by segment.
     pub(super) fn runs(&self) -> impl Iterator<Item = &[T]> {
         let before = (0..self.len).step_by(SEGMENT);
         before.zip(&self.segments).map(|(before, segment)| &segment[..(self.len - before).min(SEGMENT)])
     }
 
-    /// Replaces the value at `place`, where there must be one.
+    /// Replaces the value at `place`, which must exist.
     pub(super) fn set(&mut self, place: usize, value: T) {
         self.segments[place / SEGMENT][place % SEGMENT] = value;
     }
@@ -67,7 +67,7 @@ impl<T: Copy> Column<T> {
         self.len += 1;
     }
 
-    /// Removes the value at `place`, where the last one goes.
+    /// Removes the value at `place` and moves the last one there.
     pub(super) fn swap_remove(&mut self, place: usize) {
         if let Some(last) = self.get(self.len - 1) {
             self.set(place, last);
@@ -75,7 +75,7 @@ impl<T: Copy> Column<T> {
         }
     }
 
-    /// How many segments it must be given so that there is room for `len` values in all.
+    /// Returns how many more segments are needed to hold `len` values in all.
     pub(super) fn missing(&self, len: usize) -> usize {
         len.div_ceil(SEGMENT).saturating_sub(self.segments.len())
     }
@@ -85,12 +85,13 @@ impl<T: Copy> Column<T> {
         self.segments.append(&mut segments.0);
     }
 
-    /// Whether it has far more room than for `len` values, which are no fewer than it holds.
+    /// Returns whether there is room for far more than `len` values. `len` must be at least the current length.
     pub(super) fn is_wasteful(&self, len: usize) -> bool {
         self.capacity() >= 2 * (len + SEGMENT)
     }
 
-    /// Puts to `unused` the segments for which it [is wasteful](Self::is_wasteful), but for one that growth can use.
+    /// If the column [is wasteful](Self::is_wasteful) for `len` values, moves the segments beyond them to `unused`.
+    /// Keeps one spare for growth.
     pub(super) fn give_back(&mut self, unused: &mut Segments<T>, len: usize) {
         if self.is_wasteful(len) {
             unused.0.extend(self.segments.drain(len.div_ceil(SEGMENT) + 1..));

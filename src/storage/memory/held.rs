@@ -1,4 +1,4 @@
-//! Several buckets, locked at once.
+//! Locks on several buckets at once.
 
 use std::hint::black_box;
 
@@ -7,21 +7,22 @@ use smallvec::{SmallVec, smallvec};
 
 use super::{bucket::Bucket, hash::SessionHasher};
 
-/// The sessions of a batch whose buckets are locked at once. A session is some reads of memory that is in no cache; with no
-/// lock to be taken between them, the processor makes those of many sessions at the same time.
+/// How many sessions of a batch have their buckets locked at once. Each session takes some memory reads that miss every
+/// cache. Without a lock to take between them, the processor overlaps the reads of many sessions.
 pub(super) const GROUP: usize = 32;
 
-/// The locks of some buckets, made for `N` sessions: for one, as most calls have, room for a group costs more than the lock.
+/// The locked buckets of up to `N` sessions. `N` is 1 for a single session, as in most calls: space for a group costs
+/// more than the lock.
 pub(super) struct Held<'a, const N: usize> {
     guards: SmallVec<[MutexGuard<'a, Bucket>; N]>,
-    /// For each index that was asked for, the guard of that bucket.
+    /// For each requested index, the position of that bucket's guard.
     guard_of: SmallVec<[usize; N]>,
 }
 
 impl<'a, const N: usize> Held<'a, N> {
-    /// Locks these of the buckets, in the order of their indexes: two who lock several cannot wait for each other.
+    /// Locks the buckets at `indexes`, in ascending order, so that two callers cannot deadlock.
     pub(super) fn lock(buckets: &'a [Mutex<Bucket>], indexes: impl Iterator<Item = u32>) -> Self {
-        // In one number each: they are sorted in half the time that pairs take.
+        // Each pair is packed into one number, which halves the time of sorting.
         let mut sorted: SmallVec<[u64; N]> =
             indexes.zip(0..).map(|(index, nth): (u32, u64)| u64::from(index) << 32 | nth).collect();
         sorted.sort_unstable();
@@ -37,9 +38,9 @@ impl<'a, const N: usize> Held<'a, N> {
         held
     }
 
-    /// Brings into the caches what will be read of sessions with these hashes, which come in the order in which their buckets were
-    /// asked for. Of each session one read waits for another, so the first is made for all of them, and then the next. What is
-    /// found may be another when its turn comes.
+    /// Loads into the caches what will be read of the sessions with these hashes, given in the order of the requested
+    /// buckets. The reads of one session depend on each other, so the first read is made for all sessions, then the
+    /// second. A table entry may turn out to belong to another session.
     pub(super) fn fetch(&mut self, hashes: impl Iterator<Item = u64>) {
         let guesses: SmallVec<[Option<usize>; N]> =
             hashes.enumerate().map(|(nth, hash)| self.bucket(nth).guess(hash)).collect();
@@ -58,7 +59,7 @@ impl<'a, const N: usize> Held<'a, N> {
         }
     }
 
-    /// The bucket of the nth index that was asked for.
+    /// Returns the bucket of the nth requested index.
     pub(super) fn bucket(&mut self, nth: usize) -> &mut Bucket {
         &mut self.guards[self.guard_of[nth]]
     }

@@ -28,17 +28,17 @@ use crate::{
     },
 };
 
-/// How many deadlines are moved under one hold of the table: calls under leases wait for it.
+/// How many deadlines are extended under one hold of the table's lock, for which calls under leases wait.
 const EXTENDED_A_HOLD: usize = 256;
 
-/// How many leases are listed under one hold of the table, and looked at for one page at least.
+/// How many leases are listed under one hold of the table's lock, and the minimum examined for one page.
 const LISTED_A_HOLD: usize = 256;
 const LISTED_A_PAGE: usize = 1024;
 
-/// One lease.
+/// A lease.
 pub(super) struct Lease {
     pub(super) id: LeaseId,
-    /// What names it in the buckets. Not used again before every session under it is gone.
+    /// Identifies the lease in the buckets. Not reused until every session under the lease is gone.
     pub(super) slot: LeaseSlot,
     ttl: Duration,
     pub(super) owner: Arc<str>,
@@ -48,19 +48,19 @@ pub(super) struct Lease {
 impl Lease {
     /// Notes that sessions under the lease may be in `bucket`.
     ///
-    /// Called before that bucket is locked and [`Slots::state`] is read under its lock. If the lease ends in between, either its
-    /// sweep sees the bucket, or the caller sees that the lease has ended.
+    /// Called before that bucket is locked, and before [`Slots::state`] is read under its lock. If the lease ends in
+    /// between, either its sweep sees the bucket, or the caller sees that the lease has ended.
     pub(super) fn enter(&self, bucket: u32) {
         self.buckets.lock().insert(bucket);
     }
 
-    /// The buckets that the sessions under it may be in.
+    /// Returns the buckets that may have sessions under the lease.
     pub(super) fn buckets(&self) -> Vec<u32> {
         self.buckets.lock().to_vec()
     }
 }
 
-/// A lease that has ended, whose sessions are to be destroyed.
+/// An ended lease whose sessions must be destroyed.
 pub(super) struct Ended {
     pub(super) lease: Arc<Lease>,
     pub(super) reason: DestroyReason,
@@ -70,7 +70,7 @@ pub(super) struct Ended {
 pub(super) struct Leases {
     table: Mutex<Table>,
     pub(super) slots: Slots,
-    /// Told when the next deadline may have come nearer, and when an ended lease was left behind.
+    /// Notified when the next deadline may have moved closer, and when an ended lease was handed back.
     pub(super) changed: Notify,
     max: u64,
     journal: Option<Arc<Journal>>,
@@ -80,21 +80,22 @@ pub(super) struct Leases {
 struct Table {
     clock: Clock,
     live: HashMap<LeaseId, Live>,
-    /// The live leases and those that linger, in the order in which they are listed.
+    /// The live and lingering leases, in the order in which they are listed.
     ids: BTreeSet<LeaseId>,
-    /// Ended, with sessions that are to be destroyed.
+    /// Ended leases whose sessions are not all destroyed yet.
     unswept: HashMap<LeaseId, Arc<Lease>>,
     extensions: Extensions,
-    /// The live leases by deadline, extensions left out: neither a timer for each, nor a scan of all.
+    /// The live leases by deadline, without extensions. Replaces a timer per lease and a scan of all leases.
     deadlines: BTreeSet<(Duration, LeaseId)>,
-    /// The leases that linger, by their ends. Those are no deadlines of the clock, which stands still in a pause.
+    /// The lingering leases by their ends. These are not deadlines of the clock, because the clock stops during a
+    /// pause.
     lingers: BTreeSet<(Instant, LeaseId)>,
-    /// Ended, and not yet taken by anybody to be swept.
+    /// Ended leases that no task is sweeping yet.
     ended: Vec<Ended>,
-    /// Ended, and a crash may still undo it.
+    /// Ended leases whose end a crash may still undo.
     undoable: Undoable,
     free: Vec<LeaseSlot>,
-    /// How many slots there are, free ones too.
+    /// The number of slots, including free ones.
     slots: LeaseSlot,
 }
 
@@ -102,9 +103,9 @@ struct Live {
     lease: Arc<Lease>,
     /// By the table's clock.
     deadline: Duration,
-    /// How many extensions had been given when the deadline was set.
+    /// The number of extensions given before the deadline was set.
     seen: u32,
-    /// If the lease lingers, when it ends, whatever its deadline is.
+    /// When a lingering lease ends, regardless of its deadline.
     lingers_until: Option<Instant>,
 }
 
@@ -114,7 +115,7 @@ impl Leases {
         Self { table: Mutex::default(), slots: Slots::default(), changed: Notify::new(), max, journal }
     }
 
-    /// What a lease accepts now.
+    /// Returns what the lease accepts now.
     pub(super) fn state(&self, lease: &Lease) -> LeaseState {
         self.slots.state(lease.slot, lease.id)
     }
@@ -127,32 +128,32 @@ impl Leases {
         self.journal.as_ref().is_none_or(|journal| journal.is_durable(lsn))
     }
 
-    /// How many leases there are. One whose end a crash may still undo counts.
+    /// Returns the number of leases, including those whose end a crash may still undo.
     pub(super) fn count(&self) -> u64 {
         let table = self.table.lock();
         (table.live.len() + table.undoable.count(|lsn| self.is_durable(lsn))) as u64
     }
 
-    /// Returns the record that must be durable before anybody is told that this lease is gone.
+    /// Returns the record that must be durable before the end of this lease may be reported.
     pub(super) fn end_of(&self, id: LeaseId) -> Lsn {
         self.table.lock().undoable.end_of(id)
     }
 
-    /// Returns the record that must be durable before anybody is told which leases there are.
+    /// Returns the record that must be durable before a list of leases may be reported.
     pub(super) fn newest_end(&self) -> Lsn {
         self.table.lock().undoable.newest()
     }
 
-    /// Logs the expiries that no crash can undo any more. Returns whether there are others.
+    /// Logs the expiries that no crash can undo any more. Returns whether others remain.
     pub(super) fn log_expired(&self) -> bool {
         let (durable, rest) = {
             let table = &mut *self.table.lock();
             (table.undoable.take_durable(|lsn| self.is_durable(lsn)), !table.undoable.is_empty())
         };
-        // Whoever reads the log may be slow, and every call under a lease takes the lock.
+        // Logged without the lock, because a log writer may be slow and every call under a lease takes the lock.
         for Ended { lease, reason } in durable {
             if reason == DestroyReason::LeaseExpired {
-                tracing::info!(lease_id = lease.id.number(), owner = &*lease.owner, "a lease has expired");
+                tracing::info!(lease_id = lease.id.number(), owner = &*lease.owner, "lease expired");
             }
         }
         rest
@@ -161,11 +162,11 @@ impl Leases {
     pub(super) fn grant(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
         let mut table = self.table.lock();
         let table = &mut *table;
-        // Leases that have ended count until their sessions are gone.
+        // Ended leases count until their sessions are gone.
         if u64::from(table.slots) - table.free.len() as u64 >= self.max {
             return Err(StorageError::TooManyLeases { limit: self.max });
         }
-        // By chance: a gateway that comes back with an old one must not meet somebody else's.
+        // Random, so that a gateway that returns with an old lease id does not hit another gateway's lease.
         let id = loop {
             if let Some(id) = LeaseId::from_number(random_u64() & LeaseId::MAX)
                 && !table.live.contains_key(&id)
@@ -183,7 +184,7 @@ impl Leases {
         Ok(id)
     }
 
-    /// Adds a lease of an earlier life of the registry. A live one has its full ttl again.
+    /// Adds a lease from before a restart. A live one gets its full ttl again.
     pub(super) fn restore(&self, id: LeaseId, row: LeaseRow) -> Arc<Lease> {
         let mut table = self.table.lock();
         match row {
@@ -196,23 +197,23 @@ impl Leases {
             }
             LeaseRow::Ended(reason) => {
                 let lease = table.ended_lease(&self.slots, id);
-                table.leave(Ended { lease: Arc::clone(&lease), reason });
+                table.hand_over(Ended { lease: Arc::clone(&lease), reason });
                 lease
             }
         }
     }
 
-    /// Adds a lease that is gone, for the sessions that were under it for a while.
+    /// Adds a lease that no longer exists, because log records to be replayed mention it.
     pub(super) fn restore_gone(&self, id: LeaseId) -> Arc<Lease> {
         self.table.lock().ended_lease(&self.slots, id)
     }
 
-    /// No session is left under a lease that is gone.
+    /// Frees the slot of a lease added by [`restore_gone`](Self::restore_gone), once no session is under it.
     pub(super) fn restore_free(&self, lease: &Lease) {
         self.table.lock().free.push(lease.slot);
     }
 
-    /// The lease that has this slot, under which there is a session; none for 0.
+    /// Returns the lease that has this slot, which must have a session under it. `None` for slot 0.
     pub(super) fn id(&self, slot: LeaseSlot) -> Option<LeaseId> {
         self.slots.id(slot)
     }
@@ -233,25 +234,25 @@ impl Leases {
         Ok(ttl)
     }
 
-    /// Lets every lease that does not linger live for its whole ttl from now on, and for at least `grace`.
+    /// Extends every lease that does not linger: it lives for its full ttl from now on, and for at least `grace`.
     pub(super) fn keep_all_alive(&self, grace: Duration) {
         let mut table = self.table.lock();
         let now = table.clock.now();
         table.extensions.give(now, grace);
     }
 
-    /// Moves the clock on. Returns how long ago that was done last.
-    pub(super) fn look(&self) -> Duration {
-        self.table.lock().clock.look()
+    /// Advances the clock. Returns how long ago it last advanced.
+    pub(super) fn advance_clock(&self) -> Duration {
+        self.table.lock().clock.advance()
     }
 
-    /// Ends a lease: from now on nothing comes under it.
+    /// Ends a lease: from now on, no session comes under it.
     pub(super) fn revoke(&self, id: LeaseId) -> Result<Ended, StorageError> {
         self.end(&mut self.table.lock(), id, DestroyReason::LeaseRevoked).ok_or(StorageError::UnknownLease(id))
     }
 
-    /// Lets a lease linger: from now on nothing comes under it, and it ends later. If it lingers already, it ends no later
-    /// than before.
+    /// Makes a lease linger: from now on, no session comes under it, and it ends later. If the lease lingers already,
+    /// this can only bring its end forward.
     pub(super) fn linger(&self, id: LeaseId, linger: Duration) -> Result<(), StorageError> {
         let mut table = self.table.lock();
         if !table.live.contains_key(&id) {
@@ -267,7 +268,7 @@ impl Leases {
         Ok(())
     }
 
-    /// Lists leases that have not ended.
+    /// Lists the leases that have not ended.
     pub(super) fn list(&self, query: &LeaseQuery) -> LeasePage {
         let named: BTreeSet<LeaseId> = query.lease_ids.iter().copied().collect();
         let mut page = LeasePage { leases: Vec::new(), next: query.after };
@@ -292,14 +293,15 @@ impl Leases {
         page
     }
 
-    /// The leases that are live or have sessions that are to be destroyed.
+    /// Returns those of the leases that are live, or whose sessions are not all destroyed yet.
     pub(super) fn unswept(&self, ids: &[LeaseId]) -> Vec<Arc<Lease>> {
         let table = self.table.lock();
         let get = |id| table.live.get(id).map(|live| &live.lease).or_else(|| table.unswept.get(id));
         ids.iter().filter_map(get).cloned().collect()
     }
 
-    /// A lease to sweep: one that was left behind, or one whose deadline has passed and that is ended now.
+    /// Returns a lease to sweep: one that was handed back, or one whose deadline or linger has passed, which this call
+    /// ends.
     pub(super) fn next_ended(&self) -> Option<Ended> {
         let mut table = self.table.lock();
         if let Some(ended) = table.ended.pop() {
@@ -322,12 +324,12 @@ impl Leases {
             }
             table.set_deadline(id, extended);
         }
-        // Others follow when the lock has been free for a moment.
+        // The rest follows after the lock has been released for a moment.
         None
     }
 
-    /// How long it is to the next deadline, to a look at one that was extended, or to the end of a linger. None if there are no
-    /// leases.
+    /// Returns the time until the next deadline or end of a linger. The deadline may turn out to be extended. `None` if
+    /// there are no leases.
     pub(super) fn to_next_deadline(&self) -> Option<Duration> {
         let table = self.table.lock();
         let deadline = table.deadlines.first().map(|(deadline, _)| deadline.saturating_sub(table.clock.now()));
@@ -336,12 +338,12 @@ impl Leases {
     }
 
     /// Hands an ended lease to the task that expires leases.
-    pub(super) fn leave(&self, ended: Ended) {
-        self.table.lock().leave(ended);
+    pub(super) fn hand_over(&self, ended: Ended) {
+        self.table.lock().hand_over(ended);
         self.changed.notify_one();
     }
 
-    /// No session is under a lease any more: its slot may be used again.
+    /// Frees the slot of a lease that no session is under any more.
     pub(super) fn swept(&self, lease: &Lease) {
         let mut table = self.table.lock();
         self.record(Record::LeaseSwept { lease: lease.id });
@@ -360,7 +362,7 @@ impl Leases {
 }
 
 impl Table {
-    /// Adds a live lease and gives its deadline.
+    /// Adds a live lease and returns its deadline.
     fn insert(&mut self, slots: &Slots, id: LeaseId, ttl: Duration, owner: &str) -> Duration {
         let lease = self.lease(slots, id, ttl, owner);
         let deadline = self.clock.now() + ttl;
@@ -371,7 +373,7 @@ impl Table {
         deadline
     }
 
-    /// The deadline of a lease with the extensions that were given since it was set.
+    /// Returns a lease's deadline, including the extensions given since it was set.
     fn extended(&self, id: LeaseId) -> Option<Duration> {
         self.live.get(&id).map(|live| live.deadline(&self.extensions))
     }
@@ -384,7 +386,7 @@ impl Table {
         live.seen = self.extensions.count();
     }
 
-    /// Makes a lease with a slot of its own.
+    /// Makes a lease and gives it a slot.
     fn lease(&mut self, slots: &Slots, id: LeaseId, ttl: Duration, owner: &str) -> Lease {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots += 1;
@@ -394,14 +396,14 @@ impl Table {
         Lease { id, slot, ttl, owner: owner.into(), buckets: Mutex::default() }
     }
 
-    /// Makes a lease that has ended, with a slot of its own.
+    /// Makes an ended lease and gives it a slot.
     fn ended_lease(&mut self, slots: &Slots, id: LeaseId) -> Arc<Lease> {
         let lease = self.lease(slots, id, Duration::ZERO, "");
         slots.end(lease.slot);
         Arc::new(lease)
     }
 
-    /// Lets a live lease linger, and tells whether that brings its end forward.
+    /// Makes a lease linger until `until`. Returns false if the lease is unknown, or already lingers and ends no later.
     fn linger(&mut self, slots: &Slots, id: LeaseId, until: Instant) -> bool {
         let Some(live) = self.live.get_mut(&id) else { return false };
         match live.lingers_until {
@@ -428,7 +430,7 @@ impl Table {
     }
 
     /// Hands an ended lease to the task that expires leases.
-    fn leave(&mut self, ended: Ended) {
+    fn hand_over(&mut self, ended: Ended) {
         self.unswept.insert(ended.lease.id, Arc::clone(&ended.lease));
         self.ended.push(ended);
     }
@@ -450,20 +452,20 @@ impl Table {
 }
 
 impl Live {
-    /// The deadline with the extensions that were given since it was set.
+    /// Returns the deadline, including the extensions given since it was set.
     fn deadline(&self, extensions: &Extensions) -> Duration {
         extensions.extend(self.deadline, self.lease.ttl, self.seen)
     }
 }
 
-/// Some buckets: a short list, or a bit for each when they are many.
+/// A set of buckets: a short list, or one bit per bucket.
 #[derive(Debug)]
 enum BucketSet {
     Few(Vec<u32>),
     Many(Vec<u64>),
 }
 
-/// A list of more would take longer to search, and as much memory as the bits.
+/// The maximum length of the list. A longer one would be slower to search, and as large as the bits.
 const FEW: usize = 64;
 
 impl Default for BucketSet {
@@ -513,7 +515,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn leases_are_extended_without_a_look_at_each() {
+    fn extending_all_leases_takes_constant_time() {
         const LEASES: u32 = 100_000;
         let leases = Leases::new(u64::from(LEASES), None);
         let began = Instant::now();
@@ -529,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_of_buckets_holds_what_was_put_in_few_or_many() {
+    fn bucket_set_holds_few_and_many_buckets() {
         let mut set = BucketSet::default();
         for n in 0..200u32 {
             set.insert(n * 37 % 4096);

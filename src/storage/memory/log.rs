@@ -1,4 +1,4 @@
-//! One partition of the change log, bounded, with those who wait for its next change.
+//! One partition of the change log, with bounded length, and the followers that wait for its next change.
 
 use std::{collections::VecDeque, future::poll_fn, ops::Range, task::Poll, task::Waker};
 
@@ -10,21 +10,21 @@ use crate::{
     storage::{Changes, LogError, LogPoint, Mark, Position},
 };
 
-/// Changes are kept in segments of this many and given up a segment at a time: growing a single ring of a million changes
-/// would hold the lock for milliseconds.
+/// Changes are stored and removed in segments of this many. Growing a single ring of a million changes would hold the
+/// lock for milliseconds.
 const SEGMENT: usize = 4096;
 
-/// Of the changes that a follower has read so many stay, for another that is not as far: the subject keeps for its observers what
-/// it has read, and a million changes in two logs take 40 MB more.
+/// How many of the changes that a follower has read are kept for slower followers. The subject keeps what it has read
+/// for its own observers, and a second copy of a million changes would take another 40 MB.
 const KEPT_OF_READ: usize = 16 * SEGMENT;
 
 pub(super) struct Log {
     state: Mutex<State>,
-    /// They are known from the oldest change held on.
+    /// Known from the oldest held change on.
     marks: Marks,
 }
 
-/// A log that is locked for changes to be appended.
+/// A log that is locked while changes are appended.
 pub(super) struct Appending<'a>(MutexGuard<'a, State>);
 
 struct State {
@@ -32,24 +32,25 @@ struct State {
     segments: VecDeque<Vec<SessionEvent>>,
     segment_len: usize,
     max_segments: usize,
-    /// How many of the changes that somebody has read are kept.
+    /// How many of the changes that some follower has read are kept.
     kept_of_read: u64,
-    /// The position before the first change held.
+    /// The position before the first held change.
     oldest: u64,
     newest: u64,
-    /// Followers are told of changes up to here: what is settled and, where changes must be on disk first, is there.
+    /// Followers are shown the changes up to this position: those that are settled and, with a journal, durable.
     visible: u64,
-    /// Somebody has read up to here.
+    /// The furthest position that a follower has read.
     read: u64,
     shows_settled: bool,
-    /// Those who wait for a change after `visible` as it was at that time.
+    /// Followers waiting for the next visible change.
     followers: Vec<Waker>,
-    /// Memory for the next segment, of the last that was given up: a full log allocates nothing.
+    /// Memory for the next segment, usually from the last removed one, so that a full log allocates nothing.
     spare: Vec<SessionEvent>,
 }
 
 impl Log {
-    /// One whose followers see changes when they are [settled](Self::settle), or when they are [shown](Self::show).
+    /// Makes an empty log. Followers see changes once they are [settled](Self::settle) if `shows_settled`, otherwise
+    /// once they are [shown](Self::show).
     pub(super) fn new(retain: usize, shows_settled: bool, marks: Marks) -> Self {
         let segment_len = retain.clamp(1, SEGMENT);
         let state = State {
@@ -69,13 +70,13 @@ impl Log {
         Self { state: Mutex::new(state), marks }
     }
 
-    /// Lets the log begin after `position`: what follows is [restored](Self::restore).
+    /// Makes the log begin after `position`. Later changes are [restored](Self::restore).
     pub(super) fn restore_from(&self, position: Position) {
         let mut state = self.state.lock();
         (state.oldest, state.newest, state.visible) = (position.0, position.0, position.0);
     }
 
-    /// Appends a change that was made in an earlier life of the registry.
+    /// Appends a change from before a restart.
     pub(super) fn restore(&self, event: SessionEvent) {
         let mut state = self.state.lock();
         state.append(event);
@@ -83,7 +84,7 @@ impl Log {
         drop(state.trim());
     }
 
-    /// Shows changes up to `position` to followers.
+    /// Shows the changes up to `position` to followers.
     pub(super) fn show(&self, position: Position) {
         let mut state = self.state.lock();
         let (followers, unused) = (state.show(position.0), state.trim());
@@ -92,13 +93,13 @@ impl Log {
         drop(unused);
     }
 
-    /// Locks it for changes to be appended. [`settle`](Self::settle) must follow, when no lock is held.
+    /// Locks the log to append changes. [`settle`](Self::settle) must follow once no other lock is held.
     pub(super) fn appending(&self) -> Appending<'_> {
         Appending(self.state.lock())
     }
 
-    /// Does what follows on some appended changes and takes no lock to be done: shows them to those who wait for changes, all at
-    /// once, and makes memory ready for more, which the kernel may take milliseconds to hand out.
+    /// Completes appends once no other lock is held: shows the changes to the waiting followers, all at the same time,
+    /// and allocates memory for more changes, which may take the kernel milliseconds.
     pub(super) fn settle(&self) {
         let mut state = self.state.lock();
         let newest = state.newest;
@@ -121,14 +122,14 @@ impl Log {
         Position(self.state.lock().newest)
     }
 
-    /// The point of the newest change.
+    /// Returns the point of the newest change.
     pub(super) fn newest_point(&self) -> LogPoint {
         let position = self.newest();
-        // The mark of what is newest is always known.
+        // The mark of the newest change is always known.
         LogPoint { position, mark: self.marks.at(position).unwrap_or_default() }
     }
 
-    /// Returns the points between which changes are held and shown to followers.
+    /// Returns the range of points between which changes are held and visible to followers.
     pub(super) fn extent(&self) -> Range<LogPoint> {
         let (oldest, visible) = {
             let mut state = self.state.lock();
@@ -139,7 +140,7 @@ impl Log {
         point(oldest)..point(visible)
     }
 
-    /// Returns the mark at a position. None ahead of what followers are shown, and where the mark was forgotten.
+    /// Returns the mark at a position. `None` beyond what followers see, or if the mark was forgotten.
     pub(super) fn mark(&self, position: Position) -> Option<Mark> {
         let is_shown = {
             let mut state = self.state.lock();
@@ -167,28 +168,28 @@ impl Appending<'_> {
         self.0.append(event);
     }
 
-    /// The position of the newest change.
+    /// Returns the position of the newest change.
     pub(super) fn newest(&self) -> Position {
         Position(self.0.newest)
     }
 }
 
 impl State {
-    /// Shows changes up to `visible`, and gives those to wake for it.
+    /// Shows the changes up to `visible`. Returns the followers to wake.
     fn show(&mut self, visible: u64) -> Vec<Waker> {
         self.visible = visible;
         std::mem::take(&mut self.followers)
     }
 
-    /// Shows changes that are yet to be settled. Their buckets are unlocked before they are, so whoever asks how far the log reaches
-    /// may have seen them. Followers are woken when they are settled.
+    /// Makes unsettled changes visible. Their buckets are unlocked before they are settled, so a caller that reads the
+    /// end of the log may have seen these changes. Followers are woken when the changes are settled.
     fn catch_up(&mut self) {
         if self.shows_settled {
             self.visible = self.newest;
         }
     }
 
-    /// Gives up the oldest changes, as many as need not be kept. What is given back is to be freed when the log is not locked.
+    /// Removes the oldest changes that need not be kept. Free the returned memory after unlocking the log.
     #[must_use]
     fn trim(&mut self) -> Vec<Vec<SessionEvent>> {
         let mut unused = Vec::new();
@@ -216,10 +217,10 @@ impl State {
         self.newest += 1;
     }
 
-    /// How many segments there may be, as long as the oldest is what it is.
+    /// Returns how many segments may be held, given the current oldest one.
     fn most_segments(&self) -> usize {
         match self.oldest + self.segment_len as u64 {
-            // A follower must not lose its place to changes that it is not shown.
+            // A follower must not lose its place because of changes that it cannot see yet.
             end if end > self.visible => usize::MAX,
             end if end + self.kept_of_read > self.read => self.max_segments,
             _ => 0,
@@ -255,7 +256,7 @@ impl State {
         Poll::Ready(Ok(Changes { events, mark }))
     }
 
-    /// Up to `limit` changes, without the first `skip` that are held.
+    /// Returns up to `limit` visible changes, skipping the first `skip` held ones.
     fn read(&self, skip: usize, limit: usize) -> Vec<SessionEvent> {
         let shown = (self.visible - self.oldest) as usize;
         let limit = limit.min(shown - skip);
@@ -285,9 +286,9 @@ mod tests {
         SessionEvent::created(SessionKey::new(0, session), None)
     }
 
-    /// Between a change and its being settled its bucket is unlocked already.
+    /// A bucket is unlocked between a change and its settling.
     #[tokio::test(start_paused = true)]
-    async fn the_log_reaches_up_to_changes_that_are_yet_to_be_settled() {
+    async fn log_extent_includes_unsettled_changes() {
         let log = Log::new(100, true, Marks::random());
         log.appending().append(event(1));
         let end = log.extent().end;
@@ -295,7 +296,7 @@ mod tests {
         assert_eq!(log.mark(end.position), Some(end.mark));
         let next = log.changes_after(end, 10);
         tokio::pin!(next);
-        timeout(Duration::from_millis(1), &mut next).await.expect_err("nothing comes after it yet");
+        timeout(Duration::from_millis(1), &mut next).await.expect_err("there is no further change yet");
         log.appending().append(event(2));
         log.settle();
         assert_eq!(next.await.unwrap().events, [event(2)]);

@@ -1,4 +1,4 @@
-//! Which mark holds at which position of a log.
+//! The marks of a log, by position.
 
 use crate::{
     random::random_u64,
@@ -21,12 +21,12 @@ pub(in crate::storage) struct Stretch {
 }
 
 impl Marks {
-    /// Makes a random mark that holds at all positions.
+    /// Makes a random mark for all positions.
     pub(in crate::storage) fn random() -> Self {
         Self { oldest: Stretch { from: Position(0), mark: Mark(random_u64()) }, later: Vec::new() }
     }
 
-    /// Takes over these stretches. None if there are none or they are not in order.
+    /// Takes these stretches. `None` if there are none, or if they are out of order.
     pub(in crate::storage) fn new(stretches: impl IntoIterator<Item = Stretch>) -> Option<Self> {
         let mut stretches = stretches.into_iter();
         let marks = Self { oldest: stretches.next()?, later: stretches.collect() };
@@ -35,12 +35,12 @@ impl Marks {
         is_ordered.then_some(marks)
     }
 
-    /// Returns the mark at a position. None before the oldest stretch.
+    /// Returns the mark at a position. `None` before the oldest stretch.
     pub(in crate::storage) fn at(&self, position: Position) -> Option<Mark> {
         (position >= self.oldest.from).then(|| self.since_oldest(position))
     }
 
-    /// Returns the mark at a position that is not before the oldest stretch.
+    /// Returns the mark at a position, which must not be before the oldest stretch.
     pub(in crate::storage) fn since_oldest(&self, position: Position) -> Mark {
         let before = self.later.partition_point(|later| later.from <= position);
         before.checked_sub(1).map_or(self.oldest.mark, |last| self.later[last].mark)
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_holds_until_the_next_stretch_begins() {
+    fn mark_holds_until_the_next_stretch_begins() {
         let marks = Marks::new([stretch(5, 50), stretch(6, 60), stretch(9, 90)]).unwrap();
         let at = |position| marks.at(Position(position)).map(|mark| mark.0);
         assert_eq!(
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn stretches_that_are_out_of_order_are_refused() {
+    fn stretches_out_of_order_are_refused() {
         assert!(Marks::new([]).is_none());
         for stretches in [[stretch(1, 1), stretch(1, 2), stretch(3, 3)], [stretch(1, 1), stretch(3, 2), stretch(2, 3)]]
         {

@@ -1,4 +1,4 @@
-//! A memory storage that goes on where an earlier life of the registry ended, and what it tells of itself so that it can.
+//! Rebuilds a memory storage after a restart, and exposes what is needed to write it to disk.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,28 +15,29 @@ use crate::{
     },
 };
 
-/// What stays the same in every life of a registry.
+/// What stays the same across restarts of a registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::storage) struct Identity {
     pub(in crate::storage) registry_id: RegistryId,
-    /// Sessions are put into buckets by a hash with this key.
+    /// The key of the hash that assigns sessions to buckets.
     pub(in crate::storage) hash_key: [u64; 2],
-    /// How many of those there are.
+    /// The number of buckets.
     pub(in crate::storage) buckets: u32,
 }
 
-/// A memory storage as it is put together: its leases first, then its buckets, then what was recorded after them.
+/// A memory storage under reconstruction. Restore its leases first, then its buckets, then replay the records after
+/// them.
 pub(in crate::storage) struct Restore {
     storage: MemoryStorage,
-    /// The record that each bucket reflects so far.
+    /// The last record that each bucket reflects so far.
     reflected: Vec<Lsn>,
     leases: HashMap<LeaseId, Arc<Lease>>,
-    /// Leases that are gone, under which there were sessions for a while.
+    /// Leases that no longer exist, but that replayed records mention.
     gone: Vec<Arc<Lease>>,
 }
 
 impl Restore {
-    /// Begins with nothing. What happens after is recorded in `journal`. The log has these marks.
+    /// Starts with an empty registry whose log has these marks. Later changes are recorded in `journal`.
     pub(in crate::storage) fn new(
         identity: Identity,
         options: MemoryOptions,
@@ -54,7 +55,7 @@ impl Restore {
         self.leases.insert(id, self.storage.leases.restore(id, row));
     }
 
-    /// Puts sessions that are under `lease` into a bucket.
+    /// Adds sessions under `lease` to a bucket.
     pub(in crate::storage) fn sessions(
         &mut self,
         bucket_index: u32,
@@ -77,22 +78,22 @@ impl Restore {
         *self.storage.session_count.get_mut() += count;
     }
 
-    /// The sessions of a bucket are all there as they were after the record `lsn`.
+    /// Notes that the restored sessions of a bucket reflect all records up to `lsn`.
     pub(in crate::storage) fn reflects(&mut self, bucket: u32, lsn: Lsn) {
         self.reflected[bucket as usize] = lsn;
     }
 
-    /// The log begins after `position`.
+    /// Makes the log begin after `position`.
     pub(in crate::storage) fn log_from(&mut self, position: Position) {
         self.storage.logs[0].restore_from(position);
     }
 
-    /// Repeats what was recorded, in order.
+    /// Replays a record. Records must be replayed in order.
     pub(in crate::storage) fn record(&mut self, lsn: Lsn, record: ReadRecord) {
         let ReadRecord::Event(event) = record else { return };
         self.storage.logs[0].restore(event);
         let SessionEvent { session, change, lease } = event;
-        // The leases that the session comes under, and that it was under before.
+        // The session's lease after the change, and before it.
         let (lease, before) = match change {
             SessionChange::Created => (lease, None),
             SessionChange::Moved { previous } => (lease, previous),
@@ -127,12 +128,12 @@ impl Restore {
                 slots.enter(slot);
                 bucket.set_lease(place, slot);
             }
-            // A file that tells of such a thing is not of this program.
+            // The record contradicts the bucket, so sessiond did not write this file.
             _ => {}
         }
     }
 
-    /// The slot of a lease, under which there may be sessions in that bucket now.
+    /// Returns the slot of a lease, and notes that it may have sessions in that bucket.
     fn enter(&mut self, bucket: u32, lease: Option<LeaseId>) -> u32 {
         let Some(id) = lease else { return 0 };
         let Self { storage, leases, gone, .. } = self;
@@ -145,8 +146,8 @@ impl Restore {
         lease.slot
     }
 
-    /// The registry was away for that long, if anybody knows. Returns what its leases live for at least.
-    pub(in crate::storage) fn was_away(&mut self, outage: Option<Duration>) -> Duration {
+    /// Extends all leases after an outage of that length, if it is known. Returns the time that they live at least.
+    pub(in crate::storage) fn extend_leases_after(&mut self, outage: Option<Duration>) -> Duration {
         let grace = self.storage.grace_after(outage);
         self.storage.leases.keep_all_alive(grace);
         grace
@@ -160,8 +161,8 @@ impl Restore {
             }
             for lease in self.gone {
                 if used.contains(&lease.slot) {
-                    // Its end was not told to anybody: the sessions under it go as they would have.
-                    self.storage.leases.leave(super::Ended { lease, reason: DestroyReason::LeaseExpired });
+                    // The end of this lease was never reported. Destroy its sessions as if the lease expired.
+                    self.storage.leases.hand_over(super::Ended { lease, reason: DestroyReason::LeaseExpired });
                 } else {
                     self.storage.leases.restore_free(&lease);
                 }
@@ -172,10 +173,10 @@ impl Restore {
 }
 
 impl MemoryStorage {
-    /// The sessions of a bucket with their leases, and the last record that they reflect.
+    /// Returns the sessions of a bucket with their leases, and the last record that they reflect.
     pub(in crate::storage) fn checkpoint(&self, bucket: u32) -> (Lsn, Vec<(Option<LeaseId>, SessionKey)>) {
         let bucket = self.buckets[bucket as usize].lock();
-        // Under the bucket's lock nothing of it is recorded, and no slot under which it has sessions changes hands.
+        // While the bucket is locked, nothing about it is recorded, and the slots of its sessions keep their leases.
         let lsn = self.journal.as_ref().map_or(Lsn(0), |journal| journal.newest());
         let sessions = bucket.leased().map(|(session, slot)| (self.leases.id(slot), session)).collect();
         (lsn, sessions)
@@ -186,17 +187,17 @@ impl MemoryStorage {
         self.logs[0].show(position);
     }
 
-    /// The last change of the log.
+    /// Returns the position of the newest change.
     pub(in crate::storage) fn newest(&self) -> Position {
         self.logs[0].newest()
     }
 
-    /// How many leases there are.
+    /// Returns the number of leases.
     pub(in crate::storage) fn leases(&self) -> u64 {
         self.leases.count()
     }
 
-    /// How many sessions there are.
+    /// Returns the number of sessions.
     pub(in crate::storage) fn sessions(&self) -> u64 {
         self.session_count.load(Ordering::Relaxed)
     }

@@ -1,4 +1,5 @@
-//! Which lease each slot stands for and how many sessions it has, without a lock: every change of a session under a lease asks.
+//! Maps slots to leases and counts their sessions. It takes no lock, because every change of a session under a lease
+//! uses it.
 
 use std::sync::{
     OnceLock,
@@ -8,13 +9,13 @@ use std::sync::{
 use super::bucket::LeaseSlot;
 use crate::session::LeaseId;
 
-/// The slots of the first segment. Each further one has twice as many as the one before.
+/// The number of slots in the first segment. Each further segment doubles it.
 const FIRST: u32 = 64;
 
-/// As many segments as 2^32 slots need.
+/// Enough segments for 2^32 slots.
 const SEGMENTS: usize = 27;
 
-/// Added to the number of a lease that has ended. No lease has so large a number.
+/// A flag on the number of a lease that has ended. Lease numbers stay below it.
 const ENDED: u64 = 1 << 63;
 /// The same for a lease that lingers.
 const LINGERS: u64 = 1 << 62;
@@ -24,39 +25,40 @@ const _: () = assert!(LeaseId::MAX < LINGERS);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LeaseState {
     Live,
-    /// It was revoked, and ends later. No session comes under it.
+    /// Revoked, and ends later. No session can come under it.
     Lingers,
     /// Its sessions are being destroyed.
     Ended,
 }
 
-/// The leases by their slots, which count from 1. Slots come and go under the lock of the leases. A slot keeps its lease while any
-/// session is under it, so whoever has a bucket locked may ask for the slots of its sessions.
+/// The leases by slot. Slots start at 1, and are assigned and freed under the lock of the leases. A slot keeps its
+/// lease while any session is under it, so the slots of a bucket's sessions can be looked up while that bucket is
+/// locked.
 #[derive(Default)]
 pub(super) struct Slots([OnceLock<Box<[Slot]>>; SEGMENTS]);
 
 #[derive(Default)]
 struct Slot {
-    /// The number of the lease, and whether it has ended or lingers.
+    /// The number of the lease, with a flag if it has ended or lingers.
     lease: AtomicU64,
-    /// How many sessions are under it.
+    /// How many sessions are under the lease.
     sessions: AtomicU64,
 }
 
 impl Slots {
-    /// Gives a slot to a lease that lives.
+    /// Assigns a slot to a live lease.
     pub(super) fn set(&self, slot: LeaseSlot, lease: LeaseId) {
         let (segment, offset) = place(slot);
         let made = || (0..u64::from(FIRST) << segment).map(|_| Slot::default()).collect();
         self.0[segment].get_or_init(made)[offset].lease.store(lease.number(), Ordering::Release);
     }
 
-    /// Notes that the lease of a slot has ended.
+    /// Marks a slot's lease as ended.
     pub(super) fn end(&self, slot: LeaseSlot) {
         self.flag(slot, ENDED);
     }
 
-    /// Notes that the lease of a slot lingers.
+    /// Marks a slot's lease as lingering.
     pub(super) fn linger(&self, slot: LeaseSlot) {
         self.flag(slot, LINGERS);
     }
@@ -67,33 +69,35 @@ impl Slots {
         }
     }
 
-    /// Returns the lease that has a slot; none for 0.
+    /// Returns the lease of a slot. `None` for slot 0.
     pub(super) fn id(&self, slot: LeaseSlot) -> Option<LeaseId> {
         LeaseId::from_number(self.load(slot) & !(ENDED | LINGERS))
     }
 
-    /// Counts a session that comes under the lease of a slot. Called while its bucket is locked, as is [`leave`](Self::leave).
+    /// Counts a session that comes under a slot's lease. Like [`leave`](Self::leave), called while its bucket is
+    /// locked.
     pub(super) fn enter(&self, slot: LeaseSlot) {
         if let Some(slot) = self.get(slot) {
             slot.sessions.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Counts sessions that are no longer under the lease of a slot.
+    /// Counts sessions that leave a slot's lease.
     pub(super) fn leave(&self, slot: LeaseSlot, sessions: u64) {
         if let Some(slot) = self.get(slot) {
             slot.sessions.fetch_sub(sessions, Ordering::Relaxed);
         }
     }
 
-    /// How many sessions are under the lease of a slot.
+    /// Returns how many sessions are under a slot's lease.
     pub(super) fn sessions(&self, slot: LeaseSlot) -> u64 {
         self.get(slot).map_or(0, |slot| slot.sessions.load(Ordering::Relaxed))
     }
 
-    /// What the lease `id`, which was given this slot, accepts now. Once its slot names another lease, it has ended.
+    /// Returns what lease `id`, which was given this slot, accepts now. If the slot belongs to another lease by now,
+    /// `id` has ended.
     ///
-    /// For a change of a session under the lease, this is asked while the session's bucket is locked: see
+    /// To change a session under the lease, call this while the session's bucket is locked: see
     /// [`Lease::enter`](super::lease::Lease::enter).
     pub(super) fn state(&self, slot: LeaseSlot, id: LeaseId) -> LeaseState {
         match self.load(slot) ^ id.number() {
@@ -103,12 +107,12 @@ impl Slots {
         }
     }
 
-    /// Whether the lease of a slot has ended, so that sessions are under it in name only.
+    /// Returns whether a slot's lease has ended. Sessions still under it then count as under no lease.
     pub(super) fn has_ended(&self, slot: LeaseSlot) -> bool {
         self.load(slot) & ENDED != 0
     }
 
-    /// Whether the lease of a slot protects its sessions: it has neither ended nor lingers.
+    /// Returns whether a slot's lease protects its sessions, that is, neither lingers nor has ended.
     pub(super) fn protects(&self, slot: LeaseSlot) -> bool {
         let lease = self.load(slot);
         lease != 0 && lease & (ENDED | LINGERS) == 0
@@ -127,7 +131,7 @@ impl Slots {
     }
 }
 
-/// The segment of a slot, and its place there.
+/// Returns the segment of a slot, and its index there.
 fn place(slot: LeaseSlot) -> (usize, usize) {
     let number = u64::from(slot - 1) + u64::from(FIRST);
     let segment = number.ilog2() - FIRST.ilog2();
@@ -139,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_slot_has_a_place_of_its_own() {
+    fn each_slot_keeps_its_own_lease_and_state() {
         let slots = Slots::default();
         let lease = |slot: u32| LeaseId::from_number(u64::from(slot) + 7);
         for slot in 1..5000 {
@@ -158,7 +162,7 @@ mod tests {
         assert!(!slots.protects(7) && !slots.protects(0));
         slots.set(7, lease(9).unwrap());
         assert!(!slots.has_ended(7));
-        assert_eq!(slots.state(7, lease(7).unwrap()), LeaseState::Ended, "its slot is another's now");
+        assert_eq!(slots.state(7, lease(7).unwrap()), LeaseState::Ended, "its slot belongs to another lease now");
         slots.end(8);
         assert_eq!(slots.state(8, lease(8).unwrap()), LeaseState::Ended);
         let (segment, offset) = place(LeaseSlot::MAX);

@@ -3,21 +3,21 @@ use tokio::time::{Instant, advance};
 
 use super::*;
 
-/// How late the end of a lease may be.
+/// The maximum delay of a lease's end.
 const SOON: Duration = Duration::from_secs(1);
 
 const TTL: Duration = Duration::from_secs(60);
 
 #[tokio::test]
-async fn a_lease_that_ends_within_a_batch_does_not_destroy_what_is_under_the_next() {
+async fn lease_that_ends_during_a_batch_destroy_spares_the_next_lease_in_its_slot() {
     let storage = MemoryStorage::new(MemoryOptions::default());
     let sessions: Vec<_> = (0..=SESSIONS_BETWEEN_YIELDS as i64).map(|id| SessionKey::new(0, id)).collect();
     let last = &sessions[SESSIONS_BETWEEN_YIELDS..];
     let old = storage.grant_lease(TTL, "").await.unwrap();
     let mut destroying = storage.destroy(&sessions, Some(old));
-    assert!((&mut destroying).now_or_never().is_none(), "it pauses before the last session");
+    assert!((&mut destroying).now_or_never().is_none(), "the call yields before the last session");
     storage.revoke_lease(old).await.unwrap();
-    // It takes the place of the old one.
+    // The new lease reuses the slot of the old one.
     let new = storage.grant_lease(TTL, "").await.unwrap();
     assert_eq!(storage.create(last, Some(new)).await.unwrap(), [true]);
     assert!(destroying.await.unwrap().iter().all(|destroyed| !destroyed));
@@ -25,7 +25,7 @@ async fn a_lease_that_ends_within_a_batch_does_not_destroy_what_is_under_the_nex
 }
 
 #[tokio::test]
-async fn a_destroy_of_what_is_not_there_asks_for_no_room() {
+async fn destroying_absent_sessions_does_not_grow_a_bucket() {
     let storage = MemoryStorage::new(MemoryOptions { buckets: 1, ..MemoryOptions::default() });
     let absent = [SessionKey::new(1, 0), SessionKey::new(1, 1)];
     let is_full = || storage.buckets[0].lock().need(false).is_some();
@@ -33,7 +33,7 @@ async fn a_destroy_of_what_is_not_there_asks_for_no_room() {
     assert_eq!(storage.destroy(&absent, None).await.unwrap(), [false, false]);
     assert!(is_full(), "the empty bucket has grown");
     storage.create(&[SessionKey::new(0, 0)], None).await.unwrap();
-    // Not by calls, which leave room for the next one.
+    // Fills the bucket directly, because calls leave room for the next session.
     for id in 1.. {
         let mut bucket = storage.buckets[0].lock();
         if bucket.need(false).is_some() {
@@ -47,7 +47,7 @@ async fn a_destroy_of_what_is_not_there_asks_for_no_room() {
 }
 
 #[tokio::test]
-async fn a_call_leaves_room_for_the_next_one() {
+async fn each_call_leaves_room_for_the_next_session() {
     let storage = MemoryStorage::new(MemoryOptions { buckets: 1, ..MemoryOptions::default() });
     let lease = storage.grant_lease(TTL, "").await.unwrap();
     let needs = |is_leased| storage.buckets[0].lock().need(is_leased);
@@ -63,7 +63,7 @@ async fn a_call_leaves_room_for_the_next_one() {
 }
 
 #[tokio::test]
-async fn changes_are_given_up_sooner_once_they_are_read() {
+async fn changes_are_removed_sooner_once_they_are_read() {
     const RETAIN: u64 = 200_000;
     const KEPT_OF_READ: u64 = 65_536;
     const SEGMENT: u64 = 4096;
@@ -78,15 +78,15 @@ async fn changes_are_given_up_sooner_once_they_are_read() {
         (log.registry_id, held.start.mark, held.start.position..held.end.position)
     };
     let (registry_id, mark, held) = write(RETAIN).await;
-    assert_eq!(held, Position(0)..Position(RETAIN), "nobody has read them");
+    assert_eq!(held, Position(0)..Position(RETAIN), "no follower has read them");
     let read = |after| storage.changes_after(registry_id, 0, LogPoint { position: Position(after), mark }, 1);
     assert_eq!(read(0).await.unwrap().events.len(), 1);
     let (.., held) = write(1).await;
-    assert_eq!(held.start, Position(0), "what a follower was given it may not have got");
+    assert_eq!(held.start, Position(0), "the follower may not have received what the call returned");
     assert_eq!(read(150_000).await.unwrap().events.len(), 1);
     let of_read = (150_000 - KEPT_OF_READ) / SEGMENT * SEGMENT;
     assert_eq!(storage.log().await.unwrap().partitions[0].start.position.0, of_read);
-    // However much comes that it is to read, a follower that is not as far as another keeps its place.
+    // A follower behind the furthest one keeps its place, however many unread changes arrive.
     let (.., held) = write(50_000).await;
     assert_eq!(held.start.0, of_read);
     let (.., held) = write(RETAIN).await;
@@ -94,7 +94,8 @@ async fn changes_are_given_up_sooner_once_they_are_read() {
     assert!(matches!(read(150_000).await, Err(LogError::Trimmed)));
 }
 
-/// A lease with a session, and who expires leases, for some time already. Time is stopped but where it is waited for.
+/// Returns a storage that has been expiring leases for some time, and a lease with one session. The clock must be
+/// paused.
 async fn with_lease(
     ttl: Duration,
     outage_grace: Duration,
@@ -104,14 +105,14 @@ async fn with_lease(
         let storage = Arc::clone(&storage);
         async move { drop(storage.expire_leases().await) }
     });
-    // It has waited for long without a lease.
+    // The task that expires leases has waited for a long time without leases.
     sleep(Duration::from_secs(1000)).await;
     let lease = storage.grant_lease(ttl, "").await.unwrap();
     storage.create(&[SessionKey::new(0, 0)], Some(lease)).await.unwrap();
     (storage, lease, expiring)
 }
 
-/// How long it takes until the session is gone.
+/// Returns how long it takes until the session is destroyed.
 async fn ends_after(storage: &MemoryStorage) -> Duration {
     let began = Instant::now();
     while storage.has(&[SessionKey::new(0, 0)]).await.unwrap() == [true] {
@@ -121,12 +122,12 @@ async fn ends_after(storage: &MemoryStorage) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_moves_deadlines_by_its_own_length() {
+async fn pause_delays_deadlines_by_its_own_length() {
     const TTL: Duration = Duration::from_secs(2);
     for pause in [0, 600, 900, 1000, 1100, 1700, 3000, 4500].map(Duration::from_millis) {
         let (storage, _, expiring) = with_lease(TTL, Duration::from_secs(150)).await;
         sleep(Duration::from_millis(500)).await;
-        // Nobody runs meanwhile.
+        // No task runs in the meantime.
         advance(pause).await;
         let rest = ends_after(&storage).await;
         let wanted = TTL - Duration::from_millis(500);
@@ -137,7 +138,7 @@ async fn a_pause_moves_deadlines_by_its_own_length() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_gives_a_lingering_lease_nothing() {
+async fn pause_does_not_delay_the_end_of_a_lingering_lease() {
     for pause in [900, 4500, 60_000].map(Duration::from_millis) {
         let (storage, lease, expiring) = with_lease(TTL, Duration::from_secs(150)).await;
         storage.revoke_lease_with(lease, pause + Duration::from_secs(2)).await.unwrap();
@@ -151,7 +152,7 @@ async fn a_pause_gives_a_lingering_lease_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_is_kept_alive_outlives_pauses_as_long_as_its_ttl() {
+async fn kept_alive_lease_survives_pauses_as_long_as_its_ttl() {
     let (storage, lease, expiring) = with_lease(Duration::from_secs(1), Duration::from_secs(150)).await;
     for pause in 0..20 {
         for _ in 0..3 {
@@ -159,7 +160,7 @@ async fn a_lease_that_is_kept_alive_outlives_pauses_as_long_as_its_ttl() {
             sleep(Duration::from_millis(333)).await;
         }
         advance(Duration::from_millis(900 + 10 * pause)).await;
-        // The first that comes after it.
+        // The first keep-alive after the pause is a bit late.
         sleep(Duration::from_millis(100)).await;
     }
     storage.keep_lease_alive(lease).await.unwrap();
@@ -167,7 +168,7 @@ async fn a_lease_that_is_kept_alive_outlives_pauses_as_long_as_its_ttl() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_long_pause_gives_leases_the_grace_of_an_outage() {
+async fn long_pause_gives_leases_the_grace_of_an_outage() {
     for (pause, ttl, least) in [(10, 2, 30), (60, 2, 80), (3600, 2, 150), (60, 500, 500)] {
         let (storage, _, expiring) = with_lease(Duration::from_secs(ttl), Duration::from_secs(150)).await;
         sleep(Duration::from_millis(500)).await;
@@ -180,7 +181,7 @@ async fn a_long_pause_gives_leases_the_grace_of_an_outage() {
 }
 
 #[tokio::test]
-async fn slots_that_are_free_do_not_raise_the_limit_of_leases() {
+async fn free_slots_do_not_raise_the_limit_of_leases() {
     let storage = MemoryStorage::new(MemoryOptions { max_leases: 2, ..MemoryOptions::default() });
     let gone: Vec<_> = (1..60).filter_map(LeaseId::from_number).map(|id| storage.leases.restore_gone(id)).collect();
     gone.iter().for_each(|lease| storage.leases.restore_free(lease));

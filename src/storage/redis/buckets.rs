@@ -1,4 +1,4 @@
-//! Reads of buckets, and which of them have sessions under some leases, by the sets of buckets that leases have.
+//! Reads buckets, and finds those that have sessions under given leases. For this, each lease has a set of buckets.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -19,20 +19,20 @@ use crate::{
     storage::{BucketRun, LeaseBuckets, LogError, LogPoint, Position, RegistryId, StorageError},
 };
 
-/// What a partition knows of a lease.
+/// What a partition knows about a lease.
 pub(super) struct Found {
-    /// Its slot, if it is closed there.
+    /// The lease's slot if the lease is closed in the partition, and empty otherwise.
     pub(super) slot: Vec<u8>,
-    /// How many sessions are under it.
+    /// The number of sessions under the lease in the partition.
     held: u64,
     buckets: Buckets,
 }
 
-/// A set of buckets as `lease_find.lua` returns it.
+/// A lease's set of buckets, as `lease_find.lua` returns it.
 enum Buckets {
-    /// Numbers of buckets within the partition.
+    /// The indexes of the buckets within the partition.
     Numbers(Vec<u32>),
-    /// Bits, each for a few neighbouring buckets.
+    /// Bits, each of which stands for one or more consecutive buckets.
     Bits(Vec<u8>),
 }
 
@@ -46,9 +46,10 @@ impl FromRedisValue for Buckets {
 }
 
 impl Registry {
-    /// Asks a partition about leases. With `known`, a place up to which its log was read, also about those that are not
-    /// closed there.
-    /// Returns the end of its log at that moment, too.
+    /// Asks a partition about leases. Also returns the end of the partition's log at that moment.
+    ///
+    /// `known` is a point up to which the caller has read the log, which the log must contain. Without it, only the
+    /// answers for leases that are closed there are reliable.
     pub(super) async fn find<'a>(
         &self,
         partition: &Partition,
@@ -77,8 +78,8 @@ impl Registry {
         Ok((LogPoint { position: Position(position), mark }, found.collect()))
     }
 
-    /// Returns the buckets of a partition that may have sessions under some leases, in order. `None` if every bucket
-    /// may, because the set of a lease was lost.
+    /// Returns the buckets of a partition that may have sessions under the found leases, in ascending order. Returns
+    /// `None` if a lease's set of buckets was lost, so that any bucket may have such sessions.
     pub(super) fn buckets_with<'a>(&self, partition: u32, found: impl Iterator<Item = &'a Found>) -> Option<Vec<u32>> {
         let first = self.first_bucket(partition);
         let (mut buckets, mut all_bits) = (Vec::new(), Vec::new());
@@ -147,8 +148,8 @@ impl RedisStorage {
         self.read_at(registry_id, known, number, read).await
     }
 
-    /// Reads something of a partition, together with the end of its log at that moment. `known` is a place in the log
-    /// for each partition; what is read is of a log that contains it.
+    /// Calls `read` to read something from a partition, together with the end of the partition's log at that moment.
+    /// `known` has a point of each partition's log, and `read` must fail if the log does not contain it.
     async fn read_at<T, F>(
         &self,
         registry_id: RegistryId,
@@ -190,8 +191,7 @@ impl RedisStorage {
         Err(StorageError::from(too_fast()).into())
     }
 
-    /// Reads the first of some buckets, which are in one partition, together with the place in the log that they
-    /// reflect.
+    /// Reads the first of `buckets`, all of one partition. Also returns the point of the log that they reflect.
     async fn read_run(
         &self,
         identity: Arc<Identity>,

@@ -1,4 +1,5 @@
-//! One connection to the server that owns a partition, replaced whenever it is of no more use.
+//! A connection to the server that owns a partition. It is replaced when it fails or when another server owns the
+//! partition.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,20 +9,20 @@ use tokio::{sync::OnceCell, time::Instant};
 
 use super::{fault::Fault, servers::Servers};
 
-/// How long callers are told that a connection failed before the next one is tried.
+/// After a failed attempt to connect, callers get the same error for this long, until the next attempt.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// See the [module](self).
 pub(super) struct Channel {
     servers: Arc<Servers>,
-    /// A key of the partition. Whichever server has it owns the partition.
+    /// A key of the partition. The server that has this key owns the partition.
     key: String,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Connected by the first caller that needs it; the others wait for that.
+    /// The first caller that needs a connection makes it. The others wait.
     link: Arc<OnceCell<Link>>,
     failed: Option<(Instant, Fault)>,
 }
@@ -30,7 +31,7 @@ struct State {
 #[derive(Clone)]
 pub(super) struct Link {
     connection: MultiplexedConnection,
-    /// Redis' run_id, which is new each time a server starts.
+    /// Redis' run_id, which changes each time the server starts.
     pub(super) server: Arc<str>,
     number: u64,
 }
@@ -40,11 +41,12 @@ impl Channel {
         Self { servers, key, state: Mutex::default() }
     }
 
-    /// Returns the connection, and makes one if there is none. `newest` is the server that the partition's newest
-    /// connection leads to. A connection to any other server is given up, because a name may lead to another server by
-    /// now.
+    /// Returns the connection. Makes one if there is none.
     ///
-    /// Cancellation safe: another caller carries on.
+    /// `newest` is the server that the partition's newest connection goes to. A connection to any other server is
+    /// replaced, because the host name may resolve to another server by now.
+    ///
+    /// Cancel safe: if one caller's future is dropped, another caller makes the connection.
     pub(super) async fn link(&self, newest: &Newest) -> Result<Link, Fault> {
         let mut made = false;
         loop {
@@ -58,7 +60,7 @@ impl Channel {
             let connecting = cell.get_or_try_init(async || {
                 made = true;
                 let (connection, server) = self.servers.connect(&self.key).await?;
-                Ok(Link { connection, number: newest.arrived(&server), server })
+                Ok(Link { connection, number: newest.note(&server), server })
             });
             match connecting.await {
                 Ok(link) if made || newest.is(&link.server) => return Ok(link.clone()),
@@ -71,7 +73,7 @@ impl Channel {
         }
     }
 
-    /// Gives up a connection, so that the next caller makes another.
+    /// Drops a connection, so that the next caller makes a new one.
     pub(super) fn discard(&self, link: &Link) {
         let mut state = self.state.lock();
         if state.link.get().is_some_and(|current| current.number == link.number) {
@@ -85,26 +87,26 @@ impl Link {
         self.connection.clone().send_packed_command(command).await?.extract_error()
     }
 
-    /// Returns the answers of a pipeline, each of which may be an error.
+    /// Sends a pipeline. Returns its answers, each of which may be an error.
     pub(super) async fn send_all(&self, commands: &Pipeline) -> Result<Vec<Value>, RedisError> {
         self.connection.clone().send_packed_commands(commands, 0, commands.len()).await
     }
 }
 
-/// The server that the partition's newest connection leads to.
+/// The server that the partition's newest connection goes to.
 #[derive(Debug, Default)]
 pub(super) struct Newest(Mutex<(u64, Option<Arc<str>>)>);
 
 impl Newest {
-    /// Records that a connection to `server` was made, and numbers it.
-    pub(super) fn arrived(&self, server: &Arc<str>) -> u64 {
+    /// Records a new connection to `server`. Returns the connection's number.
+    pub(super) fn note(&self, server: &Arc<str>) -> u64 {
         let mut newest = self.0.lock();
         newest.0 += 1;
         newest.1 = Some(Arc::clone(server));
         newest.0
     }
 
-    /// Makes every connection be replaced.
+    /// Forces the replacement of every connection of the partition.
     pub(super) fn forget(&self) {
         self.0.lock().1 = None;
     }

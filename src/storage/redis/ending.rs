@@ -1,9 +1,10 @@
-//! The end of leases.
+//! Ends leases and destroys their sessions.
 //!
-//! A lease is first marked in the first partition, then closed in every partition at once, and then recorded as ended
-//! in the first one. Only then is anybody told, and only then are its sessions destroyed. From then on no session can
-//! come under it in any partition, whatever crashes. Any replica may take each step, any number of times. Several
-//! leases go through the steps together.
+//! A lease ends in three steps. It is marked in the first partition, closed in all partitions, and recorded as ended in
+//! the first partition. From then on no session can come under it in any partition, even after a crash. Only after the
+//! third step is the end reported, and only then are the sessions destroyed.
+//!
+//! Every step can be taken by any replica, any number of times, and for many leases together.
 
 use tokio::time::interval;
 
@@ -17,36 +18,36 @@ use super::{
 };
 use crate::{random::random_u64, session::LeaseId};
 
-/// The most buckets that one step looks into, and the most sessions that it destroys.
+/// The maximum number of buckets that one step of a sweep searches, and of sessions that it destroys.
 const BUCKETS_A_STEP: usize = 1024;
 const SESSIONS_A_STEP: usize = 512;
 
-/// The most leases that are swept together. Each step of the sweep names all of them.
+/// The maximum number of leases that are swept together. Every step of the sweep names all of them.
 const LEASES_A_SWEEP: usize = 64;
 
-/// How often a lease is closed again because another replica has marked it again meanwhile.
+/// How often the end of a lease is retried because another replica has marked the lease again meanwhile.
 const END_TRIES: usize = 8;
 
-/// A lease that is ending, or that has ended and has to be swept.
+/// A lease that is ending, or that has ended and must be swept.
 #[derive(Clone, Debug)]
 pub(super) struct Ending {
     pub(super) lease: Vec<u8>,
-    /// The letter of its sessions' events.
+    /// The letter of the destroy events of its sessions.
     pub(super) reason: u8,
     pub(super) owner: String,
-    /// How many sessions are under it, if the counts can be trusted.
+    /// The number of sessions under the lease, by counts that may be wrong after a key was lost.
     pub(super) sessions: u64,
-    /// Whether it lingers first.
+    /// Whether the lease begins to linger instead of ending.
     lingers: bool,
-    /// Whether it has ended already.
+    /// Whether the end was recorded.
     has_ended: bool,
-    /// The number of its mark.
+    /// The number of the mark.
     number: String,
 }
 
 impl Ending {
-    /// Parses what `lease_end.lua` records of a lease: state and reason, the number of its mark, until when its end may
-    /// be recorded, when it ends if it is to linger, its ttl and its owner.
+    /// Parses the record that `lease_end.lua` makes of a lease: state and reason, number of the mark, deadline for
+    /// recording the end, end of the linger (0 for none), ttl, owner.
     pub(super) fn parse(lease: Vec<u8>, known: &[u8]) -> Self {
         let text = String::from_utf8_lossy(known);
         let state = text.as_bytes();
@@ -63,13 +64,13 @@ impl Ending {
     }
 }
 
-/// What the first partition says about a lease.
+/// The state of a lease in the first partition.
 pub(super) enum State {
     Lives,
     Lingers,
-    /// Marked, with its record.
+    /// Marked. Contains its record.
     Ending(Vec<u8>),
-    /// Ended and not yet swept everywhere, with its record.
+    /// Ended, and not yet swept in all partitions. Contains its record.
     Ended(Vec<u8>),
     /// Ended and swept, or never granted.
     Gone,
@@ -78,34 +79,34 @@ pub(super) enum State {
 /// A lease that is closed in a partition.
 struct Closed<'a> {
     ending: &'a Ending,
-    /// Its place among the leases that are swept together.
-    place: usize,
+    /// Its index among the leases that are swept together.
+    index: usize,
     slot: Vec<u8>,
 }
 
-/// The fault if the end of a lease, or its linger, was not recorded in time.
+/// Returns the fault if the end of a lease, or its linger, was not recorded in time.
 pub(super) fn too_slow() -> Fault {
-    Fault::unsent("Redis was too slow to end the lease in time; it lives on")
+    Fault::unsent("Redis was too slow to revoke the lease in time; the lease lives on")
 }
 
-/// Returns a number that tells one mark or closing from all others. Scripts take it as digits.
+/// Returns a random number that identifies a mark, a closing or a look. Scripts take it as decimal digits.
 pub(super) fn random_number() -> u64 {
     random_u64()
 }
 
 impl Registry {
-    /// Returns a call of a script that ends leases.
+    /// Starts a call of a script that ends leases.
     pub(super) fn ending_call(&self, script: &Script) -> Call {
         self.call(script, self.first(), &["leases", "deadlines", "ended", "claims"], 0)
     }
 
-    /// Ends a lease that has been marked, unless it turns out to be alive. The next look for leases to sweep finds its
-    /// sessions.
+    /// Takes the remaining steps for a lease that somebody marked. The lease may turn out to be alive after all. If it
+    /// ended, the next look for leases to sweep finds it.
     pub(super) async fn finish_ending(&self, lease: LeaseId, known: &[u8]) -> Result<(), Fault> {
         self.end(vec![Ending::parse(lease_bytes(lease).to_vec(), known)]).await.map(drop)
     }
 
-    /// Ends a lease that was just marked, and destroys its sessions. Returns how many once none is left.
+    /// Ends a lease that was just marked, and destroys its sessions. Returns their number after all are destroyed.
     pub(super) async fn end_and_sweep(&self, lease: LeaseId, mut known: Vec<u8>) -> Result<u64, Fault> {
         let mut destroyed = 0;
         for _ in 0..END_TRIES {
@@ -115,16 +116,16 @@ impl Registry {
                 destroyed += self.sweep(&ended).await?.into_iter().sum::<u64>();
             }
             match self.state_of(lease).await? {
-                // A replica has marked it again, perhaps because it found sessions from before the end.
+                // Another replica has marked it again, perhaps because a partition came back with the lease.
                 State::Ending(again) | State::Ended(again) => known = again,
                 State::Lives | State::Lingers => return Err(too_slow()),
                 State::Gone => return Ok(destroyed),
             }
         }
-        Err(Fault::unsent("other replicas keep marking the lease; it ends soon"))
+        Err(Fault::unsent("other replicas keep marking the lease; it will end soon"))
     }
 
-    /// Asks the first partition about a lease.
+    /// Asks the first partition for the state of a lease.
     pub(super) async fn state_of(&self, lease: LeaseId) -> Result<State, Fault> {
         let asked = self.with_identity(|identity| async move {
             let first = self.first();
@@ -143,12 +144,13 @@ impl Registry {
         })
     }
 
-    /// Closes marked leases in every partition, and records that they have ended. Returns those that have.
+    /// Closes marked leases in all partitions, and records that they have ended or begun to linger. Returns those that
+    /// have ended.
     pub(super) async fn end(&self, mut endings: Vec<Ending>) -> Result<Vec<Ending>, Fault> {
         let leases: Vec<&[u8]> = endings.iter().map(|ending| &ending.lease[..]).collect();
         let leases = &leases[..];
-        let ways: String = endings.iter().map(|ending| if ending.lingers { '~' } else { '.' }).collect();
-        let ways = ways.as_str();
+        let kinds: String = endings.iter().map(|ending| if ending.lingers { '~' } else { '.' }).collect();
+        let kinds = kinds.as_str();
         let marks: Vec<_> = endings.iter().map(|ending| (&ending.lease[..], ending.number.as_str())).collect();
         let marks = &marks[..];
         let (held, ended) = self
@@ -158,7 +160,7 @@ impl Registry {
                     let number = random_number();
                     let closed = partition.run::<Vec<u64>>(DURABLE, |_| {
                         let call = self.call(&self.scripts.lease_close, &partition, &["attached", "closed", "held"], 0);
-                        call.arg(birth).arg(number).arg(ways).arg(leases)
+                        call.arg(birth).arg(number).arg(kinds).arg(leases)
                     });
                     closed.await
                 });
@@ -171,8 +173,8 @@ impl Registry {
                 Ok((held, ended.await?))
             })
             .await?;
-        for (place, ending) in endings.iter_mut().enumerate() {
-            ending.sessions = held.iter().filter_map(|partition| partition.get(place)).sum();
+        for (index, ending) in endings.iter_mut().enumerate() {
+            ending.sessions = held.iter().filter_map(|partition| partition.get(index)).sum();
         }
         let mut ended = ended.into_iter();
         endings.retain(|_| ended.next() == Some(1));
@@ -185,8 +187,8 @@ impl Registry {
         Ok(endings)
     }
 
-    /// Destroys the sessions of leases that have ended. Returns how many for each. If this is cut off, some replica's
-    /// [`expire_leases`](Self::expire_leases) finishes the sweep.
+    /// Destroys the sessions of leases that have ended. Returns the number for each lease. If this is interrupted, the
+    /// [`expire_leases`](Self::expire_leases) of some replica finishes the sweep.
     pub(super) async fn sweep(&self, ended: &[Ending]) -> Result<Vec<u64>, Fault> {
         let sweeping = async {
             let mut destroyed = vec![0; ended.len()];
@@ -207,7 +209,7 @@ impl Registry {
         }
     }
 
-    /// Renews the claim on leases while they are swept.
+    /// Renews the claim on leases until the future is dropped. Returns only after a fault.
     async fn keep_claim(&self, ended: &[Ending]) -> Fault {
         let mut again = interval(CLAIM / 4);
         again.tick().await;
@@ -227,7 +229,7 @@ impl Registry {
         }
     }
 
-    /// Forgets leases that are swept in every partition.
+    /// Deletes the records of leases that are swept in all partitions.
     async fn forget_ended(&self, ended: &[Ending]) -> Result<(), Fault> {
         let done = self.with_identity(|identity| async move {
             let done = self.first().run::<u32>(DURABLE, |_| {
@@ -249,21 +251,21 @@ impl Registry {
         let mut destroyed = vec![0; ended.len()];
         let leases = ended.iter().map(|ending| &ending.lease[..]);
         let (_, found) = self.find(partition, identity, None, leases).await?;
-        // None if a set of buckets was lost. Then every bucket has to be searched.
+        // None if a set of buckets was lost. Then every bucket must be searched.
         let buckets = self.buckets_with(partition.number, found.iter().filter(|found| !found.slot.is_empty()));
         let found = ended.iter().zip(found).enumerate().filter(|(_, (_, found))| !found.slot.is_empty());
-        let closed: Vec<_> = found.map(|(place, (ending, found))| Closed { ending, place, slot: found.slot }).collect();
+        let closed: Vec<_> = found.map(|(index, (ending, found))| Closed { ending, index, slot: found.slot }).collect();
         if closed.is_empty() {
             return Ok(destroyed);
         }
-        let is_over = match buckets {
+        let is_swept = match buckets {
             Some(buckets) => {
                 self.sweep_buckets(partition, identity, &closed, buckets.into_iter(), false, &mut destroyed).await?;
                 !self.forget_swept(partition, identity, &closed, false).await?
             }
             None => false,
         };
-        if !is_over {
+        if !is_swept {
             let buckets = self.buckets_of(partition.number);
             self.sweep_buckets(partition, identity, &closed, buckets, true, &mut destroyed).await?;
             self.forget_swept(partition, identity, &closed, true).await?;
@@ -271,8 +273,9 @@ impl Registry {
         Ok(destroyed)
     }
 
-    /// Destroys sessions in some buckets: those under closed leases or, if no lease is named, those under unknown
-    /// slots. `is_all` says that these are all buckets. Each of them is searched then, whatever the counts say.
+    /// Destroys the sessions in `buckets` that are under closed leases or, if `closed` is empty, under unknown slots.
+    /// Adds to `destroyed` the number for each lease, and returns the sum. With `is_all`, these are all buckets of the
+    /// partition, and each is searched, whatever the counts of sessions say.
     async fn sweep_buckets(
         &self,
         partition: &Partition,
@@ -305,17 +308,17 @@ impl Registry {
             });
             let (done, next, count, counts) = swept.await?;
             all += count;
-            for (Closed { place, .. }, count) in closed.iter().zip(counts) {
-                destroyed[*place] += count;
+            for (Closed { index, .. }, count) in closed.iter().zip(counts) {
+                destroyed[*index] += count;
             }
             some.drain(..done.min(some.len()));
             cursor = next;
-            // Lets other tasks run.
             tokio::task::yield_now().await;
         }
     }
 
-    /// Forgets leases that are swept in a partition. Returns whether one of them still has sessions, by the counts.
+    /// Deletes a partition's keys of leases that are swept there. Returns whether some lease still has sessions, by the
+    /// counts. Such a lease is kept, unless `is_all` says that all buckets were searched.
     async fn forget_swept(
         &self,
         partition: &Partition,
@@ -332,12 +335,16 @@ impl Registry {
         Ok(forgotten.await?.into_iter().any(|left| left != 0))
     }
 
-    /// Destroys the sessions of a partition that are under unknown slots.
+    /// Destroys the sessions of a partition that are under slots without a known lease.
     pub(super) async fn sweep_unknown(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
         let buckets = self.buckets_of(partition.number);
         let destroyed = self.sweep_buckets(partition, identity, &[], buckets, true, &mut []).await?;
         if destroyed > 0 {
-            tracing::error!(partition = partition.number, destroyed, "destroyed sessions whose lease was lost");
+            tracing::error!(
+                partition = partition.number,
+                destroyed,
+                "destroyed sessions under leases that Redis had lost"
+            );
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
-//! Entries of a partition's log. Each holds the changes of one script.
+//! Entries of a partition's log. An entry holds the changes of one script: see `scripts/append.lua`.
 //!
-//! An entry's id is the position of its last change and the number of its changes. Its field has the mark of the entry
-//! before it, its own mark, and the changes. A change is a letter, the session and, if there is one, its lease; for a move also
-//! the lease before, or zeros. See `scripts/append.lua`.
+//! An entry's id consists of the position of its last change and the number of its changes. Its only field holds the
+//! mark of the previous entry, the entry's own mark, and the changes. A change is a letter, the session and, if the
+//! letter is uppercase, the session's lease. A move also has the previous lease, or zeros for none.
 
 use redis::Value;
 
@@ -17,9 +17,9 @@ const SESSION_BYTES: usize = 16;
 /// A parsed entry.
 #[derive(Debug)]
 pub(super) struct Entry {
-    /// The place before it.
+    /// The point of the log just before the entry.
     pub(super) after: LogPoint,
-    /// The place of its last change.
+    /// The point of its last change.
     pub(super) end: LogPoint,
     pub(super) events: Vec<SessionEvent>,
 }
@@ -27,7 +27,7 @@ pub(super) struct Entry {
 impl Entry {
     /// Parses an entry that XRANGE or XREAD returned.
     pub(super) fn parse(entry: Value) -> Result<Self, Fault> {
-        parse(entry).ok_or_else(|| Fault::malformed("an entry of the log was not written by sessiond"))
+        parse(entry).ok_or_else(|| Fault::malformed("a log entry was not written by sessiond"))
     }
 }
 
@@ -75,23 +75,23 @@ fn events(mut bytes: &[u8]) -> Option<Vec<SessionEvent>> {
     Some(events)
 }
 
-/// Reads a lease, or zeros for none. Returns what follows, too.
+/// Parses a lease, where zeros mean none. Also returns the bytes after it.
 fn lease(bytes: &[u8]) -> Option<(Option<LeaseId>, &[u8])> {
     let (number, rest) = bytes.split_first_chunk()?;
     Some((LeaseId::from_number(u64::from_be_bytes(*number)), rest))
 }
 
-/// Reads a mark of 8 bytes.
+/// Parses a mark.
 pub(super) fn mark_of(bytes: &[u8; 8]) -> Mark {
     Mark(u64::from_be_bytes(*bytes))
 }
 
-/// Returns the bytes of a mark, as scripts take them.
+/// Encodes a mark for a script.
 pub(super) fn mark_bytes(mark: Mark) -> [u8; 8] {
     mark.0.to_be_bytes()
 }
 
-/// Reads a mark that a script returned, if it returned one.
+/// Parses a mark from a script's answer. Returns `None` if the script returned no mark.
 pub(super) fn mark_in(bytes: &[u8]) -> Option<Mark> {
     bytes.try_into().ok().map(mark_of)
 }

@@ -1,8 +1,8 @@
-//! Expiry of leases. Several times a second every replica looks for leases that are due, and for leases that nobody
-//! ends or sweeps any more.
+//! Expires leases. Several times a second, every replica looks for leases that are due, and for leases whose end or
+//! sweep another replica has abandoned.
 //!
-//! Leases that end together are closed and swept together. A large one is swept by itself, so that small ones do not
-//! wait for it.
+//! Leases that are due together are closed and swept together. A large lease is swept separately, so that small ones do
+//! not wait for it.
 
 use std::{convert::Infallible, error::Error, sync::Arc, time::Duration};
 
@@ -18,29 +18,29 @@ use super::{
     registry::Registry,
 };
 
-/// How long a replica's claim on a lease that it ends or sweeps lasts. If the replica does not renew it, another one
-/// takes over.
+/// The duration of a replica's claim on a lease that it ends or sweeps. If the replica does not renew its claim,
+/// another replica takes over.
 pub(super) const CLAIM: Duration = Duration::from_secs(2);
 
-/// The longest time between two looks of a replica.
+/// The maximum interval between two looks of a replica.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// If no replica has looked for this long, gateways could not keep their leases alive either: that is an outage.
+/// If no replica has looked for this long, there was an outage: gateways could not keep their leases alive either.
 const OUTAGE: Duration = Duration::from_secs(1);
 
-/// The time beyond an outage's length that gateways need to reconnect: gRPC's backoff grows with the outage.
+/// The time that gateways get to reconnect, in addition to the length of the outage: gRPC's backoff grows with it.
 const BEYOND_OUTAGE: Duration = Duration::from_secs(20);
 
-/// Keeps replicas from all looking at the same moment.
+/// The random part of the interval, so that replicas do not all look at the same moment.
 const JITTER: Duration = Duration::from_millis(20);
 
-/// The most leases that one look marks.
+/// The maximum number of leases that one look marks.
 const LEASES_A_LOOK: usize = 512;
 
-/// A lease with more sessions than this is swept by itself.
+/// A lease with more sessions than this is swept separately.
 const LARGE: u64 = 1000;
 
-/// How many batches of small leases, and how many large leases, are swept at once.
+/// How many batches of small leases, and how many large leases, are swept concurrently.
 const BATCHES_AT_ONCE: usize = 4;
 const LARGE_AT_ONCE: usize = 4;
 
@@ -48,14 +48,14 @@ const LARGE_AT_ONCE: usize = 4;
 struct Look {
     number: u64,
     outage: Option<Outage>,
-    /// The time until the next deadline.
+    /// The time until the next lease is due.
     next: Option<Duration>,
-    /// How many leases were due.
+    /// The number of leases that were due.
     due: usize,
     endings: Vec<Ending>,
 }
 
-/// How long nobody looked.
+/// The length of an outage: the time during which no replica looked.
 enum Outage {
     Known(Duration),
     Unknown,
@@ -81,7 +81,7 @@ impl FromRedisValue for Look {
     }
 }
 
-/// This process' newest look.
+/// This replica's latest look.
 #[derive(Default)]
 pub(super) struct LastLook(Mutex<Option<OwnLook>>);
 
@@ -99,7 +99,7 @@ impl LastLook {
 }
 
 impl Registry {
-    /// Ends leases as they expire. Sweeps them, and those that other replicas left behind. Returns only after an error.
+    /// Ends and sweeps leases as they expire, and those that other replicas have abandoned. Returns only after a fault.
     pub(super) async fn expire_leases(&self) -> Result<Infallible, Fault> {
         let (mut batches, mut large) = (FuturesUnordered::new(), FuturesUnordered::new());
         loop {
@@ -110,8 +110,7 @@ impl Registry {
             if !endings.is_empty() {
                 batches.push(self.end_batch(endings));
             }
-            // Counted from the start of a look, however long it takes. If looks are too far apart, the leases' clock
-            // falls behind.
+            // Counted from the start of the look. If looks are too far apart, the leases' clock falls behind.
             let left = LOOK.saturating_sub(began.elapsed());
             let pause = if most > 0 && marked == most { Duration::ZERO } else { next.min(left) };
             tokio::select! {
@@ -126,19 +125,19 @@ impl Registry {
         }
     }
 
-    /// Moves the leases' clock for as long as it is polled, even while nobody expires leases. The clock may stand still
-    /// only while nobody can keep a lease alive.
+    /// Advances the leases' clock until the future is dropped, even while `expire_leases` does not run. The clock may
+    /// stop only while no lease can be kept alive.
     pub(super) async fn move_clock(self: Arc<Self>) {
         loop {
             sleep(LOOK + JITTER.mul_f64(fastrand::f64())).await;
             let is_due = self.last_look.get().is_none_or(|own| own.sent.elapsed() >= LOOK);
             if is_due && let Err(fault) = self.look(0, 0).await {
-                tracing::debug!(error = &fault as &dyn Error, "the leases' clock could not be moved");
+                tracing::debug!(error = &fault as &dyn Error, "cannot advance the leases' clock");
             }
         }
     }
 
-    /// Ends leases, and sweeps the small ones. Returns the large ones.
+    /// Ends leases, and sweeps the small ones. Returns the large ones, which must still be swept.
     async fn end_batch(&self, endings: Vec<Ending>) -> Result<Vec<Ending>, Fault> {
         let ended = self.end(endings).await?;
         let (large, small): (Vec<_>, Vec<_>) = ended.into_iter().partition(|ending| ending.sessions > LARGE);
@@ -152,8 +151,8 @@ impl Registry {
         self.sweep(&[ending]).await.map(drop)
     }
 
-    /// Marks up to `most` leases that are due. Returns them, up to `room` other leases to end or sweep, how many were
-    /// due, and the time until the next look.
+    /// Advances the leases' clock, and marks up to `most` leases that are due. Returns these leases and up to `room`
+    /// abandoned ones to end or sweep, the number of leases that were due, and the time until the next look.
     async fn look(&self, most: usize, room: usize) -> Result<(Vec<Ending>, usize, Duration), Fault> {
         let sent = Instant::now();
         let looked = self.with_identity(|identity| async move {
@@ -175,10 +174,12 @@ impl Registry {
         *self.last_look.0.lock() = Some(OwnLook { number, sent, answered: Instant::now() });
         match outage {
             Some(Outage::Known(length)) => {
-                tracing::warn!(?length, "leases could not be kept alive for a while, so they get more time");
+                tracing::warn!(?length, "leases could not be kept alive during an outage; extending all leases");
             }
             Some(Outage::Unknown) => {
-                tracing::warn!("leases could not be kept alive for an unknown time, so they get more time");
+                tracing::warn!(
+                    "leases could not be kept alive during an outage of unknown length; extending all leases"
+                );
             }
             None => {}
         }

@@ -1,4 +1,4 @@
-//! How far the logs of the partitions reach.
+//! Reads how far the logs of the partitions reach.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::storage::{LogPoint, Mark, Position, RegistryId};
 
-/// How far a partition's log reaches.
+/// The extent of a partition's log, and other facts about the partition.
 pub(super) struct Extent {
     /// The registry's id. Only the first partition knows it.
     pub(super) id: Option<RegistryId>,
@@ -18,7 +18,7 @@ pub(super) struct Extent {
     pub(super) session_count: u64,
     /// The mark at the requested position, if the log holds it.
     pub(super) at: Option<Mark>,
-    /// Whether the partition's keys are consistent. They are not after one was lost.
+    /// Whether the partition's keys are consistent. They are inconsistent after one was lost.
     pub(super) is_whole: bool,
 }
 
@@ -26,7 +26,7 @@ pub(super) struct Extent {
 type Answer = (u64, String, u64, Vec<u8>, u64, Vec<u8>, u64, Vec<u8>, u8);
 
 impl Registry {
-    /// Asks one partition how far its log reaches, and for the mark at a position.
+    /// Reads the extent of one partition's log, and the mark at a position.
     pub(super) async fn extent(
         &self,
         partition: &Partition,
@@ -54,7 +54,7 @@ impl Registry {
         })
     }
 
-    /// Asks every partition how far its log reaches, and checks the registry's id.
+    /// Reads the extents of all logs, and checks the registry's id.
     pub(super) async fn extents(&self) -> Result<(RegistryId, Vec<Extent>), Fault> {
         self.with_identity(|identity| async move {
             let identity = &*identity;

@@ -1,77 +1,77 @@
-//! What can go wrong with Redis, sorted by what may be done next.
+//! Errors of Redis, classified by what the caller may do next.
 
 use redis::{ErrorKind, RedisError};
 
 use crate::storage::{RefusalCause, StorageError, WriteRefusal};
 
-/// Why Redis did not do what it was asked to. Many callers may share one.
+/// The reason why a call to Redis failed. Cloneable, because many callers may share one failure.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum Fault {
-    /// Redis holds another registry than the expected one, or none.
-    #[error("another registry, or none, is in Redis")]
+    /// Redis has another registry than the expected one, or none.
+    #[error("Redis has another registry, or none")]
     Registry,
-    /// A script answered that it cannot do it.
+    /// A script answered with an error code of its own.
     #[error("the script answered {0:?}")]
     Script(Answer),
-    /// The step was certainly not executed, so it may be sent again.
+    /// The step was certainly not executed, so it can safely be retried.
     #[error(transparent)]
     Undone(RedisError),
-    /// The step may have been executed, or may still be until its time is over.
+    /// The step may have been executed, or may still be executed until its deadline.
     #[error(transparent)]
     Unknown(RedisError),
-    /// Redis refuses changes but can be read. The change was not made.
+    /// Redis can be read but refuses changes. The change was not made.
     #[error("Redis refuses changes: {0}")]
     Refused(WriteRefusal),
-    /// The change was made, but fewer of Redis' replicas than `wait_replicas` have it.
-    #[error("{got} of {asked} replicas of Redis had the change in time (wait_replicas, wait_timeout_ms)")]
+    /// The change was made, but fewer Redis replicas than `wait_replicas` have it.
+    #[error("only {got} of {asked} Redis replicas confirmed the change in time: see wait_replicas and wait_timeout_ms")]
     Unreplicated {
-        /// How many have it.
+        /// How many replicas have the change.
         got: u32,
-        /// How many must have it.
+        /// How many replicas must have the change.
         asked: u32,
     },
-    /// Waiting does not help: somebody has to change a setting.
+    /// An operator has to change a setting. Retries are useless until then.
     #[error("{0}")]
     Setup(String),
-    /// The data in Redis is not what the scripts put there.
-    #[error("what is in Redis is not a registry of sessiond: {0}")]
+    /// The data in Redis was not written by the scripts.
+    #[error("the data in Redis is not a registry of sessiond: {0}")]
     Broken(RedisError),
 }
 
-/// The error codes that scripts answer with.
+/// The error codes of scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// The log ends before that position.
+    /// AHEAD: the log ends before the requested position.
     Ahead,
-    /// The log no longer holds what follows that position.
+    /// TRIMMED: the log no longer holds the changes after the requested position.
     Trimmed,
-    /// The log has another mark at that position.
+    /// OTHER: the log has another mark at the requested position.
     Other,
-    /// The log has another mark at the place up to which this process has read it.
+    /// LOST: the log has another mark at the position up to which this process has read it.
     Lost,
-    /// A lease has that id already.
+    /// TAKEN: the lease id is already in use.
     Taken,
-    /// A key of the partition was lost.
+    /// UNFIT: a key of the partition was lost.
     Unfit,
 }
 
 impl Fault {
-    /// The fault after a timeout: the step may still be executed.
+    /// Returns the fault after a timeout. The step may still be executed.
     pub(super) fn too_late() -> Self {
         Self::Unknown(std::io::Error::new(std::io::ErrorKind::TimedOut, "Redis did not answer in time").into())
     }
 
-    /// The fault of a step that was not sent.
+    /// Returns the fault of a step that was not sent.
     pub(super) fn unsent(why: &'static str) -> Self {
         Self::Undone((ErrorKind::Client, why).into())
     }
 
-    /// The fault after an answer that no script gives.
+    /// Returns the fault after an answer that no script would give.
     pub(super) fn malformed(what: &'static str) -> Self {
         Self::Broken((ErrorKind::Parse, what).into())
     }
 
-    /// Returns whether the connection must be replaced: it is broken, or the server at its other end is the wrong one.
+    /// Returns whether the connection must be replaced, because it is broken or goes to the wrong server.
     pub(super) fn needs_new_connection(&self) -> bool {
         match self {
             Self::Undone(_) | Self::Unknown(_) => true,
@@ -80,7 +80,7 @@ impl Fault {
         }
     }
 
-    /// The fault after an error while connecting. Nothing had been asked yet.
+    /// Returns the fault after an error while connecting. No step has been sent yet.
     pub(super) fn while_connecting(error: RedisError) -> Self {
         match Self::from(error) {
             Self::Unknown(error) => Self::Undone(error),
@@ -89,8 +89,8 @@ impl Fault {
     }
 }
 
-/// Returns the error code of Redis or of a script. Redis 6.2 wraps the error of a command in a script in a text of its
-/// own.
+/// Returns the error code of Redis or of a script. If a command in a script fails, Redis 6.2 wraps its error in another
+/// message, from which this extracts the code.
 fn code(error: &RedisError) -> String {
     let text = error.detail().unwrap_or_default();
     let code = error.code().unwrap_or_default();
@@ -120,7 +120,7 @@ impl From<RedisError> for Fault {
             "MISCONF" => refused(RefusalCause::NotPersisting),
             "NOPERM" => refused(RefusalCause::NotPermitted),
             "NOAUTH" | "WRONGPASS" => Self::Setup(format!(
-                "Redis asks for a password, or the one in the URL is wrong ({text}): write redis://USER:PASSWORD@HOST"
+                "Redis requires a password, or the one in the URL is wrong ({text}): write redis://USER:PASSWORD@HOST"
             )),
             "LATE" | "BEHIND" | "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN" | "LOADING" | "BUSY"
             | "NOSCRIPT" => Self::Undone(error),
@@ -137,17 +137,17 @@ impl Fault {
             return refused(RefusalCause::NotPermitted);
         }
         if text.contains("unauthenticated multibulk") || text.contains("unauthenticated bulk") {
-            return Self::Setup("Redis asks for a password: write redis://USER:PASSWORD@HOST".to_owned());
+            return Self::Setup("Redis requires a password: write redis://USER:PASSWORD@HOST".to_owned());
         }
         match error.kind() {
             ErrorKind::AuthenticationFailed => {
-                Self::Setup(format!("Redis does not accept the user or the password in the URL ({text})"))
+                Self::Setup(format!("Redis rejected the user or the password in the URL ({text})"))
             }
             ErrorKind::InvalidClientConfig => Self::Setup(text.to_owned()),
             ErrorKind::UnexpectedReturnType | ErrorKind::Parse => Self::Broken(error),
-            // A script failed, or a key has another type: somebody else writes to these keys.
+            // A script failed, or a key has the wrong type: some other program writes to these keys.
             ErrorKind::Server(_) if text.contains("script") || text.contains("WRONGTYPE") => Self::Broken(error),
-            // Redis answered with an error before it did anything.
+            // Redis rejected the command before executing it.
             ErrorKind::Server(_) => Self::Undone(error),
             _ => Self::Unknown(error),
         }

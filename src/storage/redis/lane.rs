@@ -1,7 +1,7 @@
-//! The changes to one partition, sent one script after the other.
+//! Sends the changes to one partition, one script at a time.
 //!
-//! A script that is not answered may still be executed until its time is over. Until then the lane sends nothing more
-//! and answers nobody. So a call that has failed takes no effect after its failure.
+//! A script without an answer may still be executed until it expires. Until then, the lane neither sends another script
+//! nor reports the failure. Therefore, a failed call takes no effect after its failure was reported.
 
 use std::{error::Error, mem, sync::Arc, time::Duration};
 
@@ -19,18 +19,18 @@ use super::{
 };
 use crate::session::{LeaseId, SessionKey};
 
-/// The limits of one script. It takes Redis a few milliseconds, and the number of each lease has to fit in a byte. A
-/// call has at most two.
+/// The limits of one script. They keep a script to a few milliseconds in Redis. Also, the number of each lease must fit
+/// into a byte, and each call has up to two leases.
 const LIMITS: Limits = Limits { sessions: 384, share: 64, calls: 127 };
 
-/// How long to wait before a script that was certainly not executed is sent again.
+/// The pause before a script that was certainly not executed is retried.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// What became of one session in a script.
+/// A script's answer for one session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     pub(super) what: Outcome,
-    /// The position in the log at which this is true.
+    /// The position of the log at which the outcome is true.
     pub(super) position: u64,
 }
 
@@ -40,28 +40,28 @@ pub(super) enum Outcome {
     No,
     /// Nothing changed, because the session is under this lease.
     Stays(LeaseId),
-    /// The same, but the lease is closed in this partition, so it may have ended.
+    /// Nothing changed, because the session is under this lease, which is closed in this partition and may have ended.
     StaysUnderClosed(LeaseId),
     /// The session was created or destroyed.
     Yes,
-    /// The session moved to the lease of the call.
+    /// The session moved to the call's lease.
     Moved,
-    /// The session is under a lease that is closed or lingers in this partition, and may be taken only if it has ended
-    /// or lingers everywhere. The script stopped here.
+    /// The session is under this lease, which is closed or lingers in this partition. The session may be taken only if
+    /// the lease has ended or lingers in the whole registry. The script stopped here.
     Closed(LeaseId),
-    /// No session comes under the lease in this partition. The script stopped here.
+    /// No session can come under the call's lease in this partition. The script stopped here.
     NoLease,
-    /// The partition may hold no more sessions. The script stopped here.
+    /// The partition is full. The script stopped here.
     Full,
-    /// Redis has no memory for the session. The script stopped here.
+    /// Redis has no memory left for the session. The script stopped here.
     NoMemory,
 }
 
-/// What to do with sessions.
+/// A change of sessions.
 #[derive(Clone, Debug)]
 pub(super) enum Change {
     Create(Option<LeaseId>),
-    /// Create them under a lease, but take those that exist only from a certain one.
+    /// Create them under a lease, but take existing ones only from a certain lease.
     Take(Arc<Taking>),
     Destroy(Option<LeaseId>),
 }
@@ -70,12 +70,12 @@ pub(super) enum Change {
 pub(super) struct Taking {
     pub(super) lease: LeaseId,
     pub(super) from: Option<LeaseId>,
-    /// Leases that are known to protect nothing, because they have ended or linger.
+    /// Leases that have ended or linger, and therefore protect nothing.
     pub(super) powerless: Vec<LeaseId>,
 }
 
 impl Outcome {
-    /// Reads an answer. `lease` reads the next lease that the script returned.
+    /// Parses an outcome. `lease` takes the next lease that the script returned.
     fn read(letter: u8, lease: impl FnOnce() -> Option<LeaseId>) -> Option<Self> {
         match letter {
             b'0' => Some(Self::No),
@@ -96,7 +96,7 @@ impl Outcome {
         matches!(self, Self::Closed(_) | Self::NoLease | Self::Full | Self::NoMemory)
     }
 
-    /// Returns whether the log has a change for this.
+    /// Returns whether the change was logged.
     fn is_logged(self) -> bool {
         matches!(self, Self::Yes | Self::Moved)
     }
@@ -121,15 +121,15 @@ impl Change {
     }
 }
 
-/// The changes that wait for one partition.
+/// The queue of changes for one partition.
 #[derive(Default)]
 pub(super) struct Lane(Queue<Change, Answer>);
 
 type Part = queue::Part<Change, Answer>;
 
 impl Lane {
-    /// Creates or destroys sessions that belong to this partition by `identity`. Returns an answer for each, or for
-    /// those up to the first at which [a script stopped](Outcome::is_last).
+    /// Changes sessions, which belong to this partition by `identity`. Returns an answer for each session, or for those
+    /// up to the first at which [the script stopped](Outcome::is_last).
     pub(super) async fn ask(
         &self,
         change: Change,
@@ -139,7 +139,7 @@ impl Lane {
         self.0.ask(change, Arc::clone(identity), sessions).await
     }
 
-    /// Sends the waiting changes, for as long as it is polled.
+    /// Sends the queued changes until the future is dropped.
     pub(super) async fn run(self: Arc<Self>, registry: Arc<Registry>, number: u32) {
         let partition = Arc::clone(registry.partition(number));
         let mut is_failing = false;
@@ -148,14 +148,18 @@ impl Lane {
             match apply(&registry, &partition, &identity, &batch).await {
                 Ok(answers) => {
                     if mem::replace(&mut is_failing, false) {
-                        tracing::info!(partition = number, "changes reach Redis again");
+                        tracing::info!(partition = number, "Redis accepts changes to a partition again");
                     }
                     self.give(batch, answers);
                 }
                 Err(fault) => {
-                    // A line for each failing script would flood the log.
+                    // Logs only the first of consecutive failures, to avoid flooding the log.
                     if !matches!(fault, Fault::Registry) && !mem::replace(&mut is_failing, true) {
-                        tracing::warn!(partition = number, error = &fault as &dyn Error, "changes do not reach Redis");
+                        tracing::warn!(
+                            partition = number,
+                            error = &fault as &dyn Error,
+                            "cannot change a partition in Redis"
+                        );
                     }
                     batch.into_iter().for_each(|part| part.fail(fault.clone()));
                 }
@@ -169,7 +173,7 @@ impl Lane {
             let count = part.sessions().len();
             let mut own: SmallVec<[Answer; 8]> = answers.by_ref().take(count).collect();
             if own.len() < count {
-                part.fail(Fault::malformed("a script gave too few answers"));
+                part.fail(Fault::malformed("a script returned too few answers"));
                 continue;
             }
             let last = own.iter().position(|answer| answer.what.is_last());
@@ -179,7 +183,7 @@ impl Lane {
     }
 }
 
-/// Reads what a script answered. `end` is the position of its last change.
+/// Parses a script's answers. `end` is the end of the log after the script.
 fn read(letters: &[u8], leases: &[u8], end: u64) -> Option<Vec<Answer>> {
     let mut leases = leases.chunks_exact(8).map(|lease| LeaseId::from_number(lease_number(lease)));
     let outcomes: Option<Vec<Outcome>> =
@@ -193,8 +197,8 @@ fn read(letters: &[u8], leases: &[u8], end: u64) -> Option<Vec<Answer>> {
     Some(outcomes.into_iter().map(answer).collect())
 }
 
-/// Runs a script for the batch. Retries within the timeout if the script was certainly not executed. Once this has
-/// returned an error, the script can no longer be executed.
+/// Runs a script for the batch. Retries within the timeout if the script was certainly not executed. After this returns
+/// an error, the script can no longer be executed.
 async fn apply(
     registry: &Registry,
     partition: &Partition,
@@ -220,28 +224,28 @@ async fn try_apply(
     partition: &Partition,
     identity: &Identity,
     batch: &[Part],
-    over: Instant,
+    expiry: Instant,
 ) -> Result<Vec<Answer>, Fault> {
-    let link = partition.changing_link(over).await?;
-    let call = script(registry, partition, identity, batch, over);
-    match partition.change(&link, &call, over).await {
+    let link = partition.changing_link(expiry).await?;
+    let call = script(registry, partition, identity, batch, expiry);
+    match partition.change(&link, &call, expiry).await {
         Ok(answer) => {
             let (time, end, letters, leases): (u64, u64, Vec<u8>, Vec<u8>) =
                 redis::from_redis_value(answer).map_err(RedisError::from)?;
             partition.clock.read_from(time, &link);
-            partition.has_read_up_to(end);
-            read(&letters, &leases, end).ok_or_else(|| Fault::malformed("a script gave an unknown answer"))
+            partition.note_read_up_to(end);
+            read(&letters, &leases, end).ok_or_else(|| Fault::malformed("a script returned an unknown answer"))
         }
         Err(fault) => {
             if matches!(fault, Fault::Unknown(_)) {
-                sleep_until(over).await;
+                sleep_until(expiry).await;
             }
             Err(fault)
         }
     }
 }
 
-fn script(registry: &Registry, partition: &Partition, identity: &Identity, batch: &[Part], over: Instant) -> Call {
+fn script(registry: &Registry, partition: &Partition, identity: &Identity, batch: &[Part], expiry: Instant) -> Call {
     let mut leases = Vec::<LeaseId>::new();
     let mut powerless = Vec::new();
     let (mut steps, mut places, mut offsets, mut buckets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -287,7 +291,7 @@ fn script(registry: &Registry, partition: &Partition, identity: &Identity, batch
     for bucket in buckets {
         call = call.arg(partition.bucket_key(bucket));
     }
-    let call = call.arg(&identity.birth).arg(partition.clock.until(over)).arg(partition.read_up_to());
+    let call = call.arg(&identity.birth).arg(partition.clock.until(expiry)).arg(partition.read_up_to());
     let call = call.arg(registry.options.retain_events).arg(registry.session_limit()).arg(&registry.new_mark()[..]);
     let call = call.arg(lease_bytes).arg(i32::from(is_plain)).arg(steps).arg(places).arg(offsets);
     call.arg(registry.buckets_a_bit()).arg(froms).arg(powerless)

@@ -1,5 +1,5 @@
-//! Leases. They are granted and kept in the first partition, and attached to each partition that has sessions under
-//! them.
+//! Grants, keeps and revokes leases in the first partition, and attaches them to the partitions that have sessions
+//! under them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,10 +18,10 @@ use crate::{
     storage::{MAX_LINGER, MAX_TTL, StorageError},
 };
 
-/// How often attaching a lease is retried because another one ended at the same moment.
+/// How often attaching a lease is retried because other leases were closed meanwhile.
 const ATTACH_TRIES: usize = 32;
 
-/// What the first partition keeps of a lease that has not ended.
+/// The first partition's record of a lease that has not ended.
 pub(super) struct LeaseRecord {
     pub(super) ttl: Duration,
     pub(super) owner: Arc<str>,
@@ -29,7 +29,7 @@ pub(super) struct LeaseRecord {
 }
 
 impl LeaseRecord {
-    /// Parses the ttl and the owner, and before them `~` and the time of its end if the lease lingers.
+    /// Parses a record: the ttl and the owner and, before them, `~` and the time of the end if the lease lingers.
     pub(super) fn parse(record: &[u8]) -> Self {
         let text = String::from_utf8_lossy(record);
         let lingering = text.strip_prefix('~').map(|text| text.split_once(' ').map_or("", |(_, rest)| rest));
@@ -38,7 +38,7 @@ impl LeaseRecord {
     }
 }
 
-/// How a lease stands.
+/// Whether a lease is alive, lingers or has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
     Lives,
@@ -48,10 +48,10 @@ pub(super) enum Standing {
 
 impl Registry {
     pub(super) async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
-        // Rounded up, because no lease may end before its ttl.
+        // Rounded up, because a lease must not expire before its ttl.
         let ttl = ttl.min(MAX_TTL).as_nanos().div_ceil(1_000_000) as u64;
         loop {
-            // Random, so that a gateway that comes back with an old id does not meet somebody else's lease.
+            // Random, so that a gateway that comes back with an old id does not use another gateway's lease.
             let Some(lease) = LeaseId::from_number(random_u64() & LeaseId::MAX) else { continue };
             let granted = self.with_identity(|identity| async move {
                 let first = self.first();
@@ -83,7 +83,7 @@ impl Registry {
                 kept.await
             });
             match kept.await? {
-                // Somebody has marked it, but it may turn out to be alive.
+                // Somebody has marked the lease. It may turn out to be alive.
                 (0, known) => self.finish_ending(lease, &known).await?,
                 (-1, _) => return Err(StorageError::UnknownLease(lease)),
                 (-2, _) => return Err(StorageError::LeaseLingers(lease)),
@@ -101,7 +101,7 @@ impl Registry {
             if let Some(known) = known {
                 return Ok(Some(LeaseRecord::parse(&known).owner));
             }
-            // It may be ending, and turn out to be alive.
+            // Somebody may have marked the lease. It may turn out to be alive.
             if !self.lives(lease).await? {
                 return Ok(None);
             }
@@ -109,26 +109,27 @@ impl Registry {
     }
 
     pub(super) async fn revoke_lease(&self, lease: LeaseId, linger: Duration) -> Result<u64, StorageError> {
-        // The end of the lease may be recorded until then, so no failure is returned earlier.
-        let over = Instant::now() + 2 * self.first().timeout();
-        let revoked = self.revoke(lease, linger, over).await;
+        // The end of the lease may be recorded until this instant, so no failure is returned before it.
+        let expiry = Instant::now() + 2 * self.first().timeout();
+        let revoked = self.revoke(lease, linger, expiry).await;
         if revoked.as_ref().is_err_and(|error| !matches!(error, StorageError::UnknownLease(_))) {
-            sleep_until(over).await;
+            sleep_until(expiry).await;
         }
         revoked
     }
 
-    async fn revoke(&self, lease: LeaseId, linger: Duration, over: Instant) -> Result<u64, StorageError> {
-        // Rounded up, because no lease may end before it has lingered.
+    async fn revoke(&self, lease: LeaseId, linger: Duration, expiry: Instant) -> Result<u64, StorageError> {
+        // Rounded up, because a lease must not end before its linger has passed.
         let linger_ms = linger.min(MAX_LINGER).as_nanos().div_ceil(1_000_000) as u64;
         loop {
             let revoked = self.with_identity(|identity| async move {
                 let first = self.first();
                 let revoked = first.run::<(i64, Vec<u8>)>(CHANGE, |until| {
-                    let good = first.clock.until(over);
-                    let call = self.ending_call(&self.scripts.lease_revoke).arg(&identity.birth).arg(until.min(good));
+                    let record_by = first.clock.until(expiry);
+                    let call =
+                        self.ending_call(&self.scripts.lease_revoke).arg(&identity.birth).arg(until.min(record_by));
                     let call = call.arg(&lease_bytes(lease)[..]).arg(CLAIM.as_millis() as u64);
-                    call.arg(random_number()).arg(good).arg(linger_ms)
+                    call.arg(random_number()).arg(record_by).arg(linger_ms)
                 });
                 revoked.await
             });
@@ -151,12 +152,13 @@ impl Registry {
         self.first().ask(redis::cmd("HLEN").arg(self.first().key("leases"))).await
     }
 
-    /// Lets sessions of a partition come under a lease, if it lives. Otherwise it has ended, or lingers, everywhere.
+    /// Attaches a lease to a partition if it is alive, so that sessions there can come under it. Any other
+    /// result means that the lease has ended or lingers in the whole registry.
     pub(super) async fn attach_lease(&self, partition: &Partition, lease: LeaseId) -> Result<Standing, Fault> {
         self.attach(partition, lease, false).await
     }
 
-    /// Lets sessions of a partition that are under a lease be destroyed, unless it has ended.
+    /// Attaches a lease to a partition unless it has ended, so that sessions under it can be destroyed there.
     pub(super) async fn attach_to_destroy(&self, partition: &Partition, lease: LeaseId) -> Result<Standing, Fault> {
         self.attach(partition, lease, true).await
     }
@@ -187,7 +189,7 @@ impl Registry {
                 return Ok(standing);
             }
         }
-        Err(Fault::unsent("leases end faster than this one can be attached to a partition"))
+        Err(Fault::unsent("leases end faster than the lease can be attached to a partition"))
     }
 }
 

@@ -1,5 +1,5 @@
-//! Lists of leases. The first partition knows them in the order of their ids; how many sessions are under them is asked
-//! of every partition.
+//! Lists leases. The first partition has them in the order of their ids. Every partition counts its own sessions under
+//! them.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -16,13 +16,14 @@ use crate::{
     storage::{LeasePage, LeaseQuery, LeaseStatus},
 };
 
-/// The most leases of one script, which takes Redis half a millisecond.
+/// The maximum number of leases in one script, which takes Redis half a millisecond.
 const LEASES_A_STEP: usize = 64;
 
-/// A page looks at so many leases at most, unless it may have more. An owner's leases may be few among many.
+/// One page examines at most this many leases, or as many as it may hold if that is more. Without this limit, a search
+/// for an owner of few leases could examine all leases.
 const LEASES_A_PAGE: usize = 10_000;
 
-/// What `lease_list.lua` returns of a lease: its id, the ms until it ends, and its record.
+/// What `lease_list.lua` returns for a lease: its id, the milliseconds until it ends, and its record.
 type Listed = (Vec<u8>, u64, Vec<u8>);
 
 impl Registry {
@@ -30,18 +31,18 @@ impl Registry {
         let named: BTreeSet<LeaseId> = query.lease_ids.iter().copied().filter(|id| Some(*id) > query.after).collect();
         let named: Vec<[u8; 8]> = named.into_iter().map(lease_bytes).collect();
         let mut page = LeasePage { leases: Vec::new(), next: query.after };
-        let (limit, mut looked_at) = (query.limit.max(1), 0);
-        while looked_at < limit.max(LEASES_A_PAGE) && page.leases.len() < limit {
+        let (limit, mut examined) = (query.limit.max(1), 0);
+        while examined < limit.max(LEASES_A_PAGE) && page.leases.len() < limit {
             let some = LEASES_A_STEP.min(limit - page.leases.len());
-            let names = &named[looked_at.min(named.len())..(looked_at + some).min(named.len())];
+            let names = &named[examined.min(named.len())..(examined + some).min(named.len())];
             if !query.lease_ids.is_empty() && names.is_empty() {
                 page.next = None;
                 break;
             }
             let (last, count, leases) = self.list_some(page.next, some, query.owner.as_deref(), names).await?;
             page.leases.extend(leases);
-            looked_at += count;
-            let is_end = if names.is_empty() { count < some } else { looked_at == named.len() };
+            examined += count;
+            let is_end = if names.is_empty() { count < some } else { examined == named.len() };
             page.next = last.filter(|_| !is_end);
             if is_end {
                 break;
@@ -50,8 +51,8 @@ impl Registry {
         Ok(page)
     }
 
-    /// Looks at the next leases, or at those that are named. Returns the last one, how many there were, and those to
-    /// list.
+    /// Examines the next `some` leases after `after`, or those in `named` if it is not empty. Returns the last one, how
+    /// many were examined, and those that match the owner.
     async fn list_some(
         &self,
         after: Option<LeaseId>,
@@ -86,7 +87,7 @@ impl Registry {
         Ok((LeaseId::from_number(lease_number(&last)), count, leases))
     }
 
-    /// Counts the sessions under leases.
+    /// Counts the sessions under each lease, in all partitions.
     async fn session_counts(&self, leases: &[&[u8]]) -> Result<Vec<u64>, Fault> {
         let mut sums = vec![0; leases.len()];
         if leases.is_empty() {

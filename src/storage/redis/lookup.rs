@@ -1,8 +1,9 @@
-//! Lookups of the leases that sessions of one partition are under.
+//! Looks up which leases the sessions of one partition are under.
 //!
-//! A session's slot is read as cheaply as whether the session exists (`reads.rs`). The lease of a slot never changes,
-//! and a lease that is attached lives. So a replica remembers which slots are attached, and at which closing of the
-//! partition that was so. Only if something was closed since does it ask again.
+//! Reading a session's slot is as cheap as reading whether the session exists (`reads.rs`). A slot always stands for
+//! the same lease, and an attached lease has not ended. A replica therefore remembers the leases of attached slots,
+//! together with the number of the partition's latest closing at that time. It runs a script only for unknown slots, or
+//! if a lease was closed since.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -24,25 +25,25 @@ use crate::{
     storage::Lookup,
 };
 
-/// The most slots that a replica remembers in a partition.
+/// The maximum number of slots that a replica remembers for a partition.
 const REMEMBERED: usize = 1 << 16;
 
-/// The most slots that one script is asked about. They take Redis a millisecond at most.
+/// The maximum number of slots in one script. Redis takes at most a millisecond for them.
 const SLOTS_A_SCRIPT: usize = 256;
 
-/// The leases of slots that are attached in a partition.
+/// The leases of a partition's attached slots, as far as this replica remembers them.
 #[derive(Default)]
 pub(super) struct Attached(Mutex<Remembered>);
 
 #[derive(Default)]
 struct Remembered {
-    /// The registry's birth, and the number of the partition's newest closing.
+    /// The registry's birth, and the number of the partition's latest closing, for which `leases` is true.
     as_of: (String, String),
     leases: HashMap<u64, LeaseId>,
 }
 
 impl Attached {
-    /// Returns the leases of slots that were attached after this closing.
+    /// Returns the remembered leases if they are true for this birth and latest closing.
     pub(super) fn leases(&self, birth: &str, closing: &str) -> Option<MappedMutexGuard<'_, HashMap<u64, LeaseId>>> {
         let leases = MutexGuard::try_map(self.0.lock(), |remembered| {
             let (known_birth, known_closing) = &remembered.as_of;
@@ -62,7 +63,7 @@ impl Attached {
 }
 
 impl Registry {
-    /// Looks up sessions that belong to `partition` by `identity`.
+    /// Looks up sessions, which belong to `partition` by `identity`.
     pub(super) async fn lookup(
         &self,
         reads: &Reads,
@@ -85,12 +86,12 @@ impl Registry {
                 let lookup = |found: Found| Lookup { exists: found.exists(), lease: lease(found) };
                 return Ok(found.into_iter().map(lookup).collect());
             }
-            // Sessions may have moved before their lease ended, so they are read again.
+            // Some of the leases have ended. Their sessions may have moved before that, so read all sessions again.
             ended.extend(asked.into_iter().filter(|slot| !living.contains_key(slot)));
         }
     }
 
-    /// Returns the leases of those slots whose leases have not ended.
+    /// Returns the leases of the slots, without those that have ended.
     async fn living(
         &self,
         attached: &Attached,
@@ -101,18 +102,18 @@ impl Registry {
         let (mut living, mut closed) = (HashMap::new(), Vec::new());
         let slots: Vec<u64> = slots.iter().copied().collect();
         for slots in slots.chunks(SLOTS_A_SCRIPT) {
-            let told = partition.run::<Vec<Vec<u8>>>(ASK, |_| {
+            let found = partition.run::<Vec<Vec<u8>>>(ASK, |_| {
                 let call = self.call(&self.scripts.lease_slots, partition, &["attached", "slots"], 0);
                 call.arg(&identity.birth).arg(partition.read_up_to()).arg(slots)
             });
-            let told = told.await?;
-            let Some((closing, told)) = told.split_first() else {
-                return Err(Fault::malformed("a script does not tell the newest closing"));
+            let found = found.await?;
+            let Some((closing, found)) = found.split_first() else {
+                return Err(Fault::malformed("a script did not return the latest closing"));
             };
             let mut known = HashMap::new();
-            for (slot, told) in slots.iter().zip(told) {
-                let lease = told.get(1..).and_then(|lease| LeaseId::from_number(lease_number(lease)));
-                match (told.first(), lease) {
+            for (slot, found) in slots.iter().zip(found) {
+                let lease = found.get(1..).and_then(|lease| LeaseId::from_number(lease_number(lease)));
+                match (found.first(), lease) {
                     (Some(b'S'), Some(lease)) => drop(known.insert(*slot, lease)),
                     (Some(b'Z'), Some(lease)) => closed.push((*slot, lease)),
                     _ => {}
@@ -129,12 +130,13 @@ impl Registry {
         Ok(living)
     }
 
-    /// Returns whether a lease that is closed in some partition has not ended; if it has, then everywhere.
+    /// Returns whether a lease has not ended, though a partition may have closed it. If the answer is false, the lease
+    /// has ended in all partitions.
     pub(super) async fn lives(&self, lease: LeaseId) -> Result<bool, Fault> {
         Ok(!matches!(self.settled_state_of(lease).await?, State::Ended(_) | State::Gone))
     }
 
-    /// Asks the first partition about a lease, and finishes its end if somebody has marked it.
+    /// Asks the first partition for the state of a lease. If the lease is marked, ends it first.
     pub(super) async fn settled_state_of(&self, lease: LeaseId) -> Result<State, Fault> {
         loop {
             match self.state_of(lease).await? {

@@ -1,8 +1,8 @@
 //! Repairs a registry that has lost one of its keys.
 //!
-//! Once a second each replica checks whether a partition's keys are consistent (`extent.lua`). If they are not,
-//! somebody deleted a key or Redis evicted it. What the other keys know is restored. Leases of which too little is
-//! known are ended, with their sessions.
+//! Once a second, each replica checks whether the keys of each partition are consistent (`extent.lua`). They are
+//! inconsistent if somebody deleted a key or Redis evicted one. The replica then restores what the other keys contain.
+//! It ends leases of which too little is left, together with their sessions.
 
 use super::{
     ending::random_number,
@@ -11,10 +11,10 @@ use super::{
     registry::{Identity, Registry},
 };
 
-/// How many leases are reported in one step.
+/// The maximum number of leases in one step.
 const LEASES_A_STEP: usize = 512;
 
-/// A lease and its slot.
+/// A lease, and its slot in a partition.
 type Row = (Vec<u8>, Vec<u8>);
 
 impl Registry {
@@ -22,7 +22,7 @@ impl Registry {
     pub(super) async fn mend(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
         tracing::error!(
             partition = partition.number,
-            "Redis has lost a key of the registry (deleted or evicted); restoring what the other keys tell"
+            "Redis has lost a key of the registry (deleted or evicted); restoring it from the other keys"
         );
         let names = ["attached", "closed", "slots", "held"];
         for part in ["attached", "closed", "slots", "counts"] {
@@ -60,15 +60,15 @@ impl Registry {
                 }
             }
         }
-        // The first partition may have forgotten leases that others still have.
+        // The first partition may have lost leases that other partitions still have.
         for partition in &self.partitions()[1..] {
             self.end_orphans(partition, identity).await?;
         }
         Ok(())
     }
 
-    /// Ends the leases of a partition that the first one does not know, after a connection to that partition was made.
-    /// If that is the first partition, all partitions are compared with it.
+    /// Ends orphaned leases after a new connection to a partition was made: those of this partition or, if it is the
+    /// first one, those of all partitions.
     pub(super) async fn end_orphans_of(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
         if partition.number > 0 {
             return self.end_orphans(partition, identity).await;
@@ -79,25 +79,26 @@ impl Registry {
         Ok(())
     }
 
-    /// Ends the leases of a partition that the first partition does not know, or knows to have ended. Such leases exist
-    /// after one of the two came back with an old dump.
+    /// Ends the orphaned leases of a partition: those that the first partition does not know, or that have ended there.
+    /// They appear when one of the two partitions comes back with an old dump.
     pub(super) async fn end_orphans(&self, partition: &Partition, identity: &Identity) -> Result<(), Fault> {
-        // This counts as a closing. A replica that asked the first partition about a lease earlier can no longer attach
-        // it here. Otherwise a lease that has ended could be attached just after the list below was read.
+        // Counts as a closing, though it closes no lease. A replica that asked the first partition about a lease
+        // earlier can then no longer attach the lease here. Otherwise a lease that has ended could be attached just
+        // after the lists below were read.
         let closed = partition.run::<Vec<u64>>(DURABLE, |_| {
             let call = self.call(&self.scripts.lease_close, partition, &["attached", "closed", "held"], 0);
             call.arg(&identity.birth).arg(random_number()).arg("")
         });
         closed.await?;
         let attached = self.leases_in(partition, "attached").await?;
-        let (closed, open): (Vec<_>, Vec<_>) = attached.into_iter().partition(|(_, slot)| slot.starts_with(b"~"));
+        let (lingering, open): (Vec<_>, Vec<_>) = attached.into_iter().partition(|(_, slot)| slot.starts_with(b"~"));
         self.report(identity, true, &open).await?;
-        self.report(identity, false, &closed).await?;
+        self.report(identity, false, &lingering).await?;
         self.report(identity, false, &self.leases_in(partition, "closed").await?).await
     }
 
-    /// Has the first partition end those leases that are not alive, though another partition has them. `is_open` says
-    /// that sessions may come under them there.
+    /// Reports leases of a partition to the first partition, which marks those that are not alive. `is_open` says
+    /// whether sessions can come under them in the reporting partition.
     async fn report(&self, identity: &Identity, is_open: bool, leases: &[Row]) -> Result<(), Fault> {
         for leases in leases.chunks(LEASES_A_STEP) {
             let ended = self.first().run::<u32>(DURABLE, |_| {
@@ -110,7 +111,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Lists the leases in a key of a partition, and their slots there.
+    /// Returns the leases in one of a partition's keys, with their slots.
     async fn leases_in(&self, partition: &Partition, name: &str) -> Result<Vec<Row>, Fault> {
         let mut leases = Vec::new();
         let mut cursor = 0u64;

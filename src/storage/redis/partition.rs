@@ -1,4 +1,4 @@
-//! One partition of the registry, as this process reaches it.
+//! Sends calls to one partition of the registry.
 
 use std::{
     sync::{
@@ -20,39 +20,39 @@ use super::{
     url::{RedisUrl, Wait},
 };
 
-/// How long to wait before a step that was certainly not executed is sent again.
+/// The pause before a step that was certainly not executed is retried.
 const RETRY: Duration = Duration::from_millis(20);
 
 /// See the [module](self).
 pub(super) struct Partition {
     pub(super) number: u32,
-    /// The beginning of its keys. Only the part in braces decides which node of a cluster has them.
+    /// The prefix of the partition's keys. The part in braces is the hash tag, which decides the node of a cluster.
     prefix: String,
-    /// For changes of sessions, and for calls that wait for Redis' replicas.
+    /// The connection for changes of sessions, and for calls that wait for Redis replicas.
     changing: Channel,
-    /// For everything else.
+    /// The connection for all other calls.
     asking: Channel,
     pub(super) newest: Newest,
     pub(super) clock: Clock,
-    /// The newest position that this process has read, or that an answer named as the end of the log. A server whose
-    /// log ends before it is the wrong one.
+    /// The highest position that this process has read, or that an answer named as the end of the log. A server whose
+    /// log ends before this position is not the right one.
     read_up_to: AtomicU64,
     timeout: Duration,
     wait: Option<Wait>,
 }
 
-/// What a call needs.
+/// The guarantees that a call needs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mode {
-    /// It must not take effect after its failure was reported.
+    /// The call must not take effect after its failure was reported.
     is_fenced: bool,
-    /// It must survive a failover of Redis, as far as `wait_replicas` says.
+    /// The effect must survive a failover of Redis, to the extent that `wait_replicas` provides.
     is_durable: bool,
 }
 
-/// For calls that change nothing, or that may take effect at any time.
+/// For calls that change nothing, or whose effect may be late or lost.
 pub(super) const ASK: Mode = Mode { is_fenced: false, is_durable: false };
-/// For calls that must not take effect late.
+/// For changes that must not take effect late.
 pub(super) const FENCED: Mode = Mode { is_fenced: true, is_durable: false };
 /// For changes that must not be lost.
 pub(super) const DURABLE: Mode = Mode { is_fenced: false, is_durable: true };
@@ -76,7 +76,7 @@ impl Partition {
         }
     }
 
-    /// Returns the name of a key of this partition.
+    /// Returns the full name of one of the partition's keys.
     pub(super) fn key(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
@@ -96,7 +96,7 @@ impl Partition {
         key
     }
 
-    /// Returns how long Redis may take for an answer.
+    /// Returns the time limit for an answer of Redis.
     pub(super) fn timeout(&self) -> Duration {
         self.timeout
     }
@@ -105,20 +105,21 @@ impl Partition {
         self.read_up_to.load(Ordering::Relaxed)
     }
 
-    /// Records that the log reaches up to here.
-    pub(super) fn has_read_up_to(&self, position: u64) {
+    /// Records that the log reaches at least up to `position`.
+    pub(super) fn note_read_up_to(&self, position: u64) {
         self.read_up_to.fetch_max(position, Ordering::Relaxed);
     }
 
-    /// Records how far the log reaches after it has lost changes or has begun again.
+    /// Records how far the log reaches, which may be less than before. For a log that lost changes or is a new one.
     pub(super) fn set_read_up_to(&self, position: u64) {
         self.read_up_to.store(position, Ordering::Relaxed);
     }
 
-    /// Runs a script. `call` is told until when the script is good, by this partition's clock.
+    /// Runs a script. `call` builds it, given the deadline after which the script must do nothing, by the partition's
+    /// clock.
     ///
-    /// A step that was certainly not executed is sent again while there is time, over a new connection if necessary. A
-    /// call returns within twice the timeout, plus the time to wait for Redis' replicas. A fenced call has no effect
+    /// A step that was certainly not executed is retried while there is time, over a new connection if necessary. The
+    /// call returns within twice the timeout plus the time to wait for Redis replicas. A fenced call takes no effect
     /// after its failure was returned.
     pub(super) async fn run<T: FromRedisValue>(&self, mode: Mode, call: impl Fn(u64) -> Call) -> Result<T, Fault> {
         let last_try = Instant::now() + self.timeout;
@@ -135,19 +136,19 @@ impl Partition {
         let wait = self.wait.filter(|_| mode.is_durable);
         let channel = if wait.is_some() { &self.changing } else { &self.asking };
         let link = self.link(channel, deadline).await?;
-        let over = Instant::now() + self.timeout;
-        let call = call(self.clock.until(over));
-        let outcome = self.send(channel, &link, &call, wait, over).await;
+        let expiry = Instant::now() + self.timeout;
+        let call = call(self.clock.until(expiry));
+        let outcome = self.send(channel, &link, &call, wait, expiry).await;
         if mode.is_fenced && matches!(outcome, Err(Fault::Unknown(_))) {
-            sleep_until(over).await;
+            sleep_until(expiry).await;
         }
         outcome
     }
 
-    /// Sends a script that changes sessions, once. It can take effect until `over`, and the caller must not report a
-    /// failure before then.
-    pub(super) async fn change(&self, link: &Link, call: &Call, over: Instant) -> Result<Value, Fault> {
-        self.send(&self.changing, link, call, self.wait, over).await
+    /// Sends a script that changes sessions, without retries. The script can take effect until `expiry`, and the caller
+    /// must not report a failure before then.
+    pub(super) async fn change(&self, link: &Link, call: &Call, expiry: Instant) -> Result<Value, Fault> {
+        self.send(&self.changing, link, call, self.wait, expiry).await
     }
 
     pub(super) async fn changing_link(&self, deadline: Instant) -> Result<Link, Fault> {
@@ -156,13 +157,13 @@ impl Partition {
 
     async fn link(&self, channel: &Channel, deadline: Instant) -> Result<Link, Fault> {
         let linking = timeout_at(deadline, channel.link(&self.newest)).await;
-        let link = linking.unwrap_or_else(|_| Err(Fault::unsent("Redis cannot be reached in time")))?;
-        // The clock of another server says nothing about this one's.
+        let link = linking.unwrap_or_else(|_| Err(Fault::unsent("could not connect to Redis in time")))?;
+        // A reading of another server's clock is of no use here.
         if self.clock.is_of(&link) {
             return Ok(link);
         }
         let reading = timeout_at(deadline, self.read_clock(&link)).await;
-        match reading.unwrap_or_else(|_| Err(Fault::unsent("Redis does not answer in time"))) {
+        match reading.unwrap_or_else(|_| Err(Fault::unsent("Redis did not return its clock in time"))) {
             Ok(()) => Ok(link),
             Err(fault) => {
                 channel.discard(&link);
@@ -171,8 +172,8 @@ impl Partition {
         }
     }
 
-    /// Reads the stored time, a lower estimate of the partition's clock. If it was stored long ago, the first script
-    /// counts as too late, and the answer to it has the time.
+    /// Reads the stored time, a lower bound of the partition's clock. If the time was stored long ago, the first script
+    /// is rejected as late, and the rejection contains the current time.
     async fn read_clock(&self, link: &Link) -> Result<(), Fault> {
         let mut ask = redis::cmd("HGET");
         let answer = link.send(ask.arg(self.key("meta")).arg("time")).await.map_err(Fault::while_connecting)?;
@@ -187,7 +188,7 @@ impl Partition {
         link: &Link,
         call: &Call,
         wait: Option<Wait>,
-        over: Instant,
+        expiry: Instant,
     ) -> Result<Value, Fault> {
         let sending = async {
             match self.send_once(link, call.by_hash(), wait).await {
@@ -196,7 +197,7 @@ impl Partition {
             }
         };
         let mut is_late = false;
-        let answer_by = over + wait.map_or(Duration::ZERO, |wait| wait.timeout);
+        let answer_by = expiry + wait.map_or(Duration::ZERO, |wait| wait.timeout);
         let outcome = match timeout_at(answer_by, sending).await {
             Ok(Ok((answer, None))) => Ok(answer),
             Ok(Ok((answer, Some(got)))) => {
@@ -215,8 +216,8 @@ impl Partition {
         outcome
     }
 
-    /// With `wait`, also returns how many of Redis' replicas have the change. WAIT counts for what was sent before it
-    /// over the same connection.
+    /// Sends a command. With `wait`, also returns how many Redis replicas have the change: WAIT covers the commands
+    /// that were sent before it over the same connection.
     async fn send_once(
         &self,
         link: &Link,
@@ -233,7 +234,7 @@ impl Partition {
         Ok((answer, Some(redis::from_redis_value(got)?)))
     }
 
-    /// Sends a pipeline that only reads. Returns its answers, or the first error among them.
+    /// Sends a pipeline of reads. Returns its answers, or the first error among them.
     pub(super) async fn read(&self, commands: &Pipeline, deadline: Instant) -> Result<Vec<Value>, Fault> {
         let link = self.link(&self.asking, deadline).await?;
         let answers = match timeout_at(deadline, link.send_all(commands)).await {
@@ -249,7 +250,7 @@ impl Partition {
         })
     }
 
-    /// Runs one command that reads.
+    /// Sends a single command that reads. Retries it like [`run`](Self::run).
     pub(super) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Fault> {
         let last_try = Instant::now() + self.timeout;
         let mut one = Pipeline::with_capacity(1);
@@ -265,12 +266,12 @@ impl Partition {
         }
     }
 
-    /// Gives up the connections, because the server at their other end lacks what was read here. Returns the fault to
-    /// go on with.
-    pub(super) fn is_behind(&self) -> Fault {
+    /// Replaces the connections, because their server lacks changes that this process has read. Returns the fault to
+    /// report.
+    pub(super) fn leave_stale_server(&self) -> Fault {
         self.newest.forget();
         Fault::Undone(
-            (ErrorKind::Client, "this Redis lacks changes that have been read here: it is not the right server").into(),
+            (ErrorKind::Client, "this Redis lacks changes that sessiond has read: it is not the right server").into(),
         )
     }
 }

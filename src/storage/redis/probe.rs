@@ -1,5 +1,5 @@
-//! Watches what operators need to know of Redis: whether it accepts changes, may evict keys, and grants the user its
-//! rights.
+//! Probes Redis for what operators need to know: whether it accepts changes, whether it may evict keys, and whether the
+//! user has the necessary rights.
 
 use std::{error::Error, sync::Arc, time::Duration};
 
@@ -14,13 +14,13 @@ use super::{
 };
 use crate::storage::{RefusalCause, Writability, WriteRefusal};
 
-/// How often a write is tried.
-const WRITE: Duration = Duration::from_secs(3);
+/// The interval between attempts to write.
+const WRITE_INTERVAL: Duration = Duration::from_secs(3);
 
-/// How often Redis' settings are read.
-const SETTINGS: Duration = Duration::from_secs(5);
+/// The interval between reads of Redis' settings.
+const SETTINGS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What was found last.
+/// The results of the latest probes.
 pub(super) struct Findings {
     writability: Mutex<Writability>,
     evicts_keys: Mutex<Option<bool>>,
@@ -37,12 +37,12 @@ impl Findings {
         self.writability.lock().clone()
     }
 
-    /// Returns whether Redis may evict keys of the registry when its memory is full, if that is known.
+    /// Returns whether Redis may evict the registry's keys when its memory is full. `None` if this is not known yet.
     pub(super) fn evicts_keys(&self) -> Option<bool> {
         *self.evicts_keys.lock()
     }
 
-    /// Probes Redis for as long as it is polled.
+    /// Probes Redis until the future is dropped.
     pub(super) async fn run(self: Arc<Self>, registry: Arc<Registry>) {
         let mut looked: Option<Instant> = None;
         let mut turn = 0;
@@ -56,20 +56,25 @@ impl Findings {
                 Err(Fault::Refused(refusal)) => Writability::Refused(refusal),
                 Err(fault) => Writability::Refused(WriteRefusal::new(RefusalCause::Unreachable, &fault.to_string())),
             };
-            if looked.is_none_or(|looked| looked.elapsed() >= SETTINGS) {
+            if looked.is_none_or(|looked| looked.elapsed() >= SETTINGS_INTERVAL) {
                 match policy(&registry).await {
                     Ok(policy) => {
                         self.note_policy(&policy);
                         looked = Some(Instant::now());
                     }
-                    Err(fault) => tracing::debug!(error = &fault as &dyn Error, "Redis' eviction policy is unknown"),
+                    Err(fault) => {
+                        tracing::debug!(error = &fault as &dyn Error, "cannot read the eviction policy of Redis");
+                    }
                 }
             }
             if let Err(fault) = registry.follow_name(turn).await {
-                tracing::debug!(error = &fault as &dyn Error, "cannot tell which server the name of Redis leads to");
+                tracing::debug!(
+                    error = &fault as &dyn Error,
+                    "cannot find out which server the host name of Redis resolves to"
+                );
             }
             turn = turn.wrapping_add(1);
-            sleep(WRITE).await;
+            sleep(WRITE_INTERVAL).await;
         }
     }
 
@@ -79,27 +84,27 @@ impl Findings {
         if evicts && was != Some(true) {
             tracing::warn!(
                 policy,
-                "Redis may evict the registry's keys, and sessions with them, when its memory is full: \
+                "Redis may evict the registry's keys, and with them sessions, when its memory is full: \
                  set maxmemory-policy to noeviction"
             );
         } else if !evicts && was == Some(true) {
-            tracing::info!(policy, "Redis no longer evicts keys");
+            tracing::info!(policy, "Redis no longer evicts keys when its memory is full");
         }
     }
 }
 
 impl Registry {
-    /// Checks which server the name leads to now, because old connections stay with the old server. Each turn checks
-    /// one partition.
+    /// Makes a new connection to one partition, to find out which server its host name resolves to now. Existing
+    /// connections stay with the old server and would not notice a failover. `turn` selects the partition.
     async fn follow_name(&self, turn: usize) -> Result<(), Fault> {
         let partition = &self.partitions()[turn % self.partitions().len()];
         let (_connection, server) = self.servers().connect(&partition.key("meta")).await?;
-        partition.newest.arrived(&server);
+        partition.newest.note(&server);
         Ok(())
     }
 }
 
-/// Tries a write in every partition. Redis refuses it if it refuses growth.
+/// Makes a write in every partition, which Redis refuses whenever it refuses growth.
 async fn try_write(registry: &Registry) -> Result<(), Fault> {
     let written = registry.with_identity(|identity| async move {
         let birth = &identity.birth;
@@ -112,7 +117,7 @@ async fn try_write(registry: &Registry) -> Result<(), Fault> {
     written.await.map(drop)
 }
 
-/// Checks in every partition whether the user may still run the commands of the scripts.
+/// Checks that in every partition the user may still run all commands of the scripts.
 async fn try_rights(registry: &Registry) -> Result<(), Fault> {
     let missing =
         registry.each_partition(|partition| async move { missing_rights(&partition, &registry.scripts).await });
@@ -126,13 +131,13 @@ async fn try_rights(registry: &Registry) -> Result<(), Fault> {
     Err(Fault::Refused(WriteRefusal::new(RefusalCause::NotPermitted, &detail)))
 }
 
-/// Lists the commands of scripts that the user may not run in a partition.
+/// Returns the commands of scripts that the user may not run in a partition.
 async fn missing_rights(partition: &Partition, scripts: &Scripts) -> Result<Vec<String>, Fault> {
     let key = partition.key("probe");
     partition.run(ASK, |_| scripts.probe_rights.call(1).arg(&key)).await
 }
 
-/// Returns the eviction policy of the first server of the registry that may evict keys, or `noeviction`.
+/// Returns the eviction policy of the first server that may evict keys, or `noeviction` if there is no such server.
 async fn policy(registry: &Registry) -> Result<String, Fault> {
     let policies = registry.each_partition(|partition| async move {
         let info: String = partition.ask(redis::cmd("INFO").arg("memory")).await?;
@@ -143,7 +148,7 @@ async fn policy(registry: &Registry) -> Result<String, Fault> {
     Ok(policies.into_iter().find(|policy| policy != "noeviction").unwrap_or_else(|| "noeviction".to_owned()))
 }
 
-/// Checks that the user may run every command that sessiond uses, before anything depends on it.
+/// Checks at startup that the user may run every command that sessiond uses.
 pub(super) async fn check_rights(partition: &Partition, scripts: &Scripts) -> Result<(), Fault> {
     let key = partition.key("probe");
     let mut missing = match missing_rights(partition, scripts).await {
@@ -155,8 +160,8 @@ pub(super) async fn check_rights(partition: &Partition, scripts: &Scripts) -> Re
         }
         Err(fault) => return Err(fault),
     };
-    // Commands that are also sent outside of scripts. EVAL is among them because Redis may know all scripts already,
-    // and would not ask for it.
+    // Commands that are sent outside scripts. EVAL is among them: as long as Redis has all scripts cached, sessiond
+    // does not send it, so the missing right would go unnoticed.
     let mut eval = redis::cmd("EVAL");
     let mut xread = redis::cmd("XREAD");
     let mut wait = redis::cmd("WAIT");

@@ -1,8 +1,8 @@
-//! The calls that wait for one partition.
+//! Queues the calls for one partition, and batches them.
 //!
-//! Batches form by themselves: while Redis works on some calls, others gather, and the next script or pipeline takes
-//! some sessions of each. An idle partition adds no delay. A busy one spreads the cost over hundreds of sessions, and a
-//! large call does not hold up a small one.
+//! While Redis executes one script or pipeline, calls accumulate, and the next script or pipeline takes some sessions
+//! of each. Batching adds no delay to an idle partition. In a busy one, hundreds of sessions share the cost of a
+//! script, and a large call does not hold up small ones.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -15,20 +15,20 @@ use tokio::{
 use super::{fault::Fault, registry::Identity};
 use crate::session::SessionKey;
 
-/// The most sessions that may wait.
+/// The maximum number of queued sessions.
 const MAX_QUEUED: usize = 1 << 18;
 
-/// How much one script or pipeline takes.
+/// The maximum size of one script or pipeline.
 pub(super) struct Limits {
-    /// The most sessions.
+    /// The maximum number of sessions.
     pub(super) sessions: usize,
-    /// The most sessions of one call while other calls wait.
+    /// The maximum number of sessions of one call while other calls are waiting.
     pub(super) share: usize,
-    /// The most calls.
+    /// The maximum number of calls.
     pub(super) calls: usize,
 }
 
-/// See the [module](self). A call asks for a `T` and gets an `A` for each session.
+/// See the [module](self). A call requests a `T` and gets an `A` for each session.
 pub(super) struct Queue<T, A> {
     state: Mutex<State<T, A>>,
     added: Notify,
@@ -44,14 +44,14 @@ struct Request<T, A> {
     /// The registry by which the sessions belong to this partition.
     identity: Arc<Identity>,
     sessions: Vec<SessionKey>,
-    /// One for each session that is done.
+    /// The answers for the sessions that are done, which are the first ones.
     answers: Vec<A>,
-    /// When something was last done for it, or when it came.
+    /// When some of its sessions were last done or, before that, when it was queued.
     waits_since: Instant,
     reply: oneshot::Sender<Result<Vec<A>, Fault>>,
 }
 
-/// Some sessions of a call.
+/// Some sessions of a call, which one script or pipeline takes.
 pub(super) struct Part<T, A> {
     request: Request<T, A>,
     count: usize,
@@ -64,7 +64,7 @@ impl<T, A> Request<T, A> {
 
     fn answer(self, outcome: Result<(), Fault>) {
         let Self { reply, answers, .. } = self;
-        // The caller may have left.
+        // Fails if the caller's future was dropped.
         drop(reply.send(outcome.map(|()| answers)));
     }
 }
@@ -78,7 +78,7 @@ impl<T, A> Part<T, A> {
         &self.request.left()[..self.count]
     }
 
-    /// Makes the call fail.
+    /// Fails the call.
     pub(super) fn fail(self, fault: Fault) {
         self.request.answer(Err(fault));
     }
@@ -91,8 +91,8 @@ impl<T, A> Default for Queue<T, A> {
 }
 
 impl<T, A> Queue<T, A> {
-    /// Waits for the answers for sessions that belong to this partition by `identity`. Returns [`Fault::Registry`] if
-    /// the registry was replaced meanwhile: they may belong to another partition now.
+    /// Queues a call, and waits for its answers. By `identity`, the sessions belong to this partition. If the registry
+    /// is replaced meanwhile, they may belong to another partition, and this returns [`Fault::Registry`].
     pub(super) async fn ask(
         &self,
         what: T,
@@ -103,19 +103,19 @@ impl<T, A> Queue<T, A> {
         {
             let mut state = self.state.lock();
             if state.sessions + sessions.len() > MAX_QUEUED {
-                return Err(Fault::unsent("too many calls wait for Redis"));
+                return Err(Fault::unsent("too many calls are waiting for Redis"));
             }
             state.sessions += sessions.len();
             let waits_since = Instant::now();
             state.requests.push_back(Request { what, identity, sessions, answers: Vec::new(), waits_since, reply });
         }
         self.added.notify_one();
-        // The task that answers ends with the storage, when no call waits any more.
+        // The task that sends the answers ends only when the storage is dropped.
         answers.await.unwrap_or_else(|_| Err(Fault::unsent("the storage is closed")))
     }
 
-    /// Waits for calls, and takes some sessions of each in the order in which they came. `identity` returns the current
-    /// registry. Calls that have waited for `timeout` fail.
+    /// Takes the next batch: some sessions of each call, in queue order. Waits until there is a call. `identity`
+    /// returns the current registry. Calls that have waited for `timeout` fail.
     pub(super) async fn take(
         &self,
         limits: &Limits,
@@ -148,9 +148,9 @@ impl<T, A> Queue<T, A> {
                 request.answer(Err(Fault::Registry));
                 continue;
             }
-            // If it were sent now, it could take another timeout.
+            // Sent now, the call might take another `timeout`.
             if request.waits_since.elapsed() >= timeout {
-                request.answer(Err(Fault::unsent("the call timed out while it waited for its turn")));
+                request.answer(Err(Fault::unsent("the call timed out in the queue")));
                 continue;
             }
             let share = if requests.is_empty() { room } else { room.min(limits.share) };
@@ -158,7 +158,7 @@ impl<T, A> Queue<T, A> {
             room -= count;
             parts.push(Part { request, count });
         }
-        // The rest of the room goes to calls that have more.
+        // Calls that have more sessions share the remaining room.
         for part in &mut parts {
             let more = room.min(part.request.left().len() - part.count);
             part.count += more;
@@ -167,8 +167,8 @@ impl<T, A> Queue<T, A> {
         parts
     }
 
-    /// Gives a call the answers for a part: one for each session or, if `is_over`, those up to the one that ends the
-    /// call. If the call has more sessions, it goes to the end of the queue.
+    /// Passes the answers for a part to its call: one for each session or, if `is_over`, those up to the answer that
+    /// ends the call. If the call has more sessions, it is queued again at the end.
     pub(super) fn give(&self, part: Part<T, A>, answers: impl IntoIterator<Item = A>, is_over: bool) {
         let mut request = part.request;
         request.answers.extend(answers);

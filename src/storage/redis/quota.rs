@@ -1,9 +1,10 @@
-//! Quotas: how many sessions each partition may hold, so that all together stay within the limit.
+//! Quotas: how many sessions each partition may hold, so that all partitions together stay within the session limit.
 //!
-//! The first partition keeps a register of the quotas, whose sum never exceeds the limit. A partition without room asks
-//! for more. If everything is taken, the others return what they do not use. Both sides number each quota that they
-//! set. So if a step was cut off, the next one notices and finishes it. No partition ever holds more than the register
-//! says.
+//! The first partition keeps a register of all quotas, whose sum never exceeds the limit. When a partition is full, its
+//! quota is raised. If the limit is used up, the other partitions first return what they do not use.
+//!
+//! Both the register and the partition number each quota that they set. If a step is interrupted, the next step
+//! therefore notices and finishes it. A partition never holds more sessions than its quota in the register.
 
 use super::{
     fault::Fault,
@@ -16,7 +17,7 @@ use super::{
 type Quota = (u64, u64);
 
 impl Registry {
-    /// Gets room for up to `wanted` more sessions in a partition. Returns whether it got any.
+    /// Raises a partition's quota, by `wanted` or more if the limit allows it. Returns whether the quota was raised.
     pub(super) async fn more_room(&self, partition: &Partition, wanted: u64) -> Result<bool, Fault> {
         if self.layout.partitions == 1 {
             return Ok(false);
@@ -49,8 +50,8 @@ impl Registry {
     }
 
     async fn lower_quota(&self, partition: &Partition) -> Result<(), Fault> {
-        // Twice, because a quota that was granted and never reached the partition must be set there before it can be
-        // returned.
+        // Twice: a quota that was granted but never reached the partition must first be set there, before the unused
+        // part can be returned.
         for _ in 0..2 {
             let lowered = self.quota_call::<Quota>(&self.scripts.quota_lower, partition, &[], |call| call);
             let (quota, number) = lowered.await?;

@@ -1,7 +1,7 @@
-//! Reads of sessions in one partition: whether they exist, and which leases they are under.
+//! Reads the sessions of one partition: whether they exist, and which leases they are under.
 //!
-//! A read is a pipeline of plain commands, which costs Redis a fraction of what a script costs. Each answer is true at
-//! some moment between its call and its return, which is all that the contract asks for.
+//! A read is a pipeline of plain commands, which costs Redis a third to half of what a script costs. Each answer is
+//! true at some moment between the call and its return, which is all that the contract requires.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,28 +17,29 @@ use super::{
 };
 use crate::session::{LeaseId, SessionKey};
 
-/// The limits of one pipeline: it takes Redis about a millisecond.
+/// The limits of one pipeline, which takes Redis about a millisecond.
 const LIMITS: Limits = Limits { sessions: 1024, share: 128, calls: usize::MAX };
 
-/// How long to wait before asking again if the wrong server answered.
+/// The pause before a retry after the wrong server answered.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// What a call asks of its sessions.
+/// What a call asks about its sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum What {
     Existence,
     Leases,
 }
 
-/// What was found of a session.
+/// What a read found out about a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
     Missing,
-    /// It is under no lease, or nobody asked.
+    /// It exists, and is under no lease or its lease was not asked for.
     Exists,
-    /// It is under a lease that had not ended.
+    /// It is under this lease, which had not ended.
     Under(LeaseId),
-    /// It is under a lease with this slot, of which nothing else is known here.
+    /// It is under the lease with this slot. This replica does not know yet which lease that is, or whether it has
+    /// ended.
     Slot(u64),
 }
 
@@ -48,7 +49,7 @@ impl Found {
     }
 }
 
-/// The reads that wait for one partition.
+/// The queue of reads for one partition.
 #[derive(Default)]
 pub(super) struct Reads {
     queue: Queue<What, Found>,
@@ -58,7 +59,7 @@ pub(super) struct Reads {
 type Part = queue::Part<What, Found>;
 
 impl Reads {
-    /// Returns what there is of sessions that belong to this partition by `identity`.
+    /// Reads sessions, which belong to this partition by `identity`.
     pub(super) async fn ask(
         &self,
         what: What,
@@ -68,7 +69,7 @@ impl Reads {
         self.queue.ask(what, Arc::clone(identity), sessions).await
     }
 
-    /// Sends the waiting reads, for as long as it is polled.
+    /// Sends the queued reads until the future is dropped.
     pub(super) async fn run(self: Arc<Self>, registry: Arc<Registry>, number: u32) {
         let partition = Arc::clone(registry.partition(number));
         loop {
@@ -86,7 +87,7 @@ impl Reads {
         }
     }
 
-    /// Reads all sessions of a batch. Retries within the timeout if it did not reach the right server.
+    /// Reads all sessions of a batch. Retries within the timeout if the pipeline did not reach the right server.
     async fn read(
         &self,
         registry: &Registry,
@@ -104,13 +105,13 @@ impl Reads {
                 all.cmd(command).arg(partition.bucket_key(bucket)).arg(&session_bytes(session)[..]);
             }
         }
-        // Read after the sessions: a lease that has not been closed by now was not closed then.
+        // Read after the sessions: a lease that is not closed by now was not closed when its session was read.
         let asks_leases = batch.iter().any(|part| *part.what() == What::Leases);
         if asks_leases {
             all.cmd("HGET").arg(partition.key("meta")).arg("closing");
         }
         loop {
-            // Noted before the read: what the tail reads meanwhile may be newer than the answer.
+            // Taken before the read, because the tail may meanwhile read changes that are newer than the answer.
             let read_up_to = partition.read_up_to();
             let fault = match partition.read(&all, last_try).await {
                 Ok(answers) => match self.parse(answers, asks_leases, &identity.birth, partition, read_up_to) {
@@ -145,7 +146,7 @@ impl Reads {
             return Err(Fault::Registry);
         }
         if end.unwrap_or(0) < read_up_to {
-            return Err(partition.is_behind());
+            return Err(partition.leave_stale_server());
         }
         let leases = self.attached.leases(birth, &closing);
         let found = |answer| match answer {
@@ -157,7 +158,7 @@ impl Reads {
                 let lease = leases.as_ref().and_then(|leases| leases.get(&slot).copied());
                 Ok(lease.map_or(Found::Slot(slot), Found::Under))
             }
-            _ => Err(Fault::malformed("a bucket is no hash")),
+            _ => Err(Fault::malformed("a bucket is not a hash")),
         };
         answers.map(found).collect()
     }

@@ -1,7 +1,8 @@
-//! The registry in Redis: how it is made, found again and divided.
+//! The registry in Redis: how it is created, found and partitioned.
 //!
-//! A registry's *birth* is a random number that all its partitions have. Observers know the registry by its *id*. The
-//! id moves when a replica notices that the log has lost changes, so positions only grow under one id.
+//! A registry's *birth* is a random number, which all its partitions store. It never changes. Observers know the
+//! registry by its *id*, another random number. When a replica notices that the log has lost changes, it gives the
+//! registry a new id, so positions only grow under one id.
 
 use std::{hash::Hasher, sync::Arc};
 
@@ -23,17 +24,16 @@ use crate::{
     storage::{Layout, RegistryId, StorageOptions},
 };
 
-/// The version of the layout of keys and values. It is raised if an older sessiond could not read what a newer one
-/// writes.
+/// The version of the format of keys and values. Raised when an older sessiond could not read what a newer one writes.
 const FORMAT: &str = "3";
 
-/// How often a call is repeated because the registry was replaced meanwhile.
+/// How often a call is retried because the registry was replaced meanwhile.
 const TRIES: usize = 3;
 
-/// The most bits in the set of a large lease's buckets in one partition.
+/// The maximum number of bits in a lease's set of buckets in one partition.
 const LEASE_BITS: u32 = 1 << 14;
 
-/// How many keys are deleted in one step.
+/// The maximum number of keys deleted in one step.
 const KEYS_A_STEP: usize = 512;
 
 /// The registry as this replica knows it.
@@ -41,12 +41,12 @@ const KEYS_A_STEP: usize = 512;
 pub(super) struct Identity {
     pub(super) registry_id: RegistryId,
     pub(super) birth: String,
-    /// The secret key of the hash that spreads sessions over buckets. It is secret because clients choose ids.
+    /// The key of the hash that assigns sessions to buckets. It is secret, because clients choose the ids.
     hash_key: (u64, u64),
 }
 
 impl Identity {
-    /// Returns whether both put each session into the same bucket.
+    /// Returns whether both assign each session to the same bucket.
     pub(super) fn has_same_buckets(&self, other: &Self) -> bool {
         self.hash_key == other.hash_key
     }
@@ -64,7 +64,7 @@ pub(super) struct Registry {
 }
 
 impl Registry {
-    /// Finds the registry that `url` names, or makes it.
+    /// Opens the registry that `url` names. Creates it if it does not exist.
     pub(super) async fn open(url: &RedisUrl, options: StorageOptions) -> Result<Self, Fault> {
         let servers = Arc::new(Servers::new(url)?);
         let scripts = Scripts::new();
@@ -80,8 +80,8 @@ impl Registry {
         if is_other(url.buckets, head.layout.buckets) || is_other(url.partitions, head.layout.partitions) {
             let Layout { buckets, partitions } = head.layout;
             return Err(Fault::Setup(format!(
-                "registry {} was made with partitions={partitions}&buckets={buckets}: \
-                 leave these parameters out or give the same",
+                "registry {} was created with partitions={partitions}&buckets={buckets}: \
+                 omit these parameters or use the same values",
                 url.registry
             )));
         }
@@ -103,7 +103,7 @@ impl Registry {
         Arc::clone(&self.identity.borrow())
     }
 
-    /// Receives the identity when it changes.
+    /// Returns a receiver of changes of the identity.
     pub(super) fn identities(&self) -> watch::Receiver<Arc<Identity>> {
         self.identity.subscribe()
     }
@@ -116,7 +116,7 @@ impl Registry {
         &self.partitions[number as usize]
     }
 
-    /// Returns the partition that has the leases.
+    /// Returns the partition that keeps the leases.
     pub(super) fn first(&self) -> &Arc<Partition> {
         self.partition(0)
     }
@@ -125,13 +125,14 @@ impl Registry {
         &self.partitions
     }
 
-    /// Returns the partition of a bucket. A partition's buckets are neighbours, so that one step reads a run of them.
+    /// Returns the partition of a bucket. A partition's buckets are consecutive, so that one step can read a run of
+    /// them.
     pub(super) fn partition_of(&self, bucket: u32) -> u32 {
         let Layout { buckets, partitions } = self.layout;
         (u64::from(bucket) * u64::from(partitions) / u64::from(buckets)) as u32
     }
 
-    /// Returns the first bucket of a partition. For the number after the last partition, returns the number of buckets.
+    /// Returns the first bucket of a partition. One past the last partition, this is the number of buckets.
     pub(super) fn first_bucket(&self, partition: u32) -> u32 {
         let Layout { buckets, partitions } = self.layout;
         (u64::from(partition) * u64::from(buckets)).div_ceil(u64::from(partitions)) as u32
@@ -145,20 +146,20 @@ impl Registry {
     pub(super) fn bucket_of(&self, identity: &Identity, session: &SessionKey) -> u32 {
         let mut hasher = SipHasher13::new_with_keys(identity.hash_key.0, identity.hash_key.1);
         hasher.write(&session_bytes(session));
-        // The high bits of the product. This needs no division, and any number of buckets will do.
+        // The high bits of the product: needs no division, and works for any number of buckets.
         ((u128::from(hasher.finish()) * u128::from(self.layout.buckets)) >> 64) as u32
     }
 
-    /// Returns the number of a bucket within its partition.
+    /// Returns the index of a bucket within its partition.
     pub(super) fn offset_of(&self, bucket: u32) -> u32 {
         bucket - self.first_bucket(self.partition_of(bucket))
     }
 
-    /// Returns the buckets of a partition that the bits of a lease's set stand for.
+    /// Decodes the bits of a lease's set of buckets in a partition.
     pub(super) fn buckets_in(&self, partition: u32, bits: &[u8]) -> impl Iterator<Item = u32> + Send {
         let (all, a_bit) = (self.buckets_of(partition), self.buckets_a_bit());
         let set = (0..).zip(bits).flat_map(|(index, byte)| {
-            // Redis counts bits from the highest.
+            // Redis numbers bits from the most significant one.
             (0..8).filter(move |bit| byte & (0x80 >> bit) != 0).map(move |bit| index * 8 + bit)
         });
         set.flat_map(move |bit: u32| {
@@ -167,30 +168,31 @@ impl Registry {
         })
     }
 
-    /// Returns how many buckets share a bit of a lease's set. Such a set takes 2 KiB at most.
+    /// Returns how many buckets share one bit of a lease's set, so that a set takes at most 2 KiB.
     pub(super) fn buckets_a_bit(&self) -> u32 {
         let Layout { buckets, partitions } = self.layout;
         buckets.div_ceil(partitions).div_ceil(LEASE_BITS)
     }
 
-    /// Returns the limit of sessions that scripts apply to a partition. With several partitions it is -1, which stands
-    /// for the partition's quota.
+    /// Returns the session limit that scripts apply to a partition. With several partitions it is -1, which means the
+    /// partition's quota.
     pub(super) fn session_limit(&self) -> i64 {
         if self.layout.partitions == 1 { i64::try_from(self.options.max_sessions).unwrap_or(i64::MAX) } else { -1 }
     }
 
-    /// Returns a mark for a new entry of the log.
+    /// Returns a random mark for a new log entry.
     pub(super) fn new_mark(&self) -> [u8; 8] {
         random_u64().to_be_bytes()
     }
 
-    /// Returns a call of a script with keys of a partition. The partition's meta is the first.
+    /// Starts a call of a script: with the partition's `meta` key, the keys `names`, and `more` keys that the caller
+    /// adds.
     pub(super) fn call(&self, script: &Script, partition: &Partition, names: &[&str], more: usize) -> Call {
         let call = script.call(1 + names.len() + more).arg(partition.key("meta"));
         names.iter().fold(call, |call, name| call.arg(partition.key(name)))
     }
 
-    /// Makes a call for the current registry. Repeats it if the registry turns out to have been replaced.
+    /// Makes a call for the current registry. Retries it if the registry was replaced.
     pub(super) async fn with_identity<T, F>(&self, call: impl Fn(Arc<Identity>) -> F) -> Result<T, Fault>
     where
         F: Future<Output = Result<T, Fault>>,
@@ -208,24 +210,25 @@ impl Registry {
         }
     }
 
-    /// Finds out which registry Redis has now, makes it if there is none, and lets every partition join it. Any number
-    /// of replicas may do so at once, and each may stop at any point.
+    /// Finds out which registry Redis has now, creates one if there is none, and makes every partition join it. Does
+    /// nothing if another call has already replaced `known`. Any number of replicas may do this at the same time, and
+    /// each may crash at any point.
     pub(super) async fn rejoin(&self, known: Option<&Identity>) -> Result<(), Fault> {
         for _ in 0..=TRIES + self.layout.partitions as usize {
             let current = self.identity();
             if known.is_some_and(|known| *known != *current) {
                 return Ok(());
             }
-            // Births are read first, the registry second. So no birth that is read here is newer than the registry.
+            // Births are read before the registry, so none of them is newer than the registry.
             let births = self.each_partition(|partition| async move {
                 partition.ask::<Option<String>>(redis::cmd("HGET").arg(partition.key("meta")).arg("birth")).await
             });
             let births = births.await?;
-            // If there is no registry any more, the new one is divided as before.
+            // If the registry is gone, the new one gets the same layout.
             let head = Head::open(self.first(), &self.scripts, &Head::new(self.layout)).await?;
             if head.layout != self.layout {
                 return Err(Fault::Setup(
-                    "the registry was made anew with other partitions or buckets: restart sessiond".to_owned(),
+                    "the registry was created anew with other partitions or buckets: restart sessiond".to_owned(),
                 ));
             }
             let others = self.partitions.iter().zip(&births).skip(1);
@@ -234,7 +237,10 @@ impl Registry {
             if have_joined.into_iter().all(|has_joined| has_joined) {
                 if head.identity != *current {
                     let registry_id = head.identity.registry_id;
-                    tracing::warn!(%registry_id, "Redis has another registry, or this one has lost changes");
+                    tracing::warn!(
+                        %registry_id,
+                        "Redis has another registry, or the registry has lost changes; observers are reset"
+                    );
                     self.identity.send_replace(Arc::new(head.identity));
                 }
                 return Ok(());
@@ -243,15 +249,16 @@ impl Registry {
         Err(Fault::Registry)
     }
 
-    /// Lets every partition join the current registry, as [`rejoin`](Self::rejoin) does. Returns the fault to go on
-    /// with. If sessions are in the same buckets as before, the step may be repeated.
+    /// Calls [`rejoin`](Self::rejoin). Returns the fault of the step that found another registry. This fault is
+    /// retryable if the registry turns out to be the same, so that sessions are in the same buckets as in `known`.
     pub(super) async fn rejoin_same(&self, known: &Identity) -> Result<Fault, Fault> {
         self.rejoin(Some(known)).await?;
         let is_same = self.identity().birth == known.birth;
-        Ok(if is_same { Fault::unsent("the registry was put together again") } else { Fault::Registry })
+        Ok(if is_same { Fault::unsent("a partition had to join the registry again") } else { Fault::Registry })
     }
 
-    /// Moves the registry to a new id, because its log has lost changes, or it has lost a whole partition.
+    /// Gives the registry a new id, because its log has lost changes or a whole partition is lost. In the latter case,
+    /// `lost` is the field of that partition.
     pub(super) async fn abandon(&self, identity: &Identity, lost: &str) -> Result<(), Fault> {
         let new = RegistryId(random_u64()).to_string();
         let moved = self.first().run::<u32>(DURABLE, |_| {
@@ -264,8 +271,8 @@ impl Registry {
         }
     }
 
-    /// Lets a partition join the registry. Returns false if everything must be looked up again, because the registry or
-    /// the partition has changed meanwhile.
+    /// Makes a partition join the registry. `had` is the birth that the partition had before the registry was read.
+    /// Returns false if the caller must start over, because the registry or the partition has changed meanwhile.
     async fn join(&self, partition: &Partition, head: &Head, had: Option<&str>) -> Result<bool, Fault> {
         let Identity { birth, .. } = &head.identity;
         let mark = format!("p{}", partition.number);
@@ -284,7 +291,7 @@ impl Registry {
                 let Some(theirs) = had.filter(|had| had != birth) else { return Ok(false) };
                 tracing::warn!(
                     partition = partition.number,
-                    "deleting what a registry that is gone left in a partition"
+                    "deleting the keys that an earlier registry left in a partition"
                 );
                 let disowned = partition.run::<u32>(DURABLE, |_| {
                     self.scripts.partition_disown.call(1).arg(partition.key("meta")).arg(theirs).arg(random_u64())
@@ -295,7 +302,7 @@ impl Registry {
             _ if had_joined => {
                 tracing::error!(
                     partition = partition.number,
-                    "a partition of the registry is gone; observers start again"
+                    "Redis has lost a partition of the registry; observers are reset"
                 );
                 self.abandon(&head.identity, &mark).await?;
                 return Ok(false);
@@ -320,7 +327,7 @@ impl Registry {
         Ok(true)
     }
 
-    /// Does something for every partition at once. Returns the results in order.
+    /// Runs a step for all partitions concurrently. Returns the results in order, or the first failure.
     pub(super) async fn each_partition<T, F>(&self, step: impl Fn(Arc<Partition>) -> F) -> Result<Vec<T>, Fault>
     where
         F: Future<Output = Result<T, Fault>>,
@@ -329,7 +336,7 @@ impl Registry {
     }
 }
 
-/// Deletes what a registry that is gone has left in a partition. Stops if the partition joins another one meanwhile.
+/// Deletes the keys that an earlier registry left in a partition. Stops if the partition joins a registry meanwhile.
 /// Returns whether everything was deleted.
 async fn wipe(partition: &Partition, scripts: &Scripts, buckets: std::ops::Range<u32>) -> Result<bool, Fault> {
     let attached: Vec<Vec<u8>> = partition.ask(redis::cmd("HKEYS").arg(partition.key("attached"))).await?;
@@ -349,7 +356,7 @@ async fn wipe(partition: &Partition, scripts: &Scripts, buckets: std::ops::Range
     Ok(true)
 }
 
-/// What the first partition says about the registry.
+/// The registry's description in the first partition.
 struct Head {
     identity: Identity,
     layout: Layout,
@@ -359,7 +366,7 @@ struct Head {
 type Fields = Vec<(String, Vec<u8>)>;
 
 impl Head {
-    /// Returns a new registry.
+    /// Returns a description of a new registry.
     fn new(layout: Layout) -> Self {
         let identity = Identity {
             registry_id: RegistryId(random_u64()),
@@ -369,7 +376,7 @@ impl Head {
         Self { identity, layout, fields: Vec::new() }
     }
 
-    /// Returns the fields that every partition begins with.
+    /// Returns the initial fields of every partition.
     fn partition_fields(birth: &str, mark: &[u8; 8]) -> Fields {
         let mut fields: Fields = vec![("birth".to_owned(), birth.into()), ("mark".to_owned(), mark.to_vec())];
         for name in ["end", "count", "slots", "leases", "closing", "quota", "quota_number"] {
@@ -397,7 +404,7 @@ impl Head {
         fields
     }
 
-    /// Reads the registry that Redis has. If there is none, makes `new`.
+    /// Reads the description of the registry in Redis. If there is none, creates the registry `new`.
     async fn open(first: &Partition, scripts: &Scripts, new: &Self) -> Result<Self, Fault> {
         let ask = async |make: bool| {
             let asked = first.run::<Vec<(Vec<u8>, Vec<u8>)>>(if make { DURABLE } else { ASK }, |_| {
@@ -419,11 +426,11 @@ impl Head {
             Fault::Setup(match format {
                 Some(format) => format!(
                     "the registry in Redis has format {format}, and this version of sessiond reads format {FORMAT}: \
-                     delete it, or name another one with registry="
+                     delete it, or use another one with registry="
                 ),
                 None => format!(
-                    "what is in Redis under {} is not a registry of sessiond: \
-                     delete it, or name another one with registry=",
+                    "the key {} in Redis is not a registry of sessiond: \
+                     delete it, or use another registry with registry=",
                     first.key("meta")
                 ),
             })
@@ -448,7 +455,7 @@ impl Head {
     }
 }
 
-/// Returns a session's key as Redis holds it.
+/// Encodes a session's key as Redis stores it.
 pub(super) fn session_bytes(session: &SessionKey) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&session.auth_key_id.0.to_be_bytes());
@@ -456,7 +463,7 @@ pub(super) fn session_bytes(session: &SessionKey) -> [u8; 16] {
     bytes
 }
 
-/// Reads a session's key, if it has 16 bytes.
+/// Decodes a session's key. Returns `None` unless it has 16 bytes.
 pub(super) fn session_of(bytes: &[u8]) -> Option<SessionKey> {
     let bytes: [u8; 16] = bytes.try_into().ok()?;
     let (auth_key_id, session_id) = bytes.split_at(8);

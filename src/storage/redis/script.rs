@@ -1,12 +1,14 @@
-//! The scripts that Redis runs, each in one step.
+//! The Lua scripts, each of which Redis runs atomically.
 //!
-//! They are not Redis functions, because Redis keeps a function in one version for all replicas of sessiond, old and
-//! new. A script is named by its hash, and each replica brings its own. Each script declares every key that it touches.
-//! So a cluster that is moving some of the keys refuses the script before its first step, and not halfway.
+//! They are not Redis functions: Redis keeps a single version of a function, but sessiond replicas of different
+//! versions must run side by side. A script is identified by its hash, and each replica brings its own scripts.
+//!
+//! Each script declares every key that it uses. If a cluster is migrating some of these keys, it rejects the script
+//! before the first command rather than halfway through.
 
 use redis::{Cmd, ToRedisArgs};
 
-/// A script, named by its hash.
+/// A script, identified by its hash.
 pub(super) struct Script {
     code: &'static str,
     hash: String,
@@ -17,7 +19,7 @@ impl Script {
         Self { code, hash: redis::Script::new(code).get_hash().to_owned() }
     }
 
-    /// Returns a call with this many keys, which are the first arguments.
+    /// Starts a call. Its first `keys` arguments are the keys.
     pub(super) fn call(&self, keys: usize) -> Call {
         let mut by_hash = Cmd::new();
         by_hash.arg("EVALSHA").arg(&self.hash).arg(keys);
@@ -25,7 +27,7 @@ impl Script {
     }
 }
 
-/// A script with its keys and arguments.
+/// A call of a script: its keys and arguments.
 pub(super) struct Call {
     code: &'static str,
     by_hash: Cmd,
@@ -41,7 +43,7 @@ impl Call {
         &self.by_hash
     }
 
-    /// Returns the same call with the script's code, for a Redis that does not know the hash yet.
+    /// Returns the same call with the script's code, for a Redis that does not have the script yet.
     pub(super) fn by_code(&self) -> Cmd {
         let mut by_code = Cmd::new();
         by_code.arg("EVAL").arg(self.code);
@@ -56,7 +58,7 @@ impl Call {
 
 macro_rules! scripts {
     ($($(#[$doc:meta])* $name:ident = [$($file:literal),+];)+) => {
-        /// All scripts, by the names of their files. Each file says what its script takes and returns.
+        /// All scripts. Each is named after the file that documents its keys, arguments and result.
         pub(super) struct Scripts {
             $($(#[$doc])* pub(super) $name: Script,)+
         }

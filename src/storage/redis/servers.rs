@@ -1,7 +1,7 @@
-//! Redis' servers: which one owns a key, and how to connect to it.
+//! Finds the Redis server that owns a key, and connects to it.
 //!
-//! redis-rs' cluster client is not used. It hides which server answers, repeats calls that may have been executed, and
-//! could hang forever after a failover: see ARCHITECTURE.md.
+//! This does not use redis-rs' cluster client, which hides which server answers, resends calls that may have been
+//! executed, and in tests hung forever after a failover: see docs/design/redis.md.
 
 use std::{
     collections::HashMap,
@@ -28,22 +28,22 @@ const OLDEST_VERSION: (u32, u32) = (6, 2);
 pub(super) struct Servers {
     nodes: Vec<ConnectionInfo>,
     is_cluster: bool,
-    /// How long connecting may take.
+    /// The time limit for connecting.
     timeout: Duration,
-    /// All connections belong to this runtime, whoever asks for them.
+    /// The runtime of all connections, whichever runtime their callers are in.
     runtime: Handle,
-    /// The node of a cluster to ask next.
+    /// The index of the cluster node to ask next.
     next: AtomicUsize,
-    /// The slot of each key. It never changes.
+    /// The cluster slot of each key, which never changes.
     slots: Mutex<HashMap<String, u16>>,
 }
 
 impl Servers {
     /// # Panics
     ///
-    /// Panics outside of a tokio runtime.
+    /// Panics outside a tokio runtime.
     pub(super) fn new(url: &RedisUrl) -> Result<Self, Fault> {
-        // With this timeout the kernel closes connections to a peer that has vanished.
+        // After this timeout, the kernel closes connections to a peer that no longer acknowledges data.
         let settings = TcpSettings::default().set_nodelay(true).set_user_timeout(2 * url.timeout);
         let nodes = url.nodes().map_err(Fault::while_connecting)?;
         Ok(Self {
@@ -60,7 +60,7 @@ impl Servers {
         self.is_cluster
     }
 
-    /// Connects to the server that owns `key` now. Returns its run_id, too.
+    /// Connects to the server that currently owns `key`. Also returns the server's run_id.
     pub(super) async fn connect(self: &Arc<Self>, key: &str) -> Result<(MultiplexedConnection, Arc<str>), Fault> {
         let (servers, key) = (Arc::clone(self), key.to_owned());
         let connecting = self.runtime.spawn(async move { servers.connect_here(&key).await });
@@ -75,7 +75,7 @@ impl Servers {
             Ok((connection, server))
         };
         let outcome = timeout(2 * self.timeout, connecting).await;
-        outcome.unwrap_or_else(|_| Err(Fault::unsent("Redis cannot be reached in time")))
+        outcome.unwrap_or_else(|_| Err(Fault::unsent("could not connect to Redis in time")))
     }
 
     fn any(&self) -> &ConnectionInfo {
@@ -83,21 +83,21 @@ impl Servers {
     }
 
     async fn open(&self, node: ConnectionInfo) -> Result<MultiplexedConnection, Fault> {
-        // Callers have timeouts of their own.
+        // There is no response timeout, because callers have their own.
         let config = AsyncConnectionConfig::new().set_connection_timeout(Some(self.timeout)).set_response_timeout(None);
         let client = Client::open(node).map_err(Fault::while_connecting)?;
         client.get_multiplexed_async_connection_with_config(&config).await.map_err(Fault::while_connecting)
     }
 
-    /// Asks a node of the cluster which one owns a key. The next call asks another node, because what one says may be
-    /// out of date.
+    /// Asks a node of the cluster which node owns a key. The next call asks another node, because one node's answer may
+    /// be stale.
     async fn owner_of(&self, key: &str) -> Result<ConnectionInfo, Fault> {
         let any = self.any().clone();
         self.next.fetch_add(1, Ordering::Relaxed);
         let addr = any.addr().clone();
         let mut connection = timeout(self.timeout / 2, self.open(any.clone()))
             .await
-            .unwrap_or_else(|_| Err(Fault::unsent("a node of the cluster cannot be reached in time")))?;
+            .unwrap_or_else(|_| Err(Fault::unsent("could not connect to a node of the Redis Cluster in time")))?;
         let known = self.slots.lock().get(key).copied();
         let slot = match known {
             Some(slot) => slot,
@@ -116,16 +116,16 @@ impl Servers {
         match owner {
             Some(owner) => {
                 let (host, port) = owner.map_err(Fault::while_connecting)?;
-                // A node that does not know its own address leaves it out. It is the one that was asked.
+                // A node omits the host if it does not know its own address. Then the owner is the node that was asked.
                 let host = if host.is_empty() { host_of(&addr) } else { host };
                 Ok(any.set_addr(at(&addr, host, port)))
             }
-            None => Err(Fault::unsent("no node of the cluster has the slot")),
+            None => Err(Fault::unsent("no node of the Redis Cluster owns the slot of a partition")),
         }
     }
 }
 
-/// Returns the master of a range of slots, if the slot is in that range.
+/// Returns the master of a slot range if the range contains the slot.
 fn owner_in(range: Vec<Value>, slot: u16) -> Result<Option<(String, u16)>, RedisError> {
     let mut parts = range.into_iter();
     let (Some(first), Some(last), Some(Value::Array(master))) = (parts.next(), parts.next(), parts.next()) else {
@@ -142,7 +142,7 @@ fn owner_in(range: Vec<Value>, slot: u16) -> Result<Option<(String, u16)>, Redis
     }
 }
 
-/// Asks a server for its run_id, and checks its version.
+/// Returns the run_id of a server, after checking its version.
 async fn identify(connection: &MultiplexedConnection) -> Result<Arc<str>, Fault> {
     let info: String =
         redis::cmd("INFO").arg("server").query_async(&mut connection.clone()).await.map_err(Fault::while_connecting)?;
@@ -164,7 +164,7 @@ fn host_of(addr: &ConnectionAddr) -> String {
     }
 }
 
-/// Returns the same kind of address at another host and port.
+/// Returns an address of the same kind with another host and port.
 fn at(addr: &ConnectionAddr, host: String, port: u16) -> ConnectionAddr {
     match addr {
         ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
@@ -174,7 +174,7 @@ fn at(addr: &ConnectionAddr, host: String, port: u16) -> ConnectionAddr {
     }
 }
 
-/// The error for a missing answer.
+/// Returns the error for a missing answer.
 pub(super) fn missing() -> RedisError {
     (ErrorKind::Client, "an answer is missing").into()
 }

@@ -1,4 +1,4 @@
-//! The end of one partition's log, read over one connection for everybody in this process who follows it.
+//! Reads the end of one partition's log, over a single connection for all followers in this process.
 
 use std::{collections::VecDeque, convert::Infallible, ops::Range, sync::Arc, time::Duration};
 
@@ -18,63 +18,63 @@ use super::{
     servers::Servers,
 };
 use crate::{
+    backoff::Backoff,
     session::SessionEvent,
     storage::{Changes, LogError, LogPoint, Mark, Position, RegistryId, StorageError},
 };
 
-/// The most changes that are kept here. A follower that is further behind reads them from Redis itself.
+/// The maximum number of changes kept in memory. A follower that is further behind reads from Redis.
 const KEPT: usize = 1 << 14;
 
-/// At least this many ends of entries are kept, because answers under way may name places that the tail has just
+/// The minimum number of entry ends kept in memory, because answers in flight may name points that the tail has just
 /// passed.
 const ENDS_KEPT: usize = 1024;
 
-/// The most changes of one answer, and the most entries of one read.
+/// The maximum number of changes in one answer, and of entries in one read.
 const CHANGES_AN_ANSWER: usize = 4096;
 const ENTRIES_A_READ: usize = 512;
 
-/// How often Redis is asked again about a place that the tail has long passed.
+/// How often a call is retried because the tail has long passed the point that Redis named.
 pub(super) const TRIES: usize = 3;
 
-/// How often the connection, and the server at its other end, are checked while the log is quiet.
+/// The interval between checks of the connection and its server while the log is quiet.
 const QUIET: Duration = Duration::from_secs(1);
 
 const FIRST_RETRY: Duration = Duration::from_millis(20);
-const LAST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(1);
 
-/// One partition's tail.
+/// The tail of one partition's log.
 pub(super) struct Tail {
     partition: u32,
     channel: Channel,
-    /// How many changes are kept here. It is 0 if Redis keeps so few that it may have trimmed them already.
+    /// How many changes are kept in memory. 0 if Redis retains so few changes that it may have trimmed these already.
     kept: usize,
     state: watch::Sender<State>,
 }
 
 struct State {
-    /// `None` until Redis has answered for the first time.
+    /// `None` until the log was found for the first time.
     registry_id: Option<RegistryId>,
-    /// The newest changes.
+    /// The latest changes.
     events: VecDeque<SessionEvent>,
-    /// The ends of the newest entries: those that hold these changes, and some before them. Empty until the log was
-    /// found.
+    /// The ends of the latest entries: those of `events`, and some before them. Empty until the log was found.
     ends: VecDeque<LogPoint>,
     /// Where the log ended when Redis was last asked.
     log_end: Position,
-    /// The places ahead of the tail that somebody was told about.
+    /// The points ahead of the tail that this process has named to callers.
     promised: Promised,
-    /// When Redis answered last.
+    /// When Redis last answered.
     answered: Instant,
-    /// Why the log cannot be read, if it cannot.
+    /// The reason why the log cannot be read, if it cannot.
     fault: Option<Fault>,
 }
 
-/// What the tail knows of the changes after a place.
+/// What the tail has after a point of the log.
 enum Known {
     Changes(Changes),
-    /// There are none yet.
+    /// There are no changes yet.
     None,
-    /// They are older than what is kept here, or newer than what was read.
+    /// The point is before the changes that the tail keeps, or ahead of what it has read. Redis must be asked.
     Elsewhere,
 }
 
@@ -98,7 +98,7 @@ impl Tail {
         }
     }
 
-    /// Returns the changes right after a place. Waits for the first.
+    /// Returns the changes right after a point. Waits until there is one.
     pub(super) async fn changes_after(
         &self,
         registry: &Registry,
@@ -132,7 +132,7 @@ impl Tail {
         }
     }
 
-    /// Reads changes from Redis, up to where the tail has read. Returns none if there are none after that place.
+    /// Reads the changes after a point from Redis, up to the point that the tail has reached. May return no changes.
     async fn read(
         &self,
         registry: &Registry,
@@ -140,12 +140,12 @@ impl Tail {
         after: LogPoint,
         limit: usize,
     ) -> Result<Changes, LogError> {
-        // Scripts count in doubles, and no log is that long.
+        // Numbers in scripts are doubles. No log is that long.
         if after.position.0 >= 1 << 53 {
             return Err(LogError::Restarted);
         }
         let partition = registry.partition(self.partition);
-        let tail = self.place(registry, identity).await.map_err(StorageError::from)?;
+        let tail = self.reached(registry, identity).await.map_err(StorageError::from)?;
         let read = partition.run::<Vec<Value>>(ASK, |_| {
             let call = registry.call(&registry.scripts.changes, partition, &["log"], 0).arg(&identity.birth);
             let call = call.arg(tail.position.0).arg(&mark_bytes(tail.mark)[..]);
@@ -155,7 +155,7 @@ impl Tail {
             Err(Fault::Script(Answer::Trimmed)) => return Err(LogError::Trimmed),
             Err(Fault::Script(Answer::Ahead | Answer::Other)) => return Err(LogError::Restarted),
             Err(Fault::Script(Answer::Lost)) => {
-                self.has_lost_changes(registry, identity).await.map_err(StorageError::from)?;
+                self.abandon_history(registry, identity).await.map_err(StorageError::from)?;
                 return Err(LogError::Restarted);
             }
             Err(Fault::Registry) => {
@@ -168,7 +168,7 @@ impl Tail {
         let mut end: Option<LogPoint> = None;
         for entry in entries {
             let entry = Entry::parse(entry).map_err(StorageError::from)?;
-            // The first entry may begin before the place that was asked for.
+            // The first entry may begin before the requested point.
             let follows = match end {
                 Some(end) => entry.after == end,
                 None => entry.after.position <= after.position,
@@ -178,7 +178,7 @@ impl Tail {
             }
             end = Some(entry.end);
             if entry.end.position > tail.position {
-                // The tail must read it first, because only the tail compares the places that callers know.
+                // The tail must read this entry first, because only the tail checks the promised points.
                 break;
             }
             let skip = after.position.0.saturating_sub(entry.after.position.0) as usize;
@@ -189,12 +189,12 @@ impl Tail {
                 break;
             }
         }
-        // Somebody deleted the entry that comes next.
+        // If nothing was read although the tail has read further, somebody has deleted the next entry.
         let is_gone = changes.events.is_empty() && after.position < tail.position;
         if is_gone { Err(LogError::Trimmed) } else { Ok(changes) }
     }
 
-    /// Returns how far the log reaches.
+    /// Reads the extent of the log. Its end becomes a promised point.
     pub(super) async fn extent(&self, registry: &Registry, identity: &Identity) -> Result<Range<LogPoint>, Fault> {
         let partition = registry.partition(self.partition);
         for _ in 0..TRIES {
@@ -209,26 +209,26 @@ impl Tail {
         Err(too_fast())
     }
 
-    /// Returns the mark at a position, if the log holds it.
+    /// Reads the mark at a position, if the log holds it. Ahead of the tail, it becomes a promised point.
     pub(super) async fn mark_at(
         &self,
         registry: &Registry,
         identity: &Identity,
         position: Position,
     ) -> Result<Option<Mark>, Fault> {
-        // Scripts count in doubles, and no log is that long.
+        // Numbers in scripts are doubles. No log is that long.
         if position.0 >= 1 << 53 {
             return Ok(None);
         }
         let partition = registry.partition(self.partition);
         for _ in 0..TRIES {
-            let tail = self.place(registry, identity).await?;
+            let tail = self.reached(registry, identity).await?;
             let asked = partition.run::<Vec<u8>>(ASK, |_| {
                 let call = registry.call(&registry.scripts.marks, partition, &["log"], 0).arg(&identity.birth);
                 call.arg(tail.position.0).arg(&mark_bytes(tail.mark)[..]).arg(position.0)
             });
             let mark = match asked.await {
-                Err(Fault::Script(Answer::Lost)) => return Err(self.has_lost_changes(registry, identity).await?),
+                Err(Fault::Script(Answer::Lost)) => return Err(self.abandon_history(registry, identity).await?),
                 asked => mark_in(&asked?),
             };
             match mark {
@@ -243,33 +243,33 @@ impl Tail {
         Err(too_fast())
     }
 
-    /// Checks that a place, which Redis named as the log's end, belongs to the history that is read here. A place ahead
-    /// of the tail is compared when the tail reaches it, before anybody is told what follows. Returns false if the
-    /// place is too old to be compared: ask again.
+    /// Checks that a point, which Redis has just named, belongs to the history that the tail reads. A point ahead of
+    /// the tail is kept, and checked when the tail reaches it, before followers get later changes. Returns false if the
+    /// tail no longer keeps the mark at the point: the caller then asks Redis for a newer one.
     pub(super) async fn promise(
         &self,
         registry: &Registry,
         identity: &Identity,
         point: LogPoint,
     ) -> Result<bool, Fault> {
-        self.place(registry, identity).await?;
+        self.reached(registry, identity).await?;
         let partition = registry.partition(self.partition);
         let mut outcome = Ok(true);
         self.state.send_if_modified(|state| {
             outcome = state.promise(identity.registry_id, point);
             if outcome.is_ok() {
-                partition.has_read_up_to(point.position.0);
+                partition.note_read_up_to(point.position.0);
             }
             false
         });
         if matches!(outcome, Err(Fault::Script(Answer::Lost))) {
-            return Err(self.has_lost_changes(registry, identity).await?);
+            return Err(self.abandon_history(registry, identity).await?);
         }
         outcome
     }
 
-    /// Returns the place up to which the log of this registry was read. Waits until the tail has found the log.
-    async fn place(&self, registry: &Registry, identity: &Identity) -> Result<LogPoint, Fault> {
+    /// Returns the point that the tail has reached in the log of this registry. Waits until the tail has found the log.
+    async fn reached(&self, registry: &Registry, identity: &Identity) -> Result<LogPoint, Fault> {
         let mut news = self.state.subscribe();
         let mut identities = registry.identities();
         let begins = async {
@@ -292,33 +292,33 @@ impl Tail {
             }
         };
         let begun = timeout(registry.partition(self.partition).timeout(), begins).await;
-        begun.unwrap_or_else(|_| Err(Fault::unsent("the log of a partition was not found in time")))
+        begun.unwrap_or_else(|_| Err(Fault::unsent("could not read the log of a partition in time")))
     }
 
-    /// Moves the registry to a new id, because Redis has lost what this process has read or told callers about.
-    /// Returns the fault to go on with.
-    async fn has_lost_changes(&self, registry: &Registry, identity: &Identity) -> Result<Fault, Fault> {
+    /// Gives the registry a new id, because Redis has lost changes that this process has read or a point that it has
+    /// promised. Returns the fault to report.
+    async fn abandon_history(&self, registry: &Registry, identity: &Identity) -> Result<Fault, Fault> {
         if registry.identity().registry_id == identity.registry_id {
-            tracing::error!(partition = self.partition, "Redis has lost changes; observers start again");
+            tracing::error!(partition = self.partition, "Redis has lost changes; observers are reset");
             registry.abandon(identity, "").await?;
             registry.rejoin(Some(identity)).await?;
         }
         Ok(Fault::Registry)
     }
 
-    /// Reads the log as it grows, for as long as it is polled.
+    /// Reads the log as it grows, until the future is dropped.
     pub(super) async fn run(self: Arc<Self>, registry: Arc<Registry>) {
-        let mut pause = FIRST_RETRY;
+        let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         loop {
             let began = Instant::now();
             let Err(fault) = self.follow(&registry).await;
             let is_changed = matches!(fault, Fault::Registry);
             if !is_changed {
-                tracing::debug!(partition = self.partition, error = %fault, "the log cannot be read");
+                tracing::debug!(partition = self.partition, error = %fault, "cannot read the log of a partition");
                 let timeout = registry.partition(self.partition).timeout();
                 self.state.send_if_modified(|state| {
-                    // A connection that is replaced in time is no outage. Redis ends the read when it becomes a
-                    // replica, for example.
+                    // If the connection is replaced within the timeout, there is no outage. For example, Redis ends the
+                    // read when it becomes a replica.
                     let is_outage = !fault.needs_new_connection() || state.answered.elapsed() >= timeout;
                     if is_outage {
                         state.fault = Some(fault);
@@ -326,21 +326,20 @@ impl Tail {
                     is_outage
                 });
             }
-            // Calls wait until the log under the new id is found.
-            if is_changed || began.elapsed() > LAST_RETRY {
-                pause = FIRST_RETRY;
+            // After a change of the id, calls wait until the tail finds the log again, so retry soon.
+            if is_changed || began.elapsed() > LONGEST_RETRY {
+                backoff.reset();
             }
-            sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-            pause = (pause * 2).min(LAST_RETRY);
+            sleep(backoff.jittered_pause()).await;
         }
     }
 
-    /// Reads over one connection until it fails or the registry's id changes.
+    /// Reads over one connection until the connection fails or the registry's id changes.
     async fn follow(&self, registry: &Registry) -> Result<Infallible, Fault> {
         let partition = registry.partition(self.partition);
         let link = self.channel.link(&partition.newest).await?;
         let followed = self.follow_over(registry, partition, &link).await;
-        // The answer to a read that was given up may still arrive over it.
+        // The answer to an abandoned read may still arrive over this connection.
         self.channel.discard(&link);
         followed
     }
@@ -354,16 +353,16 @@ impl Tail {
         loop {
             let identity = Arc::clone(&identities.borrow_and_update());
             if !partition.newest.is(&link.server) {
-                // The name leads to another server now.
+                // The host name resolves to another server now.
                 return Err(Fault::Registry);
             }
             let checking = async {
-                // Redis may have come back without its newest leases, here or in the first partition, and still have
-                // the whole log.
+                // Redis may have come back without the latest state of leases, in this partition or in the first one,
+                // but with the whole log.
                 if is_new {
                     match registry.end_orphans_of(partition, &identity).await {
                         Ok(()) => is_new = false,
-                        // The log can be read nevertheless.
+                        // The log can still be read.
                         Err(Fault::Refused(_)) => {}
                         Err(fault) => return Err(fault),
                     }
@@ -377,7 +376,7 @@ impl Tail {
                 }
                 checked => checked?,
             }
-            has_gap = self.misses_the_end(registry, partition, &identity, link, &log).await?;
+            has_gap = self.lacks_last_entry(registry, partition, &identity, link, &log).await?;
             if has_gap {
                 continue;
             }
@@ -393,7 +392,7 @@ impl Tail {
                     }
                     _ = identities.changed() => return Err(Fault::Registry),
                 };
-                self.has_answered();
+                self.note_answer();
                 has_gap = !self.append(registry, partition, &identity, answer).await?;
                 if has_gap {
                     break;
@@ -402,15 +401,15 @@ impl Tail {
         }
     }
 
-    fn has_answered(&self) {
+    fn note_answer(&self) {
         self.state.send_if_modified(|state| {
             state.answered = Instant::now();
             false
         });
     }
 
-    /// Checks that Redis still has this registry and what was read last. If that was trimmed or an entry is missing,
-    /// starts again at the end of the log.
+    /// Checks that Redis still has this registry, and the entry that was read last. If that entry was trimmed or a
+    /// later one is missing, the tail continues from the end of the log.
     async fn check(
         &self,
         registry: &Registry,
@@ -424,7 +423,7 @@ impl Tail {
         };
         let known = partition.read_up_to();
         let found = registry.extent(partition, identity, is_known.then_some(end.position)).await?;
-        self.has_answered();
+        self.note_answer();
         if found.id.is_some_and(|id| id != identity.registry_id) {
             return Err(Fault::Registry);
         }
@@ -447,17 +446,17 @@ impl Tail {
             self.state.send_modify(|state| restart(state, found.held.end));
             return Ok(());
         }
-        let told_of = end.position.max(Position(known)).max(promised.unwrap_or_default());
-        if told_of > found.held.end.position || found.at.is_some_and(|mark| mark != end.mark) {
-            return Err(self.has_lost_changes(registry, identity).await?);
+        let promised_end = end.position.max(Position(known)).max(promised.unwrap_or_default());
+        if promised_end > found.held.end.position || found.at.is_some_and(|mark| mark != end.mark) {
+            return Err(self.abandon_history(registry, identity).await?);
         }
         self.state.send_if_modified(|state| {
             let had_fault = state.fault.take().is_some();
             state.log_end = found.held.end.position;
             let is_gone = has_gap || found.at.is_none();
             if is_gone {
-                // The log was trimmed past what was read, or an entry is missing. Followers who need what lies between
-                // ask Redis, and learn that it is gone.
+                // The log was trimmed past the end of the tail, or an entry is missing. Followers that need the changes
+                // in between ask Redis, and get an error.
                 restart(state, found.held.end);
             }
             had_fault || is_gone
@@ -465,9 +464,9 @@ impl Tail {
         Ok(())
     }
 
-    /// Returns whether the newest entry is missing: by its end the log is longer than what was read, but Redis has no
+    /// Returns whether the latest entry is missing: the log ends after the last entry that was read, but Redis has no
     /// entry there.
-    async fn misses_the_end(
+    async fn lacks_last_entry(
         &self,
         registry: &Registry,
         partition: &Partition,
@@ -489,7 +488,7 @@ impl Tail {
         Ok(answer == Value::Nil || !self.append(registry, partition, identity, answer).await?)
     }
 
-    /// Takes over what was read. Returns whether it follows what was read before, without a gap.
+    /// Appends the entries that were read. Returns whether they continue the tail without a gap.
     async fn append(
         &self,
         registry: &Registry,
@@ -505,13 +504,13 @@ impl Tail {
             },
             _ => None,
         };
-        let Some(Value::Array(entries)) = entries else { return Err(Fault::malformed("XREAD gave no stream")) };
+        let Some(Value::Array(entries)) = entries else { return Err(Fault::malformed("XREAD returned no stream")) };
         let mut end = self.state.borrow().end();
         let (mut events, mut ends) = (Vec::new(), Vec::new());
         let mut is_next = true;
         for entry in entries {
             let entry = Entry::parse(entry)?;
-            // Another position or another mark: an entry is missing before this one, or this is another log.
+            // If the position or the mark differs, an entry is missing before this one, or this is another history.
             is_next = entry.after == end;
             if !is_next {
                 break;
@@ -530,21 +529,21 @@ impl Tail {
                 is_same
             });
             if !is_same {
-                return Err(self.has_lost_changes(registry, identity).await?);
+                return Err(self.abandon_history(registry, identity).await?);
             }
-            partition.has_read_up_to(end.position.0);
+            partition.note_read_up_to(end.position.0);
         }
         Ok(is_next)
     }
 }
 
-/// The fault if, several times in a row, the log has grown by more than what is kept here while Redis was asked.
+/// Returns the fault if, several times in a row, the tail had long passed the point in Redis' answer.
 pub(super) fn too_fast() -> Fault {
-    Fault::unsent("the log grows faster than Redis can be asked about it")
+    Fault::unsent("the log grows faster than Redis answers calls about it")
 }
 
 impl State {
-    /// Returns the place up to which the log was read.
+    /// Returns the point up to which the log was read.
     fn end(&self) -> LogPoint {
         self.ends.back().copied().unwrap_or_default()
     }
@@ -559,7 +558,7 @@ impl State {
         }
     }
 
-    /// Returns the position before the changes that are kept.
+    /// Returns the position just before the kept changes.
     fn start(&self) -> Position {
         Position(self.end().position.0 - self.events.len() as u64)
     }
@@ -573,7 +572,7 @@ impl State {
             return match self.promised.keep(point) {
                 Ok(()) => Ok(true),
                 Err(Unkept::Lost) => Err(Fault::Script(Answer::Lost)),
-                Err(Unkept::Full) => Err(Fault::unsent("the log grows faster than it is read")),
+                Err(Unkept::Full) => Err(Fault::unsent("the log grows faster than sessiond reads it")),
             };
         }
         match self.mark_at(point.position) {
@@ -610,7 +609,7 @@ impl State {
         }
     }
 
-    /// Returns the mark at a position, if the end of the entry there is kept.
+    /// Returns the mark at a position, if the end of its entry is kept.
     fn mark_at(&self, position: Position) -> Option<Mark> {
         if self.ends.front().is_none_or(|start| position < start.position) {
             return None;

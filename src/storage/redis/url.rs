@@ -1,13 +1,13 @@
-//! The URL of a registry in Redis: `redis://`, `rediss://`, `redis+cluster://` and `rediss+cluster://`.
+//! Parses the URL of a registry in Redis: `redis://`, `rediss://`, `redis+cluster://` or `rediss+cluster://`.
 
 use std::{fmt, str::FromStr, time::Duration};
 
 use redis::{ConnectionInfo, IntoConnectionInfo, RedisError};
 
-/// With so many buckets Redis' compact encoding lasts for some ten million sessions: see
+/// With this many buckets, Redis' compact encoding is enough for about ten million sessions: see
 /// [`RedisStorage`](super::RedisStorage).
 pub(super) const DEFAULT_BUCKETS: u32 = 1 << 17;
-/// One server has no use for more than one partition.
+/// The default in a cluster. A single server gains nothing from more than one partition.
 pub(super) const DEFAULT_CLUSTER_PARTITIONS: u32 = 16;
 
 const MAX_BUCKETS: u32 = 1 << 24;
@@ -17,28 +17,28 @@ const DEFAULT_WAIT_TIMEOUT: Duration = Duration::from_millis(500);
 
 const PARAMETERS: &str = "registry, partitions, buckets, timeout_ms, wait_replicas, wait_timeout_ms";
 
-/// Where a registry is in Redis, and how it is divided.
+/// The location of a registry in Redis, and its numbers of partitions and buckets.
 ///
 /// `redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE][?PARAMETERS]` names a server, and `rediss://` one with TLS.
 /// `redis+cluster://` and `rediss+cluster://` name any nodes of a Redis Cluster: `HOST:PORT,HOST:PORT`.
 ///
-/// | parameter | default | what |
+/// | parameter | default | meaning |
 /// |---|---|---|
-/// | `registry` | `sessiond` | the registry's name, for several in one Redis |
+/// | `registry` | `sessiond` | the registry's name, if one Redis has several registries |
 /// | `partitions` | 1, 16 in a cluster | parts of the change log, each on one node |
-/// | `buckets` | 131072 | parts of the set; no fewer than the partitions |
-/// | `timeout_ms` | 1000 | how long to wait for a connection to Redis, or for an answer |
-/// | `wait_replicas` | 0 | how many of Redis' replicas must have a change before it is answered |
-/// | `wait_timeout_ms` | 500 | how long to wait for them |
+/// | `buckets` | 131072 | parts of the session set; at least as many as partitions |
+/// | `timeout_ms` | 1000 | how long to wait for a connection to Redis or for an answer |
+/// | `wait_replicas` | 0 | how many Redis replicas must have a change before its call is answered |
+/// | `wait_timeout_ms` | 500 | how long to wait for these replicas |
 ///
-/// Partitions and buckets are set when the registry is made. From then on they must be left out or be the same.
-/// [`Display`](fmt::Display) does not show the password.
+/// Partitions and buckets are fixed when the registry is created. After that, the URL must omit them or give the same
+/// numbers. [`Display`](fmt::Display) hides the password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl {
     is_cluster: bool,
     /// One URL for each node, with user and password.
     nodes: Vec<String>,
-    /// The URL as people see it, without the password.
+    /// The URL with the password hidden, for messages.
     shown: String,
     pub(super) registry: String,
     pub(super) partitions: Option<u32>,
@@ -47,14 +47,14 @@ pub struct RedisUrl {
     pub(super) wait: Option<Wait>,
 }
 
-/// How many of Redis' replicas must have a change, and how long to wait for them.
+/// How many Redis replicas must have a change, and how long to wait for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wait {
     pub(super) replicas: u32,
     pub(super) timeout: Duration,
 }
 
-/// Why a URL names no registry in Redis. Does not contain the password.
+/// The reason why a URL does not name a registry in Redis. Never contains the password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{shown}: {problem}")]
 pub struct RedisUrlError {
@@ -63,7 +63,7 @@ pub struct RedisUrlError {
 }
 
 impl RedisUrl {
-    /// Returns whether the text's scheme is one of Redis'.
+    /// Returns whether `text` has the scheme of a Redis URL.
     pub(crate) fn is_meant(text: &str) -> bool {
         scheme(text).is_some()
     }
@@ -77,7 +77,7 @@ impl RedisUrl {
     }
 }
 
-/// Returns whether a URL is a cluster's, whether it asks for TLS, and what follows the scheme.
+/// Splits off the scheme. Returns whether it means a cluster, whether it means TLS, and the rest of the URL.
 fn scheme(text: &str) -> Option<(bool, bool, &str)> {
     let (scheme, rest) = text.split_once("://")?;
     let (is_cluster, is_tls) = match scheme {
@@ -129,19 +129,19 @@ impl FromStr for RedisUrl {
                 "timeout_ms" => url.timeout = millis()?,
                 "wait_replicas" => wait.replicas = if value == "0" { 0 } else { number(16)? },
                 "wait_timeout_ms" => wait.timeout = millis()?,
-                _ => return Err(wrong(format!("there is no parameter {name:?}: there are {PARAMETERS}"))),
+                _ => return Err(wrong(format!("unknown parameter {name:?}: use {PARAMETERS}"))),
             }
         }
         url.wait = (wait.replicas > 0).then_some(wait);
-        // The name is part of every key, and braces would move the keys to other slots of a cluster.
+        // The name is part of every key. Braces in it would change the hash tag.
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if url.registry.is_empty() || url.registry.len() > 64 || !url.registry.chars().all(is_plain) {
-            return Err(wrong("registry is not 1 to 64 letters, digits, '-', '_' or '.'".to_owned()));
+            return Err(wrong("registry must be 1 to 64 letters, digits, '-', '_' or '.'".to_owned()));
         }
         let (partitions, buckets) = (url.partitions.unwrap_or(1), url.buckets.unwrap_or(DEFAULT_BUCKETS));
         if buckets < partitions {
             return Err(wrong(format!(
-                "{partitions} partitions need {partitions} buckets at least, and there are {buckets}"
+                "{partitions} partitions need at least {partitions} buckets, but buckets={buckets}"
             )));
         }
         if hosts.iter().any(|host| host.is_empty() || host.starts_with(':')) {
@@ -149,13 +149,13 @@ impl FromStr for RedisUrl {
         }
         let nodes = url.nodes().map_err(|error| wrong(error.to_string()))?;
         if is_cluster && nodes.iter().any(|node| node.redis_settings().db() != 0) {
-            return Err(wrong("a Redis Cluster has no database but 0".to_owned()));
+            return Err(wrong("a Redis Cluster has only database 0: leave the database out".to_owned()));
         }
         Ok(url)
     }
 }
 
-/// Hides the password: the text between the login's first colon and the last `@` before the parameters.
+/// Hides the password, which is between the login's first colon and the last `@` before the parameters.
 fn without_password(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
     let (place, query) = match rest.split_once('?') {
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_are_read_and_the_rest_is_left_to_the_client() {
+    fn parses_parameters_and_leaves_the_rest_to_the_client() {
         let plain = url("redis://localhost");
         assert_eq!(
             (plain.registry.as_str(), plain.partitions, plain.buckets, plain.wait),
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_shown_nowhere() {
+    fn password_is_never_shown() {
         for text in [
             "redis://u:s3cret@h:1/?registry=x",
             "redis+cluster://:s3cret@h:1,i:2",
@@ -235,15 +235,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn errors_name_the_problem() {
         for (text, part) in [
             ("redis://", "host"),
             ("redis+cluster://a:1,,b:2", "host"),
             ("redis://h?partitions=0", "partitions=0 is not a number from 1 to 256"),
-            ("redis://h?partitions=3&buckets=2", "3 partitions need 3 buckets at least, and there are 2"),
+            ("redis://h?partitions=3&buckets=2", "3 partitions need at least 3 buckets, but buckets=2"),
             ("redis://h?wait_replicas=17", "wait_replicas=17 is not a number from 1 to 16"),
-            ("redis://h?registry={a}", "registry is not"),
-            ("redis://h?regsitry=a", "there are registry, partitions, buckets"),
+            ("redis://h?registry={a}", "registry must be"),
+            ("redis://h?regsitry=a", "use registry, partitions, buckets"),
             ("redis+cluster://h:1/2", "database"),
         ] {
             let error = text.parse::<RedisUrl>().unwrap_err().to_string();

@@ -1,5 +1,6 @@
-// Makes the calls that clients.py asks for, through connect-node. Its messages need no generated code: their types come from a
-// FileDescriptorSet.
+// Makes the calls that clients.py requests, with connect-node. The message types come from a FileDescriptorSet, so no
+// code
+// is generated.
 "use strict";
 
 const fs = require("node:fs");

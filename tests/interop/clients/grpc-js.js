@@ -1,4 +1,4 @@
-// Makes the calls that clients.py asks for, through grpc-js.
+// Makes the calls that clients.py requests, with grpc-js.
 "use strict";
 
 const fs = require("node:fs");
@@ -12,7 +12,7 @@ const grpc = load("@grpc/grpc-js");
 const loader = load("@grpc/proto-loader");
 const protobuf = load("protobufjs");
 
-// As docs/gateways.md says.
+// The options that docs/gateways.md recommends.
 const options = { longs: String, defaults: true, enums: String, oneofs: true };
 const files = ["sessiond/v1/session_service.proto", "sessiond/v1/lease_service.proto"];
 const { sessiond } = grpc.loadPackageDefinition(loader.loadSync(files, { ...options, includeDirs: config.includes }));
@@ -48,7 +48,7 @@ function end(error) {
 readline.createInterface({ input: process.stdin }).on("line", (line) => {
   const { id, method, request, timeout } = JSON.parse(line);
   const stub = stubs.find((stub) => method in stub);
-  // grpc-js ignores waitForReady of the service config.
+  // grpc-js ignores waitForReady in the service config.
   const metadata = new grpc.Metadata({ waitForReady: true });
   if (method === "Subscribe") {
     const stream = stub.Subscribe(request, metadata);

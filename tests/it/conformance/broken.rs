@@ -1,4 +1,4 @@
-//! Storages that break one obligation each, and the case that must find it.
+//! Storages that each break one obligation, and the conformance case that must detect it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -26,33 +26,47 @@ use tokio::{task::yield_now, time::sleep};
 
 use super::{DEFAULT, Memory};
 
+/// What a broken storage does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
-    /// The wrapper itself must pass.
+    /// No fault: the wrapper itself must pass the suite.
     Nothing,
     CreatesTwice,
     DestroysTwice,
     AnswersOutOfOrder,
     ForgetsAuthKeys,
     CountsOneMore,
+    /// When the registry is full, also refuses creates of existing sessions.
     RefusesWhatExistsWhenFull,
     LosesAChange,
     RepeatsAChange,
+    /// Reports the log's extent as of the call before.
     ShowsTheLogLate,
+    /// Returns more changes than the caller's limit.
     IgnoresTheLimit,
+    /// Spins while it waits for changes.
     IsBusy,
+    /// Never wakes a follower that waits.
     WakesNobody,
     ServesOneFollower,
+    /// Skips a change for each follower that was dropped while it waited.
     ForgetsWhatADroppedFollowerMissed,
+    /// Reports a trimmed log as restarted.
     CallsTrimmedRestarted,
+    /// Waits instead of refusing a position ahead of the log.
     WaitsAhead,
+    /// Assigns a session to different buckets over time.
     WandersBetweenBuckets,
+    /// Reports a position before the one at which buckets were read.
     ReadsAtTooLow,
+    /// Reports a position after the one at which buckets were read.
     ReadsAtTooHigh,
+    /// Leaves out the last session of a read.
     ReadsOneLess,
     ReadsNoLeases,
     ReadsPastTheLimit,
     LogsBeforeItChanges,
+    /// Hides the sessions of a create that was dropped, although the log has them.
     LeavesOutWhatWasDropped,
     KeepsRevokedLeases,
     MovesNothing,
@@ -60,21 +74,27 @@ enum Fault {
     DestroysUnderAnyLease,
     MiscountsARevoke,
     TakesFromAnyLease,
+    /// Never takes a session over from the lease that the caller names.
     TakesNothing,
+    /// Answers a create without the lease of the session.
     TellsNoLease,
     LooksUpNoLease,
     LooksUpEndedLeases,
+    /// Answers with position 0 as the place of every change.
     NamesTheStart,
     IgnoresALinger,
     ProtectsWhatLingers,
     EndsALingerEarly,
     NeverEndsALinger,
     IgnoresASecondRevoke,
+    /// Lets a lease linger only after some more creates under it.
     LingersLate,
+    /// Answers that sessions moved from a lingering lease, but does not move them.
     AnswersMovesAndMakesNone,
     ListsNoSessions,
     SkipsALeaseAtAPageEnd,
     LeavesOutABucket,
+    /// Reads the buckets that follow the first one instead of those that were asked for.
     ReadsNeighbours,
     ForgetsOwners,
     ConfusesReasons,
@@ -83,26 +103,34 @@ enum Fault {
     ForgetsADroppedRevoke,
     ExpiresEarly,
     ExpiresLate,
+    /// Answers keep-alives without extending the lease.
     KeepsNothingAlive,
     ForgetsADroppedExpiry,
+    /// Attaches sessions to their lease only after creating them, so a session may outlive its lease.
     LeavesAGhost,
     ReordersABatch,
     IgnoresItsLimits,
     LosesTheEndOfALongBatch,
     LogsAnEmptyBatch,
+    /// Gives every registry the same id.
     SharesItsIdentity,
+    /// Attaches only the first session of a batch to the lease.
     LeasesTheFirstOnly,
     ShowsChangesLate,
     FollowsAnyRegistry,
     ForgetsMarks,
     ForgetsTheMarkAtTheStart,
+    /// Returns marks for positions ahead of the log.
     KnowsMarksAhead,
+    /// Changes the marks of old positions as the log grows.
     MarksByTheEnd,
     MismarksItsExtent,
     MismarksChanges,
     FollowsAnyHistory,
+    /// Waits instead of refusing a follower from another history.
     WaitsInAnotherHistory,
     ReadsAnyHistory,
+    /// Reads buckets for a caller whose position is ahead of the log.
     ReadsAhead,
     ReadsAnyRegistry,
     IsNeverWritable,
@@ -120,114 +148,114 @@ enum Fault {
 
 use Fault::*;
 
-/// Each fault, one case that finds it, and what that case says is broken.
+/// Each fault, a case that must detect it, and the obligation that the case must report as broken.
 const FOUND: &[(Fault, &str, Obligation)] = &[
-    (CreatesTwice, "calls_answer_whether_they_changed_something", Obligation::Answers),
-    (CreatesTwice, "callers_of_the_same_sessions_agree", Obligation::Concurrent),
-    (DestroysTwice, "calls_answer_whether_they_changed_something", Obligation::Answers),
-    (AnswersOutOfOrder, "a_batch_answers_in_order_and_counts_duplicates_once", Obligation::Answers),
-    (ForgetsAuthKeys, "every_id_is_a_session_of_its_own", Obligation::Answers),
-    (CountsOneMore, "the_session_count_follows", Obligation::Answers),
-    (RefusesWhatExistsWhenFull, "a_full_registry_refuses_new_sessions_only", Obligation::Answers),
+    (CreatesTwice, "calls_report_whether_they_changed_anything", Obligation::Answers),
+    (CreatesTwice, "concurrent_callers_agree_on_each_change", Obligation::Concurrent),
+    (DestroysTwice, "calls_report_whether_they_changed_anything", Obligation::Answers),
+    (AnswersOutOfOrder, "batch_answers_in_order_and_counts_duplicates_once", Obligation::Answers),
+    (ForgetsAuthKeys, "every_id_is_a_distinct_session", Obligation::Answers),
+    (CountsOneMore, "session_count_follows_changes", Obligation::Answers),
+    (RefusesWhatExistsWhenFull, "full_registry_refuses_only_new_sessions", Obligation::Answers),
     (LosesAChange, "changes_are_numbered_from_one_and_alternate", Obligation::Alternating),
-    (RepeatsAChange, "random_calls_answer_as_a_model_does", Obligation::Ordered),
+    (RepeatsAChange, "random_calls_match_the_model", Obligation::Ordered),
     (RepeatsAChange, "changes_are_numbered_from_one_and_alternate", Obligation::Alternating),
     (ShowsTheLogLate, "changes_are_numbered_from_one_and_alternate", Obligation::Visible),
-    (ShowsTheLogLate, "a_change_and_its_log_entry_are_one_step", Obligation::Atomic),
-    (IgnoresTheLimit, "changes_are_read_in_parts", Obligation::Answers),
-    (IsBusy, "a_follower_waits_idly_and_wakes", Obligation::Answers),
-    (WakesNobody, "a_follower_waits_idly_and_wakes", Obligation::Answers),
-    (ServesOneFollower, "many_followers_read_the_same", Obligation::Concurrent),
-    (ForgetsWhatADroppedFollowerMissed, "a_follower_dropped_while_it_waits_loses_nothing", Obligation::Cancellable),
-    (CallsTrimmedRestarted, "what_is_no_longer_held_is_trimmed", Obligation::Bounded),
-    (FollowsAnyRegistry, "a_log_of_another_registry_is_refused", Obligation::Bounded),
-    (WaitsAhead, "a_position_ahead_of_the_log_is_refused", Obligation::Bounded),
+    (ShowsTheLogLate, "change_and_log_entry_are_atomic", Obligation::Atomic),
+    (IgnoresTheLimit, "changes_can_be_read_in_parts", Obligation::Answers),
+    (IsBusy, "follower_waits_idly_and_wakes", Obligation::Answers),
+    (WakesNobody, "follower_waits_idly_and_wakes", Obligation::Answers),
+    (ServesOneFollower, "all_followers_read_the_same_changes", Obligation::Concurrent),
+    (ForgetsWhatADroppedFollowerMissed, "follower_dropped_while_waiting_loses_nothing", Obligation::Cancellable),
+    (CallsTrimmedRestarted, "changes_before_the_start_are_reported_as_trimmed", Obligation::Bounded),
+    (FollowsAnyRegistry, "log_of_another_registry_is_refused", Obligation::Bounded),
+    (WaitsAhead, "position_ahead_of_the_log_is_refused", Obligation::Bounded),
     (WandersBetweenBuckets, "buckets_and_partitions_never_change", Obligation::Divided),
     (ReadsAtTooLow, "reads_are_exact_while_sessions_change", Obligation::ExactReads),
     (ReadsAtTooHigh, "reads_are_exact_while_sessions_change", Obligation::ExactReads),
-    (ReadsOneLess, "reading_all_buckets_gives_each_session_once", Obligation::ExactReads),
-    (ReadsNoLeases, "a_create_tells_the_lease_of_each_session", Obligation::ExactReads),
-    (ReadsPastTheLimit, "a_read_ends_with_the_bucket_that_reaches_its_limit", Obligation::Answers),
-    (LogsBeforeItChanges, "a_change_and_its_log_entry_are_one_step", Obligation::Atomic),
-    (LeavesOutWhatWasDropped, "a_dropped_call_leaves_set_and_log_agreed", Obligation::ExactReads),
-    (KeepsRevokedLeases, "a_lease_lives_until_it_is_revoked", Obligation::Leased),
-    (KeepsRevokedLeases, "a_lease_that_is_gone_takes_no_sessions", Obligation::Leased),
-    (MovesNothing, "a_session_moves_to_the_lease_it_is_created_under", Obligation::Placed),
-    (TakesFromAnyLease, "a_takeover_takes_only_from_the_lease_it_names", Obligation::Placed),
-    (TakesFromAnyLease, "of_takeovers_at_once_one_succeeds", Obligation::Placed),
-    (TakesFromAnyLease, "random_calls_answer_as_a_model_does", Obligation::Answers),
-    (TakesNothing, "a_takeover_takes_only_from_the_lease_it_names", Obligation::Placed),
-    (TellsNoLease, "a_create_tells_the_lease_of_each_session", Obligation::Placed),
-    (LooksUpNoLease, "a_lookup_tells_the_lease_of_each_session", Obligation::Placed),
-    (LooksUpNoLease, "random_calls_answer_as_a_model_does", Obligation::Placed),
-    (LooksUpEndedLeases, "an_ended_lease_protects_nothing", Obligation::Placed),
-    (IgnoresALinger, "a_lingering_lease_takes_no_sessions", Obligation::Leased),
-    (ProtectsWhatLingers, "a_lingering_lease_protects_nothing", Obligation::Placed),
-    (EndsALingerEarly, "a_lingering_lease_ends_after_its_linger", Obligation::Leased),
-    (NeverEndsALinger, "a_lingering_lease_ends_after_its_linger", Obligation::Leased),
-    (IgnoresASecondRevoke, "a_second_revoke_only_brings_the_end_forward", Obligation::Leased),
-    (LingersLate, "no_session_comes_under_a_lease_once_it_lingers", Obligation::Leased),
-    (AnswersMovesAndMakesNone, "moves_that_meet_the_end_of_a_linger_keep_the_session", Obligation::Leased),
-    (ListsNoSessions, "a_list_tells_each_lease_with_its_sessions", Obligation::Answers),
-    (ListsNoSessions, "random_calls_answer_as_a_model_does", Obligation::Answers),
-    (SkipsALeaseAtAPageEnd, "a_list_tells_each_lease_with_its_sessions", Obligation::Answers),
-    (LeavesOutABucket, "the_buckets_of_leases_have_all_their_sessions", Obligation::ExactReads),
-    (ReadsNeighbours, "buckets_are_read_wherever_they_lie", Obligation::Answers),
-    (ForgetsOwners, "a_lease_lives_until_it_is_revoked", Obligation::Answers),
-    (NamesTheStart, "answers_name_the_place_where_they_are_true", Obligation::Placed),
-    (ForgetsWhereASessionMovedFrom, "a_session_moves_to_the_lease_it_is_created_under", Obligation::Placed),
-    (ForgetsWhereASessionMovedFrom, "random_calls_answer_as_a_model_does", Obligation::Ordered),
-    (ForgetsTheLeaseOfADestroyedSession, "a_lease_destroys_only_what_is_under_it", Obligation::Placed),
-    (MovesNothing, "moves_that_meet_a_revoke_keep_the_session", Obligation::Leased),
-    (MovesNothing, "a_session_that_moved_in_time_survives", Obligation::Leased),
-    (DropsTheLeaseWhenCreatedWithout, "a_session_keeps_its_lease_when_created_without", Obligation::Leased),
-    (DestroysUnderAnyLease, "a_lease_destroys_only_what_is_under_it", Obligation::Leased),
-    (DestroysUnderAnyLease, "a_session_created_anew_is_under_no_old_lease", Obligation::Leased),
-    (DestroysUnderAnyLease, "a_destroy_under_an_ended_lease_spares_later_ones", Obligation::Leased),
-    (MiscountsARevoke, "a_revoke_destroys_each_session_once", Obligation::Leased),
-    (MiscountsARevoke, "creates_that_meet_a_revoke_leave_no_ghost", Obligation::Leased),
-    (MiscountsARevoke, "destroys_that_meet_a_revoke_destroy_once", Obligation::Leased),
-    (ConfusesReasons, "a_revoke_destroys_each_session_once", Obligation::Leased),
-    (ConfusesReasons, "a_lease_expires_after_its_ttl_and_soon", Obligation::Leased),
-    (ConfusesReasons, "a_revoke_that_meets_expiry_destroys_once", Obligation::Leased),
-    (ForgetsADroppedRevoke, "a_dropped_revoke_is_finished", Obligation::Leased),
-    (ExpiresEarly, "a_lease_expires_after_its_ttl_and_soon", Obligation::Leased),
-    (ExpiresEarly, "a_lease_kept_alive_does_not_expire", Obligation::Leased),
-    (ExpiresEarly, "many_leases_expire_side_by_side", Obligation::Leased),
-    (ExpiresLate, "a_lease_expires_after_its_ttl_and_soon", Obligation::Leased),
-    (ExpiresLate, "an_expired_lease_is_gone", Obligation::Leased),
-    (KeepsNothingAlive, "a_lease_kept_alive_does_not_expire", Obligation::Leased),
-    (ForgetsADroppedExpiry, "expiry_goes_on_after_it_was_dropped", Obligation::Leased),
-    (LeavesAGhost, "creates_that_meet_the_end_of_a_lease_leave_no_ghost", Obligation::Leased),
-    (LeavesAGhost, "creates_that_meet_a_revoke_leave_no_ghost", Obligation::Leased),
-    (LeavesAGhost, "gateways_that_come_and_go_leave_no_ghost", Obligation::Leased),
-    (ReordersABatch, "a_batch_keeps_its_order", Obligation::Ordered),
-    (IgnoresItsLimits, "a_full_registry_refuses_new_sessions_only", Obligation::Bounded),
-    (IgnoresItsLimits, "a_limit_holds_for_calls_at_once", Obligation::Bounded),
-    (IgnoresItsLimits, "too_many_leases_are_refused", Obligation::Bounded),
-    (IgnoresItsLimits, "what_is_no_longer_held_is_trimmed", Obligation::Bounded),
-    (LosesTheEndOfALongBatch, "a_large_batch_is_whole", Obligation::Answers),
-    (LogsAnEmptyBatch, "an_empty_batch_does_nothing", Obligation::Alternating),
-    (SharesItsIdentity, "a_new_log_is_empty_and_keeps_its_identity", Obligation::Answers),
-    (LeasesTheFirstOnly, "a_batch_under_a_lease_counts_duplicates_once", Obligation::Leased),
-    (ShowsChangesLate, "a_change_is_seen_once_its_call_returns", Obligation::Visible),
-    (ForgetsMarks, "marks_are_known_where_changes_are_held", Obligation::Histories),
-    (KnowsMarksAhead, "marks_are_known_where_changes_are_held", Obligation::Histories),
-    (MismarksItsExtent, "marks_are_known_where_changes_are_held", Obligation::Histories),
-    (ForgetsTheMarkAtTheStart, "marks_of_a_trimmed_log_are_known_from_its_start_on", Obligation::Histories),
-    (MarksByTheEnd, "a_mark_never_changes", Obligation::Histories),
-    (MismarksChanges, "changes_come_with_the_mark_at_their_end", Obligation::Histories),
-    (FollowsAnyHistory, "a_follower_from_another_history_is_refused", Obligation::Histories),
-    (WaitsInAnotherHistory, "a_follower_from_another_history_is_refused", Obligation::Histories),
-    (ReadsAnyHistory, "a_read_for_another_history_is_refused", Obligation::Histories),
-    (ReadsAhead, "a_read_for_another_history_is_refused", Obligation::Histories),
-    (ReadsAnyRegistry, "a_read_for_another_history_is_refused", Obligation::Histories),
-    (IsNeverWritable, "a_storage_that_accepts_changes_says_so", Obligation::Writable),
-    (HidesRefusals, "refused_changes_leave_everything_as_it_was", Obligation::Writable),
-    (NamesAnotherCause, "refused_changes_leave_everything_as_it_was", Obligation::Writable),
-    (AppliesWhatItRefuses, "refused_changes_leave_everything_as_it_was", Obligation::Writable),
-    (RevokesNothingWithoutRoom, "leases_go_on_while_there_is_no_room", Obligation::Leased),
-    (ExpiresNothingWithoutRoom, "leases_go_on_while_there_is_no_room", Obligation::Leased),
+    (ReadsOneLess, "reading_all_buckets_returns_each_session_once", Obligation::ExactReads),
+    (ReadsNoLeases, "create_returns_the_lease_of_each_session", Obligation::ExactReads),
+    (ReadsPastTheLimit, "read_ends_with_the_bucket_that_reaches_the_limit", Obligation::Answers),
+    (LogsBeforeItChanges, "change_and_log_entry_are_atomic", Obligation::Atomic),
+    (LeavesOutWhatWasDropped, "dropped_call_leaves_set_and_log_consistent", Obligation::ExactReads),
+    (KeepsRevokedLeases, "lease_lives_until_revoked", Obligation::Leased),
+    (KeepsRevokedLeases, "gone_lease_takes_no_sessions", Obligation::Leased),
+    (MovesNothing, "create_moves_session_to_its_lease", Obligation::Placed),
+    (TakesFromAnyLease, "takeover_takes_only_from_the_named_lease", Obligation::Placed),
+    (TakesFromAnyLease, "one_of_concurrent_takeovers_succeeds", Obligation::Placed),
+    (TakesFromAnyLease, "random_calls_match_the_model", Obligation::Answers),
+    (TakesNothing, "takeover_takes_only_from_the_named_lease", Obligation::Placed),
+    (TellsNoLease, "create_returns_the_lease_of_each_session", Obligation::Placed),
+    (LooksUpNoLease, "lookup_returns_the_lease_of_each_session", Obligation::Placed),
+    (LooksUpNoLease, "random_calls_match_the_model", Obligation::Placed),
+    (LooksUpEndedLeases, "ended_lease_protects_nothing", Obligation::Placed),
+    (IgnoresALinger, "lingering_lease_takes_no_sessions", Obligation::Leased),
+    (ProtectsWhatLingers, "lingering_lease_protects_nothing", Obligation::Placed),
+    (EndsALingerEarly, "lingering_lease_ends_after_its_linger", Obligation::Leased),
+    (NeverEndsALinger, "lingering_lease_ends_after_its_linger", Obligation::Leased),
+    (IgnoresASecondRevoke, "second_revoke_only_brings_the_end_forward", Obligation::Leased),
+    (LingersLate, "creates_racing_a_linger_stop_at_its_start", Obligation::Leased),
+    (AnswersMovesAndMakesNone, "moves_racing_the_end_of_a_linger_keep_their_sessions", Obligation::Leased),
+    (ListsNoSessions, "list_has_each_lease_with_its_session_count", Obligation::Answers),
+    (ListsNoSessions, "random_calls_match_the_model", Obligation::Answers),
+    (SkipsALeaseAtAPageEnd, "list_has_each_lease_with_its_session_count", Obligation::Answers),
+    (LeavesOutABucket, "buckets_of_leases_have_all_their_sessions", Obligation::ExactReads),
+    (ReadsNeighbours, "non_adjacent_buckets_can_be_read", Obligation::Answers),
+    (ForgetsOwners, "lease_lives_until_revoked", Obligation::Answers),
+    (NamesTheStart, "answers_name_a_place_at_which_they_are_true", Obligation::Placed),
+    (ForgetsWhereASessionMovedFrom, "create_moves_session_to_its_lease", Obligation::Placed),
+    (ForgetsWhereASessionMovedFrom, "random_calls_match_the_model", Obligation::Ordered),
+    (ForgetsTheLeaseOfADestroyedSession, "destroy_under_a_lease_spares_other_sessions", Obligation::Placed),
+    (MovesNothing, "moves_racing_a_revoke_keep_their_sessions", Obligation::Leased),
+    (MovesNothing, "session_moved_before_expiry_survives", Obligation::Leased),
+    (DropsTheLeaseWhenCreatedWithout, "create_without_lease_keeps_the_sessions_lease", Obligation::Leased),
+    (DestroysUnderAnyLease, "destroy_under_a_lease_spares_other_sessions", Obligation::Leased),
+    (DestroysUnderAnyLease, "recreated_session_is_not_under_its_old_lease", Obligation::Leased),
+    (DestroysUnderAnyLease, "late_destroy_under_an_ended_lease_spares_new_sessions", Obligation::Leased),
+    (MiscountsARevoke, "revoke_destroys_each_session_once", Obligation::Leased),
+    (MiscountsARevoke, "creates_racing_a_revoke_leave_no_ghost", Obligation::Leased),
+    (MiscountsARevoke, "destroys_racing_a_revoke_destroy_once", Obligation::Leased),
+    (ConfusesReasons, "revoke_destroys_each_session_once", Obligation::Leased),
+    (ConfusesReasons, "lease_expires_soon_after_its_ttl", Obligation::Leased),
+    (ConfusesReasons, "revoke_racing_expiry_destroys_once", Obligation::Leased),
+    (ForgetsADroppedRevoke, "dropped_revoke_is_finished_by_expiry", Obligation::Leased),
+    (ExpiresEarly, "lease_expires_soon_after_its_ttl", Obligation::Leased),
+    (ExpiresEarly, "lease_kept_alive_does_not_expire", Obligation::Leased),
+    (ExpiresEarly, "many_leases_expire_together", Obligation::Leased),
+    (ExpiresLate, "lease_expires_soon_after_its_ttl", Obligation::Leased),
+    (ExpiresLate, "expired_lease_is_gone", Obligation::Leased),
+    (KeepsNothingAlive, "lease_kept_alive_does_not_expire", Obligation::Leased),
+    (ForgetsADroppedExpiry, "expiry_continues_after_a_dropped_call", Obligation::Leased),
+    (LeavesAGhost, "creates_racing_expiry_leave_no_ghost", Obligation::Leased),
+    (LeavesAGhost, "creates_racing_a_revoke_leave_no_ghost", Obligation::Leased),
+    (LeavesAGhost, "restarting_gateways_leave_no_ghost", Obligation::Leased),
+    (ReordersABatch, "batch_keeps_its_order", Obligation::Ordered),
+    (IgnoresItsLimits, "full_registry_refuses_only_new_sessions", Obligation::Bounded),
+    (IgnoresItsLimits, "session_limit_holds_for_concurrent_calls", Obligation::Bounded),
+    (IgnoresItsLimits, "leases_over_the_limit_are_refused", Obligation::Bounded),
+    (IgnoresItsLimits, "changes_before_the_start_are_reported_as_trimmed", Obligation::Bounded),
+    (LosesTheEndOfALongBatch, "large_batch_is_processed_completely", Obligation::Answers),
+    (LogsAnEmptyBatch, "empty_batch_does_nothing", Obligation::Alternating),
+    (SharesItsIdentity, "new_log_is_empty_and_keeps_its_registry_id", Obligation::Answers),
+    (LeasesTheFirstOnly, "batch_under_a_lease_counts_duplicates_once", Obligation::Leased),
+    (ShowsChangesLate, "change_is_visible_after_its_call_returns", Obligation::Visible),
+    (ForgetsMarks, "marks_are_known_for_all_held_changes", Obligation::Histories),
+    (KnowsMarksAhead, "marks_are_known_for_all_held_changes", Obligation::Histories),
+    (MismarksItsExtent, "marks_are_known_for_all_held_changes", Obligation::Histories),
+    (ForgetsTheMarkAtTheStart, "trimmed_log_has_marks_from_its_start", Obligation::Histories),
+    (MarksByTheEnd, "marks_never_change", Obligation::Histories),
+    (MismarksChanges, "changes_have_the_mark_at_their_end", Obligation::Histories),
+    (FollowsAnyHistory, "follower_from_another_history_is_refused", Obligation::Histories),
+    (WaitsInAnotherHistory, "follower_from_another_history_is_refused", Obligation::Histories),
+    (ReadsAnyHistory, "read_from_another_history_is_refused", Obligation::Histories),
+    (ReadsAhead, "read_from_another_history_is_refused", Obligation::Histories),
+    (ReadsAnyRegistry, "read_from_another_history_is_refused", Obligation::Histories),
+    (IsNeverWritable, "writable_storage_reports_it", Obligation::Writable),
+    (HidesRefusals, "refused_changes_change_nothing", Obligation::Writable),
+    (NamesAnotherCause, "refused_changes_change_nothing", Obligation::Writable),
+    (AppliesWhatItRefuses, "refused_changes_change_nothing", Obligation::Writable),
+    (RevokesNothingWithoutRoom, "leases_are_kept_and_end_without_room", Obligation::Leased),
+    (ExpiresNothingWithoutRoom, "leases_are_kept_and_end_without_room", Obligation::Leased),
     (RefusesEmptyLists, "empty_lists_are_answered_with_nothing", Obligation::Answers),
     (LooksUpDuplicatesOnce, "duplicates_are_answered_each", Obligation::Answers),
     (EndsAListAtALimitOfZero, "a_limit_of_zero_counts_as_one", Obligation::Answers),
@@ -236,28 +264,29 @@ const FOUND: &[(Fault, &str, Obligation)] = &[
 ];
 
 #[test]
-fn every_case_finds_something() {
+fn every_case_detects_a_fault() {
     for case in cases() {
-        assert!(FOUND.iter().any(|(_, name, _)| *name == case.name()), "no fault is made for {}", case.name());
+        assert!(FOUND.iter().any(|(_, name, _)| *name == case.name()), "no fault tests the case {}", case.name());
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_fault_is_found_and_named() {
+async fn every_fault_is_detected_and_reported_as_the_right_obligation() {
     let mut wrong = Vec::new();
     for (fault, name, obligation) in FOUND {
-        let case = cases().iter().find(|case| case.name() == *name).unwrap_or_else(|| panic!("no case {name}"));
+        let case = cases().iter().find(|case| case.name() == *name);
+        let case = case.unwrap_or_else(|| panic!("there is no case {name}"));
         match case.run(&BrokenMemory(*fault)).await {
-            Ok(()) => wrong.push(format!("{name} did not find a storage that {fault:?}")),
+            Ok(()) => wrong.push(format!("{name} passed a storage that {fault:?}")),
             Err(violation) if violation.case == *name && violation.obligation == *obligation => {}
-            Err(violation) => wrong.push(format!("{fault:?} is {obligation:?}, not what was said: {violation}")),
+            Err(violation) => wrong.push(format!("{fault:?} breaks {obligation:?}, but was reported as: {violation}")),
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 mod without_a_fault {
-    // What finds the faults is the suite, and not what the wrapper adds.
+    // Shows that the suite detects the faults, and not something else that the wrapper does.
     sessiond::storage_conformance_tests!(
         [#[tokio::test(start_paused = true)]] super::BrokenMemory(super::Fault::Nothing)
     );
@@ -299,7 +328,7 @@ impl BrokenMemory {
     }
 }
 
-/// Has it refuse changes as a store does that has no room to grow.
+/// Makes the storage refuse changes, as one does whose store has run out of memory.
 struct Switch(Arc<Broken>);
 
 #[async_trait::async_trait]
@@ -321,7 +350,7 @@ impl RefusalSwitch for Switch {
     }
 }
 
-/// A memory storage that has the fault.
+/// A memory storage with a fault.
 #[derive(Debug)]
 struct Broken {
     fault: Fault,
@@ -332,20 +361,20 @@ struct Broken {
     refuses: AtomicBool,
 }
 
-/// What some of the faults remember.
+/// What some of the faults need to remember.
 #[derive(Debug, Default)]
 struct State {
     calls: u32,
-    /// Sessions that do not show yet.
+    /// Sessions that reads do not show yet.
     hidden: HashSet<SessionKey>,
-    /// The lease that each session was created under last.
+    /// The lease under which each session was last created.
     leases: HashMap<SessionKey, LeaseId>,
     extent: Option<LogExtent>,
     following: bool,
     missed: usize,
     other_lease: Option<LeaseId>,
     lingering: HashSet<LeaseId>,
-    /// A lease that is to linger, and after how many creates under it.
+    /// A lease that will linger, and after how many more creates under it.
     lingers_late: Option<(LeaseId, u32)>,
     revoked: HashSet<LeaseId>,
     expiry_dropped: bool,
@@ -364,12 +393,12 @@ impl Broken {
         WriteRefusal::new(RefusalCause::OutOfMemory, "no room")
     }
 
-    /// Asks before a change that needs room.
+    /// Refuses a change that needs room while changes are refused.
     fn admit(&self) -> Result<(), StorageError> {
         if self.refuses() { Err(StorageError::Refused(Self::refusal())) } else { Ok(()) }
     }
 
-    /// A lease that nobody knows of and that does not end.
+    /// Returns a lease that no caller knows and that does not end during a case.
     async fn other_lease(&self) -> Result<LeaseId, StorageError> {
         let held = self.state().other_lease;
         if let Some(lease) = held {
@@ -380,8 +409,8 @@ impl Broken {
         Ok(lease)
     }
 
-    /// Lets a lease linger when a few sessions more have come under it than there should.
-    async fn linger_at_last(&self, lease: Option<LeaseId>) -> Result<(), StorageError> {
+    /// Lets a lease linger at last, after a few creates under it that should have been refused.
+    async fn linger_when_due(&self, lease: Option<LeaseId>) -> Result<(), StorageError> {
         let late = {
             let mut state = self.state();
             let late = state.lingers_late.take_if(|(late, left)| {
@@ -396,7 +425,7 @@ impl Broken {
         Ok(())
     }
 
-    /// Creates sessions that may be taken from any lease.
+    /// Creates sessions without a takeover condition.
     async fn create_always(&self, sessions: &[SessionKey], lease: Option<LeaseId>) -> Result<Vec<bool>, StorageError> {
         if self.fault == AppliesWhatItRefuses && self.refuses() {
             self.memory.create(sessions, lease).await?;
@@ -497,7 +526,7 @@ impl Broken {
     }
 }
 
-/// Does something when a future is dropped before it is done.
+/// Runs the closure on drop, that is, also when the surrounding future is dropped.
 struct WhenDropped<F: FnMut()>(F);
 
 impl<F: FnMut()> Drop for WhenDropped<F> {
@@ -558,7 +587,7 @@ impl SessionStorage for Broken {
         if self.fault == RefusesEmptyLists && sessions.is_empty() {
             self.check_lease(options.lease).await?;
         }
-        self.linger_at_last(options.lease).await?;
+        self.linger_when_due(options.lease).await?;
         if options.takeover != Takeover::Always {
             self.admit()?;
             let found = self.memory.lookup(sessions).await?;

@@ -1,4 +1,4 @@
-//! Holds the answers of calls against the model, at the places where the answers are true.
+//! Checks the answers of calls against the model, at the places where they claim to be true.
 
 use std::collections::BTreeSet;
 
@@ -12,46 +12,46 @@ use super::{
     model::Model,
 };
 
-/// What a call said of one session.
+/// The answer of a call about one session.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     session: SessionKey,
-    said: Said,
+    claim: Claim,
     places: Places,
-    /// Whether the call was about no other session. A batch may be made in several steps.
+    /// Whether the call named only this session. A batch may be changed in several steps.
     is_single: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Said {
+enum Claim {
     Exists(Option<LeaseId>),
     Gone,
     NotUnder(LeaseId),
 }
 
 pub(crate) fn of_create(sessions: &[SessionKey], answers: &Answers<Creation>) -> Vec<Answer> {
-    let said = answers.sessions.iter().map(|creation| Said::Exists(creation.lease));
-    collect(sessions, said, &answers.places)
+    let claims = answers.sessions.iter().map(|creation| Claim::Exists(creation.lease));
+    collect(sessions, claims, &answers.places)
 }
 
 pub(crate) fn of_destroy(sessions: &[SessionKey], lease: Option<LeaseId>, answers: &Answers<bool>) -> Vec<Answer> {
-    let said = answers.sessions.iter().map(|destroyed| match lease {
-        Some(lease) if !destroyed => Said::NotUnder(lease),
-        _ => Said::Gone,
+    let claims = answers.sessions.iter().map(|destroyed| match lease {
+        Some(lease) if !destroyed => Claim::NotUnder(lease),
+        _ => Claim::Gone,
     });
-    collect(sessions, said, &answers.places)
+    collect(sessions, claims, &answers.places)
 }
 
-fn collect(sessions: &[SessionKey], said: impl Iterator<Item = Said>, places: &Places) -> Vec<Answer> {
+fn collect(sessions: &[SessionKey], claims: impl Iterator<Item = Claim>, places: &Places) -> Vec<Answer> {
     let is_single = sessions.len() == 1;
     let answer =
-        |(session, said): (&SessionKey, _)| Answer { session: *session, said, places: places.clone(), is_single };
-    sessions.iter().zip(said).map(answer).collect()
+        |(session, claim): (&SessionKey, _)| Answer { session: *session, claim, places: places.clone(), is_single };
+    sessions.iter().zip(claims).map(answer).collect()
 }
 
 impl Answer {
-    /// Returns how it disagrees with the model, if it does. `live` are the leases that had not ended when it was given; `alone` says
-    /// that nobody else changed anything meanwhile.
+    /// Returns how the answer disagrees with the model, if it does. `live` are the leases that had not ended when it
+    /// was given; `alone` says that no other writer changed anything meanwhile.
     pub(crate) fn judge(&self, model: &Model, live: &BTreeSet<LeaseId>, alone: bool) -> Option<Broken> {
         let partition = model.partition_of(&self.session);
         let place =
@@ -61,19 +61,19 @@ impl Answer {
             let first = if alone || self.is_single { place } else { 0 };
             place <= model.ends()[partition] && (first..=place).any(|position| self.is_true(held_at(position), live))
         });
-        let how = || format!("{self:?}, and the model has {:?}", place.map(held_at));
+        let how = || format!("{self:?}, but the model has {:?}", place.map(held_at));
         (!is_true).then(|| Broken::new(Promise::Comparable, how()))
     }
 
     fn is_true(&self, held: Option<Option<LeaseId>>, live: &BTreeSet<LeaseId>) -> bool {
         let has_ended = |lease: LeaseId| !live.contains(&lease);
-        match self.said {
-            // A lease that has ended is not told.
-            Said::Exists(told) => {
-                held.is_some_and(|held| held == told || told.is_none() && held.is_some_and(has_ended))
+        match self.claim {
+            // Calls do not report a lease that has ended.
+            Claim::Exists(reported) => {
+                held.is_some_and(|held| held == reported || reported.is_none() && held.is_some_and(has_ended))
             }
-            Said::Gone => held.is_none(),
-            Said::NotUnder(lease) => held != Some(Some(lease)) || has_ended(lease),
+            Claim::Gone => held.is_none(),
+            Claim::NotUnder(lease) => held != Some(Some(lease)) || has_ended(lease),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Each promise is broken on purpose, and the checker says so of that promise and of no other.
+//! Breaks each promise on purpose, and expects the checker to report that promise and no other.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -24,7 +24,7 @@ pub(super) const A: SessionKey = SessionKey::new(0, 1);
 pub(super) const B: SessionKey = SessionKey::new(0, 2);
 pub(super) const C: SessionKey = SessionKey::new(0, 3);
 
-/// Subjects over memory storages that are not what they should be, while the model reads them as they are.
+/// Subjects over faulty views of memory storages. The model reads the storages themselves.
 pub(super) struct Faulty<T>(pub(super) fn() -> T);
 
 impl<T: Twist> Fixture for Faulty<T> {
@@ -39,7 +39,7 @@ impl<T: Twist> Fixture for Faulty<T> {
     }
 }
 
-/// Subjects that keep more than they may.
+/// Subjects that retain more than the shape allows.
 struct Hoarding;
 
 impl Fixture for Hoarding {
@@ -54,8 +54,8 @@ impl Fixture for Hoarding {
     }
 }
 
-/// Two sessions come and go while an observer looks on from the beginning, and one from a snapshot amid. What they are told
-/// is tampered with.
+/// Creates and destroys two sessions while one observer watches from the start and another takes a snapshot in the
+/// middle. `tamper` changes what both receive.
 async fn short_history(fixture: &impl Fixture, tamper: Tamper) -> Vec<Broken> {
     let all = Filter::default();
     let mut world = World::new(fixture, &SHAPE).await;
@@ -82,7 +82,7 @@ async fn short_history(fixture: &impl Fixture, tamper: Tamper) -> Vec<Broken> {
     world.finish().await
 }
 
-/// An observer leaves and comes back, `back` messages before the place that it asks for.
+/// An observer leaves and resumes from a cursor `back` messages before the one that the checker expects.
 async fn resumed_elsewhere(back: isize) -> Vec<Broken> {
     let all = Filter::default();
     let mut world = World::new(&Memory, &SHAPE).await;
@@ -115,30 +115,30 @@ fn faulty<T: Twist>(twist: fn() -> T) -> Vec<Promise> {
 }
 
 #[test]
-fn nothing_is_broken_without_a_fault() {
+fn a_registry_without_faults_keeps_every_promise() {
     assert_eq!(tampered(Tamper::Nothing), []);
 }
 
 #[test]
-fn ordered_is_broken_by_events_that_change_places() {
+fn swapped_events_break_ordered() {
     assert_eq!(tampered(Tamper::SwapEvents), [Promise::Ordered]);
     assert_eq!(faulty(|| SwapsChanges), [Promise::Ordered]);
 }
 
 #[test]
-fn unique_is_broken_by_events_that_come_twice() {
+fn repeated_events_break_unique() {
     assert_eq!(tampered(Tamper::RepeatEvents), [Promise::Unique]);
     assert_eq!(promises(&run(true, resumed_elsewhere(1))), [Promise::Unique], "across a resume");
 }
 
 #[test]
-fn reliable_is_broken_by_events_that_never_come() {
+fn lost_events_break_reliable() {
     assert_eq!(tampered(Tamper::LoseEvents), [Promise::Reliable]);
     assert_eq!(faulty(|| LogsAhead), [Promise::Reliable]);
 }
 
 #[test]
-fn exact_is_broken_by_snapshots_that_are_not_the_registry() {
+fn snapshots_that_differ_from_the_registry_break_exact() {
     for tamper in [Tamper::LoseFromSnapshot, Tamper::RepeatInSnapshot, Tamper::MiscountSynced] {
         assert_eq!(tampered(tamper), [Promise::Exact], "{tamper:?}");
     }
@@ -146,7 +146,7 @@ fn exact_is_broken_by_snapshots_that_are_not_the_registry() {
 }
 
 #[test]
-fn resumable_is_broken_by_cursors_that_lead_elsewhere() {
+fn cursors_that_lead_elsewhere_break_resumable() {
     for tamper in [Tamper::StaleCursors, Tamper::LoseCursors, Tamper::CursorsInSnapshot] {
         assert_eq!(tampered(tamper), [Promise::Resumable], "{tamper:?}");
     }
@@ -155,7 +155,7 @@ fn resumable_is_broken_by_cursors_that_lead_elsewhere() {
 }
 
 #[test]
-fn bounded_is_broken_by_what_is_kept_too_long_and_by_writers_that_wait() {
+fn delayed_writers_and_excess_retention_break_bounded() {
     assert_eq!(faulty(|| DelaysWriters), [Promise::Bounded]);
     let broken = run(true, async {
         let mut world = World::new(&Hoarding, &SHAPE).await;

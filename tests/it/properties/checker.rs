@@ -1,4 +1,4 @@
-//! Holds what an observer was told against the model, promise by promise.
+//! Checks what an observer received against the model, promise by promise.
 
 use sessiond::{
     session::{SessionChange, SessionEvent},
@@ -7,11 +7,11 @@ use sessiond::{
 };
 
 use super::{
-    held::{Held, apply, is_whole, tells},
+    held::{Held, apply, delivers, sees_every_change},
+    message::{Content, Message},
     model::{Model, Place, Places},
     places::Reached,
     segment::Segment,
-    told::{Message, Told},
 };
 
 /// The promises of a stream.
@@ -21,16 +21,16 @@ pub(crate) enum Promise {
     Unique,
     Reliable,
     Exact,
-    /// Whoever is told leases holds what the registry says of them, and nobody else hears of them.
+    /// Streams with placements report exactly the registry's leases, and other streams report none.
     Placed,
-    /// Places agree with what is told and answered there.
+    /// Places agree with the events and answers that name them.
     Comparable,
     Resumable,
     Bounded,
     Live,
 }
 
-/// A promise that was not kept.
+/// A broken promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Broken {
     pub(crate) promise: Promise,
@@ -43,57 +43,57 @@ impl Broken {
     }
 }
 
-/// How a stream was asked to start.
+/// How a stream was started.
 #[derive(Clone, Debug)]
 pub(crate) enum Started {
-    /// With the first change after the call, before and after which the log ended here.
+    /// With the first change after the call. The log ended at `before` before the call, and at `after` after it.
     Now {
         before: Places,
         after: Places,
     },
     Snapshot,
-    /// After a cursor, which is certain to be retained or is not.
+    /// After a cursor. `is_retained` says that its events are certainly retained.
     After {
         cursor: String,
         is_retained: bool,
     },
 }
 
-/// All that one stream said.
+/// Everything that one stream received.
 #[derive(Clone, Debug)]
 pub(crate) struct Trace {
     pub(crate) started: Started,
     pub(crate) filter: Filter,
-    pub(crate) told: Vec<Message>,
-    /// Whether it was read until there was nothing more, after the last change.
+    pub(crate) messages: Vec<Message>,
+    /// Whether the stream was read until nothing more arrived after the last change.
     pub(crate) drained: bool,
 }
 
 impl Trace {
     pub(crate) fn new(started: Started, filter: Filter) -> Self {
-        Self { started, filter, told: Vec::new(), drained: false }
+        Self { started, filter, messages: Vec::new(), drained: false }
     }
 
-    /// What followed the first reset, as a stream of its own that starts with a snapshot of `registry`.
+    /// Returns what followed the first reset, as a separate stream that starts with a snapshot of `registry`.
     pub(crate) fn after_reset(&self, reason: ResetReason, registry: &str) -> Self {
-        let reset = self.told.iter().position(|message| matches!(message.told, Told::Reset(_)));
-        let reset = reset.unwrap_or_else(|| panic!("no reset: {:?}", self.told));
-        let Message { told, cursor, .. } = &self.told[reset];
-        assert_eq!((told, cursor), (&Told::Reset(reason), &None), "{:?}", self.told);
+        let reset = self.messages.iter().position(|message| matches!(message.content, Content::Reset(_)));
+        let reset = reset.unwrap_or_else(|| panic!("no reset: {:?}", self.messages));
+        let Message { content, cursor, .. } = &self.messages[reset];
+        assert_eq!((content, cursor), (&Content::Reset(reason), &None), "{:?}", self.messages);
         let mut after = Self::new(Started::Snapshot, self.filter.clone());
-        let mut subscribed = Message::new(Told::Subscribed, Some(format!("{registry}-s-")));
+        let mut subscribed = Message::new(Content::Subscribed, Some(format!("{registry}-s-")));
         let start = |place: &storage::Place| storage::Place { position: Position(0), ..*place };
-        subscribed.places = self.told[0].places.iter().map(start).collect();
-        after.told.push(subscribed);
-        after.told.extend_from_slice(&self.told[reset + 1..]);
+        subscribed.places = self.messages[0].places.iter().map(start).collect();
+        after.messages.push(subscribed);
+        after.messages.extend_from_slice(&self.messages[reset + 1..]);
         after
     }
 
-    /// The promises that this stream did not keep, in a registry that did what the model says.
+    /// Returns the promises that this stream broke, if the registry did what the model says.
     pub(crate) fn judge(&self, model: &Model) -> Vec<Broken> {
         let (state, reached) = (State::Unopened, Reached::default());
         let mut checker = Checker { model, trace: self, state, reached, broken: Vec::new() };
-        for message in &self.told {
+        for message in &self.messages {
             checker.see(message);
         }
         checker.finish();
@@ -110,15 +110,15 @@ struct Checker<'a> {
 }
 
 enum State {
-    /// Nothing was told.
+    /// Nothing has arrived.
     Unopened,
-    /// A reset must come: the cursor is another registry's.
+    /// The cursor belongs to another registry, so a reset must come.
     Foreign,
-    /// Between the start of a snapshot and its end.
+    /// Between the start and the end of a snapshot.
     Snapshot(Held),
     Live(Segment),
     Closed,
-    /// What broke tells no more of what should follow.
+    /// After a broken promise, nothing can be said about what should follow.
     Adrift,
 }
 
@@ -133,30 +133,30 @@ impl Checker<'_> {
         {
             self.breaks(Promise::Comparable, how);
         }
-        let (told, cursor) = (&message.told, message.cursor.as_deref());
+        let (content, cursor) = (&message.content, message.cursor.as_deref());
         let state = std::mem::replace(&mut self.state, State::Adrift);
-        self.state = match (state, told) {
+        self.state = match (state, content) {
             (State::Adrift, _) => State::Adrift,
-            (State::Unopened, Told::Subscribed) => self.open(cursor),
-            (State::Unopened, _) => self.stray(told, "comes before subscribed"),
-            (State::Closed, _) => self.stray(told, "comes after the end"),
-            (_, Told::Subscribed) => self.stray(told, "comes again"),
-            (state, Told::Reset(reason)) => self.reset(state, *reason),
-            (State::Foreign, _) => self.stray(told, "follows a cursor of another registry"),
-            (State::Snapshot(held), told) => self.in_snapshot(held, told, cursor),
+            (State::Unopened, Content::Subscribed) => self.open(cursor),
+            (State::Unopened, _) => self.stray(content, "arrived before subscribed"),
+            (State::Closed, _) => self.stray(content, "arrived after the end"),
+            (_, Content::Subscribed) => self.stray(content, "arrived again"),
+            (state, Content::Reset(reason)) => self.reset(state, *reason),
+            (State::Foreign, _) => self.stray(content, "follows a cursor of another registry without a reset"),
+            (State::Snapshot(held), content) => self.in_snapshot(held, content, cursor),
             (State::Live(segment), _) => self.live(segment, message),
         };
     }
 
-    /// What has no place in the grammar of a stream leaves the one who applies it with something else than the registry.
-    fn stray(&mut self, told: &Told, why: &str) -> State {
-        self.breaks(Promise::Exact, format!("{told:?} {why}"));
+    /// Reports a message that must not come here. Whoever applies it no longer holds what the registry holds.
+    fn stray(&mut self, content: &Content, why: &str) -> State {
+        self.breaks(Promise::Exact, format!("{content:?} {why}"));
         State::Adrift
     }
 
     fn open(&mut self, cursor: Option<&str>) -> State {
         let Some(cursor) = cursor else {
-            self.breaks(Promise::Resumable, "subscribed carries no cursor");
+            self.breaks(Promise::Resumable, "subscribed has no cursor");
             return State::Adrift;
         };
         let place = self.model.place(cursor);
@@ -200,15 +200,16 @@ impl Checker<'_> {
             ResetReason::CursorForeign => matches!(state, State::Foreign),
             ResetReason::CursorExpired => resumed_at_once,
             ResetReason::Lagged => !matches!(state, State::Foreign),
-            ResetReason::StorageRestarted => false,
+            // Nothing restarts the storage here, and no client is there to find the others.
+            _ => false,
         };
         if !allowed {
-            self.breaks(Promise::Reliable, format!("a reset for no reason: {reason:?}"));
+            self.breaks(Promise::Reliable, format!("a reset without cause: {reason:?}"));
         }
         if let (ResetReason::CursorExpired, Started::After { is_retained: true, cursor }) =
             (reason, &self.trace.started)
         {
-            self.breaks(Promise::Resumable, format!("{cursor} is called expired, and is retained"));
+            self.breaks(Promise::Resumable, format!("{cursor} was reported as expired, but its events are retained"));
         }
         if let State::Live(segment) = state {
             let judged = segment.judge(self.model, &self.trace.filter, false);
@@ -217,25 +218,25 @@ impl Checker<'_> {
         State::Snapshot(Held::new())
     }
 
-    fn in_snapshot(&mut self, mut held: Held, told: &Told, cursor: Option<&str>) -> State {
-        if cursor.is_some() && !matches!(told, Told::Synced(_)) {
-            self.breaks(Promise::Resumable, format!("{told:?} within a snapshot carries a cursor"));
+    fn in_snapshot(&mut self, mut held: Held, content: &Content, cursor: Option<&str>) -> State {
+        if cursor.is_some() && !matches!(content, Content::Synced(_)) {
+            self.breaks(Promise::Resumable, format!("{content:?} within a snapshot has a cursor"));
         }
-        match told {
-            Told::Snapshot(sessions) => sessions.iter().for_each(|(session, lease)| {
+        match content {
+            Content::Snapshot(sessions) => sessions.iter().for_each(|(session, lease)| {
                 if !self.trace.filter.passes_placement(session, *lease) {
                     self.breaks(
                         self.held(),
-                        format!("a snapshot has {session:?} under {lease:?}, which does not pass"),
+                        format!("a snapshot has {session:?} under {lease:?}, which the filter excludes"),
                     );
                 }
-                if held.insert(*session, *lease).is_some() && self.is_whole() {
-                    self.breaks(Promise::Exact, format!("a snapshot has {session:?}, which is held"));
+                if held.insert(*session, *lease).is_some() && self.sees_every_change() {
+                    self.breaks(Promise::Exact, format!("a snapshot has {session:?}, which is already held"));
                 }
             }),
-            Told::Events(events) => self.apply(&mut held, events),
-            Told::Synced(count) => return self.synced(held, *count, cursor),
-            Told::Closed => return State::Closed,
+            Content::Events(events) => self.apply(&mut held, events),
+            Content::Synced(count) => return self.synced(held, *count, cursor),
+            Content::Closed => return State::Closed,
             _ => {}
         }
         State::Snapshot(held)
@@ -243,17 +244,17 @@ impl Checker<'_> {
 
     fn synced(&mut self, held: Held, count: u64, cursor: Option<&str>) -> State {
         let Some(Place::After(places)) = cursor.map(|cursor| self.model.place(cursor)) else {
-            self.breaks(Promise::Resumable, format!("synced carries {cursor:?}"));
+            self.breaks(Promise::Resumable, format!("synced has the cursor {cursor:?}"));
             return State::Adrift;
         };
         let true_held = self.model.held_at(&places, &self.trace.filter);
-        if self.is_whole() && held != true_held {
+        if self.sees_every_change() && held != true_held {
             let not_in = |held: &Held, other: &Held| -> Held {
                 let only = held.iter().filter(|(session, lease)| other.get(session) != Some(lease));
                 only.map(|(session, lease)| (*session, *lease)).collect()
             };
             let (lacks, ghosts) = (not_in(&true_held, &held), not_in(&held, &true_held));
-            self.breaks(self.held(), format!("synced at {places:?}: lacks {lacks:?}, has ghosts {ghosts:?}"));
+            self.breaks(self.held(), format!("synced at {places:?}: {lacks:?} are missing, and {ghosts:?} are ghosts"));
         } else if count != true_held.len() as u64 {
             self.breaks(self.held(), format!("synced counts {count} at {places:?}, not {}", true_held.len()));
         }
@@ -261,48 +262,51 @@ impl Checker<'_> {
     }
 
     fn live(&mut self, mut segment: Segment, message: &Message) -> State {
-        let Message { told, cursor, last, .. } = message;
-        if let Told::Events(events) = told {
+        let Message { content, cursor, last, .. } = message;
+        if let Content::Events(events) = content {
             for event in events {
                 self.check_passes(event);
-                segment.tell(self.model.partition_of(&event.session), *event);
+                segment.push(self.model.partition_of(&event.session), *event);
             }
         }
-        match (told, cursor) {
-            (Told::Snapshot(_) | Told::Synced(_), _) => return self.stray(told, "comes outside of a snapshot"),
-            (_, None) => self.breaks(Promise::Resumable, format!("{told:?} carries no cursor")),
+        match (content, cursor) {
+            (Content::Snapshot(_) | Content::Synced(_), _) => {
+                return self.stray(content, "arrived outside of a snapshot");
+            }
+            (_, None) => self.breaks(Promise::Resumable, format!("{content:?} has no cursor")),
             (_, Some(cursor)) => segment.mark(cursor, *last),
         }
-        if let Told::Closed = told {
+        if let Content::Closed = content {
             self.end(segment);
             return State::Closed;
         }
         State::Live(segment)
     }
 
-    /// Whether the stream tells of every change of what passes by id, so that what it says can be applied.
-    fn is_whole(&self) -> bool {
-        is_whole(&self.trace.filter)
+    /// Whether the stream reports every change of the sessions that match its filter, so that its events can be
+    /// applied.
+    fn sees_every_change(&self) -> bool {
+        sees_every_change(&self.trace.filter)
     }
 
-    /// The promise about what is held.
+    /// Returns the promise about the held set.
     fn held(&self) -> Promise {
         if self.trace.filter.has_placements() { Promise::Placed } else { Promise::Exact }
     }
 
     fn check_passes(&mut self, event: &SessionEvent) {
-        if !tells(&self.trace.filter, event) {
+        if !delivers(&self.trace.filter, event) {
             let is_move = matches!(event.change, SessionChange::Moved { .. });
             let promise = if is_move { Promise::Placed } else { self.held() };
-            self.breaks(promise, format!("{event:?} does not pass"));
+            self.breaks(promise, format!("{event:?} does not match the filter"));
         }
     }
 
     fn apply(&mut self, held: &mut Held, events: &[SessionEvent]) {
         for event in events {
             self.check_passes(event);
-            if !apply(held, event, &self.trace.filter) && self.is_whole() {
-                self.breaks(self.held(), format!("{event:?} does not fit what is held"));
+            if !apply(held, event, &self.trace.filter) && self.sees_every_change() {
+                self.breaks(self.held(), format!("{event:?} contradicts the held set"));
             }
         }
     }
@@ -310,11 +314,11 @@ impl Checker<'_> {
     fn end(&mut self, segment: Segment) {
         let filter = &self.trace.filter;
         let judged = segment.judge(self.model, filter, self.trace.drained);
-        if judged.is_empty() && self.is_whole() {
+        if judged.is_empty() && self.sees_every_change() {
             let mut held = self.model.held_at(segment.anchor(), filter);
             segment.events().for_each(|event| self.apply(&mut held, &[*event]));
             if self.trace.drained && held != self.model.held_at(&self.model.ends(), filter) {
-                self.breaks(self.held(), "in the end it does not hold what the registry holds");
+                self.breaks(self.held(), "at the end the held set differs from the registry");
             }
         }
         self.broken.extend(judged);
@@ -324,10 +328,10 @@ impl Checker<'_> {
         match std::mem::replace(&mut self.state, State::Adrift) {
             State::Live(segment) => self.end(segment),
             State::Snapshot(_) if self.trace.drained => {
-                self.breaks(Promise::Live, "a snapshot does not end though everything was read");
+                self.breaks(Promise::Live, "a snapshot did not end although the stream was read to its end");
             }
             State::Foreign | State::Unopened if self.trace.drained => {
-                self.breaks(Promise::Live, "nothing comes though everything was read");
+                self.breaks(Promise::Live, "nothing arrived although the stream was read to its end");
             }
             _ => {}
         }

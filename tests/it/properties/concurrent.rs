@@ -1,4 +1,4 @@
-//! The same promises where writers and observers truly run at once: what each was told is judged when all is over.
+//! Checks the same promises with truly concurrent writers and observers. Everything is judged at the end.
 
 use std::{
     collections::HashMap,
@@ -19,30 +19,30 @@ use super::{
     answers::{self, Answer},
     checker::{Broken, Promise, Started, Trace},
     held::plain,
-    history::{From, Shape, Step, all_sessions, change, create_options, filter, from, named, one_of, shape},
+    history::{From, Shape, Step, all_sessions, change, create_options, filter, from, one_of, resolve_leases, shape},
+    message::Content,
     model::{Model, Place},
     replica::{CHUNK_OVERHEAD, EVENTS_A_CHUNK},
-    told::Told,
     twisted::{Paced, Twisted},
     watcher::Watcher,
 };
 
-/// Far longer than anything takes; it only ends tests that hang.
+/// Far longer than anything takes. It only ends tests that hang.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
-/// No lease ends by itself in this time.
+/// No lease expires within this time.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// One time that an observer is there.
+/// A visit of an observer: it subscribes, reads and leaves.
 #[derive(Clone, Debug)]
 pub(crate) struct Visit {
     from: From,
     filter: Filter,
-    /// How many updates it reads at once, and how often it lets others run before the next, again and again.
+    /// In each round, how many updates it reads and how often it then lets other tasks run.
     rounds: Vec<(usize, usize)>,
 }
 
-/// What is done at once.
+/// What writers and observers do concurrently.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) shape: Shape,
@@ -51,7 +51,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// The same, spread over so many replicas.
+    /// Returns the same plan over `replicas` replicas.
     pub(super) fn with_replicas(self, replicas: usize) -> Self {
         Self { shape: Shape { replicas, ..self.shape }, ..self }
     }
@@ -71,22 +71,22 @@ pub(super) fn plan() -> impl Strategy<Value = Plan> {
         rounds,
     });
     (shape(), vec(vec(step, 1..60), 1..4), vec(vec(visit, 1..5), 1..6)).prop_map(|(shape, writers, observers)| Plan {
-        // The model reads the log at the end.
+        // The model reads the whole log at the end.
         shape: Shape { storage_events: 1 << 16, replicas: 1, ..shape },
         writers,
         observers,
     })
 }
 
-/// What the tasks share.
+/// The state that all tasks share.
 struct Shared {
     truth: Arc<dyn SessionStorage>,
-    /// One for each replica; writers and observers are spread over them.
+    /// One subject per replica. Writers and observers are spread over them.
     subjects: Vec<SessionSubject>,
     shape: Shape,
     cursors: Mutex<Vec<Cursor>>,
     leases: Mutex<Vec<LeaseId>>,
-    /// The model, once all changes are made.
+    /// The model, once all changes have been made.
     model: watch::Receiver<Option<Arc<Model>>>,
 }
 
@@ -118,21 +118,21 @@ pub(super) async fn run_plan(fixture: &impl Fixture, plan: &Plan) -> Vec<Broken>
         |(n, visits): (usize, &Vec<Visit>)| tokio::spawn(observe(Arc::clone(&shared), n, visits.clone()));
     let observers: Vec<_> = plan.observers.iter().enumerate().map(spawn_observer).collect();
 
-    let mut wrote = Wrote::default();
+    let mut log = WriterLog::default();
     for writer in writers {
-        let Wrote { made, answers, broken } = writer.await.unwrap();
-        wrote.made.extend(made);
-        wrote.answers.extend(answers);
-        wrote.broken.extend(broken);
+        let WriterLog { made, answers, broken } = writer.await.unwrap();
+        log.made.extend(made);
+        log.answers.extend(answers);
+        log.broken.extend(broken);
     }
-    // Something that each filter lets pass is the last change, so that each observer must be woken once more.
+    // The last changes match every filter, so each observer must be woken once more.
     let all = all_sessions();
     for creates in [false, true, false] {
-        wrote.call(shared.subject(0), creates, &all, None).await;
+        log.call(shared.subject(0), creates, &all, None).await;
     }
     let mut model = Model::new(truth).await;
     model.catch_up().await;
-    let Wrote { made, answers, mut broken } = wrote;
+    let WriterLog { made, answers, mut broken } = log;
     check_made(&made, &model);
     let live = model.leases().await.live;
     broken.extend(answers.iter().filter_map(|answer| answer.judge(&model, &live, false)));
@@ -147,12 +147,12 @@ pub(super) async fn run_plan(fixture: &impl Fixture, plan: &Plan) -> Vec<Broken>
         }
     }
     for subject in &shared.subjects {
-        assert_eq!(subject.stats().observers, 0, "all observers are gone");
+        assert_eq!(subject.stats().observers, 0, "all observers have left");
     }
     broken
 }
 
-/// What calls say that they changed is what was logged, but for what ended with its lease.
+/// Checks that the changes reported by calls were logged. Changes by the end of a lease are left out.
 fn check_made(made: &[SessionEvent], model: &Model) {
     let count = |events: &mut dyn Iterator<Item = SessionEvent>| {
         let mut counts: HashMap<_, usize> = HashMap::new();
@@ -164,17 +164,17 @@ fn check_made(made: &[SessionEvent], model: &Model) {
     assert_eq!(count(&mut made.iter().copied()), logged);
 }
 
-/// What a writer was told.
+/// What the calls of a writer returned.
 #[derive(Default)]
-struct Wrote {
-    /// What calls say that they changed, moves left out.
+struct WriterLog {
+    /// The changes that calls reported, without moves.
     made: Vec<SessionEvent>,
     answers: Vec<Answer>,
     broken: Vec<Broken>,
 }
 
-impl Wrote {
-    /// Creates or destroys.
+impl WriterLog {
+    /// Creates or destroys sessions.
     async fn call(&mut self, subject: &SessionSubject, creates: bool, sessions: &[SessionKey], lease: Option<LeaseId>) {
         if creates {
             return self.create(subject, sessions, lease.into()).await.unwrap();
@@ -200,35 +200,35 @@ impl Wrote {
     }
 }
 
-/// What a lease that has ended or lingers may refuse.
-fn unless_refused<R>(result: Result<R, StorageError>) {
+/// Tolerates a refusal by a lease that has ended or lingers.
+fn tolerate_refusal<R>(result: Result<R, StorageError>) {
     if let Err(error) = result {
         assert!(matches!(error, StorageError::UnknownLease(_) | StorageError::LeaseLingers(_)), "{error}");
     }
 }
 
-async fn write(shared: Arc<Shared>, number: usize, steps: Vec<Step>) -> Wrote {
-    let mut wrote = Wrote::default();
+async fn write(shared: Arc<Shared>, number: usize, steps: Vec<Step>) -> WriterLog {
+    let mut log = WriterLog::default();
     let subject = shared.subject(number);
     let lease = |number: Option<usize>| one_of(&shared.leases.lock().unwrap(), number?);
     for step in steps {
         match step {
-            // One at a time: a lease that is revoked amid a batch leaves open what was changed before.
+            // One session at a time: if a lease is revoked during a batch, it is unknown what the batch changed before.
             Step::Create { sessions, lease: number @ Some(_), only_from } => {
                 for session in sessions {
                     let options = create_options(&shared.leases.lock().unwrap(), number, only_from);
-                    unless_refused(wrote.create(subject, &[session], options).await);
+                    tolerate_refusal(log.create(subject, &[session], options).await);
                 }
             }
-            Step::Create { sessions, lease: None, .. } => wrote.call(subject, true, &sessions, None).await,
-            Step::Destroy { sessions, lease: number } => wrote.call(subject, false, &sessions, lease(number)).await,
+            Step::Create { sessions, lease: None, .. } => log.call(subject, true, &sessions, None).await,
+            Step::Destroy { sessions, lease: number } => log.call(subject, false, &sessions, lease(number)).await,
             Step::Grant(ttl) => {
                 let granted = subject.grant_lease(ttl, "writer").await.unwrap();
                 shared.leases.lock().unwrap().push(granted);
             }
             Step::Revoke(number, linger) => {
                 if let Some(lease) = lease(Some(number)) {
-                    unless_refused(subject.revoke_lease_with(lease, linger).await);
+                    tolerate_refusal(subject.revoke_lease_with(lease, linger).await);
                 }
             }
             Step::Run(times) => {
@@ -236,11 +236,11 @@ async fn write(shared: Arc<Shared>, number: usize, steps: Vec<Step>) -> Wrote {
                     tokio::task::yield_now().await;
                 }
             }
-            step => panic!("a writer does not do {step:?}"),
+            step => panic!("writers have no step {step:?}"),
         }
-        wrote.broken.extend(check_bounds(&shared, number));
+        log.broken.extend(check_bounds(&shared, number));
     }
-    wrote
+    log
 }
 
 fn check_bounds(shared: &Shared, number: usize) -> Option<Broken> {
@@ -256,13 +256,13 @@ async fn observe(shared: Arc<Shared>, observer: usize, visits: Vec<Visit>) -> (V
     let mut broken = Vec::new();
     let count = visits.len();
     for (number, visit) in visits.into_iter().enumerate() {
-        // Each visit is to another replica, with whatever cursor.
-        let filter = named(&visit.filter, &shared.leases.lock().unwrap());
+        // Each visit goes to another replica, with any observer's cursor.
+        let filter = resolve_leases(&visit.filter, &shared.leases.lock().unwrap());
         let mut watcher = join(&shared, observer + number, visit.from, filter).await;
         for (updates, pauses) in visit.rounds {
             for _ in 0..updates {
-                let told = watcher.poll();
-                shared.cursors.lock().unwrap().extend(told.and_then(|_| watcher.cursor()));
+                let update = watcher.poll();
+                shared.cursors.lock().unwrap().extend(update.and_then(|_| watcher.cursor()));
             }
             for _ in 0..pauses {
                 tokio::task::yield_now().await;
@@ -304,25 +304,25 @@ async fn join(shared: &Shared, replica: usize, from: From, filter: Filter) -> Wa
         Start::Snapshot => Started::Snapshot,
         Start::After(cursor) => Started::After { cursor: cursor.to_string(), is_retained: false },
     };
-    Watcher::new(observer, Trace::new(started, filter)).among_others()
+    Watcher::new(observer, Trace::new(started, filter)).with_other_threads()
 }
 
-/// Reads until the last change that passes was told, as a task does that is woken when there is something.
+/// Reads until the last matching change has been received. Like a task, it relies on being woken.
 pub(crate) async fn read_to_end(watcher: &mut Watcher, model: &Model) {
     let filter = watcher.trace.filter.clone();
     let is_at_end = |cursor: Cursor| match model.place(&cursor.to_string()) {
         Place::After(places) => (0..)
             .zip(places.iter().zip(model.ends()))
-            .all(|(partition, (place, end))| model.told(partition, *place, end, &filter).is_empty()),
+            .all(|(partition, (place, end))| model.expected(partition, *place, end, &filter).is_empty()),
         _ => false,
     };
     loop {
-        if !watcher.trace.told.is_empty() && watcher.cursor().is_some_and(is_at_end) {
+        if !watcher.trace.messages.is_empty() && watcher.cursor().is_some_and(is_at_end) {
             watcher.trace.drained = true;
             return;
         }
         if timeout(DEADLINE, watcher.next()).await.is_err() {
-            watcher.broken.push(Broken::new(Promise::Live, "there are changes to tell, and it is not woken"));
+            watcher.broken.push(Broken::new(Promise::Live, "the observer was not woken although changes are ready"));
             return;
         }
     }
@@ -332,7 +332,7 @@ proptest! {
     #![proptest_config(super::config())]
 
     #[test]
-    fn every_stream_keeps_its_promises_while_all_run_at_once(plan in plan()) {
+    fn every_stream_keeps_its_promises_under_concurrency(plan in plan()) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
         let broken = runtime.block_on(run_plan(&Memory, &plan));
         prop_assert!(broken.is_empty(), "{:#?}", broken);
@@ -340,7 +340,7 @@ proptest! {
 }
 
 #[test]
-fn snapshots_are_exact_while_other_threads_change_what_they_read() {
+fn snapshots_are_exact_while_other_threads_change_the_sessions() {
     const SNAPSHOTS: usize = 100;
     let shape = Shape {
         buckets: 1,
@@ -355,13 +355,13 @@ fn snapshots_are_exact_while_other_threads_change_what_they_read() {
         let truth = Memory.storage(&shape).await;
         let subject = SessionSubject::start(Arc::clone(&truth), shape.subject_options(), ()).await.unwrap();
         let subject = Arc::new(subject);
-        let (going, gone) = watch::channel(());
+        let (stop, stopped) = watch::channel(());
         let writers: Vec<_> = (0..2)
             .map(|n| {
-                let (subject, gone) = (Arc::clone(&subject), gone.clone());
+                let (subject, stopped) = (Arc::clone(&subject), stopped.clone());
                 let session = SessionKey::new(n, n);
                 tokio::spawn(async move {
-                    while gone.has_changed().is_ok() {
+                    while stopped.has_changed().is_ok() {
                         subject.create(&[session], None).await.unwrap();
                         subject.destroy(&[session], None).await.unwrap();
                         tokio::task::yield_now().await;
@@ -374,11 +374,11 @@ fn snapshots_are_exact_while_other_threads_change_what_they_read() {
             let start = ObserveOptions { start: Start::Snapshot, ..ObserveOptions::default() };
             let observer = subject.observe(start).await.unwrap();
             let trace = Trace::new(Started::Snapshot, Filter::default());
-            let mut watcher = Watcher::new(observer, trace).among_others();
-            while !matches!(timeout(DEADLINE, watcher.next()).await.unwrap(), Some(Told::Synced(_))) {}
+            let mut watcher = Watcher::new(observer, trace).with_other_threads();
+            while !matches!(timeout(DEADLINE, watcher.next()).await.unwrap(), Some(Content::Synced(_))) {}
             traces.push(watcher.leave().0);
         }
-        drop(going);
+        drop(stop);
         for writer in writers {
             writer.await.unwrap();
         }

@@ -1,4 +1,4 @@
-//! What breaks promises on purpose: storages that do not keep their obligations, and streams that lie.
+//! Faults that break promises on purpose: storages that violate their contract, and streams that lie.
 
 use async_trait::async_trait;
 use sessiond::{
@@ -10,51 +10,51 @@ use sessiond::{
 };
 
 use super::{
-    told::{Message, Told},
+    message::{Content, Message},
     twisted::Twist,
 };
 
-/// What happens to an observer's updates on their way.
+/// How an observer's updates are changed on their way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Tamper {
     #[default]
     Nothing,
-    /// The first two events of each message change places.
+    /// Swaps the first two events of each message.
     SwapEvents,
-    /// The second message of events comes twice.
+    /// Repeats the second message of events.
     RepeatEvents,
-    /// The second message of events never comes.
+    /// Drops the second message of events.
     LoseEvents,
-    /// A session is left out of a snapshot.
+    /// Leaves a session out of a snapshot.
     LoseFromSnapshot,
-    /// A session is in a snapshot twice.
+    /// Repeats a session in a snapshot.
     RepeatInSnapshot,
-    /// Synced counts one too many.
+    /// Adds one to the count in synced.
     MiscountSynced,
-    /// Each cursor is that of the message before.
+    /// Gives each message the cursor of the message before.
     StaleCursors,
-    /// No cursors.
+    /// Drops cursors.
     LoseCursors,
-    /// Every part of a snapshot has a cursor, as though one could go on from there.
+    /// Adds a cursor to every chunk of a snapshot, as though the stream could resume there.
     CursorsInSnapshot,
-    /// No heartbeats.
+    /// Drops heartbeats.
     LoseHeartbeats,
-    /// Moves to this lease never come.
+    /// Drops moves to this lease.
     LoseMovesTo(LeaseId),
-    /// Moves from this lease never come.
+    /// Drops moves from this lease.
     LoseMovesFrom(LeaseId),
-    /// Moves are said to be from no lease.
+    /// Reports moves as coming from no lease.
     ForgetPrevious,
-    /// Sessions are said to be destroyed under no lease.
+    /// Reports destroyed sessions as under no lease.
     ForgetLastLease,
-    /// A move comes with each message of events to those without placements.
+    /// Adds a move to each message of events on streams without placements.
     AddMoves,
-    /// Places are so far off: those of all partitions, or those of last events.
+    /// Shifts places: those of all partitions, or those of last events.
     ShiftPlaces(i64),
     ShiftLast(i64),
-    /// No places.
+    /// Drops places.
     LosePlaces,
-    /// A place comes with each message of events.
+    /// Adds a place to each message of events.
     AddPlaces,
 }
 
@@ -63,41 +63,41 @@ fn shift(place: &mut Place, by: i64) {
 }
 
 impl Tamper {
-    /// Adds what comes of an update to what was told before.
+    /// Appends the tampered message or messages to the stream's earlier ones.
     pub(crate) fn pass(self, mut message: Message, all: &mut Vec<Message>) {
-        let events_before = all.iter().filter(|message| matches!(message.told, Told::Events(_))).count();
-        let Message { told, cursor, places, last } = &mut message;
-        match (self, told) {
-            (Self::SwapEvents, Told::Events(events)) if events.len() > 1 => events.swap(0, 1),
-            (Self::RepeatEvents, Told::Events(_)) if events_before == 1 => all.push(message.clone()),
-            // A message that is not an update of this stream takes its place in the count.
-            (Self::LoseEvents, Told::Events(events)) if events_before == 1 => events.clear(),
-            (Self::LoseFromSnapshot, Told::Snapshot(sessions)) => drop(sessions.pop()),
-            (Self::RepeatInSnapshot, Told::Snapshot(sessions)) => sessions.extend_from_within(..1),
-            (Self::MiscountSynced, Told::Synced(count)) => *count += 1,
-            (Self::StaleCursors, Told::Events(_)) => *cursor = all.last().and_then(|last| last.cursor.clone()),
-            (Self::LoseCursors, Told::Events(_)) => *cursor = None,
-            (Self::CursorsInSnapshot, Told::Snapshot(_)) => cursor.clone_from(&all[0].cursor),
-            (Self::LoseHeartbeats, Told::Heartbeat) => return,
-            (Self::LoseMovesTo(lease), Told::Events(events)) => {
+        let events_before = all.iter().filter(|message| matches!(message.content, Content::Events(_))).count();
+        let Message { content, cursor, places, last } = &mut message;
+        match (self, content) {
+            (Self::SwapEvents, Content::Events(events)) if events.len() > 1 => events.swap(0, 1),
+            (Self::RepeatEvents, Content::Events(_)) if events_before == 1 => all.push(message.clone()),
+            // The emptied message stays, so that `events_before` counts it.
+            (Self::LoseEvents, Content::Events(events)) if events_before == 1 => events.clear(),
+            (Self::LoseFromSnapshot, Content::Snapshot(sessions)) => drop(sessions.pop()),
+            (Self::RepeatInSnapshot, Content::Snapshot(sessions)) => sessions.extend_from_within(..1),
+            (Self::MiscountSynced, Content::Synced(count)) => *count += 1,
+            (Self::StaleCursors, Content::Events(_)) => *cursor = all.last().and_then(|last| last.cursor.clone()),
+            (Self::LoseCursors, Content::Events(_)) => *cursor = None,
+            (Self::CursorsInSnapshot, Content::Snapshot(_)) => cursor.clone_from(&all[0].cursor),
+            (Self::LoseHeartbeats, Content::Heartbeat) => return,
+            (Self::LoseMovesTo(lease), Content::Events(events)) => {
                 events
                     .retain(|event| !matches!(event.change, SessionChange::Moved { .. }) || event.lease != Some(lease));
             }
-            (Self::LoseMovesFrom(lease), Told::Events(events)) => {
+            (Self::LoseMovesFrom(lease), Content::Events(events)) => {
                 events.retain(|event| event.change != SessionChange::Moved { previous: Some(lease) });
             }
-            (Self::ForgetPrevious, Told::Events(events)) => {
+            (Self::ForgetPrevious, Content::Events(events)) => {
                 for event in events {
                     if let SessionChange::Moved { previous } = &mut event.change {
                         *previous = None;
                     }
                 }
             }
-            (Self::ForgetLastLease, Told::Events(events)) => {
+            (Self::ForgetLastLease, Content::Events(events)) => {
                 let destroyed = |event: &&mut SessionEvent| matches!(event.change, SessionChange::Destroyed(_));
                 events.iter_mut().filter(destroyed).for_each(|event| event.lease = None);
             }
-            (Self::AddMoves, Told::Events(events)) if last.is_none() => {
+            (Self::AddMoves, Content::Events(events)) if last.is_none() => {
                 let change = SessionChange::Moved { previous: None };
                 events.push(SessionEvent { change, ..events[0] });
             }
@@ -107,14 +107,14 @@ impl Tamper {
                 places.clear();
                 *last = None;
             }
-            (Self::AddPlaces, Told::Events(_)) => *last = Some(Place::default()),
+            (Self::AddPlaces, Content::Events(_)) => *last = Some(Place::default()),
             _ => {}
         }
         all.push(message);
     }
 }
 
-/// Two changes of each run of the log change places.
+/// Swaps two changes in each run of the log.
 #[derive(Debug)]
 pub(crate) struct SwapsChanges;
 
@@ -136,7 +136,7 @@ impl Twist for SwapsChanges {
     }
 }
 
-/// Says of a bucket's sessions that they are those of an earlier position than they are.
+/// Reports an earlier position for a bucket's sessions than the true one.
 #[derive(Debug)]
 pub(crate) struct ReadsUnderOldPositions;
 
@@ -157,7 +157,7 @@ impl Twist for ReadsUnderOldPositions {
     }
 }
 
-/// Says that its log reaches further than it does.
+/// Reports a log end that is beyond the true one.
 #[derive(Debug)]
 pub(crate) struct LogsAhead;
 
@@ -170,7 +170,7 @@ impl Twist for LogsAhead {
     }
 }
 
-/// Creates nothing before others had their turn.
+/// Delays each create until other tasks have run.
 #[derive(Debug)]
 pub(crate) struct DelaysWriters;
 

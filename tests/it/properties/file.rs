@@ -1,4 +1,4 @@
-//! The promises on the file storage, with the clock as it is.
+//! The promises on the file storage, in real time.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::{
     play,
 };
 
-/// Registries in files of their own. They have one partition, and buckets as they have.
+/// Registries in separate files. A file always has one partition, and its own number of buckets.
 struct File(tempfile::TempDir);
 
 impl File {
@@ -37,7 +37,7 @@ impl Fixture for File {
 }
 
 proptest! {
-    // Time passes in them, as slowly as it does.
+    // These cases run in real time, so there are fewer of them.
     #![proptest_config(ProptestConfig { cases: 16, ..super::config() })]
 
     #[test]
@@ -47,7 +47,7 @@ proptest! {
     }
 
     #[test]
-    fn every_stream_keeps_its_promises_while_all_run_at_once(mut plan in plan()) {
+    fn every_stream_keeps_its_promises_under_concurrency(mut plan in plan()) {
         plan.shape.partitions = 1;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
         let broken = runtime.block_on(run_plan(&File::new(), &plan));

@@ -1,4 +1,4 @@
-//! What observers hold and are told, by rules that are not those of the code under test.
+//! What observers should hold and receive. These rules are independent of the code under test.
 
 use std::collections::BTreeMap;
 
@@ -7,10 +7,11 @@ use sessiond::{
     subject::Filter,
 };
 
-/// Sessions, and the lease of each. Without placements nobody knows the leases.
+/// Sessions, each with its lease. Without placements, the leases are unknown.
 pub(crate) type Held = BTreeMap<SessionKey, Option<LeaseId>>;
 
-/// The lease that a session is under before an event and after it, as far as the session exists and passes the filter by id.
+/// Returns the session's lease before and after an event, if the session exists and matches the filters by id and lease
+/// at that time.
 fn sides(event: &SessionEvent, filter: &Filter) -> (Option<Option<LeaseId>>, Option<Option<LeaseId>>) {
     let (before, after) = match event.change {
         SessionChange::Created => (None, Some(event.lease)),
@@ -24,7 +25,7 @@ fn sides(event: &SessionEvent, filter: &Filter) -> (Option<Option<LeaseId>>, Opt
     (before.filter(passes), after.filter(passes))
 }
 
-/// Applies an event as an observer does that is told of every change. Returns whether it fits what was held.
+/// Applies an event as an observer does that receives every change. Returns whether the event fits the held set.
 pub(crate) fn apply(held: &mut Held, event: &SessionEvent, filter: &Filter) -> bool {
     let (before, after) = sides(event, filter);
     let was = match after {
@@ -34,8 +35,8 @@ pub(crate) fn apply(held: &mut Held, event: &SessionEvent, filter: &Filter) -> b
     was == before && before != after
 }
 
-/// Whether an observer is told of an event.
-pub(crate) fn tells(filter: &Filter, event: &SessionEvent) -> bool {
+/// Whether an observer receives an event.
+pub(crate) fn delivers(filter: &Filter, event: &SessionEvent) -> bool {
     let is_wanted = match event.change {
         SessionChange::Created => filter.changes.created,
         SessionChange::Destroyed(_) => filter.changes.destroyed,
@@ -44,13 +45,13 @@ pub(crate) fn tells(filter: &Filter, event: &SessionEvent) -> bool {
     is_wanted && sides(event, filter) != (None, None)
 }
 
-/// Whether an observer is told of every change of what it holds.
-pub(crate) fn is_whole(filter: &Filter) -> bool {
+/// Whether an observer receives every change of what it holds.
+pub(crate) fn sees_every_change(filter: &Filter) -> bool {
     let changes = filter.changes;
     changes.created && changes.destroyed && (changes.moved || !filter.has_placements())
 }
 
-/// What a stream without placements is told of an event.
+/// Returns an event as a stream without placements reports it.
 pub(crate) fn plain(event: &SessionEvent) -> Option<SessionEvent> {
     let change = match event.change {
         SessionChange::Moved { .. } => return None,
@@ -60,7 +61,7 @@ pub(crate) fn plain(event: &SessionEvent) -> Option<SessionEvent> {
     Some(SessionEvent { change, lease: None, ..*event })
 }
 
-/// An event as an observer sees it, if it sees it at all.
+/// Returns an event as an observer with this filter sees it, if at all.
 pub(crate) fn seen(event: &SessionEvent, filter: &Filter) -> Option<SessionEvent> {
     if filter.has_placements() { Some(*event) } else { plain(event) }
 }

@@ -1,4 +1,4 @@
-//! Random histories of a registry: what is done to it, who observes it from where, and what runs in between.
+//! Random histories of a registry: the changes, the observers, and what runs in between.
 
 use std::{ops::Range, time::Duration};
 
@@ -9,24 +9,24 @@ use sessiond::{
     subject::{ChangeFilter, Filter, SubjectOptions},
 };
 
-/// Few, so that several writers meet at the same sessions; the ends of the range among them.
+/// Few ids, so that several writers change the same sessions. The extremes of the range are among them.
 const SESSION_IDS: [i64; 6] = [0, 1, 2, -1, i64::MIN, i64::MAX];
 const AUTH_KEY_IDS: [i64; 3] = [0, 7, -7];
 
-/// So many of the newest leases are in use, so that sessions move among them.
+/// How many of the newest leases are in use. Few, so that sessions move among them.
 const LEASES_IN_USE: usize = 3;
 
-/// A storage and the subjects over it.
+/// The configuration of a storage and of the subjects on top.
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
     pub(crate) buckets: u32,
     pub(crate) partitions: u32,
-    /// How many changes the storage keeps. When few, a subject that does not run for long loses its place in them; no step
-    /// makes more at once.
+    /// How many changes the storage keeps. If they are few, a subject that does not run for long loses its place. No
+    /// step makes more than that.
     pub(crate) storage_events: usize,
     pub(crate) retain_events: usize,
     pub(crate) retain_bytes: usize,
-    /// How many subjects follow the storage, as in a fleet of servers over one registry.
+    /// How many subjects follow the storage, like a fleet of servers over one registry.
     pub(crate) replicas: usize,
 }
 
@@ -45,13 +45,13 @@ impl Shape {
 /// The observer that joined last.
 pub(crate) const NEWEST: usize = usize::MAX;
 
-/// One step of a history. Numbers choose among what there is when the step is taken.
+/// One step of a history. Its numbers choose among what exists when the step is taken.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     Create {
         sessions: Vec<SessionKey>,
         lease: Option<usize>,
-        /// Takes sessions only from there.
+        /// Takes sessions only from this lease.
         only_from: Option<Option<usize>>,
     },
     Destroy {
@@ -60,7 +60,7 @@ pub(crate) enum Step {
     },
     Grant(Duration),
     KeepAlive(usize),
-    /// Revokes a lease after a linger, which may be none.
+    /// Revokes a lease with a linger, which may be zero.
     Revoke(usize, Duration),
     /// Lets time pass.
     Pass(Duration),
@@ -68,23 +68,23 @@ pub(crate) enum Step {
     Run(usize),
     /// Lets a replica follow the log to its end.
     Settle(usize),
-    /// Whether a replica may follow the log.
+    /// Sets whether a replica may follow the log.
     LetFollow(usize, bool),
-    /// Closes a replica and starts it anew; its observers come back to any one.
+    /// Closes and restarts a replica. Its observers come back to any replica.
     Restart(usize),
     Join {
         replica: usize,
         from: From,
-        /// Its leases are [`named`] when the observer joins.
+        /// Its leases are resolved by [`resolve_leases`] when the observer joins.
         filter: Filter,
     },
     Poll {
-        /// May be [`NEWEST`].
+        /// An observer, or [`NEWEST`].
         who: usize,
         updates: usize,
     },
     Leave(usize),
-    /// An observer leaves and comes back from its last cursor.
+    /// An observer leaves and resumes from its last cursor.
     Resume {
         who: usize,
         replica: usize,
@@ -95,7 +95,7 @@ pub(crate) enum Step {
 pub(crate) enum From {
     Now,
     Snapshot,
-    /// Any cursor that any observer got, counted from the newest.
+    /// Any cursor that any observer received, counted from the newest.
     Cursor(usize),
     Foreign,
 }
@@ -116,14 +116,14 @@ pub(crate) fn shape() -> impl Strategy<Value = Shape> {
 }
 
 pub(crate) fn steps(count: Range<usize>) -> impl Strategy<Value = Vec<Step>> {
-    // Most begin with leases that last.
+    // Most histories begin with long leases.
     let leases = vec(Just(Step::Grant(Duration::from_secs(3600))), 0..LEASES_IN_USE);
     let one = step().prop_map(|step| vec![step]);
     let some = vec(prop_oneof![12 => one, 1 => snapshot_amid_changes()], count);
     (leases, some).prop_map(|(leases, steps)| [leases, steps.concat()].concat())
 }
 
-/// An observer that is told bit by bit of what changes while it reads its snapshot.
+/// An observer that receives changes bit by bit while it reads its snapshot.
 fn snapshot_amid_changes() -> impl Strategy<Value = Vec<Step>> {
     let rounds = vec((change(), 1..4usize), 1..6);
     (any::<usize>(), filter(), rounds).prop_map(|(replica, filter, rounds)| {
@@ -135,7 +135,7 @@ fn snapshot_amid_changes() -> impl Strategy<Value = Vec<Step>> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    // Often few, so that something happens while an observer is amid its snapshot.
+    // Often few, so that changes happen while an observer reads its snapshot.
     let updates = prop_oneof![Just(1), 1..6usize];
     prop_oneof![
         24 => change(),
@@ -154,7 +154,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A change by a writer: of one session or of a batch.
+/// A change by a writer, of one session or of a batch.
 pub(crate) fn change() -> impl Strategy<Value = Step> {
     let sessions = prop_oneof![vec(session(), 1), vec(session(), 2..20)];
     let lease = prop_oneof![1 => Just(None), 3 => any::<usize>().prop_map(Some)];
@@ -171,13 +171,13 @@ fn linger() -> impl Strategy<Value = Duration> {
     prop_oneof![Just(0), 1..3000u64].prop_map(Duration::from_millis)
 }
 
-/// One of the leases in use, if there are any.
+/// Returns one of the leases in use, if there are any.
 pub(crate) fn one_of(leases: &[LeaseId], number: usize) -> Option<LeaseId> {
     let in_use = &leases[leases.len().saturating_sub(LEASES_IN_USE)..];
     in_use.get(number % in_use.len().max(1)).copied()
 }
 
-/// How sessions are created under one of the leases.
+/// Returns the options for creating sessions under one of the leases.
 pub(crate) fn create_options(
     leases: &[LeaseId],
     lease: Option<usize>,
@@ -188,8 +188,8 @@ pub(crate) fn create_options(
     CreateOptions { lease: of(lease), takeover }
 }
 
-/// A filter by leases that there are, instead of by numbers. Without leases its numbers match nothing.
-pub(crate) fn named(filter: &Filter, leases: &[LeaseId]) -> Filter {
+/// Replaces the numbers in a filter by existing leases. If there are none, the numbers stay and match nothing.
+pub(crate) fn resolve_leases(filter: &Filter, leases: &[LeaseId]) -> Filter {
     let of = |number: &LeaseId| one_of(leases, number.number() as usize).unwrap_or(*number);
     Filter { lease_ids: filter.lease_ids.iter().map(of).collect(), ..filter.clone() }
 }
@@ -230,7 +230,7 @@ pub(crate) fn filter() -> impl Strategy<Value = Filter> {
         ..Filter::default()
     });
     let by_session = prop_oneof![Just(Filter::default()), narrow];
-    // Numbers, for which leases are chosen later.
+    // Numbers, which [`resolve_leases`] replaces by leases later.
     let lease_ids = vec((1..100u64).prop_map(|number| LeaseId::from_number(number).unwrap()), 1..3);
     let lease_ids = prop_oneof![1 => Just(Vec::new()), 2 => lease_ids];
     let placed = (by_session.clone(), lease_ids).prop_map(|(filter, lease_ids)| Filter {

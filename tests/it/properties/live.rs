@@ -1,4 +1,4 @@
-//! Live: heartbeats come by the clock, whatever the filters hide and however long a snapshot takes.
+//! Live: heartbeats are driven by a timer, whatever the filters hide and however long a snapshot takes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,20 +25,20 @@ use super::{
 const WATCHED: SessionKey = SessionKey::new(0, 1);
 const OTHER: SessionKey = SessionKey::new(0, 2);
 
-/// No lease ends in this time.
+/// No lease expires within this time.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// What goes on for some time while a stream is read.
+/// What happens for some time while a stream is read.
 #[derive(Clone, Debug)]
 struct Span {
     time: Duration,
-    /// A session changes whenever so much time has passed.
+    /// How often a session changes.
     every: Duration,
-    /// It is one that the stream watches.
+    /// Whether the stream watches that session.
     watched: bool,
     /// Whether snapshots can be read.
     reads: bool,
-    /// Whether the stream is broken off and resumed before it.
+    /// Whether the stream is cut off and resumed before this span.
     resumes: bool,
 }
 
@@ -87,7 +87,7 @@ fn stream() -> impl Strategy<Value = Stream> {
     })
 }
 
-/// What a stream over the wire breaks of its promises.
+/// Returns the promises that a stream over the wire breaks.
 async fn broken(stream: &Stream, spans: &[Span], tamper: Tamper) -> Vec<Broken> {
     let shape = Shape {
         buckets: 4,
@@ -120,7 +120,7 @@ async fn broken(stream: &Stream, spans: &[Span], tamper: Tamper) -> Vec<Broken> 
     let (mut left, mut broken) = (Vec::new(), Vec::new());
     for span in spans {
         storage.twist.let_read(span.reads);
-        let cursor = wire.trace.told.last().and_then(|message| message.cursor.clone());
+        let cursor = wire.trace.messages.last().and_then(|message| message.cursor.clone());
         if let Some(cursor) = cursor.filter(|_| span.resumes) {
             let started = Started::After { cursor: cursor.clone(), is_retained: true };
             let trace = Trace::new(started, filter.clone());
@@ -148,7 +148,7 @@ async fn broken(stream: &Stream, spans: &[Span], tamper: Tamper) -> Vec<Broken> 
     wire.read_until(Instant::now() + Duration::from_secs(1)).await;
     subject.close();
     wire.read_until(Instant::now() + Duration::from_secs(1)).await;
-    assert!(wire.is_over, "a stream ends when its subject is closed");
+    assert!(wire.is_over, "the stream ends when its subject is closed");
     model.catch_up().await;
     wire.trace.drained = true;
     left.push(wire.trace);
@@ -167,7 +167,7 @@ proptest! {
 }
 
 #[test]
-fn live_is_broken_by_a_stream_without_heartbeats() {
+fn missing_heartbeats_break_live() {
     let time = Duration::from_secs(3);
     let quiet = Span { time, every: time, watched: false, reads: true, resumes: false };
     let busy = Span { every: Duration::from_millis(7), ..quiet };
@@ -181,7 +181,7 @@ fn live_is_broken_by_a_stream_without_heartbeats() {
 }
 
 #[test]
-fn comparable_is_broken_over_the_wire_by_places_that_are_not_those_of_the_cursors_and_events() {
+fn wrong_places_on_the_wire_break_comparable() {
     let every = Duration::from_millis(300);
     let spans = [true, false].map(|resumes| Span { time: 5 * every, every, watched: true, reads: true, resumes });
     for watches in [Watches::Placements, Watches::Lease] {

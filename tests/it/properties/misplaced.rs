@@ -1,4 +1,5 @@
-//! The promises about leases and places are broken on purpose, and the checker says so of them and of no other.
+//! Breaks the promises about leases and places on purpose, and expects the checker to report those promises and no
+//! others.
 
 use std::{collections::HashMap, sync::Mutex, time::Duration};
 
@@ -23,11 +24,11 @@ use super::{
 
 const D: SessionKey = SessionKey::new(0, 4);
 
-/// No lease ends in this time.
+/// No lease expires within this time.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// Sessions come, move, and go under two leases. Observers of all sessions and of those under the first lease look on, from the
-/// beginning and from a snapshot, and so does one without placements. What they are told is tampered with.
+/// Creates, moves and destroys sessions under two leases. Observers of all sessions, of the first lease's sessions, and
+/// without placements watch from the start and from a snapshot. `tamper` changes what they receive.
 async fn history_with_leases(fixture: &impl Fixture, tamper: impl Fn(LeaseId) -> Tamper) -> Vec<Broken> {
     let mut world = World::new(fixture, &SHAPE).await;
     let (own, other) = (world.grant(LONG).await, world.grant(LONG).await);
@@ -47,7 +48,7 @@ async fn history_with_leases(fixture: &impl Fixture, tamper: impl Fn(LeaseId) ->
     world.settle(0).await;
     poll_all(&mut world).await;
     for session in [A, B] {
-        // Each session leaves the lease that it is under.
+        // Each session leaves its current lease.
         let lease = if session == A { other } else { own };
         world.create(&[session], Some(lease)).await;
         world.settle(0).await;
@@ -76,28 +77,28 @@ fn faulty<T: Twist>(twist: fn() -> T) -> Vec<Promise> {
 }
 
 #[test]
-fn nothing_is_broken_without_a_fault() {
+fn a_registry_without_faults_keeps_every_promise() {
     assert_eq!(tampered(|_| Tamper::Nothing), []);
 }
 
 #[test]
-fn placed_is_broken_by_moves_that_never_come() {
+fn lost_moves_break_placed() {
     assert_eq!(tampered(Tamper::LoseMovesTo), [Promise::Placed]);
     assert_eq!(tampered(Tamper::LoseMovesFrom), [Promise::Placed]);
 }
 
 #[test]
-fn placed_is_broken_by_events_that_tell_wrong_leases() {
+fn events_with_wrong_leases_break_placed() {
     assert_eq!(tampered(|_| Tamper::ForgetPrevious), [Promise::Placed]);
     assert_eq!(tampered(|_| Tamper::ForgetLastLease), [Promise::Placed]);
 }
 
 #[test]
-fn placed_is_broken_by_streams_without_placements_that_are_told_of_moves() {
+fn moves_on_streams_without_placements_break_placed() {
     assert_eq!(tampered(|_| Tamper::AddMoves), [Promise::Placed]);
 }
 
-/// Says that sessions are under no lease.
+/// Reports sessions as under no lease.
 #[derive(Debug)]
 struct ReadsNoLeases;
 
@@ -138,12 +139,12 @@ impl Twist for LeavesOutBuckets {
 }
 
 #[test]
-fn placed_is_broken_by_snapshots_that_tell_wrong_leases() {
+fn snapshots_with_wrong_leases_break_placed() {
     assert_eq!(faulty(|| ReadsNoLeases), [Promise::Placed]);
     assert_eq!(faulty(|| LeavesOutBuckets), [Promise::Placed]);
 }
 
-/// Looks up each session as it was when it was first found.
+/// Looks up each session as it was when first found.
 #[derive(Debug, Default)]
 struct LooksUpOldLeases(Mutex<HashMap<SessionKey, Lookup>>);
 
@@ -160,7 +161,7 @@ impl Twist for LooksUpOldLeases {
     }
 }
 
-/// Ignores from which leases sessions may be taken.
+/// Takes sessions from any lease, whatever the options say.
 #[derive(Debug)]
 struct TakesFromAnyLease;
 
@@ -176,7 +177,7 @@ impl Twist for TakesFromAnyLease {
     }
 }
 
-/// Takes no session from any lease.
+/// Never takes a session from another lease.
 #[derive(Debug)]
 struct TakesNothing;
 
@@ -193,14 +194,14 @@ impl Twist for TakesNothing {
 }
 
 #[test]
-fn placed_is_broken_by_lookups_and_takeovers_that_mistake_the_lease() {
+fn lookups_and_takeovers_of_the_wrong_lease_break_placed() {
     assert_eq!(faulty(LooksUpOldLeases::default), [Promise::Placed]);
     assert_eq!(faulty(|| TakesFromAnyLease), [Promise::Placed]);
     assert_eq!(faulty(|| TakesNothing), [Promise::Placed]);
 }
 
 #[test]
-fn comparable_is_broken_by_places_that_lag_or_run_ahead() {
+fn shifted_places_break_comparable() {
     for by in [-1, 1] {
         assert_eq!(tampered(|_| Tamper::ShiftPlaces(by)), [Promise::Comparable], "{by}");
         assert_eq!(tampered(|_| Tamper::ShiftLast(by)), [Promise::Comparable], "{by}");
@@ -208,12 +209,12 @@ fn comparable_is_broken_by_places_that_lag_or_run_ahead() {
 }
 
 #[test]
-fn comparable_is_broken_by_places_that_are_missing_or_not_asked_for() {
+fn missing_or_unrequested_places_break_comparable() {
     assert_eq!(tampered(|_| Tamper::LosePlaces), [Promise::Comparable]);
     assert_eq!(tampered(|_| Tamper::AddPlaces), [Promise::Comparable]);
 }
 
-/// Answers with places that are so far off.
+/// Shifts the places in answers.
 #[derive(Debug)]
 struct MisplacesAnswers<const CREATED: i64, const DESTROYED: i64>;
 
@@ -253,7 +254,7 @@ impl<const CREATED: i64, const DESTROYED: i64> Twist for MisplacesAnswers<CREATE
 }
 
 #[test]
-fn comparable_is_broken_by_answers_that_are_not_true_at_their_places() {
+fn answers_with_wrong_places_break_comparable() {
     assert_eq!(faulty(|| MisplacesAnswers::<0, 0>), []);
     assert_eq!(faulty(|| MisplacesAnswers::<-1, 0>), [Promise::Comparable]);
     assert_eq!(faulty(|| MisplacesAnswers::<1, 0>), [Promise::Comparable]);

@@ -1,4 +1,4 @@
-//! What the registry did, in commit order: the truth that streams are held against.
+//! The model: what the registry did, in commit order. Streams are checked against it.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -8,22 +8,22 @@ use sessiond::{
     subject::Filter,
 };
 
-use super::held::{Held, apply, seen, tells};
+use super::held::{Held, apply, delivers, seen};
 
 /// A position in each partition of the log.
 pub(crate) type Places = Vec<u64>;
 
-/// The changes of a storage, read from itself and not through a subject.
+/// The changes of a storage, read directly and not through a subject.
 #[derive(Debug)]
 pub(crate) struct Model {
     storage: Arc<dyn SessionStorage>,
     registry: String,
-    /// By partition; the change at position `n` is at `n - 1`.
+    /// The changes of each partition. The change at position `n` has index `n - 1`.
     changes: Vec<Vec<SessionEvent>>,
     /// The point up to which each partition has been read.
     ends: Vec<LogPoint>,
     held: Held,
-    /// The leases that the log has told the end of.
+    /// The leases whose end is in the log.
     ended: BTreeSet<LeaseId>,
 }
 
@@ -50,7 +50,7 @@ pub(crate) enum Place {
 }
 
 impl Model {
-    /// The model of a storage whose log still begins with the first change.
+    /// Creates the model of a storage. Its log must still begin with the first change.
     pub(crate) async fn new(storage: Arc<dyn SessionStorage>) -> Self {
         let extent = storage.log().await.unwrap();
         let changes = extent.partitions.iter().map(|_| Vec::new()).collect();
@@ -61,9 +61,9 @@ impl Model {
         model
     }
 
-    /// Reads the changes that were made since the last time, and gives them.
+    /// Reads and returns the changes since the last call.
     ///
-    /// To be called so often that the storage still holds them.
+    /// Must be called often enough that the storage still has them.
     pub(crate) async fn catch_up(&mut self) -> Vec<SessionEvent> {
         let extent = self.storage.log().await.unwrap();
         let registry_id = extent.registry_id;
@@ -85,13 +85,13 @@ impl Model {
         let known_ended = self.ended.clone();
         for event in &news {
             let fits = apply(&mut self.held, event, &all);
-            assert!(fits, "the storage's log says {event:?} of a session of which that cannot be true");
+            assert!(fits, "{event:?} in the storage's log contradicts the session's state");
             match (event.change, event.lease) {
                 (SessionChange::Destroyed(DestroyReason::LeaseExpired | DestroyReason::LeaseRevoked), lease) => {
                     self.ended.extend(lease);
                 }
                 (SessionChange::Created | SessionChange::Moved { .. }, Some(lease)) => {
-                    assert!(!known_ended.contains(&lease), "{event:?} comes after the end of its lease was told");
+                    assert!(!known_ended.contains(&lease), "{event:?} comes after the end of its lease was logged");
                 }
                 _ => {}
             }
@@ -99,17 +99,17 @@ impl Model {
         news
     }
 
-    /// The sessions that exist, and the lease of each.
+    /// Returns the existing sessions, each with its lease.
     pub(crate) fn held(&self) -> &Held {
         &self.held
     }
 
-    /// Whether the log has told the end of a lease.
+    /// Whether the end of a lease is in the log.
     pub(crate) fn has_ended(&self, lease: LeaseId) -> bool {
         self.ended.contains(&lease)
     }
 
-    /// The leases that have not ended, as the storage lists them.
+    /// Returns the leases that the storage lists, which have not ended.
     pub(crate) async fn leases(&self) -> Leases {
         let mut leases = Leases::default();
         let mut query = LeaseQuery { after: None, limit: 1000, owner: None, lease_ids: Vec::new() };
@@ -144,7 +144,7 @@ impl Model {
         self.storage.partition_of(self.storage.bucket_of(session)) as usize
     }
 
-    /// Where a cursor leads: its text is opaque to users, and documented to those who work on the subject.
+    /// Parses a cursor. Its text is opaque to users, but documented for those who work on the subject.
     pub(crate) fn place(&self, cursor: &str) -> Place {
         let mut parts: Vec<&str> = cursor.split('-').collect();
         parts.pop();
@@ -154,17 +154,17 @@ impl Model {
             [_, places @ .., _history] if places.len() == self.changes.len() => {
                 Place::After(places.iter().map(|place| u64::from_str_radix(place, 16).unwrap()).collect())
             }
-            _ => panic!("{cursor:?} has another number of partitions"),
+            _ => panic!("{cursor:?} has a different number of partitions"),
         }
     }
 
-    /// What an observer is told of `partition` that goes on after `from`, up to `to`.
-    pub(crate) fn told(&self, partition: usize, from: u64, to: u64, filter: &Filter) -> Vec<SessionEvent> {
-        self.told_at(partition, from, to, filter).map(|(_, event)| event).collect()
+    /// Returns the events of `partition` from `from` to `to` that an observer should receive.
+    pub(crate) fn expected(&self, partition: usize, from: u64, to: u64, filter: &Filter) -> Vec<SessionEvent> {
+        self.expected_at(partition, from, to, filter).map(|(_, event)| event).collect()
     }
 
-    /// The same, each with its position.
-    pub(crate) fn told_at(
+    /// Does the same, and returns the position of each event.
+    pub(crate) fn expected_at(
         &self,
         partition: usize,
         from: u64,
@@ -174,23 +174,23 @@ impl Model {
         let changes = &self.changes[partition];
         let to = changes.len().min(to as usize);
         let from = to.min(from as usize);
-        let told = (from as u64 + 1..).zip(&changes[from..to]).filter(|(_, event)| tells(filter, event));
-        told.filter_map(|(position, event)| seen(event, filter).map(|event| (position, event)))
+        let matching = (from as u64 + 1..).zip(&changes[from..to]).filter(|(_, event)| delivers(filter, event));
+        matching.filter_map(|(position, event)| seen(event, filter).map(|event| (position, event)))
     }
 
-    /// The change at a place.
+    /// Returns the change at a place.
     pub(crate) fn change_at(&self, place: storage::Place) -> Option<&SessionEvent> {
         self.changes.get(place.partition as usize)?.get(place.position.0.checked_sub(1)? as usize)
     }
 
-    /// The lease that a session was under at a position of its partition, if it existed.
+    /// Returns the lease that a session was under at a position of its partition, or None if it did not exist.
     pub(crate) fn lease_at(&self, session: &SessionKey, position: u64) -> Option<Option<LeaseId>> {
         let changes = self.changes[self.partition_of(session)].iter().take(position as usize);
         let last = changes.rev().find(|event| event.session == *session)?;
         (!matches!(last.change, SessionChange::Destroyed(_))).then_some(last.lease)
     }
 
-    /// What an observer with that filter held at a place.
+    /// Returns what an observer with this filter holds at these places.
     pub(crate) fn held_at(&self, places: &[u64], filter: &Filter) -> Held {
         let mut held = Held::new();
         for (changes, place) in self.changes.iter().zip(places) {

@@ -1,4 +1,4 @@
-//! Races that are known to be hard, each led to on purpose.
+//! Known difficult races, each provoked on purpose.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -20,9 +20,9 @@ use super::{
     checker::{Started, Trace},
     faulty::Tamper,
     history::{Shape, all_sessions},
+    message::{Content, Message},
     model::{Model, Place},
     replica::Replica,
-    told::{Message, Told},
     twisted::{Twist, Twisted},
     watcher::Watcher,
     wire::WireStream,
@@ -38,19 +38,19 @@ const SHAPE: Shape = Shape {
     replicas: 1,
 };
 
-/// How many events no mailbox holds.
+/// More events than a mailbox holds.
 const MORE_THAN_A_MAILBOX: usize = 2000;
 
 fn session(n: usize) -> SessionKey {
     SessionKey::new(7, n as i64)
 }
 
-/// Only session `n`.
+/// Matches only session `n`.
 fn only(n: usize) -> Filter {
     Filter { session_ids: HashSet::from([SessionId(n as i64)]), ..Filter::default() }
 }
 
-/// A replica over a memory storage, and the model beside it.
+/// Starts a replica over a memory storage, and the model of that storage.
 async fn replica(shape: &Shape) -> (Replica, Model) {
     let storage: Arc<dyn SessionStorage> = Arc::new(MemoryStorage::new(shape.storage_options()));
     let model = Model::new(Arc::clone(&storage)).await;
@@ -69,14 +69,14 @@ pub(super) async fn watch(replica: &Replica, model: &Model, start: Start, filter
 }
 
 pub(super) fn resets(watcher: &Watcher) -> Vec<ResetReason> {
-    let reset = |message: &Message| match message.told {
-        Told::Reset(reason) => Some(reason),
+    let reset = |message: &Message| match message.content {
+        Content::Reset(reason) => Some(reason),
         _ => None,
     };
-    watcher.trace.told.iter().filter_map(reset).collect()
+    watcher.trace.messages.iter().filter_map(reset).collect()
 }
 
-/// Judges what a watcher was told up to the last change.
+/// Reads a watcher up to the last change, and judges everything it received.
 async fn judge(mut watcher: Watcher, model: &Model) {
     watcher.drain().await;
     watcher.trace.drained = true;
@@ -86,24 +86,24 @@ async fn judge(mut watcher: Watcher, model: &Model) {
 }
 
 #[test]
-fn subscribed_carries_a_cursor_that_leads_to_the_same_start_again() {
+fn the_cursor_of_subscribed_leads_to_the_same_start() {
     run(true, async {
         let (replica, model) = replica(&SHAPE).await;
         replica.subject.create(&[session(1)], None).await.unwrap();
         let starts = [Start::Now, Start::Snapshot, Start::After(foreign_cursor(1).await)];
         for start in starts {
             let mut first = watch(&replica, &model, start.clone(), &Filter::default()).await;
-            assert_eq!(first.poll(), Some(Told::Subscribed), "{start:?}");
+            assert_eq!(first.poll(), Some(Content::Subscribed), "{start:?}");
             let cursor = first.cursor().unwrap_or_else(|| panic!("{start:?} has no cursor"));
             let mut second = watch(&replica, &model, Start::After(cursor), &Filter::default()).await;
-            assert_eq!(second.poll(), Some(Told::Subscribed), "{start:?}");
+            assert_eq!(second.poll(), Some(Content::Subscribed), "{start:?}");
             assert_eq!(first.poll(), second.poll(), "{start:?}");
         }
     });
 }
 
 #[test]
-fn subscribed_names_the_registry_that_is_observed_and_not_that_of_the_cursor() {
+fn subscribed_names_the_observed_registry_and_not_that_of_the_cursor() {
     run(true, async {
         let storage = Arc::new(MemoryStorage::new(SHAPE.storage_options()));
         let registry_id = storage.log().await.unwrap().registry_id.to_string();
@@ -115,13 +115,13 @@ fn subscribed_names_the_registry_that_is_observed_and_not_that_of_the_cursor() {
         let second = Duration::from_secs(1);
         let mut wire = WireStream::open(&subject, start, second, trace, Tamper::Nothing).await;
         wire.read_until(Instant::now() + second / 2).await;
-        let told: Vec<_> = wire.trace.told.iter().map(|message| message.told.clone()).collect();
-        assert_eq!(told, [Told::Subscribed, Told::Reset(ResetReason::CursorForeign), Told::Synced(0)]);
+        let contents: Vec<_> = wire.trace.messages.iter().map(|message| message.content.clone()).collect();
+        assert_eq!(contents, [Content::Subscribed, Content::Reset(ResetReason::CursorForeign), Content::Synced(0)]);
         assert_eq!(wire.registry_id, registry_id);
     });
 }
 
-/// Lets its log be read only when the test says so, and answers later still.
+/// A storage whose log is read only when the test allows it, and which answers later still.
 #[derive(Debug)]
 struct SlowLog {
     reads: watch::Sender<bool>,
@@ -140,7 +140,7 @@ impl Twist for SlowLog {
 }
 
 #[test]
-fn what_is_published_while_an_observer_asks_where_the_log_ends_is_not_in_its_cursor() {
+fn a_starting_observer_receives_exactly_the_changes_after_its_cursor() {
     run(true, async {
         let truth = Arc::new(MemoryStorage::new(SHAPE.storage_options()));
         let mut model = Model::new(truth.clone()).await;
@@ -166,22 +166,22 @@ fn what_is_published_while_an_observer_asks_where_the_log_ends_is_not_in_its_cur
         let cursor = observer.cursor().unwrap().to_string();
         let started = Started::Now { before: vec![0], after: vec![2] };
         let mut watcher = Watcher::new(observer, Trace::new(started, Filter::default()));
-        assert_eq!(watcher.poll(), Some(Told::Subscribed));
+        assert_eq!(watcher.poll(), Some(Content::Subscribed));
         storage.create(&[session(3)], None).await.unwrap();
         replica.lock().await.settle(&mut model).await;
         watcher.drain().await;
-        let Place::After(places) = model.place(&cursor) else { panic!("{cursor} is no place") };
-        let told = watcher.trace.told.iter().filter_map(|message| match &message.told {
-            Told::Events(events) => Some(events.clone()),
+        let Place::After(places) = model.place(&cursor) else { panic!("{cursor} leads to no place") };
+        let received = watcher.trace.messages.iter().filter_map(|message| match &message.content {
+            Content::Events(events) => Some(events.clone()),
             _ => None,
         });
-        assert_eq!(told.flatten().collect::<Vec<_>>(), model.told(0, places[0], 3, &Filter::default()));
+        assert_eq!(received.flatten().collect::<Vec<_>>(), model.expected(0, places[0], 3, &Filter::default()));
         judge(watcher, &model).await;
     });
 }
 
 #[test]
-fn a_cursor_that_is_ahead_of_a_replica_waits_for_it() {
+fn a_stream_from_a_cursor_ahead_of_its_replica_waits() {
     run(true, async {
         let shape = Shape { replicas: 2, partitions: 3, ..SHAPE };
         let mut world = World::new(&Memory, &shape).await;
@@ -202,7 +202,7 @@ fn a_cursor_that_is_ahead_of_a_replica_waits_for_it() {
 }
 
 #[test]
-fn snapshots_are_exact_while_their_sessions_come_and_go_all_the_time() {
+fn snapshots_are_exact_while_their_sessions_keep_changing() {
     run(true, async {
         for partitions in [1, 3] {
             let mut world = World::new(&Memory, &Shape { partitions, ..SHAPE }).await;
@@ -218,7 +218,7 @@ fn snapshots_are_exact_while_their_sessions_come_and_go_all_the_time() {
                 if n % 5 == 0 {
                     world.settle(0).await;
                 }
-                // The youngest few, so that each is polled one step in each state of the registry.
+                // Polls the youngest few, so that each is polled one step in each state of the registry.
                 for who in n.saturating_sub(20)..=n {
                     world.poll(who, 1).await;
                 }
@@ -229,7 +229,7 @@ fn snapshots_are_exact_while_their_sessions_come_and_go_all_the_time() {
 }
 
 #[test]
-fn a_mailbox_that_is_full_falls_back_to_the_log_and_loses_nothing() {
+fn a_full_mailbox_falls_back_to_the_log_and_loses_nothing() {
     run(true, async {
         let (mut replica, mut model) = replica(&SHAPE).await;
         let mut watcher = watch(&replica, &model, Start::Now, &only(1)).await;
@@ -240,17 +240,17 @@ fn a_mailbox_that_is_full_falls_back_to_the_log_and_loses_nothing() {
             replica.settle(&mut model).await;
         }
         watcher.drain().await;
-        // From here on it is told by its mailbox again.
+        // From here on, the mailbox delivers events again.
         replica.subject.create(&[session(1)], None).await.unwrap();
         replica.settle(&mut model).await;
-        assert!(!watcher.rests());
+        assert!(!watcher.is_idle());
         assert_eq!(resets(&watcher), []);
         judge(watcher, &model).await;
     });
 }
 
 #[test]
-fn one_message_that_no_mailbox_holds_is_read_from_the_log() {
+fn a_message_larger_than_a_mailbox_is_read_from_the_log() {
     run(true, async {
         let (mut replica, mut model) = replica(&SHAPE).await;
         let all = Filter { auth_key_ids: HashSet::from([session(0).auth_key_id]), ..Filter::default() };
@@ -259,7 +259,7 @@ fn one_message_that_no_mailbox_holds_is_read_from_the_log() {
         let sessions: Vec<_> = (0..MORE_THAN_A_MAILBOX).map(session).collect();
         replica.subject.create(&sessions, None).await.unwrap();
         replica.settle(&mut model).await;
-        assert!(!watcher.rests());
+        assert!(!watcher.is_idle());
         watcher.drain().await;
         assert_eq!(resets(&watcher), []);
         judge(watcher, &model).await;
@@ -267,7 +267,7 @@ fn one_message_that_no_mailbox_holds_is_read_from_the_log() {
 }
 
 #[test]
-fn a_mailbox_that_is_full_and_a_log_that_has_gone_on_make_one_reset() {
+fn a_full_mailbox_and_a_trimmed_log_cause_one_reset() {
     run(true, async {
         let (mut replica, mut model) = replica(&Shape { retain_events: 64, ..SHAPE }).await;
         let mut watcher = watch(&replica, &model, Start::Now, &only(1)).await;
@@ -283,7 +283,7 @@ fn a_mailbox_that_is_full_and_a_log_that_has_gone_on_make_one_reset() {
     });
 }
 
-/// Where a stream is when its subject is closed, and how it comes there.
+/// The state of a stream when its subject is closed.
 #[derive(Clone, Copy, Debug)]
 enum At {
     Unopened,
@@ -296,7 +296,7 @@ enum At {
 }
 
 #[test]
-fn closing_ends_a_stream_wherever_it_is_with_the_place_it_came_to() {
+fn closing_ends_a_stream_in_any_state_with_its_last_cursor() {
     use At::{AheadOfTheLog, Behind, MidSnapshot, Resting, Subscribed, Unopened, WaitingForTheStorage};
     let all = [Unopened, Subscribed, MidSnapshot, WaitingForTheStorage, Behind, Resting, AheadOfTheLog];
     for (at, filter) in all.into_iter().flat_map(|at| [(at, Filter::default()), (at, only(1))]) {
@@ -317,7 +317,7 @@ fn closing_ends_a_stream_wherever_it_is_with_the_place_it_came_to() {
             match at {
                 Unopened => {}
                 Subscribed => drop(watcher.poll()),
-                MidSnapshot => while !matches!(watcher.poll(), Some(Told::Snapshot(_))) {},
+                MidSnapshot => while !matches!(watcher.poll(), Some(Content::Snapshot(_))) {},
                 WaitingForTheStorage => {
                     replica.storage.twist.let_read(false);
                     watcher.drain().await;
@@ -330,12 +330,13 @@ fn closing_ends_a_stream_wherever_it_is_with_the_place_it_came_to() {
                 }
             }
             replica.subject.close();
-            assert!(!watcher.rests(), "nobody tells a stream that waits ({at:?}) that it is over");
+            assert!(!watcher.is_idle(), "a waiting stream ({at:?}) was not woken by the close");
             watcher.drain().await;
             assert!(watcher.is_over(), "{at:?}: {:?}", watcher.trace);
             assert_eq!(watcher.next().await, None);
-            // Where a session lies is left to chance: a snapshot that was read to its last bucket is still told of.
-            let is_synced = watcher.trace.told.iter().any(|message| matches!(message.told, Told::Synced(_)));
+            // Bucket placement is random, so the snapshot may have been read to its last bucket already. It then still
+            // completes.
+            let is_synced = watcher.trace.messages.iter().any(|message| matches!(message.content, Content::Synced(_)));
             let expected = match at {
                 MidSnapshot | WaitingForTheStorage if !is_synced => None,
                 _ => Some(Place::After(model.ends())),
@@ -347,7 +348,7 @@ fn closing_ends_a_stream_wherever_it_is_with_the_place_it_came_to() {
     }
 }
 
-/// A storage that begins anew when the test says so, with what `next` holds.
+/// A storage that restarts as `next` when the test says so.
 #[derive(Debug)]
 struct Restarts {
     next: Arc<MemoryStorage>,
@@ -420,9 +421,9 @@ impl Twist for Restarts {
 }
 
 #[test]
-fn a_storage_that_begins_anew_resets_each_stream_wherever_it_is() {
+fn a_restarted_storage_resets_streams_in_every_state() {
     run(true, async {
-        // With one bucket the sessions of both storages are in the same.
+        // With one bucket, the sessions of both storages share it.
         let shape = Shape { buckets: 1, ..SHAPE };
         let storage = || Arc::new(MemoryStorage::new(shape.storage_options()));
         let (truth, next) = (storage(), storage());
@@ -432,11 +433,11 @@ fn a_storage_that_begins_anew_resets_each_stream_wherever_it_is() {
         let storage = Twisted::new(truth, twist);
         let mut replica = Replica::start(storage.clone(), shape.subject_options(), true).await;
         replica.subject.create(&[session(1), session(2), session(3)], None).await.unwrap();
-        // From here on it waits for a change, and is told that there are none.
+        // From here on, the replica waits for a change, and there is none.
         replica.settle(&mut model).await;
 
         let mut watchers = Vec::new();
-        // A snapshot that has not begun is that of the new registry, and needs no reset.
+        // A snapshot that has not begun becomes one of the new registry, and needs no reset.
         let placed = Filter { placements: true, ..Filter::default() };
         for (start, polls) in [(Start::Now, 1..5), (Start::Snapshot, 2..6)] {
             for filter in [Filter::default(), only(1), placed.clone()] {
@@ -460,7 +461,7 @@ fn a_storage_that_begins_anew_resets_each_stream_wherever_it_is() {
         assert_eq!(resets(&late), [ResetReason::CursorForeign]);
         for mut watcher in watchers {
             watcher.drain().await;
-            // What follows the reset is a stream of the registry that began.
+            // The messages after the reset form a stream of the new registry.
             let mut after = watcher.trace.after_reset(ResetReason::StorageRestarted, next_model.registry());
             after.drained = true;
             assert_eq!(after.judge(&next_model), [], "{:?}", watcher.trace);
@@ -469,13 +470,13 @@ fn a_storage_that_begins_anew_resets_each_stream_wherever_it_is() {
 }
 
 #[test]
-fn a_stream_that_rests_is_woken_when_its_storage_begins_anew() {
+fn an_idle_stream_is_woken_when_its_storage_restarts() {
     run(true, async {
         let shape = Shape { buckets: 1, ..SHAPE };
         let storage = || Arc::new(MemoryStorage::new(shape.storage_options()));
         let truth = storage();
         let mut model = Model::new(truth.clone()).await;
-        // Nothing is in it, so that no event wakes anybody.
+        // The new storage is empty, so no event wakes the stream.
         let twist = Restarts { next: storage(), restarted: watch::Sender::new(false) };
         let storage = Twisted::new(truth, twist);
         let mut replica = Replica::start(storage.clone(), shape.subject_options(), true).await;
@@ -492,7 +493,7 @@ fn a_stream_that_rests_is_woken_when_its_storage_begins_anew() {
             tokio::task::yield_now().await;
         }
         for mut watcher in watchers {
-            assert!(!watcher.rests(), "{:?}", watcher.trace);
+            assert!(!watcher.is_idle(), "{:?}", watcher.trace);
             watcher.drain().await;
             assert_eq!(resets(&watcher), [ResetReason::StorageRestarted]);
         }
@@ -500,7 +501,7 @@ fn a_stream_that_rests_is_woken_when_its_storage_begins_anew() {
 }
 
 #[test]
-fn every_cursor_is_honoured_for_as_long_as_what_follows_is_retained_and_no_longer() {
+fn a_cursor_resumes_exactly_as_long_as_its_events_are_retained() {
     const RETAINED: usize = 8;
     run(true, async {
         let (mut replica, mut model) = replica(&Shape { retain_events: RETAINED, ..SHAPE }).await;
@@ -511,12 +512,12 @@ fn every_cursor_is_honoured_for_as_long_as_what_follows_is_retained_and_no_longe
             replica.settle(&mut model).await;
             watcher.drain().await;
             cursors.push(watcher.cursor().unwrap());
-            // Since each change was published by itself, it is retained by itself.
+            // Each change was published alone, so it is retained alone.
             for (age, cursor) in cursors.iter().rev().enumerate() {
                 let mut resumed = watch(&replica, &model, Start::After(cursor.clone()), &Filter::default()).await;
                 resumed.drain().await;
                 let expected: &[_] = if age <= RETAINED { &[] } else { &[ResetReason::CursorExpired] };
-                assert_eq!(resets(&resumed), expected, "{age} changes ago");
+                assert_eq!(resets(&resumed), expected, "{age} changes back");
                 judge(resumed, &model).await;
             }
         }
@@ -524,10 +525,10 @@ fn every_cursor_is_honoured_for_as_long_as_what_follows_is_retained_and_no_longe
 }
 
 #[test]
-fn ten_thousand_stuck_observers_cost_nothing_more_and_each_is_reset_once() {
+fn ten_thousand_stuck_observers_delay_no_writer_and_reset_once_each() {
     const OBSERVERS: usize = 10_000;
     const SESSIONS: usize = 50;
-    // 100,000 changes in all.
+    // 100,000 changes in total.
     const ROUNDS: usize = MORE_THAN_A_MAILBOX / 2;
     run(true, async {
         let (mut replica, mut model) = replica(&Shape { retain_events: 4096, ..SHAPE }).await;
@@ -535,7 +536,7 @@ fn ten_thousand_stuck_observers_cost_nothing_more_and_each_is_reset_once() {
         for n in 0..OBSERVERS {
             let filter = if n % 2 == 0 { Filter::default() } else { only(n % SESSIONS) };
             let mut watcher = watch(&replica, &model, Start::Now, &filter).await;
-            // Some are never polled, some wait for the log, and some for their mailboxes.
+            // Some observers are never polled, some wait for the log, and some for their mailboxes.
             if n % 4 > 1 {
                 watcher.drain().await;
             }
@@ -553,15 +554,15 @@ fn ten_thousand_stuck_observers_cost_nothing_more_and_each_is_reset_once() {
             assert!(stats.retained_events <= 4096, "{stats:?}");
             assert!(stats.retained_bytes <= 4096 * 64, "{stats:?}");
         }
-        // So many changes at once are gathered for a millisecond; nothing else is waited for.
+        // The follower pauses for a millisecond under this many changes. Nothing else waits.
         assert!(first_began.elapsed() <= Duration::from_millis(ROUNDS as u64), "{:?}", first_began.elapsed());
         replica.subject.create(&sessions, None).await.unwrap();
         replica.settle(&mut model).await;
         for watcher in &mut watchers {
             watcher.drain().await;
             assert_eq!(resets(watcher), [ResetReason::Lagged]);
-            let last = watcher.trace.told.last().map(|message| &message.told);
-            assert!(matches!(last, Some(Told::Synced(1 | 50))), "{:?}", watcher.trace);
+            let last = watcher.trace.messages.last().map(|message| &message.content);
+            assert!(matches!(last, Some(Content::Synced(1 | 50))), "{:?}", watcher.trace);
         }
         drop(watchers);
         assert_eq!(replica.end().1, []);
@@ -578,8 +579,8 @@ fn malformed_cursors_are_refused() {
             let mut bent: Vec<_> = cursor.bytes().collect();
             bent[at] = if bent[at] == b'1' { b'2' } else { b'1' };
             let bent = String::from_utf8(bent).unwrap();
-            assert!(bent.parse::<Cursor>().is_err(), "{bent:?} is taken for a cursor");
-            assert!(cursor[..at].parse::<Cursor>().is_err(), "{:?} is taken for a cursor", &cursor[..at]);
+            assert!(bent.parse::<Cursor>().is_err(), "{bent:?} was accepted as a cursor");
+            assert!(cursor[..at].parse::<Cursor>().is_err(), "{:?} was accepted as a cursor", &cursor[..at]);
         }
     });
 }

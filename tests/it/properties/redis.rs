@@ -1,4 +1,4 @@
-//! The same properties on the storage in Redis: each replica has a handle of its own, and observers go from one to another.
+//! The same properties on the Redis storage. Each replica has its own handle, and observers move between replicas.
 
 use std::sync::{
     Arc, Mutex,
@@ -24,7 +24,7 @@ use crate::redis::{
     server::{RedisServer, is_installed},
 };
 
-/// A server's or a cluster's registries, the last of which is the one in use.
+/// The registries of a server or cluster. The last one is in use.
 struct Redis {
     url: Box<dyn Fn(&str) -> String + Send + Sync>,
     count: AtomicUsize,
@@ -63,12 +63,12 @@ fn runner(cases: u32) -> TestRunner {
     TestRunner::new(Config { cases, max_shrink_iters: 30, failure_persistence: None, ..Config::default() })
 }
 
-/// Two or three replicas.
+/// Returns the shape with two or three replicas.
 fn shared(shape: Shape) -> Shape {
     Shape { replicas: shape.replicas + 1, ..shape }
 }
 
-fn histories(redis: &Redis, cases: u32) {
+fn check_histories(redis: &Redis, cases: u32) {
     let outcome = runner(cases).run(&(shape(), steps(20..80)), |(shape, steps)| {
         let (broken, _) = play(redis, &shared(shape), &steps);
         prop_assert!(broken.is_empty(), "{:#?}", broken);
@@ -77,7 +77,7 @@ fn histories(redis: &Redis, cases: u32) {
     outcome.unwrap_or_else(|error| panic!("{error}"));
 }
 
-fn at_once(redis: &Redis, cases: u32) {
+fn check_plans(redis: &Redis, cases: u32) {
     let outcome = runner(cases).run(&(plan(), 1..=2usize), |(plan, more)| {
         let plan = plan.with_replicas(1 + more);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -92,15 +92,15 @@ fn at_once(redis: &Redis, cases: u32) {
 fn streams_over_several_replicas_keep_their_promises() {
     if is_installed() {
         let server = RedisServer::start(&[]);
-        histories(&Redis::on(move |parameters| server.url(parameters)), 15);
+        check_histories(&Redis::on(move |parameters| server.url(parameters)), 15);
     }
 }
 
 #[test]
-fn streams_over_several_replicas_keep_their_promises_while_all_run_at_once() {
+fn streams_over_several_replicas_keep_their_promises_under_concurrency() {
     if is_installed() {
         let server = RedisServer::start(&[]);
-        at_once(&Redis::on(move |parameters| server.url(parameters)), 30);
+        check_plans(&Redis::on(move |parameters| server.url(parameters)), 30);
     }
 }
 
@@ -109,7 +109,7 @@ fn streams_over_replicas_of_a_cluster_keep_their_promises() {
     if is_installed() {
         let cluster = RedisCluster::start(0);
         let redis = Redis::on(move |parameters| cluster.url(parameters));
-        histories(&redis, 6);
-        at_once(&redis, 12);
+        check_histories(&redis, 6);
+        check_plans(&redis, 12);
     }
 }

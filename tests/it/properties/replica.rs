@@ -1,4 +1,4 @@
-//! One of the subjects over a storage, with an observer of the test's own that shows how far it has followed.
+//! One subject over a storage. The test's own observer, the witness, shows how far the subject has followed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,21 +17,21 @@ use super::{
     watcher::Watcher,
 };
 
-/// Far longer than anything takes; it only ends tests that hang.
+/// Far longer than anything takes. It only ends tests that hang.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The most events of a chunk, and what a chunk costs beside them, generously.
+/// The most events in a chunk, and a generous bound on a chunk's other memory.
 pub(crate) const EVENTS_A_CHUNK: usize = 2400;
 pub(crate) const CHUNK_OVERHEAD: usize = 512;
 
 pub(crate) struct Replica {
     pub(crate) storage: Arc<Twisted<Paced>>,
     pub(crate) subject: SessionSubject,
-    /// Began with a snapshot: once synced its cursor is a place that the subject has come to, and not only the storage.
+    /// Starts with a snapshot. Once synced, its cursor is a place that the subject has reached, not only the storage.
     witness: Watcher,
-    /// How many changes there were when it had followed them all.
+    /// How many changes there were when the subject had last followed them all.
     settled: u64,
-    /// The most changes that it may have found at once.
+    /// The most changes that the subject may have found at once.
     burst: u64,
 }
 
@@ -46,17 +46,17 @@ impl Replica {
         Self { storage, subject, witness, settled: start, burst: 0 }
     }
 
-    /// Whether it has followed every change.
+    /// Whether the subject has followed every change.
     pub(crate) fn is_settled(&self, model: &Model) -> bool {
         let place = self.witness.cursor().map(|cursor| model.place(&cursor.to_string()));
         place == Some(Place::After(model.ends()))
     }
 
-    /// Waits until it has followed every change, unless it may not.
+    /// Waits until the subject has followed every change, unless it is not allowed to.
     pub(crate) async fn settle(&mut self, model: &mut Model) {
         loop {
             self.witness.drain().await;
-            // After it: leases may end while the witness lets others run.
+            // After the drain, because leases may end while the witness lets other tasks run.
             model.catch_up().await;
             if self.is_settled(model) {
                 break;
@@ -65,9 +65,12 @@ impl Replica {
                 return;
             }
             if timeout(DEADLINE, self.witness.woken()).await.is_err() {
-                let (ends, told, stats) =
-                    (model.ends(), self.witness.trace.told.iter().rev().take(3), self.subject.stats());
-                panic!("it does not follow its storage to {ends:?}: {stats:?}, {:?}", told.collect::<Vec<_>>());
+                let (ends, newest, stats) =
+                    (model.ends(), self.witness.trace.messages.iter().rev().take(3), self.subject.stats());
+                panic!(
+                    "the subject did not follow its storage to {ends:?}: {stats:?}, {:?}",
+                    newest.collect::<Vec<_>>()
+                );
             }
         }
         let end = model.ends().iter().sum();
@@ -75,12 +78,12 @@ impl Replica {
         self.settled = end;
     }
 
-    /// Whether what follows a cursor is certain to be retained.
+    /// Whether the events after a cursor are certainly retained.
     pub(crate) fn retains(&self, model: &Model, cursor: &Cursor) -> bool {
         let retained = self.subject.stats().retained_events as u64;
         match (model.place(&cursor.to_string()), model.ends().as_slice()) {
             (Place::After(places), [end]) => self.is_settled(model) && end - places[0] <= retained,
-            // With several partitions the newest changes of all are not the newest of each.
+            // With several partitions, the newest changes overall are not the newest of each partition.
             _ => false,
         }
     }
@@ -92,24 +95,24 @@ impl Replica {
         let (events, bytes) = (stats.retained_events, stats.retained_bytes);
         let mut broken = Vec::new();
         if events > shape.retain_events + burst {
-            broken.push(format!("{events} events are retained, not {} and {burst}", shape.retain_events));
+            broken.push(format!("{events} events are retained, more than {} + {burst}", shape.retain_events));
         }
-        // Of a chunk with moves, what streams without placements are told is kept as well.
+        // For a chunk with moves, the events for streams without placements are kept as well.
         if bytes > shape.retain_bytes + 2 * burst * size_of::<SessionEvent>() + CHUNK_OVERHEAD {
-            broken.push(format!("{bytes} bytes are retained, not {} and {burst} events", shape.retain_bytes));
+            broken.push(format!("{bytes} bytes are retained, more than {} bytes + {burst} events", shape.retain_bytes));
         }
         if stats.observers != observers + 1 {
-            broken.push(format!("{} observers are counted, not {observers} and the witness", stats.observers));
+            broken.push(format!("{} observers are counted, not {observers} + the witness", stats.observers));
         }
         broken.into_iter().map(|how| Broken::new(Promise::Bounded, how)).collect()
     }
 
-    /// Drops it, and gives what its witness was told.
+    /// Drops the replica, and returns what its witness received.
     pub(crate) fn end(self) -> (Trace, Vec<Broken>) {
         let (trace, mut broken) = self.witness.leave();
         let left = self.subject.stats().observers;
         if left > 0 {
-            broken.push(Broken::new(Promise::Bounded, format!("{left} observers are counted, and all are gone")));
+            broken.push(Broken::new(Promise::Bounded, format!("{left} observers are counted although all have left")));
         }
         (trace, broken)
     }

@@ -1,4 +1,4 @@
-//! A storage that loses its newest changes and goes on differently, under the same registry id.
+//! A storage that loses its newest changes and continues differently under the same registry id.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,16 +15,16 @@ use tokio::sync::watch;
 
 use super::{
     history::Shape,
+    message::Content,
     model::Model,
     races::{resets, watch},
     replica::Replica,
-    told::Told,
     twisted::{Twist, Twisted},
     watcher::Watcher,
     world::run,
 };
 
-/// With one bucket the sessions of both histories are in the same.
+/// With one bucket, the sessions of both histories share it.
 const SHAPE: Shape = Shape {
     buckets: 1,
     partitions: 1,
@@ -34,20 +34,20 @@ const SHAPE: Shape = Shape {
     replicas: 1,
 };
 
-/// The position up to which both histories agree.
+/// The last position at which both histories agree.
 const FORK: Position = Position(3);
 
 const SHARED: Mark = Mark(1);
 const LOST: Mark = Mark(2);
 const NEXT: Mark = Mark(3);
 
-/// One history until it is rolled back, then the next.
+/// Serves one history until it is rolled back, then the next one.
 #[derive(Debug)]
 struct RollsBack {
     next: Arc<MemoryStorage>,
     is_rolled_back: watch::Sender<bool>,
-    /// Whether marks are told: they are looked up before that.
-    tells_marks: watch::Sender<bool>,
+    /// Whether looked-up marks are returned. A lookup takes place before it waits for this.
+    returns_marks: watch::Sender<bool>,
 }
 
 impl RollsBack {
@@ -63,7 +63,7 @@ impl RollsBack {
         self.mark(point.position) == point.mark
     }
 
-    /// Whether the log contains what the caller has read.
+    /// Checks that the log contains what the caller has read.
     async fn check(
         &self,
         truth: &dyn SessionStorage,
@@ -131,7 +131,7 @@ impl Twist for RollsBack {
         for (mark, position) in marks.iter_mut().zip(positions) {
             *mark = mark.map(|_| self.mark(*position));
         }
-        self.tells_marks.subscribe().wait_for(|tells| *tells).await.unwrap();
+        self.returns_marks.subscribe().wait_for(|returns| *returns).await.unwrap();
         Ok(marks)
     }
 
@@ -170,7 +170,7 @@ fn session(n: u64) -> SessionKey {
     SessionKey::new(7, n as i64)
 }
 
-/// A storage with the changes up to the fork.
+/// Creates a storage with the changes up to the fork.
 async fn storage() -> Arc<Twisted<RollsBack>> {
     let truth = Arc::new(MemoryStorage::new(SHAPE.storage_options()));
     let next = Arc::new(MemoryStorage::new(SHAPE.storage_options()));
@@ -178,17 +178,17 @@ async fn storage() -> Arc<Twisted<RollsBack>> {
         truth.create(&[session(n)], None).await.unwrap();
         next.create(&[session(n)], None).await.unwrap();
     }
-    let twist = RollsBack { next, is_rolled_back: watch::Sender::new(false), tells_marks: watch::Sender::new(true) };
+    let twist = RollsBack { next, is_rolled_back: watch::Sender::new(false), returns_marks: watch::Sender::new(true) };
     Twisted::new(truth, twist)
 }
 
-/// A process that serves the storage as it is now, and the model beside it.
+/// Starts a process that serves the storage as it is now, and its model.
 async fn serve(storage: &Arc<Twisted<RollsBack>>) -> (Replica, Model) {
     let model = Model::new(storage.clone()).await;
     (Replica::start(storage.clone(), SHAPE.subject_options(), true).await, model)
 }
 
-/// Holds what follows the reset of a stream to what the registry is now.
+/// Checks what follows a stream's reset against the current registry.
 async fn judge_after_reset(mut watcher: Watcher, model: &Model) {
     watcher.drain().await;
     let mut after = watcher.trace.after_reset(ResetReason::StorageRestarted, model.registry());
@@ -196,19 +196,19 @@ async fn judge_after_reset(mut watcher: Watcher, model: &Model) {
     assert_eq!(after.judge(model), [], "{:?}", watcher.trace);
 }
 
-/// How a replica gets to know the new history.
+/// How a replica learns the new history.
 #[derive(Clone, Copy, Debug)]
 enum Follows {
-    /// In one read, so that it knows but the mark at its end.
+    /// In one read, so that it knows only the mark at the end.
     AtOnce,
-    /// Change by change, so that it knows each mark.
+    /// One change at a time, so that it knows every mark.
     EachChange,
-    /// Not at all: whatever is asked for lies ahead of what it has read.
+    /// Not at all, so that every cursor is ahead of what it has read.
     Nothing,
 }
 
 #[test]
-fn a_cursor_from_a_history_that_was_rolled_back_gives_a_reset_however_far_the_new_one_has_come() {
+fn a_cursor_from_a_lost_history_resets_however_long_the_new_history_is() {
     const LOST_CHANGES: u64 = 5;
     for follows in [Follows::AtOnce, Follows::EachChange, Follows::Nothing] {
         run(true, async {
@@ -228,7 +228,7 @@ fn a_cursor_from_a_history_that_was_rolled_back_gives_a_reset_however_far_the_ne
 
             let (mut replica, mut model) = serve(&storage).await;
             if let Follows::AtOnce | Follows::Nothing = follows {
-                // It has followed the log up to the fork.
+                // The replica has followed the log up to the fork.
                 replica.settle(&mut model).await;
                 replica.storage.twist.let_follow(false);
             }
@@ -248,23 +248,23 @@ fn a_cursor_from_a_history_that_was_rolled_back_gives_a_reset_however_far_the_ne
                 assert_eq!(resets(&watcher), [ResetReason::StorageRestarted], "{follows:?}");
                 resumed.push(watcher);
             }
-            let mut goes_on = watch(&replica, &model, Start::After(shared), &Filter::default()).await;
-            goes_on.drain().await;
+            let mut shared_watcher = watch(&replica, &model, Start::After(shared), &Filter::default()).await;
+            shared_watcher.drain().await;
             replica.storage.twist.let_follow(true);
             replica.settle(&mut model).await;
             for watcher in resumed {
                 judge_after_reset(watcher, &model).await;
             }
-            goes_on.drain().await;
-            assert_eq!(resets(&goes_on), [], "both histories agree up to this place");
-            goes_on.trace.drained = true;
-            assert_eq!(goes_on.trace.judge(&model), [], "{follows:?}");
+            shared_watcher.drain().await;
+            assert_eq!(resets(&shared_watcher), [], "both histories agree up to this place");
+            shared_watcher.trace.drained = true;
+            assert_eq!(shared_watcher.trace.judge(&model), [], "{follows:?}");
         });
     }
 }
 
 #[test]
-fn a_storage_that_is_rolled_back_resets_the_streams_that_run() {
+fn a_rollback_resets_the_running_streams() {
     run(true, async {
         let storage = storage().await;
         let (mut replica, mut model) = serve(&storage).await;
@@ -292,7 +292,7 @@ fn a_storage_that_is_rolled_back_resets_the_streams_that_run() {
 }
 
 #[test]
-fn a_snapshot_of_a_history_that_was_rolled_back_waits_until_the_log_says_so() {
+fn a_snapshot_during_a_rollback_waits_for_the_log() {
     run(true, async {
         let storage = storage().await;
         let (mut replica, mut model) = serve(&storage).await;
@@ -301,7 +301,7 @@ fn a_snapshot_of_a_history_that_was_rolled_back_waits_until_the_log_says_so() {
         replica.storage.twist.let_read(false);
         let mut watcher = watch(&replica, &model, Start::Snapshot, &Filter::default()).await;
         watcher.drain().await;
-        // The storage is read before the log is.
+        // The replica reads the storage before it reads the log.
         replica.storage.twist.let_follow(false);
         let sessions: Vec<_> = (20..40).map(session).collect();
         storage.twist.next.create(&sessions, None).await.unwrap();
@@ -310,7 +310,7 @@ fn a_snapshot_of_a_history_that_was_rolled_back_waits_until_the_log_says_so() {
         for _ in 0..3 {
             tokio::time::sleep(Duration::from_secs(1)).await;
             watcher.drain().await;
-            assert_eq!(watcher.trace.told.len(), 1, "{:?}", watcher.trace);
+            assert_eq!(watcher.trace.messages.len(), 1, "{:?}", watcher.trace);
         }
         replica.storage.twist.let_follow(true);
         let mut model = Model::new(storage.clone()).await;
@@ -320,7 +320,7 @@ fn a_snapshot_of_a_history_that_was_rolled_back_waits_until_the_log_says_so() {
 }
 
 #[test]
-fn a_history_that_is_rolled_back_while_a_cursor_is_looked_up_is_not_gone_on_with() {
+fn a_rollback_during_a_cursor_lookup_leads_to_a_reset() {
     run(true, async {
         let storage = storage().await;
         let (mut replica, mut model) = serve(&storage).await;
@@ -329,23 +329,28 @@ fn a_history_that_is_rolled_back_while_a_cursor_is_looked_up_is_not_gone_on_with
         replica.storage.twist.let_follow(false);
         storage.create(&[session(11)], None).await.unwrap();
         model.catch_up().await;
-        // It lies ahead of what the replica has followed, so only the storage knows the mark there.
+        // The cursor is ahead of what the replica has followed, so only the storage knows the mark there.
         let cursor = watch(&replica, &model, Start::Now, &Filter::default()).await.cursor().unwrap();
-        storage.twist.tells_marks.send_replace(false);
+        storage.twist.returns_marks.send_replace(false);
         let looked_up = async {
-            // The answer of the history that is lost is on its way while the replica goes on to the next one.
+            // The answer from the lost history is in flight while the replica moves on to the next one.
             tokio::task::yield_now().await;
             let sessions: Vec<_> = (20..40).map(session).collect();
             storage.twist.next.create(&sessions, None).await.unwrap();
             storage.twist.is_rolled_back.send_replace(true);
             replica.storage.twist.let_follow(true);
             tokio::time::sleep(Duration::from_secs(1)).await;
-            storage.twist.tells_marks.send_replace(true);
+            storage.twist.returns_marks.send_replace(true);
         };
         let all = Filter::default();
         let (mut watcher, ()) = tokio::join!(watch(&replica, &model, Start::After(cursor), &all), looked_up);
         watcher.drain().await;
-        assert_eq!(watcher.trace.told[1].told, Told::Reset(ResetReason::StorageRestarted), "{:?}", watcher.trace);
+        assert_eq!(
+            watcher.trace.messages[1].content,
+            Content::Reset(ResetReason::StorageRestarted),
+            "{:?}",
+            watcher.trace
+        );
         let mut model = Model::new(storage.clone()).await;
         replica.settle(&mut model).await;
         judge_after_reset(watcher, &model).await;

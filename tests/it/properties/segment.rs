@@ -10,27 +10,27 @@ use super::{
     model::{Model, Place, Places},
 };
 
-/// What was told of the changes after a place, in the order of each partition, and the cursors that came with it.
+/// The events received after a place, by partition, and the cursors that came with them.
 pub(crate) struct Segment {
     anchor: Places,
     is_resumed: bool,
-    told: Vec<Vec<SessionEvent>>,
+    received: Vec<Vec<SessionEvent>>,
     marks: Vec<Mark>,
 }
 
-/// Where a message left the one who was told.
+/// The state of a stream after a message.
 struct Mark {
-    /// How much of each partition was told by then.
+    /// How many events of each partition had been received.
     counts: Vec<usize>,
     cursor: String,
-    /// What the message says of the place of its last event.
+    /// The place that the message reports for its last event.
     last: Option<storage::Place>,
 }
 
 impl Segment {
     pub(crate) fn new(anchor: Places, is_resumed: bool) -> Self {
-        let told = anchor.iter().map(|_| Vec::new()).collect();
-        Self { anchor, is_resumed, told, marks: Vec::new() }
+        let received = anchor.iter().map(|_| Vec::new()).collect();
+        Self { anchor, is_resumed, received, marks: Vec::new() }
     }
 
     pub(crate) fn anchor(&self) -> &[u64] {
@@ -42,30 +42,30 @@ impl Segment {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.told.iter().all(Vec::is_empty)
+        self.received.iter().all(Vec::is_empty)
     }
 
-    pub(crate) fn tell(&mut self, partition: usize, event: SessionEvent) {
-        self.told[partition].push(event);
+    pub(crate) fn push(&mut self, partition: usize, event: SessionEvent) {
+        self.received[partition].push(event);
     }
 
     pub(crate) fn mark(&mut self, cursor: &str, last: Option<storage::Place>) {
-        let counts = self.told.iter().map(Vec::len).collect();
+        let counts = self.received.iter().map(Vec::len).collect();
         self.marks.push(Mark { counts, cursor: cursor.to_owned(), last });
     }
 
-    /// The events; those of one session are in the order in which they were told.
+    /// Returns the received events. Those of one session are in the order in which they arrived.
     pub(crate) fn events(&self) -> impl Iterator<Item = &SessionEvent> {
-        self.told.iter().flatten()
+        self.received.iter().flatten()
     }
 
-    /// Holds all that was told against the model. It is judged as a whole, since only what follows shows whether an event
-    /// that is not the next one was told too early, or another one never.
+    /// Checks everything received against the model. The segment is judged as a whole: only later events show whether
+    /// an unexpected event came too early or another one was lost.
     pub(crate) fn judge(&self, model: &Model, filter: &Filter, drained: bool) -> Vec<Broken> {
-        let all = |partition| model.told(partition, self.anchor[partition], u64::MAX, filter);
-        let is_right = self.told.iter().enumerate().all(|(partition, told)| {
+        let all = |partition| model.expected(partition, self.anchor[partition], u64::MAX, filter);
+        let is_right = self.received.iter().enumerate().all(|(partition, received)| {
             let all = all(partition);
-            if drained { *told == all } else { all.starts_with(told) }
+            if drained { *received == all } else { all.starts_with(received) }
         });
         if is_right {
             [self.judge_cursors(model, filter), self.judge_places(model, filter)].concat()
@@ -80,52 +80,52 @@ impl Segment {
             _ => self.anchor.clone(),
         };
         let mut broken = Vec::new();
-        for (partition, told) in self.told.iter().enumerate() {
+        for (partition, received) in self.received.iter().enumerate() {
             let from = self.anchor[partition];
             let to = if drained { u64::MAX } else { last[partition] };
-            let expected = model.told(partition, from, to, filter);
-            if *told == expected {
+            let expected = model.expected(partition, from, to, filter);
+            if *received == expected {
                 continue;
             }
-            let (extra, missing) = differences(told, &expected);
+            let (extra, missing) = differences(received, &expected);
             let plain = |events: &[SessionEvent]| events.iter().filter_map(plain).collect::<Vec<_>>();
             let promise = match (extra.as_slice(), missing.as_slice()) {
-                // Only moves and leases are not what they should be.
-                _ if plain(told) == plain(&expected) => Promise::Placed,
+                // Only moves and leases are wrong.
+                _ if plain(received) == plain(&expected) => Promise::Placed,
                 ([], []) => Promise::Ordered,
                 ([_, ..], []) => Promise::Unique,
-                // Nothing is missing between two events that were told: the stream went on somewhere else.
-                ([], _) if self.is_resumed && expected.ends_with(told) => Promise::Resumable,
+                // No event is missing between two received ones: the stream resumed at the wrong place.
+                ([], _) if self.is_resumed && expected.ends_with(received) => Promise::Resumable,
                 (_, [_, ..]) => Promise::Reliable,
             };
             let how = format!(
-                "after {from} in partition {partition}: told {told:?}, and changes were {expected:?} (too many: \
-                 {extra:?}, too few: {missing:?})"
+                "after {from} in partition {partition}: received {received:?}, but the changes were {expected:?} (extra: \
+                 {extra:?}, missing: {missing:?})"
             );
             broken.push(Broken::new(promise, how));
         }
         broken
     }
 
-    /// Each cursor leads just behind what was told before it: no event that passes lies between.
+    /// Checks that each cursor leads right behind the events before it: no matching event lies between.
     fn judge_cursors(&self, model: &Model, filter: &Filter) -> Vec<Broken> {
         let lies = self.marks.iter().filter_map(|Mark { counts, cursor, .. }| {
-            let Place::After(places) = model.place(cursor) else { return Some(format!("{cursor} is no place")) };
+            let Place::After(places) = model.place(cursor) else { return Some(format!("{cursor} leads to no place")) };
             let partitions = counts.iter().zip(&places).zip(&self.anchor).enumerate();
             let mut lies = partitions.filter(|(partition, ((count, place), from))| {
-                place < from || model.told(*partition, **from, **place, filter).len() != **count
+                place < from || model.expected(*partition, **from, **place, filter).len() != **count
             });
             lies.next().map(|(partition, ((count, place), from))| {
-                format!("{cursor} is at {place} of partition {partition}, {count} events after {from}")
+                format!("{cursor} is at {place} of partition {partition}, but {count} events came after {from}")
             })
         });
         lies.map(|how| Broken::new(Promise::Resumable, how)).collect()
     }
 
-    /// The last event of a message is at the place that the message says.
+    /// Checks that the last event of each message is at the place that the message reports.
     fn judge_places(&self, model: &Model, filter: &Filter) -> Vec<Broken> {
         let positions = |(partition, from): (usize, &u64)| {
-            model.told_at(partition, *from, u64::MAX, filter).map(|(position, _)| position).collect()
+            model.expected_at(partition, *from, u64::MAX, filter).map(|(position, _)| position).collect()
         };
         let positions: Vec<Vec<u64>> = self.anchor.iter().enumerate().map(positions).collect();
         let lies = self.marks.iter().filter_map(|mark| {
@@ -133,16 +133,16 @@ impl Segment {
             let partition = last.partition as usize;
             let nth = mark.counts.get(partition).and_then(|count| count.checked_sub(1));
             let position = nth.and_then(|nth| positions[partition].get(nth));
-            (position != Some(&last.position.0)).then(|| format!("an event at {position:?} is said to be at {last:?}"))
+            (position != Some(&last.position.0)).then(|| format!("an event at {position:?} is reported at {last:?}"))
         });
         lies.map(|how| Broken::new(Promise::Comparable, how)).collect()
     }
 }
 
-/// The events that only one side has, counted.
-fn differences(told: &[SessionEvent], expected: &[SessionEvent]) -> (Vec<SessionEvent>, Vec<SessionEvent>) {
+/// Returns the events that are only in `received`, and those that are only in `expected`, counting repetitions.
+fn differences(received: &[SessionEvent], expected: &[SessionEvent]) -> (Vec<SessionEvent>, Vec<SessionEvent>) {
     let mut counts: HashMap<&SessionEvent, i64> = HashMap::new();
-    told.iter().for_each(|event| *counts.entry(event).or_default() += 1);
+    received.iter().for_each(|event| *counts.entry(event).or_default() += 1);
     expected.iter().for_each(|event| *counts.entry(event).or_default() -= 1);
     let only = |sign: i64| {
         let some = counts.iter().filter(|(_, count)| **count * sign > 0);

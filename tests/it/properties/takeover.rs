@@ -1,4 +1,4 @@
-//! The rules of takeover, which hold whatever the leases do meanwhile.
+//! The rules of takeover, which hold whatever happens to the leases meanwhile.
 
 use sessiond::{
     session::{SessionChange, SessionEvent, SessionKey},
@@ -10,8 +10,8 @@ use super::{
     model::Leases,
 };
 
-/// Returns how the answers of a create under a lease break the rules, and how the changes that it made do. `before` and `after`
-/// are the leases before the call and after it.
+/// Returns how the answers of a create under a lease, or the changes it made, break the rules. `before` and `after` are
+/// the leases before and after the call.
 pub(crate) fn judge(
     sessions: &[SessionKey],
     options: CreateOptions,
@@ -28,7 +28,7 @@ pub(crate) fn judge(
             _ => false,
         };
         if !may_stay {
-            broken.push(format!("{session:?} stays under {:?} after a create with {options:?}", creation.lease));
+            broken.push(format!("{session:?} is under {:?} after a create with {options:?}", creation.lease));
         }
     }
     if let Takeover::OnlyFrom(from) = options.takeover {

@@ -1,4 +1,4 @@
-//! Storages that delegate to another one, with a twist.
+//! Storages that delegate to another one and change some calls.
 
 use std::{convert::Infallible, fmt, future::pending, sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use sessiond::{
 };
 use tokio::sync::watch;
 
-/// What is different about a storage: the calls that matter here, each as the true storage answers it by default.
+/// The calls that differ from the true storage. By default each delegates to it.
 #[async_trait]
 pub(crate) trait Twist: fmt::Debug + Send + Sync + 'static {
     fn expires_leases(&self) -> bool {
@@ -208,7 +208,7 @@ impl<T: Twist> SessionStorage for Twisted<T> {
     }
 }
 
-/// A storage as one replica of several sees it, at a pace of the test's.
+/// A storage whose log and snapshots the test can hold back for one replica.
 #[derive(Debug)]
 pub(crate) struct Paced {
     expires_leases: bool,
@@ -221,7 +221,7 @@ impl Paced {
         Self { expires_leases, follows: watch::Sender::new(true), reads: watch::Sender::new(true) }
     }
 
-    /// Whether the log may be followed: a replica that may not falls behind.
+    /// Sets whether the log may be followed. A replica that may not falls behind.
     pub(crate) fn let_follow(&self, follows: bool) {
         self.follows.send_replace(follows);
     }
@@ -230,13 +230,13 @@ impl Paced {
         *self.follows.borrow()
     }
 
-    /// Whether snapshots may be read.
+    /// Sets whether snapshots may be read.
     pub(crate) fn let_read(&self, reads: bool) {
         self.reads.send_replace(reads);
     }
 }
 
-/// Waits until a gate is open. The gate lives as long as the storage that is asked.
+/// Waits until a gate is in this state. The gate lives as long as the storage.
 async fn open(gate: &watch::Sender<bool>, is_open: bool) {
     gate.subscribe().wait_for(|now| *now == is_open).await.unwrap();
 }
@@ -265,7 +265,7 @@ impl Twist for Paced {
         }
     }
 
-    /// Reads as little at once as a storage may, so that snapshots of few sessions take long.
+    /// Reads as little at a time as a storage may, so that snapshots of few sessions take many steps.
     async fn read_buckets(
         &self,
         truth: &dyn SessionStorage,

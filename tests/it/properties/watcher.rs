@@ -1,4 +1,4 @@
-//! An observer that is polled a step at a time, and writes down what it is told.
+//! An observer that is polled step by step and records its messages.
 
 use std::{
     future::{Future, poll_fn},
@@ -17,10 +17,10 @@ use super::{
     checker::{Broken, Promise, Trace},
     concurrent::DEADLINE,
     faulty::Tamper,
-    told::{Message, Told},
+    message::{Content, Message},
 };
 
-/// More polls than any stream of these tests needs to come to rest.
+/// More polls than any stream in these tests needs to become idle.
 const MANY: usize = 1_000_000;
 
 pub(crate) struct Watcher {
@@ -29,9 +29,10 @@ pub(crate) struct Watcher {
     pub(crate) broken: Vec<Broken>,
     tamper: Tamper,
     woken: Arc<Woken>,
-    /// Nothing else runs while it is polled: what is ready without a call of the waker is a call that was forgotten.
+    /// Whether nothing else runs during a poll. If an update is then ready without a wake-up, the wake-up was
+    /// forgotten.
     is_alone: bool,
-    /// The last poll said to wait for the waker.
+    /// Whether the last poll was pending.
     waits: bool,
 }
 
@@ -49,8 +50,8 @@ impl Watcher {
         Self { observer, trace, broken: Vec::new(), tamper: Tamper::default(), woken, is_alone: true, waits: false }
     }
 
-    /// For where others run on other threads.
-    pub(crate) fn among_others(self) -> Self {
+    /// Allows other threads to run during a poll.
+    pub(crate) fn with_other_threads(self) -> Self {
         Self { is_alone: false, ..self }
     }
 
@@ -59,70 +60,71 @@ impl Watcher {
         self
     }
 
-    /// Polls once: what it gives is written down. None when there is nothing at present, or nothing more.
-    pub(crate) fn poll(&mut self) -> Option<Told> {
+    /// Polls once and records the update. Returns None if none is ready or the stream is over.
+    pub(crate) fn poll(&mut self) -> Option<Content> {
         let was_woken = self.woken.0.swap(false, Ordering::SeqCst);
         let waker = Waker::from(Arc::clone(&self.woken));
-        // The budget of the test's own task is not what is tested.
+        // The task budget of the test itself must not interfere.
         let polled = pin!(unconstrained(self.observer.next())).poll(&mut Context::from_waker(&waker));
         if self.is_alone && self.waits && !was_woken && polled.is_ready() {
-            self.broken.push(Broken::new(Promise::Live, format!("{polled:?} was ready, and nobody was woken for it")));
+            self.broken
+                .push(Broken::new(Promise::Live, format!("{polled:?} was ready, but the observer was not woken")));
         }
         self.waits = polled.is_pending();
         let Poll::Ready(Some(update)) = polled else { return None };
-        Some(self.write_down(&update))
+        Some(self.record(&update))
     }
 
-    fn write_down(&mut self, update: &Update) -> Told {
-        let told = Told::of(update, &self.trace.filter);
+    fn record(&mut self, update: &Update) -> Content {
+        let content = Content::of(update, &self.trace.filter);
         let cursor = self.observer.cursor().map(|cursor| cursor.to_string());
         let places = self.observer.places();
         let last = match update {
-            // Without placements nobody asks for it.
+            // Streams without placements do not report it.
             Update::Events(events) if places.is_some() => Some(events.last()),
             _ => None,
         };
-        let message = Message { told: told.clone(), cursor, places: places.unwrap_or_default(), last };
-        self.tamper.pass(message, &mut self.trace.told);
-        told
+        let message = Message { content: content.clone(), cursor, places: places.unwrap_or_default(), last };
+        self.tamper.pass(message, &mut self.trace.messages);
+        content
     }
 
-    /// Whether polling again gives nothing unless something happens.
-    pub(crate) fn rests(&self) -> bool {
+    /// Whether nothing is ready until something happens.
+    pub(crate) fn is_idle(&self) -> bool {
         self.waits && !self.woken.0.load(Ordering::SeqCst)
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        matches!(self.trace.told.last(), Some(Message { told: Told::Closed, .. }))
+        matches!(self.trace.messages.last(), Some(Message { content: Content::Closed, .. }))
     }
 
-    /// Polls until there is nothing more at present, letting other tasks run wherever the observer does.
+    /// Polls until nothing more is ready, letting other tasks run whenever the observer does.
     pub(crate) async fn drain(&mut self) {
         for _ in 0..MANY {
-            if self.is_over() || self.rests() {
+            if self.is_over() || self.is_idle() {
                 return;
             }
             if self.poll().is_none() {
                 tokio::task::yield_now().await;
             }
         }
-        self.broken.push(Broken::new(Promise::Live, "the stream never rests"));
+        self.broken.push(Broken::new(Promise::Live, "the stream never becomes idle"));
     }
 
-    /// Reads to the end of a stream that ends, which may have to wait for its storage first.
-    pub(crate) async fn read_out(&mut self) {
+    /// Reads a stream that ends to its end. It may have to wait for its storage first.
+    pub(crate) async fn read_until_closed(&mut self) {
         self.drain().await;
         while !self.is_over() && matches!(timeout(DEADLINE, self.next()).await, Ok(Some(_))) {}
     }
 
     /// Waits for an update as a task does.
-    pub(crate) async fn next(&mut self) -> Option<Told> {
+    pub(crate) async fn next(&mut self) -> Option<Content> {
         self.waits = false;
         let update = self.observer.next().await?;
-        Some(self.write_down(&update))
+        Some(self.record(&update))
     }
 
-    /// Waits until it is woken, be it for changes that it is not told of.
+    /// Waits until the observer is woken, even for changes that it does not receive.
     pub(crate) async fn woken(&mut self) {
         self.waits = false;
         let mut is_woken = false;
@@ -132,11 +134,11 @@ impl Watcher {
             Poll::Ready(update) => Poll::Ready(update),
         });
         if let Some(update) = update.await {
-            self.write_down(&update);
+            self.record(&update);
         }
     }
 
-    /// Drops the observer, and gives what it was told.
+    /// Drops the observer, and returns what it received.
     pub(crate) fn leave(self) -> (Trace, Vec<Broken>) {
         (self.trace, self.broken)
     }

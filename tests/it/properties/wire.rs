@@ -1,4 +1,4 @@
-//! Streams as they go over the wire: the body of a `Subscribe` call, read as a client does, with the clock paused.
+//! Streams over the wire: the body of a `Subscribe` call, read as a client does, with the clock paused.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -17,10 +17,10 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     checker::{Broken, Promise, Started, Trace},
     faulty::Tamper,
-    told::{self, Told},
+    message::{self, Content},
 };
 
-/// Timers fire up to so much late, since they count whole milliseconds.
+/// How late timers may fire, because they count whole milliseconds.
 const SLACK: Duration = Duration::from_millis(2);
 
 /// A client's end of a stream.
@@ -28,7 +28,7 @@ pub(crate) struct WireStream {
     body: Pin<Box<ResponseBody>>,
     unread: BytesMut,
     pub(crate) trace: Trace,
-    /// When each message of the trace came.
+    /// When each message of the trace arrived.
     times: Vec<Instant>,
     tamper: Tamper,
     began: Instant,
@@ -76,7 +76,7 @@ impl WireStream {
         }
     }
 
-    /// Reads what comes until a moment.
+    /// Reads what arrives until `end`.
     pub(crate) async fn read_until(&mut self, end: Instant) {
         while !self.is_over
             && let Ok(frame) = timeout_at(end, self.body.as_mut().frame()).await
@@ -91,57 +91,63 @@ impl WireStream {
     fn take(&mut self, data: &Bytes) {
         self.unread.extend_from_slice(data);
         while let Some(mut prefix) = self.unread.get(..5) {
-            assert_eq!(prefix.get_u8(), 0, "not compressed");
+            assert_eq!(prefix.get_u8(), 0, "messages are not compressed");
             let end = 5 + prefix.get_u32() as usize;
             if self.unread.len() < end {
                 break;
             }
             let message = self.unread.split_to(end).freeze().slice(5..);
             let SubscribeResponse { cursor, body } = SubscribeResponse::decode(message).unwrap();
-            let mut message = self.told(body.expect("a message has a body"));
+            let mut message = self.convert(body.expect("a message has a body"));
             message.cursor = Some(cursor).filter(|cursor| !cursor.is_empty());
-            self.tamper.pass(message, &mut self.trace.told);
-            self.times.resize(self.trace.told.len(), Instant::now());
+            self.tamper.pass(message, &mut self.trace.messages);
+            self.times.resize(self.trace.messages.len(), Instant::now());
         }
     }
 
-    fn told(&mut self, body: Body) -> told::Message {
-        let (told, places) = match body {
+    fn convert(&mut self, body: Body) -> message::Message {
+        let (content, places) = match body {
             Body::Subscribed(subscribed) => {
                 self.registry_id = subscribed.registry_id;
-                (Told::Subscribed, subscribed.places)
+                (Content::Subscribed, subscribed.places)
             }
-            Body::Snapshot(snapshot) => (Told::Snapshot(snapshot.sessions.iter().map(session).collect()), Vec::new()),
-            Body::Synced(synced) => (Told::Synced(synced.session_count), synced.places),
+            Body::Snapshot(snapshot) => {
+                (Content::Snapshot(snapshot.sessions.iter().map(session).collect()), Vec::new())
+            }
+            Body::Synced(synced) => (Content::Synced(synced.session_count), synced.places),
             Body::Events(events) => {
-                let told = Told::Events(events.events.iter().map(event).collect());
-                return told::Message { last: events.place.as_ref().map(place), ..told::Message::new(told, None) };
+                let content = Content::Events(events.events.iter().map(event).collect());
+                return message::Message {
+                    last: events.place.as_ref().map(place),
+                    ..message::Message::new(content, None)
+                };
             }
-            Body::Heartbeat(heartbeat) => (Told::Heartbeat, heartbeat.places),
-            Body::Reset(reset) => (Told::Reset(reset_reason(reset.reason())), Vec::new()),
+            Body::Heartbeat(heartbeat) => (Content::Heartbeat, heartbeat.places),
+            Body::Reset(reset) => (Content::Reset(reset_reason(reset.reason())), Vec::new()),
         };
-        told::Message { places: places.iter().map(place).collect(), ..told::Message::new(told, None) }
+        message::Message { places: places.iter().map(place).collect(), ..message::Message::new(content, None) }
     }
 
-    /// How this stream is not [`Live`](Promise::Live), of all streams that are read as soon as something comes.
+    /// Returns how the stream violates [`Live`](Promise::Live). The stream must have been read as soon as anything
+    /// arrived.
     pub(crate) fn judge_heartbeats(&self) -> Vec<Broken> {
         let mut broken = Vec::new();
         let mut last = self.began;
-        // A stream that resumed has one as soon as it has caught up.
+        // A resumed stream gets one heartbeat as soon as it has caught up.
         let mut owed = matches!(self.trace.started, Started::After { .. });
-        for (time, told::Message { told, .. }) in self.times.iter().zip(&self.trace.told) {
+        for (time, message::Message { content, .. }) in self.times.iter().zip(&self.trace.messages) {
             let silence = *time - last;
             if silence > self.heartbeat + SLACK {
-                broken.push(format!("nothing for {silence:?}, then {told:?}"));
+                broken.push(format!("silent for {silence:?} before {content:?}"));
             }
-            if *told == Told::Heartbeat && silence < self.heartbeat && !std::mem::take(&mut owed) {
+            if *content == Content::Heartbeat && silence < self.heartbeat && !std::mem::take(&mut owed) {
                 broken.push(format!("a heartbeat after only {silence:?}"));
             }
             last = *time;
         }
         let silence = Instant::now() - last;
         if silence > self.heartbeat + SLACK {
-            broken.push(format!("nothing for {silence:?} at the end"));
+            broken.push(format!("silent for {silence:?} at the end"));
         }
         broken.into_iter().map(|how| Broken::new(Promise::Live, how)).collect()
     }
@@ -167,10 +173,10 @@ fn event(event: &proto::SessionEvent) -> SessionEvent {
             proto::DestroyReason::Released => DestroyReason::Released,
             proto::DestroyReason::Unspecified => panic!("{event:?} has no reason"),
         }),
-        _ => panic!("{event:?} is no event"),
+        _ => panic!("{event:?} is not a valid event"),
     };
     let is_move = matches!(change, SessionChange::Moved { .. });
-    assert!(is_move || previous.is_none(), "{event:?} has a lease that it moved from");
+    assert!(is_move || previous.is_none(), "{event:?} is not a move but has a previous lease");
     let session = SessionKey::new(event.auth_key_id, event.session_id);
     SessionEvent { session, change, lease: LeaseId::from_number(event.lease_id) }
 }

@@ -1,4 +1,4 @@
-//! Plays a history: a storage, the replicas over it, their observers, and the model beside them.
+//! Plays a history on a storage with replicas, observers, and the model.
 
 mod calls;
 
@@ -19,35 +19,35 @@ use super::{
     checker::{Broken, Promise, Started, Trace},
     concurrent::read_to_end,
     faulty::Tamper,
-    history::{From, NEWEST, Shape, Step, all_sessions, create_options, named},
+    history::{From, NEWEST, Shape, Step, all_sessions, create_options, resolve_leases},
+    message::Content,
     model::Model,
     replica::Replica,
-    told::Told,
     watcher::Watcher,
 };
 
-/// Leases are looked after this often at least, as wherever time passes by itself.
+/// How often leases are checked at least, as in real time.
 const TICK: Duration = Duration::from_millis(100);
 
 pub(crate) struct World {
     is_paused: bool,
     shape: Shape,
-    /// What each replica sees.
+    /// The storage as each replica sees it.
     storages: Vec<Arc<dyn SessionStorage>>,
     options: SubjectOptions,
     pub(crate) model: Model,
     pub(crate) replicas: Vec<Replica>,
-    /// Each with the number of its replica.
+    /// The watchers, each with the number of its replica.
     watchers: Vec<(usize, Watcher)>,
-    /// What those who left were told.
+    /// The traces of the watchers that have left.
     traces: Vec<Trace>,
     cursors: Vec<Cursor>,
     foreign: Cursor,
     leases: Vec<LeaseId>,
-    /// The leases that somebody was told the end of.
+    /// The leases whose end a call has reported.
     gone: BTreeSet<LeaseId>,
     broken: Vec<Broken>,
-    /// Replicas are written to by turns.
+    /// How many calls were made. Calls go to the replicas in turn.
     writes: usize,
 }
 
@@ -59,7 +59,7 @@ impl World {
         let (mut storages, mut replicas) = (Vec::new(), Vec::new());
         for number in 0..shape.replicas {
             let seen = fixture.seen(&fixture.another(&storage, shape).await);
-            // Handles of one process expire its leases once, replicas each.
+            // In one process, only the first replica expires leases. Real replicas all do.
             let expires = number == 0 || !F::IS_PAUSED;
             replicas.push(Replica::start(Arc::clone(&seen), options, expires).await);
             storages.push(seen);
@@ -99,7 +99,9 @@ impl World {
                 if let Some(lease) = self.lease(Some(*lease)) {
                     let revoked = self.write(async |subject| subject.revoke_lease_with(lease, *linger).await).await;
                     match self.accept(revoked) {
-                        Some(count) if !linger.is_zero() => assert_eq!(count, 0, "it lingers"),
+                        Some(count) if !linger.is_zero() => {
+                            assert_eq!(count, 0, "a lingering lease keeps its sessions")
+                        }
                         Some(_) => drop(self.gone.insert(lease)),
                         None => {}
                     }
@@ -120,7 +122,7 @@ impl World {
             }
             Step::Restart(replica) => self.restart(replica % self.replicas.len()).await,
             Step::Join { replica, from, filter } => {
-                let filter = named(filter, &self.leases);
+                let filter = resolve_leases(filter, &self.leases);
                 self.join(replica % self.replicas.len(), *from, &filter).await;
             }
             Step::Poll { who: NEWEST, updates } => self.poll(self.watchers.len().saturating_sub(1), *updates).await,
@@ -136,12 +138,12 @@ impl World {
         self.check_lookups().await;
     }
 
-    /// Reads every stream to its end, and judges all that was told.
+    /// Reads every stream to its end, and judges everything received.
     pub(crate) async fn finish(self) -> Vec<Broken> {
         self.end().await.0
     }
 
-    /// What was broken, and what every stream was told.
+    /// Does the same as [`Self::finish`], and also returns every stream's trace.
     pub(crate) async fn end(mut self) -> (Vec<Broken>, Vec<Trace>) {
         self.replicas.iter().for_each(|replica| replica.storage.twist.let_follow(true));
         loop {
@@ -190,12 +192,12 @@ impl World {
         }
     }
 
-    /// Lets a replica follow the log to its end, unless it may not.
+    /// Lets a replica follow the log to its end, unless it is not allowed to.
     pub(crate) async fn settle(&mut self, replica: usize) {
         let all = all_sessions();
         loop {
             let exists = self.replicas[replica].subject.has(&all).await.unwrap();
-            // Where time passes by itself a lease may have ended meanwhile.
+            // In real time, a lease may have ended meanwhile.
             if !self.is_paused && !self.model.catch_up().await.is_empty() {
                 continue;
             }
@@ -210,7 +212,7 @@ impl World {
     async fn restart(&mut self, number: usize) {
         let closing = &self.replicas[number].subject;
         closing.close();
-        assert!(closing.observe(ObserveOptions::default()).await.is_err(), "it is closed");
+        assert!(closing.observe(ObserveOptions::default()).await.is_err(), "the subject is closed");
         let mut left = Vec::new();
         for (replica, mut watcher) in std::mem::take(&mut self.watchers) {
             if replica != number {
@@ -220,7 +222,7 @@ impl World {
             if self.is_paused {
                 watcher.drain().await;
             } else {
-                watcher.read_out().await;
+                watcher.read_until_closed().await;
             }
             if !watcher.is_over() {
                 self.broken.push(Broken::new(Promise::Live, "a closed stream does not end"));
@@ -255,7 +257,7 @@ impl World {
         self.observe_as(replica, start.clone(), start, filter, tamper).await;
     }
 
-    /// A new observer that is started in one way, where it was asked for in another.
+    /// Starts an observer from `given` while the checker expects it to start from `asked`.
     pub(crate) async fn observe_as(
         &mut self,
         replica: usize,
@@ -266,8 +268,8 @@ impl World {
     ) {
         let before = self.model.ends();
         let is_retained = match &asked {
-            // A storage that shares its log may know less of it than a replica retains: then nobody can say of which history
-            // a place is.
+            // A storage that shares its log may know less of it than a replica retains. Then it is unknown which
+            // history a place belongs to.
             Start::After(cursor) if self.is_paused || self.shape.storage_events >= 4096 => {
                 self.replicas[replica].retains(&self.model, cursor)
             }
@@ -290,17 +292,17 @@ impl World {
         let Some((replica, watcher)) = self.watchers.get_mut(who % count) else { return };
         let replica = &self.replicas[*replica];
         for _ in 0..updates {
-            // A storage that drops what a replica has yet to read makes it lose its place too.
+            // A replica also loses its place if the storage drops changes that it has not read.
             let is_retained = self.shape.storage_events >= 4096
                 && watcher.cursor().is_some_and(|cursor| replica.retains(&self.model, &cursor));
             match watcher.poll() {
-                None if watcher.rests() => break,
+                None if watcher.is_idle() => break,
                 None => {
                     tokio::task::yield_now().await;
                     self.model.catch_up().await;
                 }
-                Some(Told::Reset(reason)) if is_retained && watcher.trace.told.len() > 2 => {
-                    let how = format!("a reset ({reason:?}), and what follows is retained: {:?}", watcher.trace);
+                Some(Content::Reset(reason)) if is_retained && watcher.trace.messages.len() > 2 => {
+                    let how = format!("a reset ({reason:?}) although the events are retained: {:?}", watcher.trace);
                     self.broken.push(Broken::new(Promise::Reliable, how));
                 }
                 Some(_) => self.cursors.extend(watcher.cursor()),
@@ -309,18 +311,18 @@ impl World {
         self.model.catch_up().await;
     }
 
-    /// The newest cursor that an observer got, or one so many before it.
+    /// Returns the newest cursor of any observer, or the one `back` places before it.
     pub(crate) fn cursor(&self, back: usize) -> Cursor {
         self.cursors[self.cursors.len() - 1 - back].clone()
     }
 
-    /// The last cursor of an observer that has one, which is gone with this.
+    /// Drops an observer. Returns its last cursor, if it has one.
     pub(crate) fn leave(&mut self, who: usize) -> Option<(Cursor, Filter)> {
         if self.watchers.is_empty() {
             return None;
         }
         let (_, watcher) = self.watchers.swap_remove(who % self.watchers.len());
-        let cursor = watcher.cursor().filter(|_| !watcher.trace.told.is_empty());
+        let cursor = watcher.cursor().filter(|_| !watcher.trace.messages.is_empty());
         let filter = watcher.trace.filter.clone();
         self.keep(watcher);
         Some((cursor?, filter))
@@ -340,7 +342,7 @@ impl World {
     }
 }
 
-/// A cursor of a registry of the same form that nobody knows.
+/// Returns a cursor of another registry with the same number of partitions.
 pub(crate) async fn foreign_cursor(partitions: u32) -> Cursor {
     let storage = MemoryStorage::new(MemoryOptions { partitions, ..MemoryOptions::default() });
     let subject = SessionSubject::start(Arc::new(storage), Default::default(), ()).await.unwrap();
@@ -348,7 +350,7 @@ pub(crate) async fn foreign_cursor(partitions: u32) -> Cursor {
     observer.cursor().unwrap()
 }
 
-/// Runs a test alone on a thread; with the clock paused, time passes only where nothing else is to be done.
+/// Runs a test on a single thread. With a paused clock, time passes only when every task is idle.
 pub(crate) fn run<T>(is_paused: bool, test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(is_paused).build();
     runtime.unwrap().block_on(test)

@@ -1,4 +1,4 @@
-//! The clock of Redis is set while leases run.
+//! Changes of Redis' clock while leases are running.
 
 use std::{
     sync::{
@@ -28,26 +28,26 @@ use crate::wall_clock::WallClock;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// How long a lease may live on when it looks as if Redis had been away.
+/// The grace that leases get when Redis seems to have been away.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// Starts a server that goes by `clock`. None where no program takes one: the allocator of Debian's redis-server asks for the
-/// time before libfaketime can tell it.
+/// Starts a server that takes its time from `clock`. Returns None if no installed server can: the allocator of Debian's
+/// redis-server asks for the time before libfaketime is ready.
 pub(super) fn start_with_clock(clock: Option<WallClock>) -> Option<(RedisServer, WallClock)> {
     let clock = clock?;
     let kind = [ServerKind::Valkey, ServerKind::Redis62].into_iter().find(|kind| kind.is_installed())?;
     Some((RedisServer::start_in(kind, &clock.environment(), &[]), clock))
 }
 
-/// Keeps a lease alive.
+/// Keeps a lease alive until `is_over` is set.
 async fn keep(storage: &dyn SessionStorage, lease: LeaseId, is_over: &AtomicBool) {
     while !is_over.load(Ordering::Relaxed) {
-        storage.keep_lease_alive(lease).await.expect("the lease lives");
+        storage.keep_lease_alive(lease).await.expect("the lease is kept alive");
         sleep(SECOND / 4).await;
     }
 }
 
-/// Creates and destroys a session again and again.
+/// Creates and destroys a session repeatedly until `is_over` is set.
 async fn call(storage: &dyn SessionStorage, session: SessionKey, is_over: &AtomicBool) {
     let one = [session];
     while !is_over.load(Ordering::Relaxed) {
@@ -58,31 +58,31 @@ async fn call(storage: &dyn SessionStorage, session: SessionKey, is_over: &Atomi
     }
 }
 
-/// Sets the clock again and again. Each time one lease is abandoned just before and one just after.
+/// Sets the clock to each of `jumps` in turn. Before and after each jump, one lease is abandoned.
 async fn set_clock(clock: &WallClock, replica: &Replica, jumps: &[i64]) {
     let mut ends = Ends::watch(replica).await;
     for (n, jump) in (0..).zip(jumps) {
-        let before = Abandoned::leave(replica, SECOND, keys(4 * n..4 * n + 2)).await;
+        let before = Abandoned::grant(replica, SECOND, keys(4 * n..4 * n + 2)).await;
         clock.set(*jump);
-        let after = Abandoned::leave(replica, SECOND, keys(4 * n + 2..4 * n + 4)).await;
+        let after = Abandoned::grant(replica, SECOND, keys(4 * n + 2..4 * n + 4)).await;
         let begun = Instant::now();
         let ended = async |lease: &Abandoned| {
             while lease.sessions.iter().any(|session| ends.of(session).is_none()) {
-                assert!(begun.elapsed() < PATIENCE, "at {jump} s a dead lease is kept");
+                assert!(begun.elapsed() < PATIENCE, "a dead lease is kept with the clock at {jump} s");
                 sleep(SECOND / 100).await;
             }
         };
         join!(ended(&before), ended(&after));
         for lease in [&before, &after] {
             let lateness = lease.lateness(&ends);
-            assert!(lateness <= GRACE + 2 * SECOND, "at {jump} s a dead lease ended {lateness:?} late");
+            assert!(lateness <= GRACE + 2 * SECOND, "a dead lease ended {lateness:?} late with the clock at {jump} s");
         }
     }
-    ends.come_to(4 * jumps.len(), PATIENCE).await;
+    ends.wait_for_count(4 * jumps.len(), PATIENCE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_clock_that_is_set_neither_keeps_dead_leases_nor_ends_live_ones() {
+async fn changing_the_redis_clock_neither_keeps_dead_leases_nor_ends_live_ones() {
     const JUMPS: [i64; 5] = [-600, 600, 0, 86_400, -1];
     let Some((server, clock)) = start_with_clock(WallClock::new()) else { return };
     let url = server.url("timeout_ms=1000&partitions=3&buckets=48");
@@ -101,7 +101,7 @@ async fn a_clock_that_is_set_neither_keeps_dead_leases_nor_ends_live_ones() {
         }));
     }
     set_clock(&clock, &a, &JUMPS).await;
-    // A replica that starts by the new clock knows nothing of the old one.
+    // A replica that starts under the new clock has never seen the old one.
     let c = Replica::start_with(&url, options).await;
     set_clock(&clock, &c, &[300, -300]).await;
     is_over.store(true, Ordering::Relaxed);
@@ -109,6 +109,6 @@ async fn a_clock_that_is_set_neither_keeps_dead_leases_nor_ends_live_ones() {
         running.await.unwrap();
     }
     let mut now = b.watch(Start::Snapshot).await;
-    now.comes_to_hold(&held).await;
+    now.converges_to(&held).await;
     assert_eq!(now.resets, []);
 }

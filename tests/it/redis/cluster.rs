@@ -1,4 +1,4 @@
-//! A Redis Cluster of a test's own.
+//! A Redis Cluster for one test.
 
 use std::{
     thread,
@@ -13,10 +13,10 @@ const SLOTS: usize = 16_384;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Short, so that a failover takes few seconds.
+/// Short, so that a failover takes only a few seconds.
 pub(crate) const NODE_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// Three masters, each with so many replicas.
+/// A cluster of three masters, each with the same number of replicas.
 pub(crate) struct RedisCluster {
     pub(crate) nodes: Vec<RedisServer>,
 }
@@ -28,8 +28,8 @@ impl RedisCluster {
         Self::start_kind(ServerKind::Redis, replicas_each, NODE_TIMEOUT, &[])
     }
 
-    /// One of another kind of server, with further arguments for each. A node that does not answer for `node_timeout` is replaced
-    /// by its replica.
+    /// Starts a cluster of another kind of server, with extra arguments for each node. A node that does not answer for
+    /// `node_timeout` is replaced by its replica.
     pub(crate) fn start_kind(kind: ServerKind, replicas_each: usize, node_timeout: Duration, args: &[&str]) -> Self {
         let node_timeout = node_timeout.as_millis().to_string();
         let cluster = ["--cluster-enabled", "yes", "--cluster-node-timeout", &node_timeout];
@@ -42,7 +42,7 @@ impl RedisCluster {
             let first = cluster.nodes[0].port;
             let () = node.ask(cmd("CLUSTER").arg("MEET").arg("127.0.0.1").arg(first)).unwrap();
             if number < MASTERS {
-                // Redis 6.2 knows no ADDSLOTSRANGE.
+                // Redis 6.2 does not have ADDSLOTSRANGE.
                 let slots: Vec<usize> = (number * SLOTS / MASTERS..(number + 1) * SLOTS / MASTERS).collect();
                 let () = node.ask(cmd("CLUSTER").arg("ADDSLOTS").arg(slots)).unwrap();
             }
@@ -59,7 +59,7 @@ impl RedisCluster {
         cluster
     }
 
-    /// Whether each node says that the cluster serves, and each replica follows its master.
+    /// Whether every node says that the cluster serves, and every replica follows its master.
     pub(crate) fn is_whole(&self) -> bool {
         let is_up = |node: &RedisServer| {
             let replication: String = node.ask(cmd("INFO").arg("replication")).unwrap_or_default();
@@ -68,7 +68,7 @@ impl RedisCluster {
         self.nodes.iter().all(|node| node.serves() && is_up(node)) && self.masters().len() == MASTERS
     }
 
-    /// Which nodes are masters, as they say themselves.
+    /// Returns the nodes that report themselves as masters.
     pub(crate) fn masters(&self) -> Vec<usize> {
         let is_master = |node: &RedisServer| {
             let role = node.ask::<Vec<redis::Value>>(&cmd("ROLE")).unwrap_or_default();
@@ -80,12 +80,12 @@ impl RedisCluster {
     pub(crate) fn wait(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !is_so(self) {
-            assert!(Instant::now() < deadline, "waited in vain for {what}");
+            assert!(Instant::now() < deadline, "timed out waiting for {what}");
             thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// The URL of a registry in it.
+    /// Returns the URL of a registry in this cluster.
     pub(crate) fn url(&self, parameters: &str) -> String {
         let nodes: Vec<String> = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
         format!("redis+cluster://{}?{parameters}", nodes.join(","))

@@ -1,7 +1,7 @@
-//! Masters of a Redis Cluster are killed one after the other. Every replica of sessiond goes on, be it busy or idle.
+//! Kills the masters of a Redis Cluster one after another. Every replica of sessiond recovers, whether busy or idle.
 //!
-//! `SESSIOND_TEST_KILLS` says how many masters are killed, with a node timeout of five seconds. By default these are two, with a
-//! shorter one.
+//! `SESSIOND_TEST_KILLS` sets how many masters are killed, with a node timeout of five seconds. The default is two
+//! kills with a shorter timeout.
 
 use std::{env, ops::Range, sync::Arc, time::Duration};
 
@@ -22,7 +22,7 @@ use super::{
     ROOMY,
     cluster::{MASTERS, NODE_TIMEOUT, RedisCluster},
     open,
-    replica::{Held, PATIENCE, Replica, keys, left_of},
+    replica::{Held, PATIENCE, Replica, existing_of, keys},
     server::{ServerKind, is_installed},
 };
 
@@ -32,10 +32,10 @@ const WRITERS: usize = 6;
 const BUSY: usize = 4;
 const IDLE: usize = 2;
 
-/// Once the cluster serves again, every replica answers within this time.
+/// Every replica answers within this time after the cluster serves again.
 const RECOVERY: Duration = Duration::from_secs(5);
 
-/// So many sessions that every partition has some of them.
+/// Enough sessions that every partition holds some.
 const EVERYWHERE: Range<i64> = 1_000_000..1_000_400;
 
 /// The sessions of a writer.
@@ -44,7 +44,7 @@ fn own_sessions(writer: usize) -> Vec<SessionKey> {
     keys(first..first + 600)
 }
 
-/// Creates and destroys sessions of its own until told to stop. Calls may fail as long as the storage is unavailable.
+/// Creates and destroys the writer's own sessions until told to stop. Calls may fail while the storage is unavailable.
 async fn write(writer: usize, storage: Arc<dyn SessionStorage>, stopped: watch::Receiver<bool>) {
     let own = own_sessions(writer);
     let is_expected = |error: &StorageError| matches!(error, StorageError::Unavailable(_));
@@ -63,7 +63,7 @@ async fn write(writer: usize, storage: Arc<dyn SessionStorage>, stopped: watch::
     }
 }
 
-/// Checks all that an observer is told, until told to stop.
+/// Checks every update of an observer until told to stop.
 fn observe(mut held: Held, mut stopped: watch::Receiver<bool>) -> JoinHandle<Held> {
     tokio::spawn(async move {
         loop {
@@ -75,8 +75,8 @@ fn observe(mut held: Held, mut stopped: watch::Receiver<bool>) -> JoinHandle<Hel
     })
 }
 
-/// Whether a replica answers for every partition, in each kind of call.
-async fn answers(storage: &dyn SessionStorage) -> Result<(), StorageError> {
+/// Makes every kind of call, and reaches every partition.
+async fn make_every_call(storage: &dyn SessionStorage) -> Result<(), StorageError> {
     let everywhere = keys(EVERYWHERE);
     storage.has(&everywhere).await?;
     storage.create(&everywhere, None).await?;
@@ -89,7 +89,7 @@ async fn answers(storage: &dyn SessionStorage) -> Result<(), StorageError> {
 async fn answers_by(number: usize, storage: &dyn SessionStorage, deadline: Instant) -> Result<(), String> {
     let mut last = None;
     let asking = async {
-        while let Err(error) = answers(storage).await {
+        while let Err(error) = make_every_call(storage).await {
             last = Some(error);
             sleep(Duration::from_millis(50)).await;
         }
@@ -98,7 +98,7 @@ async fn answers_by(number: usize, storage: &dyn SessionStorage, deadline: Insta
 }
 
 impl RedisCluster {
-    /// Kills a master, and waits until the others serve without it.
+    /// Kills a master and waits until the other nodes serve without it.
     fn lose(&mut self, master: usize) {
         let lost: String = self.nodes[master].ask(cmd("CLUSTER").arg("MYID")).unwrap();
         self.nodes[master].kill();
@@ -114,7 +114,7 @@ impl RedisCluster {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_replica_answers_soon_after_a_master_was_killed() {
+async fn every_replica_answers_soon_after_a_master_is_killed() {
     if !is_installed() {
         return;
     }
@@ -146,10 +146,10 @@ async fn every_replica_answers_soon_after_a_master_was_killed() {
         let asked =
             replicas.iter().enumerate().map(|(number, replica)| answers_by(number, &*replica.storage, deadline));
         let silent: Vec<String> = join_all(asked).await.into_iter().filter_map(Result::err).collect();
-        // What shows that it is not the cluster.
+        // A fresh replica shows that the cluster itself works.
         let fresh = open(&url, ROOMY).await;
         answers_by(replicas.len(), &*fresh, Instant::now() + PATIENCE).await.unwrap();
-        assert!(silent.is_empty(), "round {round}: {RECOVERY:?} after the cluster served, no answer from {silent:#?}");
+        assert!(silent.is_empty(), "round {round}: no answer {RECOVERY:?} after the cluster served again: {silent:#?}");
         block_in_place(|| {
             cluster.nodes[master].restart();
             cluster.wait("the node to follow its successor", RedisCluster::is_whole);
@@ -161,9 +161,9 @@ async fn every_replica_answers_soon_after_a_master_was_killed() {
         writer.await.unwrap();
     }
     let all: Vec<SessionKey> = (0..WRITERS).flat_map(own_sessions).chain(keys(EVERYWHERE)).collect();
-    let left = left_of(all, &replicas[0]).await;
+    let left = existing_of(all, &replicas[0]).await;
     for (observer, replica) in observers.into_iter().zip(&replicas) {
-        observer.await.unwrap().comes_to_hold(&left).await;
-        replica.watch(Start::Snapshot).await.comes_to_hold(&left).await;
+        observer.await.unwrap().converges_to(&left).await;
+        replica.watch(Start::Snapshot).await.converges_to(&left).await;
     }
 }

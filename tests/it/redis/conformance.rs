@@ -1,4 +1,4 @@
-//! The suite for storages, on Redis, on the oldest Redis that is supported, on Valkey, and on a Redis Cluster.
+//! The conformance suite on Redis, on the oldest supported Redis, on Valkey, and on a Redis Cluster.
 
 use std::{
     sync::{
@@ -22,7 +22,7 @@ use super::{
     server::{RedisServer, ServerKind, is_installed},
 };
 
-/// Registries in one server, each with two replicas of the smallest user that the README gives.
+/// Registries in one server. Each has two replicas, which log in as the smallest user that the README documents.
 struct Single {
     kind: ServerKind,
     server: OnceLock<RedisServer>,
@@ -84,14 +84,14 @@ impl StorageFactory for Cluster {
     }
 }
 
-/// All cases in one test; several at once, for most wait for leases to expire.
+/// Runs all cases in one test, several at a time, because most wait for leases to expire.
 async fn all_cases(factory: &dyn StorageFactory) {
-    const AT_ONCE: usize = 12;
-    let outcomes = stream::iter(cases()).map(|case| case.run(factory)).buffer_unordered(AT_ONCE);
+    const CONCURRENCY: usize = 12;
+    let outcomes = stream::iter(cases()).map(|case| case.run(factory)).buffer_unordered(CONCURRENCY);
     outcomes.for_each(|outcome| async { outcome.unwrap_or_else(|violation| panic!("{violation}")) }).await;
 }
 
-/// A cluster takes seconds to form.
+/// All cases share one cluster, because a cluster takes seconds to form.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_a_cluster() {
     if is_installed() {
@@ -113,7 +113,7 @@ async fn on_valkey() {
     }
 }
 
-/// Registries in servers of their own, with two replicas each, which can be made to refuse changes.
+/// Registries that can be made to refuse changes. Each has its own server and two replicas.
 #[derive(Clone, Copy)]
 struct Refusing(Trouble);
 
@@ -125,7 +125,7 @@ async fn open_two(server: &RedisServer, options: StorageOptions) -> Vec<Arc<dyn 
 #[async_trait::async_trait]
 impl StorageFactory for Refusing {
     async fn open(&self, _: StorageOptions) -> Vec<Arc<dyn SessionStorage>> {
-        unreachable!("only cases about refusals are run")
+        unreachable!("only the cases about refusals run here")
     }
 
     async fn open_refusable(&self, options: StorageOptions) -> Option<Refusable> {
@@ -164,8 +164,8 @@ async fn while_redis_refuses_changes() {
     if !is_installed() {
         return;
     }
-    for name in ["refused_changes_leave_everything_as_it_was", "leases_go_on_while_there_is_no_room"] {
-        let case = cases().iter().find(|case| case.name() == name).expect("a case of the suite");
+    for name in ["refused_changes_change_nothing", "leases_are_kept_and_end_without_room"] {
+        let case = cases().iter().find(|case| case.name() == name).expect("the suite has this case");
         for trouble in Trouble::ALL {
             let outcome = case.run(&Refusing(trouble)).await;
             outcome.unwrap_or_else(|violation| panic!("{trouble:?}: {violation}"));

@@ -1,4 +1,4 @@
-//! When sessions end, as an observer is told.
+//! Records when sessions end, as seen by an observer.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -14,26 +14,26 @@ use tokio::{
 
 use super::replica::Replica;
 
-/// The sessions that ended since this began to watch.
+/// The sessions that have ended since this observer started.
 pub(super) struct Ends {
-    told: watch::Receiver<HashMap<SessionKey, (Instant, DestroyReason)>>,
+    received: watch::Receiver<HashMap<SessionKey, (Instant, DestroyReason)>>,
     watching: JoinHandle<()>,
 }
 
 impl Ends {
-    /// Watches through `replica` from now on.
+    /// Starts to watch through `replica`.
     pub(super) async fn watch(replica: &Replica) -> Self {
         let mut held = replica.watch(Start::Now).await;
-        let (telling, told) = watch::channel(HashMap::new());
+        let (sender, received) = watch::channel(HashMap::new());
         let watching = tokio::spawn(async move {
             loop {
-                let update = held.observer.next().await.expect("the stream goes on");
+                let update = held.observer.next().await.expect("the stream continues");
                 let now = Instant::now();
                 match update {
-                    Update::Events(events) => telling.send_modify(|told| {
+                    Update::Events(events) => sender.send_modify(|received| {
                         for event in events.events() {
                             if let SessionChange::Destroyed(reason) = event.change {
-                                told.insert(event.session, (now, reason));
+                                received.insert(event.session, (now, reason));
                             }
                         }
                     }),
@@ -42,19 +42,19 @@ impl Ends {
                 }
             }
         });
-        Self { told, watching }
+        Self { received, watching }
     }
 
-    /// The time and the reason of the end of `session`, if it has ended.
+    /// Returns when and why `session` ended, if it has.
     pub(super) fn of(&self, session: &SessionKey) -> Option<(Instant, DestroyReason)> {
-        self.told.borrow().get(session).copied()
+        self.received.borrow().get(session).copied()
     }
 
-    /// Waits until so many sessions have ended, but no longer than `limit`.
-    pub(super) async fn come_to(&mut self, count: usize, limit: Duration) {
-        let enough = timeout(limit, self.told.wait_for(|told| told.len() >= count)).await;
-        let ended = enough.map(|told| told.expect("the observer goes on").len());
-        assert!(ended.is_ok(), "{} of {count} sessions ended within {limit:?}", self.told.borrow().len());
+    /// Waits until `count` sessions have ended. Fails after `limit`.
+    pub(super) async fn wait_for_count(&mut self, count: usize, limit: Duration) {
+        let enough = timeout(limit, self.received.wait_for(|received| received.len() >= count)).await;
+        let ended = enough.map(|received| received.expect("the observer is running").len());
+        assert!(ended.is_ok(), "{} of {count} sessions ended within {limit:?}", self.received.borrow().len());
     }
 }
 
@@ -64,17 +64,17 @@ impl Drop for Ends {
     }
 }
 
-/// A lease with sessions that nobody keeps alive any more.
+/// A lease with sessions that is not kept alive.
 pub(super) struct Abandoned {
     pub(super) lease: LeaseId,
     pub(super) sessions: Vec<SessionKey>,
-    /// Its ttl ends between these two times.
+    /// The ttl ends between these two times.
     pub(super) due: [Instant; 2],
 }
 
 impl Abandoned {
     /// Grants a lease and creates sessions under it.
-    pub(super) async fn leave(replica: &Replica, ttl: Duration, sessions: Vec<SessionKey>) -> Self {
+    pub(super) async fn grant(replica: &Replica, ttl: Duration, sessions: Vec<SessionKey>) -> Self {
         let before = Instant::now();
         let lease = replica.storage.grant_lease(ttl, "abandoned").await.unwrap();
         let due = [before + ttl, Instant::now() + ttl];
@@ -84,14 +84,15 @@ impl Abandoned {
         Self { lease, sessions, due }
     }
 
-    /// Keeps it alive a last time.
+    /// Keeps the lease alive one last time.
     pub(super) async fn keep(&mut self, replica: &Replica) {
         let before = Instant::now();
         let ttl = replica.storage.keep_lease_alive(self.lease).await.unwrap();
         self.due = [before + ttl, Instant::now() + ttl];
     }
 
-    /// How long after the end of its ttl the last of its sessions ended. It fails if one ended early, or has not ended.
+    /// Returns how long after the end of the ttl the last session ended. Fails if a session ended early or has not
+    /// ended.
     pub(super) fn lateness(&self, ends: &Ends) -> Duration {
         let mut last = Duration::ZERO;
         for session in &self.sessions {

@@ -1,11 +1,11 @@
-//! A Redis that may evict keys when it is full: what it evicts is gone without an event.
+//! A Redis that may evict keys when it is full. Evicted sessions disappear without an event.
 
 use super::server::{RedisServer, is_installed};
 use crate::{program::Program, server::eventually};
 
 const METRIC: &str = "sessiond_storage_evicts_keys";
 
-/// The warnings about it.
+/// Returns the logged warnings about the eviction policy.
 fn warnings(program: &Program) -> Vec<String> {
     let log = program.log();
     let is_about_it = |line: &&str| line.contains("\"WARN\"") && line.contains("maxmemory-policy");
@@ -13,7 +13,7 @@ fn warnings(program: &Program) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_policy_that_evicts_keys_is_warned_of_at_the_start() {
+async fn an_evicting_policy_is_warned_about_at_startup() {
     if !is_installed() {
         return;
     }
@@ -29,7 +29,7 @@ async fn a_policy_that_evicts_keys_is_warned_of_at_the_start() {
 }
 
 #[tokio::test]
-async fn a_policy_that_changes_is_noticed() {
+async fn a_changed_eviction_policy_is_noticed() {
     if !is_installed() {
         return;
     }

@@ -1,7 +1,7 @@
-//! Leases that expire beside large ones, in large numbers, and after an outage: each ends in its time, and none early.
+//! Leases that expire beside large ones, in large numbers, or after an outage: each ends on time, and none early.
 //!
-//! `SESSIOND_TEST_LARGE_LEASE` and `SESSIOND_TEST_LEASES` make the tests larger: 200,000 sessions a lease and 10,000 leases are
-//! what the registry is built for.
+//! `SESSIOND_TEST_LARGE_LEASE` and `SESSIOND_TEST_LEASES` scale the tests up. The registry is built for 200,000
+//! sessions per lease and 10,000 leases.
 
 use std::time::Duration;
 
@@ -19,15 +19,15 @@ use crate::long::number;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// How many calls are made at once where there are many.
-const AT_ONCE: usize = 256;
+/// How many calls run at a time.
+const CONCURRENCY: usize = 256;
 
-/// The slowest of some times after their due.
+/// Returns the longest delay.
 fn slowest(lateness: impl IntoIterator<Item = Duration>) -> Duration {
-    lateness.into_iter().max().expect("there are some")
+    lateness.into_iter().max().expect("there is at least one")
 }
 
-/// Four leases with many sessions are swept for seconds. Small leases that are due meanwhile end as if they were alone.
+/// Sweeping four large leases takes seconds. Small leases that are due meanwhile end as fast as they would alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_small_lease_does_not_wait_for_large_ones() {
     const LARGE: i64 = 4;
@@ -44,7 +44,7 @@ async fn a_small_lease_does_not_wait_for_large_ones() {
 
     let mut large = Vec::new();
     for _ in 0..LARGE {
-        large.push(Abandoned::leave(&replica, ttl, Vec::new()).await);
+        large.push(Abandoned::grant(&replica, ttl, Vec::new()).await);
     }
     let chunks: Vec<_> = (0..LARGE * sessions).step_by(1000).map(|n| keys(n..n + 1000)).collect();
     for (n, chunk) in chunks.iter().enumerate() {
@@ -54,27 +54,27 @@ async fn a_small_lease_does_not_wait_for_large_ones() {
     }
     let due = large[0].due[1];
 
-    // From a little before the sweeps begin until they may well be over.
+    // Grants leases from shortly before the sweeps begin until they are probably over.
     let mut small = Vec::new();
     sleep_until(due - SECOND - 2 * BETWEEN).await;
     for n in 0..SMALL {
         let sessions = keys(-10 * n - 10..-10 * n);
-        small.push(Abandoned::leave(&replica, SECOND, sessions).await);
+        small.push(Abandoned::grant(&replica, SECOND, sessions).await);
         sleep(BETWEEN).await;
     }
-    ends.come_to((LARGE * sessions + 10 * SMALL) as usize, PATIENCE).await;
+    ends.wait_for_count((LARGE * sessions + 10 * SMALL) as usize, PATIENCE).await;
     let lateness = slowest(small.iter().map(|small| small.lateness(&ends)));
-    let swept = keys(0..LARGE * sessions).iter().map(|session| ends.of(session).expect("it ended").0).max();
-    let swept = swept.expect("there are some") - due;
+    let swept = keys(0..LARGE * sessions).iter().map(|session| ends.of(session).expect("the session ended").0).max();
+    let swept = swept.expect("there is at least one") - due;
     println!(
         "small leases ended up to {lateness:?} late beside {LARGE} leases of {sessions} sessions, which took {swept:?}"
     );
     assert!(lateness <= SECOND, "a small lease ended {lateness:?} late");
 }
 
-/// What a lease had in the past does not slow down its end.
+/// The time to end a lease does not depend on the sessions it once had.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lease_that_had_many_sessions_ends_as_fast_as_what_is_left() {
+async fn ending_a_lease_costs_only_its_remaining_sessions() {
     if !is_installed() {
         return;
     }
@@ -95,9 +95,9 @@ async fn a_lease_that_had_many_sessions_ends_as_fast_as_what_is_left() {
     assert!(took <= SECOND, "10 sessions took {took:?}");
 }
 
-/// A fleet that dies at once: thousands of leases are due within a moment, each with a few sessions.
+/// A whole fleet dies: thousands of leases, with a few sessions each, are due at almost the same time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_small_leases_end_in_their_time() {
+async fn many_small_leases_end_on_time() {
     const SESSIONS: i64 = 10;
     const LIMIT: Duration = Duration::from_secs(2);
     if !is_installed() {
@@ -108,19 +108,19 @@ async fn many_small_leases_end_in_their_time() {
     let replica = Replica::start(&server.url("")).await;
     let mut ends = Ends::watch(&replica).await;
     let ttl = Duration::from_millis(5000 + 2 * leases.unsigned_abs());
-    let leave = |n: i64| Abandoned::leave(&replica, ttl, keys(n * SESSIONS..(n + 1) * SESSIONS));
-    let mut abandoned: Vec<_> = stream::iter(0..leases).map(leave).buffer_unordered(AT_ONCE).collect().await;
-    stream::iter(&mut abandoned).for_each_concurrent(AT_ONCE, |lease| lease.keep(&replica)).await;
-    ends.come_to((leases * SESSIONS) as usize, ttl + PATIENCE).await;
+    let grant = |n: i64| Abandoned::grant(&replica, ttl, keys(n * SESSIONS..(n + 1) * SESSIONS));
+    let mut abandoned: Vec<_> = stream::iter(0..leases).map(grant).buffer_unordered(CONCURRENCY).collect().await;
+    stream::iter(&mut abandoned).for_each_concurrent(CONCURRENCY, |lease| lease.keep(&replica)).await;
+    ends.wait_for_count((leases * SESSIONS) as usize, ttl + PATIENCE).await;
     let lateness = slowest(abandoned.iter().map(|lease| lease.lateness(&ends)));
     println!("{leases} leases of {SESSIONS} sessions ended up to {lateness:?} late");
     assert!(lateness <= LIMIT, "a lease ended {lateness:?} late");
 }
 
-/// Every lease is due when Redis comes back, and each has its ttl again. A dead one ends when that has passed, however
-/// many there are.
+/// Every lease is due when Redis comes back, and each gets its ttl again. A dead lease ends when that has passed,
+/// however many leases there are.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dead_lease_ends_in_its_time_after_an_outage_of_many() {
+async fn a_dead_lease_ends_on_time_after_an_outage_with_many_leases() {
     const TTL: Duration = Duration::from_secs(4);
     if !is_installed() {
         return;
@@ -131,22 +131,30 @@ async fn a_dead_lease_ends_in_its_time_after_an_outage_of_many() {
     let replica = Replica::start_with(&server.url("timeout_ms=500&buckets=64"), options).await;
     let mut ends = Ends::watch(&replica).await;
     let grants = stream::iter(0..leases).map(|_| replica.storage.grant_lease(TTL, "gateway"));
-    grants.buffer_unordered(AT_ONCE).for_each(async |granted| assert!(granted.is_ok(), "{granted:?}")).await;
-    let dead = Abandoned::leave(&replica, TTL, keys(0..10)).await;
+    grants.buffer_unordered(CONCURRENCY).for_each(async |granted| assert!(granted.is_ok(), "{granted:?}")).await;
+    let dead = Abandoned::grant(&replica, TTL, keys(0..10)).await;
 
     server.signal("STOP");
     sleep_until(dead.due[1] + SECOND).await;
     server.signal("CONT");
     let back = Instant::now();
-    ends.come_to(10, TTL + PATIENCE).await;
-    let last = dead.sessions.iter().map(|session| ends.of(session).expect("it ended").0).max().expect("there are some");
+    ends.wait_for_count(10, TTL + PATIENCE).await;
+    let last = dead
+        .sessions
+        .iter()
+        .map(|session| ends.of(session).expect("the session ended").0)
+        .max()
+        .expect("there is at least one");
     let after = last - back;
     println!("with {leases} leases, a dead one of {TTL:?} ended {after:?} after the outage");
-    assert!(after >= TTL - Duration::from_millis(50), "it ended {after:?} after the outage, with a ttl of {TTL:?}");
-    assert!(after <= TTL + 2 * SECOND, "it ended {after:?} after the outage, with a ttl of {TTL:?}");
+    assert!(
+        after >= TTL - Duration::from_millis(50),
+        "the lease ended {after:?} after the outage, with a ttl of {TTL:?}"
+    );
+    assert!(after <= TTL + 2 * SECOND, "the lease ended {after:?} after the outage, with a ttl of {TTL:?}");
 }
 
-/// Leases of few milliseconds, granted anywhere within one, and replicas that look for them all the time.
+/// Grants leases with ttls of 40 to 100 ms at random moments, while three replicas constantly look for due leases.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_lease_ends_before_its_ttl() {
     const LEASES: i64 = 300;
@@ -167,13 +175,13 @@ async fn no_lease_ends_before_its_ttl() {
         let due = [before + ttl, Instant::now() + ttl];
         match replica.storage.create(&sessions, Some(lease)).await {
             Ok(_) => granted.push(Abandoned { lease, sessions, due }),
-            // On a busy machine.
+            // This happens on a busy machine.
             Err(StorageError::UnknownLease(_)) => assert!(before.elapsed() >= ttl, "a lease of {ttl:?} ended early"),
             Err(error) => panic!("{error}"),
         }
     }
-    ends.come_to(granted.len(), PATIENCE).await;
-    // The grant took effect after it began, and the end was told after it had come.
+    ends.wait_for_count(granted.len(), PATIENCE).await;
+    // `lateness` fails for a session that ended early.
     let lateness = slowest(granted.iter().map(|lease| lease.lateness(&ends)));
     println!("of {} leases, none ended early, and none more than {lateness:?} late", granted.len());
 }

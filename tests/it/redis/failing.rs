@@ -1,7 +1,8 @@
-//! Random histories in which Redis fails at random moments: rights are taken away, memory runs out, keys are lost, connections are
-//! cut, the clock is set. After any error of a change, either the session is as before or its event is in the log.
+//! Random histories in which Redis fails at random moments: it takes permissions away, runs out of memory, loses keys,
+//! cuts connections, or changes its clock. After a change fails, either the session is as before or its event is in the
+//! log.
 //!
-//! `SESSIOND_TEST_FAILING` says how many histories each test plays.
+//! `SESSIOND_TEST_FAILING` sets how many histories each test plays.
 
 mod mirror;
 mod story;
@@ -23,24 +24,24 @@ use self::{
 use super::server::is_installed;
 use crate::long::number;
 
-/// A call of one of the groups, through one of the replicas.
+/// A call by one group through one replica.
 #[derive(Clone, Debug)]
 struct Call {
     replica: usize,
     action: Action,
 }
 
-/// Calls that are made at once: one by each group that has something to do.
+/// Concurrent calls: at most one by each group.
 type Move = Vec<Option<Call>>;
 
-/// Something goes wrong, while and after which calls are made.
+/// A fault, with the calls made during and after it.
 #[derive(Clone, Debug)]
 struct Episode {
     trouble: Trouble,
-    /// It begins so many microseconds after the first calls.
+    /// The fault begins this many microseconds after the first calls.
     delay: u64,
     moves: Vec<Move>,
-    /// What is done when it is over.
+    /// Calls made after the fault has ended.
     calm: Vec<Move>,
 }
 
@@ -61,7 +62,7 @@ fn moves(count: std::ops::RangeInclusive<usize>) -> impl Strategy<Value = Vec<Mo
     vec(vec(prop::option::weighted(0.8, call), GROUPS), count)
 }
 
-/// `clock` tells whether the clock can be set.
+/// `clock` says whether the clock can be set.
 fn trouble(clock: bool) -> BoxedStrategy<Trouble> {
     let general = prop_oneof![
         6 => select(trouble::COMMANDS).prop_map(Trouble::Forbid),
@@ -102,21 +103,21 @@ fn play(servers: &Servers, partitions: u32, cases: u32) {
 }
 
 #[test]
-fn a_change_that_fails_is_undone_or_logged() {
+fn a_failed_change_is_undone_or_logged() {
     if let Some(servers) = Servers::single() {
         play(&servers, 1, 4);
     }
 }
 
 #[test]
-fn a_change_over_partitions_that_fails_is_undone_or_logged() {
+fn a_failed_change_across_partitions_is_undone_or_logged() {
     if let Some(servers) = Servers::single() {
         play(&servers, 3, 4);
     }
 }
 
 #[test]
-fn a_change_in_a_cluster_that_fails_is_undone_or_logged() {
+fn a_failed_change_in_a_cluster_is_undone_or_logged() {
     if is_installed() {
         play(&Servers::cluster(), 3, 3);
     }

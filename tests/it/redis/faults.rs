@@ -1,4 +1,4 @@
-//! What becomes of calls and streams when Redis fails.
+//! Calls and streams while Redis fails.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,19 +14,19 @@ use super::{
     ROOMY,
     cluster::{MASTERS, NODE_TIMEOUT, RedisCluster},
     open,
-    replica::{Replica, create, eventually, key, keys, left_of},
+    replica::{Replica, create, eventually, existing_of, key, keys},
     server::{RedisServer, ServerKind, is_installed, on_each_server},
 };
 
-/// The longest that a call may take with `timeout_ms` as below: an answer of Redis, the connection to it, and some for a busy
-/// machine.
+/// The longest that a call may take with the `timeout_ms` below: one answer of Redis, one connection, and some slack
+/// for a busy machine.
 const CALL: Duration = Duration::from_secs(5);
 
 /// Short timeouts, so that outages are noticed soon.
 const PARAMETERS: &str = "timeout_ms=300&buckets=64";
 
 impl RedisCluster {
-    /// Restarts a node and waits until all serve.
+    /// Restarts a node and waits until all nodes serve.
     fn restart(&mut self, node: usize) {
         tokio::task::block_in_place(|| {
             self.nodes[node].restart();
@@ -37,8 +37,8 @@ impl RedisCluster {
     }
 }
 
-/// Every unary call fails as it should while Redis is away, and in time.
-async fn is_unavailable(storage: &dyn SessionStorage) {
+/// Asserts that every unary call fails in time with Unavailable.
+async fn assert_unavailable(storage: &dyn SessionStorage) {
     let began = Instant::now();
     let calls = futures_util::future::join_all((0..20).map(|n| async move {
         let one = [key(1000 + n)];
@@ -58,27 +58,27 @@ async fn is_unavailable(storage: &dyn SessionStorage) {
 }
 
 on_each_server! {
-    [#[tokio::test]] an_event_crosses_replicas_and_a_cursor_goes_on_at_another;
-    [#[tokio::test]] a_stopped_redis_fails_calls_in_time_and_a_reset_follows_an_empty_one;
-    [#[tokio::test]] what_was_flushed_under_a_live_connection_is_noticed;
-    [#[tokio::test]] an_old_dump_makes_every_old_cursor_foreign;
-    [#[tokio::test]] a_durable_redis_that_restarts_loses_no_cursor;
-    [#[tokio::test]] a_redis_that_is_stuck_fails_calls_in_time_and_recovers;
-    [#[tokio::test]] connections_that_are_cut_lose_and_repeat_nothing;
-    [#[tokio::test]] a_change_that_too_few_replicas_of_redis_have_is_told_as_a_failure;
-    [#[tokio::test(flavor = "multi_thread", worker_threads = 2)]] a_failover_of_a_cluster_under_load_is_survived;
+    [#[tokio::test]] events_cross_replicas_and_cursors_resume_on_another_replica;
+    [#[tokio::test]] calls_fail_in_time_while_redis_is_down_and_an_empty_redis_resets_streams;
+    [#[tokio::test]] a_flush_under_a_live_connection_resets_streams;
+    [#[tokio::test]] an_old_dump_makes_cursors_of_lost_changes_foreign;
+    [#[tokio::test]] a_restart_of_a_durable_redis_keeps_all_cursors;
+    [#[tokio::test]] calls_fail_in_time_while_redis_hangs_and_work_again_afterwards;
+    [#[tokio::test]] cut_connections_lose_and_repeat_no_events;
+    [#[tokio::test]] a_change_on_too_few_redis_replicas_is_reported_as_failed;
+    [#[tokio::test(flavor = "multi_thread", worker_threads = 2)]] replicas_survive_a_cluster_failover_under_load;
 }
 
-async fn an_event_crosses_replicas_and_a_cursor_goes_on_at_another(kind: ServerKind) {
+async fn events_cross_replicas_and_cursors_resume_on_another_replica(kind: ServerKind) {
     let server = kind.start(&[]);
     let url = server.url(PARAMETERS);
     let (a, b) = (Replica::start(&url).await, Replica::start(&url).await);
     let mut held = a.watch(Start::Snapshot).await;
-    held.comes_to_hold(&[]).await;
+    held.converges_to(&[]).await;
     b.storage.create(&keys(0..50), None).await.unwrap();
-    held.comes_to_hold(&keys(0..50)).await;
+    held.converges_to(&keys(0..50)).await;
     let cursor = held.observer.cursor().unwrap();
-    // The replica that it was at dies, and more happens before it is at another.
+    // The observer's replica dies, and the registry changes before the observer resumes on another replica.
     drop((held.observer, a));
     b.storage.destroy(&keys(10..20), None).await.unwrap();
     let c = Replica::start(&url).await;
@@ -86,103 +86,103 @@ async fn an_event_crosses_replicas_and_a_cursor_goes_on_at_another(kind: ServerK
         let mut resumed = replica.watch(Start::After(cursor.clone())).await;
         resumed.sessions.clone_from(&held.sessions);
         resumed.is_synced = true;
-        resumed.comes_to_hold(&[keys(0..10), keys(20..50)].concat()).await;
+        resumed.converges_to(&[keys(0..10), keys(20..50)].concat()).await;
         assert_eq!(resumed.resets, []);
     }
 }
 
-async fn a_stopped_redis_fails_calls_in_time_and_a_reset_follows_an_empty_one(kind: ServerKind) {
+async fn calls_fail_in_time_while_redis_is_down_and_an_empty_redis_resets_streams(kind: ServerKind) {
     let mut server = kind.start(&[]);
     let url = server.url(PARAMETERS);
     let (a, b) = (Replica::start(&url).await, Replica::start(&url).await);
     create(&*a.storage, &keys(0..50)).await;
     let mut held = [a.watch(Start::Snapshot).await, b.watch(Start::Snapshot).await];
     for held in &mut held {
-        held.comes_to_hold(&keys(0..50)).await;
+        held.converges_to(&keys(0..50)).await;
     }
     let old = held[0].observer.cursor().unwrap();
     server.kill();
-    is_unavailable(&*a.storage).await;
-    is_unavailable(&*b.storage).await;
-    // Empty: there is another registry from now on.
+    assert_unavailable(&*a.storage).await;
+    assert_unavailable(&*b.storage).await;
+    // The restarted Redis is empty, so this is a new registry.
     server.restart();
     create(&*b.storage, &keys(100..110)).await;
     for held in &mut held {
-        held.is_reset(ResetReason::StorageRestarted).await;
-        held.comes_to_hold(&keys(100..110)).await;
+        held.resyncs_after(ResetReason::StorageRestarted).await;
+        held.converges_to(&keys(100..110)).await;
     }
     let c = Replica::start(&url).await;
     for replica in [&a, &b, &c] {
         let mut late = replica.watch(Start::After(old.clone())).await;
-        late.is_reset(ResetReason::CursorForeign).await;
-        late.comes_to_hold(&keys(100..110)).await;
+        late.resyncs_after(ResetReason::CursorForeign).await;
+        late.converges_to(&keys(100..110)).await;
     }
 }
 
-async fn what_was_flushed_under_a_live_connection_is_noticed(kind: ServerKind) {
+async fn a_flush_under_a_live_connection_resets_streams(kind: ServerKind) {
     let server = kind.start(&[]);
     let a = Replica::start(&server.url(PARAMETERS)).await;
     create(&*a.storage, &keys(0..50)).await;
     let mut held = a.watch(Start::Snapshot).await;
-    held.comes_to_hold(&keys(0..50)).await;
+    held.converges_to(&keys(0..50)).await;
     let () = server.ask(&cmd("FLUSHALL")).unwrap();
-    held.is_reset(ResetReason::StorageRestarted).await;
-    held.comes_to_hold(&[]).await;
+    held.resyncs_after(ResetReason::StorageRestarted).await;
+    held.converges_to(&[]).await;
 }
 
-async fn an_old_dump_makes_every_old_cursor_foreign(kind: ServerKind) {
+async fn an_old_dump_makes_cursors_of_lost_changes_foreign(kind: ServerKind) {
     let mut server = kind.start(&[]);
     let url = server.url(PARAMETERS);
     let a = Replica::start(&url).await;
     create(&*a.storage, &keys(0..50)).await;
     let mut held = a.watch(Start::Snapshot).await;
-    held.comes_to_hold(&keys(0..50)).await;
+    held.converges_to(&keys(0..50)).await;
     let () = server.ask(&cmd("SAVE")).unwrap();
     create(&*a.storage, &keys(50..80)).await;
-    held.comes_to_hold(&keys(0..80)).await;
+    held.converges_to(&keys(0..80)).await;
     let lost = held.observer.cursor().unwrap();
     server.restart();
-    // The log grows past where it was, with other changes at the same positions.
+    // The log grows past its old end, with other changes at the same positions.
     create(&*a.storage, &keys(200..260)).await;
-    held.is_reset(ResetReason::StorageRestarted).await;
+    held.resyncs_after(ResetReason::StorageRestarted).await;
     let now = [keys(0..50), keys(200..260)].concat();
-    held.comes_to_hold(&now).await;
+    held.converges_to(&now).await;
     let b = Replica::start(&url).await;
     let mut late = b.watch(Start::After(lost)).await;
-    late.is_reset(ResetReason::CursorForeign).await;
-    late.comes_to_hold(&now).await;
+    late.resyncs_after(ResetReason::CursorForeign).await;
+    late.converges_to(&now).await;
 }
 
-async fn a_durable_redis_that_restarts_loses_no_cursor(kind: ServerKind) {
+async fn a_restart_of_a_durable_redis_keeps_all_cursors(kind: ServerKind) {
     let mut server = kind.start(&["--appendonly", "yes", "--appendfsync", "always"]);
     let url = server.url(PARAMETERS);
     let a = Replica::start(&url).await;
     create(&*a.storage, &keys(0..50)).await;
     let mut held = a.watch(Start::Snapshot).await;
-    held.comes_to_hold(&keys(0..50)).await;
+    held.converges_to(&keys(0..50)).await;
     server.restart();
     create(&*a.storage, &keys(50..60)).await;
-    held.comes_to_hold(&keys(0..60)).await;
+    held.converges_to(&keys(0..60)).await;
     assert_eq!(held.resets, [], "nothing was lost");
 }
 
-async fn a_redis_that_is_stuck_fails_calls_in_time_and_recovers(kind: ServerKind) {
+async fn calls_fail_in_time_while_redis_hangs_and_work_again_afterwards(kind: ServerKind) {
     let server = kind.start(&[]);
     let a = Replica::start(&server.url(PARAMETERS)).await;
     create(&*a.storage, &keys(0..50)).await;
     let mut held = a.watch(Start::Snapshot).await;
-    held.comes_to_hold(&keys(0..50)).await;
+    held.converges_to(&keys(0..50)).await;
     server.signal("STOP");
-    is_unavailable(&*a.storage).await;
+    assert_unavailable(&*a.storage).await;
     server.signal("CONT");
-    // What was cut off may have been done all the same, and is done again.
+    // Changes whose calls failed may have taken effect; they are made again.
     create(&*a.storage, &keys(0..60)).await;
     a.storage.destroy(&keys(1000..1020), None).await.unwrap();
-    held.comes_to_hold(&keys(0..60)).await;
+    held.converges_to(&keys(0..60)).await;
     assert_eq!(held.resets, [], "nothing was lost");
 }
 
-async fn connections_that_are_cut_lose_and_repeat_nothing(kind: ServerKind) {
+async fn cut_connections_lose_and_repeat_no_events(kind: ServerKind) {
     const ROUNDS: i64 = 30;
     let server = kind.start(&[]);
     let url = server.url(PARAMETERS);
@@ -206,13 +206,13 @@ async fn connections_that_are_cut_lose_and_repeat_nothing(kind: ServerKind) {
     };
     tokio::join!(cutting, writing);
     let left: Vec<SessionKey> = (0..ROUNDS).flat_map(|n| keys(n * 100 + 20..n * 100 + 40)).collect();
-    held.comes_to_hold(&left).await;
+    held.converges_to(&left).await;
     assert_eq!(held.resets, []);
     assert_eq!(a.storage.session_count().await.unwrap(), left.len() as u64);
 }
 
 #[tokio::test]
-async fn a_replica_that_the_log_was_trimmed_past_starts_again_and_is_exact() {
+async fn a_replica_behind_a_trimmed_log_resets_and_is_exact() {
     if !is_installed() {
         return;
     }
@@ -221,8 +221,8 @@ async fn a_replica_that_the_log_was_trimmed_past_starts_again_and_is_exact() {
     let options = StorageOptions { retain_events: 100, ..ROOMY };
     let slow = Replica::start_with(&url, options).await;
     let mut held = slow.watch(Start::Snapshot).await;
-    held.comes_to_hold(&[]).await;
-    // On a thread of its own, while this one, on which the slow replica runs, does nothing else.
+    held.converges_to(&[]).await;
+    // The writer runs on its own thread, while the slow replica's thread is blocked in `join`.
     let writer = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -233,13 +233,13 @@ async fn a_replica_that_the_log_was_trimmed_past_starts_again_and_is_exact() {
         });
     });
     writer.join().unwrap();
-    held.is_reset(ResetReason::Lagged).await;
-    held.comes_to_hold(&keys(0..2000)).await;
+    held.resyncs_after(ResetReason::Lagged).await;
+    held.converges_to(&keys(0..2000)).await;
 }
 
-/// A replica that begins to sweep a lease and dies leaves the rest to another, which destroys each session once.
+/// If a replica dies during a sweep, another one finishes it and destroys each session once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sweep_that_dies_is_taken_over() {
+async fn another_replica_finishes_an_interrupted_sweep() {
     const SESSIONS: i64 = 20_000;
     if !is_installed() {
         return;
@@ -255,7 +255,7 @@ async fn a_sweep_that_dies_is_taken_over() {
     }
     dying.create(&keys(SESSIONS..SESSIONS + 10), None).await.unwrap();
     let all = keys(0..SESSIONS + 10);
-    held.comes_to_hold(&all).await;
+    held.converges_to(&all).await;
     let revoking = tokio::spawn({
         let dying = Arc::clone(&dying);
         async move { dying.revoke_lease(lease).await }
@@ -266,13 +266,13 @@ async fn a_sweep_that_dies_is_taken_over() {
     revoking.abort();
     let _ = revoking.await;
     drop(dying);
-    held.comes_to_hold(&keys(SESSIONS..SESSIONS + 10)).await;
+    held.converges_to(&keys(SESSIONS..SESSIONS + 10)).await;
     assert_eq!(held.resets, []);
 }
 
-/// An outage of Redis kills no session: each lease has its full ttl again after it.
+/// An outage of Redis ends no session: each lease gets its full ttl again afterwards.
 #[tokio::test]
-async fn leases_have_their_ttl_again_after_an_outage() {
+async fn leases_get_their_full_ttl_again_after_an_outage() {
     const TTL: Duration = Duration::from_secs(2);
     if !is_installed() {
         return;
@@ -282,39 +282,46 @@ async fn leases_have_their_ttl_again_after_an_outage() {
     let lease = a.storage.grant_lease(TTL, "gateway").await.unwrap();
     a.storage.create(&keys(0..5), Some(lease)).await.unwrap();
     let mut held = a.watch(Start::Snapshot).await;
-    held.comes_to_hold(&keys(0..5)).await;
+    held.converges_to(&keys(0..5)).await;
     server.signal("STOP");
-    // The ttl passes by Redis' clock while nobody can keep the lease alive.
+    // The ttl passes by Redis' clock while the lease cannot be kept alive.
     sleep(TTL + Duration::from_secs(1)).await;
     server.signal("CONT");
     let back = Instant::now();
-    held.comes_to_hold(&[]).await;
+    held.converges_to(&[]).await;
     let after = back.elapsed();
-    assert!(after >= TTL - Duration::from_millis(50), "it expired {after:?} after an outage, with a ttl of {TTL:?}");
+    assert!(
+        after >= TTL - Duration::from_millis(50),
+        "the lease expired {after:?} after an outage, with a ttl of {TTL:?}"
+    );
 }
 
 #[tokio::test]
-async fn another_layout_is_refused() {
+async fn opening_with_a_different_layout_is_refused() {
     if !is_installed() {
         return;
     }
     let server = RedisServer::start(&[]);
     let a = open(&server.url("partitions=2&buckets=64"), ROOMY).await;
-    assert_eq!(open(&server.url(""), ROOMY).await.layout(), a.layout(), "what is left out is as it is");
+    assert_eq!(
+        open(&server.url(""), ROOMY).await.layout(),
+        a.layout(),
+        "a URL without a layout takes the registry's own"
+    );
     let other: sessiond::storage::StorageUrl = server.url("partitions=4&buckets=64").parse().unwrap();
     let error = other.open(ROOMY).await.unwrap_err().to_string();
     assert!(error.contains("partitions=2&buckets=64"), "{error}");
     let one = open(&server.url("registry=one"), ROOMY).await;
-    assert!(one.log().await.unwrap().registry_id != a.log().await.unwrap().registry_id, "registries are kept apart");
+    assert!(one.log().await.unwrap().registry_id != a.log().await.unwrap().registry_id, "registries are separate");
 }
 
-async fn a_change_that_too_few_replicas_of_redis_have_is_told_as_a_failure(kind: ServerKind) {
+async fn a_change_on_too_few_redis_replicas_is_reported_as_failed(kind: ServerKind) {
     let server = kind.start(&[]);
     let plain = open(&server.url("buckets=64"), ROOMY).await;
     let strict = open(&server.url("buckets=64&wait_replicas=1&wait_timeout_ms=100"), ROOMY).await;
     let outcome = strict.create(&keys(0..1), None).await;
     assert!(matches!(outcome, Err(StorageError::Unavailable(_))), "{outcome:?}");
-    assert_eq!(plain.has(&keys(0..1)).await.unwrap(), [true], "it was made all the same, and a retry is safe");
+    assert_eq!(plain.has(&keys(0..1)).await.unwrap(), [true], "the change took effect, and a retry is safe");
     let master = server.port.to_string();
     let follower = kind.start(&["--replicaof", "127.0.0.1", &master, "--repl-diskless-sync-delay", "0"]);
     let created = eventually(|| async { strict.create(&keys(0..2), None).await.ok() }).await;
@@ -322,13 +329,13 @@ async fn a_change_that_too_few_replicas_of_redis_have_is_told_as_a_failure(kind:
     let _: i64 = follower.ask(&cmd("DBSIZE")).unwrap();
 }
 
-/// One master of three dies for good, under load; its replica takes its place.
-async fn a_failover_of_a_cluster_under_load_is_survived(kind: ServerKind) {
+/// One of three masters dies for good under load, and its replica takes over.
+async fn replicas_survive_a_cluster_failover_under_load(kind: ServerKind) {
     let mut cluster = RedisCluster::start_kind(kind, 1, NODE_TIMEOUT, &[]);
     let url = cluster.url("timeout_ms=500&partitions=6&buckets=48");
     let (a, b) = (Replica::start(&url).await, Replica::start(&url).await);
     let mut held = b.watch(Start::Snapshot).await;
-    held.comes_to_hold(&[]).await;
+    held.converges_to(&[]).await;
     let storage = Arc::clone(&a.storage);
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let writing = tokio::spawn(async move {
@@ -363,17 +370,17 @@ async fn a_failover_of_a_cluster_under_load_is_survived(kind: ServerKind) {
     sleep(Duration::from_millis(300)).await;
     stop.send_replace(true);
     let written = writing.await.unwrap();
-    // What the dead master had not yet sent on is lost, and told with a reset. What is there now is what observers hold.
-    let now = left_of(keys(-100..written), &a).await;
+    // Changes that the dead master had not replicated are lost, which resets the observers. They hold what exists now.
+    let now = existing_of(keys(-100..written), &a).await;
     assert!(now.len() > 100);
-    held.comes_to_hold(&now).await;
+    held.converges_to(&now).await;
     let mut fresh = a.watch(Start::Snapshot).await;
-    fresh.comes_to_hold(&now).await;
+    fresh.converges_to(&now).await;
 }
 
-/// A node of a cluster comes back empty: the sessions of the others live on, under another id.
+/// A cluster node comes back empty. The sessions of the other nodes survive under a new registry id.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_of_a_cluster_that_comes_back_empty_is_noticed() {
+async fn a_cluster_node_that_comes_back_empty_resets_streams_and_leaves_no_ghosts() {
     if !is_installed() {
         return;
     }
@@ -385,36 +392,36 @@ async fn a_node_of_a_cluster_that_comes_back_empty_is_noticed() {
         create(&*a.storage, &keys(0..300)).await;
         let lease = a.storage.grant_lease(Duration::from_secs(600), "").await.unwrap();
         a.storage.create(&keys(300..400), Some(lease)).await.unwrap();
-        held.comes_to_hold(&keys(0..400)).await;
+        held.converges_to(&keys(0..400)).await;
         let old = held.observer.cursor().unwrap();
         cluster.restart(node);
-        held.is_reset(ResetReason::StorageRestarted).await;
-        let left = left_of(keys(0..400), &a).await;
+        held.resyncs_after(ResetReason::StorageRestarted).await;
+        let left = existing_of(keys(0..400), &a).await;
         assert!(left.len() < 400);
-        held.comes_to_hold(&left).await;
-        // The replica may have yet to begin with the new id.
+        held.converges_to(&left).await;
+        // The replica may not have switched to the new id yet.
         let mut late = a.watch(Start::After(old)).await;
         while !late.is_synced || late.resets.is_empty() {
             late.read().await;
         }
-        late.comes_to_hold(&left).await;
+        late.converges_to(&left).await;
         assert_eq!(a.storage.session_count().await.unwrap(), left.len() as u64);
-        // The lease is gone with its node or lives on; it can be revoked in the latter case, and leaves no ghost.
+        // The lease was lost with its node or still exists. In both cases it leaves no ghosts.
         match a.storage.revoke_lease(lease).await {
             Ok(_) | Err(StorageError::UnknownLease(_)) => {}
             Err(error) => panic!("{error}"),
         }
         let leased = a.storage.has(&keys(300..400)).await.unwrap();
-        assert!(leased.iter().all(|exists| !exists), "a session is left under a lease that is gone");
+        assert!(leased.iter().all(|exists| !exists), "an ended lease still has a session");
         a.storage.destroy(&keys(0..300), None).await.unwrap();
-        held.comes_to_hold(&[]).await;
+        held.converges_to(&[]).await;
     }
 }
 
-/// A node of a cluster comes back with an old dump. Where it had the leases, those granted since are gone, and what other nodes
-/// have under them goes too.
+/// A cluster node comes back with an old dump. If it held the leases, those granted since the dump are lost, and so are
+/// their sessions on other nodes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_of_a_cluster_with_an_old_dump_leaves_no_ghost() {
+async fn a_cluster_node_with_an_old_dump_leaves_no_ghosts() {
     if !is_installed() {
         return;
     }
@@ -427,21 +434,21 @@ async fn a_node_of_a_cluster_with_an_old_dump_leaves_no_ghost() {
         let () = cluster.nodes[node].ask(&cmd("SAVE")).unwrap();
         let lease = a.storage.grant_lease(Duration::from_secs(600), "").await.unwrap();
         a.storage.create(&keys(100..300), Some(lease)).await.unwrap();
-        held.comes_to_hold(&keys(0..300)).await;
+        held.converges_to(&keys(0..300)).await;
         cluster.restart(node);
-        held.is_reset(ResetReason::StorageRestarted).await;
+        held.resyncs_after(ResetReason::StorageRestarted).await;
         match a.storage.revoke_lease(lease).await {
             Ok(_) | Err(StorageError::UnknownLease(_)) => {}
             Err(error) => panic!("{error}"),
         }
-        held.comes_to_hold(&keys(0..100)).await;
+        held.converges_to(&keys(0..100)).await;
         assert_eq!(a.storage.session_count().await.unwrap(), 100);
     }
 }
 
-/// The first partition loses the newest leases and not one change: nothing starts again, and the sessions under them go.
+/// The first partition loses the newest leases but no change. No stream is reset, and the sessions of those leases end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn leases_that_redis_forgot_leave_no_ghost() {
+async fn leases_forgotten_by_redis_leave_no_ghosts() {
     if !is_installed() {
         return;
     }
@@ -461,8 +468,8 @@ async fn leases_that_redis_forgot_leave_no_ghost() {
     let () = cluster.nodes[first].ask(&cmd("SAVE")).unwrap();
     let lease = a.storage.grant_lease(Duration::from_secs(600), "").await.unwrap();
     a.storage.create(&leased, Some(lease)).await.unwrap();
-    held.comes_to_hold(&[leased, keys(300..400)].concat()).await;
+    held.converges_to(&[leased, keys(300..400)].concat()).await;
     tokio::task::block_in_place(|| cluster.nodes[first].restart());
-    held.comes_to_hold(&keys(300..400)).await;
+    held.converges_to(&keys(300..400)).await;
     assert_eq!(held.resets, [], "no change was lost");
 }

@@ -1,4 +1,4 @@
-//! Three programs over one Redis, as processes.
+//! Three sessiond processes that share one Redis.
 
 use sessiond::{
     client::{Client, WatchOptions, WatchUpdate},
@@ -20,7 +20,7 @@ fn client(program: &Program) -> Client {
 }
 
 #[tokio::test]
-async fn a_program_dies_and_its_observer_goes_on_exactly_at_another() {
+async fn an_observer_of_a_killed_server_resumes_exactly_on_another() {
     if !is_installed() {
         return;
     }
@@ -33,19 +33,19 @@ async fn a_program_dies_and_its_observer_goes_on_exactly_at_another() {
     let mut clients: Vec<Client> = programs.iter().map(client).collect();
     let mut watch = clients[0].watch(WatchOptions::snapshot());
     while !matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Synced { .. }) {}
-    let mut told = Vec::new();
-    // Each of these is created through another program than it is looked for.
+    let mut received = Vec::new();
+    // Each session is created through one server and looked up through another.
     for n in 0..60 {
         soon(clients[n % 3].create(key(n as i64))).await.unwrap();
         assert!(soon(clients[(n + 1) % 3].has(key(n as i64))).await.unwrap());
         if n == 30 {
-            while told.len() < 15 {
+            while received.len() < 15 {
                 if let WatchUpdate::Events(events) = soon(watch.next()).await.unwrap() {
-                    told.extend(events);
+                    received.extend(events);
                 }
             }
-            let cursor = watch.cursor().expect("it has been told of events").to_owned();
-            // Killed, not drained, and started again.
+            let cursor = watch.cursor().expect("the stream has received events").to_owned();
+            // The server is killed, not drained, and started again.
             programs[0].signal("KILL").await;
             programs[0].exit_code().await;
             watch = clients[1].watch(WatchOptions::after(cursor));
@@ -53,21 +53,21 @@ async fn a_program_dies_and_its_observer_goes_on_exactly_at_another() {
             clients[0] = client(&programs[0]);
         }
     }
-    while told.len() < 60 {
+    while received.len() < 60 {
         match soon(watch.next()).await.unwrap() {
-            WatchUpdate::Events(events) => told.extend(events),
+            WatchUpdate::Events(events) => received.extend(events),
             WatchUpdate::Reset(reason) => panic!("{reason:?}"),
             _ => {}
         }
     }
-    let sessions: Vec<_> = told.iter().map(|event| event.session).collect();
-    assert!(told.iter().all(|event| event.change == SessionChange::Created));
+    let sessions: Vec<_> = received.iter().map(|event| event.session).collect();
+    assert!(received.iter().all(|event| event.change == SessionChange::Created));
     assert_eq!(sessions, (0..60).map(key).collect::<Vec<_>>());
     programs[0].metric_comes_to("sessiond_sessions", 60).await;
 }
 
 #[tokio::test]
-async fn a_redis_that_goes_away_is_counted_in_the_metrics() {
+async fn a_redis_outage_shows_in_the_metrics() {
     if !is_installed() {
         return;
     }
@@ -83,14 +83,14 @@ async fn a_redis_that_goes_away_is_counted_in_the_metrics() {
     redis.kill();
     soon(client.destroy(key(1))).await.unwrap_err();
     assert!(program.metric(&errors("destroy")).await >= 1);
-    assert!(program.metric(&waits("destroy")).await >= 1, "the time until it failed is in it");
+    assert!(program.metric(&waits("destroy")).await >= 1, "the wait of the failed call is counted");
     assert!(program.metric("sessiond_refused_total{reason=\"STORAGE_UNAVAILABLE\"}").await >= 1);
 }
 
 #[tokio::test]
-async fn a_redis_that_is_not_there_has_an_exit_code_and_shows_no_password() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let url = format!("redis://user:s3cret@{nobody}/?timeout_ms=200");
+async fn an_unreachable_redis_ends_the_start_with_code_5_and_hides_the_password() {
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("redis://user:s3cret@{unused}/?timeout_ms=200");
     let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
     let mut command = serve(&[&ports[..], &["--storage", &url, "--storage-wait", "0"]].concat());
     let output = soon(command.output()).await.unwrap();

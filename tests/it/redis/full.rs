@@ -1,4 +1,4 @@
-//! Redis has reached `maxmemory` and evicts nothing: it accepts no growth, and all that ends goes on.
+//! Redis has reached `maxmemory` and evicts nothing. It refuses growth, but sessions and leases can still end.
 
 use std::{
     collections::HashSet,
@@ -26,15 +26,15 @@ use super::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Short timeouts, for a test that fails.
+/// Short timeouts, so that a failing test ends soon.
 const PARAMETERS: &str = "timeout_ms=500";
 
-/// How full the servers are.
+/// How far a server's `maxmemory` is from its used memory.
 #[derive(Clone, Copy, Debug)]
 enum Limit {
-    /// Far below what is used already: not one growing command is accepted.
+    /// Far below the used memory: Redis refuses every command that needs memory.
     Far,
-    /// What is used at present, and some sessions more.
+    /// Slightly above the used memory, with room for some more sessions.
     Near,
     None,
 }
@@ -51,30 +51,30 @@ fn limit(servers: &[&RedisServer], limit: Limit) {
     }
 }
 
-/// Whether this is how growth is refused.
+/// Whether the outcome is a refusal of growth. Fails if the call succeeded.
 fn is_refused<T: std::fmt::Debug>(outcome: Result<T, StorageError>) -> bool {
     match outcome {
         Err(StorageError::Refused(refusal)) => refusal.cause == RefusalCause::OutOfMemory,
         Err(StorageError::Unavailable(_)) => true,
-        other => panic!("a growing change is not refused: {other:?}"),
+        other => panic!("a change that needs memory was not refused: {other:?}"),
     }
 }
 
-/// Creates sessions until one is refused. Gives those that are there.
+/// Creates sessions until Redis refuses one. Returns the sessions that exist.
 async fn fill(storage: &dyn SessionStorage) -> Vec<SessionKey> {
     let mut filled = Vec::new();
     for first in (1_000_000..2_000_000).step_by(500) {
         let some = keys(first..first + 500);
         if let Err(error) = storage.create(&some, None).await {
             assert!(is_refused::<()>(Err(error)));
-            // Some of them may have been created.
+            // Some sessions of the refused batch may have been created.
             let exist = eventually(|| async { storage.has(&some).await.ok() }).await;
             filled.extend(some.iter().zip(exist).filter(|(_, exists)| *exists).map(|(session, _)| *session));
             return filled;
         }
         filled.extend(some);
     }
-    panic!("Redis does not fill up");
+    panic!("Redis did not fill up");
 }
 
 async fn check(servers: &[&RedisServer], url: &str, how_full: Limit) {
@@ -95,7 +95,7 @@ async fn check(servers: &[&RedisServer], url: &str, how_full: Limit) {
     let is_over = AtomicBool::new(false);
     let keeping = async {
         while !is_over.load(Ordering::Relaxed) {
-            b.storage.keep_lease_alive(kept).await.expect("a lease can be kept alive");
+            b.storage.keep_lease_alive(kept).await.expect("the lease can be kept alive");
             sleep(SECOND / 4).await;
         }
     };
@@ -117,13 +117,13 @@ async fn check(servers: &[&RedisServer], url: &str, how_full: Limit) {
         assert_eq!(a.storage.has(&of_revoked).await.unwrap(), vec![false; of_revoked.len()]);
         assert_eq!(a.storage.destroy(&goes, None).await.unwrap(), vec![true; goes.len()]);
         assert_eq!(b.storage.destroy(&of_kept[..50], Some(kept)).await.unwrap(), vec![true; 50]);
-        // A replica that starts now does its part, too.
+        // A replica that starts now works, too.
         let c = open(url, ROOMY).await;
         assert_eq!(c.has(&of_kept).await.unwrap(), [vec![false; 50], vec![true; 50]].concat());
         c.keep_lease_alive(kept).await.unwrap();
         let is_expired = async || !b.storage.has(&of_expired).await.unwrap().contains(&true);
         while !is_expired().await {
-            assert!(began.elapsed() < 5 * SECOND, "the sessions of an expired lease stay");
+            assert!(began.elapsed() < 5 * SECOND, "the sessions of an expired lease still exist");
             sleep(SECOND / 20).await;
         }
         let gone = b.storage.keep_lease_alive(expired).await;
@@ -134,32 +134,32 @@ async fn check(servers: &[&RedisServer], url: &str, how_full: Limit) {
     let ((), filled) = join!(keeping, ending);
     let left: HashSet<_> = [&of_kept[50..], &stays, &filled].concat().into_iter().collect();
     let left: Vec<_> = left.into_iter().collect();
-    held.comes_to_hold(&left).await;
+    held.converges_to(&left).await;
     assert_eq!(a.storage.session_count().await.unwrap(), left.len() as u64);
     assert_eq!(a.storage.lease_count().await.unwrap(), 1);
 
     limit(servers, Limit::None);
     create(&*a.storage, &keys(6000..6100)).await;
-    held.comes_to_hold(&[left, keys(6000..6100)].concat()).await;
+    held.converges_to(&[left, keys(6000..6100)].concat()).await;
     assert_eq!(held.resets, []);
     assert_eq!(b.storage.revoke_lease(kept).await.unwrap(), 50);
 }
 
-async fn leases_end_and_sessions_go_while_redis_is_full(kind: ServerKind) {
+async fn leases_end_and_sessions_can_be_destroyed_while_redis_is_full(kind: ServerKind) {
     for (partitions, how_full) in [(1, Limit::Far), (3, Limit::Near)] {
         let server = kind.start(&["--maxmemory-policy", "noeviction"]);
         let url = server.url(&format!("{PARAMETERS}&partitions={partitions}&buckets=96"));
         let done = timeout(60 * SECOND, check(&[&server], &url, how_full)).await;
-        done.unwrap_or_else(|_| panic!("{how_full:?}: it does not end"));
+        done.unwrap_or_else(|_| panic!("{how_full:?}: the check timed out"));
     }
 }
 
 on_each_server! {
-    [#[tokio::test(flavor = "multi_thread", worker_threads = 2)]] leases_end_and_sessions_go_while_redis_is_full;
+    [#[tokio::test(flavor = "multi_thread", worker_threads = 2)]] leases_end_and_sessions_can_be_destroyed_while_redis_is_full;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn leases_end_and_sessions_go_while_a_cluster_is_full() {
+async fn leases_end_and_sessions_can_be_destroyed_while_a_cluster_is_full() {
     if !is_installed() {
         return;
     }
@@ -169,9 +169,9 @@ async fn leases_end_and_sessions_go_while_a_cluster_is_full() {
     check(&nodes, &url, Limit::Far).await;
 }
 
-/// The node with the leases has room, and others have none, or the other way round.
+/// Fills one node of the cluster at a time, including the node that holds the leases.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn leases_end_and_sessions_go_while_one_node_of_a_cluster_is_full() {
+async fn leases_end_and_sessions_can_be_destroyed_while_one_cluster_node_is_full() {
     if !is_installed() {
         return;
     }
@@ -184,10 +184,10 @@ async fn leases_end_and_sessions_go_while_one_node_of_a_cluster_is_full() {
         a.storage.create(&keys(0..300), Some(revoked)).await.unwrap();
         let expired = a.storage.grant_lease(SECOND, "expires").await.unwrap();
         a.storage.create(&keys(300..600), Some(expired)).await.unwrap();
-        held.comes_to_hold(&keys(0..600)).await;
+        held.converges_to(&keys(0..600)).await;
         limit(&[&cluster.nodes[node]], Limit::Far);
         assert_eq!(b.storage.revoke_lease(revoked).await.unwrap(), 300);
-        held.comes_to_hold(&[]).await;
+        held.converges_to(&[]).await;
         assert_eq!(a.storage.session_count().await.unwrap(), 0);
         limit(&[&cluster.nodes[node]], Limit::None);
     }

@@ -1,4 +1,4 @@
-//! Entries that are missing from the log.
+//! Entries that are missing from the change log.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,13 +16,14 @@ use super::{
 
 const PARAMETERS: &str = "buckets=64";
 
-/// For so long commands are counted.
-const WHILE: Duration = Duration::from_secs(2);
+/// How long the test counts commands.
+const MEASURED: Duration = Duration::from_secs(2);
 
-/// Far more than two replicas need in that time to look after leases and read the log; a loop without a pause sends thousands.
+/// Far more commands than two replicas need in that time to check leases and read the log. A loop without a pause sends
+/// thousands.
 const COMMANDS: u64 = 300;
 
-/// What somebody does to the newest entries of the log while a replica cannot read it.
+/// Damage to the newest log entries while a replica cannot read them.
 #[derive(Clone, Copy, Debug)]
 enum Damage {
     DeletesOneInTheMiddle,
@@ -32,11 +33,11 @@ enum Damage {
 }
 
 impl Damage {
-    /// `old` is how many entries of the log the replica has read.
-    fn is_done(self, server: &RedisServer, log: &str, old: usize) {
+    /// Applies the damage. `old` is the number of log entries that the replica has read.
+    fn apply(self, server: &RedisServer, log: &str, old: usize) {
         let entries: Vec<(String, Value)> = server.ask(cmd("XRANGE").arg(log).arg("-").arg("+")).unwrap();
         let new = &entries[old..];
-        assert!(new.len() >= 3, "a first, a middle and a last one");
+        assert!(new.len() >= 3, "there is a first, a middle and a last entry");
         let delete = |index: usize| server.ask::<u32>(cmd("XDEL").arg(log).arg(&new[index].0)).unwrap();
         let trim = |left: u32| server.ask::<u32>(cmd("XTRIM").arg(log).arg("MAXLEN").arg(left)).unwrap();
         let gone = match self {
@@ -49,7 +50,7 @@ impl Damage {
     }
 }
 
-/// How often Redis was asked for changes, or to run a script.
+/// Returns how often Redis was asked for log entries or to run a script.
 fn commands(server: &RedisServer) -> u64 {
     let count = |command: &str| {
         let stats = server.info("commandstats", &format!("cmdstat_{command}")).unwrap_or_default();
@@ -60,22 +61,22 @@ fn commands(server: &RedisServer) -> u64 {
 }
 
 #[tokio::test]
-async fn a_log_that_lacks_an_entry_leads_to_one_reset_and_no_loop() {
+async fn a_missing_log_entry_causes_one_reset_and_no_busy_loop() {
     heals(Damage::DeletesOneInTheMiddle).await;
 }
 
 #[tokio::test]
-async fn a_log_that_lacks_its_last_entry_leads_to_one_reset_and_no_loop() {
+async fn a_missing_last_log_entry_causes_one_reset_and_no_busy_loop() {
     heals(Damage::DeletesTheLast).await;
 }
 
 #[tokio::test]
-async fn a_log_trimmed_to_its_last_entry_leads_to_one_reset_and_no_loop() {
+async fn a_log_trimmed_to_its_last_entry_causes_one_reset_and_no_busy_loop() {
     heals(Damage::TrimsAllButTheLast).await;
 }
 
 #[tokio::test]
-async fn a_log_trimmed_to_nothing_leads_to_one_reset_and_no_loop() {
+async fn a_log_trimmed_to_nothing_causes_one_reset_and_no_busy_loop() {
     heals(Damage::TrimsAll).await;
 }
 
@@ -89,7 +90,7 @@ async fn heals(damage: Damage) {
     let b = Replica::start(&name.url(PARAMETERS)).await;
     create(&*a, &keys(0..10)).await;
     let mut held = b.watch(Start::Snapshot).await;
-    held.comes_to_hold(&keys(0..10)).await;
+    held.converges_to(&keys(0..10)).await;
     let cursor = held.observer.cursor().unwrap();
     let logs: Vec<String> = server.ask(cmd("KEYS").arg("*:log")).unwrap();
     let [log] = logs.as_slice() else { panic!("{logs:?}") };
@@ -99,29 +100,29 @@ async fn heals(damage: Damage) {
     for first in [10, 20, 30, 40] {
         create(&*a, &keys(first..first + 10)).await;
     }
-    damage.is_done(&server, log, old);
+    damage.apply(&server, log, old);
     let before = commands(&server);
     name.resume();
-    held.starts_again_with(&keys(0..50)).await;
-    sleep(WHILE).await;
+    held.resets_once_to(&keys(0..50)).await;
+    sleep(MEASURED).await;
     let sent = commands(&server) - before;
-    assert!(sent < COMMANDS, "{damage:?}: {sent} commands within {WHILE:?}");
+    assert!(sent < COMMANDS, "{damage:?}: {sent} commands within {MEASURED:?}");
 
-    // All goes on, with the changes after the gap.
+    // Streams continue with the changes after the gap.
     create(&*a, &keys(50..60)).await;
     a.destroy(&keys(0..5), None).await.unwrap();
-    held.comes_to_hold(&keys(5..60)).await;
+    held.converges_to(&keys(5..60)).await;
     assert_eq!(held.resets.len(), 1, "{damage:?}");
     let now = held.observer.cursor().unwrap();
     let late = Replica::start(&server.url(PARAMETERS)).await;
     for replica in [&b, &late] {
-        replica.watch(Start::Snapshot).await.comes_to_hold(&keys(5..60)).await;
-        replica.resume(cursor.clone(), &keys(0..10)).await.starts_again_with(&keys(5..60)).await;
+        replica.watch(Start::Snapshot).await.converges_to(&keys(5..60)).await;
+        replica.resume(cursor.clone(), &keys(0..10)).await.resets_once_to(&keys(5..60)).await;
     }
     create(&*a, &keys(60..70)).await;
     for replica in [&b, &late] {
         let mut on = replica.resume(now.clone(), &keys(5..60)).await;
-        on.comes_to_hold(&keys(5..70)).await;
-        assert_eq!(on.resets, [], "{damage:?}: a cursor from after the gap goes on");
+        on.converges_to(&keys(5..70)).await;
+        assert_eq!(on.resets, [], "{damage:?}: a cursor from after the gap resumes");
     }
 }

@@ -1,4 +1,4 @@
-//! A way to Redis that can be shut, for all or for some commands, and lets through later what was sent meanwhile.
+//! A proxy in front of Redis that can hold back all commands or some of them, and passes them on later.
 
 use std::{io, net::SocketAddr};
 
@@ -11,15 +11,15 @@ use tokio::{
 
 use super::server::RedisServer;
 
-/// More than a test sends through a gate that is shut.
+/// More than any test sends while a gate is shut.
 const MOST_HELD: usize = 64 << 20;
 
-/// A proxy in front of one server. What clients send while it is shut reaches the server when it opens, though they may have
-/// closed their connections by then.
+/// A proxy in front of one server. What clients send while it is shut reaches the server when it opens, even if they
+/// have closed their connections by then.
 pub(super) struct Gate {
     addr: SocketAddr,
     state: watch::Sender<State>,
-    /// Whether something has been held since it was shut.
+    /// Whether bytes have been held back since `shut_to`.
     has_held: watch::Sender<bool>,
     accepting: JoinHandle<()>,
 }
@@ -28,7 +28,7 @@ pub(super) struct Gate {
 enum State {
     Open,
     Shut,
-    /// Shut to what has this command in it.
+    /// Holds back bytes that contain this command.
     ShutTo(&'static str),
 }
 
@@ -55,7 +55,7 @@ impl Gate {
         self.state.send_replace(State::Shut);
     }
 
-    /// Shuts it to a command, and waits until one is held.
+    /// Holds back a command, and waits until one has been held back.
     pub(super) async fn shut_to(&self, command: &'static str) {
         self.has_held.send_replace(false);
         self.state.send_replace(State::ShutTo(command));
@@ -66,7 +66,7 @@ impl Gate {
         self.state.send_replace(State::Open);
     }
 
-    /// The URL of a registry in the server behind it.
+    /// Returns the URL of a registry in the server behind the gate.
     pub(super) fn url(&self, parameters: &str) -> String {
         format!("redis://{}/?{parameters}", self.addr)
     }
@@ -87,14 +87,14 @@ async fn accept(listener: TcpListener, port: u16, state: watch::Receiver<State>,
             let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
             let _ = (client.set_nodelay(true), server.set_nodelay(true));
             let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-            // The server may close the connection only when it has read everything.
+            // The server must not close the connection before it has read everything.
             let (_, _) = tokio::join!(pass(from_client, to_server, state, has_held), answer(from_server, to_client));
         });
         while connections.try_join_next().is_some() {}
     }
 }
 
-/// Passes on what a client sends, whenever the gate is open.
+/// Passes on what a client sends whenever the gate is open.
 async fn pass(
     mut from: tcp::OwnedReadHalf,
     mut to: tcp::OwnedWriteHalf,
@@ -111,7 +111,7 @@ async fn pass(
             }
             read = from.read_buf(&mut held), if !is_over => {
                 is_over = !matches!(read, Ok(1..));
-                assert!(held.len() < MOST_HELD, "a client sends on and on");
+                assert!(held.len() < MOST_HELD, "a client sends without end");
             }
         }
         let lets_through = state.borrow_and_update().lets_through(&held);
@@ -125,7 +125,7 @@ async fn pass(
     to.shutdown().await
 }
 
-/// Passes on what the server answers, and reads on when the client is gone.
+/// Passes on the server's answers, and keeps reading after the client is gone.
 async fn answer(mut from: tcp::OwnedReadHalf, mut to: tcp::OwnedWriteHalf) -> io::Result<()> {
     let mut bytes = vec![0; 1 << 16];
     loop {

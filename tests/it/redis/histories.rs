@@ -1,4 +1,4 @@
-//! A Redis that goes back to an old state and on from there, differently: no cursor of the history that was lost is taken for a place in
+//! Redis goes back to an old state and continues differently. No cursor from the lost history is taken for a place in
 //! the new one.
 
 use std::{sync::Arc, time::Duration};
@@ -22,18 +22,18 @@ use super::{
 const PARAMETERS: &str = "timeout_ms=300&buckets=64";
 
 impl RedisServer {
-    /// Puts all that there is into the dump.
+    /// Saves all data to the dump.
     fn save(&self) {
         let () = self.ask(&cmd("SAVE")).unwrap();
     }
 
-    /// Goes back to the dump, with all connections open.
+    /// Loads the dump again while all connections stay open.
     fn reload_dump(&self) {
         let () = self.ask(cmd("DEBUG").arg("RELOAD").arg("NOSAVE")).unwrap();
     }
 }
 
-/// A server whose dump holds `keys(0..50)`, and which holds `keys(0..80)`.
+/// Starts a server that holds `keys(0..80)` and whose dump holds `keys(0..50)`.
 async fn with_old_dump(kind: ServerKind) -> (RedisServer, Replica, String) {
     let server = kind.start(kind.with_debug());
     let url = server.url(PARAMETERS);
@@ -49,63 +49,63 @@ fn dump_and(further: std::ops::Range<i64>) -> Vec<SessionKey> {
 }
 
 on_each_server! {
-    [#[tokio::test]] a_dump_that_is_loaded_twice_honours_no_cursor_of_the_time_before;
-    [#[tokio::test]] changes_that_were_lost_with_every_replica_reset_their_cursors;
+    [#[tokio::test]] loading_a_dump_twice_honours_no_cursor_of_lost_changes;
+    [#[tokio::test]] changes_lost_while_no_replica_runs_reset_their_cursors;
     [#[tokio::test]] data_replaced_under_open_connections_resets_every_stream_once;
-    [#[tokio::test]] a_snapshot_that_spans_a_replacement_is_exact;
-    [#[tokio::test]] a_reload_of_the_same_data_resets_nobody;
-    [#[tokio::test]] a_failover_that_nobody_saw_resets_the_cursors_of_lost_changes;
-    [#[tokio::test]] a_loss_resets_once_where_little_is_retained;
-    [#[tokio::test]] what_was_told_of_a_lost_history_is_not_gone_on_from;
+    [#[tokio::test]] a_snapshot_during_a_data_replacement_is_exact;
+    [#[tokio::test]] reloading_the_same_data_resets_no_stream;
+    [#[tokio::test]] a_failover_while_no_replica_runs_resets_the_cursors_of_lost_changes;
+    [#[tokio::test]] a_loss_resets_streams_once_when_few_events_are_retained;
+    [#[tokio::test]] a_handle_never_continues_from_a_place_in_a_lost_history;
 }
 
-async fn a_dump_that_is_loaded_twice_honours_no_cursor_of_the_time_before(kind: ServerKind) {
+async fn loading_a_dump_twice_honours_no_cursor_of_lost_changes(kind: ServerKind) {
     let (mut server, a, url) = with_old_dump(kind).await;
     let mut held = a.watch(Start::Snapshot).await;
-    held.comes_to_hold(&keys(0..80)).await;
+    held.converges_to(&keys(0..80)).await;
     let first = held.observer.cursor().unwrap();
 
     server.restart();
     create(&*a.storage, &keys(200..220)).await;
-    held.starts_again_with(&dump_and(200..220)).await;
+    held.resets_once_to(&dump_and(200..220)).await;
     let second = held.observer.cursor().unwrap();
 
     server.restart();
-    // The log grows past every place that a cursor stands for.
+    // The log grows past every position in the cursors.
     create(&*a.storage, &keys(300..360)).await;
     held.resets.clear();
-    held.starts_again_with(&dump_and(300..360)).await;
+    held.resets_once_to(&dump_and(300..360)).await;
     let b = Replica::start(&url).await;
     for replica in [&a, &b] {
         let before = [(first.clone(), keys(0..80)), (second.clone(), dump_and(200..220))];
         for (cursor, sessions) in before {
-            replica.resume(cursor, &sessions).await.starts_again_with(&dump_and(300..360)).await;
+            replica.resume(cursor, &sessions).await.resets_once_to(&dump_and(300..360)).await;
         }
         let third = held.observer.cursor().unwrap();
         let mut on = replica.resume(third, &dump_and(300..360)).await;
         create(&*a.storage, &[SessionKey::new(0, 999)]).await;
-        on.comes_to_hold(&[dump_and(300..360), vec![SessionKey::new(0, 999)]].concat()).await;
-        assert_eq!(on.resets, [], "a cursor of this history goes on");
+        on.converges_to(&[dump_and(300..360), vec![SessionKey::new(0, 999)]].concat()).await;
+        assert_eq!(on.resets, [], "a cursor of this history resumes");
         a.storage.destroy(&[SessionKey::new(0, 999)], None).await.unwrap();
-        held.comes_to_hold(&dump_and(300..360)).await;
+        held.converges_to(&dump_and(300..360)).await;
     }
 }
 
-/// No replica runs that had read what Redis lost.
-async fn changes_that_were_lost_with_every_replica_reset_their_cursors(kind: ServerKind) {
+/// No replica that had read the lost changes is running.
+async fn changes_lost_while_no_replica_runs_reset_their_cursors(kind: ServerKind) {
     let (mut server, a, url) = with_old_dump(kind).await;
     let mut held = a.watch(Start::Snapshot).await;
-    held.comes_to_hold(&keys(0..80)).await;
+    held.converges_to(&keys(0..80)).await;
     let lost = held.observer.cursor().unwrap();
     drop((held, a));
     server.restart();
     let b = Replica::start(&url).await;
-    // At first the log is shorter than the cursor, then as long, then longer.
+    // The log is first shorter than the cursor, then as long, then longer.
     let mut now = keys(0..50);
     for some in [keys(200..210), keys(210..230), keys(230..300)] {
         create(&*b.storage, &some).await;
         now.extend(some);
-        b.resume(lost.clone(), &keys(0..80)).await.starts_again_with(&now).await;
+        b.resume(lost.clone(), &keys(0..80)).await.resets_once_to(&now).await;
     }
 }
 
@@ -119,36 +119,37 @@ async fn data_replaced_under_open_connections_resets_every_stream_once(kind: Ser
         let before = [before, keys(first..first + 40)].concat();
         let mut held = [a.watch(Start::Snapshot).await, b.watch(Start::Snapshot).await];
         for held in &mut held {
-            held.comes_to_hold(&before).await;
+            held.converges_to(&before).await;
         }
         let lost = held[0].observer.cursor().unwrap();
         server.reload_dump();
-        // The log is at once longer again than what was read of it. What writes has not read the log that was lost.
+        // The log is immediately longer again than what the replicas had read. The writer has not read the lost log.
         let writer = Replica::start(&url).await;
         create(&*writer.storage, &keys(first + 100..first + 200)).await;
         let now = dump_and(first + 100..first + 200);
         for held in &mut held {
-            held.starts_again_with(&now).await;
+            held.resets_once_to(&now).await;
         }
         for replica in [&a, &b, &writer] {
-            replica.resume(lost.clone(), &before).await.starts_again_with(&now).await;
-            replica.watch(Start::Snapshot).await.comes_to_hold(&now).await;
+            replica.resume(lost.clone(), &before).await.resets_once_to(&now).await;
+            replica.watch(Start::Snapshot).await.converges_to(&now).await;
         }
         create(&*a.storage, &keys(first + 200..first + 210)).await;
         for held in &mut held {
-            held.comes_to_hold(&dump_and(first + 100..first + 210)).await;
+            held.converges_to(&dump_and(first + 100..first + 210)).await;
         }
-        // The next round begins as the dump has it.
+        // The next round starts from the dump.
         server.reload_dump();
         for held in &mut held {
             held.resets.clear();
-            held.starts_again_with(&keys(0..50)).await;
+            held.resets_once_to(&keys(0..50)).await;
         }
     }
 }
 
-/// Where Redis keeps few changes no tail does, and followers read them by themselves. So both notice the loss.
-async fn a_loss_resets_once_where_little_is_retained(kind: ServerKind) {
+/// If Redis retains few changes, the tail retains none and followers read the log themselves. Both then notice the
+/// loss.
+async fn a_loss_resets_streams_once_when_few_events_are_retained(kind: ServerKind) {
     let server = kind.start(kind.with_debug());
     let url = server.url("timeout_ms=1000&partitions=2&buckets=64");
     let options = StorageOptions { retain_events: 2000, ..ROOMY };
@@ -160,30 +161,30 @@ async fn a_loss_resets_once_where_little_is_retained(kind: ServerKind) {
         create(&*a.storage, &keys(first..first + 100)).await;
         let mut held = [a.watch(Start::Snapshot).await, b.watch(Start::Snapshot).await];
         for held in &mut held {
-            held.comes_to_hold(&dump_and(first..first + 100)).await;
+            held.converges_to(&dump_and(first..first + 100)).await;
         }
         server.reload_dump();
         let storage = Arc::clone(if round % 2 == 0 { &a.storage } else { &b.storage });
         create(&*storage, &keys(first + 100..first + 110)).await;
         for held in &mut held {
-            held.starts_again_with(&dump_and(first + 100..first + 110)).await;
+            held.resets_once_to(&dump_and(first + 100..first + 110)).await;
         }
-        // A second reset would come with the next changes.
+        // A second reset would arrive with the next changes.
         create(&*a.storage, &keys(first + 110..first + 120)).await;
         for held in &mut held {
-            held.comes_to_hold(&dump_and(first + 100..first + 120)).await;
+            held.converges_to(&dump_and(first + 100..first + 120)).await;
             assert_eq!(held.resets.len(), 1);
         }
         drop(held);
         server.reload_dump();
         for replica in [&a, &b] {
-            replica.watch(Start::Snapshot).await.comes_to_hold(&keys(0..50)).await;
+            replica.watch(Start::Snapshot).await.converges_to(&keys(0..50)).await;
         }
     }
 }
 
-/// An observer reads a snapshot step by step. In the midst of it Redis goes back to its dump.
-async fn a_snapshot_that_spans_a_replacement_is_exact(kind: ServerKind) {
+/// Redis goes back to its dump while an observer reads a snapshot in chunks.
+async fn a_snapshot_during_a_data_replacement_is_exact(kind: ServerKind) {
     let server = kind.start(kind.with_debug());
     let url = server.url("timeout_ms=1000&buckets=512");
     let a = Replica::start(&url).await;
@@ -193,49 +194,50 @@ async fn a_snapshot_that_spans_a_replacement_is_exact(kind: ServerKind) {
     server.save();
     create(&*a.storage, &keys(20_000..22_000)).await;
     let mut whole = a.watch(Start::Snapshot).await;
-    whole.comes_to_hold(&keys(0..22_000)).await;
+    whole.converges_to(&keys(0..22_000)).await;
     for chunks in 1..4 {
         let mut held = a.watch(Start::Snapshot).await;
         for _ in 0..=chunks {
             held.read().await;
         }
-        assert!(!held.is_synced && held.sessions.len() < 20_000, "a snapshot of several chunks");
+        assert!(!held.is_synced && held.sessions.len() < 20_000, "the snapshot is in progress");
         server.reload_dump();
         let writer = Replica::start(&url).await;
-        // Other sessions at the same positions, and some of those that were lost.
+        // The new history has other sessions at the same positions, and some of the lost sessions.
         create(&*writer.storage, &[keys(21_000..22_500), keys(30_000..31_000)].concat()).await;
         let now = [keys(0..20_000), keys(21_000..22_500), keys(30_000..31_000)].concat();
-        held.comes_to_hold(&now).await;
+        held.converges_to(&now).await;
         assert!(held.resets.len() <= 1, "{:?}", held.resets);
         whole.resets.clear();
-        whole.starts_again_with(&now).await;
+        whole.resets_once_to(&now).await;
     }
 }
 
-async fn a_reload_of_the_same_data_resets_nobody(kind: ServerKind) {
+async fn reloading_the_same_data_resets_no_stream(kind: ServerKind) {
     let (server, a, url) = with_old_dump(kind).await;
     let mut held = a.watch(Start::Snapshot).await;
-    held.comes_to_hold(&keys(0..80)).await;
+    held.converges_to(&keys(0..80)).await;
     let cursor = held.observer.cursor().unwrap();
     let () = server.ask(cmd("DEBUG").arg("RELOAD")).unwrap();
     create(&*a.storage, &keys(80..90)).await;
-    held.comes_to_hold(&keys(0..90)).await;
+    held.converges_to(&keys(0..90)).await;
     assert_eq!(held.resets, []);
     let b = Replica::start(&url).await;
     for replica in [&a, &b] {
         let mut on = replica.resume(cursor.clone(), &keys(0..80)).await;
-        on.comes_to_hold(&keys(0..90)).await;
+        on.converges_to(&keys(0..90)).await;
         assert_eq!(on.resets, []);
     }
 }
 
-/// A replica of Redis takes its master's place and lacks the newest changes. Every replica of sessiond starts only after that.
-async fn a_failover_that_nobody_saw_resets_the_cursors_of_lost_changes(kind: ServerKind) {
+/// A replica of Redis that lacks the newest changes replaces its master. No replica of sessiond starts until
+/// afterwards.
+async fn a_failover_while_no_replica_runs_resets_the_cursors_of_lost_changes(kind: ServerKind) {
     let old = kind.start(&["--repl-diskless-sync-delay", "0"]);
     let a = Replica::start(&old.url(PARAMETERS)).await;
     create(&*a.storage, &keys(0..50)).await;
     let mut held = a.watch(Start::Snapshot).await;
-    held.comes_to_hold(&keys(0..50)).await;
+    held.converges_to(&keys(0..50)).await;
     let kept = held.observer.cursor().unwrap();
     let new = kind.start(&["--replicaof", "127.0.0.1", &old.port.to_string(), "--repl-diskless-sync-delay", "0"]);
     eventually(|| async {
@@ -246,28 +248,29 @@ async fn a_failover_that_nobody_saw_resets_the_cursors_of_lost_changes(kind: Ser
     .await;
     let () = new.ask(cmd("REPLICAOF").arg("NO").arg("ONE")).unwrap();
     create(&*a.storage, &keys(50..80)).await;
-    held.comes_to_hold(&keys(0..80)).await;
+    held.converges_to(&keys(0..80)).await;
     let lost = held.observer.cursor().unwrap();
     drop((held, a));
     let b = Replica::start(&new.url(PARAMETERS)).await;
     create(&*b.storage, &keys(200..260)).await;
-    b.resume(lost, &keys(0..80)).await.starts_again_with(&dump_and(200..260)).await;
+    b.resume(lost, &keys(0..80)).await.resets_once_to(&dump_and(200..260)).await;
     let mut on = b.resume(kept, &keys(0..50)).await;
-    on.comes_to_hold(&dump_and(200..260)).await;
-    assert_eq!(on.resets, [], "the new master has all up to that cursor");
+    on.converges_to(&dump_and(200..260)).await;
+    assert_eq!(on.resets, [], "the new master has every change up to that cursor");
 }
 
-/// By what a handle tells of a place in the log.
+/// How a handle reports a place in the log.
 #[derive(Clone, Copy, Debug)]
-enum Told {
+enum Report {
     Buckets,
     Marks,
     End,
 }
 
-/// A handle tells of a place that its tail has yet to read. Redis loses that place, and nothing that the tail has read, and goes on past it.
-async fn what_was_told_of_a_lost_history_is_not_gone_on_from(kind: ServerKind) {
-    for told in [Told::Buckets, Told::Marks, Told::End] {
+/// A handle reports a place that its tail has not read yet. Redis loses that place, but nothing that the tail has read,
+/// and then grows past it.
+async fn a_handle_never_continues_from_a_place_in_a_lost_history(kind: ServerKind) {
+    for report in [Report::Buckets, Report::Marks, Report::End] {
         let server = kind.start(kind.with_debug());
         let gate = Gate::before(&server).await;
         let parameters = "timeout_ms=3000&buckets=64";
@@ -284,15 +287,15 @@ async fn what_was_told_of_a_lost_history_is_not_gone_on_from(kind: ServerKind) {
         let other = open(&server.url(parameters), ROOMY).await;
         create(&*other, &keys(50..80)).await;
         drop(other);
-        let ahead = match told {
-            Told::Buckets => storage.read_buckets(id, &[after], &[0], 1000, false).await.unwrap().points[0],
-            Told::Marks => {
+        let ahead = match report {
+            Report::Buckets => storage.read_buckets(id, &[after], &[0], 1000, false).await.unwrap().points[0],
+            Report::Marks => {
                 let position = Position(75);
                 LogPoint { position, mark: storage.marks(&[position]).await.unwrap()[0].unwrap() }
             }
-            Told::End => storage.log().await.unwrap().partitions[0].end,
+            Report::End => storage.log().await.unwrap().partitions[0].end,
         };
-        assert!(ahead.position > after.position, "the tail does not get there");
+        assert!(ahead.position > after.position, "the tail has not read that far");
 
         server.reload_dump();
         let writer = open(&server.url(parameters), ROOMY).await;
@@ -306,7 +309,7 @@ async fn what_was_told_of_a_lost_history_is_not_gone_on_from(kind: ServerKind) {
                     Err(LogError::Storage(_)) => sleep(Duration::from_millis(20)).await,
                     Err(error) => panic!("{error}"),
                 }
-                assert!(after.position < ahead.position, "{told:?}: went on past {ahead:?} in another history");
+                assert!(after.position < ahead.position, "{report:?}: continued past {ahead:?} in another history");
             }
         };
         timeout(Duration::from_secs(20), follows).await.unwrap();

@@ -1,4 +1,4 @@
-//! How a registry may be divided, and other parameters as the README's table has them.
+//! Layouts of a registry, and other URL parameters from the README's table.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +11,10 @@ use super::{
     server::{RedisServer, is_installed},
 };
 
-/// Two to four partitions for each master of a cluster is the README's advice; no such number needs to divide the buckets.
+/// The README advises two to four partitions per master of a cluster. Their number need not divide the number of
+/// buckets.
 #[tokio::test]
-async fn any_number_of_partitions_goes_with_the_default_buckets() {
+async fn any_number_of_partitions_works_with_the_default_buckets() {
     if !is_installed() {
         return;
     }
@@ -36,21 +37,21 @@ async fn any_number_of_partitions_goes_with_the_default_buckets() {
         a.storage.create(&all[..500], Some(lease)).await.unwrap();
         a.storage.create(&all[500..], None).await.unwrap();
         let mut held = a.watch(Start::Snapshot).await;
-        held.comes_to_hold(&all).await;
-        // What is left out is as it is.
+        held.converges_to(&all).await;
+        // Parameters that the URL leaves out are taken from the registry.
         let b = open(&server.url(&format!("registry=r{partitions}")), ROOMY).await;
         assert_eq!(b.layout(), layout);
         assert!(b.has(&all).await.unwrap().into_iter().all(|exists| exists));
         assert_eq!(b.revoke_lease(lease).await.unwrap(), 500);
-        held.comes_to_hold(&all[500..]).await;
+        held.converges_to(&all[500..]).await;
         assert_eq!(b.destroy(&all, None).await.unwrap().into_iter().filter(|destroyed| *destroyed).count(), 500);
-        held.comes_to_hold(&[]).await;
+        held.converges_to(&[]).await;
     }))
     .await;
 }
 
 #[tokio::test]
-async fn the_default_number_of_replicas_to_wait_for_can_be_written_out() {
+async fn wait_replicas_accepts_its_default_of_zero() {
     if !is_installed() {
         return;
     }

@@ -1,6 +1,7 @@
-//! Calls on one session through several replicas at once take effect one after the other, each between its begin and its end.
+//! Concurrent calls on one session through several replicas take effect one after another, each between its start and
+//! its end.
 //!
-//! `SESSIOND_TEST_HISTORIES` says how many histories each test with faults looks at.
+//! `SESSIOND_TEST_HISTORIES` sets how many histories each test with faults checks.
 
 mod order;
 
@@ -30,13 +31,13 @@ use super::{
 };
 use crate::long::number;
 
-/// How many callers a session has.
+/// How many callers use a session.
 const CALLERS: usize = 6;
 
-/// How many histories go on at once: calls on several sessions share scripts.
-const AT_ONCE: i64 = 8;
+/// How many histories run concurrently, so that calls on several sessions share scripts.
+const CONCURRENCY: i64 = 8;
 
-/// The replicas of a registry, and the leases that sessions come under.
+/// The replicas of a registry, and the leases that the sessions come under.
 struct Registry {
     replicas: Vec<Arc<dyn SessionStorage>>,
     leases: [LeaseId; 2],
@@ -56,7 +57,7 @@ impl Registry {
         lease.checked_sub(1).map(|place| self.leases[usize::from(place)])
     }
 
-    /// Several callers at once through all replicas, and what they saw.
+    /// Runs several callers concurrently through all replicas, and returns their calls.
     async fn history(self: Arc<Self>, session: SessionKey, calls: usize) -> Vec<Call> {
         let clock = Arc::new(AtomicU64::new(0));
         let mut callers = JoinSet::new();
@@ -97,14 +98,14 @@ impl Registry {
         one: &[SessionKey],
         action: Action,
     ) -> Result<Answer, StorageError> {
-        let untold = |yes| Answer { yes, lease: None };
-        let told = |yes, lease: Option<LeaseId>| {
+        let plain = |yes| Answer { yes, lease: None };
+        let with_lease = |yes, lease: Option<LeaseId>| {
             let place = lease.map_or(0, |lease| 1 + u8::from(lease == self.leases[1]));
             Answer { yes, lease: Some(place) }
         };
         let create = async |options| {
             let Creation { created, lease } = storage.create_with(one, options).await?.sessions[0];
-            Ok::<_, StorageError>(told(created, lease))
+            Ok::<_, StorageError>(with_lease(created, lease))
         };
         Ok(match action {
             Action::Create(lease) => create(self.lease(lease).into()).await?,
@@ -112,21 +113,21 @@ impl Registry {
                 let takeover = Takeover::OnlyFrom(self.lease(from));
                 create(CreateOptions { lease: self.lease(lease), takeover }).await?
             }
-            Action::Has => untold(storage.has(one).await?[0]),
+            Action::Has => plain(storage.has(one).await?[0]),
             Action::Lookup => match storage.lookup(one).await?[0] {
-                Lookup { exists: true, lease } => told(true, lease),
-                _ => untold(false),
+                Lookup { exists: true, lease } => with_lease(true, lease),
+                _ => plain(false),
             },
-            Action::Destroy(lease) => untold(storage.destroy(one, self.lease(lease)).await?[0]),
+            Action::Destroy(lease) => plain(storage.destroy(one, self.lease(lease)).await?[0]),
         })
     }
 
-    /// Looks at so many histories, a few at a time. Gives how many calls were made and how many failed.
+    /// Checks `histories` histories, a few at a time. Returns how many calls were made and how many failed.
     async fn check(self: &Arc<Self>, histories: u32, calls: usize) -> (usize, usize) {
         let (mut made, mut failed) = (0, 0);
-        for first in (0..i64::from(histories)).step_by(AT_ONCE as usize) {
+        for first in (0..i64::from(histories)).step_by(CONCURRENCY as usize) {
             let mut under_way = JoinSet::new();
-            for n in first..first + AT_ONCE {
+            for n in first..first + CONCURRENCY {
                 under_way.spawn(Arc::clone(self).history(SessionKey::new(0, n), calls));
             }
             for history in under_way.join_all().await {
@@ -138,7 +139,7 @@ impl Registry {
         (made, failed)
     }
 
-    /// The same, with batches of other sessions in the way.
+    /// Does the same as [`Self::check`], with a load of batches on other sessions.
     async fn check_under_load(self: &Arc<Self>, histories: u32, calls: usize) -> (usize, usize) {
         let is_over = Arc::new(AtomicBool::new(false));
         let mut loading = JoinSet::new();
@@ -149,7 +150,7 @@ impl Registry {
                 let storage = &registry.replicas[n % registry.replicas.len()];
                 while !is_over.load(Ordering::Relaxed) {
                     let some = keys(first..first + fastrand::i64(500..2000));
-                    // They may fail.
+                    // These calls may fail.
                     drop(storage.create(&some, registry.lease(n as u8 % 3)).await);
                     drop(storage.destroy(&some, None).await);
                 }
@@ -162,17 +163,17 @@ impl Registry {
     }
 }
 
-/// Looks at histories in which calls fail while `fault` goes on.
+/// Checks histories in which calls fail because of `fault`.
 async fn check_with_faults(registry: Arc<Registry>, fault: impl Future<Output = ()>) {
     let histories = number("SESSIOND_TEST_HISTORIES", 16);
     let (made, failed) = select! {
         checked = registry.check_under_load(histories, 90) => checked,
-        () = fault => unreachable!("faults go on"),
+        () = fault => unreachable!("the faults never end"),
     };
-    assert!(failed > 0, "no call of {made} failed");
+    assert!(failed > 0, "none of {made} calls failed");
 }
 
-/// Some time: often shorter than a call may take, and often longer.
+/// Sleeps for a time that is often shorter and often longer than a call may take.
 async fn some_time() {
     sleep(Duration::from_millis(fastrand::u64(10..450))).await;
 }
@@ -200,7 +201,7 @@ async fn calls_to_a_cluster_are_linearizable() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_over_connections_that_are_cut_are_linearizable() {
+async fn calls_over_cut_connections_are_linearizable() {
     if !is_installed() {
         return;
     }
@@ -220,9 +221,9 @@ async fn calls_over_connections_that_are_cut_are_linearizable() {
     assert_eq!(server.ask::<String>(&cmd("PING")).unwrap(), "PONG");
 }
 
-/// Redis is stopped again and again, for times that end before and after the calls have failed.
+/// Redis is paused repeatedly, for shorter and for longer than calls take to fail.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_are_linearizable_while_redis_stops_and_goes_on() {
+async fn calls_are_linearizable_while_redis_pauses_and_resumes() {
     if !is_installed() {
         return;
     }
@@ -239,9 +240,9 @@ async fn calls_are_linearizable_while_redis_stops_and_goes_on() {
     .await;
 }
 
-/// The connections of one replica are stuck again and again. The others are answered meanwhile.
+/// The connections of two replicas are stuck again and again, while the third has no fault.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_are_linearizable_while_connections_of_a_replica_are_stuck() {
+async fn calls_are_linearizable_while_some_replicas_connections_are_stuck() {
     if !is_installed() {
         return;
     }
@@ -263,9 +264,9 @@ async fn calls_are_linearizable_while_connections_of_a_replica_are_stuck() {
     .await;
 }
 
-/// Nodes of a cluster are stopped in turn.
+/// The nodes of a cluster are paused in turn.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_are_linearizable_while_nodes_of_a_cluster_stop_and_go_on() {
+async fn calls_are_linearizable_while_cluster_nodes_pause_and_resume() {
     if !is_installed() {
         return;
     }

@@ -1,4 +1,4 @@
-//! Leases that linger over several partitions and replicas, through outages, crashes and a clock that is set.
+//! Lingering leases over several partitions and replicas, through outages, crashes and clock changes.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -25,21 +25,21 @@ use crate::wall_clock::WallClock;
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// So much later than its linger a lease may end.
+/// How long after its linger a lease may end.
 const SLACK: Duration = Duration::from_secs(1);
 
 const PARAMETERS: &str = "timeout_ms=1000&partitions=4&buckets=64";
 
-/// A lease that lingers.
+/// A lingering lease.
 struct Lingering {
     lease: LeaseId,
     sessions: Vec<SessionKey>,
-    /// It ends between these two times.
+    /// The linger ends between these two times.
     due: [Instant; 2],
 }
 
 impl Lingering {
-    async fn leave(replica: &Replica, ttl: Duration, linger: Duration, sessions: Vec<SessionKey>) -> Self {
+    async fn start(replica: &Replica, ttl: Duration, linger: Duration, sessions: Vec<SessionKey>) -> Self {
         let lease = replica.storage.grant_lease(ttl, "gateway").await.unwrap();
         replica.storage.create(&sessions, Some(lease)).await.unwrap();
         let before = Instant::now();
@@ -47,7 +47,8 @@ impl Lingering {
         Self { lease, sessions, due: [before + linger, Instant::now() + linger] }
     }
 
-    /// How long after the end of its linger the last of its sessions ended. It fails if one ended early, or has not ended.
+    /// Returns how long after the end of the linger the last session ended. Fails if a session ended early or has not
+    /// ended.
     fn lateness(&self, ends: &Ends) -> Duration {
         let late = self.sessions.iter().map(|session| {
             let (end, reason) = ends.of(session).unwrap_or_else(|| panic!("{session:?} has not ended"));
@@ -55,18 +56,19 @@ impl Lingering {
             assert!(end >= self.due[0], "{session:?} ended {:?} early", self.due[0] - end);
             end.saturating_duration_since(self.due[1])
         });
-        late.max().expect("there are some")
+        late.max().expect("there is at least one")
     }
 }
 
-/// How a lease is listed, if it is.
+/// Returns the status of a lease from the list, or None if it is not listed.
 async fn listed(storage: &dyn SessionStorage, lease: LeaseId) -> Option<LeaseStatus> {
     let query = LeaseQuery { after: None, limit: 10, owner: Some("gateway".to_owned()), lease_ids: vec![lease] };
     storage.list_leases(&query).await.unwrap().leases.pop()
 }
 
-/// The lease lingers in every partition, to every replica.
-async fn lingers(storage: &dyn SessionStorage, lease: LeaseId, n: i64) {
+/// Asserts that the lease lingers in every partition, as seen through this replica. `n` is the first of 100 unused
+/// session numbers.
+async fn assert_lingers(storage: &dyn SessionStorage, lease: LeaseId, n: i64) {
     let refused = |answer: Result<(), StorageError>| {
         assert!(matches!(answer, Err(StorageError::LeaseLingers(named)) if named == lease), "{answer:?}");
     };
@@ -76,11 +78,11 @@ async fn lingers(storage: &dyn SessionStorage, lease: LeaseId, n: i64) {
         refused(storage.create(&[*session], Some(lease)).await.map(drop));
     }
     assert_eq!(storage.has(&some).await.unwrap(), vec![false; some.len()]);
-    assert!(listed(storage, lease).await.expect("it is listed").lingers);
+    assert!(listed(storage, lease).await.expect("the lease is listed").lingers);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lease_lingers_for_every_replica_and_in_every_partition() {
+async fn a_lease_lingers_on_every_replica_and_in_every_partition() {
     if !is_installed() {
         return;
     }
@@ -89,15 +91,15 @@ async fn a_lease_lingers_for_every_replica_and_in_every_partition() {
     let [a, b] = [Replica::start(&url).await, Replica::start(&url).await];
     let taker = b.storage.grant_lease(HOUR, "taker").await.unwrap();
     let own = keys(0..400);
-    // The second replica knows the lease's slots before it lingers.
+    // The second replica caches the slots of the lease before it lingers.
     let lease = a.storage.grant_lease(HOUR, "gateway").await.unwrap();
     a.storage.create(&own, Some(lease)).await.unwrap();
     assert!(b.storage.lookup(&own).await.unwrap().iter().all(|found| found.lease == Some(lease)));
     assert_eq!(a.storage.revoke_lease_with(lease, 2 * SECOND).await.unwrap(), 0);
     let ends = Ends::watch(&a).await;
 
-    lingers(&*b.storage, lease, 1000).await;
-    lingers(&*a.storage, lease, 1000).await;
+    assert_lingers(&*b.storage, lease, 1000).await;
+    assert_lingers(&*a.storage, lease, 1000).await;
     assert!(b.storage.lookup(&own).await.unwrap().iter().all(|found| found.lease == Some(lease)));
     assert_eq!(b.storage.destroy(&own[..100], Some(lease)).await.unwrap(), vec![true; 100]);
     let options = CreateOptions { lease: Some(taker), takeover: Takeover::OnlyFrom(None) };
@@ -115,9 +117,9 @@ async fn a_lease_lingers_for_every_replica_and_in_every_partition() {
     assert_eq!(listed(&*b.storage, lease).await, None);
 }
 
-/// The replica that lets a lease linger dies somewhere on the way.
+/// The replica that revokes a lease with a linger dies at a random moment.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lease_lingers_everywhere_or_nowhere_if_the_replica_dies_that_revokes_it() {
+async fn a_lease_lingers_everywhere_or_nowhere_if_the_revoking_replica_dies() {
     if !is_installed() {
         return;
     }
@@ -133,12 +135,12 @@ async fn a_lease_lingers_everywhere_or_nowhere_if_the_replica_dies_that_revokes_
         let revoking = tokio::spawn(async move { dying.revoke_lease_with(lease, 2 * SECOND).await });
         sleep(Duration::from_micros(fastrand::u64(0..4000))).await;
         revoking.abort();
-        let was_told = matches!(revoking.await, Ok(Ok(_)));
+        let was_reported = matches!(revoking.await, Ok(Ok(_)));
         match b.storage.keep_lease_alive(lease).await {
             Err(StorageError::LeaseLingers(_)) => {}
             Ok(_) => {
-                assert!(!was_told, "a lease that lingers was kept alive");
-                // It takes sessions in every partition, even if it was closed in some.
+                assert!(!was_reported, "a lingering lease was kept alive");
+                // The lease accepts sessions in every partition, even where it had been closed.
                 let more = keys(1000 * round + 200..1000 * round + 300);
                 assert_eq!(b.storage.create(&more, Some(lease)).await.unwrap(), vec![true; 100]);
                 assert_eq!(b.storage.revoke_lease_with(lease, 2 * SECOND).await.unwrap(), 0);
@@ -155,9 +157,9 @@ async fn a_lease_lingers_everywhere_or_nowhere_if_the_replica_dies_that_revokes_
     eventually(|| async { (!b.storage.has(&left).await.ok()?.contains(&true)).then_some(()) }).await;
 }
 
-/// Redis stands still, and other leases get more time for it.
+/// Redis is paused. Other leases get more time for the outage.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_outage_gives_a_lingering_lease_nothing() {
+async fn an_outage_does_not_extend_a_lingering_lease() {
     const TTL: Duration = Duration::from_secs(2);
     if !is_installed() {
         return;
@@ -169,44 +171,47 @@ async fn an_outage_gives_a_lingering_lease_nothing() {
     let mut ends = Ends::watch(&b).await;
     let live = a.storage.grant_lease(TTL, "gateway").await.unwrap();
     a.storage.create(&keys(100..110), Some(live)).await.unwrap();
-    // One ends during the outage, and one after it.
-    let short = Lingering::leave(&a, TTL, SECOND, keys(0..50)).await;
-    let long = Lingering::leave(&a, TTL, 6 * SECOND, keys(50..100)).await;
+    // One lease is due to end during the outage, the other one after it.
+    let short = Lingering::start(&a, TTL, SECOND, keys(0..50)).await;
+    let long = Lingering::start(&a, TTL, 6 * SECOND, keys(50..100)).await;
     server.signal("STOP");
     sleep(3 * SECOND).await;
     server.signal("CONT");
     let back = Instant::now();
-    ends.come_to(100, PATIENCE).await;
+    ends.wait_for_count(100, PATIENCE).await;
     let late = long.lateness(&ends);
     let short = short.due[1] + short.lateness(&ends) - back;
-    println!("after the outage, a linger that had passed ended within {short:?}, and another one {late:?} late");
-    // Replicas reconnect first.
-    assert!(short <= 3 * SECOND && late <= SLACK, "lingers ended {short:?} after the outage, and {late:?} late");
+    println!("a lease due during the outage ended {short:?} after it, a later one {late:?} late");
+    // The replicas have to reconnect first.
+    assert!(
+        short <= 3 * SECOND && late <= SLACK,
+        "lingering leases ended {short:?} after the outage and {late:?} late"
+    );
     assert_eq!(b.storage.has(&keys(100..110)).await.unwrap(), [true; 10], "the outage ended a lease");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restart_of_all_replicas_gives_a_lingering_lease_nothing() {
+async fn a_restart_of_all_replicas_does_not_extend_a_lingering_lease() {
     if !is_installed() {
         return;
     }
     let server = RedisServer::start(&[]);
     let url = server.url(PARAMETERS);
     let a = Replica::start(&url).await;
-    let lingering = Lingering::leave(&a, HOUR, 4 * SECOND, keys(0..50)).await;
+    let lingering = Lingering::start(&a, HOUR, 4 * SECOND, keys(0..50)).await;
     drop(a);
     sleep(2 * SECOND).await;
     let b = Replica::start(&url).await;
     let mut ends = Ends::watch(&b).await;
     let left = listed(&*b.storage, lingering.lease).await.unwrap().expires_in;
-    assert!(left <= 2 * SECOND, "{left:?} are left of a linger of 4 s, 2 s later");
-    ends.come_to(50, PATIENCE).await;
+    assert!(left <= 2 * SECOND, "{left:?} remain of a 4 s linger after 2 s");
+    ends.wait_for_count(50, PATIENCE).await;
     let lateness = lingering.lateness(&ends);
     assert!(lateness <= SLACK, "a lingering lease ended {lateness:?} late");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_lingers_that_end_together_end_in_their_time() {
+async fn many_lingering_leases_due_together_end_on_time() {
     const LEASES: i64 = 300;
     if !is_installed() {
         return;
@@ -214,40 +219,40 @@ async fn many_lingers_that_end_together_end_in_their_time() {
     let server = RedisServer::start(&[]);
     let replica = Replica::start(&server.url(PARAMETERS)).await;
     let mut ends = Ends::watch(&replica).await;
-    let leave = async |n: i64| {
+    let grant = async |n: i64| {
         let lease = replica.storage.grant_lease(HOUR, "gateway").await.unwrap();
         replica.storage.create(&keys(10 * n..10 * n + 10), Some(lease)).await.unwrap();
         lease
     };
-    let leases = join_all((0..LEASES).map(leave)).await;
+    let leases = join_all((0..LEASES).map(grant)).await;
     let revoked = Instant::now();
     let linger = async |lease: &LeaseId| replica.storage.revoke_lease_with(*lease, 5 * SECOND).await.unwrap();
     join_all(leases.iter().map(linger)).await;
-    let told = Instant::now();
-    ends.come_to(10 * LEASES as usize, PATIENCE).await;
+    let answered = Instant::now();
+    ends.wait_for_count(10 * LEASES as usize, PATIENCE).await;
     let ended: Vec<_> = keys(0..10 * LEASES).iter().map(|session| ends.of(session).unwrap().0).collect();
     let (first, last) = (ended.iter().min().unwrap(), ended.iter().max().unwrap());
     assert!(*first >= revoked + 5 * SECOND);
-    let lateness = last.saturating_duration_since(told + 5 * SECOND);
+    let lateness = last.saturating_duration_since(answered + 5 * SECOND);
     println!("{LEASES} lingering leases ended up to {lateness:?} late");
     assert!(lateness <= 2 * SECOND, "lingering leases ended up to {lateness:?} late");
 }
 
-/// A partition comes back with what it was before a lease lingered.
+/// A partition comes back in the state from before the lease lingered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_partition_that_has_forgotten_that_a_lease_lingers_learns_it_again() {
+async fn a_partition_that_forgot_a_linger_learns_it_again() {
     if !is_installed() {
         return;
     }
     let server = RedisServer::start(&[]);
     let url = server.url("registry=r&timeout_ms=1000&partitions=4&buckets=64");
     let a = Replica::start(&url).await;
-    let lingering = Lingering::leave(&a, HOUR, 8 * SECOND, keys(0..200)).await;
+    let lingering = Lingering::start(&a, HOUR, 8 * SECOND, keys(0..200)).await;
     let before = listed(&*a.storage, lingering.lease).await.unwrap();
     let attached = "{r:2}:attached";
     let id = lingering.lease.number().to_be_bytes();
     let slot: String = server.ask(cmd("HGET").arg(attached).arg(&id[..])).unwrap();
-    let plain = slot.strip_prefix('~').expect("it lingers there");
+    let plain = slot.strip_prefix('~').expect("the lease lingers in this partition");
     let _: u32 = server.ask(cmd("HSET").arg(attached).arg(&id[..]).arg(plain)).unwrap();
 
     let b = Replica::start(&url).await;
@@ -259,14 +264,14 @@ async fn a_partition_that_has_forgotten_that_a_lease_lingers_learns_it_again() {
     .await;
     eventually(|| async { listed(&*b.storage, lingering.lease).await.filter(|status| status.lingers).map(drop) }).await;
     assert_eq!(listed(&*b.storage, lingering.lease).await.unwrap().session_count, before.session_count);
-    ends.come_to(200, PATIENCE).await;
+    ends.wait_for_count(200, PATIENCE).await;
     let lateness = lingering.lateness(&ends);
     assert!(lateness <= SLACK, "the lease ended {lateness:?} late");
 }
 
-/// A call that fails changes nothing later: neither the lease nor its linger.
+/// A failed call has no later effect on a lease or on its linger.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_revoke_that_fails_leaves_the_lease_as_it_was() {
+async fn a_failed_revoke_leaves_the_lease_unchanged() {
     if !is_installed() {
         return;
     }
@@ -279,7 +284,7 @@ async fn a_revoke_that_fails_leaves_the_lease_as_it_was() {
     a.storage.create(&own, Some(live)).await.unwrap();
     a.storage.create(&other, Some(lingering)).await.unwrap();
     a.storage.revoke_lease_with(lingering, MAX_LINGER).await.unwrap();
-    // The leases cannot be closed in one of the partitions.
+    // Makes it impossible to close leases in one partition.
     let closed = "{r:3}:closed";
     let _: u32 = server.ask(cmd("DEL").arg(closed)).unwrap();
     let () = server.ask(cmd("SET").arg(closed).arg("not a hash")).unwrap();
@@ -306,21 +311,21 @@ async fn a_revoke_that_fails_leaves_the_lease_as_it_was() {
     assert_eq!(there, HashSet::from([true]));
 }
 
-/// Sets the clock of Redis while a lease lingers.
+/// Changes Redis' clock while a lease lingers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_clock_that_is_set_ends_no_linger_early() {
+async fn changing_the_redis_clock_ends_no_linger_early() {
     let Some((server, clock)) = start_with_clock(WallClock::new()) else { return };
     let url = server.url(PARAMETERS);
     let [a, b] = [Replica::start(&url).await, Replica::start(&url).await];
     let mut ends = Ends::watch(&b).await;
-    let lingering = Lingering::leave(&a, HOUR, 6 * SECOND, keys(0..50)).await;
+    let lingering = Lingering::start(&a, HOUR, 6 * SECOND, keys(0..50)).await;
     for jump in [600, 86_400, 0, -600] {
         sleep(SECOND).await;
         clock.set(jump);
     }
-    ends.come_to(50, PATIENCE).await;
+    ends.wait_for_count(50, PATIENCE).await;
     let lateness = lingering.lateness(&ends);
     println!("a lease ended {lateness:?} after its linger, while Redis' clock was set");
-    // Until a look notices that the clock was set, the time may be lost that has passed.
+    // Time that passes before a look notices a clock change may not count.
     assert!(lateness <= 4 * SECOND, "a lingering lease ended {lateness:?} late");
 }

@@ -1,4 +1,4 @@
-//! Lists of many leases, and of those whose keys were lost.
+//! Lists of many leases, and of leases whose keys were lost.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -19,7 +19,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 const ALL: LeaseQuery = LeaseQuery { after: None, limit: 10_000, owner: None, lease_ids: Vec::new() };
 
-/// All leases, page by page. Gives how many pages there were, too.
+/// Lists all leases page by page. Also returns the number of pages.
 async fn list(storage: &dyn SessionStorage, mut query: LeaseQuery) -> (Vec<LeaseStatus>, usize) {
     let (mut all, mut pages) = (Vec::new(), 0);
     loop {
@@ -38,7 +38,7 @@ async fn list(storage: &dyn SessionStorage, mut query: LeaseQuery) -> (Vec<Lease
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_leases_are_listed_page_by_page() {
     const LEASES: usize = 12_000;
-    const AT_ONCE: usize = 256;
+    const CONCURRENCY: usize = 256;
     if !is_installed() {
         return;
     }
@@ -54,12 +54,12 @@ async fn many_leases_are_listed_page_by_page() {
         (lease, if n.is_multiple_of(100) { 10 } else { 0 })
     };
     let granted: BTreeMap<LeaseId, u64> =
-        stream::iter((0..LEASES).map(grant)).buffer_unordered(AT_ONCE).collect().await;
+        stream::iter((0..LEASES).map(grant)).buffer_unordered(CONCURRENCY).collect().await;
 
     let (all, pages) = list(&*b, ALL).await;
-    let told: BTreeMap<LeaseId, u64> = all.iter().map(|status| (status.lease, status.session_count)).collect();
-    assert_eq!((all.len(), told), (LEASES, granted.clone()));
-    assert!(pages <= 3, "{LEASES} leases take {pages} pages");
+    let received: BTreeMap<LeaseId, u64> = all.iter().map(|status| (status.lease, status.session_count)).collect();
+    assert_eq!((all.len(), received), (LEASES, granted.clone()));
+    assert!(pages <= 3, "{LEASES} leases took {pages} pages");
     let (rare, _) = list(&*b, LeaseQuery { owner: Some("rare".to_owned()), limit: 5, ..ALL }).await;
     assert_eq!(rare.len(), LEASES / 1000);
     assert!(rare.iter().all(|status| &*status.owner == "rare"));
@@ -71,11 +71,11 @@ async fn many_leases_are_listed_page_by_page() {
     assert_eq!(named.iter().rev().map(|status| status.lease).collect::<Vec<_>>(), ids);
 }
 
-/// Each session is under a lease of its own.
+/// Every session is under its own lease.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_is_looked_up_under_thousands_of_leases() {
+async fn a_batch_lookup_spans_thousands_of_leases() {
     const LEASES: usize = 10_000;
-    const AT_ONCE: usize = 256;
+    const CONCURRENCY: usize = 256;
     if !is_installed() {
         return;
     }
@@ -88,62 +88,62 @@ async fn a_batch_is_looked_up_under_thousands_of_leases() {
         a.create(&[*session], Some(lease)).await.unwrap();
         lease
     };
-    let leases: Vec<LeaseId> = stream::iter(sessions.iter().map(create)).buffered(AT_ONCE).collect().await;
+    let leases: Vec<LeaseId> = stream::iter(sessions.iter().map(create)).buffered(CONCURRENCY).collect().await;
     for _ in 0..2 {
         let found = b.lookup(&sessions).await.unwrap();
         assert!(found.iter().zip(&leases).all(|(found, lease)| found.exists && found.lease == Some(*lease)));
     }
 }
 
-/// A registry whose keys somebody deletes.
-struct Losing {
+/// A registry whose keys the test deletes.
+struct LossyRegistry {
     server: Arc<RedisServer>,
     registry: String,
 }
 
-impl Losing {
+impl LossyRegistry {
     fn url(&self) -> String {
         self.server.url(&format!("registry={}&partitions=3&buckets=48", self.registry))
     }
 
-    /// Deletes the keys of all partitions whose names end like this.
-    fn lose(&self, name: &str) {
+    /// Deletes every partition's keys whose names match this pattern.
+    fn delete_keys(&self, name: &str) {
         let pattern = format!("{{{}:*}}:{name}", self.registry);
         let found: Vec<String> = self.server.ask(cmd("KEYS").arg(pattern)).unwrap();
-        assert!(self.server.ask::<u32>(cmd("DEL").arg(found)).unwrap() > 0, "there are no keys like {name}");
+        assert!(self.server.ask::<u32>(cmd("DEL").arg(found)).unwrap() > 0, "no keys match {name}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_key_leaves_leases_listed_and_lingering() {
+async fn leases_stay_listed_and_lingering_after_a_key_is_lost() {
     if !is_installed() {
         return;
     }
     let server = Arc::new(RedisServer::start(&[]));
     let names = ["ids", "deadlines", "attached", "slots", "l????????????????"];
     let cases = (0..).zip(names).map(|(number, name)| {
-        let losing = Losing { server: Arc::clone(&server), registry: format!("r{number}") };
-        (name.to_owned(), loses(losing, name))
+        let registry = LossyRegistry { server: Arc::clone(&server), registry: format!("r{number}") };
+        (name.to_owned(), survives_loss(registry, name))
     });
     run_all(cases).await;
 }
 
-async fn loses(losing: Losing, name: &str) {
-    let a = Replica::start(&losing.url()).await;
+async fn survives_loss(registry: LossyRegistry, name: &str) {
+    let a = Replica::start(&registry.url()).await;
     let [live, lingering] = [a.storage.grant_lease(HOUR, "live").await.unwrap(), grant_lingering(&*a.storage).await];
     a.storage.create(&keys(0..60), Some(live)).await.unwrap();
     let linger = Duration::from_secs(5);
     assert_eq!(a.storage.revoke_lease_with(lingering, linger).await.unwrap(), 0);
-    losing.lose(name);
+    registry.delete_keys(name);
 
     eventually(|| async {
         let (all, _) = list(&*a.storage, ALL).await;
-        let told: BTreeMap<_, _> =
+        let received: BTreeMap<_, _> =
             all.iter().map(|status| (status.lease, (status.session_count, status.lingers))).collect();
-        (told == BTreeMap::from([(live, (60, false)), (lingering, (60, true))])).then_some(())
+        (received == BTreeMap::from([(live, (60, false)), (lingering, (60, true))])).then_some(())
     })
     .await;
-    // After a slot was lost, its lease may be attached anew, but none comes under one that lingers.
+    // A lease whose slot was lost may be attached again, but a lingering lease accepts no session.
     let refused = a.storage.create(&keys(200..203), Some(lingering)).await;
     assert!(refused.is_err(), "{refused:?}");
     eventually(|| async { (!a.storage.has(&keys(60..120)).await.ok()?.contains(&true)).then_some(()) }).await;
@@ -157,36 +157,37 @@ async fn grant_lingering(storage: &dyn SessionStorage) -> LeaseId {
     lease
 }
 
-/// The buckets of a lease are still told after its sets of buckets were lost, even if more sessions have come under it since.
+/// The buckets of a lease are still reported after its bucket sets were lost, even if more sessions have come under it
+/// since.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_set_of_buckets_hides_no_session() {
+async fn losing_a_leases_bucket_set_hides_no_session() {
     if !is_installed() {
         return;
     }
-    let losing = Losing { server: Arc::new(RedisServer::start(&[])), registry: "r".to_owned() };
-    let storage = open(&losing.url(), ROOMY).await;
+    let registry = LossyRegistry { server: Arc::new(RedisServer::start(&[])), registry: "r".to_owned() };
+    let storage = open(&registry.url(), ROOMY).await;
     let [lease, other] = [storage.grant_lease(HOUR, "").await.unwrap(), storage.grant_lease(HOUR, "").await.unwrap()];
     let own = keys(0..30);
     storage.create(&own, Some(lease)).await.unwrap();
     storage.create(&keys(100..101), Some(other)).await.unwrap();
-    tells(&*storage, lease, &own).await;
-    assert_eq!(tells(&*storage, other, &keys(100..101)).await, 1);
-    losing.lose("l????????????????");
-    tells(&*storage, lease, &own).await;
+    assert_buckets_of(&*storage, lease, &own).await;
+    assert_eq!(assert_buckets_of(&*storage, other, &keys(100..101)).await, 1);
+    registry.delete_keys("l????????????????");
+    assert_buckets_of(&*storage, lease, &own).await;
     storage.create(&keys(30..31), Some(lease)).await.unwrap();
-    tells(&*storage, lease, &keys(0..31)).await;
-    // Then nothing tells which leases have sessions here, until the key is made again.
-    losing.lose("attached");
-    tells(&*storage, lease, &keys(0..31)).await;
+    assert_buckets_of(&*storage, lease, &keys(0..31)).await;
+    // Now no key says which leases have sessions here, until `attached` is rebuilt.
+    registry.delete_keys("attached");
+    assert_buckets_of(&*storage, lease, &keys(0..31)).await;
 }
 
-/// The buckets of a lease hold its sessions. Gives how many these are.
-async fn tells(storage: &dyn SessionStorage, lease: LeaseId, sessions: &[SessionKey]) -> usize {
+/// Asserts that the reported buckets of a lease contain its sessions. Returns the number of buckets.
+async fn assert_buckets_of(storage: &dyn SessionStorage, lease: LeaseId, sessions: &[SessionKey]) -> usize {
     let log = storage.log().await.unwrap();
     let known: Vec<_> = log.partitions.iter().map(|held| held.end).collect();
     let found = storage.buckets_under(log.registry_id, &known, &[lease]).await.unwrap();
     for session in sessions {
-        assert!(found.buckets.contains(&storage.bucket_of(session)), "the bucket of {session:?} is not told");
+        assert!(found.buckets.contains(&storage.bucket_of(session)), "the bucket of {session:?} is missing");
     }
     found.buckets.len()
 }

@@ -1,4 +1,4 @@
-//! Keys of a registry that somebody deleted.
+//! A registry whose keys were deleted.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -12,47 +12,47 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     ROOMY, open,
-    replica::{Replica, create, keys, left_of, run_all},
+    replica::{Replica, create, existing_of, keys, run_all},
     server::{RedisServer, is_installed},
 };
 
 /// The registry serves again within this time.
-const HEALS: Duration = Duration::from_secs(10);
+const HEAL_TIME: Duration = Duration::from_secs(10);
 
-/// The ttl of a lease that nobody keeps alive.
+/// The ttl of leases that are not kept alive.
 const TTL: Duration = Duration::from_secs(4);
 
-/// So much later than its ttl a lease may end that had to be found again.
+/// How long after its ttl a lease may end that had to be rediscovered.
 const SLACK: Duration = Duration::from_secs(10);
 
-/// What is between `{registry:partition}:` and the end of the names of a partition's keys, as patterns of KEYS.
+/// The endings of key names after `{registry:partition}:`, as patterns for KEYS. Every partition may have these keys.
 const OF_EACH_PARTITION: [&str; 9] = [
     "meta",
     "log",
-    // Which leases have sessions here, by lease, by slot, and how many.
+    // The leases with sessions in this partition: by lease, by slot, and their counts.
     "attached",
     "slots",
     "held",
-    // Leases that are being swept, and the buckets of each lease.
+    // The leases being swept, and the buckets of each lease.
     "closed",
     "l????????????????",
     "b*",
     "*",
 ];
 
-/// The same of keys in the first partition alone.
+/// The keys that only the first partition has.
 const OF_THE_FIRST: [&str; 6] = ["leases", "deadlines", "ended", "claims", "ids", "quotas"];
 
-/// Those that every registry has.
+/// The patterns that match keys in every registry.
 const MUST_BE_THERE: [&str; 8] = ["meta", "log", "attached", "b*", "*", "leases", "deadlines", "ids"];
 
 fn options() -> StorageOptions {
-    // The test has no patience for leases that are kept long after an outage.
+    // A short grace, because the test cannot wait for leases that are kept long after an outage.
     StorageOptions { outage_grace: Duration::from_secs(1), ..ROOMY }
 }
 
 #[tokio::test]
-async fn a_registry_that_lost_keys_heals_with_one_reset_and_without_ghosts() {
+async fn a_registry_that_loses_keys_heals_with_at_most_one_reset_and_no_ghosts() {
     if !is_installed() {
         return;
     }
@@ -61,7 +61,7 @@ async fn a_registry_that_lost_keys_heals_with_one_reset_and_without_ghosts() {
 }
 
 #[tokio::test]
-async fn a_registry_that_lost_keys_while_nobody_ran_serves_again() {
+async fn a_registry_that_lost_keys_while_no_server_ran_serves_again() {
     if !is_installed() {
         return;
     }
@@ -69,7 +69,7 @@ async fn a_registry_that_lost_keys_while_nobody_ran_serves_again() {
     run_all(losses(&server).map(|loss| (loss.to_string(), heals_at_the_start(loss)))).await;
 }
 
-/// Which keys a registry of its own loses.
+/// The keys that one registry loses.
 struct Loss {
     server: Arc<RedisServer>,
     registry: String,
@@ -97,16 +97,16 @@ impl Loss {
         self.server.url(&format!("registry={}&buckets=48&partitions=3", self.registry))
     }
 
-    /// Deletes the keys; tells whether there were any.
-    fn happens(&self) -> bool {
+    /// Deletes the keys. Returns whether there were any.
+    fn inflict(&self) -> bool {
         let pattern = format!("{{{}:{}}}:{}", self.registry, self.partition, self.keys);
         let found: Vec<String> = self.server.ask(cmd("KEYS").arg(&pattern)).unwrap();
-        assert!(!found.is_empty() || !MUST_BE_THERE.contains(&self.keys), "no key is like {pattern}");
+        assert!(!found.is_empty() || !MUST_BE_THERE.contains(&self.keys), "no key matches {pattern}");
         !found.is_empty() && self.server.ask::<u32>(cmd("DEL").arg(found)).unwrap() > 0
     }
 
-    /// Nobody can tell that a bucket is gone, so those who held its sessions hold them still.
-    fn is_told(&self) -> bool {
+    /// Whether sessiond can detect the loss. It cannot tell that a bucket is gone, so observers keep its sessions.
+    fn is_detectable(&self) -> bool {
         self.keys != "b*"
     }
 }
@@ -121,37 +121,38 @@ async fn heals(loss: Loss) {
     a.storage.create(&keys(150..210), Some(left_alone)).await.unwrap();
     let mut held = [a.watch(Start::Snapshot).await, b.watch(Start::Snapshot).await];
     for held in &mut held {
-        held.comes_to_hold(&keys(0..210)).await;
+        held.converges_to(&keys(0..210)).await;
     }
 
-    if !loss.happens() {
+    if !loss.inflict() {
         return;
     }
-    if !loss.is_told() {
+    if !loss.is_detectable() {
         held = [a.watch(Start::Snapshot).await, b.watch(Start::Snapshot).await];
     }
 
     for (replica, some) in [(&a, keys(300..330)), (&b, keys(330..360))] {
-        works_by(&case, HEALS, async || replica.storage.create(&some, None).await.map(drop)).await;
+        succeeds_within(&case, HEAL_TIME, async || replica.storage.create(&some, None).await.map(drop)).await;
     }
-    is_gone(&case, &*a.storage, &keys(150..210), TTL + SLACK).await;
-    ends(&case, &*a.storage, kept).await;
-    is_gone(&case, &*a.storage, &keys(90..150), SLACK).await;
+    wait_until_gone(&case, &*a.storage, &keys(150..210), TTL + SLACK).await;
+    end_lease(&case, &*a.storage, kept).await;
+    wait_until_gone(&case, &*a.storage, &keys(90..150), SLACK).await;
 
-    // Where a partition is lost as a whole, what was created before anybody noticed may be lost with it. By now it is noticed.
+    // A partition that is lost as a whole may lose what was created before the loss was noticed. By now it has been
+    // noticed.
     create(&*a.storage, &keys(360..390)).await;
-    let left = held[0].comes_to_agree(&keys(0..390), &a).await;
-    assert!(left.ends_with(&keys(360..390)), "{case}: what was created afterwards is there");
-    assert_eq!(left_of(keys(0..390), &b).await, left, "{case}");
+    let left = held[0].converges_with(&keys(0..390), &a).await;
+    assert!(left.ends_with(&keys(360..390)), "{case}: sessions created afterwards exist");
+    assert_eq!(existing_of(keys(0..390), &b).await, left, "{case}");
     for held in &mut held {
-        held.comes_to_hold(&left).await;
+        held.converges_to(&left).await;
         assert!(held.resets.len() <= 1, "{case}: {:?}", held.resets);
     }
     let late = open(&url, options()).await;
-    serves(&case, &late, &left).await;
+    assert_serves(&case, &late, &left).await;
     for replica in [&a, &b] {
-        replica.watch(Start::Snapshot).await.comes_to_hold(&left).await;
-        if loss.is_told() {
+        replica.watch(Start::Snapshot).await.converges_to(&left).await;
+        if loss.is_detectable() {
             assert_eq!(replica.storage.session_count().await.unwrap(), left.len() as u64, "{case}");
         }
     }
@@ -164,28 +165,28 @@ async fn heals_at_the_start(loss: Loss) {
     a.storage.create(&keys(0..90), None).await.unwrap();
     a.storage.create(&keys(90..150), Some(lease)).await.unwrap();
     let mut held = a.watch(Start::Snapshot).await;
-    held.comes_to_hold(&keys(0..150)).await;
+    held.converges_to(&keys(0..150)).await;
     let cursor = held.observer.cursor().unwrap();
     drop((held, a));
-    if !loss.happens() {
+    if !loss.inflict() {
         return;
     }
 
     let b = Replica::start_with(&url, options()).await;
-    works_by(&case, HEALS, async || b.storage.create(&keys(200..230), None).await.map(drop)).await;
-    is_gone(&case, &*b.storage, &keys(90..150), TTL + SLACK).await;
+    succeeds_within(&case, HEAL_TIME, async || b.storage.create(&keys(200..230), None).await.map(drop)).await;
+    wait_until_gone(&case, &*b.storage, &keys(90..150), TTL + SLACK).await;
     let mut fresh = b.watch(Start::Snapshot).await;
-    let left = fresh.comes_to_agree(&keys(0..230), &b).await;
-    assert!(left.ends_with(&keys(200..230)), "{case}: what was created afterwards is there");
-    serves(&case, &b.storage, &left).await;
-    if loss.is_told() {
-        b.resume(cursor, &keys(0..150)).await.comes_to_hold(&left).await;
+    let left = fresh.converges_with(&keys(0..230), &b).await;
+    assert!(left.ends_with(&keys(200..230)), "{case}: sessions created afterwards exist");
+    assert_serves(&case, &b.storage, &left).await;
+    if loss.is_detectable() {
+        b.resume(cursor, &keys(0..150)).await.converges_to(&left).await;
         assert_eq!(b.storage.session_count().await.unwrap(), left.len() as u64, "{case}");
     }
 }
 
-/// Waits until a call succeeds.
-async fn works_by(case: &str, limit: Duration, call: impl AsyncFn() -> Result<(), StorageError>) {
+/// Waits until a call succeeds. Fails after `limit`.
+async fn succeeds_within(case: &str, limit: Duration, call: impl AsyncFn() -> Result<(), StorageError>) {
     let mut last = None;
     let trying = async {
         while let Err(error) = call().await {
@@ -196,8 +197,8 @@ async fn works_by(case: &str, limit: Duration, call: impl AsyncFn() -> Result<()
     assert!(timeout(limit, trying).await.is_ok(), "{case}: after {limit:?} a call still fails: {last:?}");
 }
 
-/// Waits until none of these sessions exists.
-async fn is_gone(case: &str, storage: &dyn SessionStorage, sessions: &[SessionKey], limit: Duration) {
+/// Waits until none of the sessions exists. Fails after `limit`.
+async fn wait_until_gone(case: &str, storage: &dyn SessionStorage, sessions: &[SessionKey], limit: Duration) {
     let deadline = Instant::now() + limit;
     loop {
         let exist = storage.has(sessions).await;
@@ -205,22 +206,22 @@ async fn is_gone(case: &str, storage: &dyn SessionStorage, sessions: &[SessionKe
         if matches!(left, Ok(0)) {
             return;
         }
-        assert!(Instant::now() < deadline, "{case}: ghosts after {limit:?}: {left:?} of {}", sessions.len());
+        assert!(Instant::now() < deadline, "{case}: after {limit:?}, ghosts remain: {left:?} of {}", sessions.len());
         sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// Ends a lease that may be gone already.
-async fn ends(case: &str, storage: &dyn SessionStorage, lease: LeaseId) {
-    works_by(case, HEALS, async || match storage.revoke_lease(lease).await {
+/// Revokes a lease that may be gone already.
+async fn end_lease(case: &str, storage: &dyn SessionStorage, lease: LeaseId) {
+    succeeds_within(case, HEAL_TIME, async || match storage.revoke_lease(lease).await {
         Ok(_) | Err(StorageError::UnknownLease(_)) => Ok(()),
         Err(error) => Err(error),
     })
     .await;
 }
 
-/// A replica that starts later does all that there is to do.
-async fn serves(case: &str, storage: &Arc<dyn SessionStorage>, left: &[SessionKey]) {
+/// Asserts that a handle opened later can look up, create and revoke.
+async fn assert_serves(case: &str, storage: &Arc<dyn SessionStorage>, left: &[SessionKey]) {
     assert!(storage.has(left).await.unwrap().into_iter().all(|exists| exists), "{case}");
     let lease = storage.grant_lease(Duration::from_secs(600), "").await.unwrap();
     assert_eq!(storage.create(&keys(400..430), Some(lease)).await.unwrap(), [true; 30], "{case}");

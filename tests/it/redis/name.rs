@@ -1,4 +1,4 @@
-//! A name that stands for one server after another, as a virtual address, a DNS entry or a proxy does.
+//! A name that stands for one server after another, like a virtual address, a DNS entry or a proxy.
 
 use std::{
     io,
@@ -18,11 +18,12 @@ use tokio::{
 
 use super::server::RedisServer;
 
-/// A proxy that takes new connections to the server that the name stands for at that time. Those that are open stay with theirs.
+/// A proxy that sends each new connection to the server that the name stands for at that time. Open connections stay
+/// with their server.
 pub(super) struct Name {
     addr: SocketAddr,
     backend: Arc<AtomicU16>,
-    /// Connections to this server pass nothing on, and stay open.
+    /// The server whose connections are stalled: they stay open but pass nothing on.
     stalled: watch::Sender<Stalled>,
     accepting: JoinHandle<()>,
 }
@@ -40,23 +41,23 @@ impl Name {
         Self { addr, backend, stalled, accepting }
     }
 
-    /// Makes it stand for another server.
+    /// Makes the name stand for another server.
     pub(super) fn point_to(&self, server: &RedisServer) {
         self.backend.store(server.port, Ordering::Relaxed);
     }
 
-    /// Lets nothing through between clients and this server, in either direction; connections stay open, as with a network
-    /// that loses all packets.
+    /// Passes nothing between clients and this server, in either direction. Connections stay open, as in a network that
+    /// drops all packets.
     pub(super) fn stall(&self, server: &RedisServer) {
         self.stalled.send_replace(Some(server.port));
     }
 
-    /// Ends the stall. What was held up goes through.
+    /// Ends the stall. The bytes held back are passed on.
     pub(super) fn resume(&self) {
         self.stalled.send_replace(None);
     }
 
-    /// The URL of a registry in the server behind it.
+    /// Returns the URL of a registry in the server behind the name.
     pub(super) fn url(&self, parameters: &str) -> String {
         format!("redis://{}/?{parameters}", self.addr)
     }
@@ -75,7 +76,7 @@ async fn accept(listener: TcpListener, backend: Arc<AtomicU16>, stalled: watch::
         let port = backend.load(Ordering::Relaxed);
         let stalled = stalled.clone();
         connections.spawn(async move {
-            // A server that is gone ends the client's connection.
+            // If the server is gone, the client's connection ends.
             let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
             let _ = (client.set_nodelay(true), server.set_nodelay(true));
             let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
@@ -88,7 +89,7 @@ async fn accept(listener: TcpListener, backend: Arc<AtomicU16>, stalled: watch::
     }
 }
 
-/// Passes on what comes, until either end closes.
+/// Copies bytes until either end closes.
 async fn pass(
     from: tcp::OwnedReadHalf,
     mut to: tcp::OwnedWriteHalf,
@@ -99,7 +100,7 @@ async fn pass(
     loop {
         let Ok(_) = stalled.wait_for(|stalled| *stalled != Some(port)).await else { return Ok(()) };
         from.readable().await?;
-        // It may have been stalled while nothing came.
+        // The stall may have begun while no bytes arrived.
         if *stalled.borrow() == Some(port) {
             continue;
         }

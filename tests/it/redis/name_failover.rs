@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     name::Name,
-    replica::{Replica, create, eventually, keys, left_of},
+    replica::{Replica, create, eventually, existing_of, keys},
     server::{RedisServer, ServerKind, on_each_server},
 };
 
@@ -34,7 +34,7 @@ impl Pair {
         Self { old, new }
     }
 
-    /// Waits until the replica has all that the master has.
+    /// Waits until the replica has everything that the master has.
     async fn catch_up(&self) {
         let offset = |server: &RedisServer, field| server.info("replication", field);
         eventually(|| async {
@@ -45,7 +45,7 @@ impl Pair {
         .await;
     }
 
-    /// Makes the replica a master; the old one does not hear of it.
+    /// Promotes the replica. The old master is not notified.
     fn promote(&self) {
         let () = self.new.ask(cmd("REPLICAOF").arg("NO").arg("ONE")).unwrap();
     }
@@ -57,7 +57,7 @@ impl Pair {
 }
 
 impl RedisServer {
-    /// Ends the connections on which a client waits for news of the log, or all others.
+    /// Ends the connections whose client waits for log entries, or all others.
     async fn disconnect(&self, that_wait: bool) {
         let ended = || {
             let clients: String = self.ask(cmd("CLIENT").arg("LIST").arg("TYPE").arg("normal")).unwrap();
@@ -74,13 +74,13 @@ impl RedisServer {
 }
 
 on_each_server! {
-    [#[tokio::test]] writes_go_on_with_the_new_master;
-    [#[tokio::test]] an_old_master_that_is_cut_off_answers_nobody;
-    [#[tokio::test]] a_tail_does_not_stay_with_the_old_master;
-    [#[tokio::test]] a_network_that_loses_all_packets_holds_up_nobody;
+    [#[tokio::test]] writes_continue_on_the_new_master;
+    [#[tokio::test]] a_replaced_master_answers_no_call;
+    [#[tokio::test]] the_log_reader_leaves_the_old_master;
+    [#[tokio::test]] a_network_that_drops_all_packets_to_the_old_master_blocks_no_call;
 }
 
-async fn writes_go_on_with_the_new_master(kind: ServerKind) {
+async fn writes_continue_on_the_new_master(kind: ServerKind) {
     let pair = Pair::start(kind);
     let name = Name::of(&pair.old).await;
     let a = Replica::start(&name.url(PARAMETERS)).await;
@@ -88,8 +88,8 @@ async fn writes_go_on_with_the_new_master(kind: ServerKind) {
     create(&*a.storage, &keys(0..50)).await;
     let lease = a.storage.grant_lease(Duration::from_secs(600), "").await.unwrap();
     a.storage.create(&keys(50..60), Some(lease)).await.unwrap();
-    held.comes_to_hold(&keys(0..60)).await;
-    // Somebody goes on writing all the while.
+    held.converges_to(&keys(0..60)).await;
+    // A writer runs during the whole failover.
     let (stop, stopped) = watch::channel(false);
     let storage = Arc::clone(&a.storage);
     let writing = tokio::spawn(async move {
@@ -113,79 +113,83 @@ async fn writes_go_on_with_the_new_master(kind: ServerKind) {
     a.storage.destroy(&keys(0..5), None).await.unwrap();
     stop.send_replace(true);
     let written = writing.await.unwrap();
-    let left = left_of(keys(0..written), &a).await;
+    let left = existing_of(keys(0..written), &a).await;
     let kept = [keys(5..60), keys(100..110)].concat();
     assert_eq!(left[..65], kept);
-    held.comes_to_hold(&left).await;
-    a.watch(Start::Snapshot).await.comes_to_hold(&left).await;
-    assert_eq!(left_of(keys(0..written), &Replica::start(&name.url(PARAMETERS)).await).await, left);
+    held.converges_to(&left).await;
+    a.watch(Start::Snapshot).await.converges_to(&left).await;
+    assert_eq!(existing_of(keys(0..written), &Replica::start(&name.url(PARAMETERS)).await).await, left);
     assert_eq!(a.storage.revoke_lease(lease).await.unwrap(), 10);
 }
 
-/// The old master lives on for those who have connections to it. What others have changed at the new one, and an observer was told of,
-/// no call contradicts.
-async fn an_old_master_that_is_cut_off_answers_nobody(kind: ServerKind) {
+/// The old master still serves the connections to it. But no call contradicts a change that was made on the new master
+/// and sent to an observer.
+async fn a_replaced_master_answers_no_call(kind: ServerKind) {
     let pair = Pair::start(kind);
     let name = Name::of(&pair.old).await;
     let a = Replica::start(&name.url(PARAMETERS)).await;
     create(&*a.storage, &keys(0..50)).await;
     let mut held = a.watch(Start::Snapshot).await;
-    held.comes_to_hold(&keys(0..50)).await;
+    held.converges_to(&keys(0..50)).await;
     pair.catch_up().await;
     pair.promote();
     name.point_to(&pair.new);
-    // Only what reads the log connects anew.
+    // Only the log reader has to reconnect.
     pair.old.disconnect(true).await;
     let b = Replica::start(&name.url(PARAMETERS)).await;
     b.storage.destroy(&keys(0..10), None).await.unwrap();
     create(&*b.storage, &keys(100..110)).await;
     let now = [keys(10..50), keys(100..110)].concat();
-    held.comes_to_hold(&now).await;
-    assert_eq!(left_of([keys(0..50), keys(100..110)].concat(), &a).await, now, "right after the observer was told");
-    a.watch(Start::Snapshot).await.comes_to_hold(&now).await;
+    held.converges_to(&now).await;
+    assert_eq!(
+        existing_of([keys(0..50), keys(100..110)].concat(), &a).await,
+        now,
+        "right after the observer received the changes"
+    );
+    a.watch(Start::Snapshot).await.converges_to(&now).await;
     create(&*a.storage, &keys(200..210)).await;
-    assert_eq!(left_of(keys(200..210), &b).await, keys(200..210));
-    held.comes_to_hold(&[now, keys(200..210)].concat()).await;
+    assert_eq!(existing_of(keys(200..210), &b).await, keys(200..210));
+    held.converges_to(&[now, keys(200..210)].concat()).await;
     assert_eq!(held.resets, [], "nothing was lost");
 }
 
-/// The other way round: calls go to the new master, and what reads the log is still connected to the old one.
-async fn a_tail_does_not_stay_with_the_old_master(kind: ServerKind) {
+/// The opposite case: calls go to the new master, but the log reader is still connected to the old one.
+async fn the_log_reader_leaves_the_old_master(kind: ServerKind) {
     let pair = Pair::start(kind);
     let name = Name::of(&pair.old).await;
     let a = Replica::start(&name.url(PARAMETERS)).await;
     create(&*a.storage, &keys(0..50)).await;
     let mut held = a.watch(Start::Snapshot).await;
-    held.comes_to_hold(&keys(0..50)).await;
+    held.converges_to(&keys(0..50)).await;
     pair.catch_up().await;
     pair.promote();
     name.point_to(&pair.new);
     pair.old.disconnect(false).await;
     let began = Instant::now();
     create(&*a.storage, &keys(50..60)).await;
-    held.comes_to_hold(&keys(0..60)).await;
+    held.converges_to(&keys(0..60)).await;
     assert!(began.elapsed() < RECOVERY, "{:?}", began.elapsed());
     let b = Replica::start(&name.url(PARAMETERS)).await;
     b.storage.destroy(&keys(0..10), None).await.unwrap();
-    held.comes_to_hold(&keys(10..60)).await;
+    held.converges_to(&keys(10..60)).await;
     assert_eq!(held.resets, [], "nothing was lost");
 }
 
-async fn a_network_that_loses_all_packets_holds_up_nobody(kind: ServerKind) {
+async fn a_network_that_drops_all_packets_to_the_old_master_blocks_no_call(kind: ServerKind) {
     let pair = Pair::start(kind);
     let name = Name::of(&pair.old).await;
     let a = Replica::start(&name.url(PARAMETERS)).await;
     create(&*a.storage, &keys(0..50)).await;
     let mut held = a.watch(Start::Snapshot).await;
-    held.comes_to_hold(&keys(0..50)).await;
+    held.converges_to(&keys(0..50)).await;
     pair.catch_up().await;
     name.stall(&pair.old);
     pair.promote();
     name.point_to(&pair.new);
     let began = Instant::now();
     create(&*a.storage, &keys(50..60)).await;
-    held.comes_to_hold(&keys(0..60)).await;
+    held.converges_to(&keys(0..60)).await;
     assert!(began.elapsed() < RECOVERY, "{:?}", began.elapsed());
-    a.watch(Start::Snapshot).await.comes_to_hold(&keys(0..60)).await;
+    a.watch(Start::Snapshot).await.converges_to(&keys(0..60)).await;
     assert_eq!(held.resets, [], "nothing was lost");
 }

@@ -1,4 +1,4 @@
-//! The order of a batch in the log.
+//! The order of a batch's events in the log.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -16,14 +16,14 @@ use super::{
     server::{RedisServer, is_installed},
 };
 
-/// Longer than what one script takes.
+/// More sessions than fit into one script.
 const BATCH: usize = 2000;
 
-/// Reads so many events.
+/// Reads `count` events.
 async fn events(observer: &mut Observer, count: usize) -> Vec<SessionEvent> {
     let mut read = Vec::new();
     while read.len() < count {
-        match timeout(PATIENCE, observer.next()).await.expect("it is told more").expect("it goes on") {
+        match timeout(PATIENCE, observer.next()).await.expect("more events arrive").expect("the stream continues") {
             Update::Events(events) => read.extend_from_slice(events.events()),
             Update::Subscribed => {}
             other => panic!("{other:?}"),
@@ -32,7 +32,7 @@ async fn events(observer: &mut Observer, count: usize) -> Vec<SessionEvent> {
     read
 }
 
-/// Splits sessions by partition, and keeps their order.
+/// Groups sessions by partition, in their order.
 fn by_partition(
     storage: &dyn SessionStorage,
     sessions: impl IntoIterator<Item = SessionKey>,
@@ -44,7 +44,7 @@ fn by_partition(
     parts
 }
 
-/// Batches of several callers at once, through both replicas.
+/// Several callers send batches concurrently through both replicas.
 async fn check(replicas: &[Replica; 2], rounds: usize) {
     let storage = Arc::clone(&replicas[0].storage);
     let mut observer = replicas[1].watch(Start::Now).await.observer;
@@ -67,12 +67,13 @@ async fn check(replicas: &[Replica; 2], rounds: usize) {
                 assert_eq!(changed.unwrap(), vec![true; BATCH]);
             });
             join_all(calls).await;
-            let told = events(&mut observer, 4 * BATCH).await;
-            assert!(told.iter().all(|event| (event.change == SessionChange::Created) == is_created));
+            let received = events(&mut observer, 4 * BATCH).await;
+            assert!(received.iter().all(|event| (event.change == SessionChange::Created) == is_created));
             for (caller, batch) in (0..).zip(&batches) {
-                let told = told.iter().map(|event| event.session).filter(|told| told.auth_key_id.0 == caller);
+                let received =
+                    received.iter().map(|event| event.session).filter(|received| received.auth_key_id.0 == caller);
                 assert!(
-                    by_partition(&*storage, told) == by_partition(&*storage, batch.iter().copied()),
+                    by_partition(&*storage, received) == by_partition(&*storage, batch.iter().copied()),
                     "the events of a batch are out of order within a partition"
                 );
             }
@@ -90,7 +91,7 @@ async fn events_of_a_batch_keep_its_order_within_each_partition() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_of_a_batch_keep_its_order_within_each_partition_of_a_cluster() {
+async fn events_of_a_batch_keep_its_order_within_each_cluster_partition() {
     if is_installed() {
         let cluster = RedisCluster::start(0);
         let url = cluster.url("partitions=6&buckets=96");

@@ -1,4 +1,4 @@
-//! A replica of sessiond in a test, and an observer that checks what it is told.
+//! A replica of sessiond for tests, and an observer that checks its updates.
 
 use std::{collections::HashSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -12,10 +12,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{ROOMY, open};
 
-/// Far longer than anything takes; it only ends tests that hang.
+/// Far longer than anything takes. It only ends tests that hang.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// An observer is told within this time what has happened, even where Redis had to be connected to anew.
+/// An observer receives changes within this time, even if sessiond has to reconnect to Redis.
 const SOON: Duration = Duration::from_secs(30);
 
 pub(super) fn key(n: i64) -> SessionKey {
@@ -26,7 +26,7 @@ pub(super) fn keys(numbers: std::ops::Range<i64>) -> Vec<SessionKey> {
     numbers.map(key).collect()
 }
 
-/// One replica: a handle of its own and the subject over it.
+/// One replica: its own storage handle, and a subject on top.
 pub(super) struct Replica {
     pub(super) storage: Arc<dyn SessionStorage>,
     pub(super) subject: SessionSubject,
@@ -44,7 +44,7 @@ impl Replica {
         Self { storage, subject }
     }
 
-    /// An observer that held these sessions when it got this cursor, and goes on with it.
+    /// Resumes from a cursor with the sessions that were held when it was taken.
     pub(super) async fn resume(&self, cursor: Cursor, sessions: &[SessionKey]) -> Held {
         let mut held = self.watch(Start::After(cursor)).await;
         held.sessions = sessions.iter().copied().collect();
@@ -60,7 +60,7 @@ impl Replica {
     }
 }
 
-/// An observer that holds what it is told to, and fails where that is not exact.
+/// An observer that keeps the set of sessions, and fails if an update contradicts it.
 pub(super) struct Held {
     pub(super) observer: Observer,
     pub(super) sessions: HashSet<SessionKey>,
@@ -70,9 +70,9 @@ pub(super) struct Held {
 
 impl Held {
     pub(super) async fn read(&mut self) {
-        match timeout(PATIENCE, self.observer.next()).await.expect("it is told something").expect("it goes on") {
+        match timeout(PATIENCE, self.observer.next()).await.expect("an update arrives").expect("the stream continues") {
             Update::Subscribed | Update::Closed => {}
-            Update::Placements(_) => panic!("nobody asked for placements"),
+            Update::Placements(_) => panic!("placements were not requested"),
             Update::Reset(reason) => {
                 self.resets.push(reason);
                 self.sessions.clear();
@@ -80,7 +80,7 @@ impl Held {
             }
             Update::Snapshot(sessions) => {
                 for session in sessions {
-                    assert!(self.sessions.insert(session), "{session:?} is in the snapshot, and was held");
+                    assert!(self.sessions.insert(session), "{session:?} is in the snapshot but was already held");
                 }
             }
             Update::Synced { session_count } => {
@@ -94,14 +94,14 @@ impl Held {
                         SessionChange::Destroyed(_) => self.sessions.remove(&event.session),
                         SessionChange::Moved { .. } => self.sessions.contains(&event.session),
                     };
-                    assert!(is_exact, "{event:?} does not fit what is held");
+                    assert!(is_exact, "{event:?} contradicts the held set");
                 }
             }
         }
     }
 
-    /// Reads until just these are held.
-    pub(super) async fn comes_to_hold(&mut self, sessions: &[SessionKey]) {
+    /// Reads until the observer holds exactly these sessions.
+    pub(super) async fn converges_to(&mut self, sessions: &[SessionKey]) {
         let expected: HashSet<_> = sessions.iter().copied().collect();
         let reading = async {
             while !self.is_synced || self.sessions != expected {
@@ -124,11 +124,12 @@ impl Held {
         }
     }
 
-    /// Reads until just those of some sessions are held that a replica finds, though they may still change. Gives them.
-    pub(super) async fn comes_to_agree(&mut self, sessions: &[SessionKey], replica: &Replica) -> Vec<SessionKey> {
+    /// Reads until the observer holds exactly those of `sessions` that exist on a replica, which may still change.
+    /// Returns them.
+    pub(super) async fn converges_with(&mut self, sessions: &[SessionKey], replica: &Replica) -> Vec<SessionKey> {
         let deadline = Instant::now() + SOON;
         loop {
-            let left = left_of(sessions.to_vec(), replica).await;
+            let left = existing_of(sessions.to_vec(), replica).await;
             let expected: HashSet<_> = left.iter().copied().collect();
             let reading = async {
                 while !self.is_synced || self.sessions != expected {
@@ -139,63 +140,64 @@ impl Held {
                 return left;
             }
             let (held, resets) = (self.sessions.len(), &self.resets);
-            assert!(Instant::now() < deadline, "{held} are held and {} are there; resets: {resets:?}", left.len());
+            assert!(Instant::now() < deadline, "{held} sessions are held but {} exist; resets: {resets:?}", left.len());
         }
     }
 
-    /// Reads until there was a reset, for whatever reason, and just these are held. There must have been no other reset before.
-    pub(super) async fn starts_again_with(&mut self, sessions: &[SessionKey]) {
+    /// Reads until the observer was reset, for whatever reason, and holds exactly these sessions. Fails if there was
+    /// more than one reset.
+    pub(super) async fn resets_once_to(&mut self, sessions: &[SessionKey]) {
         let reading = async {
             while self.resets.is_empty() {
                 self.read().await;
             }
         };
-        timeout(SOON, reading).await.expect("there is a reset");
-        self.comes_to_hold(sessions).await;
+        timeout(SOON, reading).await.expect("the observer is reset");
+        self.converges_to(sessions).await;
         assert_eq!(self.resets.len(), 1, "{:?}", self.resets);
     }
 
-    /// Reads until there was a reset for this reason, and the snapshot after it.
-    pub(super) async fn is_reset(&mut self, reason: ResetReason) {
+    /// Reads until a reset for this reason and the snapshot after it.
+    pub(super) async fn resyncs_after(&mut self, reason: ResetReason) {
         while !self.is_synced || self.resets.last() != Some(&reason) {
             self.read().await;
         }
     }
 }
 
-/// Tries again until it is given something.
+/// Retries until `attempt` returns a value.
 pub(super) async fn eventually<T, F: Future<Output = Option<T>>>(attempt: impl Fn() -> F) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(done) = attempt().await {
             return done;
         }
-        assert!(Instant::now() < deadline, "it does not come true");
+        assert!(Instant::now() < deadline, "timed out waiting for a condition");
         sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// Creates these, as a gateway that tries again.
+/// Creates sessions with retries, as a gateway does.
 pub(super) async fn create(storage: &dyn SessionStorage, sessions: &[SessionKey]) {
     eventually(|| async { storage.create(sessions, None).await.ok() }).await;
 }
 
-/// Which of these a replica finds, as soon as it answers.
-pub(super) async fn left_of(mut sessions: Vec<SessionKey>, replica: &Replica) -> Vec<SessionKey> {
+/// Returns the sessions that exist on a replica, as soon as it answers.
+pub(super) async fn existing_of(mut sessions: Vec<SessionKey>, replica: &Replica) -> Vec<SessionKey> {
     let exist = eventually(|| async { replica.storage.has(&sessions).await.ok() }).await;
     let mut exist = exist.into_iter();
     sessions.retain(|_| exist.next().unwrap());
     sessions
 }
 
-/// Runs cases, some at once and each to its end, and then fails if one of them did.
+/// Runs every case to its end, several at a time, and then fails if any case failed.
 pub(super) async fn run_all<F: Future<Output = ()>>(cases: impl IntoIterator<Item = (String, F)>) {
-    const AT_ONCE: usize = 8;
+    const CONCURRENCY: usize = 8;
     let running = cases.into_iter().map(async |(name, case)| {
         let outcome = AssertUnwindSafe(case).catch_unwind().await;
         outcome.is_err().then_some(name)
     });
-    let outcomes: Vec<Option<String>> = stream::iter(running).buffer_unordered(AT_ONCE).collect().await;
+    let outcomes: Vec<Option<String>> = stream::iter(running).buffer_unordered(CONCURRENCY).collect().await;
     let failed: Vec<String> = outcomes.into_iter().flatten().collect();
-    assert!(failed.is_empty(), "what failed is {failed:#?}");
+    assert!(failed.is_empty(), "failed cases: {failed:#?}");
 }

@@ -1,4 +1,4 @@
-//! A Redis user that lacks a right.
+//! A Redis user that lacks a permission.
 
 use std::{error::Error, fs, path::Path, sync::Arc, time::Duration};
 
@@ -14,26 +14,27 @@ use super::{
     ROOMY,
     cluster::RedisCluster,
     open,
-    refusals::comes_to,
+    refusals::writability_becomes,
     replica::{Held, Replica, create, eventually, keys, run_all},
     server::{RedisServer, ServerKind, is_installed, on_each_server},
 };
 
 const PARAMETERS: &str = "buckets=64&partitions=2";
 
-/// The rules of the smallest user that the README gives, for a user whose password is `secret`. The suite for storages runs as it.
+/// Returns the rules of the smallest user in the README, with the password `secret`. The conformance suite runs as this
+/// user.
 pub(super) fn smallest_user() -> Vec<String> {
     let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-    let (_, rest) = readme.split_once("ACL SETUSER sessiond ").expect("the README gives a user");
+    let (_, rest) = readme.split_once("ACL SETUSER sessiond ").expect("the README documents a user");
     let (rules, _) = rest.split_once("```").unwrap();
-    // Registries of tests have other names than the default one.
+    // Tests do not use the default registry name.
     rules.split_whitespace().map(|rule| rule.replace("PASSWORD", "secret").replace("{sessiond:", "{r*:")).collect()
 }
 
-/// Commands that a user always has, or that only a cluster is sent.
+/// Commands that every user has, or that only a cluster is sent.
 const NOT_MISSED: [&str; 5] = ["auth", "hello", "ping", "cluster|slots", "cluster|keyslot"];
 
-/// The commands that the smallest user has, without those.
+/// Returns the commands of the smallest user, except those in `NOT_MISSED`.
 fn commands() -> Vec<String> {
     let rules = smallest_user();
     let commands =
@@ -41,38 +42,42 @@ fn commands() -> Vec<String> {
     commands.map(str::to_owned).collect()
 }
 
-/// The rules of the smallest user without one of its commands.
+/// Returns the rules of the smallest user without one command.
 fn without(command: &str) -> Vec<String> {
     smallest_user().into_iter().filter(|rule| rule.strip_prefix('+') != Some(command)).collect()
 }
 
 impl RedisServer {
-    /// Changes a user by rules of ACL SETUSER.
+    /// Changes a user with rules for ACL SETUSER.
     pub(super) fn set_user(&self, user: &str, rules: &[String]) {
         let () = self.ask(cmd("ACL").arg("SETUSER").arg(user).arg(rules)).unwrap();
     }
 
-    /// The URL of a registry, for a user whose password is `secret`.
+    /// Returns the URL of a registry for a user whose password is `secret`.
     pub(super) fn url_for(&self, user: &str, parameters: &str) -> String {
         format!("redis://{user}:secret@127.0.0.1:{}/?{parameters}", self.port)
     }
 }
 
 on_each_server! {
-    [#[tokio::test]] a_right_that_is_missing_at_the_start_is_named;
-    [#[tokio::test]] a_right_that_is_taken_away_leaves_no_change_half_done;
-    [#[tokio::test]] a_right_that_is_taken_away_is_noticed_and_named;
+    [#[tokio::test]] a_permission_missing_at_startup_is_named;
+    [#[tokio::test]] a_revoked_permission_leaves_no_change_half_done;
+    [#[tokio::test]] a_revoked_permission_is_noticed_and_named;
 }
 
-async fn a_right_that_is_missing_at_the_start_is_named(kind: ServerKind) {
+async fn a_permission_missing_at_startup_is_named(kind: ServerKind) {
     let server = Arc::new(kind.start(&[]));
-    run_all(commands().into_iter().map(|command| (command.clone(), is_named(Arc::clone(&server), command)))).await;
+    run_all(
+        commands().into_iter().map(|command| (command.clone(), startup_names_permission(Arc::clone(&server), command))),
+    )
+    .await;
 }
 
-async fn is_named(server: Arc<RedisServer>, command: String) {
+async fn startup_names_permission(server: Arc<RedisServer>, command: String) {
     server.set_user(&command, &without(&command));
     let url: StorageUrl = server.url_for(&command, &format!("registry=r-{command}&{PARAMETERS}")).parse().unwrap();
-    let outcome = timeout(Duration::from_secs(20), url.open(ROOMY)).await.expect("it does not wait for rights");
+    let outcome =
+        timeout(Duration::from_secs(20), url.open(ROOMY)).await.expect("the start does not wait for permissions");
     let error = outcome.map(drop).expect_err(&command);
     assert!(!error.may_pass(), "{error:?}");
     let error = error.to_string();
@@ -81,7 +86,7 @@ async fn is_named(server: Arc<RedisServer>, command: String) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_serves_the_smallest_user() {
+async fn the_documented_smallest_user_suffices_on_a_cluster() {
     if !is_installed() {
         return;
     }
@@ -101,8 +106,9 @@ async fn a_cluster_serves_the_smallest_user() {
     assert!(error.to_string().to_lowercase().contains("cluster|slots") && !error.may_pass(), "{error:?}");
 }
 
-/// Either a session is as it was before the call or its event is in the log: what an observer was told is what there is.
-async fn a_right_that_is_taken_away_leaves_no_change_half_done(kind: ServerKind) {
+/// Either a session is as before the call, or its event is in the log. So an observer holds exactly the sessions that
+/// exist.
+async fn a_revoked_permission_leaves_no_change_half_done(kind: ServerKind) {
     let server = Arc::new(kind.start(&[]));
     let command = |command: String| (vec![format!("-{command}")], command);
     let mut lost: Vec<(Vec<String>, String)> = commands().into_iter().map(command).collect();
@@ -111,28 +117,28 @@ async fn a_right_that_is_taken_away_leaves_no_change_half_done(kind: ServerKind)
     lost.push((all_keys_but(&["~*}:[^l]*", "~*}:l[^o]*"]), "keys of logs".to_owned()));
     lost.push((all_keys_but(&["~*}:[^b]*"]), "keys of buckets".to_owned()));
     let cases = (0..).zip(lost);
-    run_all(cases.map(|(number, (rules, lost))| (lost, loses_a_right(Arc::clone(&server), number, rules)))).await;
+    run_all(cases.map(|(number, (rules, lost))| (lost, loses_permissions(Arc::clone(&server), number, rules)))).await;
 }
 
-/// Nobody calls meanwhile.
-async fn a_right_that_is_taken_away_is_noticed_and_named(kind: ServerKind) {
+/// No calls are made meanwhile.
+async fn a_revoked_permission_is_noticed_and_named(kind: ServerKind) {
     let server = Arc::new(kind.start(&[]));
     let lost = ["xadd", "hsetnx", "zadd", "setbit", "sadd", "unlink", "evalsha"];
-    run_all(lost.map(|command| (command.to_owned(), is_noticed(Arc::clone(&server), command)))).await;
+    run_all(lost.map(|command| (command.to_owned(), loss_is_noticed(Arc::clone(&server), command)))).await;
 }
 
-async fn is_noticed(server: Arc<RedisServer>, command: &str) {
+async fn loss_is_noticed(server: Arc<RedisServer>, command: &str) {
     server.set_user(command, &smallest_user());
     let storage = open(&server.url_for(command, &format!("registry=r-{command}&{PARAMETERS}")), ROOMY).await;
     server.set_user(command, &[format!("-{command}")]);
-    comes_to(&*storage, Some(RefusalCause::NotPermitted)).await;
+    writability_becomes(&*storage, Some(RefusalCause::NotPermitted)).await;
     let refusal = storage.writability().refusal().cloned().unwrap();
     assert!(refusal.detail.to_lowercase().contains(command), "-{command}: {refusal:?}");
     server.set_user(command, &[format!("+{command}")]);
-    comes_to(&*storage, None).await;
+    writability_becomes(&*storage, None).await;
 }
 
-async fn loses_a_right(server: Arc<RedisServer>, number: usize, lost: Vec<String>) {
+async fn loses_permissions(server: Arc<RedisServer>, number: usize, lost: Vec<String>) {
     let (user, parameters) = (format!("user{number}"), format!("registry=r{number}&{PARAMETERS}"));
     server.set_user(&user, &smallest_user());
     let a = open(&server.url_for(&user, &parameters), ROOMY).await;
@@ -144,7 +150,7 @@ async fn loses_a_right(server: Arc<RedisServer>, number: usize, lost: Vec<String
     a.create(&keys(0..20), None).await.unwrap();
     a.create(&keys(20..40), Some(one)).await.unwrap();
     a.create(&keys(40..60), Some(other)).await.unwrap();
-    held.comes_to_hold(&keys(0..60)).await;
+    held.converges_to(&keys(0..60)).await;
 
     server.set_user(&user, &lost);
     let calls = [
@@ -167,9 +173,9 @@ async fn loses_a_right(server: Arc<RedisServer>, number: usize, lost: Vec<String
         };
         assert!(is_expected, "{lost:?}: {call}: {outcome:?} ({:?})", outcome.as_ref().unwrap_err().source());
     }
-    // What is there is what there are events of.
-    held.comes_to_agree(&keys(0..200), &b).await;
-    b.watch(Start::Snapshot).await.comes_to_agree(&keys(0..200), &b).await;
+    // Every session that exists has its event, and vice versa.
+    held.converges_with(&keys(0..200), &b).await;
+    b.watch(Start::Snapshot).await.converges_with(&keys(0..200), &b).await;
 
     server.set_user(&user, &smallest_user());
     works_again(&a, &b, &mut held, [one, other, third]).await;
@@ -178,9 +184,9 @@ async fn loses_a_right(server: Arc<RedisServer>, number: usize, lost: Vec<String
 
 async fn works_again(a: &Arc<dyn SessionStorage>, b: &Replica, held: &mut Held, leases: [LeaseId; 3]) {
     create(&**a, &keys(200..220)).await;
-    let there = held.comes_to_agree(&keys(0..220), b).await;
+    let there = held.converges_with(&keys(0..220), b).await;
     assert!(there.ends_with(&keys(200..220)));
-    // The leases end with all that is under them.
+    // The leases end together with all their sessions.
     for lease in leases {
         let ended = eventually(async || match a.revoke_lease(lease).await {
             Ok(_) | Err(StorageError::UnknownLease(_)) => Some(()),
@@ -188,9 +194,9 @@ async fn works_again(a: &Arc<dyn SessionStorage>, b: &Replica, held: &mut Held, 
         });
         ended.await;
     }
-    // The first ten may live on, where they were never moved under a lease.
+    // The first ten sessions may remain if they were never moved under a lease.
     let leased = [keys(20..60), keys(80..120)].concat();
     eventually(async || b.storage.has(&leased).await.unwrap().iter().all(|exists| !exists).then_some(())).await;
-    let left = held.comes_to_agree(&keys(0..220), b).await;
+    let left = held.converges_with(&keys(0..220), b).await;
     assert_eq!(b.storage.session_count().await.unwrap(), left.len() as u64);
 }

@@ -1,6 +1,6 @@
-//! Three programs over one Redis are restarted one after the other, under load.
+//! Restarts three servers over one Redis one after another, under load.
 //!
-//! `SESSIOND_TEST_ROLLS` says how often each is: once by default.
+//! `SESSIOND_TEST_ROLLS` sets how often each is restarted: once by default.
 
 use std::{cell::Cell, time::Duration};
 
@@ -25,22 +25,22 @@ const REPLICAS: usize = 3;
 const WRITERS: i64 = 9;
 /// How many sessions each writer has.
 const SESSIONS: i64 = 50;
-/// How many calls there are between a restart and the next.
-const BETWEEN: u64 = 500;
-/// Gateways under a lease, one at each replica.
+/// How many calls are made between two restarts.
+const CALLS_BETWEEN: u64 = 500;
+/// The number of the first gateway. There is one gateway, with a lease, at each replica.
 const GATEWAYS: i64 = 100;
 
-/// The last session that is created.
+/// The last session created.
 const MARKER: SessionKey = SessionKey::new(-1, 0);
 
-/// What the load and the operator tell each other.
+/// The progress of the load, shared with the operator that restarts the servers.
 #[derive(Default)]
 struct Progress {
     calls: Cell<u64>,
     is_over: Cell<bool>,
 }
 
-/// Changes sessions of its own, one after the other; gives what it has done.
+/// Changes the writer's own sessions one at a time. Returns its changes.
 async fn write(writer: i64, mut client: Retrying, progress: &Progress) -> (Vec<SessionEvent>, Tally) {
     let mut written = Vec::new();
     let mut exists = [false; SESSIONS as usize];
@@ -53,8 +53,8 @@ async fn write(writer: i64, mut client: Retrying, progress: &Progress) -> (Vec<S
         } else {
             (client.call(async |client| client.create(session).await).await, SessionChange::Created)
         };
-        let changed = changed.expect("no call fails that is made again as the README says");
-        // Only a call that was made again may find its work done.
+        let changed = changed.expect("calls retried as the README says succeed");
+        // Only a retried call may find its change already made.
         assert!(changed.answer || !changed.at_once, "{session:?}");
         exists[id] = !exists[id];
         written.push(SessionEvent { session, change, lease: None });
@@ -67,10 +67,10 @@ async fn write(writer: i64, mut client: Retrying, progress: &Progress) -> (Vec<S
 struct Observer {
     clients: Vec<Client>,
     replica: usize,
-    /// Goes on at the next replica, and does not wait for its own to be back.
+    /// Whether it resumes at the next replica instead of waiting for its own to come back.
     moves: bool,
     watch: Watch,
-    told: Vec<SessionEvent>,
+    received: Vec<SessionEvent>,
     resumed: u64,
 }
 
@@ -78,18 +78,18 @@ impl Observer {
     async fn start(clients: &[Client], replica: usize, moves: bool) -> Self {
         let mut watch = clients[replica].watch(WatchOptions::default());
         assert!(matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Subscribed { .. }));
-        Self { clients: clients.to_vec(), replica, moves, watch, told: Vec::new(), resumed: 0 }
+        Self { clients: clients.to_vec(), replica, moves, watch, received: Vec::new(), resumed: 0 }
     }
 
     /// Observes until the marker is created.
     async fn observe(&mut self) {
-        while self.told.last().is_none_or(|event| event.session != MARKER) {
+        while self.received.last().is_none_or(|event| event.session != MARKER) {
             match self.watch.next().await.unwrap() {
-                WatchUpdate::Events(events) => self.told.extend(events),
+                WatchUpdate::Events(events) => self.received.extend(events),
                 WatchUpdate::Disconnected { .. } => {
                     self.resumed += 1;
                     if self.moves {
-                        let cursor = self.watch.cursor().expect("it is in no snapshot");
+                        let cursor = self.watch.cursor().expect("the stream is not in a snapshot");
                         self.replica = (self.replica + 1) % self.clients.len();
                         self.watch = self.clients[self.replica].watch(WatchOptions::after(cursor));
                     }
@@ -100,34 +100,35 @@ impl Observer {
         }
     }
 
-    /// It was told what the writer did, in its order, and of nothing else.
-    fn is_exact(&self, writer: i64, written: &[SessionEvent]) {
-        let told = self.told.iter().filter(|event| event.session.auth_key_id.0 == writer);
-        assert!(told.eq(written), "of writer {writer}, at replica {}", self.replica);
+    /// Asserts that the observer received exactly the writer's changes, in order.
+    fn assert_exact(&self, writer: i64, written: &[SessionEvent]) {
+        let received = self.received.iter().filter(|event| event.session.auth_key_id.0 == writer);
+        assert!(received.eq(written), "of writer {writer}, at replica {}", self.replica);
     }
 }
 
-/// Restarts each in turn, as an orchestrator does: the next when the last is back.
+/// Restarts each server in turn, as an orchestrator does: the next one once the last is back. Returns the longest
+/// drain.
 async fn roll(programs: &mut [Program], rolls: u32, args: &[&str], progress: &Progress) -> Duration {
     let mut longest = Duration::ZERO;
     for program in (0..rolls).flat_map(|_| 0..REPLICAS) {
         let program = &mut programs[program];
-        goes_on(progress).await;
+        wait_for_more_calls(progress).await;
         let began = Instant::now();
         program.signal("TERM").await;
         assert_eq!(program.exit_code().await, Some(0), "{}", program.log());
         longest = longest.max(began.elapsed());
         assert!(program.log().contains("drained"), "{}", program.log());
-        // It is away for as long as another node takes to start it.
-        goes_on(progress).await;
+        // The server stays away as long as another node needs to start it.
+        wait_for_more_calls(progress).await;
         *program = Program::start_on(&program.addr.to_string(), args).await;
     }
-    goes_on(progress).await;
+    wait_for_more_calls(progress).await;
     longest
 }
 
-async fn goes_on(progress: &Progress) {
-    let calls = progress.calls.get() + BETWEEN;
+async fn wait_for_more_calls(progress: &Progress) {
+    let calls = progress.calls.get() + CALLS_BETWEEN;
     soon(async {
         while progress.calls.get() < calls {
             sleep(Duration::from_millis(5)).await;
@@ -155,7 +156,7 @@ async fn a_rolling_restart_under_load_fails_no_call_and_resets_no_observer() {
     for number in 0..2 * REPLICAS {
         observers.push(Observer::start(&clients, number % REPLICAS, number < REPLICAS).await);
     }
-    // Each keeps its lease alive through one replica, and knows of no other.
+    // Each gateway keeps its lease alive through one replica only.
     let mut gateways = Vec::new();
     for (number, client) in (GATEWAYS..).zip(&clients) {
         let lease = client.lease(Duration::from_secs(10), "gateway").await.unwrap();
@@ -181,23 +182,23 @@ async fn a_rolling_restart_under_load_fails_no_call_and_resets_no_observer() {
     let observing = join_all(observers.iter_mut().map(Observer::observe));
     let limit = Duration::from_secs(60) * (1 + rolls);
     let ((written, longest), _) =
-        timeout(limit, async { join!(load, observing) }).await.expect("every observer is told of all");
+        timeout(limit, async { join!(load, observing) }).await.expect("every observer receives all events");
 
     let mut tally = Tally::default();
     for (writer, (written, writers)) in (0..).zip(written) {
-        observers.iter().for_each(|observer| observer.is_exact(writer, &written));
+        observers.iter().for_each(|observer| observer.assert_exact(writer, &written));
         tally += writers;
     }
     for (number, id, lease, sessions) in gateways {
-        assert!(lease.is_held() && lease.id() == id, "the lease lived");
+        assert!(lease.is_held() && lease.id() == id, "the lease was kept");
         let created: Vec<SessionEvent> = sessions.iter().map(|session| SessionEvent::created(*session, None)).collect();
-        observers.iter().for_each(|observer| observer.is_exact(number, &created));
+        observers.iter().for_each(|observer| observer.assert_exact(number, &created));
         assert_eq!(lease.revoke().await.unwrap(), created.len() as u64);
     }
     let resumed: u64 = observers.iter().map(|observer| observer.resumed).sum();
-    assert!(resumed >= 2 * REPLICAS as u64, "whoever was at a replica went on");
+    assert!(resumed >= 2 * REPLICAS as u64, "every observer resumed after each restart");
     println!(
-        "{} restarts: {} calls answered, {} tries more than these; {} observers gone on {resumed} times; the longest drain {longest:?}",
+        "{} restarts: {} calls answered, {} failed attempts; {} observers resumed {resumed} times; longest drain {longest:?}",
         rolls as usize * REPLICAS,
         tally.calls,
         tally.failed_tries,

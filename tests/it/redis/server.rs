@@ -1,4 +1,4 @@
-//! A redis-server of a test's own, on a free port, with a folder of its own.
+//! A redis-server for one test, on a free port and with its own folder.
 
 use std::{
     env,
@@ -15,15 +15,15 @@ use tempfile::TempDir;
 
 use crate::installed::is_missing;
 
-/// How long it may take to start, on a busy machine.
+/// How long the server may take to start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A program that tests run on.
+/// A server program that tests run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ServerKind {
-    /// The redis-server that is installed.
+    /// The installed redis-server.
     Redis,
-    /// Redis 6.2, the oldest that is supported: the program that `SESSIOND_TEST_REDIS62` names.
+    /// Redis 6.2, the oldest supported version: the program that `SESSIOND_TEST_REDIS62` names.
     Redis62,
     /// Valkey: the program that `SESSIOND_TEST_VALKEY` names.
     Valkey,
@@ -38,7 +38,7 @@ impl ServerKind {
         }
     }
 
-    /// Whether there is such a program to test with.
+    /// Whether this program is available.
     pub(crate) fn is_installed(self) -> bool {
         let version = |program: PathBuf| Command::new(program).arg("--version").stdout(Stdio::null()).status();
         let found = match self.program().map(version) {
@@ -55,7 +55,7 @@ impl ServerKind {
         !is_missing(self.name(), found)
     }
 
-    /// The name by which `SESSIOND_TEST_REQUIRE` requires it.
+    /// The name that `SESSIOND_TEST_REQUIRE` uses for it.
     fn name(self) -> &'static str {
         match self {
             Self::Redis => "redis",
@@ -64,22 +64,23 @@ impl ServerKind {
         }
     }
 
-    /// Starts a server that keeps nothing on disk, with further arguments of redis-server.
+    /// Starts a server that keeps nothing on disk. Takes extra arguments for redis-server.
     pub(crate) fn start(self, args: &[&str]) -> RedisServer {
         RedisServer::start_kind(self, args)
     }
 
-    /// The arguments that allow the DEBUG command.
+    /// Returns the arguments that allow the DEBUG command.
     pub(crate) fn with_debug(self) -> &'static [&'static str] {
         match self {
-            // Always allowed.
+            // Redis 6.2 always allows it.
             Self::Redis62 => &[],
             Self::Redis | Self::Valkey => &["--enable-debug-command", "yes"],
         }
     }
 }
 
-/// Makes a test of `async fn name(kind: ServerKind)` for each kind of server: `name::redis`, `name::redis62` and `name::valkey`.
+/// Expands `async fn name(kind: ServerKind)` into a test for each kind of server: `name::redis`, `name::redis62` and
+/// `name::valkey`.
 macro_rules! on_each_server {
     ($([$($test:tt)*] $name:ident;)+) => {
         $(mod $name {
@@ -101,12 +102,12 @@ macro_rules! on_each_server {
 }
 pub(crate) use on_each_server;
 
-/// Whether there is a redis-server to test with.
+/// Whether a redis-server is installed.
 pub(crate) fn is_installed() -> bool {
     ServerKind::Redis.is_installed()
 }
 
-/// A running redis-server; dropping it kills it and deletes its folder.
+/// A running redis-server. Dropping it kills the server and deletes its folder.
 pub(crate) struct RedisServer {
     kind: ServerKind,
     child: Option<Child>,
@@ -117,7 +118,7 @@ pub(crate) struct RedisServer {
 }
 
 impl RedisServer {
-    /// The installed one; it keeps nothing on disk. Takes further arguments of redis-server.
+    /// Starts the installed redis-server, which keeps nothing on disk. Takes extra arguments for redis-server.
     pub(crate) fn start(args: &[&str]) -> Self {
         Self::start_kind(ServerKind::Redis, args)
     }
@@ -126,38 +127,38 @@ impl RedisServer {
         Self::start_in(kind, &[], args)
     }
 
-    /// One with these variables in its environment.
+    /// Starts a server with these environment variables.
     pub(crate) fn start_in(kind: ServerKind, environment: &[(String, String)], args: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
         let mut server = Self { kind, child: None, port: 0, folder, args, environment: environment.to_vec() };
         let deadline = Instant::now() + PATIENCE;
-        // Somebody else may take the port before redis-server does.
+        // Another process may take the port before redis-server does.
         while server.child.is_none() {
-            assert!(Instant::now() < deadline, "redis-server does not start");
+            assert!(Instant::now() < deadline, "redis-server did not start");
             server.port = free_port();
             server.try_start();
         }
         server
     }
 
-    /// Starts it again, on the same port, with what is in its folder.
+    /// Restarts the server on the same port, with the files in its folder.
     pub(crate) fn restart(&mut self) {
         self.kill();
         let deadline = Instant::now() + PATIENCE;
         while self.child.is_none() {
-            assert!(Instant::now() < deadline, "redis-server does not start again");
+            assert!(Instant::now() < deadline, "redis-server did not restart");
             self.try_start();
         }
     }
 
-    /// Starts it again with further arguments, and waits only until it answers that it loads its dump.
+    /// Restarts the server with extra arguments. Returns as soon as it answers that it is loading its dump.
     pub(crate) fn restart_loading(&mut self, args: &[&str]) {
         self.kill();
         self.child = Some(self.command().args(args).spawn().expect("the program is installed"));
         let deadline = Instant::now() + PATIENCE;
         while !self.is_loading() {
-            assert!(Instant::now() < deadline, "redis-server does not load its dump");
+            assert!(Instant::now() < deadline, "redis-server did not start to load its dump");
             thread::sleep(Duration::from_millis(5));
         }
     }
@@ -192,7 +193,7 @@ impl RedisServer {
         let _ = child.wait();
     }
 
-    /// Whether it answers, be it with an error that is not about its start.
+    /// Whether the server answers, even if with an error that has nothing to do with starting.
     fn is_serving(&self) -> bool {
         match self.ask::<String>(&redis::cmd("PING")) {
             Ok(_) => true,
@@ -207,34 +208,34 @@ impl RedisServer {
         }
     }
 
-    /// Sends a signal, as `kill` names it: STOP, CONT.
+    /// Sends a signal by its name for `kill`: STOP, CONT.
     pub(crate) fn signal(&self, signal: &str) {
-        let pid = self.child.as_ref().expect("it runs").id().to_string();
+        let pid = self.child.as_ref().expect("the server is running").id().to_string();
         assert!(Command::new("kill").args(["-s", signal, &pid]).status().expect("kill is installed").success());
     }
 
-    /// Sets one of its configuration parameters.
+    /// Sets a configuration parameter.
     pub(crate) fn set(&self, parameter: &str, value: &str) {
         let () = self.ask(redis::cmd("CONFIG").arg("SET").arg(parameter).arg(value)).unwrap();
     }
 
-    /// The folder with its files.
+    /// Returns the folder with the server's files.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// The value of a field of INFO, such as `used_memory`.
+    /// Returns a field of INFO, such as `used_memory`.
     pub(crate) fn info(&self, section: &str, field: &str) -> Option<String> {
         let info: String = self.ask(redis::cmd("INFO").arg(section)).unwrap();
         info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).map(str::to_owned)
     }
 
-    /// The URL of a registry in it.
+    /// Returns the URL of a registry in this server.
     pub(crate) fn url(&self, parameters: &str) -> String {
         format!("redis://127.0.0.1:{}/?{parameters}", self.port)
     }
 
-    /// Has it do something, over a connection of its own.
+    /// Runs a command over a new connection.
     pub(crate) fn ask<T: FromRedisValue>(&self, command: &Cmd) -> redis::RedisResult<T> {
         let client = Client::open(("127.0.0.1", self.port))?;
         let mut connection = client.get_connection_with_timeout(PATIENCE)?;
@@ -249,7 +250,7 @@ impl Drop for RedisServer {
 }
 
 pub(crate) fn free_port() -> u16 {
-    // A node of a cluster also listens ten thousand ports higher.
+    // The bus port of a cluster node is ten thousand higher.
     loop {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         if port < 55_000 {

@@ -1,4 +1,4 @@
-//! Slots of a Redis Cluster move from node to node while sessions change.
+//! Moves slots of a Redis Cluster from node to node while sessions change.
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -29,11 +29,11 @@ use crate::{
 const MOVING: Duration = Duration::from_secs(8);
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// So many that each partition has one, which is the last that is created there.
+/// Enough markers that every partition has one. They are the last sessions created in each.
 const MARKERS: i64 = 500;
 
 impl RedisCluster {
-    /// The slots that have keys, with the node that has them.
+    /// Returns the slots that have keys, each with its node.
     fn slots(&self) -> Vec<(u16, usize)> {
         let slots = self.nodes.iter().enumerate().flat_map(|(number, node)| {
             let keys: Vec<String> = node.ask(cmd("KEYS").arg("*")).unwrap();
@@ -44,7 +44,7 @@ impl RedisCluster {
         slots.collect()
     }
 
-    /// Moves a slot as `redis-cli --cluster reshard` does.
+    /// Moves a slot the way `redis-cli --cluster reshard` does.
     fn move_slot(&self, slot: u16, from: usize, to: usize) {
         let (source, target) = (&self.nodes[from], &self.nodes[to]);
         let id = |node: usize| self.nodes[node].ask::<String>(cmd("CLUSTER").arg("MYID")).unwrap();
@@ -56,7 +56,7 @@ impl RedisCluster {
         let () = target.ask(set().arg("IMPORTING").arg(id(from))).unwrap();
         let () = source.ask(set().arg("MIGRATING").arg(id(to))).unwrap();
         loop {
-            // A few at a time: meanwhile some are here and some are there.
+            // Moves a few keys at a time, so that meanwhile the keys are spread over both nodes.
             let keys: Vec<String> = source.ask(cmd("CLUSTER").arg("GETKEYSINSLOT").arg(slot).arg(2)).unwrap();
             if keys.is_empty() {
                 break;
@@ -71,8 +71,8 @@ impl RedisCluster {
         self.wait("the nodes to agree", Self::nodes_agree);
     }
 
-    /// Whether every node says the same about who has which slots, and in which epoch. `redis-cli` begins no resharding before:
-    /// a slot that moves on sooner may come to be one that each node says another has.
+    /// Whether all nodes agree about who owns which slots, and in which epoch. `redis-cli` does not start resharding
+    /// before that: a slot that moves again too soon may end up with each node saying that another one owns it.
     fn nodes_agree(&self) -> bool {
         let view = |node: &RedisServer| -> BTreeSet<String> {
             let nodes: String = node.ask(cmd("CLUSTER").arg("NODES")).unwrap();
@@ -94,7 +94,7 @@ fn caller(addrs: &[SocketAddr], first: usize) -> Retrying {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slots_that_move_under_load_lose_nothing_and_reset_nobody() {
+async fn moving_slots_under_load_loses_nothing_and_resets_no_observer() {
     if !is_installed() {
         return;
     }
@@ -136,12 +136,12 @@ async fn slots_that_move_under_load_lose_nothing_and_reset_nobody() {
     let observing = observers.iter_mut().zip(addrs.into_iter().cycle());
     let observing = join_all(observing.map(|(observer, addr)| observer.observe(addr, until, &markers)));
     let both = timeout(MOVING + PATIENCE, async { join!(load, observing) });
-    let ((tallies, (moved, _cluster)), _) = both.await.expect("every observer is told of all");
+    let ((tallies, (moved, _cluster)), _) = both.await.expect("every observer receives all events");
 
     let mut changes: Changes = markers.iter().map(|marker| (*marker, 1)).collect();
     writers.iter().for_each(|writer| changes.extend(&writer.changes));
     gateways.iter().for_each(|gateway| changes.extend(&gateway.changes));
     observers.iter_mut().for_each(|observer| observer.is_exact(&changes));
-    assert!(moved >= 12, "each partition moved, more than once: {moved}");
+    assert!(moved >= 12, "each partition moves at least twice: {moved}");
     println!("{moved} slots moved; {tallies:?}");
 }

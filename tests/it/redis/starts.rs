@@ -1,4 +1,4 @@
-//! The program starts before Redis can serve it: it waits for what waiting can cure, and says what it cannot.
+//! A server that starts before Redis can serve it. It waits if waiting can help, and otherwise reports the problem.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -12,8 +12,8 @@ use crate::{
     sessions::{batch_create, create, has},
 };
 
-/// Waits until a program is ready or is not.
-async fn ready_comes_to(admin: SocketAddr, status: u16) {
+/// Waits until `/ready` answers with this status.
+async fn wait_for_ready_status(admin: SocketAddr, status: u16) {
     soon(async {
         while get(admin, "/ready").await.status != status {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -22,26 +22,26 @@ async fn ready_comes_to(admin: SocketAddr, status: u16) {
     .await;
 }
 
-/// It lives and is not ready.
-async fn is_not_ready(admin: SocketAddr) {
+/// Asserts that the server is live but not ready.
+async fn assert_live_but_not_ready(admin: SocketAddr) {
     for (path, status) in [("/live", 200), ("/ready", 503), ("/metrics", 200)] {
         assert_eq!(get(admin, path).await.status, status, "{path}");
     }
 }
 
-/// With an error after which clients try again.
-async fn refuses_calls(program: &Program) {
+/// Asserts that calls fail with an error that clients retry.
+async fn assert_calls_unavailable(program: &Program) {
     let request = sessiond::proto::HasSessionRequest { session_id: Some(1), auth_key_id: 0 };
     let status = soon(program.sessions().has_session(request)).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
 }
 
 on_each_server! {
-    [#[tokio::test]] a_redis_that_loads_its_dump_is_waited_for;
-    [#[tokio::test]] a_password_that_is_missing_or_wrong_ends_the_start;
+    [#[tokio::test]] the_server_waits_while_redis_loads_its_dump;
+    [#[tokio::test]] a_missing_or_wrong_password_fails_the_startup;
 }
 
-async fn a_redis_that_loads_its_dump_is_waited_for(kind: ServerKind) {
+async fn the_server_waits_while_redis_loads_its_dump(kind: ServerKind) {
     let mut redis = kind.start(&["--rdbcompression", "no"]);
     let url = redis.url("timeout_ms=300&buckets=64");
     let running = Program::start(&["--storage", &url]).await;
@@ -49,33 +49,33 @@ async fn a_redis_that_loads_its_dump_is_waited_for(kind: ServerKind) {
     let fill = "for n = 1, 100 do redis.call('SET', 'filler' .. n, string.rep('x', 262144)) end";
     let () = redis.ask(cmd("EVAL").arg(fill).arg(0)).unwrap();
     let () = redis.ask(&cmd("SAVE")).unwrap();
-    // In microseconds, for each key. Every two megabytes it answers commands, with an error.
+    // The delay is in microseconds per key. Every two megabytes Redis answers commands, with an error.
     redis.restart_loading(&["--key-load-delay", "30000"]);
     let started = Program::start_waiting(&["--storage", &url]).await;
-    is_not_ready(started.admin).await;
-    ready_comes_to(running.admin, 503).await;
-    refuses_calls(&running).await;
-    assert!(redis.is_loading(), "the test needs it to be slower");
+    assert_live_but_not_ready(started.admin).await;
+    wait_for_ready_status(running.admin, 503).await;
+    assert_calls_unavailable(&running).await;
+    assert!(redis.is_loading(), "the test needs a slower load");
     for program in [&started.listens().await, &running] {
-        ready_comes_to(program.admin, 200).await;
-        assert!(has(&program.sessions(), 0, 1).await, "Redis has it in its dump");
+        wait_for_ready_status(program.admin, 200).await;
+        assert!(has(&program.sessions(), 0, 1).await, "the session is in the dump");
         batch_create(&program.sessions(), &[2, 3]).await;
     }
 }
 
-/// The exit code, and standard error.
-async fn fails(args: &[&str]) -> (Option<i32>, String) {
+/// Returns the exit code and standard error of a server that does not start.
+async fn failed_start(args: &[&str]) -> (Option<i32>, String) {
     let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
     let output = soon(serve(&[&ports, args].concat()).output()).await.unwrap();
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
-async fn a_password_that_is_missing_or_wrong_ends_the_start(kind: ServerKind) {
+async fn a_missing_or_wrong_password_fails_the_startup(kind: ServerKind) {
     let redis = kind.start(&[]);
     redis.set("requirepass", "pa55");
     let place = format!("127.0.0.1:{}/?timeout_ms=300", redis.port);
     for (login, says) in [("", "password"), (":wr0ng@", "password"), ("nobody:wr0ng@", "password")] {
-        let (code, stderr) = fails(&["--storage", &format!("redis://{login}{place}")]).await;
+        let (code, stderr) = failed_start(&["--storage", &format!("redis://{login}{place}")]).await;
         assert_eq!(code, Some(5), "{login}: {stderr}");
         let last = stderr.lines().last().unwrap();
         assert!(last.starts_with("sessiond: ") && last.contains(says), "{login}: {stderr}");
@@ -85,9 +85,9 @@ async fn a_password_that_is_missing_or_wrong_ends_the_start(kind: ServerKind) {
     batch_create(&program.sessions(), &[1]).await;
 }
 
-/// Waiting cures none of these.
+/// Waiting helps in none of these cases.
 #[tokio::test]
-async fn data_of_somebody_else_ends_the_start() {
+async fn foreign_data_fails_the_startup() {
     if !is_installed() {
         return;
     }
@@ -95,14 +95,14 @@ async fn data_of_somebody_else_ends_the_start() {
     let key = |registry: &str| format!("{{{registry}:0}}:meta");
     let () = redis.ask(cmd("SET").arg(key("text")).arg("x")).unwrap();
     let () = redis.ask(cmd("HSET").arg(key("hash")).arg("some").arg("thing")).unwrap();
-    // As version 0.1 wrote it.
+    // The keys as version 0.1 wrote them.
     let mut old = cmd("HSET");
     old.arg(key("old")).arg("format").arg("1").arg("id").arg("00000000000000aa").arg("era").arg("00000000000000bb");
     old.arg("hash_key").arg("0".repeat(32)).arg("all_buckets").arg(64).arg("partitions").arg(1).arg("buckets").arg(64);
     old.arg("end").arg(0).arg("count").arg(0).arg("slots").arg(0).arg("ends").arg(0);
     let () = redis.ask(&old).unwrap();
     for (registry, says) in [("text", "not a registry"), ("hash", "not a registry"), ("old", "format")] {
-        let (code, stderr) = fails(&["--storage", &redis.url(&format!("registry={registry}"))]).await;
+        let (code, stderr) = failed_start(&["--storage", &redis.url(&format!("registry={registry}"))]).await;
         assert_eq!(code, Some(5), "{registry}: {stderr}");
         assert!(stderr.lines().last().unwrap().contains(says), "{registry}: {stderr}");
     }
@@ -110,9 +110,9 @@ async fn data_of_somebody_else_ends_the_start() {
     assert_eq!(kept, "x");
 }
 
-/// A password is set while the program runs, and its connections end.
+/// A password is set, and connections are cut, while the server runs.
 #[tokio::test]
-async fn a_password_that_is_missing_later_is_logged_as_such() {
+async fn a_password_required_later_is_logged() {
     if !is_installed() {
         return;
     }
@@ -124,9 +124,9 @@ async fn a_password_that_is_missing_later_is_logged_as_such() {
     let mut admin = client.get_connection().unwrap();
     let _: i64 =
         cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").arg("SKIPME").arg("yes").query(&mut admin).unwrap();
-    ready_comes_to(program.admin, 503).await;
+    wait_for_ready_status(program.admin, 503).await;
     program.logs("password").await;
     let () = cmd("CONFIG").arg("SET").arg("requirepass").arg("").query(&mut admin).unwrap();
-    ready_comes_to(program.admin, 200).await;
+    wait_for_ready_status(program.admin, 200).await;
     assert!(has(&program.sessions(), 0, 1).await);
 }

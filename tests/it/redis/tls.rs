@@ -12,8 +12,8 @@ use crate::{
     sessions::{batch_create, create, has},
 };
 
-/// `sessiond serve` that trusts whom this file names does not start; gives why.
-async fn why_not(trusted: &str, storage: &str) -> String {
+/// Starts `sessiond serve` with the trusted roots in a file. The start must fail. Returns the reason.
+async fn startup_error(trusted: &str, storage: &str) -> String {
     let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
     let mut command = serve(&[&ports[..], &["--storage", storage, "--storage-wait", "0"]].concat());
     let output = soon(command.env("SSL_CERT_FILE", trusted).output()).await.unwrap();
@@ -23,7 +23,7 @@ async fn why_not(trusted: &str, storage: &str) -> String {
 }
 
 #[tokio::test]
-async fn replicas_share_a_registry_over_tls_and_trust_only_who_they_should() {
+async fn replicas_share_a_registry_over_tls_and_reject_untrusted_servers() {
     if !is_installed() {
         return;
     }
@@ -45,20 +45,20 @@ async fn replicas_share_a_registry_over_tls_and_trust_only_who_they_should() {
     let mut observed = Observed::now(&b).await;
     assert!(create(&a, 0, 1).await && has(&b, 0, 1).await);
     assert_eq!(created_ids(&observed.events(1).await), [1]);
-    // More than a record of TLS holds, either way.
+    // More data than fits into one TLS record, in both directions.
     let ids: Vec<i64> = (10..20_000).collect();
     batch_create(&a, &ids).await;
     assert_eq!(created_ids(&observed.events(ids.len()).await), ids);
-    // Connections that are cut are made again.
+    // Cut connections are replaced.
     let cut: i64 = redis.ask(cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").arg("SKIPME").arg("yes")).unwrap();
     assert!(cut >= 2, "both replicas were connected");
     let again = CreateSessionRequest { session_id: Some(2), ..Default::default() };
     soon(async { while a.clone().create_session(again).await.is_err() {} }).await;
     assert_eq!(created_ids(&observed.events(1).await), [2]);
 
-    let stranger = why_not(text(&other.ca), &storage).await;
+    let stranger = startup_error(text(&other.ca), &storage).await;
     assert!(stranger.contains("UnknownIssuer"), "{stranger}");
-    // Neither end waits for ever for what the other does not speak.
-    why_not(text(&authority.ca), &storage.replace("rediss:", "redis:")).await;
-    why_not(text(&authority.ca), &redis.url("timeout_ms=500").replace("redis:", "rediss:")).await;
+    // If only one side speaks TLS, neither waits forever.
+    startup_error(text(&authority.ca), &storage.replace("rediss:", "redis:")).await;
+    startup_error(text(&authority.ca), &redis.url("timeout_ms=500").replace("redis:", "rediss:")).await;
 }

@@ -1,4 +1,4 @@
-//! What the program tells of a Redis that refuses changes: over gRPC, at its admin port and in its log.
+//! How the server reports a Redis that refuses changes: over gRPC, on its admin port, and in its log.
 
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ use crate::{
     sessions::{batch_create, has},
 };
 
-/// Waits until `/writable` answers this; a page that starts so.
-async fn writable_comes_to(program: &Program, status: u16, start: &str) -> String {
+/// Waits until `/writable` answers with this status and a page that starts with `start`. Returns the page.
+async fn wait_for_writable_page(program: &Program, status: u16, start: &str) -> String {
     soon(async {
         loop {
             let page = get(program.admin, "/writable").await;
@@ -32,8 +32,8 @@ async fn writable_comes_to(program: &Program, status: u16, start: &str) -> Strin
     .await
 }
 
-/// Waits until it is ready.
-async fn ready(program: &Program) {
+/// Waits until the server is ready.
+async fn wait_until_ready(program: &Program) {
     soon(async {
         while get(program.admin, "/ready").await.status != 200 {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -47,14 +47,14 @@ fn metric(cause: RefusalCause) -> String {
 }
 
 #[tokio::test]
-async fn a_redis_that_refuses_changes_is_told_as_such_and_stays_ready() {
+async fn a_redis_that_refuses_changes_is_reported_and_the_server_stays_ready() {
     if !is_installed() {
         return;
     }
     let redis = RedisServer::start(&[]);
     let program = Program::start(&["--storage", &redis.url("buckets=64")]).await;
     batch_create(&program.sessions(), &[1, 2]).await;
-    writable_comes_to(&program, 200, "writable\n").await;
+    wait_for_writable_page(&program, 200, "writable\n").await;
     let health = Endpoint::from_shared(format!("http://{}", program.addr)).unwrap().connect_lazy();
     let request = HealthCheckRequest { service: "sessiond.v1.SessionService/write".to_owned() };
     let mut health = soon(HealthClient::new(health).watch(request)).await.unwrap().into_inner();
@@ -62,13 +62,13 @@ async fn a_redis_that_refuses_changes_is_told_as_such_and_stays_ready() {
     for (times, trouble) in (1..).zip([Trouble::OutOfMemory, Trouble::ReadOnly]) {
         let cause = trouble.cause();
         trouble.begin(&redis).await;
-        // Right after it has become a replica, the log is read over a new connection.
-        let body = writable_comes_to(&program, 503, cause.name()).await;
+        // Redis has just become a replica, so the log has to be read over a new connection.
+        let body = wait_for_writable_page(&program, 503, cause.name()).await;
         assert!(body.contains(cause.advice()), "{body}");
         assert_eq!(soon(health.message()).await.unwrap().unwrap().status(), ServingStatus::NotServing);
         assert_eq!(program.metric(&metric(cause)).await, 0);
         assert_eq!(program.metric(&metric(RefusalCause::DiskFull)).await, 1);
-        ready(&program).await;
+        wait_until_ready(&program).await;
         assert!(has(&program.sessions(), 0, 1).await);
 
         let request = CreateSessionRequest { session_id: Some(3), ..Default::default() };
@@ -80,27 +80,27 @@ async fn a_redis_that_refuses_changes_is_told_as_such_and_stays_ready() {
         assert!(details.retry_info().is_some());
 
         trouble.end(&redis).await;
-        writable_comes_to(&program, 200, "").await;
+        wait_for_writable_page(&program, 200, "").await;
         assert_eq!(soon(health.message()).await.unwrap().unwrap().status(), ServingStatus::Serving);
         assert_eq!(program.metric(&metric(cause)).await, 1);
         batch_create(&program.sessions(), &[10 + times]).await;
-        // One when it began, and one when it ended.
+        // One line marks the start of the outage, the other its end.
         let outage = format!("\"cause\":\"{}\"", cause.name());
         eventually("both lines", || program.log().matches(&outage).count() == 2).await;
     }
     assert_eq!(program.log().matches("the storage refuses changes\",\"cause\":\"out_of_memory").count(), 1);
 }
 
-/// Then it can be neither changed nor read.
+/// Without Redis, the registry can be neither changed nor read.
 #[tokio::test]
-async fn a_redis_that_is_gone_is_neither_ready_nor_writable() {
+async fn a_server_without_redis_is_neither_ready_nor_writable() {
     if !is_installed() {
         return;
     }
     let mut redis = RedisServer::start(&[]);
     let program = Program::start(&["--storage", &redis.url("timeout_ms=300&buckets=64")]).await;
     redis.kill();
-    writable_comes_to(&program, 503, "unreachable").await;
+    wait_for_writable_page(&program, 503, "unreachable").await;
     assert_eq!(program.metric(&metric(RefusalCause::Unreachable)).await, 0);
     soon(async {
         while get(program.admin, "/ready").await.status != 503 {
@@ -109,6 +109,6 @@ async fn a_redis_that_is_gone_is_neither_ready_nor_writable() {
     })
     .await;
     redis.restart();
-    writable_comes_to(&program, 200, "").await;
-    ready(&program).await;
+    wait_for_writable_page(&program, 200, "").await;
+    wait_until_ready(&program).await;
 }

@@ -1,4 +1,4 @@
-//! A network that cuts every connection after some time.
+//! A TCP relay that cuts every connection after a random number of bytes.
 
 use std::net::SocketAddr;
 
@@ -8,7 +8,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-/// The way through it; dropping it cuts all.
+/// The relay. Dropping it cuts all connections.
 pub(crate) struct Cutter {
     pub(crate) addr: SocketAddr,
     accepts: JoinHandle<()>,
@@ -22,7 +22,7 @@ impl Cutter {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
                 connections.spawn(async move {
-                    // Where the server is down, the client is cut off at once.
+                    // While the server is down, the client is cut off immediately.
                     if let Ok(server) = TcpStream::connect(to).await {
                         carry(client, server).await;
                     }
@@ -40,7 +40,7 @@ impl Drop for Cutter {
     }
 }
 
-/// Carries some of what the server says, to the byte, and then no more either way.
+/// Relays a random number of the server's bytes, then closes the connection to the client.
 async fn carry(client: TcpStream, server: TcpStream) {
     let ((mut from_client, mut to_client), (from_server, mut to_server)) = (client.into_split(), server.into_split());
     let mut from_server = from_server.take(fastrand::u64(500..500_000));

@@ -1,13 +1,13 @@
-//! What a server takes of the machine when it is at rest, and what it went through.
+//! Measures the resources of an idle server, and counts what happened to it.
 
 use std::{fs, path::Path, time::Duration};
 
 use super::{observer::Observer, operator::Operator};
 use crate::{program::Program, retry::Tally};
 
-/// More than what was taken at rest after the first round, when everything has been in use once and the log is full.
+/// The allowed growth of resident memory since the first round. By then, everything was used once and the log is full.
 const MORE_RESIDENT: u64 = 32 << 20;
-/// A round may end with the connection of a scrape still closing, or a thread that lingers.
+/// The allowed growth of descriptors. A round may end while a scrape's connection is closing or a thread is exiting.
 const MORE_FDS: u64 = 8;
 const MORE_THREADS: u64 = 8;
 const MORE_FILE: u64 = 16 << 20;
@@ -21,13 +21,14 @@ pub(crate) struct Figures {
 }
 
 impl Figures {
-    /// Waits until everybody has left and every lease has ended. `file` is where the storage is, if in one.
+    /// Waits until all clients have left and all leases have ended, then measures. `file` is the storage's file, if
+    /// any.
     pub(crate) async fn at_rest(program: &Program, file: Option<&Path>) -> Self {
         for name in ["sessiond_observers", "sessiond_connections", "sessiond_leases"] {
             program.metric_comes_to(name, 0).await;
         }
         let status = fs::read_to_string(format!("/proc/{}/status", program.pid())).unwrap();
-        let threads = status.lines().find_map(|line| line.strip_prefix("Threads:")).expect("Linux tells it");
+        let threads = status.lines().find_map(|line| line.strip_prefix("Threads:")).expect("Linux reports threads");
         Self {
             resident: program.metric("process_resident_memory_bytes").await,
             open_fds: program.metric("process_open_fds").await,
@@ -37,17 +38,17 @@ impl Figures {
     }
 }
 
-/// Holds the last of them to the first after which all had been in use.
+/// Asserts that the last figures have not grown too much since the first round, which is the warm-up.
 pub(crate) fn are_bounded(figures: &[Figures]) {
-    let (warm, last) = (&figures[1], figures.last().expect("there is a second"));
+    let (warm, last) = (&figures[1], figures.last().expect("there are figures of the first round"));
     let is_bounded = last.resident <= warm.resident + MORE_RESIDENT
         && last.open_fds <= warm.open_fds + MORE_FDS
         && last.threads <= warm.threads + MORE_THREADS
         && last.file <= warm.file * 2 + MORE_FILE;
-    assert!(is_bounded, "it grows: {figures:#?}");
+    assert!(is_bounded, "the server's resources grow: {figures:#?}");
 }
 
-/// What all rounds came to.
+/// Totals over all rounds.
 #[derive(Debug, Default)]
 pub(crate) struct Count {
     tally: Tally,
@@ -70,12 +71,12 @@ impl Count {
     }
 }
 
-#[allow(clippy::print_stdout)] // To whoever asked for a long soak.
+#[allow(clippy::print_stdout)] // The report of a long soak.
 pub(crate) fn print(storage: &str, length: Duration, count: &Count, operator: &Operator, figures: &[Figures]) {
     let Count { tally, peers, events, resumed, resets } = count;
     println!("soak of {storage} for {length:?} in {} rounds", figures.len() - 1);
-    println!("  {} calls answered, {} tries more than these", tally.calls, tally.failed_tries);
-    println!("  {events} events told, {resumed} times gone on by cursor, {resets} resets");
+    println!("  {} calls answered, {} retries", tally.calls, tally.failed_tries);
+    println!("  {events} events received, {resumed} resumes by cursor, {resets} resets");
     println!("  {peers} hostile peers, {} kills, {} scrapes", operator.kills, operator.scrapes);
     let most = figures[1..].iter().map(|figures| figures.resident).max().unwrap_or_default();
     for (when, figures) in [("start", &figures[0]), ("round 1", &figures[1]), ("end", &figures[figures.len() - 1])] {

@@ -1,4 +1,4 @@
-//! A gateway that comes with a lease and some sessions, and goes: in order, or without a word.
+//! A gateway that registers sessions under a lease, then revokes the lease or lets it expire.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use super::Changes;
 use crate::retry::{Retrying, Tally};
 
 const SESSIONS: i64 = 40;
-/// Longer than a server that was killed takes to be back.
+/// Longer than a killed server takes to restart.
 const TTL: Duration = Duration::from_secs(5);
-/// No lease that was given up lives for longer: a ttl, and what a server that is started again adds to it.
+/// An abandoned lease ends within this time: its ttl plus what restarts of the server add.
 const ENDS_WITHIN: Duration = Duration::from_secs(30);
 
 pub(crate) struct Gateway {
@@ -29,12 +29,12 @@ impl Gateway {
         while Instant::now() < until {
             let lease = client.call(async |client| client.grant_lease(TTL, "soak").await);
             let lease = lease.await.unwrap().answer.id;
-            let mut held = self.come(client, lease).await;
-            self.stay(client, lease, &mut held).await;
-            // Every other one just stops, as one that crashed.
+            let mut held = self.open_sessions(client, lease).await;
+            self.hold(client, lease, &mut held).await;
+            // Half of the gateways just stop, as if they had crashed.
             if fastrand::bool() {
                 let revoked = client.call(async |client| client.revoke_lease(lease).await).await;
-                // An earlier try may have done it.
+                // An earlier attempt may have revoked it.
                 assert!(
                     revoked.as_ref().is_ok_and(|revoked| !revoked.at_once || revoked.answer == held.len() as u64)
                         || revoked.as_ref().is_err_and(|error| error.is_lease_gone()),
@@ -47,16 +47,16 @@ impl Gateway {
         client.tally.clone()
     }
 
-    async fn come(&mut self, client: &mut Retrying, lease: LeaseId) -> Vec<SessionKey> {
+    async fn open_sessions(&mut self, client: &mut Retrying, lease: LeaseId) -> Vec<SessionKey> {
         let keys: Vec<SessionKey> = (0..SESSIONS).map(|id| SessionKey::new(self.number, id)).collect();
         let created = client.call(async |client| client.batch_create_under(&keys, lease).await).await.unwrap();
-        assert!(!created.at_once || !created.answer.contains(&false), "none of them was left");
+        assert!(!created.at_once || !created.answer.contains(&false), "none of the sessions existed before");
         self.changed(&keys);
         keys
     }
 
-    /// Keeps the lease alive while some of its clients go.
-    async fn stay(&mut self, client: &mut Retrying, lease: LeaseId, held: &mut Vec<SessionKey>) {
+    /// Keeps the lease alive while some clients disconnect.
+    async fn hold(&mut self, client: &mut Retrying, lease: LeaseId, held: &mut Vec<SessionKey>) {
         for _ in 0..fastrand::u32(0..6) {
             sleep(Duration::from_millis(fastrand::u64(0..400))).await;
             client.call(async |client| client.keep_lease_alive(lease).await).await.unwrap();
@@ -67,7 +67,7 @@ impl Gateway {
         }
     }
 
-    /// Waits until the lease has taken its sessions with it.
+    /// Waits until the sessions have ended with their lease.
     async fn ended(&mut self, client: &mut Retrying, held: Vec<SessionKey>) {
         let deadline = Instant::now() + ENDS_WITHIN;
         loop {

@@ -1,4 +1,4 @@
-//! An observer that holds what it is told, and how it behaves.
+//! An observer that applies what it receives, with a given behaviour.
 
 use std::{collections::HashSet, net::SocketAddr, time::Duration};
 
@@ -14,25 +14,25 @@ use crate::{fake::soon, properties::replica::EVENTS_A_CHUNK};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Habit {
     Stays,
-    /// Leaves for less than what the server retains, and comes back with its cursor.
+    /// Leaves briefly, so that the server retains what it misses, and resumes with its cursor.
     Leaves,
-    /// Leaves for longer.
+    /// Leaves for so long that its cursor expires.
     StaysAway,
-    /// Has no time for what it is told.
+    /// Stops reading from time to time.
     Stalls,
-    /// Is behind a network that cuts it off.
+    /// Connects over a network that cuts it off.
     IsCut,
 }
 
 impl Habit {
     pub(crate) const ALL: [Self; 5] = [Self::Stays, Self::Leaves, Self::StaysAway, Self::Stalls, Self::IsCut];
 
-    /// Where it connects to.
-    pub(crate) fn way(self, server: SocketAddr, cutter: SocketAddr) -> SocketAddr {
+    /// Returns the address that the observer connects to.
+    pub(crate) fn addr(self, server: SocketAddr, cutter: SocketAddr) -> SocketAddr {
         if self == Self::IsCut { cutter } else { server }
     }
 
-    /// When it next does what it does.
+    /// Returns when the observer next leaves or stalls.
     fn next(self) -> Instant {
         let now = Instant::now();
         match self {
@@ -43,7 +43,7 @@ impl Habit {
         }
     }
 
-    /// How long it does that.
+    /// Returns for how long it then leaves or stalls.
     fn pause(self) -> Duration {
         match self {
             Self::StaysAway => Duration::from_secs(fastrand::u64(5..10)),
@@ -53,7 +53,7 @@ impl Habit {
     }
 }
 
-/// How many changes there were before a cursor's place, in all partitions; none where that is before a snapshot.
+/// Returns the sum of a cursor's positions over all partitions, or `None` for the cursor before a snapshot.
 fn position(cursor: &str) -> Option<u64> {
     let parts: Vec<&str> = cursor.split('-').collect();
     let positions = parts.get(1..parts.len() - 1)?;
@@ -63,17 +63,17 @@ fn position(cursor: &str) -> Option<u64> {
 pub(crate) struct Observer {
     pub(crate) habit: Habit,
     pub(crate) events: u64,
-    /// How often it went on with its cursor.
+    /// How often it resumed with its cursor.
     pub(crate) resumed: u64,
     pub(crate) resets: u64,
     cursor: Option<String>,
-    /// The position of the last cursor it was given.
+    /// The position of the last cursor that it received.
     position: u64,
-    /// The one it had when it was told that it was away for too long, until it knows for how long that was.
+    /// The position of its expired cursor, from a CURSOR_EXPIRED reset until `synced`.
     expired: Option<u64>,
     held: HashSet<SessionKey>,
     is_synced: bool,
-    /// What it was told of each session, unless a reset came since the last round.
+    /// How many changes it received for each session. `None` if there was a reset in this round.
     changes: Option<Changes>,
 }
 
@@ -94,7 +94,7 @@ impl Observer {
         }
     }
 
-    fn watch(&mut self, way: SocketAddr) -> Watch {
+    fn watch(&mut self, addr: SocketAddr) -> Watch {
         let options = match self.cursor.take() {
             Some(cursor) => {
                 self.resumed += 1;
@@ -105,15 +105,15 @@ impl Observer {
                 WatchOptions::snapshot()
             }
         };
-        Client::connect_lazy(&format!("http://{way}")).unwrap().watch(options)
+        Client::connect_lazy(&format!("http://{addr}")).unwrap().watch(options)
     }
 
-    /// Comes to know what is there, while nothing changes.
-    pub(crate) async fn sync(&mut self, way: SocketAddr) {
+    /// Reads a snapshot while nothing changes, unless the observer is in sync already.
+    pub(crate) async fn sync(&mut self, addr: SocketAddr) {
         if self.is_synced {
             return;
         }
-        let mut watch = self.watch(way);
+        let mut watch = self.watch(addr);
         while !self.is_synced {
             let update = soon(watch.next()).await.unwrap();
             self.take(update, watch.cursor());
@@ -122,9 +122,9 @@ impl Observer {
         self.cursor = watch.cursor().map(str::to_owned);
     }
 
-    /// Observes until it holds the markers, and has its habits for as long as sessions change.
-    pub(crate) async fn observe(&mut self, way: SocketAddr, until: Instant, markers: &[SessionKey]) {
-        let mut watch = self.watch(way);
+    /// Observes until it holds the markers. Before `until`, while sessions change, it also leaves or stalls by habit.
+    pub(crate) async fn observe(&mut self, addr: SocketAddr, until: Instant, markers: &[SessionKey]) {
+        let mut watch = self.watch(addr);
         let mut next = self.habit.next();
         while !(self.is_synced && markers.iter().all(|marker| self.held.contains(marker))) {
             tokio::select! {
@@ -136,7 +136,7 @@ impl Observer {
                             self.cursor = watch.cursor().map(str::to_owned);
                             drop(watch);
                             sleep(self.habit.pause()).await;
-                            watch = self.watch(way);
+                            watch = self.watch(addr);
                         }
                     }
                     next = self.habit.next();
@@ -165,14 +165,14 @@ impl Observer {
                 self.is_synced = true;
                 if let Some(expired) = self.expired.take() {
                     let missed = self.position - expired;
-                    assert!(missed > RETAINED - EVENTS_A_CHUNK as u64, "{:?}: it missed only {missed}", self.habit);
+                    assert!(missed > RETAINED - EVENTS_A_CHUNK as u64, "{:?}: reset after only {missed}", self.habit);
                 }
             }
             WatchUpdate::Events(events) => events.iter().for_each(|event| self.apply(event)),
             WatchUpdate::Reset(reason) => {
                 let expected = match reason {
                     ResetReason::SnapshotInterrupted => true,
-                    // Whose server is killed while it stalls comes back with the cursor of what it had time for.
+                    // If the server is killed during a stall, the observer resumes with an old cursor.
                     ResetReason::CursorExpired => matches!(self.habit, Habit::StaysAway | Habit::Stalls),
                     ResetReason::Lagged => self.habit == Habit::Stalls,
                     _ => false,
@@ -202,14 +202,14 @@ impl Observer {
         }
     }
 
-    /// Holds it to all that was written. The next round counts from there, whatever came in this one.
+    /// Asserts that the observer holds exactly what was written. The next round starts from this state.
     pub(crate) fn is_exact(&mut self, written: &Changes) {
         let exist = written.iter().filter(|(_, changes)| **changes % 2 == 1).map(|(key, _)| *key);
         assert_eq!(self.held, exist.collect(), "{:?}", self.habit);
         if let Some(changes) = &self.changes {
             let wrong: Vec<_> =
                 written.iter().filter(|(key, count)| changes.get(key).unwrap_or(&0) != *count).collect();
-            assert!(wrong.is_empty(), "{:?} was told of another number of changes: {wrong:?}", self.habit);
+            assert!(wrong.is_empty(), "{:?} received a different number of changes: {wrong:?}", self.habit);
         }
         self.changes = Some(written.clone());
     }

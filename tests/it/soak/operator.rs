@@ -1,4 +1,4 @@
-//! Who runs the server: reads its metrics, and kills it where its storage outlives it.
+//! Operates the server: scrapes its metrics, and kills it if its storage outlives it.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -34,7 +34,7 @@ impl Operator {
     pub(crate) async fn operate(&mut self, until: Instant) {
         let in_seconds =
             |from: u64, to: u64| Instant::now() + Duration::from_millis(fastrand::u64(from * 1000..to * 1000));
-        // Soon at first, so that it happens in the shortest round.
+        // The first kill is early, so that it also happens in the shortest round.
         let mut kill_at = in_seconds(1, 5);
         while Instant::now() < until {
             let metrics = get(self.program.admin, "/metrics").await;
@@ -57,7 +57,7 @@ impl Operator {
         self.kills += 1;
     }
 
-    /// Nothing panicked, and nothing went wrong that is not the peers' doing.
+    /// Asserts that the server logged no panic and no error.
     pub(crate) fn is_well(&self) {
         let log = self.program.log();
         assert!(!log.contains("panicked") && !log.contains("\"ERROR\""), "{log}");

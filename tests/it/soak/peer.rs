@@ -1,4 +1,4 @@
-//! Peers that break the rules, of a server that may be gone at any moment.
+//! Peers that break the protocol, while the server may be killed at any moment.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -15,42 +15,42 @@ use crate::{
     raw::{SERVICE, framed},
 };
 
-/// How long one that leaves its connection open does.
+/// How long a peer keeps its connection open at most.
 const STAYS: Duration = Duration::from_secs(3);
 
-/// One peer after the other; tells how many there were.
+/// Connects one hostile peer after another. Returns their number.
 pub(crate) async fn break_rules(addr: SocketAddr, until: Instant) -> u64 {
     let mut peers = 0;
     while Instant::now() < until {
         if let Ok(socket) = TcpStream::connect(addr).await {
             peers += 1;
-            // The server may have had enough before all is sent, or be killed.
-            let _ = timeout(STAYS, be_one(socket, &bytes())).await;
+            // The server may close the connection before everything is sent, or be killed.
+            let _ = timeout(STAYS, misbehave(socket, &bytes())).await;
         }
         sleep(Duration::from_millis(fastrand::u64(0..100))).await;
     }
     peers
 }
 
-async fn be_one(mut socket: TcpStream, bytes: &[u8]) -> std::io::Result<()> {
-    // Some are cut in the midst of what they say.
+async fn misbehave(mut socket: TcpStream, bytes: &[u8]) -> std::io::Result<()> {
+    // Half of the peers send only part of their bytes.
     let end = if fastrand::bool() { bytes.len() } else { fastrand::usize(0..=bytes.len()) };
     socket.write_all(&bytes[..end]).await?;
     match fastrand::u32(0..8) {
-        // Leaves without a word: what was not read resets the connection.
+        // Disconnects abruptly: unread bytes reset the connection.
         0..3 => {}
         3..5 => {
             socket.shutdown().await?;
             socket.read_to_end(&mut Vec::new()).await?;
         }
         5..7 => drop(socket.read_to_end(&mut Vec::new()).await?),
-        // Neither reads nor leaves.
+        // Neither reads nor disconnects.
         _ => sleep(STAYS).await,
     }
     Ok(())
 }
 
-/// What one of them says.
+/// Returns the bytes that a random kind of hostile peer sends.
 fn bytes() -> Vec<u8> {
     let path = |name: &str| headers(&format!("{SERVICE}/{name}"));
     let stream = |number: u32, name: &str, flags: u8, body: &[u8]| {
@@ -67,12 +67,12 @@ fn bytes() -> Vec<u8> {
         }
         4 => [start(), frame(PING, 0, 0, &[7; 8]).repeat(20_000)].concat(),
         5 => [start(), frame(SETTINGS, 0, 0, &[]).repeat(20_000)].concat(),
-        // Observers that are stuck, as many as a connection may have.
+        // Fifty observers that never read.
         6 => {
             let observers = (0..50).map(|n| stream(2 * n + 1, "Subscribe", END_STREAM, &subscribe));
             [start(), observers.collect::<Vec<_>>().concat()].concat()
         }
-        // A batch that does not end.
+        // A batch that never ends.
         7 => [start(), stream(1, "BatchCreateSessions", 0, &[0, 0, 0x40, 0, 0, 10])].concat(),
         _ => PREFACE[..fastrand::usize(1..PREFACE.len())].to_vec(),
     }

@@ -1,4 +1,4 @@
-//! A writer of sessions of its own, which knows what it has written.
+//! A writer that changes its own sessions and records what it has written.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use tokio::time::{Instant, sleep};
 use super::Changes;
 use crate::retry::{Retrying, Tally};
 
-/// How many sessions each has.
+/// The number of sessions of each writer.
 const SESSIONS: i64 = 500;
 const BATCH: usize = 30;
-/// How fast each writes: the load is the same on every machine that can bear it.
+/// The mean pause between calls, so that the load is the same on every machine that is fast enough.
 const PACE: Duration = Duration::from_millis(5);
 
 pub(crate) struct Writer {
@@ -24,14 +24,14 @@ impl Writer {
         Self { number, changes: Changes::new() }
     }
 
-    /// Creates, destroys and asks, one by one and in batches, and holds the answers to what it has written.
+    /// Creates, destroys and looks for sessions, alone and in batches. Checks the answers against what it has written.
     pub(crate) async fn write(&mut self, mut client: Retrying, until: Instant) -> Tally {
         let client = &mut client;
         while Instant::now() < until {
             match fastrand::u32(0..10) {
                 0..4 => self.create(client).await,
                 4..7 => self.destroy(client).await,
-                7 => self.ask(client).await,
+                7 => self.check_exists(client).await,
                 8 => self.create_batch(client).await,
                 _ => self.destroy_batch(client).await,
             }
@@ -43,16 +43,16 @@ impl Writer {
     async fn create(&mut self, client: &mut Retrying) {
         let key = self.any();
         let answered = client.call(async |client| client.create(key).await).await.unwrap();
-        self.comes_to(key, true, answered.at_once.then_some(answered.answer));
+        self.record(key, true, answered.at_once.then_some(answered.answer));
     }
 
     async fn destroy(&mut self, client: &mut Retrying) {
         let key = self.any();
         let answered = client.call(async |client| client.destroy(key).await).await.unwrap();
-        self.comes_to(key, false, answered.at_once.then_some(answered.answer));
+        self.record(key, false, answered.at_once.then_some(answered.answer));
     }
 
-    async fn ask(&mut self, client: &mut Retrying) {
+    async fn check_exists(&mut self, client: &mut Retrying) {
         let key = self.any();
         let exists = client.call(async |client| client.has(key).await).await.unwrap().answer;
         assert_eq!(exists, self.exists(key), "{key:?}");
@@ -62,7 +62,7 @@ impl Writer {
         let keys = self.some();
         let answered = client.call(async |client| client.batch_create(&keys).await).await.unwrap();
         for (key, created) in keys.iter().zip(answered.answer) {
-            self.comes_to(*key, true, answered.at_once.then_some(created));
+            self.record(*key, true, answered.at_once.then_some(created));
         }
     }
 
@@ -70,7 +70,7 @@ impl Writer {
         let keys = self.some();
         let answered = client.call(async |client| client.batch_destroy(&keys).await).await.unwrap();
         for (key, destroyed) in keys.iter().zip(answered.answer) {
-            self.comes_to(*key, false, answered.at_once.then_some(destroyed));
+            self.record(*key, false, answered.at_once.then_some(destroyed));
         }
     }
 
@@ -86,11 +86,11 @@ impl Writer {
         self.changes.get(&key).is_some_and(|changes| changes % 2 == 1)
     }
 
-    /// A call is done after which the session exists or not; `changed` is what its answer tells of it, if that is known to
-    /// be of this call.
-    fn comes_to(&mut self, key: SessionKey, exists: bool, changed: Option<bool>) {
+    /// Records that the session now exists or not. `changed` is the answer of the call, or `None` if the answer may
+    /// reflect an earlier attempt.
+    fn record(&mut self, key: SessionKey, exists: bool, changed: Option<bool>) {
         let changes = self.exists(key) != exists;
-        assert!(changed.is_none_or(|changed| changed == changes), "{key:?} comes to exist: {exists}");
+        assert!(changed.is_none_or(|changed| changed == changes), "{key:?}, exists after the call: {exists}");
         *self.changes.entry(key).or_default() += u32::from(changes);
     }
 }

@@ -1,11 +1,11 @@
-//! A log and the places in it.
+//! A log, and the points in it.
 
-/// The most changes that any log holds.
+/// The maximum number of changes in a log.
 const MOST: usize = 8;
 
 /// A change, with the mark of the stream entry that holds it.
 ///
-/// A mark is a random number. So entries of different histories never have the same.
+/// A mark is a random number, so entries of different histories never share one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub(super) struct Entry {
     pub(super) mark: u8,
@@ -13,7 +13,7 @@ pub(super) struct Entry {
     pub(super) session: u8,
 }
 
-/// A place in a log: a position, and the mark of the change there.
+/// A position in a log, and the mark of the change there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub(super) struct Point {
     pub(super) position: u8,
@@ -43,13 +43,13 @@ impl Log {
         self.entries[position as usize]
     }
 
-    /// Returns the place at a position. At 0 the mark is that of the log's birth.
+    /// Returns the point at a position. At position 0 the mark is that of the log's birth.
     pub(super) fn point(&self, position: u8) -> Point {
         let mark = position.checked_sub(1).map_or(0, |before| self.entries[before as usize].mark);
         Point { position, mark }
     }
 
-    /// Returns whether this log has the same history up to a place (`mark_at.lua`).
+    /// Returns whether this log has the same history up to a point (`mark_at.lua`).
     pub(super) fn contains(&self, point: Point) -> bool {
         point.position <= self.end && self.point(point.position) == point
     }

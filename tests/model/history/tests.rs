@@ -1,4 +1,4 @@
-//! The protocol holds, and each of its guards is needed.
+//! Tests that the protocol keeps its promises, and that each guard is needed.
 
 use super::{CURSOR, EXACT, Histories, NOTICED, ONE_MOVE, PLACES, SNAPSHOT};
 use crate::{
@@ -32,66 +32,66 @@ fn places_grow_through_losses() {
 }
 
 #[test]
-fn a_tail_that_ignores_marks_mixes_histories() {
+fn tail_that_ignores_marks_mixes_histories() {
     mutant(Guard::PredecessorMark, ONE, EXACT);
 }
 
 #[test]
-fn a_tail_that_only_waits_misses_a_loss() {
+fn tail_that_only_waits_misses_a_loss() {
     mutant(Guard::QuietCheck, ONE, NOTICED);
 }
 
 #[test]
-fn a_check_of_positions_alone_misses_a_loss() {
+fn check_of_positions_alone_misses_a_loss() {
     mutant(Guard::CheckComparesMarks, ONE, NOTICED);
 }
 
 #[test]
-fn a_bucket_from_before_the_observers_place_spoils_a_snapshot() {
+fn bucket_read_before_the_observers_place_corrupts_a_snapshot() {
     mutant(Guard::KnownMark, ONE, SNAPSHOT);
 }
 
 #[test]
-fn a_bucket_from_a_lost_history_spoils_a_snapshot() {
+fn bucket_read_in_a_lost_history_corrupts_a_snapshot() {
     mutant(Guard::RunMark, ONE, SNAPSHOT);
 }
 
 #[test]
-fn a_cursor_without_marks_is_honoured_in_another_history() {
+fn cursor_without_marks_is_honoured_in_another_history() {
     mutant(Guard::CursorMarks, ONE, CURSOR);
 }
 
 #[test]
-fn a_cursor_is_honoured_by_a_tail_that_follows_a_lost_history() {
+fn cursor_is_honoured_by_a_tail_that_follows_a_lost_history() {
     mutant(Guard::KnownMarkOfCursor, ONE, CURSOR);
 }
 
 #[test]
-fn a_cursor_that_is_ahead_of_the_tail_is_honoured_in_another_history() {
+fn cursor_ahead_of_the_tail_is_honoured_in_another_history() {
     mutant(Guard::CursorAfterTail, ONE, CURSOR);
 }
 
 #[test]
-fn a_cursor_that_was_compared_before_a_reset_is_honoured_after_it() {
+fn cursor_that_was_checked_before_a_reset_is_honoured_after_it() {
     mutant(Guard::EpochAroundCheck, ONE, CURSOR);
 }
 
 #[test]
-fn two_replicas_that_notice_one_loss_move_the_id_twice() {
+fn two_replicas_that_notice_one_loss_move_the_registry_twice() {
     mutant(Guard::CompareAndSetMove, ONE, ONE_MOVE);
 }
 
 #[test]
-fn an_id_that_does_not_move_has_its_places_twice() {
+fn registry_that_keeps_its_id_reports_the_same_places_twice() {
     mutant(Guard::RegistryIdMoves, PLACED, PLACES);
 }
 
 #[test]
-fn a_log_that_ends_behind_what_was_read_gives_older_places() {
+fn log_that_ends_before_what_was_read_reports_older_places() {
     mutant(Guard::Behind, PLACED, PLACES);
 }
 
 #[test]
-fn a_log_that_ends_behind_an_answer_gives_older_places() {
+fn log_that_ends_before_an_answer_reports_older_places() {
     mutant(Guard::BehindCountsAnswers, PLACED, PLACES);
 }

@@ -1,11 +1,11 @@
-//! What replicas do, one command after another.
+//! Agents: what replicas do, one command after another.
 
 use super::{
     ALL_PARTITIONS, Guard, Leases, Life, State,
     scripts::{Command, Reply},
 };
 
-/// What an agent is to do: a call, or something that replicas do by themselves.
+/// The goal of an agent: a call, or background work of a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Goal {
     /// CreateSession under a lease, for the session of a partition.
@@ -18,14 +18,14 @@ pub(crate) enum Goal {
     Revoke { lease: u8 },
     /// RevokeLease with `linger`.
     Linger { lease: u8 },
-    /// Goes on with a lease that is marked, or has ended.
+    /// Continues with a lease that is marked or has ended.
     Work { lease: u8 },
-    /// Compares the leases of a partition with the first partition's, over a new connection.
+    /// Compares the leases of a partition with the first partition's, after a new connection.
     Reconcile { partition: u8 },
 }
 
 impl Goal {
-    /// Whether a client asks for it.
+    /// Returns whether it is a call of a client.
     pub(super) fn is_call(self) -> bool {
         !matches!(self, Self::Work { .. } | Self::Reconcile { .. })
     }
@@ -64,19 +64,19 @@ impl Goal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Agent {
     pub(super) goal: Goal,
-    /// The command that it waits for.
+    /// The command whose answer it waits for.
     pub(super) sent: Command,
     /// The lease that it ends or asks about.
     lease: Option<u8>,
-    /// The `closing` of its partition, from before it asked the first partition.
+    /// The `closing` of its partition, read before it asked the first partition.
     closing: Option<u8>,
-    /// The partitions that it has yet to close, as a bit set.
+    /// The partitions that it still has to close, as a bit set.
     left: u8,
-    /// It knows the number of the lease's mark.
+    /// Whether it knows the number of the lease's mark.
     pub(super) knows_mark: bool,
-    /// It has set a mark itself.
+    /// Whether it has set a mark itself.
     pub(super) has_marked: bool,
-    /// Leases whose mark was of a call that had failed before this one started, as a bit set.
+    /// Leases that were marked by a call whose failure was reported before this agent started, as a bit set.
     pub(super) after_failure: u8,
 }
 
@@ -90,7 +90,7 @@ impl Agent {
         self.lease == Some(lease)
     }
 
-    /// The numbers of a partition's `closing` that it knows.
+    /// Returns the values of a partition's `closing` that it knows.
     pub(super) fn closings(&mut self, of: u8) -> impl Iterator<Item = &mut u8> {
         let is_there = self.goal.partition() == Some(of);
         self.closing.as_mut().filter(|_| is_there).into_iter().chain(self.sent.closing(of))
@@ -106,16 +106,16 @@ impl Agent {
 }
 
 impl Leases {
-    /// Returns the agent with its next command, or nothing when it is done.
-    pub(super) fn go_on(&self, state: &mut State, agent: Agent, reply: Reply) -> Option<Agent> {
+    /// Returns the agent with its next command, or `None` if it is done.
+    pub(super) fn proceed(&self, state: &mut State, agent: Agent, reply: Reply) -> Option<Agent> {
         match (agent.sent, reply) {
             (_, Reply::Meets { lease, closing }) => Agent { closing: Some(closing), ..agent }.ask(lease),
             (Command::Create { lease, .. }, _) => {
-                self.found_alive(state, &agent, lease);
+                self.report_alive(state, &agent, lease);
                 None
             }
             (Command::Take { .. } | Command::Done { .. }, _) => None,
-            (Command::Ask { lease, .. }, Reply::Life(life)) => self.heard(state, agent, lease, life),
+            (Command::Ask { lease, .. }, Reply::Life(life)) => self.on_life(state, agent, lease, life),
             (Command::Ask { lease, .. }, _) => self.finish(agent, lease),
             (Command::Adopt { .. }, _) => agent.send(agent.goal.first_command()),
             (Command::Mark { lease, .. }, Reply::Done) => self.finish(Agent { has_marked: true, ..agent }, lease),
@@ -127,7 +127,7 @@ impl Leases {
                     left => Command::Close { partition: left.trailing_zeros() as u8, lease },
                 })
             }
-            (Command::Record { lease, .. }, Reply::Life(life)) => self.recorded(state, agent, lease, life),
+            (Command::Record { lease, .. }, Reply::Life(life)) => self.on_recorded(state, agent, lease, life),
             (Command::Record { lease, .. }, _) => agent.ask(lease),
             (Command::Sweep { partition: 0, lease }, _) => agent.send(Command::Sweep { partition: 1, lease }),
             (Command::Sweep { lease, .. }, _) => agent.send(Command::Done { lease, knows_mark: agent.knows_mark }),
@@ -141,15 +141,15 @@ impl Leases {
         }
     }
 
-    /// Closes a marked lease in every partition, one after the other, and then records what the mark says.
+    /// Closes a marked lease in every partition, one after the other, and then records its new state.
     fn finish(&self, agent: Agent, lease: u8) -> Option<Agent> {
         let left = if self.have(Guard::CloseEverywhere) { ALL_PARTITIONS } else { 0b01 };
         let agent = Agent { lease: Some(lease), closing: None, left, knows_mark: true, ..agent };
         agent.send(Command::Close { partition: 0, lease })
     }
 
-    /// Goes on by what the first partition says of a lease.
-    fn heard(&self, state: &mut State, agent: Agent, lease: u8, life: Life) -> Option<Agent> {
+    /// Continues with the first partition's answer about a lease.
+    fn on_life(&self, state: &mut State, agent: Agent, lease: u8, life: Life) -> Option<Agent> {
         match (agent.goal, life) {
             (Goal::Create { partition, .. } | Goal::Take { partition }, Life::Live) => match agent.closing {
                 Some(closing) => {
@@ -159,13 +159,13 @@ impl Leases {
                 None => agent.send(agent.goal.first_command()),
             },
             (Goal::Keep { .. }, Life::Live) => {
-                self.found_alive(state, &agent, lease);
+                self.report_alive(state, &agent, lease);
                 if let Some(mark) = &mut state.partitions[0].marks[lease as usize] {
                     mark.is_contradicted |= !mark.is_of_call;
                 }
                 None
             }
-            // Its mark was taken back, so it has failed.
+            // Its mark was taken back, so the call has failed.
             (Goal::Revoke { .. } | Goal::Linger { .. }, Life::Live | Life::Lingering) if agent.has_marked => None,
             (Goal::Revoke { .. }, Life::Live | Life::Lingering) => {
                 agent.send(Command::Mark { lease, to: Life::Ended, is_of_call: true })
@@ -178,7 +178,7 @@ impl Leases {
             }
             (Goal::Work { .. } | Goal::Reconcile { .. }, _) => None,
             (goal, life) => {
-                self.tell(state, lease, life);
+                self.report(state, lease, life);
                 let Goal::Take { partition } = goal else {
                     return None;
                 };
@@ -187,28 +187,28 @@ impl Leases {
         }
     }
 
-    /// Goes on when a change of a lease's life was recorded, or taken back.
-    fn recorded(&self, state: &mut State, agent: Agent, lease: u8, life: Life) -> Option<Agent> {
+    /// Continues once a change of a lease's life was recorded or taken back.
+    fn on_recorded(&self, state: &mut State, agent: Agent, lease: u8, life: Life) -> Option<Agent> {
         match (agent.goal, life) {
             (Goal::Revoke { .. }, Life::Ended) | (Goal::Linger { .. }, Life::Lingering) => {
-                self.tell(state, lease, life);
+                self.report(state, lease, life);
                 None
             }
             _ => agent.ask(lease),
         }
     }
 
-    /// A caller is told that a lease lingers, or is gone.
-    fn tell(&self, state: &mut State, lease: u8, life: Life) {
+    /// Reports to a caller that a lease lingers or is gone.
+    fn report(&self, state: &mut State, lease: u8, life: Life) {
         if life == Life::Lingering {
-            state.told |= 1 << lease;
+            state.reported |= 1 << lease;
         } else {
-            self.tell_ended(state, lease);
+            self.report_ended(state, lease);
         }
     }
 
-    /// A caller is told that a lease lives. A call that had failed before must not end it any more.
-    fn found_alive(&self, state: &mut State, agent: &Agent, lease: u8) {
+    /// Reports to a caller that a lease lives. A call that had failed before must not end the lease any more.
+    fn report_alive(&self, state: &mut State, agent: &Agent, lease: u8) {
         if agent.after_failure & 1 << lease != 0
             && let Some(mark) = &mut state.partitions[0].marks[lease as usize]
         {

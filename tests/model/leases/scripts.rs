@@ -1,4 +1,4 @@
-//! The scripts: what each does to Redis, and what it answers.
+//! The scripts: their effects on Redis, and their answers.
 
 use super::{
     ACKNOWLEDGED, Entry, Guard, KEPT, Leases, Life, MOVED, Mark, OTHER, PROTECTED, Promise, SWEPT, State, agent::Goal,
@@ -9,7 +9,7 @@ use super::{
 pub(crate) enum Command {
     /// `apply`: creates the session of a partition under a lease.
     Create { partition: u8, lease: u8 },
-    /// `apply`: creates the session of a partition under the other lease, unless it is under a live one
+    /// `apply`: creates the session of a partition under the other lease, unless the session is under a live lease
     /// (`only_from_lease_id = 0`). `over` is a lease that the replica knows to protect nothing.
     Take { partition: u8, over: Option<u8> },
     /// `lease_attach` and `lease_keep`: ask the first partition about a lease.
@@ -20,11 +20,11 @@ pub(crate) enum Command {
     Mark { lease: u8, to: Life, is_of_call: bool },
     /// `lease_close`.
     Close { partition: u8, lease: u8 },
-    /// `lease_ended`. `knows_mark`: the number that it names is that of the present mark.
+    /// `lease_ended`. `knows_mark`: it names the number of the current mark.
     Record { lease: u8, knows_mark: bool },
     /// `lease_sweep` and `lease_swept`.
     Sweep { partition: u8, lease: u8 },
-    /// `lease_done`. `knows_mark`: the number that it names is that of the newest mark.
+    /// `lease_done`. `knows_mark`: it names the number of the newest mark.
     Done { lease: u8, knows_mark: bool },
     /// Sets a partition's `closing` and lists its leases.
     List { partition: u8 },
@@ -32,12 +32,12 @@ pub(crate) enum Command {
     Orphan { lease: u8 },
 }
 
-/// What a script answers.
+/// The answer of a script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reply {
     Done,
     Refused,
-    /// The partition cannot say whether this lease lives.
+    /// The partition cannot tell whether this lease lives.
     Meets {
         lease: u8,
         closing: u8,
@@ -47,12 +47,12 @@ pub(super) enum Reply {
 }
 
 impl Command {
-    /// Whether it changes anything.
+    /// Returns whether the command may change anything.
     pub(super) fn has_effect(self) -> bool {
         !matches!(self, Self::Ask { .. })
     }
 
-    /// The number of a partition's `closing` that it names.
+    /// Returns the partition's `closing` that the command names.
     pub(super) fn closing(&mut self, of: u8) -> Option<&mut u8> {
         match self {
             Self::Adopt { partition, closing, .. } if *partition == of => Some(closing),
@@ -60,7 +60,7 @@ impl Command {
         }
     }
 
-    /// The mark of a lease was replaced, or taken back.
+    /// Makes the number that the command names stale, because the lease's mark was replaced or taken back.
     fn forget_mark(&mut self, of: u8) {
         if let Self::Record { lease, knows_mark } | Self::Done { lease, knows_mark } = self
             && *lease == of
@@ -162,15 +162,15 @@ impl Leases {
     fn mark(&self, state: &mut State, lease: u8, to: Life, is_of_call: bool) -> Reply {
         let first = &state.partitions[0];
         let life = first.lives[lease as usize];
-        let goes_on = life == Life::Live || life == Life::Lingering && to == Life::Ended;
-        if first.marks[lease as usize].is_some() || !goes_on {
+        let may_change = life == Life::Live || life == Life::Lingering && to == Life::Ended;
+        if first.marks[lease as usize].is_some() || !may_change {
             return Reply::Refused;
         }
         self.set_mark(state, lease, Some(new_mark(to, is_of_call)));
         Reply::Done
     }
 
-    /// Sets the mark of a lease, or removes it. Nobody knows the number of the new one.
+    /// Sets or removes the mark of a lease. No agent knows the number of a new one.
     fn set_mark(&self, state: &mut State, lease: u8, mark: Option<Mark>) {
         state.partitions[0].marks[lease as usize] = mark;
         for agent in state.agents.iter_mut().flatten().filter(|agent| agent.is_about(lease)) {
@@ -199,7 +199,7 @@ impl Leases {
             return Err(if mark.is_of_call { ACKNOWLEDGED } else { KEPT });
         }
         state.partitions[0].lives[l] = mark.to;
-        // The mark is gone, and its number stays for `lease_done`.
+        // The mark is removed, but its number stays for `lease_done`.
         state.partitions[0].marks[l] = None;
         for agent in state.agents.iter_mut().flatten().filter(|agent| agent.is_about(lease)) {
             agent.after_failure &= !(1 << lease);
@@ -231,8 +231,8 @@ impl Leases {
             return Err(SWEPT);
         }
         state.was_swept = true;
-        // Observers are told.
-        self.tell_ended(state, lease);
+        // Observers see the events.
+        self.report_ended(state, lease);
         Ok(Reply::Done)
     }
 
@@ -242,12 +242,12 @@ impl Leases {
         if life == Life::Live && mark.is_none() || mark.is_some() && !self.have(Guard::OrphanRenewsMark) {
             return;
         }
-        // What was closed for an older mark may be open again.
+        // Partitions that were closed for an older mark may be open again.
         let to = if life == Life::Lingering { Life::Lingering } else { Life::Ended };
         self.set_mark(state, lease, Some(mark.unwrap_or(new_mark(to, false))));
     }
 
-    /// Gives a partition's `closing` a number that nothing else has.
+    /// Sets a partition's `closing` to a number that occurs nowhere else.
     pub(super) fn renew_closing(&self, state: &mut State, partition: u8) {
         let p = partition as usize;
         let mut newest = state.partitions[p].closing;
@@ -260,10 +260,10 @@ impl Leases {
         state.partitions[p].closing = newest + 1;
     }
 
-    /// Somebody is told that a lease ended.
-    pub(super) fn tell_ended(&self, state: &mut State, lease: u8) {
-        state.told |= 1 << lease;
-        state.told_ended |= 1 << lease;
+    /// Reports that a lease ended.
+    pub(super) fn report_ended(&self, state: &mut State, lease: u8) {
+        state.reported |= 1 << lease;
+        state.reported_ended |= 1 << lease;
     }
 }
 

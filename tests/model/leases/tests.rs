@@ -1,6 +1,6 @@
-//! The protocol holds, and each of its guards is needed.
+//! Tests that the protocol keeps its promises, and that each guard is needed.
 
-use super::{ACKNOWLEDGED, ALL_PARTITIONS, GHOST, KEPT, Leases, MOVED, PROTECTED, SWEPT, TOLD};
+use super::{ACKNOWLEDGED, ALL_PARTITIONS, GHOST, KEPT, Leases, MOVED, PROTECTED, REPORTED, SWEPT};
 use crate::{
     check::{Promise, breaks, holds, sized},
     guard::{Guard, Guards},
@@ -29,7 +29,7 @@ const REVOKE: Leases = Leases { revokes: true, expiries: 0, ..EXPIRY };
 /// Redis loses what it has not saved.
 const LOSS: Leases = Leases { losses: 1, saves: 1, calls: 1, takes: false, keeps: false, crashes: 0, ..EXPIRY };
 
-/// Redis loses everything of a partition since the lease was granted, and a command comes late.
+/// Redis loses everything in a partition since the lease was granted, and a command arrives late.
 const LATE: Leases = Leases { saves: 0, crashes: 1, ..LOSS };
 
 fn mutant(guard: Guard, model: Leases, promise: Promise) {
@@ -37,19 +37,19 @@ fn mutant(guard: Guard, model: Leases, promise: Promise) {
 }
 
 #[test]
-fn a_lease_that_expires_keeps_the_promises() {
+fn expiring_lease_keeps_the_promises() {
     let two = Leases { leases: 2, expiries: 2, keeps: false, crashes: 0, ..EXPIRY };
     sized(vec![EXPIRY], vec![EXPIRY, two]).iter().for_each(holds);
 }
 
 #[test]
-fn a_lease_that_is_revoked_keeps_the_promises() {
+fn revoked_lease_keeps_the_promises() {
     let long = Leases { calls: 3, expiries: 1, lingers: true, ..REVOKE };
     sized(vec![REVOKE], vec![long]).iter().for_each(holds);
 }
 
 #[test]
-fn a_lease_that_lingers_keeps_the_promises() {
+fn lingering_lease_keeps_the_promises() {
     holds(&Leases { lingers: true, ..EXPIRY });
 }
 
@@ -59,91 +59,91 @@ fn leases_leave_no_ghosts_after_a_loss() {
 }
 
 #[test]
-fn leases_leave_no_ghosts_when_a_command_comes_after_a_loss() {
+fn leases_leave_no_ghosts_when_a_command_arrives_after_a_loss() {
     holds(&LATE);
 }
 
 #[test]
-fn a_lease_is_attached_after_it_was_closed() {
-    mutant(Guard::Closings, EXPIRY, TOLD);
+fn lease_is_attached_after_it_was_closed() {
+    mutant(Guard::Closings, EXPIRY, REPORTED);
 }
 
 #[test]
-fn a_lease_that_is_not_closed_everywhere_takes_sessions_after_its_end() {
-    mutant(Guard::CloseEverywhere, EXPIRY, TOLD);
+fn lease_that_is_not_closed_everywhere_accepts_sessions_after_its_end() {
+    mutant(Guard::CloseEverywhere, EXPIRY, REPORTED);
 }
 
 #[test]
-fn a_closed_lease_that_lives_protects_its_sessions() {
+fn live_lease_that_is_closed_loses_a_session_to_a_takeover() {
     mutant(Guard::ClosedAsks, EXPIRY, PROTECTED);
 }
 
 #[test]
-fn a_takeover_takes_sessions_of_a_live_lease() {
+fn takeover_takes_sessions_of_a_live_lease() {
     mutant(Guard::OnlyFrom, EXPIRY, PROTECTED);
 }
 
 #[test]
-fn a_marked_lease_that_is_kept_ends_all_the_same() {
+fn marked_lease_that_is_kept_alive_still_ends() {
     mutant(Guard::MarkStopsKeeping, EXPIRY, KEPT);
 }
 
 #[test]
-fn a_marked_lease_that_is_attached_takes_sessions_after_its_end() {
-    mutant(Guard::MarkStopsAttaching, EXPIRY, TOLD);
+fn marked_lease_that_is_attached_accepts_sessions_after_its_end() {
+    mutant(Guard::MarkStopsAttaching, EXPIRY, REPORTED);
 }
 
 #[test]
-fn an_end_is_recorded_for_a_mark_that_nothing_was_closed_for() {
-    mutant(Guard::MarkNumber, Leases { expiries: 1, ..REVOKE }, TOLD);
+fn end_is_recorded_for_a_mark_that_no_partition_was_closed_for() {
+    mutant(Guard::MarkNumber, Leases { expiries: 1, ..REVOKE }, REPORTED);
 }
 
 #[test]
-fn a_revocation_that_failed_ends_the_lease_later() {
+fn failed_revocation_ends_the_lease_later() {
     mutant(Guard::DecideInTime, REVOKE, ACKNOWLEDGED);
 }
 
 #[test]
-fn a_revocation_whose_failure_is_told_at_once_ends_the_lease_later() {
+fn revocation_whose_failure_is_reported_immediately_ends_the_lease_later() {
     mutant(Guard::FailureWaits, REVOKE, ACKNOWLEDGED);
 }
 
 #[test]
-fn a_sweep_destroys_sessions_of_other_leases() {
+fn sweep_destroys_sessions_of_other_leases() {
     mutant(Guard::SweepComparesSlot, EXPIRY, MOVED);
 }
 
 #[test]
-fn a_sweep_destroys_sessions_of_a_lease_that_a_loss_brought_back() {
+fn sweep_destroys_sessions_of_a_lease_that_a_loss_brought_back() {
     mutant(Guard::SweepsClosed, LOSS, SWEPT);
 }
 
 #[test]
-fn a_lease_is_forgotten_before_its_last_sweep() {
+fn lease_is_forgotten_before_its_last_sweep() {
     mutant(Guard::DoneNamesMark, LOSS, GHOST);
 }
 
 #[test]
-fn a_lease_that_a_loss_brought_back_stays() {
+fn lease_that_a_loss_brought_back_never_ends() {
     mutant(Guard::Reconcile, LOSS, GHOST);
 }
 
 #[test]
-fn a_lease_that_the_first_partition_lost_stays() {
+fn lease_that_the_first_partition_lost_never_ends() {
     mutant(Guard::ReconcileAll, LOSS, GHOST);
 }
 
 #[test]
-fn an_end_is_recorded_though_a_close_was_lost() {
+fn end_is_recorded_although_a_close_was_lost() {
     mutant(Guard::OrphanRenewsMark, LOSS, GHOST);
 }
 
 #[test]
-fn a_lease_is_attached_after_its_partition_was_reconciled() {
+fn lease_is_attached_after_its_partition_was_reconciled() {
     mutant(Guard::ReconcileCloses, LOSS, GHOST);
 }
 
 #[test]
-fn a_count_of_closings_comes_back_after_a_loss() {
+fn count_of_closings_repeats_after_a_loss() {
     mutant(Guard::ClosingsAreRandom, Leases { closes: 1, lossy: 0b10, ..LATE }, GHOST);
 }

@@ -1,8 +1,8 @@
-//! Calls, and what their answers must agree with.
+//! Calls, and which answers they may get.
 
 use super::{TIMEOUT, Ticks};
 
-/// What a call asks for.
+/// What a call does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     Create,
@@ -21,15 +21,15 @@ impl Kind {
     }
 }
 
-/// What has become of one session's part of a call.
+/// The state of one session's part of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Part {
     /// The call is not about this session.
     Unused,
     /// It waits in its lane.
     Waiting,
-    /// Its step was sent. `left` is the time until the replica gives it up. When the connection is broken, no answer
-    /// can come.
+    /// Its step was sent. `left` is the time until the replica gives up on it. If the connection is broken, no answer
+    /// can arrive.
     Sent {
         left: Ticks,
         broken: bool,
@@ -52,7 +52,7 @@ impl Part {
     }
 }
 
-/// What a caller was told.
+/// What was reported to the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Outcome {
     Nothing,
@@ -65,13 +65,13 @@ pub(super) enum Outcome {
 pub(super) struct Call {
     pub(super) replica: u8,
     pub(super) kind: Kind,
-    /// How long ago it started; 0 once it is over.
+    /// How long ago it started. 0 once it is over.
     pub(super) age: Ticks,
     /// The calls that were over when it started, as a bit set.
     pub(super) after: u8,
     /// Its part for each session.
     pub(super) parts: [Part; 2],
-    /// Which parts Redis has executed. The protocol does not know.
+    /// Which parts Redis has executed. The protocol does not know this.
     pub(super) executed: [bool; 2],
     pub(super) outcome: Outcome,
 }
@@ -84,12 +84,12 @@ impl Call {
 
 /// Returns whether some order of the calls explains all answers about a session.
 ///
-/// Each call takes effect between its start and its end. A call that failed, or is not over, may have had no effect.
+/// Each call takes effect between its start and its end. A call that failed or is not over may have had no effect.
 pub(super) fn is_linearizable(calls: &[Call], session: usize) -> bool {
     search(calls, session, 0, false)
 }
 
-/// Looks for an order of the calls that are not `placed` yet.
+/// Searches for an order of the calls that are not `placed` yet.
 fn search(calls: &[Call], session: usize, placed: u8, exists: bool) -> bool {
     let left = || (0..calls.len()).filter(|n| placed & 1 << n == 0 && calls[*n].parts[session] != Part::Unused);
     if !left().any(|n| calls[n].was_answered(session)) {
@@ -97,7 +97,8 @@ fn search(calls: &[Call], session: usize, placed: u8, exists: bool) -> bool {
     }
     left().any(|n| {
         let call = &calls[n];
-        // Calls that were over before it can only come before it. One that has an answer must.
+        // Calls that were over before this one started can only come before it. An answered one must be placed already.
+        // Any other counts as having had no effect.
         let comes_too_early = left().any(|m| call.after & 1 << m != 0 && calls[m].was_answered(session));
         let (answer, then) = call.kind.apply(exists);
         let fits = match call.parts[session] {

@@ -1,4 +1,4 @@
-//! The protocol holds, and each of its guards is needed.
+//! Tests that the protocol keeps its promises, and that each guard is needed.
 
 use super::{ACKNOWLEDGED, BATCH_ORDER, LINEARIZABLE, Shape, Steps};
 use crate::{
@@ -19,7 +19,7 @@ const ONE: Steps = Steps {
 const TWO_STEPS: Steps = Steps { shape: Shape::TwoSteps, ..ONE };
 const TWO_PARTITIONS: Steps = Steps { shape: Shape::TwoPartitions, ..ONE };
 
-/// No connection breaks. Then only the timeout makes a call fail.
+/// No connection breaks, so only the timeout makes a call fail.
 const UNBROKEN: Steps = Steps { breaks: 0, ..ONE };
 
 fn mutant(guard: Guard, model: Steps, promise: Promise) {
@@ -44,61 +44,61 @@ fn batches_over_two_partitions_keep_the_promises() {
 }
 
 #[test]
-fn without_until_a_step_is_executed_after_its_failure() {
+fn step_without_until_is_executed_after_its_failure() {
     mutant(Guard::Until, UNBROKEN, ACKNOWLEDGED);
 }
 
 #[test]
-fn a_failure_that_is_told_at_once_is_contradicted() {
+fn failure_that_is_reported_immediately_is_contradicted() {
     mutant(Guard::FailureWaits, Steps { sets: 0, ..ONE }, ACKNOWLEDGED);
 }
 
 #[test]
-fn a_lane_that_does_not_wait_mixes_up_a_batch() {
+fn lane_that_does_not_wait_reorders_a_batch() {
     mutant(Guard::LaneWaits, TWO_STEPS, BATCH_ORDER);
 }
 
 #[test]
-fn a_step_that_is_sent_twice_gives_a_wrong_answer() {
+fn step_that_is_sent_twice_gives_a_wrong_answer() {
     mutant(Guard::NoHiddenRetry, Steps { sets: 0, ..ONE }, LINEARIZABLE);
 }
 
 #[test]
-fn a_batch_that_fails_before_all_parts_are_over_is_contradicted() {
+fn batch_that_fails_before_all_its_parts_are_over_is_contradicted() {
     mutant(Guard::BatchWaits, Steps { breaks: 0, sets: 0, ..TWO_PARTITIONS }, ACKNOWLEDGED);
 }
 
 #[test]
-fn a_clock_that_goes_back_lets_a_step_run_late() {
+fn clock_that_goes_back_lets_a_step_run_late() {
     mutant(Guard::ClockNeverGoesBack, UNBROKEN, ACKNOWLEDGED);
 }
 
 #[test]
-fn a_clock_that_stops_when_it_is_set_back_lets_a_step_run_late() {
+fn clock_that_stops_when_it_is_set_back_lets_a_step_run_late() {
     mutant(Guard::SetBackCounts, UNBROKEN, ACKNOWLEDGED);
 }
 
 #[test]
-fn a_clock_that_is_not_stored_lets_a_step_run_late() {
+fn clock_that_is_not_stored_lets_a_step_run_late() {
     mutant(Guard::ClockIsStored, UNBROKEN, ACKNOWLEDGED);
 }
 
 #[test]
-fn a_time_that_is_told_and_not_stored_lets_a_step_run_late() {
-    mutant(Guard::ToldIsStored, UNBROKEN, ACKNOWLEDGED);
+fn time_that_is_reported_but_not_stored_lets_a_step_run_late() {
+    mutant(Guard::ReportedTimeIsStored, UNBROKEN, ACKNOWLEDGED);
 }
 
 #[test]
-fn an_estimate_that_counts_from_the_sending_lets_a_step_run_late() {
+fn estimate_that_counts_from_sending_lets_a_step_run_late() {
     mutant(Guard::EstimateIsLower, Steps { calls: 3, sets: 0, ..UNBROKEN }, ACKNOWLEDGED);
 }
 
 #[test]
-fn a_clock_set_back_by_less_than_a_second_is_not_excluded() {
+fn clock_set_back_by_less_than_a_second_is_not_excluded() {
     breaks(&Steps { set: 1, ..UNBROKEN }, ACKNOWLEDGED);
 }
 
 #[test]
-fn a_clock_set_back_while_redis_stands_still_is_not_excluded() {
+fn clock_set_back_while_redis_is_paused_is_not_excluded() {
     breaks(&Steps { pauses: 1, ..UNBROKEN }, ACKNOWLEDGED);
 }

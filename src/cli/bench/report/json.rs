@@ -1,4 +1,4 @@
-//! A report for programs.
+//! The report as JSON.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::{
 };
 
 impl Report {
-    /// One JSON object on one line. What is not known is null.
+    /// Returns one JSON object on one line. Unknown values are null.
     pub(in super::super) fn json(&self) -> String {
         let plan = &self.plan;
         let calls: Map<String, Value> = Kind::ALL
@@ -24,7 +24,7 @@ impl Report {
             .collect();
         let report = json!({
             "addr": plan.target.as_str(),
-            // A string, as every 64-bit number that uses all its bits.
+            // A string, like all 64-bit numbers that may use all their bits.
             "auth_key_id": plan.auth_key_id.to_string(),
             "connections": plan.connections,
             "in_flight": plan.in_flight,

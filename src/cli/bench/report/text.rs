@@ -1,4 +1,4 @@
-//! A report for people.
+//! The report as text.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -39,7 +39,7 @@ impl Report {
         }
         match &self.loader {
             Some(loader) => self.write_loader(loader, out),
-            None => drop(writeln!(out, "\nThe run ended too soon to tell what the loader itself took.")),
+            None => drop(writeln!(out, "\nThe run ended too soon to measure the loader itself.")),
         }
     }
 
@@ -86,7 +86,7 @@ impl Report {
         if self.unsent > 0 {
             let _ = writeln!(
                 out,
-                "\n{} calls were due and could not be sent, because all that may be in flight were: the rate was not reached.",
+                "\n{} calls were due but not sent, because the maximum number was in flight: the rate was not reached.",
                 grouped(self.unsent)
             );
         }
@@ -100,17 +100,17 @@ impl Report {
         let _ = writeln!(out, "{:<10}{:>13}{rate:>14}{latency}", self.plan.observers, grouped(deliveries.measured));
         let _ = match self.changes {
             Some(_) => {
-                write!(out, "{} of {} observers heard of all changes in order", ends.complete, self.plan.observers)
+                write!(out, "{} of {} observers received all changes in order", ends.complete, self.plan.observers)
             }
-            None => write!(out, "nobody knows how many changes observers should have heard of, because calls failed"),
+            None => write!(out, "unknown how many changes observers should have received, because calls failed"),
         };
         let (violations, resets, lost) = (ends.violations, ends.resets, ends.lost);
         let _ = writeln!(out, "; {violations} order violations, {resets} resets, {lost} streams lost");
         if deliveries.untimed > 0 {
             let _ = writeln!(
                 out,
-                "{} deliveries came after a reset, or so late that their session had been changed again: they have no latency \
-                 above.",
+                "{} deliveries are not in these latencies: they came after a reset, or after their session had \
+                 changed again.",
                 grouped(deliveries.untimed)
             );
         }
@@ -121,31 +121,31 @@ impl Report {
         let (count, ran) = (loader.threads, loader.ran * 100.0);
         let _ = write!(out, "\nloader: {count} {threads}, busy for {ran:.0}% of the time");
         if loader.waited > 0.01 {
-            let _ = write!(out, " and without a core for {:.0}%", loader.waited * 100.0);
+            let _ = write!(out, " and waiting for a core for {:.0}%", loader.waited * 100.0);
         }
         if self.calls.answered() > 0 {
-            let _ = write!(out, "; {:.1} us of processor time a call", self.cpu_micros_per_call(loader));
+            let _ = write!(out, "; {:.1} us of CPU time per call", self.cpu_micros_per_call(loader));
         }
         out.push('\n');
         if loader.is_bottleneck() {
             let _ = writeln!(
                 out,
-                "THE LOADER WAS THE BOTTLENECK: a thread of it had no time to spare ({:.0}%). This run does not show what the \
-                 server can do: give it more --threads, or a machine of its own.",
+                "THE LOADER WAS THE BOTTLENECK: one of its threads had no time to spare ({:.0}%). This run does not \
+                 show what the server can do: use more --threads or a separate machine.",
                 loader.busiest * 100.0
             );
         } else if loader.waited > STARVED {
-            let _ = writeln!(out, "The machine had no core to spare for the loader, and latencies include that.");
+            let _ = writeln!(out, "The loader often waited for a core, and the latencies include that wait.");
         }
     }
 
-    /// All that the loader did, observers included, for each call.
+    /// Returns the CPU time of the whole loader, including its observers, per call.
     pub(super) fn cpu_micros_per_call(&self, loader: &Loader) -> f64 {
         loader.cpu.as_secs_f64() * 1e6 / self.calls.answered().max(1) as f64
     }
 }
 
-/// A loader that waited for a core for a larger share of the time saw many answers late.
+/// A loader that waited for a core for more than this share of the time saw many answers late.
 const STARVED: f64 = 0.1;
 
 const LATENCIES: &str = "      p50      p90      p99    p99.9      max";
@@ -159,7 +159,7 @@ fn latencies(latency: &Latency) -> String {
     columns
 }
 
-/// A duration in three or four digits.
+/// Formats a duration with three or four digits.
 fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
     match seconds {
@@ -172,7 +172,7 @@ fn duration(duration: Duration) -> String {
     }
 }
 
-/// A number with commas between its thousands.
+/// Formats a number with commas between its thousands.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::new();
@@ -185,7 +185,7 @@ fn grouped(number: u64) -> String {
     grouped
 }
 
-/// A number in three digits or so.
+/// Formats a number with about three digits.
 pub(in super::super) fn amount(number: f64) -> String {
     match number {
         ..1e4 => format!("{number:.0}"),
@@ -194,7 +194,8 @@ pub(in super::super) fn amount(number: f64) -> String {
     }
 }
 
-/// What a server says, which must neither break the line nor speak to the terminal.
+/// Replaces control characters in text from a server, which must neither break the line nor send control sequences to
+/// the terminal.
 fn line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
@@ -204,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_written_for_people() {
+    fn durations_and_numbers_are_short() {
         assert_eq!(grouped(0), "0");
         assert_eq!(grouped(999), "999");
         assert_eq!(grouped(1_234_567), "1,234,567");

@@ -1,4 +1,4 @@
-//! The keeper against a model of a registry, on a paused clock.
+//! Tests the keeper against a mock registry on a paused clock.
 
 use std::{
     collections::HashMap,
@@ -18,24 +18,24 @@ use crate::client::{LeaseEvent, LeaseEvents};
 const TTL: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Mood {
+enum Mode {
     #[default]
     Answers,
-    /// Nobody is there.
-    Away,
-    /// Nothing is answered.
-    Stuck,
-    /// All is refused, for good as it says.
+    /// Every call fails as if the registry were unreachable.
+    Unreachable,
+    /// No call is answered.
+    Hangs,
+    /// Every call is refused with an error that is not retryable.
     Refuses,
 }
 
 #[derive(Default)]
 struct Leases {
-    mood: Mood,
-    /// The leases that there are, and when they expire.
+    mode: Mode,
+    /// The existing leases and when they expire.
     live: HashMap<LeaseId, Instant>,
     granted: u64,
-    /// When calls came.
+    /// When each call was made.
     calls: Vec<Instant>,
     reconnects: usize,
 }
@@ -45,31 +45,31 @@ struct Model(Arc<Mutex<Leases>>);
 
 impl Model {
     async fn admit(&self) -> Result<(), ClientError> {
-        let mood = {
+        let mode = {
             let mut leases = self.0.lock().unwrap();
             let now = Instant::now();
             leases.calls.push(now);
-            if leases.mood == Mood::Answers {
+            if leases.mode == Mode::Answers {
                 leases.live.retain(|_, expires| *expires > now);
             }
-            leases.mood
+            leases.mode
         };
-        match mood {
-            Mood::Answers => Ok(()),
-            Mood::Away => Err(Status::unavailable("away").into()),
-            Mood::Refuses => Err(Status::permission_denied("no").into()),
-            Mood::Stuck => pending().await,
+        match mode {
+            Mode::Answers => Ok(()),
+            Mode::Unreachable => Err(Status::unavailable("unreachable").into()),
+            Mode::Refuses => Err(Status::permission_denied("refused").into()),
+            Mode::Hangs => pending().await,
         }
     }
 
-    fn set(&self, mood: Mood) {
-        self.0.lock().unwrap().mood = mood;
+    fn set(&self, mode: Mode) {
+        self.0.lock().unwrap().mode = mode;
     }
 
-    /// Every lease has a full ttl again, as after an outage.
+    /// Answers again and gives every lease its full ttl, as after an outage.
     fn restart(&self) {
         let mut leases = self.0.lock().unwrap();
-        leases.mood = Mood::Answers;
+        leases.mode = Mode::Answers;
         leases.live.values_mut().for_each(|expires| *expires = Instant::now() + TTL);
     }
 
@@ -77,7 +77,7 @@ impl Model {
         self.0.lock().unwrap().live.get(&lease).copied()
     }
 
-    /// The pauses between calls since this was last asked.
+    /// Returns the pauses between calls since this was last called.
     fn pauses(&self) -> Vec<Duration> {
         let calls = std::mem::take(&mut self.0.lock().unwrap().calls);
         calls.windows(2).map(|pair| pair[1] - pair[0]).collect()
@@ -128,9 +128,9 @@ struct Guard {
 }
 
 impl Guard {
-    /// What happens within `time`.
+    /// Returns the event that happens within `time`, if any.
     async fn event(&mut self, time: Duration) -> Option<LeaseEvent> {
-        timeout(time, self.events.next()).await.ok().map(|event| event.expect("it is not stopped"))
+        timeout(time, self.events.next()).await.ok().map(|event| event.expect("the keeper is running"))
     }
 }
 
@@ -144,46 +144,42 @@ async fn start() -> (Model, Guard) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_is_kept_about_three_times_a_ttl() {
+async fn lease_is_kept_alive_about_three_times_per_ttl() {
     let (model, mut guard) = start().await;
     assert_eq!(guard.event(TTL * 100).await, None);
     let pauses = model.pauses();
     assert!(pauses.len() >= 300, "{}", pauses.len());
-    // Timers of tokio are exact to a millisecond.
+    // Tokio's timers are exact to a millisecond.
     let turn = TTL / 3 * 8 / 10..=TTL / 3 + Duration::from_millis(2);
     assert!(pauses.iter().all(|pause| turn.contains(pause)), "{pauses:?}");
-    assert_ne!(pauses[0], pauses[1], "they are drawn by chance");
+    assert_ne!(pauses[0], pauses[1], "the intervals are random");
     assert_eq!(model.reconnects(), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_short_outage_is_nothing() {
-    for mood in [Mood::Away, Mood::Stuck, Mood::Refuses] {
+async fn outage_shorter_than_the_ttl_has_no_effect() {
+    for mode in [Mode::Unreachable, Mode::Hangs, Mode::Refuses] {
         let (model, mut guard) = start().await;
         for _ in 0..100 {
-            model.set(mood);
-            // After a whole turn this leaves more than a quarter of the ttl: half of that for a try that is stuck, and
-            // a tenth of the ttl for the wait after it.
+            model.set(mode);
+            // The last keep-alive was up to an interval ago, so more than a quarter of the ttl is left. A hung try
+            // takes half of that, and the pause after it a tenth of the ttl.
             assert_eq!(guard.event(TTL * 2 / 5).await, None);
-            model.set(Mood::Answers);
+            model.set(Mode::Answers);
             assert_eq!(guard.event(TTL / 2).await, None);
         }
-        assert_eq!(
-            model.reconnects() > 0,
-            mood == Mood::Stuck,
-            "only a call without an answer needs another connection"
-        );
+        assert_eq!(model.reconnects() > 0, mode == Mode::Hangs, "only an unanswered call needs a new connection");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn tries_come_often_while_the_lease_may_be_saved_and_then_no_more_often_than_turns() {
+async fn retries_are_frequent_until_the_lease_is_lost() {
     let (model, mut guard) = start().await;
-    model.set(Mood::Away);
+    model.set(Mode::Unreachable);
     assert_eq!(guard.event(TTL * 2).await, Some(LeaseEvent::Lost));
     let pauses = model.pauses();
     assert!(pauses[1..].iter().all(|pause| *pause <= TTL / 10 + Duration::from_millis(2)), "{pauses:?}");
-    // Until what was planned before the loss is over.
+    // Skip the pause that was planned before the loss.
     sleep(TTL / 10).await;
     model.pauses();
     sleep(TTL * 100).await;
@@ -193,40 +189,40 @@ async fn tries_come_often_while_the_lease_may_be_saved_and_then_no_more_often_th
 }
 
 #[tokio::test(start_paused = true)]
-async fn loss_is_told_when_the_lease_may_have_expired_and_not_before() {
-    for mood in [Mood::Away, Mood::Stuck, Mood::Refuses] {
+async fn loss_is_reported_when_the_ttl_has_passed_and_not_before() {
+    for mode in [Mode::Unreachable, Mode::Hangs, Mode::Refuses] {
         let (model, mut guard) = start().await;
         for _ in 0..20 {
-            // At any point of a turn.
+            // At a random moment between two keep-alives.
             assert_eq!(guard.event(TTL.mul_f64(fastrand::f64())).await, None);
-            model.set(mood);
+            model.set(mode);
             let expires = model.expires(lease(1)).unwrap();
             assert_eq!(guard.event(TTL * 2).await, Some(LeaseEvent::Lost));
-            let late = Instant::now().checked_duration_since(expires).expect("not before");
+            let late = Instant::now().checked_duration_since(expires).expect("reported before the lease expired");
             assert!(late <= Duration::from_millis(2), "{late:?}");
             model.restart();
-            // A try that is stuck is given up first.
+            // A hung try must time out first.
             assert_eq!(guard.event(TTL).await, Some(LeaseEvent::Recovered));
         }
-        assert_eq!(model.0.lock().unwrap().granted, 1, "nothing was gone");
+        assert_eq!(model.0.lock().unwrap().granted, 1, "no lease was gone");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_expired_meanwhile_is_replaced() {
+async fn lease_that_expired_during_an_outage_is_replaced() {
     let (model, mut guard) = start().await;
     for number in 2..10 {
-        model.set(Mood::Away);
+        model.set(Mode::Unreachable);
         assert_eq!(guard.event(TTL * 2).await, Some(LeaseEvent::Lost));
         sleep(Duration::from_secs(1)).await;
-        model.set(Mood::Answers);
+        model.set(Mode::Answers);
         assert_eq!(guard.event(TTL).await, Some(LeaseEvent::Regranted(lease(number))));
         assert_eq!(guard.event(TTL * 3).await, None);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_is_revoked_elsewhere_is_replaced_within_a_turn() {
+async fn lease_revoked_by_someone_else_is_replaced_by_the_next_keep_alive() {
     let (model, mut guard) = start().await;
     model.revoke(lease(1)).await.unwrap();
     assert_eq!(guard.event(TTL / 3 + Duration::from_millis(2)).await, Some(LeaseEvent::Regranted(lease(2))));
@@ -234,7 +230,7 @@ async fn a_lease_that_is_revoked_elsewhere_is_replaced_within_a_turn() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_guard_that_is_dropped_revokes_and_its_task_ends() {
+async fn dropping_the_guard_revokes_the_lease_and_ends_the_task() {
     let (model, mut guard) = start().await;
     sleep(TTL * 5).await;
     drop(guard.stop);
@@ -244,11 +240,11 @@ async fn a_guard_that_is_dropped_revokes_and_its_task_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn revoking_is_answered_even_out_of_a_try_that_is_stuck() {
+async fn revoke_interrupts_a_hung_try() {
     let (model, guard) = start().await;
-    model.set(Mood::Stuck);
+    model.set(Mode::Hangs);
     sleep(TTL / 2).await;
-    model.set(Mood::Answers);
+    model.set(Mode::Answers);
     let (reply, answer) = oneshot::channel();
     guard.stop.send(reply).unwrap();
     assert_eq!(answer.await.unwrap().unwrap(), 5);
@@ -256,7 +252,7 @@ async fn revoking_is_answered_even_out_of_a_try_that_is_stuck() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_ttl_out_of_bounds_makes_no_busy_loop() {
+async fn ttl_out_of_range_causes_no_busy_loop() {
     struct Odd(Duration, Mutex<u32>);
     impl Registry for Odd {
         async fn grant(&self) -> Result<LeaseGrant, ClientError> {

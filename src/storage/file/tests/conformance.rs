@@ -1,4 +1,4 @@
-//! The suite for storages, on a disk that refuses what is written to it.
+//! Runs the conformance suite on a disk that refuses writes.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::storage::{
     file::FileStorage,
 };
 
-/// Makes registries on disks of their own, which have the fault when they are to refuse changes.
+/// Opens each registry on a disk of its own. The disk gets the fault while changes are to be refused.
 #[derive(Clone, Copy, Debug)]
 struct Faulty(Fault);
 
@@ -64,14 +64,11 @@ impl RefusalSwitch for Switch {
     }
 }
 
-const ABOUT_REFUSALS: [&str; 3] = [
-    "a_storage_that_accepts_changes_says_so",
-    "refused_changes_leave_everything_as_it_was",
-    "leases_go_on_while_there_is_no_room",
-];
+const ABOUT_REFUSALS: [&str; 3] =
+    ["writable_storage_reports_it", "refused_changes_change_nothing", "leases_are_kept_and_end_without_room"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disk_that_refuses_changes_changes_nothing() {
+async fn conformance_cases_pass_while_the_disk_refuses_writes() {
     let about = || cases().iter().filter(|case| ABOUT_REFUSALS.contains(&case.name()));
     assert_eq!(about().count(), ABOUT_REFUSALS.len());
     let mut running = JoinSet::new();

@@ -1,4 +1,4 @@
-//! What leases get after a restart.
+//! The time that leases get after a restart.
 
 use std::{
     path::Path,
@@ -18,7 +18,7 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
 }
 
-/// What the file says of when it was served.
+/// Returns when the registry was last in service, according to the file.
 fn served(disk: &Sim) -> Option<u64> {
     let (_, database) = open_database(disk, Path::new("registry")).unwrap();
     let meta = database.begin_read().unwrap().open_table(META).unwrap();
@@ -43,7 +43,7 @@ async fn leases_get_the_grace_of_an_outage_after_a_restart() {
         (Some(now() - MINUTE), 2, 80),
         (Some(now() - 60 * MINUTE), 2, 150),
         (Some(now() - MINUTE), 500, 500),
-        // The clock was set back, or nothing is known.
+        // The clock was set back, or the time is unknown.
         (Some(now() + 60 * MINUTE), 2, 150),
         (None, 2, 150),
     ];
@@ -54,10 +54,10 @@ async fn leases_get_the_grace_of_an_outage_after_a_restart() {
         drop(storage);
         set_served(&disk, served);
         let storage = open(&disk, 1000).await;
-        // Time goes to what is waited for next.
+        // The paused clock advances to the next timer.
         pause();
         let _ = timeout(Duration::from_secs(grace - 1), storage.expire_leases()).await;
-        assert_eq!(storage.lease_count().await.unwrap(), 1, "{grace} s are not over");
+        assert_eq!(storage.lease_count().await.unwrap(), 1, "the grace of {grace} s is not over");
         let _ = timeout(Duration::from_secs(15), storage.expire_leases()).await;
         resume();
         let ended = async {
@@ -70,16 +70,16 @@ async fn leases_get_the_grace_of_an_outage_after_a_restart() {
 }
 
 #[tokio::test]
-async fn the_file_tells_when_it_was_served_unless_leases_still_have_their_grace() {
+async fn time_in_service_is_written_unless_leases_still_have_their_grace() {
     let disk = Sim::default();
     let began = now();
     let storage = open(&disk, 1000).await;
     storage.grant_lease(Duration::from_secs(60), "gateway").await.unwrap();
-    assert!(served(&disk.copy()) >= Some(began), "the first change tells");
+    assert!(served(&disk.copy()) >= Some(began), "the first change writes the time");
     drop(storage);
     let closed = served(&disk).unwrap();
     assert!(closed >= began);
-    // A crash while gateways may still be away from the last one.
+    // A crash while gateways may still be away because of the last one.
     let storage = open(&disk, 1000).await;
     storage.grant_lease(Duration::from_secs(60), "gateway").await.unwrap();
     let crashed = disk.after_crash(&mut fastrand::Rng::new());
@@ -87,7 +87,7 @@ async fn the_file_tells_when_it_was_served_unless_leases_still_have_their_grace(
 }
 
 #[tokio::test]
-async fn the_limit_of_leases_holds_after_a_restart() {
+async fn lease_limit_holds_after_a_restart() {
     let disk = Sim::default();
     let storage = open(&disk, 1000).await;
     for id in 0..60 {

@@ -1,4 +1,4 @@
-//! What callers are told while the disk fails, and what is there afterwards.
+//! What callers get while the disk fails, and what the registry holds afterwards.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::{
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// Many who change sessions of their own, until changes are refused or they have made enough changes.
+/// Runs writers that each change their own sessions, until changes are refused or each has made its share of `changes`.
 async fn write(storage: &Arc<FileStorage>, ledger: &Ledger, changes: usize, seed: u64) {
     let mut following = JoinSet::new();
     following.spawn({
@@ -56,7 +56,7 @@ async fn write(storage: &Arc<FileStorage>, ledger: &Ledger, changes: usize, seed
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_answered_survives_crashes_of_the_machine() {
+async fn acknowledged_changes_survive_machine_crashes() {
     let crashes = std::env::var("SESSIOND_TEST_CRASHES").map_or(200, |n| n.parse().unwrap());
     let seed = fastrand::u64(..1 << 32);
     let mut random = fastrand::Rng::with_seed(seed);
@@ -65,14 +65,14 @@ async fn what_was_answered_survives_crashes_of_the_machine() {
     drop(open(&disk, 1000).await);
     for crash in 0..crashes {
         disk.stop_after(random.u64(1..2000));
-        // It may stop while it is being opened.
+        // The machine may stop while the file is being opened.
         let opened = try_open(&disk, options(1000)).await;
         match opened.map(Arc::new) {
             Err(error) => assert!(disk.has_stopped(), "{error}"),
-            // What it tells before it stops holds.
+            // What the storage reports before the machine stops must be true.
             Ok(storage) => {
                 ledger.check(&storage).await;
-                // So few at times that it stops while the file is being closed.
+                // Sometimes so few changes that the machine stops while the file is being closed.
                 write(&storage, &ledger, random.usize(8..4000), seed + crash).await;
             }
         }
@@ -81,7 +81,7 @@ async fn what_was_answered_survives_crashes_of_the_machine() {
     ledger.check(&*open(&disk, 1000).await).await;
 }
 
-/// Waits until changes can be made again.
+/// Waits until changes are accepted again.
 async fn recovers(storage: &FileStorage, ledger: &Ledger) {
     let made = async {
         while ledger.create(storage, SessionKey::new(-1, 2), None).await.is_err() {
@@ -91,7 +91,7 @@ async fn recovers(storage: &FileStorage, ledger: &Ledger) {
     timeout(SOON, made).await.unwrap();
 }
 
-/// Lets the disk fail for a while, and looks at what is left when its machine crashes afterwards.
+/// Makes the disk fail for a while, crashes the machine after the recovery, and checks the registry.
 async fn outage(fault: Fault) {
     let (disk, ledger) = (Sim::default(), Ledger::default());
     let storage = open(&disk, 1000).await;
@@ -104,7 +104,7 @@ async fn outage(fault: Fault) {
     let began = Instant::now();
     write(&storage, &ledger, 1 << 20, 1).await;
     assert!(began.elapsed() < SOON, "callers wait for the disk");
-    assert_eq!(storage.has(&[kept]).await.unwrap(), [true], "what is on disk can be told");
+    assert_eq!(storage.has(&[kept]).await.unwrap(), [true], "what is on disk can be read");
     storage.keep_lease_alive(lease).await.unwrap();
     for _ in 0..3 {
         let refused = ledger.create(&storage, SessionKey::new(-1, 1), None).await.unwrap_err();
@@ -116,29 +116,29 @@ async fn outage(fault: Fault) {
     recovers(&storage, &ledger).await;
     ledger.check(&storage).await;
     write(&storage, &ledger, 2000, 2).await;
-    // With the process still running: nothing is put in order before the machine crashes.
+    // Crash while the process is still running, so that nothing is closed cleanly before.
     let crashed = disk.after_crash(&mut fastrand::Rng::with_seed(0));
     ledger.check(&*open(&crashed, 1000).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_disk_is_waited_for() {
+async fn changes_resume_when_a_full_disk_has_room_again() {
     outage(Fault::Full).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn writes_that_fail_halfway_are_made_again() {
+async fn partial_writes_are_repeated() {
     outage(Fault::TornWrites).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_whose_sync_failed_is_written_anew() {
+async fn file_is_rewritten_after_a_failed_sync() {
     outage(Fault::Syncs).await;
 }
 
-/// Time is stopped for those who wait, and goes to what they wait for next.
+/// The clock is paused, and advances to the next timer.
 #[tokio::test]
-async fn a_disk_that_does_not_answer_is_given_ten_seconds() {
+async fn callers_wait_ten_seconds_for_a_stalled_disk() {
     let (disk, ledger) = (Sim::default(), Ledger::default());
     let storage = open(&disk, 1000).await;
     write(&storage, &ledger, 2000, 0).await;
@@ -155,7 +155,7 @@ async fn a_disk_that_does_not_answer_is_given_ten_seconds() {
         let waited = began.elapsed();
         assert!(patience <= waited && waited <= patience + Duration::from_millis(10), "{waited:?}");
     }
-    assert_eq!(storage.has(&[kept]).await.unwrap(), [true], "what is on disk can be told");
+    assert_eq!(storage.has(&[kept]).await.unwrap(), [true], "what is on disk can be read");
     resume();
 
     disk.set_fault(None);
@@ -165,13 +165,13 @@ async fn a_disk_that_does_not_answer_is_given_ten_seconds() {
     ledger.check(&*open(&crashed, 1000).await).await;
 }
 
-/// Expires leases for a moment.
+/// Runs the expiry of leases for a moment.
 async fn expire(storage: &FileStorage) {
     let _ = timeout(Duration::from_millis(50), storage.expire_leases()).await;
 }
 
 #[tokio::test]
-async fn no_lease_ends_because_the_disk_was_out_of_reach() {
+async fn leases_survive_a_disk_outage() {
     const TTL: Duration = Duration::from_secs(1);
     let disk = Sim::default();
     let storage = open_with(&disk, StorageOptions { outage_grace: TTL, ..options(1000) }).await;
@@ -199,9 +199,9 @@ async fn no_lease_ends_because_the_disk_was_out_of_reach() {
     assert!(recovered.elapsed() >= TTL, "the lease has a full ttl again");
 }
 
-/// Whether the pages of a sync that failed are needed later depends on what was written when.
+/// Whether the pages of a failed sync matter later depends on what was written when, so this runs many rounds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_whose_sync_failed_is_not_relied_on() {
+async fn pages_of_a_failed_sync_are_not_relied_on() {
     let (mut disk, ledger) = (Sim::default(), Ledger::default());
     let mut random = fastrand::Rng::new();
     for round in 0..40 {
@@ -218,9 +218,9 @@ async fn a_file_whose_sync_failed_is_not_relied_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn endless_churn_takes_a_bounded_disk() {
-    // Nothing given up, this churn takes 5 MB. Pages that are given up are reused one commit later, and what a commit takes
-    // is up to how many changes happened to meet in it: the size settles within a range, and not on a number.
+async fn endless_churn_needs_bounded_disk_space() {
+    // Without freed pages, this churn would take 5 MB. Freed pages are reused one commit later, and the size of a
+    // commit depends on how many changes happen to meet in it. The size therefore varies within a range.
     const BOUND: usize = 1 << 20;
     let (disk, ledger) = (Sim::default(), Ledger::default());
     let storage = open(&disk, 1000).await;
@@ -233,7 +233,7 @@ async fn endless_churn_takes_a_bounded_disk() {
     ledger.check(&storage).await;
 }
 
-/// Waits until the storage reports `cause`, or that it can be changed. Nobody calls it meanwhile.
+/// Waits until the storage reports `cause`, or `None` for writable. No call is made meanwhile.
 async fn reports(storage: &FileStorage, cause: Option<RefusalCause>) {
     let began = Instant::now();
     loop {
@@ -247,7 +247,7 @@ async fn reports(storage: &FileStorage, cause: Option<RefusalCause>) {
 }
 
 #[tokio::test]
-async fn an_idle_storage_notices_that_its_disk_fails_and_recovers() {
+async fn idle_storage_notices_disk_failure_and_recovery() {
     let mut cases = JoinSet::new();
     for (fault, cause) in [
         (Fault::Full, RefusalCause::DiskFull),
@@ -264,7 +264,7 @@ async fn an_idle_storage_notices_that_its_disk_fails_and_recovers() {
             reports(&storage, Some(cause)).await;
             disk.set_fault(None);
             reports(&storage, None).await;
-            assert_eq!(disk.len(), size, "{fault:?}: a probe has left something");
+            assert_eq!(disk.len(), size, "{fault:?}: a probe left something behind");
             storage.create(&[SessionKey::new(0, 1)], None).await.unwrap();
         });
     }
@@ -272,7 +272,7 @@ async fn an_idle_storage_notices_that_its_disk_fails_and_recovers() {
 }
 
 #[tokio::test]
-async fn a_refused_change_is_reported_at_once_with_its_cause() {
+async fn refused_change_is_reported_immediately_with_its_cause() {
     let disk = Sim::default();
     let storage = open(&disk, 1000).await;
     disk.set_fault(Some(Fault::Full));
@@ -280,7 +280,7 @@ async fn a_refused_change_is_reported_at_once_with_its_cause() {
     let StorageError::Refused(refusal) = refused else { panic!("{refused}") };
     assert_eq!(refusal.cause, RefusalCause::DiskFull);
     assert_eq!(storage.writability().refusal(), Some(&refusal));
-    // The change is still to be put on disk: nobody can be told whether it was made.
+    // The change is still pending, so the storage cannot say whether the session exists.
     let unknown = storage.has(&[SessionKey::new(0, 1)]).await.unwrap_err();
     assert!(matches!(unknown, StorageError::Unavailable(_)), "{unknown}");
     disk.set_fault(None);

@@ -1,4 +1,4 @@
-//! Copies that are put back: their logs go on differently, and under other marks.
+//! Copies of a file that are put back: their logs continue differently, with other marks.
 
 use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
@@ -26,7 +26,7 @@ async fn mark(storage: &FileStorage, position: u64) -> Option<Mark> {
     storage.marks(&[Position(position)]).await.unwrap()[0]
 }
 
-/// All changes of a log that still begins with the first.
+/// Returns all changes of a log that still has its first one.
 async fn changes(storage: &FileStorage, limit: usize) -> Vec<SessionEvent> {
     let log = storage.log().await.unwrap();
     let (mut after, end) = (log.partitions[0].start, log.partitions[0].end);
@@ -49,7 +49,7 @@ async fn logs_with_the_same_mark_at_a_position_agree_up_to_it() {
     let mut disks = vec![Sim::default()];
     let mut known: HashMap<(u64, Mark), Vec<SessionEvent>> = HashMap::new();
     for _ in 0..150 {
-        // One of the last few, so that some histories get long, and others end where they branch off.
+        // One of the last few disks, so that some histories become long and others end where they branch.
         let recent = disks.len().saturating_sub(4);
         let disk = disks[random.usize(recent..disks.len())].copy();
         let storage = open(&disk, 1 << 16).await;
@@ -63,7 +63,7 @@ async fn logs_with_the_same_mark_at_a_position_agree_up_to_it() {
         }
         let events = changes(&storage, random.usize(1..5)).await;
         for end in 0..=events.len() {
-            let mark = mark(&storage, end as u64).await.expect("the log reaches as far");
+            let mark = mark(&storage, end as u64).await.expect("the log reaches this position");
             let agreed = known.entry((end as u64, mark)).or_insert_with(|| events[..end].to_vec());
             assert_eq!(agreed, &events[..end]);
         }
@@ -76,12 +76,12 @@ async fn logs_with_the_same_mark_at_a_position_agree_up_to_it() {
         });
     }
     let longest = known.keys().map(|(position, _)| *position as usize).max().unwrap_or(0);
-    let apart = known.len() - longest;
-    assert!(apart > 20, "hardly any histories went apart: {apart} changes beside the longest, of {longest}");
+    let branched = known.len() - longest;
+    assert!(branched > 20, "too few histories branched: {branched} changes outside the longest, which has {longest}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_has_read_a_history_that_was_rolled_back_is_told_so() {
+async fn reader_of_a_rolled_back_history_gets_an_error() {
     let disk = Sim::default();
     create(&*open(&disk, 1000).await, 0..10).await;
     let copy = disk.copy();
@@ -103,11 +103,11 @@ async fn who_has_read_a_history_that_was_rolled_back_is_told_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn openings_are_forgotten_with_the_changes_before_them() {
+async fn openings_are_removed_with_the_changes_before_them() {
     let disk = Sim::default();
     let mut birth = None;
     for round in 0..12 {
-        // Openings after which nothing changes leave nothing behind.
+        // An opening without changes leaves no row behind.
         drop(open(&disk, 100).await);
         let storage = open(&disk, 100).await;
         birth = birth.or(mark(&storage, 0).await);
@@ -122,7 +122,7 @@ async fn openings_are_forgotten_with_the_changes_before_them() {
     }
     let storage = open(&disk, 100).await;
     assert!(birth.is_some());
-    assert_eq!(mark(&storage, 0).await, None, "the changes of the first opening are not held any more");
+    assert_eq!(mark(&storage, 0).await, None, "the changes of the first opening are no longer held");
     drop(storage);
     let store = Store::open(Arc::new(disk), Path::new("registry"), 1).unwrap();
     let openings = store.read().unwrap().open_table(OPENINGS).unwrap().len().unwrap();
@@ -130,7 +130,7 @@ async fn openings_are_forgotten_with_the_changes_before_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_copy_that_is_put_back_while_the_disk_fails_is_not_written() {
+async fn copy_put_back_during_a_disk_failure_is_not_written_to() {
     let disk = Sim::default();
     create(&*open(&disk, 1000).await, 0..10).await;
     let copy = disk.copy();

@@ -1,4 +1,4 @@
-//! What callers were told, and whether a registry still holds it.
+//! Records what callers and followers were told, and checks that a registry still agrees.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,17 +13,17 @@ use crate::{
     storage::{LogPoint, Position, SessionStorage, StorageError, file::FileStorage},
 };
 
-/// Books of what happened to some sessions, each of which is changed by one caller at a time.
+/// A record of the changes to some sessions. Each session is changed by one caller at a time.
 #[derive(Clone, Default)]
 pub(super) struct Ledger(Arc<Mutex<Books>>);
 
 #[derive(Default)]
 struct Books {
-    /// Whether a session exists; none when a call that would change it was not answered.
+    /// Whether each session exists. `None` if a call to change it failed.
     exists: BTreeMap<SessionKey, Option<bool>>,
-    /// What a follower was told, from the first change on.
-    told: Vec<SessionEvent>,
-    /// The points that a follower came to.
+    /// The events that a follower received, from the first change on.
+    received: Vec<SessionEvent>,
+    /// The points that a follower reached.
     points: Vec<LogPoint>,
 }
 
@@ -56,21 +56,21 @@ impl Ledger {
         Ok(())
     }
 
-    /// Follows the log until it cannot.
+    /// Follows the log until it is cancelled.
     pub(super) async fn follow(&self, storage: &FileStorage) {
         let registry_id = storage.log().await.unwrap().registry_id;
-        let told = self.0.lock().told.len();
-        let mut after = point(storage, told).await;
+        let received = self.0.lock().received.len();
+        let mut after = point(storage, received).await;
         loop {
             let changes = storage.changes_after(registry_id, 0, after, 100).await.unwrap();
             after = after.past(&changes);
             let mut books = self.0.lock();
             books.points.push(after);
-            books.told.extend(changes.events);
+            books.received.extend(changes.events);
         }
     }
 
-    /// Holds a registry to what was told, and takes what it is found to be for what was not.
+    /// Checks that a registry agrees with what was acknowledged. Takes over its state where that was unknown.
     pub(super) async fn check(&self, storage: &FileStorage) {
         let sessions: Vec<SessionKey> = self.0.lock().exists.keys().copied().collect();
         let found = storage.has(&sessions).await.unwrap();
@@ -83,10 +83,10 @@ impl Ledger {
         for point in points {
             let mark = storage.marks(&[point.position]).await.unwrap()[0];
             let is_held = point.position >= held.start.position;
-            assert!(mark == Some(point.mark) || (mark.is_none() && !is_held), "{point:?} has the mark {mark:?} now");
+            assert!(mark == Some(point.mark) || (mark.is_none() && !is_held), "{point:?} now has the mark {mark:?}");
         }
         let mut books = self.0.lock().take();
-        assert!(books.told.len() as u64 <= end.0, "followers were told of more than there is");
+        assert!(books.received.len() as u64 <= end.0, "followers received more events than the log has");
         let start = start.0 as usize;
         let mut events = Vec::new();
         let mut after = held.start;
@@ -95,12 +95,12 @@ impl Ledger {
             after = after.past(&changes);
             events.extend(changes.events);
         }
-        let both = books.told.len().saturating_sub(start);
-        assert!(events.starts_with(&books.told[books.told.len() - both..]), "the log is not as it was");
-        // What came and went between two followers is told to nobody.
-        let unheard = SessionEvent::created(SessionKey::new(0, 0), None);
-        books.told.resize(start, unheard);
-        books.told.extend(&events);
+        let both = books.received.len().saturating_sub(start);
+        assert!(events.starts_with(&books.received[books.received.len() - both..]), "the log has changed");
+        // A placeholder stands for each change that was trimmed before a follower read it.
+        let trimmed = SessionEvent::created(SessionKey::new(0, 0), None);
+        books.received.resize(start, trimmed);
+        books.received.extend(&events);
 
         let mut last = BTreeMap::new();
         for event in &events {
@@ -112,10 +112,10 @@ impl Ledger {
         }
         let mut existing = BTreeSet::new();
         for (session, found) in sessions.into_iter().zip(found) {
-            let told = books.exists.insert(session, Some(found)).flatten();
+            let acknowledged = books.exists.insert(session, Some(found)).flatten();
             assert!(
-                told.is_none_or(|told| told == found),
-                "{session:?} was told to exist: {told:?}, and does: {found}"
+                acknowledged.is_none_or(|exists| exists == found),
+                "{session:?}: acknowledged as existing: {acknowledged:?}, but found: {found}"
             );
             if let Some(logged) = last.get(&session) {
                 assert_eq!(*logged, found, "{session:?}: the set and the log disagree");
@@ -138,10 +138,10 @@ impl Ledger {
     }
 }
 
-/// The point at a position of the log.
+/// Returns the point at a position of the log.
 async fn point(storage: &FileStorage, position: usize) -> LogPoint {
     let position = Position(position as u64);
-    let mark = storage.marks(&[position]).await.unwrap()[0].expect("the log reaches as far");
+    let mark = storage.marks(&[position]).await.unwrap()[0].expect("the log reaches this position");
     LogPoint { position, mark }
 }
 

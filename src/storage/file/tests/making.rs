@@ -1,4 +1,4 @@
-//! A file that is made, on a machine that stops at any moment of it.
+//! Creating a file while the process or its machine may stop after any operation.
 
 use super::{
     ledger::Ledger,
@@ -19,7 +19,7 @@ use crate::{
 };
 use std::{path::Path, sync::Arc};
 
-/// Files of somebody else.
+/// Files that belong to others.
 const FOREIGN: [&str; 3] = ["registry.new", "registry.probe", ".registry.tmp"];
 
 fn with_foreign_files() -> Sim {
@@ -32,7 +32,7 @@ fn has_foreign_files(disk: &Sim) -> bool {
     FOREIGN.iter().all(|path| disk.content(path).as_deref() == Some(b"not yours"))
 }
 
-/// The disk as it is when the process is killed, and when its machine crashes.
+/// Returns the disk as it is after the process is killed, and after its machine crashes.
 fn killed(disk: &Sim) -> [Sim; 2] {
     [disk.copy(), disk.after_crash(&mut fastrand::Rng::new())]
 }
@@ -47,13 +47,13 @@ async fn is_usable(disk: &Sim) {
 }
 
 #[tokio::test]
-async fn a_first_start_that_is_cut_short_anywhere_is_made_again() {
+async fn interrupted_first_start_is_repeated() {
     for operations in 1.. {
         let disk = with_foreign_files();
         disk.stop_after(operations);
         let opened = try_open(&disk, options(1000)).await;
         if opened.is_ok() {
-            assert!(operations > 10, "it takes more operations than {operations}");
+            assert!(operations > 10, "a start takes more than {operations} operations");
             break;
         }
         for disk in killed(&disk) {
@@ -64,7 +64,7 @@ async fn a_first_start_that_is_cut_short_anywhere_is_made_again() {
 }
 
 #[tokio::test]
-async fn a_file_whose_making_was_cut_short_by_an_earlier_version_is_made_again() {
+async fn file_left_incomplete_by_an_earlier_version_is_created_again() {
     for len in [0, 1, 9, 100, 4096, 1 << 20] {
         let disk = Sim::default();
         disk.put("registry", &vec![0; len]);
@@ -87,13 +87,13 @@ async fn a_file_whose_making_was_cut_short_by_an_earlier_version_is_made_again()
     for content in [&b"a poem"[..], &[&[0; 9][..], b"zeros come first"].concat(), &[1; 5000]] {
         disk.put("registry", content);
         let refused = try_open(&disk, options(1000)).await.unwrap_err().to_string();
-        assert!(refused.contains("is no registry of sessiond"), "{refused}");
+        assert!(refused.contains("is not a registry of sessiond"), "{refused}");
         assert_eq!(disk.content("registry").as_deref(), Some(content));
     }
 }
 
 #[tokio::test]
-async fn a_copy_that_takes_the_place_of_the_file_may_be_cut_short_anywhere() {
+async fn interrupted_replacement_of_the_file_by_a_copy_loses_nothing() {
     for operations in 1.. {
         let (disk, ledger) = (with_foreign_files(), Ledger::default());
         let storage = open(&disk, 1000).await;
@@ -111,7 +111,7 @@ async fn a_copy_that_takes_the_place_of_the_file_may_be_cut_short_anywhere() {
         };
         tokio::time::timeout(std::time::Duration::from_secs(30), recovered).await.unwrap();
         let is_done = !disk.has_stopped();
-        // One of the two: what is found there is what the ledger holds the next one to.
+        // Only one of the two can be checked: the ledger takes over the state that it finds.
         let disk = &killed(&disk)[operations as usize % 2];
         ledger.check(&*open(disk, 1000).await).await;
         assert!(has_foreign_files(disk), "after {operations} operations");

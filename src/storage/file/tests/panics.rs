@@ -1,4 +1,4 @@
-//! A panic of the thread that writes the file is noticed.
+//! A panic of the writer thread is noticed.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::{
 use crate::{session::SessionKey, storage::SessionStorage};
 
 #[tokio::test]
-async fn a_panic_of_the_writer_is_noticed() {
+async fn panic_of_the_writer_is_noticed() {
     let disk = Sim::default();
     let storage = open(&disk, 1000).await;
     storage.create(&[SessionKey::new(0, 1)], None).await.unwrap();
@@ -24,8 +24,8 @@ async fn a_panic_of_the_writer_is_noticed() {
     };
     let second = [SessionKey::new(0, 2)];
     tokio::select! {
-        created = storage.create(&second, None) => panic!("nobody writes it: {created:?}"),
+        created = storage.create(&second, None) => panic!("there is no writer: {created:?}"),
         noticed = timeout(Duration::from_secs(30), noticed) => noticed.unwrap(),
     }
-    assert_eq!(storage.failed_task(), Some("writer of the file"));
+    assert_eq!(storage.failed_task(), Some("file writer"));
 }

@@ -1,4 +1,4 @@
-//! What a probe of the disk finds.
+//! What a probe of the disk reports.
 
 use std::{io, path::Path, sync::Arc};
 
@@ -11,7 +11,7 @@ use crate::storage::{
     },
 };
 
-/// A disk on which the registry's file may be written and its folder may not.
+/// A disk on which the user may write the registry's file, but not its folder.
 struct ForeignFolder;
 
 impl Disk for ForeignFolder {
@@ -40,29 +40,29 @@ impl Disk for ForeignFolder {
     }
 }
 
-fn found(probe: &mut Probe) -> Option<RefusalCause> {
+fn run(probe: &mut Probe) -> Option<RefusalCause> {
     probe.run().map(|refusal| refusal.cause)
 }
 
 #[test]
-fn a_probe_needs_room_on_the_disk_each_time() {
+fn each_probe_needs_room_on_the_disk() {
     let disk = Sim::default();
     disk.put("registry.probe", b"not ours");
     let mut probe = Probe::new(Arc::new(disk.clone()), Path::new("registry"));
     for _ in 0..3 {
-        assert_eq!(found(&mut probe), None);
+        assert_eq!(run(&mut probe), None);
         assert_eq!(disk.content("registry.probe").as_deref(), Some(&b"not ours"[..]));
-        assert_eq!(disk.len(), 8, "it leaves nothing");
+        assert_eq!(disk.len(), 8, "the probe leaves nothing behind");
         disk.set_fault(Some(Fault::Full));
-        assert_eq!(found(&mut probe), Some(RefusalCause::DiskFull));
+        assert_eq!(run(&mut probe), Some(RefusalCause::DiskFull));
         disk.set_fault(Some(Fault::Syncs));
-        assert_eq!(found(&mut probe), Some(RefusalCause::DiskFailed));
+        assert_eq!(run(&mut probe), Some(RefusalCause::DiskFailed));
         disk.set_fault(None);
     }
 }
 
 #[test]
-fn a_folder_that_must_not_be_written_is_no_failure_of_the_disk() {
+fn missing_write_access_to_the_folder_is_not_a_disk_failure() {
     let mut probe = Probe::new(Arc::new(ForeignFolder), Path::new("registry"));
-    assert_eq!(found(&mut probe), None);
+    assert_eq!(run(&mut probe), None);
 }

@@ -1,4 +1,4 @@
-//! What the file's log says of each change.
+//! The records of changes in the file's log.
 
 use std::{path::Path, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn each_change_is_logged_with_the_lease_of_its_session() {
+async fn each_change_is_recorded_with_the_lease_of_its_session() {
     let disk = Sim::default();
     let storage = open(&disk, 1000).await;
     let [a, b] = [0, 1].map(|id| SessionKey::new(0, id));

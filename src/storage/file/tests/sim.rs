@@ -1,4 +1,4 @@
-//! A disk in memory that fails when it is told to, and that forgets what was not synced when its machine crashes.
+//! A simulated disk in memory. It fails on demand, and a crash of its machine loses what was not synced.
 
 use std::{
     collections::HashMap,
@@ -15,24 +15,24 @@ use redb::{BackendError, StorageBackend};
 
 use crate::storage::file::disk::{Disk, FileId, Found, OpenFile};
 
-/// What is wrong with a disk.
+/// A fault of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// No write gets through, and none makes a file longer: the disk is full.
+    /// The disk is full: writes fail, and no file can grow.
     Full,
-    /// Writes fail after half of what is written.
+    /// Writes fail after writing half of the data.
     TornWrites,
-    /// Syncs fail. What was written before can be read, and never gets to the disk.
+    /// Syncs fail. What was written before can be read, but never reaches the disk.
     Syncs,
-    /// Syncs neither come back nor fail; but for half a minute, so that a test that fails ends.
+    /// Syncs hang, but for at most half a minute, so that a failing test ends.
     Stalled,
     /// Syncs panic.
     Panics,
-    /// Nothing gets through any more, ever: the machine has stopped.
+    /// All operations fail from now on: the machine has stopped.
     Off,
 }
 
-/// A disk. Clones are the same one.
+/// A simulated disk. Clones share it.
 #[derive(Clone, Default)]
 pub(super) struct Sim(Arc<Mutex<State>>);
 
@@ -40,35 +40,35 @@ pub(super) struct Sim(Arc<Mutex<State>>);
 struct State {
     files: HashMap<PathBuf, Arc<Mutex<File>>>,
     fault: Option<Fault>,
-    /// So many more operations before the machine stops.
+    /// The number of operations until the machine stops.
     operations_left: Option<u64>,
-    /// So many more operations before somebody does that to a file.
-    stranger: Option<(u64, PathBuf, Deed)>,
+    /// The number of operations until a file is tampered with, and how.
+    tampering: Option<(u64, PathBuf, Tampering)>,
 }
 
-/// What somebody else does to a file.
+/// What another process does to a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Deed {
+pub(super) enum Tampering {
     Remove,
     Move,
-    /// Puts another file with the same content in its place.
+    /// Replaces the file by another one with the same content.
     Replace,
     Empty,
-    /// Writes something else into it, as long as what was there.
+    /// Overwrites the content with something else of the same length.
     Overwrite,
 }
 
-impl Deed {
+impl Tampering {
     pub(super) const ALL: [Self; 5] = [Self::Remove, Self::Move, Self::Replace, Self::Empty, Self::Overwrite];
 }
 
 #[derive(Debug, Default)]
 struct File {
-    /// As it is read.
+    /// The content as it is read.
     content: Vec<u8>,
-    /// As it is on disk.
+    /// The content on disk.
     synced: Vec<u8>,
-    /// What has been done to it since.
+    /// The operations since the last sync.
     unsynced: Vec<Operation>,
 }
 
@@ -96,27 +96,27 @@ impl Sim {
         self.0.lock().fault = fault;
     }
 
-    /// Lets the machine stop after so many more operations.
+    /// Stops the machine after this many more operations.
     pub(super) fn stop_after(&self, operations: u64) {
         self.0.lock().operations_left = Some(operations);
     }
 
-    /// Lets somebody do something to a file before so many more operations are over.
-    pub(super) fn meddle_after(&self, operations: u64, path: &str, deed: Deed) {
-        self.0.lock().stranger = Some((operations, path.into(), deed));
+    /// Tampers with a file after this many more operations.
+    pub(super) fn tamper_after(&self, operations: u64, path: &str, tampering: Tampering) {
+        self.0.lock().tampering = Some((operations, path.into(), tampering));
     }
 
-    pub(super) fn has_meddled(&self) -> bool {
-        self.0.lock().stranger.is_none()
+    pub(super) fn was_tampered_with(&self) -> bool {
+        self.0.lock().tampering.is_none()
     }
 
-    /// Puts a file there.
+    /// Adds a file, or replaces it.
     pub(super) fn put(&self, path: &str, content: &[u8]) {
         let file = File { content: content.to_vec(), synced: content.to_vec(), unsynced: Vec::new() };
         self.0.lock().files.insert(path.into(), Arc::new(Mutex::new(file)));
     }
 
-    /// What a file holds; none if there is no such file.
+    /// Returns the content of a file. `None` if it does not exist.
     pub(super) fn content(&self, path: &str) -> Option<Vec<u8>> {
         self.0.lock().files.get(Path::new(path)).map(|file| file.lock().content.clone())
     }
@@ -125,8 +125,8 @@ impl Sim {
         self.0.lock().fault == Some(Fault::Off)
     }
 
-    /// The disk after a crash of its machine. Of what was not synced some is there, some is not, in no order, and some is there
-    /// in part.
+    /// Stops the machine, and returns the disk as it is after a crash. Of the operations that were not synced, some are
+    /// lost, some are complete, and some are partial, in any order.
     pub(super) fn after_crash(&self, random: &mut fastrand::Rng) -> Self {
         let mut state = self.0.lock();
         state.fault = Some(Fault::Off);
@@ -150,7 +150,7 @@ impl Sim {
         Self(Arc::new(Mutex::new(State { files, ..State::default() })))
     }
 
-    /// A disk with copies of the files as they are read now.
+    /// Returns a disk with copies of the files as they are read now.
     pub(super) fn copy(&self) -> Self {
         let state = self.0.lock();
         let files = state.files.iter().map(|(path, file)| {
@@ -161,18 +161,18 @@ impl Sim {
         Self(Arc::new(Mutex::new(State { files: files.collect(), ..State::default() })))
     }
 
-    /// Puts the files of another disk in the place of those here. Those who have one open keep it.
+    /// Replaces the files with those of another disk. Handles that are open keep their old files.
     pub(super) fn put_back(&self, copy: &Self) {
         self.0.lock().files = std::mem::take(&mut copy.copy().0.lock().files);
     }
 
-    /// How many bytes the files have.
+    /// Returns the total length of all files.
     pub(super) fn len(&self) -> usize {
         self.0.lock().files.values().map(|file| file.lock().content.len()).sum()
     }
 }
 
-/// Disks write these as a whole or not at all.
+/// The unit that disks write completely or not at all.
 const SECTOR: usize = 512;
 
 impl State {
@@ -183,10 +183,10 @@ impl State {
                 self.fault = Some(Fault::Off);
             }
         }
-        if let Some((left, path, deed)) = self.stranger.take() {
+        if let Some((left, path, tampering)) = self.tampering.take() {
             match left {
-                0 => self.meddle(&path, deed),
-                _ => self.stranger = Some((left - 1, path, deed)),
+                0 => self.tamper(&path, tampering),
+                _ => self.tampering = Some((left - 1, path, tampering)),
             }
         }
         match self.fault {
@@ -208,21 +208,21 @@ fn id(file: &Arc<Mutex<File>>) -> FileId {
 }
 
 impl State {
-    fn meddle(&mut self, path: &Path, deed: Deed) {
+    fn tamper(&mut self, path: &Path, tampering: Tampering) {
         let Some(file) = self.files.get(path).cloned() else { return };
         let mut content = file.lock().content.clone();
-        match deed {
-            Deed::Remove => drop(self.files.remove(path)),
-            Deed::Move => {
+        match tampering {
+            Tampering::Remove => drop(self.files.remove(path)),
+            Tampering::Move => {
                 self.files.remove(path);
                 self.files.insert(path.with_extension("moved"), file);
             }
-            Deed::Replace => {
+            Tampering::Replace => {
                 let other = File { synced: content.clone(), content, unsynced: Vec::new() };
                 self.files.insert(path.to_owned(), Arc::new(Mutex::new(other)));
             }
-            Deed::Empty | Deed::Overwrite => {
-                if deed == Deed::Empty {
+            Tampering::Empty | Tampering::Overwrite => {
+                if tampering == Tampering::Empty {
                     content.clear();
                 } else {
                     content.fill(0x55);

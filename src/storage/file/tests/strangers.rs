@@ -1,4 +1,4 @@
-//! What others do to the file while it is open.
+//! Other processes that tamper with the file while it is open.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     open,
-    sim::{Deed, Sim},
+    sim::{Sim, Tampering},
 };
 use crate::{
     session::SessionKey,
@@ -15,23 +15,23 @@ use crate::{
 
 async fn is_lost(storage: &FileStorage) -> bool {
     let kept = storage.has(&[SessionKey::new(0, 0)]).await.unwrap();
-    assert_eq!(kept, [true], "what was on disk can be told");
+    assert_eq!(kept, [true], "what was on disk can be read");
     storage.writability().refusal().is_some_and(|refusal| refusal.cause == RefusalCause::FileReplaced)
 }
 
 #[tokio::test]
-async fn no_change_is_answered_after_the_file_was_taken_away_or_changed() {
-    for deed in Deed::ALL {
+async fn no_change_is_acknowledged_after_the_file_was_tampered_with() {
+    for tampering in Tampering::ALL {
         for operations in 0..40 {
             let disk = Sim::default();
             let storage = open(&disk, 1000).await;
             storage.create(&[SessionKey::new(0, 0)], None).await.unwrap();
-            disk.meddle_after(operations, "registry", deed);
+            disk.tamper_after(operations, "registry", tampering);
             let refused = async {
                 for id in 1.. {
-                    let is_late = disk.has_meddled();
+                    let is_late = disk.was_tampered_with();
                     match storage.create(&[SessionKey::new(0, id)], None).await {
-                        Ok(_) => assert!(!is_late, "{deed:?} after {operations} operations: answered"),
+                        Ok(_) => assert!(!is_late, "{tampering:?} after {operations} operations: acknowledged"),
                         Err(StorageError::Refused(refusal)) => return refusal,
                         Err(error) => panic!("{error}"),
                     }
@@ -39,7 +39,11 @@ async fn no_change_is_answered_after_the_file_was_taken_away_or_changed() {
                 unreachable!()
             };
             let refusal = timeout(Duration::from_secs(30), refused).await.unwrap();
-            assert_eq!(refusal.cause, RefusalCause::FileReplaced, "{deed:?} after {operations} operations: {refusal}");
+            assert_eq!(
+                refusal.cause,
+                RefusalCause::FileReplaced,
+                "{tampering:?} after {operations} operations: {refusal}"
+            );
             assert!(is_lost(&storage).await);
             let refused = storage.create(&[SessionKey::new(1, 0)], None).await.unwrap_err();
             assert!(matches!(refused, StorageError::Refused(_)), "{refused}");
@@ -48,25 +52,29 @@ async fn no_change_is_answered_after_the_file_was_taken_away_or_changed() {
 }
 
 #[tokio::test]
-async fn an_idle_storage_notices_that_its_file_was_taken_away_and_leaves_alone_what_is_there() {
+async fn idle_storage_notices_tampering_and_does_not_write_to_the_file() {
     let mut cases = tokio::task::JoinSet::new();
-    for deed in Deed::ALL {
+    for tampering in Tampering::ALL {
         cases.spawn(async move {
             let disk = Sim::default();
             let storage = open(&disk, 1000).await;
             storage.create(&[SessionKey::new(0, 0)], None).await.unwrap();
-            disk.meddle_after(0, "registry", deed);
+            disk.tamper_after(0, "registry", tampering);
             let began = Instant::now();
             while !is_lost(&storage).await {
-                assert!(began.elapsed() < Duration::from_secs(5), "{deed:?} is not noticed");
+                assert!(began.elapsed() < Duration::from_secs(5), "{tampering:?} is not noticed");
                 sleep(Duration::from_millis(10)).await;
             }
             let left = disk.content("registry");
             let refused = storage.create(&[SessionKey::new(0, 1)], None).await.unwrap_err();
             assert!(matches!(refused, StorageError::Refused(_)), "{refused}");
-            assert_eq!(storage.has(&[SessionKey::new(0, 1)]).await.unwrap(), [false], "it was not even begun");
+            assert_eq!(
+                storage.has(&[SessionKey::new(0, 1)]).await.unwrap(),
+                [false],
+                "the change was not even started"
+            );
             drop(storage);
-            assert_eq!(disk.content("registry"), left, "{deed:?}: something was written there");
+            assert_eq!(disk.content("registry"), left, "{tampering:?}: the storage wrote to the file");
         });
     }
     cases.join_all().await;

@@ -1,4 +1,4 @@
-//! Nobody is told that a lease has ended while a crash may still undo its end.
+//! The end of a lease is not reported while a crash may still undo it.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::{
 
 const TTL: Duration = Duration::from_secs(1);
 
-/// More than a call changes before it lets others run.
+/// More sessions than a call changes before it yields.
 const MANY: i64 = 1025;
 
 fn keys(ids: std::ops::Range<i64>) -> Vec<SessionKey> {
@@ -33,7 +33,7 @@ enum Call {
 
 impl Call {
     async fn run(self, storage: &FileStorage, lease: LeaseId) -> Result<String, StorageError> {
-        // These are there, and under no lease.
+        // These sessions exist, and are under no lease.
         let sessions = |count| keys(1..1 + count);
         Ok(match self {
             Self::Keep => format!("{:?}", storage.keep_lease_alive(lease).await?),
@@ -43,25 +43,26 @@ impl Call {
         })
     }
 
-    /// Meets a lease that has ended by `end`, on a disk that does not answer. The call of many sessions begins before the lease ends.
-    async fn meets(self, end: impl AsyncFnOnce(&FileStorage, LeaseId)) {
+    /// Makes the call on a lease that `end` has ended, on a disk that does not respond, and checks that it fails. A
+    /// call of many sessions starts before the lease ends.
+    async fn fails_after(self, end: impl AsyncFnOnce(&FileStorage, LeaseId)) {
         let disk = Sim::default();
         let storage = open(&disk, 10_000).await;
         let lease = storage.grant_lease(TTL, "gateway").await.unwrap();
         storage.create(&keys(0..1), Some(lease)).await.unwrap();
         storage.create(&keys(1..1 + MANY), None).await.unwrap();
         disk.set_fault(Some(Fault::Stalled));
-        // Time goes on to the next thing that is waited for.
+        // The paused clock advances to the next timer.
         pause();
         let mut call = Box::pin(self.run(&storage, lease));
         if let Self::Create(MANY) | Self::Destroy(MANY) = self {
-            assert!((&mut call).now_or_never().is_none(), "it pauses before the last session");
+            assert!((&mut call).now_or_never().is_none(), "the call yields before the last session");
         }
         end(&storage, lease).await;
-        assert_eq!(storage.lease_count().await.unwrap(), 1, "{self:?}: the metric tells of the end");
+        assert_eq!(storage.lease_count().await.unwrap(), 1, "{self:?}: the metric reports the end");
         let answer = call.await;
         resume();
-        is_no_answer(answer, self);
+        assert_not_acknowledged(answer, self);
         let crashed = disk.after_crash(&mut fastrand::Rng::with_seed(0));
         let storage = open(&crashed, 10_000).await;
         storage.keep_lease_alive(lease).await.unwrap();
@@ -72,44 +73,44 @@ impl Call {
 const CALLS: [Call; 6] =
     [Call::Keep, Call::Revoke, Call::Create(1), Call::Create(MANY), Call::Destroy(1), Call::Destroy(MANY)];
 
-fn is_no_answer<T: std::fmt::Debug>(answer: Result<T, StorageError>, to: impl std::fmt::Debug) {
-    let error = answer.expect_err("the disk does not answer");
+fn assert_not_acknowledged<T: std::fmt::Debug>(answer: Result<T, StorageError>, to: impl std::fmt::Debug) {
+    let error = answer.expect_err("the disk does not respond");
     assert!(matches!(error, StorageError::Refused(_) | StorageError::Unavailable(_)), "{to:?}: {error}");
 }
 
-/// Revokes a lease without waiting for the disk.
+/// Revokes a lease, and does not wait for the disk.
 async fn revoke(storage: &FileStorage, lease: LeaseId) {
     let _ = timeout(Duration::from_millis(100), storage.revoke_lease(lease)).await;
 }
 
-/// Lets a lease expire without waiting for the disk.
+/// Lets a lease expire, and does not wait for the disk.
 async fn expire(storage: &FileStorage, _: LeaseId) {
     let _ = timeout(TTL * 3, storage.expire_leases()).await;
 }
 
 #[tokio::test]
-async fn a_revoked_lease_is_gone_for_nobody_before_its_end_is_on_disk() {
+async fn end_of_a_revoked_lease_is_not_reported_before_it_is_on_disk() {
     for call in CALLS {
-        call.meets(revoke).await;
+        call.fails_after(revoke).await;
     }
 }
 
 #[tokio::test]
-async fn an_expired_lease_is_gone_for_nobody_before_its_end_is_on_disk() {
+async fn end_of_an_expired_lease_is_not_reported_before_it_is_on_disk() {
     for call in CALLS {
-        call.meets(expire).await;
+        call.fails_after(expire).await;
     }
 }
 
 #[tokio::test]
-async fn a_limit_is_told_of_when_no_crash_can_undo_what_reaches_it() {
+async fn reached_limit_is_not_reported_while_a_crash_may_undo_it() {
     let disk = Sim::default();
     let options = crate::storage::StorageOptions { max_sessions: 1, max_leases: 1, ..super::options(1000) };
     let storage = super::open_with(&disk, options).await;
     disk.set_fault(Some(Fault::Stalled));
     pause();
     assert!(storage.create(&keys(0..1), None).now_or_never().is_none());
-    is_no_answer(storage.create(&keys(1..2), None).await, "create");
+    assert_not_acknowledged(storage.create(&keys(1..2), None).await, "create");
     disk.set_fault(None);
     resume();
     let recovered = async {
@@ -123,7 +124,7 @@ async fn a_limit_is_told_of_when_no_crash_can_undo_what_reaches_it() {
     disk.set_fault(Some(Fault::Stalled));
     pause();
     assert!(storage.grant_lease(TTL, "").now_or_never().is_none());
-    is_no_answer(storage.grant_lease(TTL, "").await, "grant");
+    assert_not_acknowledged(storage.grant_lease(TTL, "").await, "grant");
     resume();
     disk.set_fault(None);
 }

@@ -1,34 +1,35 @@
-//! The clock that leases go by.
+//! The clock that determines when leases expire.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How far one look moves the clock on at most.
-const LONGEST_LOOK: Duration = Duration::from_millis(350);
+/// The most that one call of [`Clock::advance`] advances the clock.
+const MAX_ADVANCE: Duration = Duration::from_millis(350);
 
-/// Stands still while nobody looks at it: a pause of this process moves deadlines by its own length.
+/// Advances only when [`advance`](Self::advance) is called. A pause of the process therefore delays deadlines by its
+/// own length.
 pub(super) struct Clock {
     time: Duration,
-    looked: Instant,
+    advanced: Instant,
 }
 
 impl Default for Clock {
     fn default() -> Self {
-        Self { time: Duration::ZERO, looked: Instant::now() }
+        Self { time: Duration::ZERO, advanced: Instant::now() }
     }
 }
 
 impl Clock {
-    /// The time as the next look would find it now.
+    /// Returns the time to which the clock would advance now.
     pub(super) fn now(&self) -> Duration {
-        self.time + self.looked.elapsed().min(LONGEST_LOOK)
+        self.time + self.advanced.elapsed().min(MAX_ADVANCE)
     }
 
-    /// Moves the clock on. Returns how long ago the last look was.
-    pub(super) fn look(&mut self) -> Duration {
-        let (time, passed) = (self.now(), self.looked.elapsed());
-        *self = Self { time, looked: Instant::now() };
+    /// Advances the clock. Returns how long ago it last advanced.
+    pub(super) fn advance(&mut self) -> Duration {
+        let (time, passed) = (self.now(), self.advanced.elapsed());
+        *self = Self { time, advanced: Instant::now() };
         passed
     }
 }

@@ -1,19 +1,19 @@
-//! The time that outages give to leases.
+//! The extra time that leases get after outages.
 
 use std::time::Duration;
 
-/// The extensions that were given so far.
+/// The extensions given so far.
 ///
-/// Each is for all leases that there are. To give one takes constant time all the same: what it means for a lease is
-/// found out when the lease's deadline comes.
+/// Each extension is for all leases that exist, but giving one takes constant time. What it means for a lease is
+/// computed when the lease's deadline passes.
 #[derive(Default)]
 pub(super) struct Extensions {
-    /// How many were given.
+    /// The number of extensions given.
     count: u32,
     /// When the last one was given.
     last: Duration,
-    /// Until when a lease lives at least that was there before this extension. Later ones that last no longer than an
-    /// earlier one come behind it; earlier ones that a later one outlasts are left out.
+    /// The number of an extension, and the time until which every lease older than it lives at least. Extensions that a
+    /// later one outlasts are removed, so the times descend.
     least: Vec<(u32, Duration)>,
 }
 
@@ -27,12 +27,12 @@ impl Extensions {
         self.last = now;
     }
 
-    /// How many were given. A deadline that is set now has no part in these.
+    /// Returns the number of extensions given. They do not apply to a deadline that is set now.
     pub(super) fn count(&self) -> u32 {
         self.count
     }
 
-    /// Returns a deadline, set when `seen` extensions had been given, with the time that the others gave it.
+    /// Applies extensions to a deadline that was set after `seen` of them.
     pub(super) fn extend(&self, deadline: Duration, ttl: Duration, seen: u32) -> Duration {
         match self.least.iter().find(|(number, _)| *number >= seen) {
             Some((_, least)) => deadline.max(self.last + ttl).max(*least),
@@ -46,12 +46,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn deadlines_are_those_of_extensions_that_look_at_every_lease() {
+    fn extended_deadlines_match_a_model_that_updates_every_lease() {
         let seconds = |most| Duration::from_secs(fastrand::u64(..most));
         for _ in 0..2000 {
             let mut extensions = Extensions::default();
             let mut now = Duration::ZERO;
-            // The deadline when it was set, the ttl, the extensions before, and the deadline that it has.
+            // For each lease: its deadline when set, its ttl, the number of extensions before, and the deadline it
+            // should have.
             let mut leases: Vec<(Duration, Duration, u32, Duration)> = Vec::new();
             for _ in 0..20 {
                 now += seconds(30);

@@ -1,11 +1,11 @@
-//! Ends of leases that a crash may still undo.
+//! Ended leases whose end a crash may still undo.
 
 use std::collections::{HashMap, VecDeque};
 
 use super::Ended;
 use crate::{session::LeaseId, storage::journal::Lsn};
 
-/// The last leases that ended, in the order of the records of their ends.
+/// The leases that ended last, in the order in which their ends were recorded.
 #[derive(Default)]
 pub(super) struct Undoable {
     ends: VecDeque<(Lsn, Ended)>,
@@ -13,13 +13,13 @@ pub(super) struct Undoable {
 }
 
 impl Undoable {
-    /// Adds a lease whose end has this record.
+    /// Adds a lease whose end has the record `lsn`.
     pub(super) fn add(&mut self, lsn: Lsn, ended: Ended) {
         self.records.insert(ended.lease.id, lsn);
         self.ends.push_back((lsn, ended));
     }
 
-    /// Returns the record of a lease's end. The first if it was durable long ago, or the lease never ended.
+    /// Returns the record of a lease's end. 0 if that became durable earlier, or the lease never ended.
     pub(super) fn end_of(&self, id: LeaseId) -> Lsn {
         self.records.get(&id).copied().unwrap_or_default()
     }
@@ -29,7 +29,7 @@ impl Undoable {
         self.ends.back().map_or(Lsn(0), |(lsn, _)| *lsn)
     }
 
-    /// Removes those whose record is durable.
+    /// Removes and returns the leases whose end is durable.
     pub(super) fn take_durable(&mut self, is_durable: impl Fn(Lsn) -> bool) -> Vec<Ended> {
         let count = self.ends.partition_point(|(lsn, _)| is_durable(*lsn));
         let durable: Vec<_> = self.ends.drain(..count).map(|(_, ended)| ended).collect();
@@ -39,7 +39,7 @@ impl Undoable {
         durable
     }
 
-    /// Returns how many have a record that is not durable.
+    /// Returns how many leases have an end that is not durable.
     pub(super) fn count(&self, is_durable: impl Fn(Lsn) -> bool) -> usize {
         self.ends.len() - self.ends.partition_point(|(lsn, _)| is_durable(*lsn))
     }

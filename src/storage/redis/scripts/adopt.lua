@@ -1,5 +1,5 @@
--- Attaches a lease to a partition. Its slot is never used again. A lease that lingers has '~' before its slot: sessions
--- under it can be destroyed, but none comes under it.
+-- Attaches a lease to a partition, under a slot that is never reused. A lingering lease has '~' before its slot: its
+-- sessions can be destroyed, but no session can come under it.
 local function adopt(lease, lingers, attached_key, slots_key, held_key)
     local state = call('HMGET', meta, 'slots', 'leases')
     local slot = text(state[1] + 1)

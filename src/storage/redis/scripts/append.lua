@@ -1,15 +1,15 @@
 -- Appends changes to the log as one entry. KEYS[2] is the log.
--- The entry's id is the position of its last change and the number of its changes. Its one field is the mark of the
--- entry before it, its own mark, and the changes.
+-- The entry's id consists of the position of its last change and the number of its changes. Its only field holds the
+-- mark of the previous entry, the entry's own mark, and the changes.
 
--- How many more sessions each lease has now, by its slot.
+-- By slot, by how much the number of sessions under the lease changes.
 local held_more = {}
 local function hold(slot, more)
     held_more[slot] = (held_more[slot] or 0) + more
 end
 
--- `more` is how many more sessions the partition has. Returns nil, or an error after which nothing was appended or
--- counted.
+-- Appends the entry, and updates the counts of sessions. `more` is by how much the partition's session count changes.
+-- Returns nil, or an error after undoing everything.
 local function append(parts, changes, more, own_mark, retain, held_key)
     local counted = {}
     local function undo(problem)
@@ -34,7 +34,7 @@ local function append(parts, changes, more, own_mark, retain, held_key)
         return undo(added)
     end
     call('HSET', meta, 'end', text(final), 'mark', own_mark, 'count', text(count + more))
-    -- Trimming once for so many changes is enough.
+    -- Trims the log only once per `step` changes.
     local step = math.max(1, math.min(1000, math.floor(retain / 8)))
     if final > retain and math.floor(last / step) ~= math.floor(final / step) then
         pcall('XTRIM', KEYS[2], 'MINID', text(final - retain + 1))

@@ -1,18 +1,29 @@
--- Creates and destroys sessions, in order. A step creates ('c', or 'C' under a lease, or 'T' under a lease but takes
--- the session only from a certain one) or destroys ('d', or 'D' only if under the lease).
--- KEYS: meta, log, leases attached here (those that linger have '~' before their slot), slots, sessions held by slot,
--- for each lease its set of buckets, for each step its bucket.
--- ARGV: birth, until when the script is good, the position up to which the caller has read, how many changes to retain,
--- the limit of sessions (-1: the partition's quota), a random mark, the leases (8 bytes each), '1' if all steps create
--- without a lease, the steps (a letter and the session's 16 bytes each), the lease of each step (a byte: the lease's
--- number, or 0), the bucket's number within the partition (4 bytes each), how many buckets share a bit of a lease's
--- set, the lease that each step may take the session from (a byte: the lease's number, or 0), leases that protect
+-- Creates and destroys sessions, in order. Each step is for one session, and is one of:
+--   'c' create without a lease
+--   'C' create under a lease, or move to it
+--   'T' create under a lease, but take an existing session only from a certain lease
+--   'd' destroy
+--   'D' destroy only if the session is under the lease
+-- KEYS: meta, log, attached leases (lingering ones with '~' before their slot), slots, sessions held by slot, for each
+-- lease its set of buckets, for each step its bucket.
+-- ARGV: birth, the script's deadline, the position up to which the caller has read, how many changes to retain, the
+-- session limit (-1: the partition's quota), a random mark, the leases (8 bytes each), '1' if all steps are 'c', the
+-- steps (a letter and the session's 16 bytes each), the lease of each step (a byte: the lease's number in this call, or
+-- 0), the bucket's index within the partition (4 bytes each), how many buckets share one bit of a lease's set, the
+-- lease that each step may take the session from (a byte: the lease's number in this call, or 0), leases that protect
 -- nothing because they have ended or linger (8 bytes each).
--- Returns the time, the end of the log, a letter for each step, and a lease (8 bytes) for each letter that has one: 0
--- nothing changed, S the same because the session is under that lease, Z the same but that lease is closed here, 1
--- something changed, m the session moved, E that lease is closed or lingers here and must be known to protect nothing
--- first, L no session comes under the step's lease here, F the partition is full, M Redis has no memory for it.
--- Errors, after which nothing has changed: LATE if the script is no longer good, BEHIND if this Redis lacks what the
+-- Returns the time, the end of the log, a letter for each step, and a lease (8 bytes) for each letter S, Z and E:
+--   '0' nothing changed
+--   'S' nothing changed, because the session is under the returned lease
+--   'Z' like S, but the returned lease is closed here
+--   '1' the session was created or destroyed
+--   'm' the session moved
+--   'E' the session is under the returned lease, which is closed or lingers here, or the step waits for an earlier
+--       takeover of such a session; the caller must first find out whether that lease still protects its sessions
+--   'L' no session can come under the step's lease here
+--   'F' the partition is full
+--   'M' Redis has no memory for the session
+-- Errors, after which nothing has changed: LATE if the deadline has passed, BEHIND if this Redis lacks changes that the
 -- caller has read.
 local problem = late(ARGV[2])
 if problem then
@@ -35,22 +46,22 @@ if most < 0 then
     most = tonumber(call('HGET', meta, 'quota')) or 0
 end
 
--- Whether Redis has no memory left. Then only creates are refused.
+-- Whether Redis refuses growth, because it has no memory left. Then only creates are refused.
 local refused = type(pcall('HSET', meta, 'time', text(now), 'wall', text(wall))) == 'table'
--- An undo needs the right to do this. If Redis refuses all changes, the script ends here.
+-- Fails here if Redis refuses all changes, or if the user lacks the right to HDEL, which undo needs.
 call('HDEL', meta, '')
 if refused then
     store_clock()
 end
 
 local answers, more = {}, 0
--- The changes for the log, and how many there are.
+-- The changes for the log, in parts, and the number of parts and of changes.
 local parts, part_count, logged = {}, 0, 0
 local function log(letter, session, lease)
     parts[part_count + 1], parts[part_count + 2], parts[part_count + 3] = letter, session, lease
     part_count, logged = part_count + 3, logged + 1
 end
--- The steps that changed something, and what each session was under before.
+-- The steps that changed something, and the previous slot of each session (false if it did not exist).
 local changed, found, n = {}, {}, 0
 local function undo(problem)
     for i = n, 1, -1 do
@@ -65,20 +76,20 @@ local function undo(problem)
     return problem
 end
 
--- Once there was no room for a session, later ones of the batch are refused, too: the batch keeps its order.
+-- After one session found no room, the later ones of the batch are refused too, so that the batch keeps its order.
 local full = false
 
--- The set of a lease's buckets is a set of numbers while these are few. Then it becomes a string of bits, each of which
--- may stand for several buckets. Bits take less memory, but a sweep of a small lease must not look into thousands of
--- buckets.
+-- A lease's set of buckets is a set of numbers as long as they are few. After that it is a string of bits, each of
+-- which may stand for several buckets. Bits take less memory, but would make the sweep of a small lease search
+-- thousands of buckets.
 local FEW, MOST_BITS = 256, 2 ^ 14
--- How many buckets share a bit. By lease, how many numbers its set holds, or false if it holds bits.
+-- How many buckets share a bit. For each lease, the size of its set of numbers, or false if it has bits.
 local a_bit, size_of = tonumber(ARGV[12]), {}
 local function as_bits(numbers)
     local bytes, last_byte = {}, 0
     for _, number in ipairs(numbers) do
         local place = math.floor(number / a_bit)
-        -- Redis counts bits from the highest.
+        -- Redis numbers bits from the most significant one.
         local at, value = math.floor(place / 8), 2 ^ (7 - place % 8)
         local others = bytes[at] or 0
         if math.floor(others / value) % 2 == 0 then
@@ -92,7 +103,7 @@ local function as_bits(numbers)
     end
     return table.concat(chars)
 end
--- Adds the bucket of a step to the set of its lease. Returns an error if there is no memory.
+-- Adds the bucket of a step to the set of its lease. Returns an error if Redis has no memory.
 local function add_bucket(place, step)
     local key = keys[5 + place]
     local a, b, c, d = byte(offsets, step * 4 - 3, step * 4)
@@ -100,7 +111,7 @@ local function add_bucket(place, step)
     if size_of[place] == nil then
         size_of[place] = call('TYPE', key).ok ~= 'string' and call('SCARD', key)
         if size_of[place] == 0 and tonumber(call('HGET', keys[5], slot_of[place]) or 0) ~= 0 then
-            -- The set was lost, so it stands for all buckets from now on.
+            -- The set was lost. From now on, it contains all buckets.
             local done = pcall('SET', key, string.rep('\255', MOST_BITS / 8))
             if done.err then
                 size_of[place] = nil
@@ -123,14 +134,14 @@ local function add_bucket(place, step)
     return done
 end
 
--- Returns the lease of a slot that a session leaves.
+-- Returns the lease of a slot, or zeros if the slot is unknown.
 local lease_of, NO_LEASE = {}, string.rep('\0', 8)
 local function lease_at(slot)
     lease_of[slot] = lease_of[slot] or call('HGET', keys[4], slot) or NO_LEASE
     return lease_of[slot]
 end
 
--- Returns the answer for a session that stays under this slot.
+-- Returns the answer for a session that stays under its slot.
 local told = {}
 local function stays(slot)
     local lease = slot ~= '' and lease_at(slot) or NO_LEASE
@@ -141,13 +152,13 @@ local function stays(slot)
     return call('HEXISTS', keys[3], lease) == 1 and 'S' or 'Z'
 end
 
--- Leases that are known to protect nothing. By a step's lease, the lease that its takeovers wait for: later ones of the
--- batch wait, too, so it keeps its order.
+-- Leases that protect nothing. And for each lease of a step, the closed lease that its takeovers wait for: later
+-- takeovers of the batch under the same lease wait too, so that the batch keeps its order.
 local powerless, waits_for = {}, {}
 for i = 1, #ARGV[14], 8 do
     powerless[sub(ARGV[14], i, i + 7)] = true
 end
--- Returns the answer if a session must not be taken from this slot, or nil if it may be.
+-- Returns nil if a step may take a session from a slot, and otherwise the step's answer.
 local function protects(step, slot)
     local place, from = byte(places, step), byte(ARGV[13], step)
     if not waits_for[place] then
@@ -165,7 +176,7 @@ local function protects(step, slot)
     return 'E'
 end
 
--- Creates a session under the lease of the step, or moves it there. Returns the answer, or an error.
+-- Creates a session under the step's lease, or moves it there. Returns the answer, or an error.
 local function create_leased(step, bucket, session, takes_from)
     local place = byte(places, step)
     local slot = slot_of[place]
@@ -210,8 +221,7 @@ local function create_leased(step, bucket, session, takes_from)
     return '1'
 end
 
--- Destroys a session. If the step names a lease, does so only if the session is under it. Returns the answer, or an
--- error.
+-- Destroys a session. With a slot, only if the session is under it. Returns the answer, or an error.
 local function destroy(step, bucket, session, slot)
     local held = pcall('HGET', bucket, session)
     if type(held) == 'table' then
@@ -237,8 +247,7 @@ end
 
 local base, from = 5 + lease_count, 2
 if ARGV[8] == '1' and not refused and count + step_count <= most then
-    -- All steps create without a lease, and there is room for all of them. This is the most common script, so it has to
-    -- be fast.
+    -- The fast path for the most common batch: all steps create without a lease, and there is room for all of them.
     local existed = {}
     local function undo_created(problem, before)
         for step = 1, before - 1 do
@@ -259,7 +268,7 @@ if ARGV[8] == '1' and not refused and count + step_count <= most then
             return undo_created(answer, step)
         end
     end
-    -- A create without a lease is in the log as it is in the arguments.
+    -- In the log, a create without a lease has the same bytes as in the arguments.
     local created = steps
     for step = 1, n < step_count and step_count or 0 do
         if existed[step] then

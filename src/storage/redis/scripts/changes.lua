@@ -1,8 +1,8 @@
--- Reads the entries of the log that hold the changes after a place.
--- KEYS: meta, log. ARGV: birth, the position and mark up to which the caller has read, the place's position and mark,
+-- Reads the log entries that hold the changes after a point.
+-- KEYS: meta, log. ARGV: birth, the position and mark up to which the caller has read, the point's position and mark,
 -- how many changes are enough.
--- Returns entries as XRANGE does. The first one holds the change after the place. Errors: AHEAD if the log does not
--- reach the place, TRIMMED if it no longer holds what follows it, OTHER if it has another mark there.
+-- Returns entries as XRANGE does. The first one holds the change right after the point. Errors: AHEAD if the log ends
+-- before the point, TRIMMED if it no longer holds the changes after it, OTHER if it has another mark there.
 local position, known = tonumber(ARGV[4]), mark_at(tonumber(ARGV[4]))
 if position > last then
     return redis.error_reply('AHEAD the log ends at ' .. text(last))

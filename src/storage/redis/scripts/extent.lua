@@ -1,11 +1,12 @@
 -- Returns how far the log reaches, and whether the partition's keys are consistent.
--- KEYS: meta, log, attached leases, closed leases, slots, sessions held by slot; of the first partition also leases,
+-- KEYS: meta, log, attached leases, closed leases, slots, sessions held by slot; in the first partition also leases,
 -- deadlines and ids.
 -- ARGV: birth, a position or ''.
--- Returns the time, the registry's id (of the first partition), the end of the log and its mark, the start and its
--- mark, the count of sessions, the mark at the position ('' if the log does not hold it), and 0 if a key was lost.
+-- Returns the time, the registry's id (only the first partition has it), the end of the log and its mark, the start of
+-- the log and its mark, the session count, the mark at the position ('' if the log does not hold it), and 1, or 0 if a
+-- key was lost.
 
--- The clock is stored even if nobody changes anything. If Redis refuses that, only the stored time is returned.
+-- This stores the clock even while there are no changes. If Redis refuses the write, the stored time is returned.
 local is_stored = type(pcall('HDEL', meta, '')) ~= 'table'
     and type(pcall('HSET', meta, 'time', text(now), 'wall', text(wall))) ~= 'table'
 local start, start_mark = last, mark
@@ -18,7 +19,7 @@ local known = call('HMGET', meta, 'id', 'live')
 local is_whole = fits(KEYS[3], KEYS[4], KEYS[5], KEYS[6])
 if KEYS[7] and is_whole then
     local live = tonumber(known[2])
-    -- Leases that are ending have an id, too.
+    -- Leases that are ending also have an id, so there may be more ids than leases.
     is_whole = live == call('HLEN', KEYS[7]) and live == call('ZCARD', KEYS[8]) and live <= call('ZCARD', KEYS[9])
 end
 local at = ARGV[2] ~= '' and mark_at(tonumber(ARGV[2]))

@@ -1,4 +1,4 @@
--- Returns whether the keys of a partition's leases are consistent. They are not after one was lost.
+-- Returns whether the keys of a partition's leases are consistent. They are inconsistent after one was lost.
 local function fits(attached_key, closed_key, slots_key, held_key)
     local slots = call('HLEN', slots_key)
     return slots == tonumber(call('HGET', meta, 'leases')) and slots == call('HLEN', held_key)

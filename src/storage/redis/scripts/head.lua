@@ -1,5 +1,5 @@
--- Begins every script but those that make a registry. KEYS[1] is the partition's meta, ARGV[1] the registry's birth.
--- If another registry, or none, is here, the script changes nothing and answers REGISTRY.
+-- The beginning of every script that needs an existing registry. KEYS[1] is the partition's meta, ARGV[1] the
+-- registry's birth. If Redis has another registry, or none, the script changes nothing and fails with REGISTRY.
 local call, pcall = redis.call, redis.pcall
 local meta = KEYS[1]
 local head = call('HMGET', meta, 'birth', 'time', 'wall', 'end', 'mark', 'count')
@@ -8,9 +8,10 @@ if head[1] ~= ARGV[1] then
 end
 local last, mark, count = tonumber(head[4]), head[5], tonumber(head[6])
 
--- The partition's clock in ms. It advances by what Redis' clock has advanced since it was stored. If that clock was set
--- back, it advances by LONGEST_UNSTORED instead: extent.lua stores it once a second, so no more time can have passed.
--- So it never goes backwards, and a script that waits gets no more time because somebody sets Redis' clock.
+-- The partition's clock in ms. It advances with Redis' clock since it was last stored. If Redis' clock was set back,
+-- the partition's clock advances by LONGEST_UNSTORED instead: extent.lua stores it once a second, so no more time can
+-- have passed. Therefore, it never goes backwards, and setting Redis' clock does not extend the deadline of a delayed
+-- script.
 local LONGEST_UNSTORED = 1200
 local time = call('TIME')
 local wall = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -24,13 +25,13 @@ local function store_clock()
     call('HSET', meta, 'time', text(now), 'wall', text(wall))
 end
 
--- Returns the error for a script that is no longer good, or nil while it is good. The clock is stored before a replica
--- is told the time: otherwise it could show an earlier time later.
+-- Returns the error LATE if a script's deadline has passed, and nil otherwise. Stores the clock before the error
+-- reports the time to a replica. Otherwise the clock could later show an earlier time.
 local function late(good_until)
     if now < tonumber(good_until) then
         return nil
     end
-    -- HDEL goes first: Redis allows it without memory, and after it the next command, too.
+    -- HDEL comes first: without memory, Redis still allows it, and then also the commands after it.
     call('HDEL', meta, '')
     store_clock()
     return redis.error_reply('LATE ' .. text(now))

@@ -1,9 +1,9 @@
--- Attaches a lease that is alive, or lingers, according to the first partition.
+-- Attaches a lease that, according to the first partition, is alive or lingers.
 -- KEYS: meta, attached leases, slots, sessions held by slot, closed leases.
--- ARGV: birth, until when the script is good, lease, the number of the newest closing here before the first partition
--- was asked, '~' if the lease lingers or ''.
--- Returns 0, and does nothing, if leases were closed since: this one may be among them. Error: UNFIT if a key was lost,
--- because the lease may have had a slot.
+-- ARGV: birth, the script's deadline, lease, the number of the latest closing here before the first partition was
+-- asked, '~' if the lease lingers or ''.
+-- Returns 1 if the lease is attached. Returns 0, and does nothing, if leases were closed since, because this one may be
+-- among them. Error: UNFIT if a key was lost, because the lease may already have had a slot.
 local problem = late(ARGV[2])
 if problem then
     return problem
@@ -22,7 +22,7 @@ end
 store_clock()
 slot = slot or call('HGET', KEYS[5], lease)
 if slot then
-    -- Its end, or its linger, was taken back.
+    -- The end of the lease, or its linger, was cancelled.
     call('HDEL', KEYS[5], lease)
     call('HSET', KEYS[2], lease, lingers .. string.match(slot, '%d+'))
 else

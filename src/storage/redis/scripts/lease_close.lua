@@ -1,8 +1,8 @@
--- Closes leases that end or begin to linger: no session of this partition can come under them any more.
--- KEYS: meta, attached leases, closed leases, sessions held by slot. ARGV: birth, a random number, '~' for each lease
--- that begins to linger and '.' for each that ends, the leases (if none is named, only the number changes).
--- A lease that is closed already stays so, even if it was to linger: this may be executed late.
--- Returns how many sessions are under each lease here.
+-- Closes leases that end or begin to linger: from then on, no session of this partition can come under them.
+-- KEYS: meta, attached leases, closed leases, sessions held by slot. ARGV: birth, a random number for this closing, '~'
+-- for each lease that begins to linger and '.' for each that ends, the leases (without leases, only the number
+-- changes). A lease that is already closed stays closed, even with '~', because this script may be executed late.
+-- Returns the number of sessions under each lease here.
 call('HSET', meta, 'closing', ARGV[2])
 if #ARGV == 3 then
     return {}
@@ -20,7 +20,7 @@ for i, slot in ipairs(call('HMGET', KEYS[3], unpack(ARGV, 4))) do
             closed[#closed + 1], closed[#closed + 2] = lease, slot
         end
     end
-    -- The count is negative if somebody has meddled with the counts.
+    -- The count is negative only if somebody else has written to the counts.
     held[i] = slot and math.max(0, tonumber(call('HGET', KEYS[4], slot) or 1)) or 0
 end
 if #leases > 0 then

@@ -1,7 +1,7 @@
--- Forgets leases that have ended and are swept in every partition.
+-- Deletes the records of leases that have ended and are swept in all partitions.
 -- KEYS: meta, ended leases, claims. ARGV: birth, for each lease its id and the number of the mark that it was swept
 -- for.
--- A lease that was marked again meanwhile stays, and is handed out again.
+-- If a lease was marked again meanwhile, its record stays, and a look hands the lease out again.
 local leases, swept = {}, {}
 for i = 2, #ARGV, 2 do
     leases[#leases + 1] = ARGV[i]

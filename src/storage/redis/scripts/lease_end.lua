@@ -1,12 +1,12 @@
--- Marks leases as ending. KEYS: meta, leases, deadlines, ended leases, claims. A marked lease is not attached any more.
--- It has ended, or lingers, once it is closed in every partition, and only then is anybody told.
+-- Marks leases as ending. KEYS: meta, leases, deadlines, ended leases, claims. A marked lease can no longer be attached
+-- to a partition. It has ended, or lingers, after it is closed in all partitions, and only then is that reported.
 
--- `reason` is the letter of its sessions' events. The caller claims the lease for `claim` ms, to close and sweep it.
--- `number` is random and tells this mark from others. `good` is until when the end may be recorded, for a call whose
--- failure must not take effect later. It is 0 if nobody can take the end back. `over` is when the lease ends if it is
--- to linger, and 0 if it ends now.
--- Returns the lease's record ('m' and the reason, the number, `good`, `over`, and its record until now), or nil if
--- it is unknown.
+-- `reason` is the letter of the destroy events of its sessions. The caller claims the lease for `claim` ms, to close
+-- and sweep it. `number` is random and identifies this mark. `good` is the deadline for recording the end, for a call
+-- that must not take effect after its failure. It is 0 if the end cannot be cancelled. `over` is the time when the
+-- lease ends if it begins to linger, and 0 if it ends now.
+-- Returns the lease's new record ('m' and the reason, `number`, `good`, `over`, and the previous record), or nil if the
+-- lease is unknown.
 local function end_lease(lease, reason, claim, number, good, over)
     local known = call('HGET', KEYS[2], lease)
     if not known then

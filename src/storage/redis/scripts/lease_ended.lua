@@ -1,8 +1,8 @@
--- Records that leases have ended, or linger, because they are closed in every partition. Now anybody may be told.
+-- Records that leases have ended or linger, after they were closed in all partitions. From then on, it may be reported.
 -- KEYS: meta, leases, deadlines, ended leases, claims, ids. ARGV: birth, for each lease its id and the number of the
 -- mark that it was closed for.
--- Returns for each lease 1 if it has ended, 0 if it lingers, or goes on as before because the call that was to end it
--- has failed (with its whole ttl), 2 if it was marked again meanwhile.
+-- Returns for each lease 1 if it has ended, 0 if it lingers or if it is as before with its whole ttl (because the
+-- deadline for recording the end has passed, so the call has failed), 2 if it was marked again meanwhile.
 call('HDEL', meta, '')
 local answers, leases, ended, gone = {}, {}, {}, {}
 for i = 2, #ARGV, 2 do

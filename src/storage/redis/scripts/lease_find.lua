@@ -1,10 +1,10 @@
 -- Finds the buckets that may have sessions under leases.
 -- KEYS: meta, log, attached leases, closed leases, slots, sessions held by slot, for each lease its set of buckets.
--- ARGV: birth, the position and mark of a place that the caller has read ('' if it asks only about closed leases), the
+-- ARGV: birth, the position and mark of a point that the caller has read ('' if it asks only about closed leases), the
 -- leases.
--- Returns the end of the log and its mark, and for each lease its slot ('' if it is not closed here), how many sessions
--- are under it, and its set of buckets as numbers or bits: see apply.lua. Errors: OTHER if that place is not in this
--- log, UNFIT if a key was lost, because then leases may be missing here.
+-- Returns the end of the log and its mark, and for each lease its slot ('' if it is not closed here), the number of
+-- sessions under it, and its set of buckets as numbers or bits: see apply.lua. Errors: OTHER if that point is not in
+-- this log, UNFIT if a key was lost, because then this partition may not know all its leases.
 if ARGV[2] ~= '' then
     if mark_at(tonumber(ARGV[2])) ~= ARGV[3] then
         return redis.error_reply('OTHER the log has another history')
@@ -21,7 +21,7 @@ for i = 4, #ARGV do
         set = is_bits and call('GET', KEYS[3 + i]) or call('SMEMBERS', KEYS[3 + i])
     end
     found[#found + 1] = closed or ''
-    -- A negative count shows that somebody has meddled with the counts. Then there may be sessions.
+    -- The count is negative only if somebody else has written to the counts. Then there may be sessions.
     found[#found + 1] = slot and math.abs(tonumber(call('HGET', KEYS[6], slot) or 0)) or 0
     found[#found + 1] = set
 end

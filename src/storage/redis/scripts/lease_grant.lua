@@ -1,7 +1,7 @@
--- Grants a lease. All leases are kept in the first partition, and attached there from the start.
+-- Grants a lease. The first partition has the records of all leases. A new lease is also attached there.
 -- KEYS: meta, leases, deadlines, ended leases, attached leases, slots, sessions held by slot, ids.
--- ARGV: birth, until when the script is good, lease, ttl in ms, owner, the limit of leases.
--- Returns 1, or 0 if the limit is reached. Error: TAKEN if there is a lease of that id.
+-- ARGV: birth, the script's deadline, lease, ttl in ms, owner, the maximum number of leases.
+-- Returns 1, or 0 if the limit is reached. Error: TAKEN if the lease id is in use.
 local problem = late(ARGV[2])
 if problem then
     return problem
@@ -12,7 +12,7 @@ end
 if call('HEXISTS', KEYS[2], ARGV[3]) + call('HEXISTS', KEYS[4], ARGV[3]) + call('HEXISTS', KEYS[5], ARGV[3]) > 0 then
     return redis.error_reply('TAKEN there is a lease of that id')
 end
--- Checks the keys' types before anything is written.
+-- Fails before the first write if a key has the wrong type.
 call('HLEN', KEYS[6])
 call('HLEN', KEYS[7])
 call('ZCARD', KEYS[8])

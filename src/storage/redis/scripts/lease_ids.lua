@@ -1,4 +1,4 @@
--- Puts a lease among those that are listed, in the order of their ids.
+-- Adds a lease to the set from which leases are listed in the order of their ids.
 local function list_lease(ids_key, lease)
     local id = 0
     for i = 1, 8 do

@@ -1,5 +1,5 @@
 -- Gives a lease its whole ttl from now on.
--- KEYS: meta, leases, deadlines, ended leases. ARGV: birth, until when the script is good, lease.
+-- KEYS: meta, leases, deadlines, ended leases. ARGV: birth, the script's deadline, lease.
 -- Returns the ttl in ms and '', 0 and the lease's record if it is ending, -1 and '' if it is gone, -2 and '' if it
 -- lingers.
 local problem = late(ARGV[2])

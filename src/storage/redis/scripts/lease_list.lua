@@ -1,11 +1,11 @@
 -- Lists leases that have not ended, in the order of their ids.
--- KEYS: meta, leases, deadlines, ended leases, ids. ARGV: birth, the id after which to begin, how many to look at, an
--- owner with a space before it or '' for all, leases to look at instead of all.
--- Returns the last lease that was looked at ('' if there was none), how many there were, and for each that is listed
--- its id, the ms until it ends, and its record.
+-- KEYS: meta, leases, deadlines, ended leases, ids. ARGV: birth, the id after which to begin, how many leases to
+-- examine, an owner with a space before it or '' for all owners, the leases to examine (if not all).
+-- Returns the last lease that was examined ('' if there was none), the number of leases examined, and for each lease
+-- that matches its id, the ms until it ends, and its record.
 local state = call('HMGET', meta, 'revived', 'grace')
 local revived, grace = tonumber(state[1]), tonumber(state[2])
--- What the clock of deadlines shows once somebody looks.
+-- The time that the clock of deadlines would show after a look.
 local shown = lease_time + math.min(LONGEST_LOOK, now - clocks[3])
 local leases = #ARGV > 4 and {unpack(ARGV, 5)}
     or call('ZRANGEBYSCORE', KEYS[5], '(' .. ARGV[2], '+inf', 'LIMIT', 0, ARGV[3])
@@ -13,7 +13,7 @@ local listed, n, owner = {leases[#leases] or '', #leases}, 2, ARGV[4]
 for i, record in ipairs(#leases > 0 and call('HMGET', KEYS[2], unpack(leases)) or {}) do
     local lease, left = leases[i], 0
     if not record and call('ZSCORE', KEYS[5], lease) then
-        -- It is ending, and nobody was told yet: otherwise it would no longer be among the ids.
+        -- The lease is ending, and that was not reported yet: its id would be gone otherwise.
         record = string.match(call('HGET', KEYS[4], lease) or '', '^m. %d+ %d+ %d+ (.*)$')
     end
     local plain = record and (string.match(record, '^~%d+ (.*)$') or record)

@@ -1,12 +1,13 @@
--- Moves the clocks of leases, marks leases that are due as ending, and hands out leases that nobody ends or sweeps.
+-- Advances the clocks of leases, marks leases that are due as ending, and hands out leases whose end or sweep was
+-- abandoned, so that their claims have expired.
 -- KEYS: meta, leases, deadlines, ended leases, claims.
--- ARGV: birth, how many leases to mark at most, how many others to hand out at most, for how many ms the caller claims
--- them, how many ms without a look are an outage, the ms that leases get after an outage of unknown length, the ms that
--- leases get beyond the length of an outage, a random number, the number of the caller's own last look ('' if it has
--- none), and by the caller's clock the ms since that was answered and since it was sent, until when the script is good,
--- and the most ms until then from when that look was sent.
--- Returns the number of this look, the ms that an outage lasted (-1: there was none, -2: unknown), the ms until the
--- next deadline (-1: there is none), how many leases were due, and for each lease its id and its record.
+-- ARGV: birth, the maximum number of leases to mark, the maximum number of others to hand out, the duration in ms of
+-- the caller's claim on them, how many ms without a look are an outage, the ms that leases get after an outage of
+-- unknown length, the ms that leases get in addition to the length of an outage, a random number, the number of the
+-- caller's own last look ('' for none), the ms since that look was answered and since it was sent (by the caller's
+-- clock), the script's deadline, the maximum ms from when that look was sent to this deadline.
+-- Returns the number of this look, the length of an outage in ms (-1: there was none, -2: unknown), the ms until the
+-- next deadline (-1: there is none), the number of leases that were due, and for each lease its id and its record.
 local problem = late(ARGV[12])
 if problem then
     return problem
@@ -14,9 +15,9 @@ end
 local most, claim = tonumber(ARGV[2]), tonumber(ARGV[4])
 local state = call('HMGET', meta, 'looks', 'revived', 'grace', 'look_wall')
 local looks, revived, grace = tonumber(state[1]), tonumber(state[2]), tonumber(state[3])
--- The least and the most time that has passed since the last look (`length` is -2 if that is unknown). Redis' clock may
--- have been set. So if the last look was the caller's own, the caller's clock tells. If it was another replica's,
--- Redis' clock is believed as far as it agrees with the caller's.
+-- `passed` is the least time that has passed since the last look, and `length` the most (-2 if unknown). Redis' clock
+-- may have been set, so if the last look was the caller's own, the caller's clock counts. If it was another replica's,
+-- Redis' clock counts as far as it agrees with the caller's.
 local by_wall, passed, length = wall - state[4], 0, -2
 if ARGV[9] == state[1] then
     passed, length = tonumber(ARGV[10]), tonumber(ARGV[11])
@@ -33,7 +34,7 @@ if by_wall < 0 or ARGV[9] ~= '' and now - clocks[3] > tonumber(ARGV[13]) then
     linger_now = clocks[2] + passed
 end
 local outage = length == -2 or length > tonumber(ARGV[5])
--- Checks the keys' types before anything is written.
+-- Fails before the first write if a key has the wrong type.
 call('HLEN', KEYS[2])
 call('ZCARD', KEYS[3])
 call('HLEN', KEYS[4])
@@ -41,8 +42,8 @@ call('ZCARD', KEYS[5])
 call('HDEL', meta, '')
 looks = looks + 1
 if outage then
-    -- Nobody could keep a lease alive meanwhile. Leases that were kept before the outage live at least this long from
-    -- now on.
+    -- No lease could be kept alive during the outage. Leases that were last kept alive before it live for at least
+    -- their ttl, and at least for `grace`, from now on.
     revived, grace = lease_now, tonumber(ARGV[6])
     if length >= 0 then
         grace = math.min(grace, length + ARGV[7])

@@ -1,7 +1,7 @@
--- Makes leases, their deadlines and their ids consistent again after one of the keys was lost. A lease without a
--- deadline gets its whole ttl from now on. A deadline without a lease ends that lease.
--- KEYS: meta, leases, deadlines, ended leases, claims, ids. ARGV: birth, which key to go through ('leases' or
--- 'deadlines'; 'counts' at the end), the cursor in it.
+-- Makes leases, their deadlines and their ids consistent after one of these keys was lost. A lease without a deadline
+-- gets its whole ttl from now on. A lease that has only a deadline is ended.
+-- KEYS: meta, leases, deadlines, ended leases, claims, ids. ARGV: birth, the key to scan ('leases' or 'deadlines'; at
+-- the end 'counts'), the cursor in it.
 -- Returns the next cursor.
 call('HDEL', meta, '')
 if ARGV[2] == 'leases' then

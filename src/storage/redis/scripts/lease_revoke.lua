@@ -1,8 +1,8 @@
--- Marks a lease as ending, now or when it has lingered.
--- ARGV: birth, until when the script is good, lease, for how many ms the caller claims it, a random number, until when
--- the end may be recorded, for how many ms the lease lingers.
--- Returns 1 and the lease's record, 0 and its record if somebody else is ending it, 2 and '' if it lingers already, and
--- not for longer than that, -1 and '' if it is gone.
+-- Marks a lease as ending, either now or after a linger. KEYS: see lease_end.lua.
+-- ARGV: birth, the script's deadline, lease, the duration of the caller's claim in ms, a random number, the deadline
+-- for recording the end, the linger in ms (0 for none).
+-- Returns 1 and the lease's record, 0 and its record if it is already ending, 2 and '' if it already lingers (its end
+-- is then brought forward if necessary), -1 and '' if it is gone.
 local problem = late(ARGV[2])
 if problem then
     return problem

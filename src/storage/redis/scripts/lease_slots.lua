@@ -1,8 +1,8 @@
--- Tells which leases slots are of.
+-- Returns the leases of slots.
 -- KEYS: meta, attached leases, slots. ARGV: birth, the position up to which the caller has read, the slots.
--- Returns the number of the newest closing here, and for each slot a letter and a lease (8 bytes): 'S' that lease is
--- attached here, 'Z' it is closed here, so the first partition knows whether it has ended. '' if the slot is unknown.
--- Error: BEHIND if this Redis lacks what the caller has read.
+-- Returns the number of the latest closing here, and for each slot '' if it is unknown, or a letter and the lease (8
+-- bytes): 'S' if the lease is attached here, 'Z' if it is closed here (then only the first partition knows whether it
+-- has ended). Error: BEHIND if this Redis lacks changes that the caller has read.
 if last < tonumber(ARGV[2]) then
     return redis.error_reply('BEHIND the log ends at ' .. text(last))
 end

@@ -1,10 +1,10 @@
--- Destroys sessions under closed leases or, if none is named, under slots that are unknown here because a key was lost.
+-- Destroys sessions under closed leases or, if no lease is given, under slots that are unknown because a key was lost.
 -- KEYS: meta, log, closed leases, slots, sessions held by slot, the buckets.
 -- ARGV: birth, a random mark, how many changes to retain, how many sessions are enough, the cursor in the first bucket,
--- '1' if the counts of sessions are not to be trusted, and for each lease its id, its slot and the letter of its
--- sessions' events.
--- Returns how many buckets are done, the cursor in the next one, how many sessions were destroyed, and how many of them
--- for each lease.
+-- '1' if the counts of sessions are unreliable, and for each lease its id, its slot and the letter of the destroy
+-- events of its sessions.
+-- Returns the number of buckets that are done, the cursor in the next one, the number of sessions destroyed, and their
+-- number for each lease.
 local enough, cursor = tonumber(ARGV[4]), ARGV[5]
 local lease_of, letter_of, destroyed = {}, {}, {}
 local leases = {}
@@ -12,14 +12,14 @@ for i = 7, #ARGV, 3 do
     leases[#leases + 1] = ARGV[i]
 end
 for i, slot in ipairs(#leases > 0 and call('HMGET', KEYS[3], unpack(leases)) or {}) do
-    -- Another replica may have swept it meanwhile.
+    -- Another replica may have swept the lease meanwhile.
     if slot == ARGV[3 * i + 5] then
         lease_of[slot], letter_of[slot] = leases[i], string.upper(ARGV[3 * i + 6])
     end
 end
 local is_known, looked_at = {[''] = true}, 0
--- Returns what follows the session in the log entry if sessions under this slot go: their lease, or '' if the slot is
--- unknown. Returns nil or false if they stay.
+-- Returns the lease for the log entry, or '' if the slot is unknown, if sessions under this slot must be destroyed.
+-- Returns nil or false if they stay.
 local function tail_of(slot)
     if #ARGV > 6 then
         return lease_of[slot]
@@ -30,19 +30,19 @@ local function tail_of(slot)
     return not is_known[slot] and ''
 end
 
--- How many sessions are left to find, if that is known. Once there are none, the other buckets need not be read.
+-- The number of sessions still to be found, or infinite if it is unknown. At 0, no further bucket needs to be read.
 local left = 0
 if #ARGV == 6 or ARGV[6] == '1' or call('HGET', meta, 'uncounted') then
     left = math.huge
 end
 for slot in pairs(lease_of) do
     local held = tonumber(call('HGET', KEYS[5], slot))
-    -- The count is negative if somebody has meddled with the counts.
+    -- The count is negative only if somebody else has written to the counts.
     left = left + (held and held >= 0 and held or math.huge)
 end
 
--- Reads those fields of a bucket that may be such sessions. Returns the cursor after them, and the fields with their
--- values.
+-- Reads those fields of a bucket that may be sessions to destroy. Returns the cursor after them, and the fields with
+-- their values.
 local function look(bucket)
     local size = cursor == '0' and call('HLEN', bucket) or math.huge
     if size > enough then
@@ -60,7 +60,7 @@ local function look(bucket)
     return '0', {}
 end
 
--- Everything is read before anything is written.
+-- All reads come before the first write.
 local changes, gone, done = {}, {}, 0
 for i = 6, #KEYS do
     if left <= 0 then

@@ -1,8 +1,7 @@
--- Forgets closed leases in their partition.
--- KEYS: meta, closed leases, slots, sessions held by slot, for each lease its set of buckets. ARGV: birth, '1' if every
--- bucket was searched, the leases.
--- Returns for each lease how many sessions are still counted under it. It is forgotten if there are none, or if every
--- bucket was searched.
+-- Deletes closed leases from their partition: those without sessions or, if all buckets were searched, all of them.
+-- KEYS: meta, closed leases, slots, sessions held by slot, for each lease its set of buckets. ARGV: birth, '1' if all
+-- buckets were searched, the leases.
+-- Returns for each lease the number of sessions that are still counted under it, and 0 if it was deleted.
 local left, leases, slots, sets = {}, {}, {}, {}
 for i, slot in ipairs(call('HMGET', KEYS[2], unpack(ARGV, 3))) do
     left[i] = slot and tonumber(call('HGET', KEYS[4], slot) or 0) or 0

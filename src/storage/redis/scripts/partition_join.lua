@@ -1,10 +1,9 @@
--- Lets a partition other than the first join the registry.
--- KEYS: meta. ARGV: birth, '1' to make the partition if there is none, the number of its last disowning
--- (partition_disown.lua) as the caller read it before deleting what was left there, the fields and values of a new
--- partition.
--- Returns 'joined', 'none' if it is not there, or 'foreign' if it is another registry's; and the number of its last
--- disowning. A partition that was disowned since the caller read that number is not made: an older registry may have
--- put sessions into it meanwhile.
+-- Makes a partition other than the first one join the registry.
+-- KEYS: meta. ARGV: birth, '1' to create the partition if it does not exist, the number of its last disowning
+-- (partition_disown.lua) as the caller read it before deleting leftover keys, the fields and values of a new partition.
+-- Returns 'joined', 'none' if the partition does not exist, or 'foreign' if it belongs to another registry; and the
+-- number of its last disowning. If the partition was disowned since the caller read that number, it is not created,
+-- because an older registry may have put sessions into it meanwhile.
 local found = redis.call('HMGET', KEYS[1], 'birth', 'disowned')
 local disowned = found[2] or ''
 if found[1] then

@@ -1,6 +1,6 @@
--- Makes the keys of a partition's leases consistent again after one was lost.
--- KEYS: meta, attached leases, closed leases, slots, sessions held by slot. ARGV: birth, which key to go through
--- ('attached', 'closed' or 'slots'; 'counts' at the end), the cursor in it.
+-- Makes the keys of a partition's leases consistent after one of them was lost.
+-- KEYS: meta, attached leases, closed leases, slots, sessions held by slot. ARGV: birth, the key to scan ('attached',
+-- 'closed' or 'slots'; at the end 'counts'), the cursor in it.
 -- Returns the next cursor.
 call('HDEL', meta, '')
 if ARGV[2] == 'counts' then
@@ -13,10 +13,10 @@ for i = 1, #found[2], 2 do
     local name, value = found[2][i], found[2][i + 1]
     if ARGV[2] == 'slots' then
         if call('HEXISTS', KEYS[2], value) + call('HEXISTS', KEYS[3], value) == 0 then
-            -- Nothing comes under it until the first partition was asked about it.
+            -- As closed, so that no session comes under the lease before the first partition is asked about it.
             call('HSET', KEYS[3], value, name)
         end
-        -- The sessions are not counted again, so sweeps may not rely on the counts any more.
+        -- The sessions are not counted again, so sweeps must no longer rely on the counts.
         if call('HSETNX', KEYS[5], name, 0) == 1 then
             call('HSET', meta, 'uncounted', 1)
         end

@@ -1,6 +1,6 @@
--- Tries every command that the other scripts use, on a key that it deletes at the end. KEYS: that key.
--- Returns the names of the commands that the user may not run. It runs every few seconds, so most commands are written
--- to change nothing: what changes something goes to Redis' replicas and its append-only file.
+-- Tries every command that the other scripts use, on a key that it finally deletes. KEYS: that key.
+-- Returns the names of the commands that the user may not run. The script runs every few seconds. Most commands are
+-- therefore chosen to change nothing, because each change goes to the Redis replicas and the append-only file.
 local key = KEYS[1]
 local missing = {}
 local function try(name, ...)

@@ -1,3 +1,3 @@
--- Makes a write that Redis refuses if it refuses growth. KEYS: meta. ARGV: birth.
+-- Makes a write, which Redis refuses whenever it refuses growth. KEYS: meta. ARGV: birth.
 store_clock()
 return 1

@@ -1,4 +1,4 @@
--- Gives up room that a partition does not use. KEYS: meta. ARGV: birth. Returns its quota and the quota's number.
+-- Lowers a partition's quota to the number of its sessions. KEYS: meta. ARGV: birth. Returns the quota and its number.
 local state = call('HMGET', meta, 'quota', 'quota_number')
 local quota, number = tonumber(state[1] or 0), tonumber(state[2] or 0)
 if quota > count then

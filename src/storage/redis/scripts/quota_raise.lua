@@ -1,6 +1,6 @@
--- Takes room for a partition from what all of them together may hold.
--- KEYS: meta of the first partition, quotas. ARGV: birth, the partition, its quota, the quota's number, how much more
--- it wants, the limit of all, how many partitions there are.
+-- Raises a partition's quota in the register, within the limit of all partitions together.
+-- KEYS: meta of the first partition, quotas. ARGV: birth, the partition, its quota, the quota's number, by how much to
+-- raise it, the session limit of the registry, the number of partitions.
 -- Returns the partition's quota and its number, or nil if there is no room left.
 local field = ARGV[2]
 local granted, number = string.match(call('HGET', KEYS[2], field) or '0 0', '^(%d+) (%d+)$')
@@ -12,7 +12,8 @@ local sum = 0
 for _, value in ipairs(call('HVALS', KEYS[2])) do
     sum = sum + string.match(value, '^%d+')
 end
--- Grants a share of what is left, so that calls of this script are rare. If little is left, grants only what is wanted.
+-- Grants a share of the remaining room, so that calls of this script are rare. If little is left, grants only what the
+-- partition needs.
 local left = ARGV[6] - sum
 local more = math.min(math.max(tonumber(ARGV[5]), math.floor(left / ARGV[7] / 2)), left)
 if more <= 0 then

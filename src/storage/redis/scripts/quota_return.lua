@@ -1,6 +1,6 @@
--- Records what quota_lower returned. KEYS: meta of the first partition, quotas. ARGV: birth, the partition, its quota,
--- the quota's number.
--- Returns what the register says then.
+-- Records the quota that quota_lower returned. KEYS: meta of the first partition, quotas. ARGV: birth, the partition,
+-- its quota, the quota's number.
+-- Returns the partition's quota in the register, and its number.
 local quota, number = string.match(call('HGET', KEYS[2], ARGV[2]) or '0 0', '^(%d+) (%d+)$')
 if tonumber(ARGV[4]) >= tonumber(number) then
     call('HSET', KEYS[2], ARGV[2], ARGV[3] .. ' ' .. ARGV[4])

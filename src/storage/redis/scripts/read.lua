@@ -1,9 +1,9 @@
--- Reads buckets together with the place in the log that they reflect.
--- KEYS: meta, log, slots, the buckets. ARGV: birth, the position and mark of a place that the caller has read, how many
--- sessions are enough, '1' if leases are asked for.
--- Returns the end of the log and its mark, how many buckets were read (-1: the whole partition is empty), the bytes of
--- their sessions, and the lease of each (8 bytes, zeros for none) if they are asked for. Error: OTHER if that place is
--- not in this log.
+-- Reads buckets, together with the point of the log that they reflect.
+-- KEYS: meta, log, slots, the buckets. ARGV: birth, the position and mark of a point that the caller has read, how many
+-- sessions are enough, '1' to also read leases.
+-- Returns the end of the log and its mark, the number of buckets read (-1: the whole partition is empty), the bytes of
+-- their sessions and, if leases were requested, the lease of each session (8 bytes, zeros for none). Error: OTHER if
+-- that point is not in this log.
 if mark_at(tonumber(ARGV[2])) ~= ARGV[3] then
     return redis.error_reply('OTHER the log has another history')
 end

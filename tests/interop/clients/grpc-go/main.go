@@ -1,5 +1,6 @@
-// Makes the calls that clients.py asks for, through grpc-go. Its messages need no generated code: their types come from a
-// FileDescriptorSet.
+// Makes the calls that clients.py requests, with grpc-go. The message types come from a FileDescriptorSet, so no code
+// is
+// generated.
 package main
 
 import (
@@ -68,7 +69,7 @@ func must(err error) {
 
 func endOf(err error) *end {
 	failed := status.Convert(err)
-	// As the specification spells it: "DeadlineExceeded" is DEADLINE_EXCEEDED.
+	// The specification spells "DeadlineExceeded" DEADLINE_EXCEEDED.
 	var code strings.Builder
 	for i, c := range failed.Code().String() {
 		if i > 0 && c >= 'A' && c <= 'Z' && failed.Code() != 0 {
@@ -90,14 +91,15 @@ func endOf(err error) *end {
 	return &end{code.String(), failed.Message(), details}
 }
 
-// Debian's error details are generated for the first API of protobuf.
+// Formats a message as JSON. Debian's package of the error details is generated for version 1 of the protobuf API.
 func show(message interface{}) json.RawMessage {
 	text, err := protojson.MarshalOptions{EmitUnpopulated: true}.Marshal(protoimpl.X.ProtoMessageV2Of(message))
 	must(err)
 	return text
 }
 
-// The codec that Debian's grpc-go has by default is that of the first API of protobuf, and knows no dynamic messages.
+// Replaces the default codec of Debian's grpc-go, which uses version 1 of the protobuf API and does not support dynamic
+// messages.
 type codec struct{}
 
 func (codec) Marshal(message interface{}) ([]byte, error) {

@@ -1,4 +1,4 @@
-//! The calls of writers in a history, and what is checked of their answers.
+//! The writers' calls in a history, and the checks of their answers.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -30,7 +30,7 @@ impl World {
         lease
     }
 
-    /// The result of a call under a lease, unless the lease refuses it.
+    /// Returns the result of a call under a lease, or None if the lease refused it.
     pub(super) fn accept<R>(&mut self, result: Result<R, StorageError>) -> Option<R> {
         match result {
             Ok(result) => Some(result),
@@ -43,7 +43,7 @@ impl World {
         }
     }
 
-    /// A call of a writer, which waits for nobody who observes.
+    /// Makes a writer's call, which must not wait for any observer.
     pub(super) async fn write<R>(&mut self, call: impl AsyncFnOnce(&SessionSubject) -> R) -> R {
         let began = Instant::now();
         self.writes += 1;
@@ -80,7 +80,7 @@ impl World {
         self.check_answers(&answers::of_destroy(sessions, lease, &answers), &live);
     }
 
-    /// What a call says that it changed is what its storage logged.
+    /// Checks that the changes reported by a call were logged.
     fn check_changed(
         &self,
         sessions: &[SessionKey],
@@ -89,9 +89,9 @@ impl World {
         is_news: impl Fn(&SessionChange) -> bool,
     ) {
         if self.is_paused {
-            let told = sessions.iter().zip(changed).filter(|(_, changed)| *changed).map(|(session, _)| *session);
+            let reported = sessions.iter().zip(changed).filter(|(_, changed)| *changed).map(|(session, _)| *session);
             let logged = news.iter().filter(|event| is_news(&event.change)).map(|event| event.session);
-            assert_eq!(told.collect::<BTreeSet<_>>(), logged.collect(), "{news:?}");
+            assert_eq!(reported.collect::<BTreeSet<_>>(), logged.collect(), "{news:?}");
         }
     }
 
@@ -100,26 +100,27 @@ impl World {
         self.broken.extend(broken);
     }
 
-    /// What can be looked up is what the log has told, but for leases that have ended.
+    /// Checks lookups against the log. A lookup must not report a lease that has ended.
     pub(super) async fn check_lookups(&mut self) {
         let all = all_sessions();
         let found = loop {
             let found = self.replicas[self.writes % self.replicas.len()].subject.lookup(&all).await.unwrap();
-            // Leases end by themselves.
+            // A lease may have expired meanwhile.
             if self.model.catch_up().await.is_empty() {
                 break found;
             }
         };
         let live = self.model.leases().await.live;
         for (session, Lookup { exists, lease }) in all.iter().zip(found) {
-            let (told, held) = (exists.then_some(lease), self.model.held().get(session).copied());
-            let is_right = match (told, held.flatten()) {
+            let (reported, held) = (exists.then_some(lease), self.model.held().get(session).copied());
+            let is_right = match (reported, held.flatten()) {
                 (Some(None), Some(held)) => !live.contains(&held),
-                (told, _) => told == held,
+                (reported, _) => reported == held,
             };
             let is_gone = lease.is_some_and(|lease| self.gone.contains(&lease) || self.model.has_ended(lease));
             if !is_right || is_gone {
-                let how = format!("{session:?} is looked up as {told:?}, and the log has told {held:?}, with {live:?}");
+                let how =
+                    format!("{session:?} is looked up as {reported:?}, but logged as {held:?}; live leases: {live:?}");
                 self.broken.push(Broken::new(Promise::Placed, how));
             }
         }

@@ -1,4 +1,4 @@
-//! An observer on a task of its own, which holds what it is told.
+//! An observer on its own task, which keeps the set of sessions it receives.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -17,7 +17,7 @@ struct State {
     broken: Option<String>,
 }
 
-/// The sessions that an observer holds who began with a snapshot.
+/// The set of sessions held by an observer that started with a snapshot.
 pub(super) struct Mirror {
     state: Arc<Mutex<State>>,
     watching: JoinHandle<()>,
@@ -26,17 +26,17 @@ pub(super) struct Mirror {
 impl Mirror {
     pub(super) fn of(mut observer: Observer) -> Self {
         let state = Arc::new(Mutex::new(State::default()));
-        let told = Arc::clone(&state);
+        let watched = Arc::clone(&state);
         let watching = tokio::spawn(async move {
             while let Some(update) = observer.next().await {
-                told.lock().apply(&update);
+                watched.lock().apply(&update);
             }
-            told.lock().broken = Some("the stream has ended".to_owned());
+            watched.lock().broken = Some("the stream ended".to_owned());
         });
         Self { state, watching }
     }
 
-    /// What it holds; None while a snapshot is not complete. An error when what it was told does not fit what it held.
+    /// Returns the held sessions, or None while a snapshot is incomplete. Fails if an update contradicted the held set.
     pub(super) fn held(&self) -> Result<Option<BTreeSet<SessionKey>>, String> {
         let state = self.state.lock();
         match &state.broken {
@@ -53,9 +53,9 @@ impl Mirror {
 impl State {
     fn apply(&mut self, update: &Update) {
         let broken = match update {
-            Update::Placements(_) => Some("nobody asked for placements".to_owned()),
+            Update::Placements(_) => Some("placements were not requested".to_owned()),
             Update::Subscribed => None,
-            Update::Closed => Some("the stream was closed".to_owned()),
+            Update::Closed => Some("the server closed the stream".to_owned()),
             Update::Reset(reason) => {
                 self.resets.push(*reason);
                 self.held.clear();
@@ -64,13 +64,13 @@ impl State {
             }
             Update::Snapshot(sessions) => {
                 let held = sessions.iter().find(|session| !self.held.insert(**session));
-                held.map(|session| format!("{session:?} is in the snapshot, and was held"))
+                held.map(|session| format!("{session:?} is in the snapshot but was already held"))
             }
             Update::Synced { session_count } => {
                 self.is_synced = true;
                 let count = self.held.len();
                 (count as u64 != *session_count)
-                    .then(|| format!("synced with {session_count} sessions, and holds {count}"))
+                    .then(|| format!("synced with {session_count} sessions but holds {count}"))
             }
             Update::Events(events) => {
                 let unfit = events.events().iter().find(|event| match event.change {
@@ -78,7 +78,7 @@ impl State {
                     SessionChange::Destroyed(_) => !self.held.remove(&event.session),
                     SessionChange::Moved { .. } => !self.held.contains(&event.session),
                 });
-                unfit.map(|event| format!("{event:?} does not fit what is held"))
+                unfit.map(|event| format!("{event:?} contradicts the held set"))
             }
         };
         if self.broken.is_none() {

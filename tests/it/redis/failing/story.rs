@@ -1,4 +1,4 @@
-//! What may be true of some sessions after the calls of one caller, some of which failed.
+//! What may be true of some sessions after one caller's calls, some of which failed.
 
 use std::collections::BTreeSet;
 
@@ -9,12 +9,12 @@ use sessiond::{
 
 use super::world::LONG;
 
-/// Callers that act at once, each on sessions and leases of its own.
+/// How many callers act concurrently, each on its own sessions and leases.
 pub(super) const GROUPS: usize = 3;
-/// How many sessions each has.
+/// How many sessions each caller has.
 pub(super) const SESSIONS: usize = 8;
 
-/// What a caller does. Numbers choose among its sessions and leases.
+/// A call. The numbers choose among the caller's sessions and leases.
 #[derive(Clone, Debug)]
 pub(super) enum Action {
     Create { sessions: Vec<usize>, lease: Option<usize> },
@@ -24,19 +24,19 @@ pub(super) enum Action {
     Revoke(usize),
 }
 
-/// A session: whether it exists, and what it may be under.
+/// Whether a session exists, and the leases that it may be under.
 struct Session {
     key: SessionKey,
     exists: bool,
-    /// Places in the list of leases; None for no lease.
+    /// Indexes into the list of leases; None stands for no lease.
     under: BTreeSet<Option<usize>>,
 }
 
 struct Lease {
     id: LeaseId,
-    /// It may have ended, or may end at any time.
+    /// The lease may have ended or may end at any time.
     may_end: bool,
-    /// It has ended.
+    /// The lease has ended.
     is_over: bool,
 }
 
@@ -46,18 +46,18 @@ pub(super) struct Story {
     leases: Vec<Lease>,
 }
 
-/// What a call came to.
+/// The outcome of a call.
 #[derive(Debug)]
 pub(super) enum Outcome {
     Changed(Vec<bool>),
     Granted(LeaseId),
     Kept,
     Revoked(u64),
-    /// There is no such lease.
+    /// The lease is unknown.
     Gone,
-    /// It failed, and may have been done.
+    /// The call failed, and may have taken effect.
     Failed,
-    /// There was nothing to do.
+    /// There was nothing to call.
     Nothing,
 }
 
@@ -72,7 +72,7 @@ impl Story {
         self.sessions.iter().map(|session| session.key)
     }
 
-    /// The place of the lease that a number means, counted from the newest.
+    /// Maps a number to the index of a lease, counting from the newest.
     fn lease(&self, number: usize) -> Option<usize> {
         let count = self.leases.len();
         (count > 0).then(|| count - 1 - number % count)
@@ -114,24 +114,24 @@ impl Story {
         }
     }
 
-    /// Notes what a call came to: what is known of the sessions now, and which of them it may have changed. Fails when
-    /// its answer cannot be true.
+    /// Records the outcome of a call: what is now known of the sessions. Returns the sessions whose state is uncertain
+    /// because of it. Fails if the answer cannot be true.
     pub(super) fn note(&mut self, action: &Action, outcome: &Outcome) -> Result<BTreeSet<usize>, String> {
         let mut open = BTreeSet::new();
-        let wrong = |what: &str| Err(format!("{action:?} came to {outcome:?}: {what}"));
+        let wrong = |what: &str| Err(format!("{action:?} returned {outcome:?}: {what}"));
         match (action, outcome) {
             (Action::Create { sessions, lease }, outcome) => {
                 let lease = lease.and_then(|lease| self.lease(lease));
                 if matches!(outcome, Outcome::Gone) {
                     let Some(place) = lease.filter(|place| self.leases[*place].may_end) else {
-                        return wrong("nobody has ended the lease");
+                        return wrong("no call has ended the lease");
                     };
                     self.leases[place].is_over = true;
                 }
                 if let Outcome::Changed(_) = outcome
                     && lease.is_some_and(|place| self.leases[place].is_over)
                 {
-                    return wrong("the lease is over");
+                    return wrong("the lease has ended");
                 }
                 for (place, n) in sessions.iter().enumerate() {
                     let is_sure = self.is_sure(*n);
@@ -139,14 +139,14 @@ impl Story {
                     let session = &mut self.sessions[*n];
                     if let Outcome::Changed(created) = outcome {
                         if is_first && is_sure && created[place] == session.exists {
-                            return wrong("the session was otherwise");
+                            return wrong("that contradicts the session's state");
                         }
                         if lease.is_some() || created[place] {
                             session.under = BTreeSet::from([lease]);
                         }
                         session.exists = true;
                     } else {
-                        // One that existed keeps its lease when none is given.
+                        // An existing session keeps its lease if the call names none.
                         if lease.is_some() || !session.exists || !is_sure {
                             session.under.insert(lease);
                         }
@@ -165,10 +165,10 @@ impl Story {
                     let is_certain = is_sure && (!(given && lease.is_some()) || session.under.len() == 1);
                     if let Outcome::Changed(destroyed) = outcome {
                         if is_first && is_certain && destroyed[place] != (session.exists && is_under) {
-                            return wrong("the session was otherwise");
+                            return wrong("that contradicts the session's state");
                         }
                         if destroyed[place] && !is_first {
-                            return wrong("it was destroyed twice");
+                            return wrong("the session was destroyed twice");
                         }
                         if destroyed[place] {
                             session.exists = false;
@@ -187,8 +187,8 @@ impl Story {
                 if let Some(place) = self.lease(*lease) {
                     let lease = &mut self.leases[place];
                     match outcome {
-                        Outcome::Kept if lease.is_over => return wrong("the lease is over"),
-                        Outcome::Gone if !lease.may_end => return wrong("nobody has ended the lease"),
+                        Outcome::Kept if lease.is_over => return wrong("the lease has ended"),
+                        Outcome::Gone if !lease.may_end => return wrong("no call has ended the lease"),
                         Outcome::Gone => lease.is_over = true,
                         _ => {}
                     }
@@ -198,10 +198,10 @@ impl Story {
                 if let Some(place) = self.lease(*lease) {
                     let may_end = self.leases[place].may_end;
                     match outcome {
-                        Outcome::Revoked(_) if self.leases[place].is_over => return wrong("the lease is over"),
-                        Outcome::Gone if !may_end => return wrong("nobody has ended the lease"),
+                        Outcome::Revoked(_) if self.leases[place].is_over => return wrong("the lease has ended"),
+                        Outcome::Gone if !may_end => return wrong("no call has ended the lease"),
                         Outcome::Revoked(count) if !may_end && !self.revoke(place, *count) => {
-                            return wrong("the lease had another number of sessions");
+                            return wrong("the lease had a different number of sessions");
                         }
                         _ => {}
                     }
@@ -214,7 +214,7 @@ impl Story {
         Ok(open)
     }
 
-    /// Notes that a lease was revoked with so many sessions. Tells whether it may have had so many.
+    /// Records that a lease was revoked with `count` sessions. Returns whether it may have had that many.
     fn revoke(&mut self, place: usize, count: u64) -> bool {
         let (mut least, mut most) = (0, 0);
         for session in self.sessions.iter_mut().filter(|session| session.exists && session.under.contains(&Some(place)))
@@ -228,20 +228,20 @@ impl Story {
         (least..=most).contains(&count)
     }
 
-    /// Whether nothing but a call can change the session.
+    /// Whether only a call can change the session.
     fn is_sure(&self, session: usize) -> bool {
         self.sessions[session].under.iter().flatten().all(|place| !self.leases[*place].may_end)
     }
 
-    /// Holds what exists now against what is known. `open` are the sessions that calls have left open; `is_lost` tells that anything may
-    /// have been lost.
+    /// Compares the sessions that exist with what is known. `open` are the sessions that calls left uncertain;
+    /// `is_lost` means that any session may have been lost.
     pub(super) fn compare(&mut self, now: &[bool], open: &BTreeSet<usize>, is_lost: bool) -> Result<(), String> {
         for (n, exists) in now.iter().enumerate() {
             let may_vanish = !self.is_sure(n);
             let session = &mut self.sessions[n];
             let is_right = *exists == session.exists || open.contains(&n) || is_lost || may_vanish && !exists;
             if !is_right {
-                let what = if *exists { "exists and was destroyed" } else { "is gone and was created" };
+                let what = if *exists { "exists but was destroyed" } else { "is gone but was created" };
                 return Err(format!("{:?} {what}", session.key));
             }
             session.exists = *exists;
@@ -252,18 +252,18 @@ impl Story {
         Ok(())
     }
 
-    /// Leases may have been lost.
+    /// Records that any lease may have been lost.
     pub(super) fn lose_leases(&mut self) {
         self.leases.iter_mut().for_each(|lease| lease.may_end = true);
     }
 
-    /// The sessions that must be gone once all leases are.
+    /// Returns the sessions that must be gone once all leases have ended.
     pub(super) fn leased(&self) -> impl Iterator<Item = SessionKey> {
         let leased = self.sessions.iter().filter(|session| !session.under.contains(&None));
         leased.map(|session| session.key)
     }
 
-    /// Every lease is over.
+    /// Records that every lease has ended.
     pub(super) fn end_leases(&mut self) {
         self.leases.iter_mut().for_each(|lease| (lease.may_end, lease.is_over) = (true, true));
     }

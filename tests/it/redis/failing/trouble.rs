@@ -1,4 +1,4 @@
-//! What goes wrong with Redis for a while.
+//! Temporary faults of Redis.
 
 use std::time::Duration;
 
@@ -14,21 +14,21 @@ use crate::wall_clock::WallClock;
 
 #[derive(Clone, Debug)]
 pub(super) enum Trouble {
-    /// The replicas may not use a command.
+    /// The replicas may not use this command.
     Forbid(&'static str),
-    /// Redis refuses growth.
+    /// Redis refuses commands that need memory.
     Full,
     /// A key of a partition is deleted.
     Lose(&'static str, u32),
     /// Every connection is cut.
     Cut,
-    /// Redis stops for so many milliseconds.
+    /// Redis is paused for this many milliseconds.
     Stop(u64),
-    /// Redis' clock is set by so many seconds, and back at the end.
+    /// Redis' clock is set by this many seconds, and back at the end.
     SetClock(i64),
 }
 
-/// Commands that scripts use, and those that run scripts.
+/// Commands used by scripts, and commands that run scripts.
 pub(super) const COMMANDS: &[&str] = &[
     "xadd",
     "xtrim",
@@ -56,13 +56,13 @@ pub(super) const COMMANDS: &[&str] = &[
     "time",
 ];
 
-/// Keys of a partition that a registry can do without, or make again.
+/// Keys of a partition that a registry can do without or can rebuild.
 pub(super) const KEYS: &[&str] = &["log", "attached", "slots", "held", "leases", "deadlines", "meta"];
 
 const USER: &str = "sessiond";
 const PASSWORD: &str = "secret";
 
-/// The servers of a registry. Replicas under test log in as a user whose rights can be taken away.
+/// The servers of a registry. The replicas under test log in as a user that can lose permissions.
 pub(super) struct Servers {
     nodes: Vec<RedisServer>,
     clock: Option<WallClock>,
@@ -70,7 +70,7 @@ pub(super) struct Servers {
 }
 
 impl Servers {
-    /// One server, with a clock that can be set if possible. None when no Redis is installed.
+    /// Starts one server, with an adjustable clock if possible. Returns None if no Redis is installed.
     pub(super) fn single() -> Option<Self> {
         let (server, clock) = match start_with_clock(WallClock::new()) {
             Some((server, clock)) => (server, Some(clock)),
@@ -94,7 +94,7 @@ impl Servers {
         self.clock.is_some()
     }
 
-    /// The URL of a registry, for a replica under test or for one that nothing is taken away from.
+    /// Returns the URL of a registry, for a replica under test or for one that keeps all its permissions.
     pub(super) fn url(&self, is_tested: bool, parameters: &str) -> String {
         let login = if is_tested { format!("{USER}:{PASSWORD}@") } else { String::new() };
         let nodes: Vec<String> = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
@@ -102,13 +102,13 @@ impl Servers {
         format!("{scheme}://{login}{}{slash}?{parameters}", nodes.join(","))
     }
 
-    /// Has it go wrong. `registry` is the name of the registry whose keys are lost.
+    /// Starts a fault. `registry` is the registry whose keys are deleted.
     pub(super) async fn begin(&self, trouble: &Trouble, registry: &str) {
         for node in &self.nodes {
             match trouble {
                 Trouble::Forbid(command) => user(node, &[&format!("-{command}")]),
                 Trouble::Full => node.set("maxmemory", "1"),
-                // One node of a cluster has it, and the others refuse to delete it.
+                // In a cluster, one node has the key; the others refuse to delete it.
                 Trouble::Lose(key, partition) => {
                     let key = format!("{{{registry}:{partition}}}:{key}");
                     drop(node.ask::<i64>(cmd("DEL").arg(key)));
@@ -133,7 +133,7 @@ impl Servers {
         }
     }
 
-    /// Ends all that went wrong.
+    /// Ends every fault.
     pub(super) fn recover(&self) {
         for node in &self.nodes {
             node.signal("CONT");
@@ -151,7 +151,7 @@ fn user(node: &RedisServer, rules: &[&str]) {
 }
 
 impl Trouble {
-    /// Whether observers may be told to start again.
+    /// Whether the fault may reset observers.
     pub(super) fn loses(&self) -> bool {
         matches!(self, Self::Lose(..))
     }

@@ -1,4 +1,4 @@
-//! A registry with replicas under test, one replica that no trouble of theirs reaches, and what is known of the sessions.
+//! A registry with replicas under test, one replica that keeps its permissions, and what is known of the sessions.
 
 use std::{
     collections::BTreeSet,
@@ -18,10 +18,10 @@ use super::{
 };
 use crate::redis::replica::Replica;
 
-/// No lease ends by itself in this time.
+/// No lease expires within this time.
 pub(super) const LONG: Duration = Duration::from_secs(3600);
 
-/// What must become true becomes true within this time.
+/// Every condition that a test waits for becomes true within this time.
 const SOON: Duration = Duration::from_secs(20);
 
 const REPLICAS: usize = 2;
@@ -29,7 +29,7 @@ const REPLICAS: usize = 2;
 pub(super) struct World<'a> {
     servers: &'a Servers,
     registry: String,
-    /// With a mirror each; the last is the witness.
+    /// Each replica with its mirror. The last one is the witness, which keeps its permissions.
     replicas: Vec<(Replica, Mirror)>,
     stories: Vec<Story>,
     /// How often keys were lost.
@@ -41,7 +41,7 @@ async fn mirror(replica: &Replica) -> Mirror {
     Mirror::of(replica.watch(Start::Snapshot).await.observer)
 }
 
-/// Waits until `attempt` gives something. An error of it counts at once.
+/// Waits until `attempt` returns a value. Fails as soon as `attempt` does.
 async fn soon<T>(what: &str, mut attempt: impl AsyncFnMut() -> Result<Option<T>, String>) -> Result<T, String> {
     let deadline = Instant::now() + SOON;
     loop {
@@ -49,7 +49,7 @@ async fn soon<T>(what: &str, mut attempt: impl AsyncFnMut() -> Result<Option<T>,
             return Ok(done);
         }
         if Instant::now() > deadline {
-            return Err(format!("waited in vain for {what}"));
+            return Err(format!("timed out waiting for {what}"));
         }
         sleep(Duration::from_millis(3)).await;
     }
@@ -70,7 +70,7 @@ impl<'a> World<'a> {
         Self { servers, registry, replicas, stories, losses: 0, log: Vec::new() }
     }
 
-    /// Plays a history. An error tells what was wrong and what had been done.
+    /// Plays a history. An error says what is wrong and which calls were made.
     pub(super) async fn play(&mut self, episodes: &[Episode]) -> Result<(), String> {
         let played = self.play_all(episodes).await;
         played.map_err(|wrong| format!("{wrong}\n{}", self.log.join("\n")))
@@ -84,7 +84,7 @@ impl<'a> World<'a> {
                 self.play_move(one, begins, trouble).await?;
             }
             self.servers.recover();
-            self.log.push("it is over".to_owned());
+            self.log.push("the fault is over".to_owned());
             self.work_again(trouble).await?;
             for one in calm {
                 self.play_move(one, None, trouble).await?;
@@ -126,10 +126,10 @@ impl<'a> World<'a> {
             });
         }
         if begins.is_some() && trouble.loses() {
-            // Those that were granted in the same moment, too.
+            // Leases that were granted at the same moment may be lost, too.
             self.stories.iter_mut().for_each(Story::lose_leases);
         }
-        // What failed has been done by now, or never is.
+        // By now, a failed call has either taken effect or never will.
         let now = self.now().await?;
         for ((story, open), now) in self.stories.iter_mut().zip(&open).zip(now.chunks(super::SESSIONS)) {
             story.compare(now, open, is_lost)?;
@@ -141,13 +141,13 @@ impl<'a> World<'a> {
         self.stories.iter().flat_map(Story::keys).collect()
     }
 
-    /// Which sessions exist, as the witness says.
+    /// Asks the witness which sessions exist.
     async fn now(&self) -> Result<Vec<bool>, String> {
         let (witness, keys) = (&self.replicas[REPLICAS].0, self.keys());
         soon("the witness to answer", async || Ok(witness.storage.has(&keys).await.ok())).await
     }
 
-    /// The log as an observer of a replica is told of it has led to what exists.
+    /// Waits until the observer of a replica holds exactly the sessions that exist.
     async fn agrees(&self, replica: usize) -> Result<(), String> {
         let (mut held, mut exist) = (None, BTreeSet::new());
         let keys = self.keys();
@@ -158,14 +158,13 @@ impl<'a> World<'a> {
             Ok((held.as_ref() == Some(&exist)).then_some(()))
         });
         let agreed = agreed.await;
-        agreed.map_err(|wrong| {
-            format!("{wrong}: at replica {replica} an observer holds {held:?}, and there are {exist:?}")
-        })
+        agreed
+            .map_err(|wrong| format!("{wrong}: the observer of replica {replica} holds {held:?}, but {exist:?} exist"))
     }
 
-    /// Every replica works as before.
+    /// Waits until every replica works again.
     async fn work_again(&self, trouble: &Trouble) -> Result<(), String> {
-        // Some in each partition.
+        // Every partition has some of these.
         let probes: Vec<SessionKey> = (0..40).map(|n| SessionKey::new(-1, n)).collect();
         for (n, (replica, _)) in self.replicas.iter().enumerate() {
             let storage = &replica.storage;
@@ -188,7 +187,7 @@ impl<'a> World<'a> {
             let resets = mirror.resets();
             if resets.len() > self.losses {
                 return Err(format!(
-                    "replica {replica} reset its observers for {resets:?}, and lost keys {} times",
+                    "replica {replica} reset its observers for {resets:?}, but keys were lost only {} times",
                     self.losses
                 ));
             }
@@ -196,7 +195,7 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// Ends every lease, and looks at everything once more.
+    /// Ends every lease and checks everything once more.
     async fn end(&mut self) -> Result<(), String> {
         let storage = &self.replicas[0].0.storage;
         for lease in self.stories.iter().flat_map(Story::leases) {

@@ -1,34 +1,34 @@
-//! Whether some order of calls on one session explains what each of them was told.
+//! Checks whether some order of the calls on one session explains their answers.
 
 use std::collections::HashSet;
 
-/// The place of a lease among those of a history. 0 stands for no lease.
+/// The number of a lease within a history. 0 stands for no lease.
 pub(super) type Lease = u8;
 
-/// What a call asks for.
+/// A call on the session.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Action {
     Create(Lease),
-    /// A create under the first lease that takes the session only from the second.
+    /// A create under the first lease that takes the session only from the second one.
     Take(Lease, Lease),
     Has,
     Lookup,
     Destroy(Lease),
 }
 
-/// What a call was told.
+/// The answer to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     pub(super) yes: bool,
-    /// The lease that the session is under, if that was told.
+    /// The lease that the session is under, if the answer says so.
     pub(super) lease: Option<Lease>,
 }
 
-/// A session that exists is under a lease, or under none (0).
+/// The lease of an existing session (0 for none), or None if the session does not exist.
 type State = Option<Lease>;
 
-/// A call, with its begin and its end by a clock that all callers share. A call that failed has no answer: if it takes effect
-/// at all, it does so before any call that begins after its end.
+/// A call, with its start and end by a clock that all callers share. A failed call has no answer. If it takes effect at
+/// all, it does so before any call that begins after its end.
 #[derive(Clone, Debug)]
 pub(super) struct Call {
     pub(super) action: Action,
@@ -38,12 +38,12 @@ pub(super) struct Call {
 }
 
 impl Action {
-    /// What a session in this state answers, and the state that follows.
+    /// Returns the answer in this state, and the state that follows.
     fn apply(self, state: State) -> (Answer, State) {
         let (yes, then) = match (self, state) {
             (Self::Has | Self::Lookup, _) => (state.is_some(), state),
             (Self::Create(lease) | Self::Take(lease, _), None) => (true, Some(lease)),
-            // Without a lease, a session keeps the one that it has.
+            // A create without a lease leaves the session's lease unchanged.
             (Self::Create(0), Some(_)) => (false, state),
             (Self::Create(lease), Some(_)) => (false, Some(lease)),
             (Self::Take(lease, from), Some(held)) if held == 0 || held == from => (false, Some(lease)),
@@ -56,15 +56,16 @@ impl Action {
     }
 }
 
-/// Whether some order of the calls explains all answers: the search of Wing and Gong, which looks at no state twice (Lowe).
+/// Whether some order of the calls explains all answers. This is Wing and Gong's search with Lowe's memoization: no
+/// state is examined twice.
 pub(super) fn is_linearizable(history: &[Call]) -> bool {
-    assert!(history.len() <= 128, "a bit for each call");
+    assert!(history.len() <= 128, "each call needs a bit of a u128");
     let set_of = |is_in: &dyn Fn(&Call) -> bool| {
         let some = history.iter().enumerate().filter(|(_, call)| is_in(call));
         some.fold(0u128, |set, (n, _)| set | 1 << n)
     };
     let answered = set_of(&|call| call.answer.is_some());
-    // The calls that failed before each call began. Once it has taken effect, they can no longer.
+    // For each call, the calls that failed before it began. They can no longer take effect after it has.
     let failed_before: Vec<u128> =
         history.iter().map(|call| set_of(&|other| other.answer.is_none() && other.end < call.begin)).collect();
     let mut seen = HashSet::new();
@@ -77,7 +78,7 @@ pub(super) fn is_linearizable(history: &[Call]) -> bool {
             continue;
         }
         let left = || history.iter().enumerate().filter(|(n, _)| done >> n & 1 == 0);
-        // Nothing that began after another call was answered comes before that call.
+        // A call that began after another one was answered cannot come before it.
         let first_end = left().filter(|(_, call)| call.answer.is_some()).map(|(_, call)| call.end).min();
         for (n, call) in left().filter(|(_, call)| first_end.is_none_or(|end| call.begin < end)) {
             let (answer, then) = call.action.apply(state);
@@ -98,13 +99,13 @@ fn call(action: Action, begin: u64, end: u64, answer: Option<Answer>) -> Call {
 const YES: Option<Answer> = Some(Answer { yes: true, lease: None });
 const NO: Option<Answer> = Some(Answer { yes: false, lease: None });
 
-/// It did not create the session, or exists, and is under that lease.
+/// The answer of a call that reports the session's lease. `yes` is true if it created the session or found it.
 fn under(yes: bool, lease: Lease) -> Option<Answer> {
     Some(Answer { yes, lease: Some(lease) })
 }
 
 #[test]
-fn a_takeover_takes_a_session_only_from_the_lease_that_it_names() {
+fn a_takeover_moves_a_session_only_from_the_named_lease() {
     let history = |from, answer, found| {
         [
             call(Action::Create(1), 0, 1, YES),
@@ -118,7 +119,7 @@ fn a_takeover_takes_a_session_only_from_the_lease_that_it_names() {
         assert!(!is_linearizable(&history(from, under(false, other), under(true, other))), "from {from}");
         assert!(!is_linearizable(&history(from, under(false, holder), under(true, other))), "a stale lookup");
     }
-    // Of two takeovers from one lease, one succeeds.
+    // Only one of two takeovers from the same lease succeeds.
     let both = |answers: [Option<Answer>; 2]| {
         [
             call(Action::Create(0), 0, 1, YES),
@@ -132,24 +133,24 @@ fn a_takeover_takes_a_session_only_from_the_lease_that_it_names() {
 }
 
 #[test]
-fn two_creates_of_one_session_cannot_both_have_created_it() {
+fn only_one_of_two_concurrent_creates_can_create_a_session() {
     let create = Action::Create(0);
     assert!(!is_linearizable(&[call(create, 0, 2, YES), call(create, 1, 3, YES)]));
     assert!(is_linearizable(&[call(create, 0, 2, YES), call(create, 1, 3, NO)]));
 }
 
 #[test]
-fn a_session_vanishes_only_when_somebody_destroys_it() {
+fn a_session_disappears_only_if_a_call_destroys_it() {
     let stale = [call(Action::Create(0), 0, 9, YES), call(Action::Has, 1, 2, YES), call(Action::Has, 3, 4, NO)];
     assert!(!is_linearizable(&stale));
-    // A call that failed explains it, if it began before.
+    // A failed call explains the answer only if it began before.
     let failed = |begin| call(Action::Destroy(0), begin, begin + 1, None);
     assert!(is_linearizable(&[&stale[..], &[failed(2)]].concat()));
     assert!(!is_linearizable(&[&stale[..], &[failed(5)]].concat()));
 }
 
 #[test]
-fn a_failed_call_takes_effect_before_the_calls_after_it_or_never() {
+fn a_failed_call_takes_effect_before_later_calls_or_never() {
     let failed = |end| call(Action::Destroy(0), 2, end, None);
     let history = |end, first, second| {
         [
@@ -162,18 +163,18 @@ fn a_failed_call_takes_effect_before_the_calls_after_it_or_never() {
     for (first, second) in [(YES, YES), (NO, NO)] {
         assert!(is_linearizable(&history(3, first, second)), "{first:?}, {second:?}");
     }
-    assert!(!is_linearizable(&history(3, YES, NO)), "it took effect late");
-    assert!(is_linearizable(&history(5, YES, NO)), "it had not failed yet");
-    // Nor does it take effect before it began.
+    assert!(!is_linearizable(&history(3, YES, NO)), "the destroy took effect late");
+    assert!(is_linearizable(&history(5, YES, NO)), "the destroy had not failed yet");
+    // A call does not take effect before it began.
     let early = [call(Action::Create(0), 0, 1, YES), call(Action::Has, 2, 3, NO), call(Action::Destroy(0), 4, 5, None)];
     assert!(!is_linearizable(&early));
-    // A create, too, which nothing but a later destroy could hide.
+    // The same holds for a create, whose effect only a later destroy could hide.
     let late = [call(Action::Create(0), 0, 1, None), call(Action::Has, 2, 3, NO), call(Action::Create(0), 4, 5, NO)];
     assert!(!is_linearizable(&late));
 }
 
 #[test]
-fn a_failed_call_may_be_the_reason_for_an_answer_and_for_no_two() {
+fn a_failed_call_can_explain_only_one_answer() {
     let destroyed = |begin| call(Action::Destroy(0), begin, begin + 1, YES);
     let create = call(Action::Create(0), 0, 1, None);
     assert!(is_linearizable(&[create.clone(), destroyed(2)]));
@@ -181,7 +182,7 @@ fn a_failed_call_may_be_the_reason_for_an_answer_and_for_no_two() {
 }
 
 #[test]
-fn a_session_is_destroyed_only_under_the_lease_that_it_is_under() {
+fn a_destroy_with_a_lease_needs_the_sessions_own_lease() {
     let history = |moved_to, by, answer| {
         [
             call(Action::Create(1), 0, 1, YES),
@@ -196,7 +197,7 @@ fn a_session_is_destroyed_only_under_the_lease_that_it_is_under() {
             "{moved_to}, {by}"
         );
     }
-    // A move that failed may have happened or not, and stays so.
+    // A failed move either happened or did not; the outcome cannot change later.
     let failed = |answers: [Option<Answer>; 2]| {
         [
             call(Action::Create(1), 0, 1, YES),

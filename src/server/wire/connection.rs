@@ -1,0 +1,338 @@
+//! One connection, from its first byte to its last.
+
+use std::{
+    convert::Infallible,
+    future::{pending, poll_fn, ready},
+    io,
+    net::IpAddr,
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{FutureExt as _, future::Either};
+use http::{Request, Response};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{OwnedSemaphorePermit, watch},
+    time::timeout,
+};
+use tokio_rustls::rustls;
+use tonic::Status;
+use tracing::{Instrument as _, Span};
+
+use super::{
+    activity::Activity,
+    coalesce::coalesced,
+    handshake::{self, Opened},
+    inline::Inline,
+    socket::Detached,
+};
+use crate::{
+    server::{
+        admission::{Gate, Peer, Withdrawn, tls},
+        lifecycle::{self, Lifecycle},
+        monitoring::ServerStats,
+        standard::{HEALTH, Standard},
+    },
+    service::{self, Begun, CallTracer, ResponseBody, Service, Shard},
+};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a peer may send before it must wait for the server to read: a batch of thousands goes through at once. A request that
+/// is read is held until it is whole, so what a connection can make the server hold is bounded by the streams it may have and
+/// the bytes of a request.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// A stream with so much waiting to be sent is asked for no more: an observer that is stuck holds on to no more than this and two
+/// messages.
+const SEND_BUFFER: usize = 32 << 10;
+
+const MAX_HEADER_LIST: u32 = 16 << 10;
+
+/// A peer that has more streams than this reset and not yet dealt with is cut off (rapid reset, CVE-2023-44487).
+const MAX_PENDING_RESETS: usize = 64;
+
+/// How long a peer may take to close its side of a connection that has come to its end.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// The bounds of a connection.
+#[derive(Clone, Debug)]
+pub struct ConnectionOptions {
+    /// How many calls and streams may be open at once.
+    pub max_streams: u32,
+    /// How long a peer may take for the handshake: TLS, and the preface of HTTP/2.
+    pub handshake_timeout: Duration,
+    /// A connection without a call or a stream for this long, or up to twice as long, is ended. Streams that watch the server's
+    /// health do not count.
+    pub idle_timeout: Duration,
+    /// How old a connection may become, a tenth more or less. Then it takes no new calls; those under way end as ever,
+    /// and streams of events once they are synced. None for any age.
+    pub max_age: Option<Duration>,
+    /// A connection is pinged when it was quiet for so long.
+    pub keepalive_interval: Duration,
+    /// A connection is ended when the answer to a ping takes longer than this: a peer that vanished without a word is
+    /// noticed.
+    pub keepalive_timeout: Duration,
+}
+
+impl Default for ConnectionOptions {
+    fn default() -> Self {
+        Self {
+            max_streams: 1024,
+            handshake_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(15 * 60),
+            max_age: Some(Duration::from_secs(30 * 60)),
+            keepalive_interval: Duration::from_secs(60),
+            keepalive_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+/// Answers the requests of one connection.
+struct Handler {
+    service: Service,
+    standard: Arc<Standard>,
+    gate: Option<Arc<Gate>>,
+    tracer: Option<Arc<dyn CallTracer>>,
+    peer: Peer,
+    activity: Arc<Activity>,
+    stats: Arc<Shard>,
+}
+
+/// A call or a stream that is open.
+struct Open {
+    handler: Arc<Handler>,
+    is_probe: bool,
+}
+
+impl Open {
+    /// Notes that it watches the server's health. That is open to all, so it must not keep a connection open that is of
+    /// no other use.
+    fn mark_as_probe(&mut self) {
+        self.is_probe = true;
+        self.handler.activity.begin_probe();
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let activity = &self.handler.activity;
+        activity.end();
+        if self.is_probe {
+            activity.end_probe();
+        }
+    }
+}
+
+impl Handler {
+    // Not an async fn, whose future would hold the request twice; and the rarer ways are in boxes, so that the future of every
+    // call, and what is kept of a stream, is no larger than that of a call.
+    fn handle(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> {
+        self.activity.begin(self.peer.address);
+        let open = Open { handler: self, is_probe: false };
+        let handler = &*open.handler;
+        let mut call = handler.stats.begin(request.uri().path());
+        if let Some(call) = &mut call {
+            call.trace(handler.tracer.as_ref(), handler.peer.address, request.headers());
+        }
+        let admitted = handler.gate.as_ref().map_or(Ok(None), |gate| gate.admit(&handler.peer, &request));
+        let log = call.as_ref().and_then(Begun::log).cloned();
+        let is_unary = service::is_unary(request.uri().path());
+        let answer = match (admitted, log) {
+            (Ok(_), None) if is_unary => Either::Left(handler.service.clone().call(request)),
+            (Ok(_), Some(log)) if is_unary => {
+                Either::Right(handler.service.clone().call(request).instrument(log).boxed())
+            }
+            (Ok(withdrawn), log) => {
+                let stream = Self::stream(open, request, withdrawn, call).instrument(log.unwrap_or_else(Span::none));
+                return Either::Right(stream.map(Ok).boxed());
+            }
+            (Err(refusal), _) => Either::Right(ready(ResponseBody::error(refusal)).boxed()),
+        };
+        Either::Left(answer.map(move |response| {
+            open.handler.end(&mut call, &response);
+            Ok(response)
+        }))
+    }
+
+    /// Answers what may be a stream.
+    async fn stream(
+        mut open: Open,
+        request: Request<Incoming>,
+        withdrawn: Option<Withdrawn>,
+        mut call: Option<Begun>,
+    ) -> Response<ResponseBody> {
+        let handler = Arc::clone(&open.handler);
+        let is_of_health = request.uri().path().starts_with(HEALTH);
+        let response = if request.uri().path().starts_with(service::PATH) {
+            handler.service.clone().call(request).await
+        } else {
+            match handler.standard.call(request).await {
+                Ok(response) => response.map(ResponseBody::from),
+                Err(request) => handler.service.clone().call(*request).await,
+            }
+        };
+        if response.headers().contains_key(Status::GRPC_STATUS) {
+            handler.end(&mut call, &response);
+            return response;
+        }
+        if is_of_health {
+            open.mark_as_probe();
+        }
+        let activity = &handler.activity;
+        response.map(|mut body| {
+            let retires_by_itself = body.retire_at(activity.stream_retires());
+            body.until(call, async move {
+                let closes =
+                    async { if retires_by_itself { pending().await } else { open.handler.activity.closes().await } };
+                match withdrawn {
+                    Some(withdrawn) => tokio::select! {
+                        biased;
+                        error = withdrawn => error,
+                        error = closes => error,
+                    },
+                    None => closes.await,
+                }
+            })
+        })
+    }
+
+    /// Counts what a call is answered that is over with that.
+    fn end(&self, call: &mut Option<Begun>, response: &Response<ResponseBody>) {
+        self.stats.answered(response);
+        if let Some(call) = call {
+            call.ends_with(response.headers());
+        }
+    }
+}
+
+/// A connection that was accepted, and its place among those that there may be.
+pub(crate) struct Connection {
+    pub(crate) stream: Detached,
+    pub(crate) address: IpAddr,
+    pub(super) place: OwnedSemaphorePermit,
+}
+
+/// What all connections have in common.
+pub(crate) struct Connections {
+    pub(crate) service: Service,
+    pub(crate) standard: Arc<Standard>,
+    pub(crate) gate: Option<Arc<Gate>>,
+    pub(crate) tracer: Option<Arc<dyn CallTracer>>,
+    pub(crate) options: ConnectionOptions,
+    pub(crate) stats: Arc<ServerStats>,
+    pub(crate) tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
+}
+
+impl Connections {
+    /// Serves a connection until it ends, or the server drains and its last call has ended.
+    pub(crate) async fn serve(&self, connection: Connection, mut lifecycle: watch::Receiver<Lifecycle>) {
+        let _place = connection.place;
+        let _counted = self.stats.count_connection();
+        let opened = tokio::select! {
+            biased;
+            opened = self.open(connection.stream) => opened,
+            () = lifecycle::reached(&mut lifecycle, Lifecycle::Draining) => return,
+        };
+        let mut peer = Peer { address: connection.address, certificate: None };
+        let result = match opened {
+            Ok(Opened::Plain(opened)) => self.serve_http2(opened.stream, opened.said, peer, lifecycle).await,
+            Ok(Opened::Tls(opened)) => {
+                let shown = opened.stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                peer.certificate = shown.map(|certificate| tls::names(certificate).into());
+                self.serve_http2(opened.stream, opened.said, peer, lifecycle).await
+            }
+            Err(error) => return tracing::debug!(%error, "a connection ended before it began"),
+        };
+        if let Err(error) = result {
+            tracing::debug!(%error, "a connection ended with an error");
+        }
+    }
+
+    async fn open(&self, stream: Detached) -> io::Result<Opened> {
+        // Those that come from now on have the files of now; this one keeps what it began with.
+        let tls = self.tls.as_ref().map(|tls| Arc::clone(&tls.borrow()));
+        let opening = handshake::open(stream.attach()?, tls);
+        timeout(self.options.handshake_timeout, opening).await?
+    }
+
+    async fn serve_http2<S>(
+        &self,
+        stream: S,
+        said: Bytes,
+        peer: Peer,
+        mut lifecycle: watch::Receiver<Lifecycle>,
+    ) -> Result<(), BoxError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let (stream, flusher) = coalesced(TokioIo::new(stream), said);
+        let activity = Arc::new(Activity::new(&self.options, &self.stats));
+        let handler = Arc::new(Handler {
+            service: self.service.clone(),
+            standard: Arc::clone(&self.standard),
+            gate: self.gate.clone(),
+            tracer: self.tracer.clone(),
+            peer,
+            activity: Arc::clone(&activity),
+            stats: self.stats.calls.shard(),
+        });
+        let service = service_fn(move |request| Arc::clone(&handler).handle(request));
+        let mut connection = pin!(self.http2().serve_connection(stream, service));
+        let drain = lifecycle::reached(&mut lifecycle, Lifecycle::Draining);
+        let mut ends = pin!(async {
+            tokio::select! {
+                () = drain => {}
+                () = activity.is_over(self.options.idle_timeout) => {}
+            }
+        });
+        let mut is_ending = false;
+        let served = poll_fn(|context| {
+            if !is_ending && ends.as_mut().poll(context).is_ready() {
+                is_ending = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            if let Poll::Ready(result) = connection.as_mut().poll(context) {
+                // Its shutdown has flushed what there was, unless it failed.
+                return Poll::Ready(result.map_err(BoxError::from));
+            }
+            match flusher.poll_flush(context) {
+                Poll::Ready(Err(error)) => Poll::Ready(Err(BoxError::from(error))),
+                _ => Poll::Pending,
+            }
+        })
+        .await;
+        if served.is_ok() {
+            // Whether the peer has closed its side in time is the same to us.
+            let _ = timeout(LINGER, flusher.read_to_end()).await;
+        }
+        served
+    }
+
+    fn http2(&self) -> http2::Builder<Inline> {
+        let mut builder = http2::Builder::new(Inline);
+        builder
+            .timer(TokioTimer::new())
+            .keep_alive_interval(self.options.keepalive_interval)
+            .keep_alive_timeout(self.options.keepalive_timeout)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_concurrent_streams(self.options.max_streams)
+            .max_send_buf_size(SEND_BUFFER)
+            .max_header_list_size(MAX_HEADER_LIST)
+            .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+            // The date is for caches, and a header of every answer.
+            .auto_date_header(false);
+        builder
+    }
+}

@@ -1,0 +1,168 @@
+//! The workers: threads that each serve connections on a runtime of their own.
+//!
+//! A runtime for each thread steals no work and wakes no other thread for a call. docs/benchmarks.md has what a call costs
+//! beside tonic's server on tokio's multi-threaded runtime.
+
+use std::{
+    convert::Infallible,
+    num::NonZeroUsize,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use tokio::{
+    runtime,
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+
+use super::connection::{Connection, Connections};
+use crate::{
+    server::{
+        ServerError,
+        lifecycle::{self, Lifecycle},
+    },
+    subject::relay,
+    vital::Vitals,
+};
+
+/// How many connections may wait for a worker.
+const INLET: usize = 64;
+
+/// All workers.
+pub(crate) struct Workers {
+    inlets: Inlets,
+    ended: mpsc::Receiver<Infallible>,
+}
+
+/// Where connections are given to workers.
+#[derive(Clone)]
+pub(crate) struct Inlets(Vec<Inlet>);
+
+#[derive(Clone)]
+struct Inlet {
+    connections: mpsc::Sender<Connection>,
+    /// How many connections the worker has or was given.
+    load: Arc<AtomicUsize>,
+}
+
+impl Workers {
+    /// Starts `count` workers, the first on the current runtime and the others on threads of their own.
+    pub(crate) fn start(
+        count: NonZeroUsize,
+        connections: &Arc<Connections>,
+        lifecycle: &watch::Sender<Lifecycle>,
+        vitals: &Vitals,
+    ) -> Result<Self, ServerError> {
+        let (end, ended) = mpsc::channel(1);
+        let mut inlets = Vec::new();
+        for index in 0..count.get() {
+            let (sender, inlet) = mpsc::channel(INLET);
+            let worker = Worker {
+                inlet,
+                load: Arc::default(),
+                connections: Arc::clone(connections),
+                lifecycle: lifecycle.subscribe(),
+                _end: end.clone(),
+            };
+            inlets.push(Inlet { connections: sender, load: Arc::clone(&worker.load) });
+            let worker = vitals.watch("worker", worker.run());
+            if index == 0 {
+                tokio::spawn(worker);
+            } else {
+                let runtime = runtime::Builder::new_current_thread().enable_all().build();
+                let runtime = runtime.map_err(ServerError::Worker)?;
+                thread::Builder::new()
+                    .name(format!("worker-{index}"))
+                    .spawn(move || runtime.block_on(worker))
+                    .map_err(ServerError::Worker)?;
+            }
+        }
+        Ok(Self { inlets: Inlets(inlets), ended })
+    }
+
+    pub(crate) fn inlets(&self) -> Inlets {
+        self.inlets.clone()
+    }
+
+    /// Waits until every worker has ended: each does when the server drains and its connections are gone, or when the server
+    /// has stopped or is gone.
+    pub(crate) async fn ended(&mut self) {
+        // Nothing is ever sent; the channel closes with the last worker.
+        while self.ended.recv().await.is_some() {}
+    }
+}
+
+impl Inlets {
+    /// Gives a connection to the worker that has the fewest.
+    pub(super) async fn give(&self, connection: Connection) {
+        let Some(inlet) = self.0.iter().min_by_key(|inlet| inlet.load.load(Ordering::Relaxed)) else { return };
+        inlet.load.fetch_add(1, Ordering::Relaxed);
+        if inlet.connections.send(connection).await.is_err() {
+            tracing::debug!("a connection came when the server had stopped");
+        }
+    }
+}
+
+struct Worker {
+    inlet: mpsc::Receiver<Connection>,
+    load: Arc<AtomicUsize>,
+    connections: Arc<Connections>,
+    lifecycle: watch::Receiver<Lifecycle>,
+    _end: mpsc::Sender<Infallible>,
+}
+
+impl Worker {
+    async fn run(mut self) {
+        let mut stopped = self.lifecycle.clone();
+        tokio::select! {
+            () = lifecycle::reached(&mut stopped, Lifecycle::Stopped) => {}
+            () = self.serve_all() => {}
+            never = relay() => match never {},
+        }
+    }
+
+    /// Serves what comes until the server drains, then what is left.
+    async fn serve_all(&mut self) {
+        let mut draining = self.lifecycle.clone();
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                // Those who ended are taken out first, so that the set holds only who is there.
+                biased;
+                Some(_) = connections.join_next() => {}
+                Some(connection) = self.inlet.recv() => {
+                    connections.spawn(self.serve(connection));
+                }
+                () = lifecycle::reached(&mut draining, Lifecycle::Draining) => break,
+            }
+        }
+        self.inlet.close();
+        while let Some(connection) = self.inlet.recv().await {
+            connections.spawn(self.serve(connection));
+        }
+        while connections.join_next().await.is_some() {}
+    }
+
+    fn serve(&self, connection: Connection) -> impl Future<Output = ()> + Send + use<> {
+        let load = Load(Arc::clone(&self.load));
+        let connections = Arc::clone(&self.connections);
+        let lifecycle = self.lifecycle.clone();
+        async move {
+            let _load = load;
+            connections.serve(connection, lifecycle).await;
+        }
+    }
+}
+
+/// Counts a connection until it ends.
+struct Load(Arc<AtomicUsize>);
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
