@@ -15,7 +15,7 @@ use std::{io, net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc, time
 use tokio::{
     net::TcpListener,
     sync::watch,
-    task::AbortHandle,
+    task::JoinSet,
     time::{sleep, timeout},
 };
 use tokio_rustls::rustls;
@@ -149,7 +149,7 @@ pub struct Server {
     stats: Arc<ServerStats>,
     lifecycle: watch::Sender<Lifecycle>,
     vitals: Vitals,
-    tasks: OwnedTasks,
+    admin: JoinSet<()>,
 }
 
 impl Server {
@@ -180,12 +180,11 @@ impl Server {
         let stats = ServerStats::new(config.max_sessions);
         let admin = Admin::new(Arc::clone(&opening), Arc::clone(&stats), lifecycle.subscribe());
         let vitals = Vitals::default();
-        let admin = tokio::spawn(vitals.watch("admin port", admin.run(admin_listener)));
-        let tasks = OwnedTasks(vec![admin.abort_handle()]);
+        let admin = JoinSet::from_iter([vitals.watch("admin port", admin.run(admin_listener))]);
         tracing::info!(storage = %config.storage, admin_address = %admin_addr, "opening the storage");
         let subject = opening.run(&config).await?;
         let listener = taken.listen().await.map_err(of_listen())?;
-        Ok(Self { config, tls, access, listener, admin_addr, subject, stats, lifecycle, vitals, tasks })
+        Ok(Self { config, tls, access, listener, admin_addr, subject, stats, lifecycle, vitals, admin })
     }
 
     /// Where gRPC is served, with the port that was taken.
@@ -220,7 +219,7 @@ impl Server {
 
     /// Serves until `shutdown` is ready, or a task that the server needs panics, and then drains: readiness fails,
     /// streams end with their cursors, calls finish. Returns when every connection has ended, or when the drain timeout
-    /// has passed.
+    /// has passed. By then it has let go of the storage, unless somebody else still holds the [subject](Self::subject).
     ///
     /// The current thread is the first worker: its runtime also accepts connections, publishes events and serves the
     /// admin port. Whoever else waits for this registry on that thread must leave it to that runtime: a second executor that
@@ -230,7 +229,7 @@ impl Server {
     ///
     /// [`ServerError::Worker`] when a thread cannot be started, [`ServerError::FailedTask`] when a task panicked.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
-        let Self { config, tls, access, listener, subject, stats, lifecycle, vitals, mut tasks, .. } = self;
+        let Self { config, tls, access, listener, subject, stats, lifecycle, vitals, mut admin, .. } = self;
         warn_of_exposure(&config, &listener);
         let health = Health::new(Arc::clone(&subject)).await;
         let rate = config.rate_limit.map(RateLimiter::new);
@@ -243,33 +242,31 @@ impl Server {
             stats,
             tls: tls.as_ref().map(Reloaded::subscribe),
         };
+        let mut reloading = JoinSet::new();
         if let Some(tls) = tls {
-            tasks.0.push(tokio::spawn(vitals.watch("reading of certificates", tls.follow())).abort_handle());
+            reloading.spawn(vitals.watch("reading of certificates", tls.follow()));
         }
         if let Some(access) = access {
-            tasks.0.push(tokio::spawn(vitals.watch("reading of the access file", access.follow())).abort_handle());
+            reloading.spawn(vitals.watch("reading of the access file", access.follow()));
         }
         let mut workers = Workers::start(config.workers, &Arc::new(connections), &lifecycle, &vitals)?;
         let acceptor = Acceptor::new(listener, workers.inlets(), config.max_connections);
-        let acceptor = tokio::spawn(vitals.watch("acceptor of connections", acceptor.run(lifecycle.subscribe())));
-        tasks.0.push(acceptor.abort_handle());
-
-        let following = tokio::spawn(vitals.watch("health", health.clone().follow()));
-        tasks.0.push(following.abort_handle());
+        let acceptor = vitals.watch("acceptor of connections", acceptor.run(lifecycle.subscribe()));
+        let mut accepting = JoinSet::from_iter([acceptor]);
+        let mut following = JoinSet::from_iter([vitals.watch("health", health.clone().follow())]);
 
         let failed_task = tokio::select! {
             () = shutdown => None,
             task = failed_task(&vitals, &subject) => Some(task),
         };
-        following.abort();
-        // It must not say after this that the server serves. An error is that it was aborted.
-        let _ = following.await;
+        // It must not say after this that the server serves.
+        following.shutdown().await;
         tracing::info!(timeout = ?config.drain_timeout, "draining");
         lifecycle.send_replace(Lifecycle::Draining);
         health.close().await;
         subject.close();
         // It ends with the lifecycle, and its listener with it: no new connections.
-        let _ = acceptor.await;
+        accepting.join_next().await;
         match timeout(config.drain_timeout, workers.ended()).await {
             Ok(()) => tracing::info!("drained"),
             Err(_) => tracing::warn!("the drain timeout has passed; what is left is cut off"),
@@ -277,7 +274,11 @@ impl Server {
         lifecycle.send_replace(Lifecycle::Stopped);
         workers.ended().await;
         // Until now it has told that the server is not ready.
-        tasks.abort();
+        admin.join_next().await;
+        drop(health);
+        if let Some(subject) = Arc::into_inner(subject) {
+            subject.stop().await;
+        }
         failed_task.map_or(Ok(()), |task| Err(ServerError::FailedTask(task)))
     }
 }
@@ -320,22 +321,6 @@ fn warn_of_exposure(config: &ServerConfig, listener: &Listener) {
             %address,
             "NO AUTHENTICATION: whoever reaches this port may do everything: set --access-file, or --tls-client-ca"
         );
-    }
-}
-
-/// Tasks that end when their owner does, however it ends.
-#[derive(Debug)]
-struct OwnedTasks(Vec<AbortHandle>);
-
-impl OwnedTasks {
-    fn abort(&mut self) {
-        self.0.drain(..).for_each(|task| task.abort());
-    }
-}
-
-impl Drop for OwnedTasks {
-    fn drop(&mut self) {
-        self.abort();
     }
 }
 

@@ -108,6 +108,8 @@ impl Running {
 
     /// Starts a drain. Returns a receiver for the server's result.
     pub(crate) fn stop(self) -> oneshot::Receiver<Result<(), ServerError>> {
+        // The server lets go of the storage unless somebody holds the subject.
+        drop(self.subject);
         let _ = self.stop.send(());
         self.ended
     }

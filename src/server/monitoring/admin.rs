@@ -16,7 +16,10 @@ use tokio::{
 
 use super::{metrics, stats::ServerStats};
 use crate::{
-    server::{lifecycle::Lifecycle, opening::Opening},
+    server::{
+        lifecycle::{self, Lifecycle},
+        opening::Opening,
+    },
     subject::SessionSubject,
 };
 
@@ -40,13 +43,15 @@ impl Admin {
         Self { opening, stats, lifecycle }
     }
 
-    /// Serves for ever; ends when it is dropped, and its connections with it.
+    /// Serves until the server has stopped, and then ends its connections.
     pub(crate) async fn run(self, listener: TcpListener) {
+        let mut stopped = self.lifecycle.clone();
         let mut connections = JoinSet::new();
         let mut by_age = VecDeque::new();
         loop {
             tokio::select! {
                 biased;
+                () = lifecycle::reached(&mut stopped, Lifecycle::Stopped) => break,
                 Some(_) = connections.join_next() => by_age.retain(|connection: &AbortHandle| !connection.is_finished()),
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {
@@ -62,6 +67,7 @@ impl Admin {
                 }
             }
         }
+        connections.shutdown().await;
     }
 
     async fn serve(self, stream: TokioIo<tokio::net::TcpStream>) {
