@@ -10,6 +10,7 @@ mod ids;
 mod lease;
 mod lookup;
 mod memory;
+#[cfg_attr(not(feature = "otlp"), path = "cli/without_otlp.rs")]
 mod otlp;
 mod output;
 mod serve;

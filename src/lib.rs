@@ -181,8 +181,8 @@
 //!
 //! - [`session`] (always available): the ids and events that all parts share;
 //! - [`client`] (feature `client`): the client for gateways and observers written in Rust;
-//! - [`storage`] and [`subject`] (feature `subject`): the registry inside your own process, without gRPC;
-//! - [`storage::redis`] (feature `redis`): the storage in Redis;
+//! - [`storage`] and [`subject`] (feature `subject`): the registry inside your own process, in memory and without gRPC;
+//! - `storage::file` (feature `file`) and `storage::redis` (feature `redis`): the registry in a file, and in Redis;
 //! - [`service`] and [`server`] (feature `server`): the gRPC service on top of a subject, and the server that runs it;
 //! - [`access`] (feature `server`): authentication, and which calls each caller may make;
 //! - [`reason`] (features `client` and `server`): the error reasons, and whether to retry each;

@@ -63,7 +63,7 @@ use std::{io, net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc, time
 use tokio::{
     net::TcpListener,
     sync::watch,
-    task::AbortHandle,
+    task::JoinSet,
     time::{sleep, timeout},
 };
 use tokio_rustls::rustls;
@@ -71,7 +71,7 @@ use tokio_rustls::rustls;
 use crate::{
     access::{AccessList, AccessListError},
     service::{CallTracer, Service, ServiceOptions},
-    storage::{OpenError, StorageError, StorageUrl},
+    storage::{OpenError, StorageError},
     subject::{SessionSubject, SubjectOptions},
     vital::Vitals,
 };
@@ -88,7 +88,7 @@ use self::{
 
 pub use self::{
     admission::{RateLimit, TlsFiles},
-    opening::StorageWait,
+    opening::{StorageSource, StorageWait},
     reload::{ConfigFile, ConfigFileError},
     wire::{ConnectionOptions, ListenAddress, ListenAddressError, TcpAddress},
 };
@@ -109,19 +109,19 @@ pub struct ServerConfig {
     pub access_file: Option<PathBuf>,
     /// The rate limit of each client. If `None`, there is no limit.
     pub rate_limit: Option<RateLimit>,
-    /// The storage that holds the sessions.
-    pub storage: StorageUrl,
-    /// How long a starting server waits for a storage that cannot be opened yet.
+    /// The storage that holds the sessions: one to open, or one of your own.
+    pub storage: StorageSource,
+    /// How long a starting server waits for a storage that cannot be opened yet or does not answer.
     pub storage_wait: StorageWait,
     /// The number of threads that serve connections, each with its own runtime.
     pub workers: NonZeroUsize,
     /// The limits on observers, and on the events that they can resume from.
     pub subject: SubjectOptions,
-    /// The maximum number of sessions.
+    /// The maximum number of sessions. An open storage has its own limit, and this one only appears in the metrics.
     pub max_sessions: u64,
-    /// The maximum number of leases.
+    /// The maximum number of leases. Ignored if the storage is already open.
     pub max_leases: u64,
-    /// The storage's [outage grace](crate::storage::StorageOptions::outage_grace).
+    /// The storage's [outage grace](crate::storage::StorageOptions::outage_grace). Ignored if the storage is already open.
     pub outage_grace: Duration,
     /// The maximum number of open connections. Further ones wait to be accepted.
     pub max_connections: usize,
@@ -206,7 +206,7 @@ pub struct Server {
     stats: Arc<ServerStats>,
     lifecycle: watch::Sender<Lifecycle>,
     vitals: Vitals,
-    tasks: OwnedTasks,
+    admin: JoinSet<()>,
 }
 
 impl Server {
@@ -237,12 +237,11 @@ impl Server {
         let stats = ServerStats::new(config.max_sessions);
         let admin = Admin::new(Arc::clone(&opening), Arc::clone(&stats), lifecycle.subscribe());
         let vitals = Vitals::default();
-        let admin = tokio::spawn(vitals.watch("admin port", admin.run(admin_listener)));
-        let tasks = OwnedTasks(vec![admin.abort_handle()]);
+        let admin = JoinSet::from_iter([vitals.watch("admin port", admin.run(admin_listener))]);
         tracing::info!(storage = %config.storage, admin_address = %admin_addr, "opening the storage");
         let subject = opening.run(&config).await?;
         let listener = taken.listen().await.map_err(cannot_listen())?;
-        Ok(Self { config, tls, access, listener, admin_addr, subject, stats, lifecycle, vitals, tasks })
+        Ok(Self { config, tls, access, listener, admin_addr, subject, stats, lifecycle, vitals, admin })
     }
 
     /// Returns the address of the gRPC port: a TCP address, with the actual port if the configured one was 0, or the
@@ -280,7 +279,8 @@ impl Server {
     /// Serves until `shutdown` completes or an essential task panics, then drains.
     ///
     /// During the drain readiness fails, streams end with their cursors, and calls finish. Returns when every
-    /// connection has ended, or after the drain timeout.
+    /// connection has ended, or after the drain timeout. By then the server has dropped its storage, unless somebody else
+    /// still holds the [subject](Self::subject).
     ///
     /// The current thread is the first worker. Its runtime also accepts connections, publishes events and serves the
     /// admin port. Other work on that runtime delays all of this; to avoid that, run the server on a thread of its own.
@@ -292,7 +292,7 @@ impl Server {
     /// Returns [`ServerError::Worker`] if a thread cannot be started, and [`ServerError::FailedTask`] if an essential
     /// task panicked.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
-        let Self { config, tls, access, listener, subject, stats, lifecycle, vitals, mut tasks, .. } = self;
+        let Self { config, tls, access, listener, subject, stats, lifecycle, vitals, mut admin, .. } = self;
         warn_of_exposure(&config, &listener);
         let health = Health::new(Arc::clone(&subject)).await;
         let rate = config.rate_limit.map(RateLimiter::new);
@@ -305,41 +305,43 @@ impl Server {
             stats,
             tls: tls.as_ref().map(Reloaded::subscribe),
         };
+        let mut reloading = JoinSet::new();
         if let Some(tls) = tls {
-            tasks.0.push(tokio::spawn(vitals.watch("certificate reload", tls.follow())).abort_handle());
+            reloading.spawn(vitals.watch("certificate reload", tls.follow()));
         }
         if let Some(access) = access {
-            tasks.0.push(tokio::spawn(vitals.watch("access file reload", access.follow())).abort_handle());
+            reloading.spawn(vitals.watch("access file reload", access.follow()));
         }
         let mut workers = Workers::start(config.workers, &Arc::new(connections), &lifecycle, &vitals)?;
         let acceptor = Acceptor::new(listener, workers.inlets(), config.max_connections);
-        let acceptor = tokio::spawn(vitals.watch("connection acceptor", acceptor.run(lifecycle.subscribe())));
-        tasks.0.push(acceptor.abort_handle());
-
-        let following = tokio::spawn(vitals.watch("health", health.clone().follow()));
-        tasks.0.push(following.abort_handle());
+        let acceptor = vitals.watch("connection acceptor", acceptor.run(lifecycle.subscribe()));
+        let mut accepting = JoinSet::from_iter([acceptor]);
+        let mut following = JoinSet::from_iter([vitals.watch("health", health.clone().follow())]);
 
         let failed_task = tokio::select! {
             () = shutdown => None,
             task = failed_task(&vitals, &subject) => Some(task),
         };
-        following.abort();
-        // Once this task has ended, it can no longer report SERVING. The error is the abort itself.
-        let _ = following.await;
+        // Once this task has ended, it can no longer report SERVING.
+        following.shutdown().await;
         tracing::info!(timeout = ?config.drain_timeout, "draining");
         lifecycle.send_replace(Lifecycle::Draining);
         health.close().await;
         subject.close();
         // The acceptor ends when the drain begins, and drops its listener: no new connections are accepted.
-        let _ = acceptor.await;
+        accepting.join_next().await;
         match timeout(config.drain_timeout, workers.ended()).await {
             Ok(()) => tracing::info!("drained"),
             Err(_) => tracing::warn!("the drain timed out: closing the remaining connections"),
         }
         lifecycle.send_replace(Lifecycle::Stopped);
         workers.ended().await;
-        // This ends the admin port, which has reported until now that the server is not ready.
-        tasks.abort();
+        // The admin port has reported until now that the server is not ready.
+        admin.join_next().await;
+        drop(health);
+        if let Some(subject) = Arc::into_inner(subject) {
+            subject.stop().await;
+        }
         failed_task.map_or(Ok(()), |task| Err(ServerError::FailedTask(task)))
     }
 }
@@ -382,22 +384,6 @@ fn warn_of_exposure(config: &ServerConfig, listener: &Listener) {
             %address,
             "NO AUTHENTICATION: anyone who can reach this port can make any call: set --access-file or --tls-client-ca"
         );
-    }
-}
-
-/// Tasks that are aborted when this value is dropped.
-#[derive(Debug)]
-struct OwnedTasks(Vec<AbortHandle>);
-
-impl OwnedTasks {
-    fn abort(&mut self) {
-        self.0.drain(..).for_each(|task| task.abort());
-    }
-}
-
-impl Drop for OwnedTasks {
-    fn drop(&mut self) {
-        self.abort();
     }
 }
 

@@ -61,8 +61,7 @@ pub struct LeaseId(pub NonZeroU64);
 
 impl LeaseId {
     /// The largest id that a registry assigns. JavaScript numbers represent all integers up to it exactly.
-    #[cfg(feature = "subject")]
-    pub(crate) const MAX: u64 = (1 << 53) - 1;
+    pub const MAX: u64 = (1 << 53) - 1;
 
     /// Returns the lease with this number. `None` for 0, which means "no lease" in the protocol.
     #[must_use]

@@ -57,6 +57,7 @@ mod update;
 mod writability;
 
 use std::{
+    convert::Infallible,
     fmt,
     sync::{
         Arc,
@@ -66,7 +67,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::task::AbortHandle;
+use tokio::task::JoinSet;
 
 use self::{
     admission::Admission, beginning::Beginning, feed::Feed, kept::KeptLeases, log::Retention, owners::Owners,
@@ -104,7 +105,8 @@ pub use crate::{histogram::Times, relay::relay, reset::ResetReason};
 pub struct SessionSubject {
     inner: Arc<Inner>,
     vitals: Vitals,
-    tasks: [AbortHandle; 3],
+    /// They end when this is dropped.
+    tasks: JoinSet<Infallible>,
 }
 
 /// The limits of a subject.
@@ -262,8 +264,10 @@ impl SessionSubject {
         let follower = vitals.watch("change publication", follow::follow(Arc::clone(&inner), extent));
         let expirer = vitals.watch("lease expiry", follow::expire(Arc::clone(&inner)));
         let watcher = vitals.watch("writability watch", writability::watch(Arc::clone(&inner)));
-        let tasks = [tokio::spawn(follower), tokio::spawn(expirer), tokio::spawn(watcher)];
-        let tasks = tasks.map(|task| task.abort_handle());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(follower);
+        tasks.spawn(expirer);
+        tasks.spawn(watcher);
         Ok(Self { inner, vitals, tasks })
     }
 
@@ -466,6 +470,11 @@ impl SessionSubject {
         self.inner.feed.close();
     }
 
+    /// Ends the background tasks, and lets go of the storage once they have ended. Observers that are left still hold it.
+    pub async fn stop(mut self) {
+        self.tasks.shutdown().await;
+    }
+
     /// Returns whether the storage's log can currently be read. False forever once a task has
     /// [failed](Self::failed_task).
     #[must_use]
@@ -535,12 +544,6 @@ impl Inner {
             self.is_following.store(is_following, Ordering::Relaxed);
         }
         has_changed
-    }
-}
-
-impl Drop for SessionSubject {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(AbortHandle::abort);
     }
 }
 

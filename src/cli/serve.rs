@@ -268,7 +268,7 @@ impl ServeArgs {
             tls: self.tls(),
             access_file: self.access_file.clone(),
             rate_limit: self.rate_limit(),
-            storage: self.storage.clone(),
+            storage: self.storage.clone().into(),
             storage_wait: self.storage_wait.unwrap_or_else(|| StorageWait::default_for(&self.storage)),
             workers: self.workers.or(thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN),
             subject: SubjectOptions {

@@ -2,6 +2,7 @@
 
 use std::{
     error::Error,
+    fmt,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -14,7 +15,7 @@ use crate::{
     server::{ServerConfig, ServerError},
     service::WireEncoder,
     session::SessionEvent,
-    storage::{StorageOptions, StorageUrl},
+    storage::{OpenError, SessionStorage, StorageOptions, StorageUrl},
     subject::SessionSubject,
 };
 
@@ -23,6 +24,59 @@ const LONGEST_RETRY: Duration = Duration::from_secs(2);
 
 /// How often a waiting server logs a warning.
 const REMINDER: Duration = Duration::from_secs(60);
+
+/// The storage of a server: one that a URL names, or one of your own. Convert either with `into`:
+///
+/// ```
+/// use std::sync::Arc;
+/// use sessiond::{
+///     server::StorageSource,
+///     storage::{SessionStorage, StorageUrl, memory::MemoryStorage},
+/// };
+///
+/// let named: StorageSource = StorageUrl::Memory.into();
+/// let own: Arc<dyn SessionStorage> = Arc::new(MemoryStorage::new(Default::default()));
+/// let open: StorageSource = own.into();
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum StorageSource {
+    /// The server opens the storage that a URL names, within the limits of its configuration.
+    Url(StorageUrl),
+    /// The server uses this storage, whose own limits hold.
+    Open(Arc<dyn SessionStorage>),
+}
+
+impl StorageSource {
+    async fn open(&self, options: StorageOptions) -> Result<Arc<dyn SessionStorage>, OpenError> {
+        match self {
+            Self::Url(url) => url.open(options).await,
+            Self::Open(storage) => Ok(Arc::clone(storage)),
+        }
+    }
+}
+
+impl From<StorageUrl> for StorageSource {
+    fn from(url: StorageUrl) -> Self {
+        Self::Url(url)
+    }
+}
+
+impl From<Arc<dyn SessionStorage>> for StorageSource {
+    fn from(storage: Arc<dyn SessionStorage>) -> Self {
+        Self::Open(storage)
+    }
+}
+
+/// Shows a URL without its password, and an open storage as its `Debug` does.
+impl fmt::Display for StorageSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url(url) => url.fmt(f),
+            Self::Open(storage) => storage.fmt(f),
+        }
+    }
+}
 
 /// How long a starting server waits for a storage that cannot be opened yet.
 ///

@@ -3,7 +3,7 @@
 use std::future::pending;
 
 use super::*;
-use crate::storage::StorageOptions;
+use crate::storage::{StorageOptions, StorageUrl};
 
 #[tokio::test]
 async fn a_server_drains_and_fails_when_an_essential_task_panics() {
@@ -14,7 +14,7 @@ async fn a_server_drains_and_fails_when_an_essential_task_panics() {
         tls: None,
         access_file: None,
         rate_limit: None,
-        storage: StorageUrl::Memory,
+        storage: StorageUrl::Memory.into(),
         storage_wait: StorageWait::AtMost(Duration::ZERO),
         workers: NonZeroUsize::MIN,
         subject: SubjectOptions::default(),

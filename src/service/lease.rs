@@ -14,12 +14,11 @@ use crate::{
     },
     service::ServiceError,
     session::LeaseId,
-    storage::{LeasePage, LeaseQuery, LeaseStatus, MAX_LINGER},
+    storage::{LeasePage, LeaseQuery, LeaseStatus, MAX_LINGER, MAX_OWNER_BYTES, MAX_TTL, MIN_TTL},
 };
 
-const TTL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+const TTL: RangeInclusive<Duration> = MIN_TTL..=MAX_TTL;
 const LINGER: RangeInclusive<Duration> = Duration::ZERO..=MAX_LINGER;
-const MAX_OWNER: usize = 128;
 const DEFAULT_PAGE: u32 = 1000;
 const MAX_PAGE: u32 = 10_000;
 
@@ -27,7 +26,7 @@ impl Calls {
     pub(super) async fn grant_lease(self, request: GrantLeaseRequest) -> Result<GrantLeaseResponse, ServiceError> {
         let GrantLeaseRequest { ttl, owner } = request;
         let ttl = ttl.and_then(|ttl| duration_within(ttl, TTL)).ok_or(ServiceError::BadTtl)?;
-        if owner.len() > MAX_OWNER {
+        if owner.len() > MAX_OWNER_BYTES {
             return Err(ServiceError::OwnerTooLong(owner.len()));
         }
         let lease = self.shared.subject.grant_lease(ttl, &owner).await?;

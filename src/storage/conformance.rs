@@ -36,6 +36,7 @@
 //! [`StorageFactory::open_refusable`].
 
 mod audit;
+mod bounds;
 mod buckets;
 mod cases;
 mod concurrency;

@@ -4,6 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use crate::session::LeaseId;
 
+/// The shortest ttl of a lease that a storage need keep to.
+pub const MIN_TTL: Duration = Duration::from_secs(1);
+
+/// The longest ttl of a lease.
+pub const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// The longest owner of a lease, in bytes of UTF-8.
+pub const MAX_OWNER_BYTES: usize = 128;
+
 /// The longest linger of a revoked lease.
 pub const MAX_LINGER: Duration = Duration::from_secs(3600);
 
@@ -13,7 +22,7 @@ pub struct LeaseQuery {
     /// Only leases with a higher id than this one: the [`LeasePage::next`] of the page before. `None` for the first
     /// page.
     pub after: Option<LeaseId>,
-    /// The maximum number of leases in the answer, at least 1.
+    /// The maximum number of leases in the answer. 0 counts as 1.
     pub limit: usize,
     /// Only leases with exactly this owner. `None` for all.
     pub owner: Option<String>,

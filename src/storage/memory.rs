@@ -47,8 +47,8 @@ use self::{
 };
 use super::{
     Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LeaseBuckets, LeasePage, LeaseQuery, LogError,
-    LogExtent, LogPoint, Lookup, MAX_LINGER, Mark, Place, Places, Position, RegistryId, SessionStorage, StorageError,
-    StorageOptions, WriteRefusal,
+    LogExtent, LogPoint, Lookup, MAX_LINGER, MAX_TTL, Mark, Place, Places, Position, RegistryId, SessionStorage,
+    StorageError, StorageOptions, WriteRefusal,
     journal::{Journal, Lsn},
 };
 use crate::{
@@ -366,6 +366,9 @@ impl SessionStorage for MemoryStorage {
         sessions: &[SessionKey],
         options: CreateOptions,
     ) -> Result<Answers<Creation>, StorageError> {
+        if sessions.is_empty() {
+            return Ok(Answers::default());
+        }
         let lease = match options.lease {
             Some(id) => match self.leases.get(id) {
                 Some(lease) if self.leases.state(&lease) == LeaseState::Lingers => {
@@ -401,6 +404,9 @@ impl SessionStorage for MemoryStorage {
         sessions: &[SessionKey],
         lease: Option<LeaseId>,
     ) -> Result<Answers<bool>, StorageError> {
+        if sessions.is_empty() {
+            return Ok(Answers::default());
+        }
         let lease = match lease {
             Some(id) => match self.leases.get(id) {
                 Some(lease) => Some(lease),
@@ -419,7 +425,7 @@ impl SessionStorage for MemoryStorage {
 
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
         self.admit().await?;
-        let granted = self.leases.grant(ttl, owner);
+        let granted = self.leases.grant(ttl.min(MAX_TTL), owner);
         // The limit may be reached because of leases whose grant a crash would undo.
         self.all_durable().await.map_err(StorageError::Refused)?;
         granted

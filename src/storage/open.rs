@@ -1,10 +1,13 @@
 //! Parses the URL of a storage, and opens the storage.
 
-use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+#[cfg(feature = "file")]
+use std::path::PathBuf;
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
+#[cfg(feature = "file")]
+use super::file::{FileError, FileStorage};
 use super::{
     SessionStorage,
-    file::{FileError, FileStorage},
     memory::{MemoryOptions, MemoryStorage},
 };
 #[cfg(feature = "redis")]
@@ -20,6 +23,7 @@ pub enum StorageUrl {
     /// `memory:`. The sessions end with the process.
     Memory,
     /// `file:PATH`. The sessions are in a file and survive restarts of the process and the machine.
+    #[cfg(feature = "file")]
     File(PathBuf),
     /// `redis://HOST:PORT` and similar. Many replicas share the sessions.
     #[cfg(feature = "redis")]
@@ -68,6 +72,7 @@ impl StorageUrl {
                 outage_grace,
                 ..MemoryOptions::default()
             }))),
+            #[cfg(feature = "file")]
             Self::File(path) => Ok(Arc::new(FileStorage::open(path, options).await?)),
             #[cfg(feature = "redis")]
             Self::Redis(url) => match RedisStorage::open(url, options).await {
@@ -84,6 +89,7 @@ impl FromStr for StorageUrl {
     fn from_str(text: &str) -> Result<Self, OpenError> {
         match text.split_once(':') {
             Some(("memory", "")) => Ok(Self::Memory),
+            #[cfg(feature = "file")]
             // Other tools write file URLs as `file:///var/…`.
             Some(("file", path)) => match path.strip_prefix("//").unwrap_or(path) {
                 "" => Err(OpenError::NoPath),
@@ -93,6 +99,10 @@ impl FromStr for StorageUrl {
             _ if RedisUrl::is_meant(text) && misplaces_login(text) => Err(OpenError::MisplacedLogin),
             #[cfg(feature = "redis")]
             _ if RedisUrl::is_meant(text) => Ok(Self::Redis(text.parse()?)),
+            #[cfg(not(feature = "file"))]
+            Some(("file", _)) => Err(OpenError::NotBuilt("file")),
+            #[cfg(not(feature = "redis"))]
+            Some((scheme, _)) if scheme.starts_with("redis") => Err(OpenError::NotBuilt("redis")),
             _ => Err(OpenError::UnknownUrl(shown_part(text))),
         }
     }
@@ -124,6 +134,7 @@ impl fmt::Display for StorageUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory => f.write_str("memory:"),
+            #[cfg(feature = "file")]
             Self::File(path) => {
                 // A path that starts with two slashes needs two more, because parsing strips the first two.
                 let slashes = if path.as_os_str().as_encoded_bytes().starts_with(b"//") { "//" } else { "" };
@@ -142,6 +153,9 @@ pub enum OpenError {
     /// The text does not name a storage. Holds the part of it that may be shown.
     #[error("{0} does not name a storage: write memory:, file:PATH, or redis://HOST:PORT (for Redis and Valkey)")]
     UnknownUrl(String),
+    /// The URL names a storage that this build leaves out.
+    #[error("this build has no {0} storage: build sessiond with the Cargo feature {0}")]
+    NotBuilt(&'static str),
     /// The login is in the wrong place of a Redis URL.
     #[cfg(feature = "redis")]
     #[error(
@@ -150,9 +164,11 @@ pub enum OpenError {
     )]
     MisplacedLogin,
     /// The URL has no file path.
+    #[cfg(feature = "file")]
     #[error("file: has no path: add the path of a file, as in file:/var/lib/sessiond/registry")]
     NoPath,
     /// The registry's file cannot be opened.
+    #[cfg(feature = "file")]
     #[error(transparent)]
     File(#[from] FileError),
     /// A Redis URL is invalid.
@@ -176,6 +192,7 @@ impl OpenError {
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
+            #[cfg(feature = "file")]
             Self::File(error) => matches!(error, FileError::InUse { .. } | FileError::Io { .. }),
             #[cfg(feature = "redis")]
             Self::Redis { cause, .. } => cause.may_pass(),
@@ -193,6 +210,7 @@ fn cause_text(error: &StorageError) -> String {
 mod tests {
     use super::*;
 
+    #[cfg(feature = "file")]
     #[test]
     fn displayed_url_names_the_same_storage() {
         for (text, path) in [
@@ -208,7 +226,7 @@ mod tests {
         assert_eq!("memory:".parse::<StorageUrl>().unwrap().to_string(), "memory:");
     }
 
-    #[cfg(feature = "redis")]
+    #[cfg(all(feature = "file", feature = "redis"))]
     #[test]
     fn errors_that_need_intervention_are_not_temporary() {
         use crate::storage::{RefusalCause, WriteRefusal};

@@ -11,14 +11,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use hyper::{server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use sessiond::{
-    proto::{
-        CreateSessionRequest, DestroySessionRequest, GrantLeaseRequest, HasSessionRequest, SubscribeRequest,
-        lease_service_client::LeaseServiceClient, session_service_client::SessionServiceClient,
-    },
-    service::{Service, ServiceOptions, WireEncoder},
+    proto::{CreateSessionRequest, DestroySessionRequest, GrantLeaseRequest, HasSessionRequest, SubscribeRequest},
+    server::{ServerConfig, ServerError, StorageWait},
     session::{LeaseId, SessionKey},
     storage::{
         Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LeaseBuckets, LeasePage, LeaseQuery, LogError,
@@ -26,18 +21,17 @@ use sessiond::{
         Writability, WriteRefusal,
         memory::{MemoryOptions, MemoryStorage},
     },
-    subject::{EventEncoder, SessionSubject, SubjectOptions},
+    subject::{SessionSubject, SubjectOptions},
 };
-use tokio::net::TcpListener;
-use tonic::{
-    Code,
-    transport::{Channel, Endpoint},
-};
+use tonic::Code;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use crate::{
     errors::refusal,
     fake::{duration, soon},
     observed::{Observed, created_ids},
+    program::get,
+    server::{Running, config},
     sessions::{create, has},
 };
 
@@ -49,6 +43,8 @@ const PANICS: u8 = 4;
 const EXPIRY_PANICS: u8 = 5;
 /// Each lease is revoked just before its owner is looked up.
 pub(crate) const ENDS_LEASES: u8 = 6;
+/// A task of the storage has panicked.
+const LOSES_A_TASK: u8 = 7;
 
 /// A memory storage that fails on demand.
 #[derive(Debug)]
@@ -57,6 +53,8 @@ pub(crate) struct Faulty {
     state: AtomicU8,
     /// How many calls to keep a lease alive reached the storage.
     kept: AtomicU64,
+    /// How many calls of `log` reached the storage.
+    log_calls: AtomicU64,
 }
 
 impl Faulty {
@@ -102,6 +100,9 @@ impl SessionStorage for Faulty {
             REFUSES => Writability::Refused(Self::refusal()),
             _ => Writability::Writable,
         }
+    }
+    fn failed_task(&self) -> Option<&'static str> {
+        (self.state.load(Ordering::SeqCst) == LOSES_A_TASK).then_some("a task of the storage")
     }
     async fn create_with(
         &self,
@@ -164,6 +165,7 @@ impl SessionStorage for Faulty {
         self.check()?.session_count().await
     }
     async fn log(&self) -> Result<LogExtent, StorageError> {
+        self.log_calls.fetch_add(1, Ordering::SeqCst);
         self.check()?.log().await
     }
     async fn changes_after(
@@ -190,44 +192,35 @@ impl SessionStorage for Faulty {
     }
 }
 
-/// Serves the subject over HTTP/2, without the server, which only opens its own storages.
-async fn serve(subject: Arc<SessionSubject>) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((socket, _)) = listener.accept().await {
-            let service = Service::new(Arc::clone(&subject), ServiceOptions::default());
-            let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-                let service = service.clone();
-                async move { Ok::<_, Infallible>(service.call(request).await) }
-            });
-            let connection = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(socket), service);
-            tokio::spawn(async move { drop(connection.await) });
-        }
-    });
-    addr
+fn faulty() -> Arc<Faulty> {
+    let storage = MemoryStorage::new(MemoryOptions::default());
+    let (kept, log_calls) = (AtomicU64::new(0), AtomicU64::new(0));
+    Arc::new(Faulty { storage, state: AtomicU8::new(HEALTHY), kept, log_calls })
 }
 
 /// Starts a subject over a healthy storage. Returns both.
-async fn over_faulty(encoder: impl EventEncoder) -> (SessionSubject, Arc<Faulty>) {
-    let storage = MemoryStorage::new(MemoryOptions::default());
-    let faulty = Arc::new(Faulty { storage, state: AtomicU8::new(HEALTHY), kept: AtomicU64::new(0) });
+async fn over_faulty() -> (SessionSubject, Arc<Faulty>) {
+    let faulty = faulty();
     let storage: Arc<dyn SessionStorage> = faulty.clone();
-    (SessionSubject::start(storage, SubjectOptions::default(), encoder).await.unwrap(), faulty)
+    (SessionSubject::start(storage, SubjectOptions::default(), ()).await.unwrap(), faulty)
 }
 
-/// Starts a server over a faulty storage. Returns the storage and a channel to the server.
-pub(crate) async fn served() -> (Arc<Faulty>, Channel) {
-    let (subject, faulty) = over_faulty(WireEncoder).await;
-    let addr = serve(Arc::new(subject)).await;
-    (faulty, Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy())
+fn config_over(faulty: &Arc<Faulty>) -> ServerConfig {
+    let storage: Arc<dyn SessionStorage> = faulty.clone();
+    ServerConfig { storage: storage.into(), ..config() }
+}
+
+/// Starts a server over a faulty storage. Returns both.
+pub(crate) async fn served() -> (Arc<Faulty>, Running) {
+    let faulty = faulty();
+    let server = Running::with(config_over(&faulty)).await;
+    (faulty, server)
 }
 
 #[tokio::test]
 async fn a_storage_failure_is_reported_without_its_cause() {
-    let (faulty, channel) = served().await;
-    let mut client = SessionServiceClient::new(channel.clone());
-    let mut leases = LeaseServiceClient::new(channel);
+    let (faulty, server) = served().await;
+    let (mut client, mut leases) = (server.sessions(), server.leases());
     let mut observed = Observed::now(&client).await;
 
     let session_id = Some(1);
@@ -250,7 +243,7 @@ async fn a_storage_failure_is_reported_without_its_cause() {
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_registry_is_ready_again_when_its_storage_recovers() {
-    let (subject, faulty) = over_faulty(()).await;
+    let (subject, faulty) = over_faulty().await;
     // The task that follows the storage has not run yet.
     for (state, is_following) in [(UNREACHABLE, false), (HEALTHY, true)] {
         faulty.set_state(state);
@@ -265,12 +258,8 @@ async fn an_idle_registry_is_ready_again_when_its_storage_recovers() {
 
 #[tokio::test]
 async fn a_storage_that_refuses_changes_stays_readable_and_errors_name_the_cause() {
-    let (subject, faulty) = over_faulty(WireEncoder).await;
-    let subject = Arc::new(subject);
-    let addr = serve(Arc::clone(&subject)).await;
-    let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();
-    let mut client = SessionServiceClient::new(channel.clone());
-    let mut leases = LeaseServiceClient::new(channel);
+    let (faulty, server) = served().await;
+    let (mut client, mut leases, subject) = (server.sessions(), server.leases(), &server.subject);
     let mut observed = Observed::now(&client).await;
     assert!(create(&client, 0, 1).await);
     assert_eq!(subject.writability(), Writability::Writable);
@@ -298,7 +287,7 @@ async fn a_storage_that_refuses_changes_stays_readable_and_errors_name_the_cause
 
 #[tokio::test(start_paused = true)]
 async fn a_registry_whose_storage_is_unreachable_is_not_writable() {
-    let (subject, faulty) = over_faulty(()).await;
+    let (subject, faulty) = over_faulty().await;
     faulty.set_state(UNREACHABLE);
     // The task that follows the storage has not run yet.
     while subject.is_following() {
@@ -309,7 +298,7 @@ async fn a_registry_whose_storage_is_unreachable_is_not_writable() {
 
 #[tokio::test(start_paused = true)]
 async fn a_keep_alive_that_repeats_within_a_tenth_of_the_ttl_is_answered_from_memory() {
-    let (subject, faulty) = over_faulty(()).await;
+    let (subject, faulty) = over_faulty().await;
     let ttl = Duration::from_secs(20);
     let lease = subject.grant_lease(ttl, "").await.unwrap();
     for rounds in 1..=3 {
@@ -336,7 +325,7 @@ async fn wait_until_not_following(subject: &SessionSubject) {
 
 #[tokio::test]
 async fn a_panic_in_the_publishing_task_ends_readiness() {
-    let (subject, faulty) = over_faulty(()).await;
+    let (subject, faulty) = over_faulty().await;
     subject.create(&[SessionKey::new(0, 1)], None).await.unwrap();
     soon(async {
         while subject.stats().changes.created == 0 {
@@ -353,8 +342,94 @@ async fn a_panic_in_the_publishing_task_ends_readiness() {
 
 #[tokio::test]
 async fn a_panic_in_the_expiry_task_ends_readiness() {
-    let (subject, faulty) = over_faulty(()).await;
+    let (subject, faulty) = over_faulty().await;
     // Neither task has run yet.
     faulty.set_state(EXPIRY_PANICS);
     wait_until_not_following(&subject).await;
+}
+
+/// Waits until a page of the admin port has this status, and returns it.
+async fn page_with(admin: SocketAddr, path: &str, status: u16) -> String {
+    soon(async {
+        loop {
+            let page = get(admin, path).await;
+            if page.status == status {
+                return page.body;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_server_is_ready_while_a_storage_of_ones_own_answers() {
+    let (faulty, server) = served().await;
+    let mut health = HealthClient::new(server.channel());
+    let mut health = soon(health.watch(HealthCheckRequest::default())).await.unwrap().into_inner();
+    let mut is_serving = async || soon(health.message()).await.unwrap().unwrap().status() == ServingStatus::Serving;
+    assert!(is_serving().await);
+    page_with(server.admin, "/ready", 200).await;
+
+    faulty.set_state(UNREACHABLE);
+    // Whoever follows the log is told of this change, and asks for the next one.
+    faulty.storage.create(&[SessionKey::new(0, 1)], None).await.unwrap();
+    assert_eq!(page_with(server.admin, "/ready", 503).await, "the storage is out of reach\n");
+    assert!(!is_serving().await);
+    assert!(get(server.admin, "/metrics").await.body.contains("\nsessiond_storage_up 0\n"));
+
+    faulty.set_state(HEALTHY);
+    page_with(server.admin, "/ready", 200).await;
+    assert!(is_serving().await);
+}
+
+#[tokio::test]
+async fn a_server_tells_why_a_storage_of_ones_own_refuses_changes() {
+    let (faulty, server) = served().await;
+    page_with(server.admin, "/writable", 200).await;
+    faulty.set_state(REFUSES);
+    let why = page_with(server.admin, "/writable", 503).await;
+    assert!(why.starts_with("too_few_replicas: the store has too few replicas (secret detail); to fix it, "), "{why}");
+    assert_eq!(get(server.admin, "/ready").await.status, 200);
+    let metrics = get(server.admin, "/metrics").await.body;
+    assert!(metrics.contains("\nsessiond_storage_writable{cause=\"too_few_replicas\"} 0\n"), "{metrics}");
+    let service = "sessiond.v1.SessionService/write".to_owned();
+    let health = async || {
+        let mut client = HealthClient::new(server.channel());
+        let answer = soon(client.check(HealthCheckRequest { service: service.clone() })).await.unwrap();
+        answer.into_inner().status()
+    };
+    soon(async { while health().await != ServingStatus::NotServing {} }).await;
+    faulty.set_state(HEALTHY);
+    page_with(server.admin, "/writable", 200).await;
+    soon(async { while health().await != ServingStatus::Serving {} }).await;
+}
+
+#[tokio::test]
+async fn a_server_ends_when_a_storage_of_ones_own_has_lost_a_task() {
+    let (faulty, server) = served().await;
+    faulty.set_state(LOSES_A_TASK);
+    // Nobody has told it to stop.
+    let ended = server.ended().await;
+    assert!(matches!(ended, Err(ServerError::FailedTask("a task of the storage"))), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_server_waits_for_a_storage_of_ones_own_that_does_not_answer_yet() {
+    let faulty = faulty();
+    faulty.set_state(UNREACHABLE);
+    let refused = Running::try_with(config_over(&faulty)).await;
+    assert!(matches!(refused, Err(ServerError::Storage(StorageError::Unavailable(_)))));
+
+    let config = ServerConfig { storage_wait: StorageWait::Forever, ..config_over(&faulty) };
+    let starting = tokio::spawn(Running::with(config));
+    let calls = faulty.log_calls.load(Ordering::SeqCst);
+    soon(async {
+        while faulty.log_calls.load(Ordering::SeqCst) < calls + 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    faulty.set_state(HEALTHY);
+    let server = soon(starting).await.unwrap();
+    assert!(create(&server.sessions(), 0, 1).await);
 }

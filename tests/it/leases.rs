@@ -32,7 +32,7 @@ pub(crate) async fn revoke(client: &Leases, lease_id: u64) -> Result<u64, Status
     revoked.map(|revoked| revoked.into_inner().sessions_destroyed)
 }
 
-async fn create_under(client: &Sessions, lease_id: u64, id: i64) -> bool {
+pub(crate) async fn create_under(client: &Sessions, lease_id: u64, id: i64) -> bool {
     let request = CreateSessionRequest { session_id: Some(id), auth_key_id: 0, lease_id, ..Default::default() };
     soon(client.clone().create_session(request)).await.unwrap().into_inner().created
 }

@@ -17,6 +17,7 @@ mod clock;
 mod conformance;
 mod container;
 mod crashes;
+mod custom_storage;
 mod disk;
 mod drain;
 mod errors;

@@ -11,7 +11,6 @@ use sessiond::{
         BatchCreateSessionsRequest, BatchDestroySessionsRequest, BatchHasSessionsRequest, BatchLookupSessionsRequest,
         CreateSessionRequest, DestroySessionRequest, GrantLeaseRequest, HasSessionRequest, KeepLeaseAliveRequest,
         ListLeasesRequest, LookupSessionRequest, RevokeLeaseRequest, SubscribeRequest,
-        lease_service_client::LeaseServiceClient, session_service_client::SessionServiceClient,
     },
     reason::{Calls, ERROR_DOMAIN, ErrorReason, REASONS, Retry},
     server::{ConnectionOptions, RateLimit, ServerConfig},
@@ -260,9 +259,8 @@ async fn refused_callers(seen: &mut Seen) {
 
 /// Makes calls while the storage fails, a connection closes, or the server drains.
 async fn server_failures(seen: &mut Seen) {
-    let (storage, channel) = faulty::served().await;
-    let mut client = SessionServiceClient::new(channel.clone());
-    let mut leases = LeaseServiceClient::new(channel);
+    let (storage, server) = faulty::served().await;
+    let (mut client, mut leases) = (server.sessions(), server.leases());
     let ttl = Some(duration(Duration::from_secs(9)));
     let session_id = Some(1);
     for state in [faulty::UNREACHABLE, faulty::BROKEN, faulty::REFUSES] {

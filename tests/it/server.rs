@@ -26,7 +26,7 @@ pub(crate) fn config() -> ServerConfig {
         tls: None,
         access_file: None,
         rate_limit: None,
-        storage: StorageUrl::Memory,
+        storage: StorageUrl::Memory.into(),
         storage_wait: StorageWait::AtMost(Duration::ZERO),
         workers: NonZeroUsize::new(2).unwrap(),
         subject: SubjectOptions::default(),
@@ -108,8 +108,16 @@ impl Running {
 
     /// Starts a drain. Returns a receiver for the server's result.
     pub(crate) fn stop(self) -> oneshot::Receiver<Result<(), ServerError>> {
+        // The server lets go of the storage unless somebody holds the subject.
+        drop(self.subject);
         let _ = self.stop.send(());
         self.ended
+    }
+
+    /// Waits until the server ends by itself.
+    pub(crate) async fn ended(self) -> Result<(), ServerError> {
+        let Self { stop: _running, ended, .. } = self;
+        soon(ended).await.expect("the server's thread ends without a panic")
     }
 
     /// Stops the server and waits until it has drained.

@@ -137,8 +137,8 @@ async fn a_delayed_create_does_not_take_a_session_back() {
 /// session.
 #[tokio::test]
 async fn a_takeover_succeeds_if_the_current_lease_ends_meanwhile() {
-    let (storage, channel) = faulty::served().await;
-    let (leases, client) = (Leases::new(channel.clone()), Sessions::new(channel));
+    let (storage, server) = faulty::served().await;
+    let (leases, client) = (server.leases(), server.sessions());
     let (a, b) = (grant(&leases, "a", LONG).await, grant(&leases, "b", LONG).await);
     for id in 0..10 {
         take(&client, id, &a, None).await;

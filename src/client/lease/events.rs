@@ -47,14 +47,15 @@ pub(super) struct LeaseState {
 #[derive(Debug)]
 #[must_use]
 pub struct LeaseEvents {
-    state: WatchStream<LeaseState>,
+    state: watch::Receiver<LeaseState>,
+    changes: WatchStream<LeaseState>,
     /// The state that the events returned so far lead to.
     reported: LeaseState,
 }
 
 impl LeaseEvents {
     pub(super) fn new(state: watch::Receiver<LeaseState>, granted: LeaseId) -> Self {
-        Self { state: WatchStream::new(state), reported: LeaseState { id: granted, is_held: true } }
+        Self { changes: WatchStream::new(state.clone()), state, reported: LeaseState { id: granted, is_held: true } }
     }
 
     /// Waits for the next event. Returns `None` once the [`Lease`](super::Lease) has been dropped or revoked.
@@ -83,13 +84,20 @@ impl LeaseEvents {
     }
 }
 
+impl Clone for LeaseEvents {
+    fn clone(&self) -> Self {
+        let Self { state, reported, .. } = self;
+        Self { state: state.clone(), changes: WatchStream::new(state.clone()), reported: *reported }
+    }
+}
+
 /// Returns what [`LeaseEvents::next`] returns. The stream ends once the [`Lease`](super::Lease) has been dropped or
 /// revoked.
 impl Stream for LeaseEvents {
     type Item = LeaseEvent;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<LeaseEvent>> {
-        while let Some(now) = ready!(self.state.poll_next_unpin(context)) {
+        while let Some(now) = ready!(self.changes.poll_next_unpin(context)) {
             if let Some(event) = self.event_for(now) {
                 return Poll::Ready(Some(event));
             }

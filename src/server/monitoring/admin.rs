@@ -16,7 +16,10 @@ use tokio::{
 
 use super::{metrics, stats::ServerStats};
 use crate::{
-    server::{lifecycle::Lifecycle, opening::Opening},
+    server::{
+        lifecycle::{self, Lifecycle},
+        opening::Opening,
+    },
     subject::SessionSubject,
 };
 
@@ -43,13 +46,15 @@ impl Admin {
         Self { opening, stats, lifecycle }
     }
 
-    /// Serves forever. Dropping the future closes its connections.
+    /// Serves until the server has stopped, then closes its connections.
     pub(crate) async fn run(self, listener: TcpListener) {
+        let mut stopped = self.lifecycle.clone();
         let mut connections = JoinSet::new();
         let mut by_age = VecDeque::new();
         loop {
             tokio::select! {
                 biased;
+                () = lifecycle::reached(&mut stopped, Lifecycle::Stopped) => break,
                 Some(_) = connections.join_next() => by_age.retain(|connection: &AbortHandle| !connection.is_finished()),
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {
@@ -65,6 +70,7 @@ impl Admin {
                 }
             }
         }
+        connections.shutdown().await;
     }
 
     async fn serve(self, stream: TokioIo<tokio::net::TcpStream>) {

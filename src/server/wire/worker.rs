@@ -118,17 +118,18 @@ struct Worker {
 impl Worker {
     async fn run(mut self) {
         let mut stopped = self.lifecycle.clone();
+        let mut connections = JoinSet::new();
         tokio::select! {
             () = lifecycle::reached(&mut stopped, Lifecycle::Stopped) => {}
-            () = self.serve_all() => {}
+            () = self.serve_all(&mut connections) => {}
             never = relay() => match never {},
         }
+        connections.shutdown().await;
     }
 
     /// Serves incoming connections until the server drains, then waits for the remaining ones to end.
-    async fn serve_all(&mut self) {
+    async fn serve_all(&mut self, connections: &mut JoinSet<()>) {
         let mut draining = self.lifecycle.clone();
-        let mut connections = JoinSet::new();
         loop {
             tokio::select! {
                 // Remove ended connections first, so that the set does not grow.

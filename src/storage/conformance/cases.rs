@@ -35,6 +35,13 @@ macro_rules! storage_conformance_tests {
                 session_count_follows_changes
                 full_registry_refuses_only_new_sessions
             }
+            bounds {
+                empty_lists_are_answered_with_nothing
+                duplicates_are_answered_each
+                a_limit_of_zero_counts_as_one
+                a_ttl_or_linger_beyond_the_longest_is_cut
+                an_owner_is_any_text
+            }
             model {
                 random_calls_match_the_model
             }

@@ -272,13 +272,13 @@ impl Leases {
     pub(super) fn list(&self, query: &LeaseQuery) -> LeasePage {
         let named: BTreeSet<LeaseId> = query.lease_ids.iter().copied().collect();
         let mut page = LeasePage { leases: Vec::new(), next: query.after };
-        let mut looked_at = 0;
-        while looked_at < query.limit.max(LISTED_A_PAGE) && page.leases.len() < query.limit {
+        let (limit, mut looked_at) = (query.limit.max(1), 0);
+        while looked_at < limit.max(LISTED_A_PAGE) && page.leases.len() < limit {
             let table = self.table.lock();
             let ids = if named.is_empty() { &table.ids } else { &named };
             let ids = ids.range((page.next.map_or(Unbounded, Excluded), Unbounded));
             let before = looked_at;
-            for id in ids.take(LISTED_A_HOLD.min(query.limit - page.leases.len())) {
+            for id in ids.take(LISTED_A_HOLD.min(limit - page.leases.len())) {
                 looked_at += 1;
                 page.next = Some(*id);
                 let status = table.live.get(id).map(|live| table.status(&self.slots, *id, live));

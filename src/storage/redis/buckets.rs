@@ -139,7 +139,9 @@ impl RedisStorage {
         limit: usize,
         with_leases: bool,
     ) -> Result<BucketRun, LogError> {
-        let [first, ..] = *buckets else { return Err(LogError::Restarted) };
+        let [first, ..] = *buckets else {
+            return Ok(BucketRun { points: Vec::new(), sessions: Vec::new(), leases: Vec::new() });
+        };
         let number = self.registry.partition_of(first);
         let count = buckets.partition_point(|bucket| self.registry.partition_of(*bucket) == number);
         let read = |identity, known| self.read_run(identity, known, &buckets[..count], limit, with_leases);

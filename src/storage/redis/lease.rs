@@ -12,7 +12,11 @@ use super::{
     partition::{CHANGE, FENCED, Partition},
     registry::Registry,
 };
-use crate::{random::random_u64, session::LeaseId, storage::StorageError};
+use crate::{
+    random::random_u64,
+    session::LeaseId,
+    storage::{MAX_LINGER, MAX_TTL, StorageError},
+};
 
 /// How often attaching a lease is retried because other leases were closed meanwhile.
 const ATTACH_TRIES: usize = 32;
@@ -45,7 +49,7 @@ pub(super) enum Standing {
 impl Registry {
     pub(super) async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
         // Rounded up, because a lease must not expire before its ttl.
-        let ttl = ttl.as_nanos().div_ceil(1_000_000) as u64;
+        let ttl = ttl.min(MAX_TTL).as_nanos().div_ceil(1_000_000) as u64;
         loop {
             // Random, so that a gateway that comes back with an old id does not use another gateway's lease.
             let Some(lease) = LeaseId::from_number(random_u64() & LeaseId::MAX) else { continue };
@@ -116,7 +120,7 @@ impl Registry {
 
     async fn revoke(&self, lease: LeaseId, linger: Duration, expiry: Instant) -> Result<u64, StorageError> {
         // Rounded up, because a lease must not end before its linger has passed.
-        let linger_ms = linger.as_nanos().div_ceil(1_000_000) as u64;
+        let linger_ms = linger.min(MAX_LINGER).as_nanos().div_ceil(1_000_000) as u64;
         loop {
             let revoked = self.with_identity(|identity| async move {
                 let first = self.first();

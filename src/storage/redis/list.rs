@@ -31,9 +31,9 @@ impl Registry {
         let named: BTreeSet<LeaseId> = query.lease_ids.iter().copied().filter(|id| Some(*id) > query.after).collect();
         let named: Vec<[u8; 8]> = named.into_iter().map(lease_bytes).collect();
         let mut page = LeasePage { leases: Vec::new(), next: query.after };
-        let mut examined = 0;
-        while examined < query.limit.max(LEASES_A_PAGE) && page.leases.len() < query.limit {
-            let some = LEASES_A_STEP.min(query.limit - page.leases.len());
+        let (limit, mut examined) = (query.limit.max(1), 0);
+        while examined < limit.max(LEASES_A_PAGE) && page.leases.len() < limit {
+            let some = LEASES_A_STEP.min(limit - page.leases.len());
             let names = &named[examined.min(named.len())..(examined + some).min(named.len())];
             if !query.lease_ids.is_empty() && names.is_empty() {
                 page.next = None;

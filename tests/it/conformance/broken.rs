@@ -139,6 +139,11 @@ enum Fault {
     AppliesWhatItRefuses,
     RevokesNothingWithoutRoom,
     ExpiresNothingWithoutRoom,
+    RefusesEmptyLists,
+    LooksUpDuplicatesOnce,
+    EndsAListAtALimitOfZero,
+    KeepsALongTtl,
+    TrimsOwners,
 }
 
 use Fault::*;
@@ -251,6 +256,11 @@ const FOUND: &[(Fault, &str, Obligation)] = &[
     (AppliesWhatItRefuses, "refused_changes_change_nothing", Obligation::Writable),
     (RevokesNothingWithoutRoom, "leases_are_kept_and_end_without_room", Obligation::Leased),
     (ExpiresNothingWithoutRoom, "leases_are_kept_and_end_without_room", Obligation::Leased),
+    (RefusesEmptyLists, "empty_lists_are_answered_with_nothing", Obligation::Answers),
+    (LooksUpDuplicatesOnce, "duplicates_are_answered_each", Obligation::Answers),
+    (EndsAListAtALimitOfZero, "a_limit_of_zero_counts_as_one", Obligation::Answers),
+    (KeepsALongTtl, "a_ttl_or_linger_beyond_the_longest_is_cut", Obligation::Answers),
+    (TrimsOwners, "an_owner_is_any_text", Obligation::Answers),
 ];
 
 #[test]
@@ -468,7 +478,7 @@ impl Broken {
                 Ok(created)
             }
             (LeavesAGhost, Some(_)) => {
-                self.memory.create(&[], lease).await?;
+                self.check_lease(lease).await?;
                 sleep(Duration::from_millis(2)).await;
                 let created = self.memory.create(sessions, None).await?;
                 sleep(Duration::from_millis(2)).await;
@@ -492,6 +502,13 @@ impl Broken {
             }
             (LeasesTheFirstOnly, Some(_)) => self.create_each(all(lease).take(1).chain(all(None).skip(1))).await,
             _ => self.memory.create(sessions, lease).await,
+        }
+    }
+
+    async fn check_lease(&self, lease: Option<LeaseId>) -> Result<(), StorageError> {
+        match lease {
+            Some(lease) if self.memory.lease_owner(lease).await?.is_none() => Err(StorageError::UnknownLease(lease)),
+            _ => Ok(()),
         }
     }
 
@@ -567,6 +584,9 @@ impl SessionStorage for Broken {
             }
             _ => {}
         }
+        if self.fault == RefusesEmptyLists && sessions.is_empty() {
+            self.check_lease(options.lease).await?;
+        }
         self.linger_when_due(options.lease).await?;
         if options.takeover != Takeover::Always {
             self.admit()?;
@@ -613,6 +633,12 @@ impl SessionStorage for Broken {
             for (found, session) in found.iter_mut().zip(sessions).filter(|(found, _)| found.exists) {
                 found.lease = found.lease.or_else(|| state.leases.get(session).copied());
             }
+        }
+        if self.fault == LooksUpDuplicatesOnce {
+            let mut seen = HashSet::new();
+            found.iter_mut().zip(sessions).filter(|(_, session)| !seen.insert(**session)).for_each(|(found, _)| {
+                *found = Lookup::default();
+            });
         }
         Ok(found)
     }
@@ -665,6 +691,7 @@ impl SessionStorage for Broken {
     async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, StorageError> {
         match self.fault {
             ExpiresEarly => self.memory.keep_lease_alive(lease).await.map(|ttl| ttl + SHORT_OF),
+            KeepsALongTtl => self.memory.keep_lease_alive(lease).await.map(|ttl| ttl + SHORT_OF),
             KeepsNothingAlive => Ok(Duration::from_secs(1)),
             KeepsRevokedLeases => Ok(self.memory.keep_lease_alive(lease).await.unwrap_or(Duration::from_secs(3600))),
             _ => self.memory.keep_lease_alive(lease).await,
@@ -673,7 +700,11 @@ impl SessionStorage for Broken {
 
     async fn lease_owner(&self, lease: LeaseId) -> Result<Option<Arc<str>>, StorageError> {
         let owner = self.memory.lease_owner(lease).await?;
-        Ok(if self.fault == ForgetsOwners { owner.map(|_| "".into()) } else { owner })
+        Ok(match self.fault {
+            ForgetsOwners => owner.map(|_| "".into()),
+            TrimsOwners => owner.map(|owner| owner.trim().into()),
+            _ => owner,
+        })
     }
 
     async fn revoke_lease_with(&self, lease: LeaseId, linger: Duration) -> Result<u64, StorageError> {
@@ -703,6 +734,9 @@ impl SessionStorage for Broken {
     }
 
     async fn list_leases(&self, query: &LeaseQuery) -> Result<LeasePage, StorageError> {
+        if self.fault == EndsAListAtALimitOfZero && query.limit == 0 {
+            return Ok(LeasePage::default());
+        }
         let mut page = self.memory.list_leases(query).await?;
         match self.fault {
             ListsNoSessions => page.leases.iter_mut().for_each(|status| status.session_count = 0),
