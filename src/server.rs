@@ -7,37 +7,16 @@
 //! This one keeps its sessions in memory and listens on free ports, as a test would:
 //!
 //! ```no_run
-//! use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
-//! use sessiond::{
-//!     server::{ConnectionOptions, Server, ServerConfig, StorageWait},
-//!     service::ServiceOptions,
-//!     storage::{StorageOptions, StorageUrl},
-//!     subject::SubjectOptions,
-//! };
+//! use std::net::SocketAddr;
+//! use sessiond::{server::{Server, ServerConfig}, storage::StorageUrl};
 //!
 //! #[tokio::main(flavor = "current_thread")]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     let free_port = SocketAddr::from(([127, 0, 0, 1], 0));
-//!     let server = Server::bind(ServerConfig {
-//!         listen: free_port.into(),
-//!         admin_listen: free_port.into(),
-//!         tls: None,
-//!         access_file: None,
-//!         rate_limit: None,
-//!         storage: StorageUrl::Memory.into(),
-//!         storage_wait: StorageWait::AtMost(Duration::ZERO),
-//!         workers: NonZeroUsize::MIN,
-//!         subject: SubjectOptions::default(),
-//!         max_sessions: 1_000_000,
-//!         max_leases: 1000,
-//!         outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
-//!         max_connections: 1000,
-//!         connections: ConnectionOptions::default(),
-//!         calls: ServiceOptions::default(),
-//!         tracer: None,
-//!         drain_timeout: Duration::from_secs(10),
-//!     })
-//!     .await?;
+//!     let mut config = ServerConfig::new(StorageUrl::Memory);
+//!     config.listen = free_port.into();
+//!     config.admin_listen = free_port.into();
+//!     let server = Server::bind(config).await?;
 //!     println!("gRPC is at {}, metrics are at http://{}/metrics", server.address()?, server.admin_addr());
 //!     server.run(async { drop(tokio::signal::ctrl_c().await) }).await?;
 //!     Ok(())
@@ -58,7 +37,7 @@ mod standard;
 mod tests;
 mod wire;
 
-use std::{io, net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use tokio::{
     net::TcpListener,
@@ -71,7 +50,7 @@ use tokio_rustls::rustls;
 use crate::{
     access::{AccessList, AccessListError},
     service::{CallTracer, Service, ServiceOptions},
-    storage::{OpenError, StorageError},
+    storage::{OpenError, StorageError, StorageOptions},
     subject::{SessionSubject, SubjectOptions},
     vital::Vitals,
 };
@@ -133,6 +112,36 @@ pub struct ServerConfig {
     pub tracer: Option<Arc<dyn CallTracer>>,
     /// How long a drain may take. Calls and streams that are still open then are cut off.
     pub drain_timeout: Duration,
+}
+
+impl ServerConfig {
+    /// Creates the configuration that `sessiond serve` has without flags, for this storage: gRPC on 127.0.0.1:50051, the
+    /// admin port on 127.0.0.1:9090, no TLS, no access control, and as many workers as cores.
+    #[must_use]
+    pub fn new(storage: impl Into<StorageSource>) -> Self {
+        let storage = storage.into();
+        let StorageOptions { retain_events, max_sessions, max_leases, outage_grace } = StorageOptions::default();
+        let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        Self {
+            listen: local(50051).into(),
+            admin_listen: local(9090).into(),
+            tls: None,
+            access_file: None,
+            rate_limit: None,
+            storage_wait: StorageWait::default_for(&storage),
+            storage,
+            workers: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            subject: SubjectOptions { retain_events, ..SubjectOptions::default() },
+            max_sessions,
+            max_leases,
+            outage_grace,
+            max_connections: 100_000,
+            connections: ConnectionOptions::default(),
+            calls: ServiceOptions::default(),
+            tracer: None,
+            drain_timeout: Duration::from_secs(10),
+        }
+    }
 }
 
 /// One of the two ports of a server.

@@ -12,7 +12,7 @@ use clap::{Args, value_parser};
 use sessiond::{
     server::{
         ConfigFile, ConnectionOptions, Endpoint, ListenAddress, RateLimit, Server, ServerConfig, ServerError,
-        StorageWait, TcpAddress, TlsFiles,
+        StorageSource, StorageWait, TcpAddress, TlsFiles,
     },
     service::ServiceOptions,
     storage::StorageUrl,
@@ -262,14 +262,15 @@ impl ServeArgs {
         // A limit beyond what the machine can address is no limit.
         let bound = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         let defaults = memory::Defaults::of(memory);
+        let storage = StorageSource::from(self.storage.clone());
         ServerConfig {
             listen: self.listen.clone(),
             admin_listen: self.admin_listen.clone(),
             tls: self.tls(),
             access_file: self.access_file.clone(),
             rate_limit: self.rate_limit(),
-            storage: self.storage.clone().into(),
-            storage_wait: self.storage_wait.unwrap_or_else(|| StorageWait::default_for(&self.storage)),
+            storage_wait: self.storage_wait.unwrap_or_else(|| StorageWait::default_for(&storage)),
+            storage,
             workers: self.workers.or(thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN),
             subject: SubjectOptions {
                 retain_events: bound(self.retain_events),

@@ -94,10 +94,10 @@ impl StorageWait {
     /// Returns the default for a storage: forever for Redis, which may start later than the server, and no wait for the
     /// others.
     #[must_use]
-    pub fn default_for(storage: &StorageUrl) -> Self {
+    pub fn default_for(storage: &StorageSource) -> Self {
         match storage {
             #[cfg(feature = "redis")]
-            StorageUrl::Redis(_) => Self::Forever,
+            StorageSource::Url(StorageUrl::Redis(_)) => Self::Forever,
             _ => Self::AtMost(Duration::ZERO),
         }
     }

@@ -124,14 +124,8 @@ pub struct MemoryOptions {
 
 impl Default for MemoryOptions {
     fn default() -> Self {
-        Self {
-            buckets: 4096,
-            partitions: 1,
-            retain_events: 1 << 20,
-            max_sessions: 200_000_000,
-            max_leases: 1_000_000,
-            outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
-        }
+        let StorageOptions { retain_events, max_sessions, max_leases, outage_grace } = StorageOptions::default();
+        Self { buckets: 4096, partitions: 1, retain_events, max_sessions, max_leases, outage_grace }
     }
 }
 

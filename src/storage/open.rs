@@ -52,6 +52,18 @@ impl StorageOptions {
     pub const DEFAULT_OUTAGE_GRACE: Duration = Duration::from_secs(150);
 }
 
+/// The defaults of `sessiond serve`.
+impl Default for StorageOptions {
+    fn default() -> Self {
+        Self {
+            retain_events: 1 << 20,
+            max_sessions: 200_000_000,
+            max_leases: 1_000_000,
+            outage_grace: Self::DEFAULT_OUTAGE_GRACE,
+        }
+    }
+}
+
 impl StorageUrl {
     /// Opens the storage, and logs its progress. A large file takes some seconds.
     ///

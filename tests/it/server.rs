@@ -4,10 +4,9 @@ use std::{net::SocketAddr, num::NonZeroUsize, sync::Arc, thread, time::Duration}
 
 use sessiond::{
     proto::{lease_service_client::LeaseServiceClient, session_service_client::SessionServiceClient},
-    server::{ConnectionOptions, Server, ServerConfig, ServerError, StorageWait},
-    service::ServiceOptions,
-    storage::{StorageOptions, StorageUrl},
-    subject::{SessionSubject, SubjectOptions},
+    server::{Server, ServerConfig, ServerError},
+    storage::StorageUrl,
+    subject::SessionSubject,
 };
 use tokio::{runtime, sync::oneshot};
 use tonic::transport::{Channel, Endpoint};
@@ -23,21 +22,9 @@ pub(crate) fn config() -> ServerConfig {
     ServerConfig {
         listen: any_port.into(),
         admin_listen: any_port.into(),
-        tls: None,
-        access_file: None,
-        rate_limit: None,
-        storage: StorageUrl::Memory.into(),
-        storage_wait: StorageWait::AtMost(Duration::ZERO),
         workers: NonZeroUsize::new(2).unwrap(),
-        subject: SubjectOptions::default(),
-        max_sessions: 200_000_000,
-        max_leases: 1_000_000,
-        outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
-        max_connections: 100_000,
-        connections: ConnectionOptions::default(),
-        calls: ServiceOptions::default(),
-        tracer: None,
         drain_timeout: Duration::from_secs(5),
+        ..ServerConfig::new(StorageUrl::Memory)
     }
 }
 
