@@ -117,7 +117,7 @@ impl RefusalCause {
     pub fn advice(self) -> &'static str {
         match self {
             Self::Unreachable => "check that the store runs and can be reached from the server",
-            Self::ReadOnly => "point --storage at the primary, or make the store writable",
+            Self::ReadOnly => "connect to the primary instead, or make the store writable",
             Self::OutOfMemory => "raise the store's memory limit, or remove data that it does not need",
             Self::TooFewReplicas => "bring the store's replicas back, or require fewer of them",
             Self::NotPersisting => "see the store's log for why it cannot save, and free some space on its disk",

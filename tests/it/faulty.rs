@@ -373,7 +373,7 @@ async fn a_server_is_ready_while_a_storage_of_ones_own_answers() {
     faulty.set_state(UNREACHABLE);
     // Whoever follows the log is told of this change, and asks for the next one.
     faulty.storage.create(&[SessionKey::new(0, 1)], None).await.unwrap();
-    assert_eq!(page_with(server.admin, "/ready", 503).await, "the storage is out of reach\n");
+    assert_eq!(page_with(server.admin, "/ready", 503).await, "the storage is unreachable\n");
     assert!(!is_serving().await);
     assert!(get(server.admin, "/metrics").await.body.contains("\nsessiond_storage_up 0\n"));
 

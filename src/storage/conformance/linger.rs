@@ -10,10 +10,10 @@ use tokio::{
 use super::{
     StorageFactory,
     audit::{all_gone_by, audit_settled, lease_count_becomes},
-    expiry::{CLOCK_GRAIN, SOON},
+    expiry::{ATTEMPTS, CLOCK_GRAIN, SOON, in_time},
     registry::{LONG_TTL, Registry, TTL, Tasks, count_true, expect_lingers, key, keys, unless_gone, yield_randomly},
     tail::Tail,
-    violation::{Outcome, ensure, ensure_eq},
+    violation::{Outcome, broken, ensure, ensure_eq},
 };
 use crate::{
     session::{DestroyReason, LeaseId, SessionKey},
@@ -86,6 +86,10 @@ pub(super) async fn lingering_lease_protects_nothing(factory: &dyn StorageFactor
 }
 
 pub(super) async fn lingering_lease_ends_after_its_linger(factory: &dyn StorageFactory) -> Outcome {
+    in_time!(ends_after_its_linger(factory))
+}
+
+async fn ends_after_its_linger(factory: &dyn StorageFactory) -> Outcome<Option<()>> {
     let registry = Registry::open(factory).await?;
     let _expiring = registry.expire_leases();
     // The ttl of the second lease ends before its linger.
@@ -96,18 +100,18 @@ pub(super) async fn lingering_lease_ends_after_its_linger(factory: &dyn StorageF
         let lease = registry.grant(ttl).await?;
         if unless_gone(registry.storage().create(&own, Some(lease)).await, lease)?.is_none() {
             // The machine stalled for the whole ttl.
-            continue;
+            return Ok(None);
         }
         let asked = Instant::now();
         match unless_gone(registry.storage().revoke_lease_with(lease, linger).await, lease)? {
             Some(destroyed) => ensure_eq!(destroyed, 0, Leased, "sessions destroyed by a revoke with a linger"),
-            None => continue,
+            None => return Ok(None),
         }
         let lingering_since = Instant::now();
         let moved = registry.create(&own[..10], Some(taker)).await?;
         if asked.elapsed() >= linger {
             // The machine stalled, and the lease may have ended before its sessions moved.
-            continue;
+            return Ok(None);
         }
         ensure_eq!(count_true(&moved), 0, Leased, "sessions created that were under a lingering lease");
         // Only the sessions that did not move must end.
@@ -127,10 +131,14 @@ pub(super) async fn lingering_lease_ends_after_its_linger(factory: &dyn StorageF
         ensure!(gone.is_none(), Leased, "a lease was revoked after its linger");
     }
     audit_settled(&registry).await?;
-    Ok(())
+    Ok(Some(()))
 }
 
 pub(super) async fn second_revoke_only_brings_the_end_forward(factory: &dyn StorageFactory) -> Outcome {
+    in_time!(second_revoke_brings_the_end_forward(factory))
+}
+
+async fn second_revoke_brings_the_end_forward(factory: &dyn StorageFactory) -> Outcome<Option<()>> {
     let registry = Registry::open(factory).await?;
     let _expiring = registry.expire_leases();
     let leases = [registry.grant(LONG_TTL).await?, registry.grant(LONG_TTL).await?, registry.grant(LONG_TTL).await?];
@@ -139,8 +147,14 @@ pub(super) async fn second_revoke_only_brings_the_end_forward(factory: &dyn Stor
     }
     registry.linger(leases[0], MAX_LINGER).await?;
     registry.linger(leases[0], LINGER).await?;
+    let asked = Instant::now();
     registry.linger(leases[1], LINGER).await?;
-    registry.linger(leases[1], MAX_LINGER).await?;
+    let second = registry.storage().revoke_lease_with(leases[1], MAX_LINGER).await;
+    if unless_gone(second, leases[1])?.is_none() {
+        let age = asked.elapsed();
+        ensure!(age + CLOCK_GRAIN >= LINGER, Leased, "a lease with a linger of {LINGER:?} was gone after {age:?}");
+        return Ok(None);
+    }
     registry.linger(leases[2], MAX_LINGER).await?;
     let deadline = Instant::now() + LINGER + SOON + registry.slack;
     ensure_eq!(registry.revoke(leases[2]).await?, 10, Leased, "sessions destroyed by a revoke of a lingering lease");
@@ -149,7 +163,7 @@ pub(super) async fn second_revoke_only_brings_the_end_forward(factory: &dyn Stor
     all_gone_by(&registry, &own, deadline).await?;
     let replay = audit_settled(&registry).await?;
     ensure_eq!(replay.all_destroyed(DestroyReason::LeaseRevoked), 30, Leased, "sessions of leases that lingered");
-    Ok(())
+    Ok(Some(()))
 }
 
 pub(super) async fn creates_racing_a_linger_stop_at_its_start(factory: &dyn StorageFactory) -> Outcome {
