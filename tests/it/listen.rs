@@ -124,5 +124,5 @@ async fn a_unix_socket_with_tls_is_refused() {
     let tls = ["--tls-cert", text(&certificate.cert), "--tls-key", text(&certificate.key)];
     let (code, error) = fails(&[&["--listen", &url], &tls[..]].concat()).await;
     assert_eq!(code, Some(2), "{error}");
-    assert!(error.contains("leave out --tls-cert"), "{error}");
+    assert!(error.contains("see --tls-cert"), "{error}");
 }
