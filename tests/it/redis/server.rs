@@ -238,13 +238,12 @@ impl RedisServer {
     /// Runs a command over a new connection.
     pub(crate) fn ask<T: FromRedisValue>(&self, command: &Cmd) -> redis::RedisResult<T> {
         let client = Client::open(("127.0.0.1", self.port))?;
-        let mut connection = client.get_connection_with_timeout(PATIENCE)?;
-        // A signal to this process may interrupt the connection's read.
         loop {
-            match command.query(&mut connection) {
-                Err(error) if error.to_string().contains("Interrupted system call") => {
-                    connection = client.get_connection_with_timeout(PATIENCE)?;
-                }
+            let result =
+                client.get_connection_with_timeout(PATIENCE).and_then(|mut connection| command.query(&mut connection));
+            match result {
+                // A signal, such as that of a child's end, interrupts reads that have a timeout.
+                Err(error) if error.to_string().contains("Interrupted system call") => {}
                 result => return result,
             }
         }
