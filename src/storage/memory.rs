@@ -464,7 +464,7 @@ impl SessionStorage for MemoryStorage {
 
     async fn list_leases(&self, query: &LeaseQuery) -> Result<LeasePage, StorageError> {
         let page = self.leases.list(query);
-        self.durable(self.leases.newest_end()).await.map_err(unreadable)?;
+        self.durable(self.leases.newest_change()).await.map_err(unreadable)?;
         Ok(page)
     }
 

@@ -94,6 +94,8 @@ struct Table {
     ended: Vec<Ended>,
     /// Ended leases whose end a crash may still undo.
     undoable: Undoable,
+    /// The newest record of a lease that was granted, lingers or has ended.
+    newest_change: Lsn,
     free: Vec<LeaseSlot>,
     /// The number of slots, including free ones.
     slots: LeaseSlot,
@@ -140,8 +142,8 @@ impl Leases {
     }
 
     /// Returns the record that must be durable before a list of leases may be reported.
-    pub(super) fn newest_end(&self) -> Lsn {
-        self.table.lock().undoable.newest()
+    pub(super) fn newest_change(&self) -> Lsn {
+        self.table.lock().newest_change
     }
 
     /// Logs the expiries that no crash can undo any more. Returns whether others remain.
@@ -176,7 +178,7 @@ impl Leases {
             }
         };
         let deadline = table.insert(&self.slots, id, ttl, owner);
-        self.record(Record::LeaseGranted { lease: id, ttl, owner });
+        table.newest_change = self.record(Record::LeaseGranted { lease: id, ttl, owner });
         let is_next = table.deadlines.first() == Some(&(deadline, id));
         if is_next {
             self.changed.notify_one();
@@ -262,7 +264,8 @@ impl Leases {
         if table.linger(&self.slots, id, until) {
             let lease = &table.live[&id].lease;
             let lingers_until = WallTime::of(until);
-            self.record(Record::LeaseLingers { lease: id, ttl: lease.ttl, owner: &lease.owner, lingers_until });
+            table.newest_change =
+                self.record(Record::LeaseLingers { lease: id, ttl: lease.ttl, owner: &lease.owner, lingers_until });
             self.changed.notify_one();
         }
         Ok(())
@@ -354,6 +357,7 @@ impl Leases {
     fn end(&self, table: &mut Table, id: LeaseId, reason: DestroyReason) -> Option<Ended> {
         let lease = table.end(&self.slots, id)?;
         let lsn = self.record(Record::LeaseEnded { lease: id, reason });
+        table.newest_change = lsn;
         if reason == DestroyReason::LeaseExpired || !self.is_durable(lsn) {
             table.undoable.add(lsn, Ended { lease: Arc::clone(&lease), reason });
         }

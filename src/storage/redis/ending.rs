@@ -89,11 +89,6 @@ pub(super) fn too_slow() -> Fault {
     Fault::unsent("Redis was too slow to revoke the lease in time; the lease lives on")
 }
 
-/// Returns a random number that identifies a mark, a closing or a look. Scripts take it as decimal digits.
-pub(super) fn random_number() -> u64 {
-    random_u64()
-}
-
 impl Registry {
     /// Starts a call of a script that ends leases.
     pub(super) fn ending_call(&self, script: &Script) -> Call {
@@ -157,7 +152,7 @@ impl Registry {
             .with_identity(|identity| async move {
                 let birth = &identity.birth;
                 let closed = self.each_partition(|partition| async move {
-                    let number = random_number();
+                    let number = random_u64();
                     let closed = partition.run::<Vec<u64>>(DURABLE, |_| {
                         let call = self.call(&self.scripts.lease_close, &partition, &["attached", "closed", "held"], 0);
                         call.arg(birth).arg(number).arg(kinds).arg(leases)

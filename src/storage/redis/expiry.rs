@@ -11,12 +11,8 @@ use parking_lot::Mutex;
 use redis::{FromRedisValue, ParsingError, Value};
 use tokio::time::{Instant, sleep};
 
-use super::{
-    ending::{Ending, random_number},
-    fault::Fault,
-    partition::DURABLE,
-    registry::Registry,
-};
+use super::{ending::Ending, fault::Fault, partition::DURABLE, registry::Registry};
+use crate::random::random_u64;
 
 /// The duration of a replica's claim on a lease that it ends or sweeps. If the replica does not renew its claim,
 /// another replica takes over.
@@ -162,7 +158,7 @@ impl Registry {
                 let number = own.map(|own| own.number.to_string()).unwrap_or_default();
                 let call = self.ending_call(&self.scripts.lease_look).arg(&identity.birth).arg(most).arg(room);
                 let call = call.arg(ms(CLAIM)).arg(ms(OUTAGE)).arg(ms(self.options.outage_grace));
-                let call = call.arg(ms(BEYOND_OUTAGE)).arg(random_number()).arg(number);
+                let call = call.arg(ms(BEYOND_OUTAGE)).arg(random_u64()).arg(number);
                 call.arg(own.map_or(0, |own| ms(own.answered.elapsed())))
                     .arg(own.map_or(0, |own| ms(own.sent.elapsed()) + 1))
                     .arg(until)

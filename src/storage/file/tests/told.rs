@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     session::{LeaseId, SessionKey},
-    storage::{SessionStorage, StorageError, file::FileStorage},
+    storage::{LeaseQuery, SessionStorage, StorageError, file::FileStorage},
 };
 
 const TTL: Duration = Duration::from_secs(1);
@@ -99,6 +99,28 @@ async fn end_of_a_revoked_lease_is_not_reported_before_it_is_on_disk() {
 async fn end_of_an_expired_lease_is_not_reported_before_it_is_on_disk() {
     for call in CALLS {
         call.fails_after(expire).await;
+    }
+}
+
+#[tokio::test]
+async fn list_of_leases_reports_no_change_before_it_is_on_disk() {
+    type Change = fn(&FileStorage, LeaseId);
+    let changes: [(&str, Change); 3] = [
+        ("grant", |storage, _| assert!(storage.grant_lease(TTL, "another").now_or_never().is_none())),
+        ("linger", |storage, lease| assert!(storage.revoke_lease_with(lease, TTL * 60).now_or_never().is_none())),
+        ("end", |storage, lease| assert!(storage.revoke_lease(lease).now_or_never().is_none())),
+    ];
+    let all = LeaseQuery { after: None, limit: 10, owner: None, lease_ids: Vec::new() };
+    for (name, change) in changes {
+        let disk = Sim::default();
+        let storage = open(&disk, 10_000).await;
+        let lease = storage.grant_lease(TTL * 60, "gateway").await.unwrap();
+        assert_eq!(storage.list_leases(&all).await.unwrap().leases.len(), 1);
+        disk.set_fault(Some(Fault::Stalled));
+        pause();
+        change(&storage, lease);
+        assert_not_acknowledged(storage.list_leases(&all).await, name);
+        resume();
     }
 }
 

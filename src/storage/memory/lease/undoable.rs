@@ -24,11 +24,6 @@ impl Undoable {
         self.records.get(&id).copied().unwrap_or_default()
     }
 
-    /// Returns the record of the newest end.
-    pub(super) fn newest(&self) -> Lsn {
-        self.ends.back().map_or(Lsn(0), |(lsn, _)| *lsn)
-    }
-
     /// Removes and returns the leases whose end is durable.
     pub(super) fn take_durable(&mut self, is_durable: impl Fn(Lsn) -> bool) -> Vec<Ended> {
         let count = self.ends.partition_point(|(lsn, _)| is_durable(*lsn));
