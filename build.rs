@@ -22,6 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_client(has_feature("CLIENT"))
         .build_server(has_feature("SERVER"))
+        .codec_path("crate::codec::SmallBuffers")
         .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

@@ -206,6 +206,8 @@ mod backoff;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(any(feature = "client", feature = "server"))]
+mod codec;
+#[cfg(any(feature = "client", feature = "server"))]
 mod duration;
 #[cfg(feature = "subject")]
 mod histogram;

@@ -35,6 +35,7 @@ mod error;
 mod lease;
 mod lookup;
 mod message;
+mod method;
 mod response;
 mod stats;
 mod subscribe;
@@ -42,20 +43,26 @@ mod trace;
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::stream;
+use tonic::{Request, Response, Status};
+
 use crate::{
     proto::{
         self, BatchCreateSessionsRequest, BatchCreateSessionsResponse, BatchDestroySessionsRequest,
-        BatchDestroySessionsResponse, BatchHasSessionsRequest, BatchHasSessionsResponse, CreateSessionRequest,
-        CreateSessionResponse, DestroySessionRequest, DestroySessionResponse, HasSessionRequest, HasSessionResponse,
+        BatchDestroySessionsResponse, BatchHasSessionsRequest, BatchHasSessionsResponse, BatchLookupSessionsRequest,
+        BatchLookupSessionsResponse, CreateSessionRequest, CreateSessionResponse, DestroySessionRequest,
+        DestroySessionResponse, HasSessionRequest, HasSessionResponse, LookupSessionRequest, LookupSessionResponse,
+        SubscribeRequest, SubscribeResponse, session_service_server::SessionService,
     },
     session::{LeaseId, MAX_BATCH, SessionKey},
     storage::{Answers, CreateOptions, Creation, Place, StorageError, Takeover},
-    subject::SessionSubject,
+    subject::{SessionSubject, Start},
 };
 
 use self::{
     convert::{session_key, session_keys},
     lookup::HOLDER_TRIES,
+    subscribe::ObserverBody,
 };
 
 pub use self::{
@@ -66,7 +73,7 @@ pub use self::{
     trace::{CallSpan, CallTracer, TracedCall},
 };
 pub(crate) use self::{
-    dispatch::{PATH, is_unary},
+    method::Method,
     stats::{Begun, CallStats, MethodStats, Shard},
 };
 
@@ -94,94 +101,138 @@ impl Default for ServiceOptions {
     }
 }
 
-/// Implements the calls of both services, from request message to response message.
+/// Implements both services.
 #[derive(Clone, Debug)]
 struct Calls {
-    shared: Arc<Shared>,
-}
-
-/// The state that all calls share, behind one reference count.
-#[derive(Debug)]
-struct Shared {
     subject: Arc<SessionSubject>,
     options: ServiceOptions,
-    limits: message::Limits,
 }
 
 impl Calls {
     fn session_keys(&self, auth_key_ids: &[i64], session_ids: &[i64]) -> Result<Vec<SessionKey>, ServiceError> {
-        session_keys(auth_key_ids, session_ids, self.shared.options.max_batch.min(MAX_BATCH))
+        session_keys(auth_key_ids, session_ids, self.options.max_batch.min(MAX_BATCH))
+    }
+}
+
+#[tonic::async_trait]
+impl SessionService for Calls {
+    async fn has_session(&self, request: Request<HasSessionRequest>) -> Result<Response<HasSessionResponse>, Status> {
+        let HasSessionRequest { session_id, auth_key_id } = request.into_inner();
+        let exists = *first(&self.subject.has(&[session_key(auth_key_id, session_id)?]).await?)?;
+        Ok(Response::new(HasSessionResponse { exists }))
     }
 
-    async fn has(self, request: HasSessionRequest) -> Result<HasSessionResponse, ServiceError> {
-        let session = session_key(request.auth_key_id, request.session_id)?;
-        let exists = *first(&self.shared.subject.has(&[session]).await?)?;
-        Ok(HasSessionResponse { exists })
+    async fn lookup_session(
+        &self,
+        request: Request<LookupSessionRequest>,
+    ) -> Result<Response<LookupSessionResponse>, Status> {
+        let LookupSessionRequest { session_id, auth_key_id } = request.into_inner();
+        Ok(Response::new(self.lookup(session_key(auth_key_id, session_id)?).await?))
     }
 
-    async fn create(self, request: CreateSessionRequest) -> Result<CreateSessionResponse, ServiceError> {
+    async fn create_session(
+        &self,
+        request: Request<CreateSessionRequest>,
+    ) -> Result<Response<CreateSessionResponse>, Status> {
+        let request = request.into_inner();
         let session = session_key(request.auth_key_id, request.session_id)?;
         let options = create_options(request.lease_id, request.only_from_lease_id)?;
         let mut tries = HOLDER_TRIES;
         loop {
             let (Creation { created, lease }, place) = {
-                let answers = self.shared.subject.create_with(&[session], options).await.map_err(create_error)?;
+                let answers = self.subject.create_with(&[session], options).await.map_err(create_error)?;
                 let place = if request.with_place { answers.places.first().map(convert::place) } else { None };
                 (*first(&answers.sessions)?, place)
             };
             let Some(other) = lease.filter(|lease| options.lease != Some(*lease)) else {
-                return Ok(CreateSessionResponse { created, lease: None, place });
+                return Ok(Response::new(CreateSessionResponse { created, lease: None, place }));
             };
-            // Boxed: this path is rare, and inlined it would make the future of every call larger.
-            let holder = Box::pin(self.holder(other)).await?;
+            let holder = self.holder(other).await?;
             tries -= 1;
             // If that lease has ended meanwhile, it no longer holds the session, so the call is made again. A response
             // without a lease would mean that the caller's lease holds the session.
             if holder.is_some() || tries == 0 {
                 let holder = holder.unwrap_or(proto::Lease { lease_id: other.number(), owner: String::new() });
-                return Ok(CreateSessionResponse { created, lease: Some(holder), place });
+                return Ok(Response::new(CreateSessionResponse { created, lease: Some(holder), place }));
             }
         }
     }
 
-    async fn destroy(self, request: DestroySessionRequest) -> Result<DestroySessionResponse, ServiceError> {
+    async fn destroy_session(
+        &self,
+        request: Request<DestroySessionRequest>,
+    ) -> Result<Response<DestroySessionResponse>, Status> {
+        let request = request.into_inner();
         let session = session_key(request.auth_key_id, request.session_id)?;
         let lease = LeaseId::from_number(request.lease_id);
-        let Answers { sessions, places } = self.shared.subject.destroy_with(&[session], lease).await?;
+        let Answers { sessions, places } = self.subject.destroy_with(&[session], lease).await?;
         let place = if request.with_place { places.first().map(convert::place) } else { None };
-        Ok(DestroySessionResponse { destroyed: *first(&sessions)?, place })
+        Ok(Response::new(DestroySessionResponse { destroyed: *first(&sessions)?, place }))
     }
 
-    async fn batch_has(self, request: BatchHasSessionsRequest) -> Result<BatchHasSessionsResponse, ServiceError> {
-        let sessions = self.session_keys(&request.auth_key_ids, &request.session_ids)?;
-        let exists = self.shared.subject.has(&sessions).await?;
-        Ok(BatchHasSessionsResponse { exists })
+    async fn batch_has_sessions(
+        &self,
+        request: Request<BatchHasSessionsRequest>,
+    ) -> Result<Response<BatchHasSessionsResponse>, Status> {
+        let BatchHasSessionsRequest { session_ids, auth_key_ids } = request.into_inner();
+        let sessions = self.session_keys(&auth_key_ids, &session_ids)?;
+        let exists = self.subject.has(&sessions).await?;
+        Ok(Response::new(BatchHasSessionsResponse { exists }))
     }
 
-    async fn batch_create(
-        self,
-        request: BatchCreateSessionsRequest,
-    ) -> Result<BatchCreateSessionsResponse, ServiceError> {
+    async fn batch_lookup_sessions(
+        &self,
+        request: Request<BatchLookupSessionsRequest>,
+    ) -> Result<Response<BatchLookupSessionsResponse>, Status> {
+        let BatchLookupSessionsRequest { session_ids, auth_key_ids } = request.into_inner();
+        let sessions = self.session_keys(&auth_key_ids, &session_ids)?;
+        let found = self.subject.lookup(&sessions).await?;
+        Ok(Response::new(BatchLookupSessionsResponse {
+            exists: found.iter().map(|found| found.exists).collect(),
+            lease_ids: found.iter().map(|found| convert::lease_number(found.lease)).collect(),
+        }))
+    }
+
+    async fn batch_create_sessions(
+        &self,
+        request: Request<BatchCreateSessionsRequest>,
+    ) -> Result<Response<BatchCreateSessionsResponse>, Status> {
+        let request = request.into_inner();
         let sessions = self.session_keys(&request.auth_key_ids, &request.session_ids)?;
         let options = create_options(request.lease_id, request.only_from_lease_id)?;
-        let answers = self.shared.subject.create_with(&sessions, options).await.map_err(create_error)?;
+        let answers = self.subject.create_with(&sessions, options).await.map_err(create_error)?;
         let Answers { sessions, places } = answers;
         let lease_ids = match request.only_from_lease_id {
             Some(_) => sessions.iter().map(|creation| convert::lease_number(creation.lease)).collect(),
             None => Vec::new(),
         };
         let created = sessions.into_iter().map(|creation| creation.created).collect();
-        Ok(BatchCreateSessionsResponse { created, lease_ids, places: places_if(request.with_place, &places) })
+        let places = places_if(request.with_place, &places);
+        Ok(Response::new(BatchCreateSessionsResponse { created, lease_ids, places }))
     }
 
-    async fn batch_destroy(
-        self,
-        request: BatchDestroySessionsRequest,
-    ) -> Result<BatchDestroySessionsResponse, ServiceError> {
+    async fn batch_destroy_sessions(
+        &self,
+        request: Request<BatchDestroySessionsRequest>,
+    ) -> Result<Response<BatchDestroySessionsResponse>, Status> {
+        let request = request.into_inner();
         let sessions = self.session_keys(&request.auth_key_ids, &request.session_ids)?;
         let lease = LeaseId::from_number(request.lease_id);
-        let Answers { sessions, places } = self.shared.subject.destroy_with(&sessions, lease).await?;
-        Ok(BatchDestroySessionsResponse { destroyed: sessions, places: places_if(request.with_place, &places) })
+        let Answers { sessions: destroyed, places } = self.subject.destroy_with(&sessions, lease).await?;
+        let places = places_if(request.with_place, &places);
+        Ok(Response::new(BatchDestroySessionsResponse { destroyed, places }))
+    }
+
+    /// Always empty: the stream is sent by [`ObserverBody`], which shares the encoded events between observers.
+    type SubscribeStream = stream::Empty<Result<SubscribeResponse, Status>>;
+
+    async fn subscribe(&self, request: Request<SubscribeRequest>) -> Result<Response<Self::SubscribeStream>, Status> {
+        let request = request.into_inner();
+        let heartbeat = convert::heartbeat(request.heartbeat)?;
+        let options = convert::observe_options(request, self.subject.max_filter_ids())?;
+        let resumes = matches!(options.start, Start::After(_));
+        let observer = self.subject.observe(options).await.map_err(ServiceError::from)?;
+        Ok(ObserverBody::new(observer, heartbeat, resumes).in_place_of(stream::empty()))
     }
 }
 

@@ -43,6 +43,8 @@ pub(crate) async fn run(report: &mut Report) {
         report.part(&format!("HasSession, {name} in flight"), &columns);
         let mut servers = vec![
             ("sessiond", peers::sessiond(&[])),
+            ("tonic's generated service, a runtime a core", peers::direct_tonic()),
+            ("the same with tonic's server and router", peers::routed_tonic()),
             ("stock tonic, no-op", peers::stock_tonic()),
             ("bare h2, no-op", peers::bare_h2()),
         ];

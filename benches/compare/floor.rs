@@ -15,24 +15,37 @@ use super::wire;
 /// The size of 1,000 events of sessiond, including a frame header.
 pub(crate) const PUBLICATION: usize = 13_040;
 
-/// Accepts connections forever, and serves each on one of as many worker threads as there are cores.
-fn accept_on_workers<F>(listener: TcpListener, serve: impl Fn(TcpStream) -> F + Clone + Send + 'static)
+/// Accepts connections forever, and spreads them evenly over as many worker threads as there are cores.
+pub(crate) fn accept_on_workers<F>(listener: TcpListener, serve: impl Fn(TcpStream) -> F + Clone + Send + 'static)
 where
     F: Future<Output = ()> + Send + 'static,
+{
+    spread_over_workers(listener, move |mut connections| {
+        let serve = serve.clone();
+        async move {
+            while let Some(stream) = connections.recv().await {
+                tokio::spawn(serve(TcpStream::from_std(stream).unwrap()));
+            }
+        }
+    });
+}
+
+/// Accepts connections forever, and sends each to one of as many workers as there are cores.
+pub(crate) fn spread_over_workers<F>(
+    listener: TcpListener,
+    work: impl Fn(mpsc::Receiver<std::net::TcpStream>) -> F + Clone + Send + 'static,
+) where
+    F: Future<Output = ()>,
 {
     let workers = std::thread::available_parallelism().unwrap().get();
     let mut inlets = Vec::new();
     for _ in 0..workers {
-        let (inlet, mut connections) = mpsc::channel::<std::net::TcpStream>(64);
+        let (inlet, connections) = mpsc::channel(64);
         inlets.push(inlet);
-        let serve = serve.clone();
+        let work = work.clone();
         std::thread::spawn(move || {
             let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                while let Some(stream) = connections.recv().await {
-                    tokio::spawn(serve(TcpStream::from_std(stream).unwrap()));
-                }
-            });
+            runtime.block_on(async { work(connections).await });
         });
     }
     runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {

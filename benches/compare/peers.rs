@@ -10,7 +10,7 @@ use std::{
 use sessiond::proto::{GrantLeaseRequest, lease_service_client::LeaseServiceClient};
 
 use super::{
-    floor, ping,
+    floor, generated,
     process::{Server, free_port},
 };
 
@@ -81,6 +81,18 @@ pub(crate) fn stock_tonic() -> Server {
     own("stock")
 }
 
+/// Starts tonic's generated service behind tonic's server and router, with a current-thread runtime per core. Looks sessions
+/// up in a memory storage.
+pub(crate) fn routed_tonic() -> Server {
+    own("routed")
+}
+
+/// Starts tonic's generated service on hyper alone, with a current-thread runtime per core. Looks sessions up in a memory
+/// storage.
+pub(crate) fn direct_tonic() -> Server {
+    own("direct")
+}
+
 /// Starts a server on the h2 crate alone, with a current-thread runtime per core. Shows what HTTP/2 costs in Rust.
 pub(crate) fn bare_h2() -> Server {
     own("bare")
@@ -107,18 +119,11 @@ pub(crate) fn serve(peer: &str, port: u16) {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
     listener.set_nonblocking(true).unwrap();
     match peer {
-        "stock" => serve_stock(listener),
+        "stock" => generated::serve_stock(listener),
+        "routed" => generated::serve_routed(listener),
+        "direct" => generated::serve_direct(listener),
         "bare" => floor::serve_h2(listener),
         "calls" => floor::serve_blindly(listener),
         _ => floor::serve_fan_out(listener),
     }
-}
-
-fn serve_stock(listener: TcpListener) {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(async {
-        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-        let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
-        let service = ping::server();
-        tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
-    });
 }

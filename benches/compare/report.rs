@@ -106,5 +106,6 @@ What the peers guarantee, and what they do not:
   change are two steps.
 - etcd has all of these, by revision. It is also durable and replicated, which the memory storage is not.
 - The stock tonic server and the bare h2 server do nothing. They answer each call with the same bytes, and show what
-  gRPC and HTTP/2 cost in Rust.
+  gRPC and HTTP/2 cost in Rust. The other tonic servers look each session up in a memory storage, on a current-thread
+  runtime per core. They have no limits, no metrics and no access control.
 ";

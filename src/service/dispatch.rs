@@ -1,44 +1,36 @@
-//! Dispatches requests to calls by their path.
+//! Checks requests and passes them to tonic's generated services.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{Method, Request, Response, StatusCode, Uri, header::CONTENT_TYPE, request::Parts};
+use http::{Request, Response, StatusCode, Uri, header::CONTENT_TYPE, request::Parts};
 use http_body::Body;
-use prost::Message;
+use http_body_util::Full;
+use tonic::codegen::Service as _;
 
-use super::{
-    Calls, ServiceOptions, Shared, convert, deadline, message, response::ResponseBody, stats::METHODS,
-    subscribe::ObserverBody,
-};
+use super::{Calls, ServiceOptions, deadline, message, method::Method, response::ResponseBody};
 use crate::{
-    proto::SubscribeRequest,
+    proto::{lease_service_server::LeaseServiceServer, session_service_server::SessionServiceServer},
     service::ServiceError,
-    subject::{SessionSubject, Start},
+    subject::SessionSubject,
 };
-
-/// The path prefix of all services in the package `sessiond.v1`.
-pub(crate) const PATH: &str = "/sessiond.v1.";
-
-/// The same prefix without the slash, as the names in [`METHODS`] have it.
-const PACKAGE: &str = "sessiond.v1.";
-
-/// Returns whether a call to this path is unary: answered with one message.
-pub(crate) fn is_unary(path: &str) -> bool {
-    path.strip_prefix(PATH).is_some_and(|method| method != "SessionService/Subscribe")
-}
 
 /// The gRPC services of a subject, for any HTTP/2 server.
 ///
 /// Start the subject with [`WireEncoder`](super::WireEncoder). Streams send events exactly as the subject's encoder
 /// encoded them, so with any other encoder clients receive wrong messages or none.
-///
-/// Calls are dispatched here instead of by tonic's generated servers and router, which cost more per call:
-/// docs/benchmarks.md compares them.
 #[derive(Clone, Debug)]
 pub struct Service {
-    calls: Calls,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    calls: Arc<Calls>,
+    sessions: SessionServiceServer<Calls>,
+    leases: LeaseServiceServer<Calls>,
+    limits: Arc<message::Limits>,
 }
 
 impl Service {
@@ -46,7 +38,20 @@ impl Service {
     #[must_use]
     pub fn new(subject: Arc<SessionSubject>, options: ServiceOptions) -> Self {
         let limits = message::Limits::new(options.max_message_bytes, options.max_pending_bytes);
-        Self { calls: Calls { shared: Arc::new(Shared { subject, options, limits }) } }
+        Self::of(Calls { subject, options }, Arc::new(limits))
+    }
+
+    fn of(calls: Calls, limits: Arc<message::Limits>) -> Self {
+        let calls = Arc::new(calls);
+        let sessions = SessionServiceServer::from_arc(Arc::clone(&calls));
+        let leases = LeaseServiceServer::from_arc(Arc::clone(&calls));
+        Self { shared: Arc::new(Shared { calls, sessions, leases, limits }) }
+    }
+
+    /// Copies the services for one connection. A call changes their reference counts several times, which is slow if other
+    /// threads change the same counts.
+    pub(crate) fn for_connection(&self) -> Self {
+        Self::of(Calls::clone(&self.shared.calls), Arc::clone(&self.shared.limits))
     }
 
     /// Answers one gRPC request. Errors are gRPC responses, too.
@@ -57,12 +62,26 @@ impl Service {
         B: Body<Data = Bytes>,
         B::Error: std::fmt::Display,
     {
-        let limit = self.calls.shared.options.call_timeout;
+        let method = Method::of(request.uri().path());
+        self.call_method(method, request)
+    }
+
+    /// Answers a request whose path has already been looked up.
+    pub(crate) fn call_method<B>(
+        self,
+        method: Option<Method>,
+        request: Request<B>,
+    ) -> impl Future<Output = Response<ResponseBody>>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: std::fmt::Display,
+    {
+        let limit = self.shared.calls.options.call_timeout;
         let is_grpc = is_grpc(&request);
         let (Parts { uri, headers, .. }, body) = request.into_parts();
-        // Calls of one message look for it only when they have to wait.
-        let wish = if is_unary(uri.path()) { None } else { deadline::wish(&headers) };
-        let answer = answer(self.calls, known_method(uri), is_grpc, wish, body);
+        // Unary calls read it only if they have to wait.
+        let wish = if method == Some(Method::SUBSCRIBE) { deadline::wish(&headers) } else { None };
+        let answer = answer(self.shared, method.ok_or(uri), is_grpc, wish, body);
         deadline::within(answer, headers, limit).map(|answer| answer.unwrap_or_else(ResponseBody::error))
     }
 }
@@ -71,8 +90,8 @@ impl Service {
 // lives.
 #[expect(clippy::manual_async_fn, reason = "the future of an async fn holds twice what it was called with")]
 fn answer<B>(
-    calls: Calls,
-    method: Result<&'static str, Uri>,
+    shared: Arc<Shared>,
+    method: Result<Method, Uri>,
     is_grpc: bool,
     wish: Option<Duration>,
     body: B,
@@ -85,86 +104,41 @@ where
         if !is_grpc {
             return Ok(ResponseBody::http(StatusCode::UNSUPPORTED_MEDIA_TYPE));
         }
-        match method {
-            Ok("SessionService/HasSession") => unary(calls, body, Calls::has).await,
-            Ok("SessionService/LookupSession") => unary(calls, body, Calls::lookup).await,
-            Ok("SessionService/CreateSession") => unary(calls, body, Calls::create).await,
-            Ok("SessionService/DestroySession") => unary(calls, body, Calls::destroy).await,
-            // In a box, as is all that is rare or large: the future of every call is as large as the largest of these.
-            Ok("SessionService/BatchHasSessions") => Box::pin(unary(calls, body, Calls::batch_has)).await,
-            Ok("SessionService/BatchLookupSessions") => Box::pin(unary(calls, body, Calls::batch_lookup)).await,
-            Ok("SessionService/BatchCreateSessions") => Box::pin(unary(calls, body, Calls::batch_create)).await,
-            Ok("SessionService/BatchDestroySessions") => Box::pin(unary(calls, body, Calls::batch_destroy)).await,
-            Ok("SessionService/Subscribe") => Box::pin(subscribe(calls, wish, body)).await,
-            Ok("LeaseService/GrantLease") => unary(calls, body, Calls::grant_lease).await,
-            Ok("LeaseService/KeepLeaseAlive") => unary(calls, body, Calls::keep_lease_alive).await,
-            Ok("LeaseService/RevokeLease") => Box::pin(unary(calls, body, Calls::revoke_lease)).await,
-            Ok("LeaseService/ListLeases") => Box::pin(unary(calls, body, Calls::list_leases)).await,
-            Ok(method) => Err(ServiceError::UnknownMethod(method.to_owned())),
-            Err(uri) => Err(ServiceError::UnknownMethod(uri.path().to_owned())),
-        }
+        let method = method.map_err(|uri| ServiceError::UnknownMethod(uri.path().to_owned()))?;
+        let message = message::read(body, &shared.limits).await?;
+        // A new request without the client's headers: a call that waits must not keep them in memory.
+        let mut request = Request::new(Full::new(message));
+        *request.uri_mut() = method.uri();
+        let answer = if method.is_about_leases() {
+            shared.leases.clone().call(request)
+        } else {
+            shared.sessions.clone().call(request)
+        };
+        drop(shared);
+        let Ok(response) = answer.await;
+        let response = ResponseBody::of_generated(response);
+        Ok(match wish {
+            None => response,
+            // Clients end the stream themselves at that time, unless they have vanished.
+            Some(wish) => response.map(|body| {
+                body.until(None, async move {
+                    tokio::time::sleep(wish).await;
+                    ServiceError::DeadlineExceeded
+                })
+            }),
+        })
     }
-}
-
-/// Returns the called method as a static name, so that a waiting call does not hold memory that the client sent.
-fn known_method(uri: Uri) -> Result<&'static str, Uri> {
-    let method = uri.path().strip_prefix(PATH);
-    let mut names = METHODS.iter().filter_map(|name| name.strip_prefix(PACKAGE));
-    names.find(|name| Some(*name) == method).ok_or(uri)
 }
 
 fn is_grpc<B>(request: &Request<B>) -> bool {
     let content_type = request.headers().get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
     // Not application/grpc-web, whose framing differs, nor other message formats such as application/grpc+json.
     let rest = content_type.strip_prefix(b"application/grpc").map(|rest| rest.strip_prefix(b"+proto").unwrap_or(rest));
-    request.method() == Method::POST && matches!(rest, Some([] | [b';' | b' ', ..]))
-}
-
-/// Answers a unary call.
-async fn unary<B, Q, R>(
-    calls: Calls,
-    body: B,
-    call: impl AsyncFnOnce(Calls, Q) -> Result<R, ServiceError>,
-) -> Result<Response<ResponseBody>, ServiceError>
-where
-    B: Body<Data = Bytes>,
-    B::Error: std::fmt::Display,
-    Q: Message + Default,
-    R: Message,
-{
-    let request = message::read(body, &calls.shared.limits).await?;
-    let response = call(calls, request).await?;
-    Ok(ResponseBody::message(&response))
-}
-
-/// Answers a `Subscribe` call.
-async fn subscribe<B>(calls: Calls, wish: Option<Duration>, body: B) -> Result<Response<ResponseBody>, ServiceError>
-where
-    B: Body<Data = Bytes>,
-    B::Error: std::fmt::Display,
-{
-    let request: SubscribeRequest = message::read(body, &calls.shared.limits).await?;
-    let heartbeat = convert::heartbeat(request.heartbeat)?;
-    let options = convert::observe_options(request, calls.shared.subject.max_filter_ids())?;
-    let resumes = matches!(options.start, Start::After(_));
-    let observer = calls.shared.subject.observe(options).await?;
-    let response = ResponseBody::observer(ObserverBody::new(observer, heartbeat, resumes));
-    Ok(match wish {
-        None => response,
-        // Clients end their streams by themselves then, unless they are gone.
-        Some(wish) => response.map(|body| {
-            body.until(None, async move {
-                tokio::time::sleep(wish).await;
-                ServiceError::DeadlineExceeded
-            })
-        }),
-    })
+    request.method() == http::Method::POST && matches!(rest, Some([] | [b';' | b' ', ..]))
 }
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::Full;
-
     use super::*;
     use crate::{
         service::WireEncoder,
@@ -179,6 +153,6 @@ mod tests {
         let call =
             Service::new(Arc::new(subject), ServiceOptions::default()).call(Request::new(Full::<Bytes>::default()));
         println!("{} bytes", size_of_val(&call));
-        assert!(size_of_val(&call) <= 768, "{} bytes", size_of_val(&call));
+        assert!(size_of_val(&call) <= 640, "{} bytes", size_of_val(&call));
     }
 }

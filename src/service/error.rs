@@ -1,8 +1,8 @@
 //! Turns errors into gRPC statuses, by the table in [`reason`](crate::reason).
 
-use std::{error::Error, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
-use tonic::Status;
+use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
@@ -167,9 +167,39 @@ pub(crate) fn answer(error: ServiceError) -> Answer {
     Answer { status: Status::with_error_details(code, message, details), reason, retry_after }
 }
 
+/// The source of every status that sessiond makes. Metrics count refusals by it.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("{}", .0.name())]
+pub(crate) struct Refused(pub(crate) ErrorReason);
+
+impl Refused {
+    /// Returns the reason of a status that sessiond made.
+    pub(crate) fn of(status: &Status) -> Option<Self> {
+        status.source()?.downcast_ref().copied()
+    }
+}
+
+/// Tells a library that retries by itself how many milliseconds to wait, or not to retry if negative
+/// (<https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback>).
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+
+/// The answer to a call that sent no message before it failed.
 impl From<ServiceError> for Status {
     fn from(error: ServiceError) -> Self {
-        answer(error).status
+        let Answer { mut status, reason, retry_after } = answer(error);
+        let is_exhausted = status.code() == Code::ResourceExhausted;
+        let headers = status.metadata_mut();
+        if let Some(delay) = retry_after {
+            headers.insert(PUSHBACK, (delay.as_millis() as u64).into());
+        } else if is_exhausted {
+            // A service config retries by code, and some limits of this code pass.
+            headers.insert(PUSHBACK, MetadataValue::from_static("-1"));
+        }
+        if reason == ErrorReason::CompressedRequest {
+            headers.insert("grpc-accept-encoding", MetadataValue::from_static("identity"));
+        }
+        status.set_source(Arc::new(Refused(reason)));
+        status
     }
 }
 
@@ -312,8 +342,6 @@ fn retry_delay(error: &ServiceError) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use tonic::Code;
-
     use super::*;
     use crate::{
         access::{Scope, Scopes},

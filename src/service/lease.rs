@@ -2,6 +2,8 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
+use tonic::{Request, Response, Status};
+
 use super::{
     Calls, MAX_BATCH,
     convert::{self, duration_within},
@@ -10,7 +12,7 @@ use crate::{
     duration,
     proto::{
         self, GrantLeaseRequest, GrantLeaseResponse, KeepLeaseAliveRequest, KeepLeaseAliveResponse, ListLeasesRequest,
-        ListLeasesResponse, RevokeLeaseRequest, RevokeLeaseResponse,
+        ListLeasesResponse, RevokeLeaseRequest, RevokeLeaseResponse, lease_service_server::LeaseService,
     },
     service::ServiceError,
     session::LeaseId,
@@ -22,39 +24,42 @@ const LINGER: RangeInclusive<Duration> = Duration::ZERO..=MAX_LINGER;
 const DEFAULT_PAGE: u32 = 1000;
 const MAX_PAGE: u32 = 10_000;
 
-impl Calls {
-    pub(super) async fn grant_lease(self, request: GrantLeaseRequest) -> Result<GrantLeaseResponse, ServiceError> {
-        let GrantLeaseRequest { ttl, owner } = request;
+#[tonic::async_trait]
+impl LeaseService for Calls {
+    async fn grant_lease(&self, request: Request<GrantLeaseRequest>) -> Result<Response<GrantLeaseResponse>, Status> {
+        let GrantLeaseRequest { ttl, owner } = request.into_inner();
         let ttl = ttl.and_then(|ttl| duration_within(ttl, TTL)).ok_or(ServiceError::BadTtl)?;
         if owner.len() > MAX_OWNER_BYTES {
-            return Err(ServiceError::OwnerTooLong(owner.len()));
+            return Err(ServiceError::OwnerTooLong(owner.len()).into());
         }
-        let lease = self.shared.subject.grant_lease(ttl, &owner).await?;
-        Ok(GrantLeaseResponse { lease_id: lease.number(), ttl: Some(duration::to_proto(ttl)) })
+        let lease = self.subject.grant_lease(ttl, &owner).await?;
+        Ok(Response::new(GrantLeaseResponse { lease_id: lease.number(), ttl: Some(duration::to_proto(ttl)) }))
     }
 
-    pub(super) async fn keep_lease_alive(
-        self,
-        request: KeepLeaseAliveRequest,
-    ) -> Result<KeepLeaseAliveResponse, ServiceError> {
-        // Boxed: this call is rare, and inlined it would make the future of every call larger.
-        let ttl = Box::pin(self.shared.subject.keep_lease_alive(named(request.lease_id)?)).await?;
-        Ok(KeepLeaseAliveResponse { ttl: Some(duration::to_proto(ttl)) })
+    async fn keep_lease_alive(
+        &self,
+        request: Request<KeepLeaseAliveRequest>,
+    ) -> Result<Response<KeepLeaseAliveResponse>, Status> {
+        let ttl = self.subject.keep_lease_alive(named(request.into_inner().lease_id)?).await?;
+        Ok(Response::new(KeepLeaseAliveResponse { ttl: Some(duration::to_proto(ttl)) }))
     }
 
-    pub(super) async fn revoke_lease(self, request: RevokeLeaseRequest) -> Result<RevokeLeaseResponse, ServiceError> {
-        let RevokeLeaseRequest { lease_id, linger } = request;
+    async fn revoke_lease(
+        &self,
+        request: Request<RevokeLeaseRequest>,
+    ) -> Result<Response<RevokeLeaseResponse>, Status> {
+        let RevokeLeaseRequest { lease_id, linger } = request.into_inner();
         let linger = linger.map_or(Some(Duration::ZERO), |linger| duration_within(linger, LINGER));
         let linger = linger.ok_or(ServiceError::BadLinger)?;
-        let sessions_destroyed = self.shared.subject.revoke_lease_with(named(lease_id)?, linger).await?;
-        Ok(RevokeLeaseResponse { sessions_destroyed })
+        let sessions_destroyed = self.subject.revoke_lease_with(named(lease_id)?, linger).await?;
+        Ok(Response::new(RevokeLeaseResponse { sessions_destroyed }))
     }
 
-    pub(super) async fn list_leases(self, request: ListLeasesRequest) -> Result<ListLeasesResponse, ServiceError> {
-        let ListLeasesRequest { page_size, page_token, owner, lease_ids } = request;
+    async fn list_leases(&self, request: Request<ListLeasesRequest>) -> Result<Response<ListLeasesResponse>, Status> {
+        let ListLeasesRequest { page_size, page_token, owner, lease_ids } = request.into_inner();
         let (count, limit) = (lease_ids.len(), MAX_BATCH);
         if count > limit {
-            return Err(ServiceError::TooManyLeaseIds { count, limit });
+            return Err(ServiceError::TooManyLeaseIds { count, limit }.into());
         }
         let after = if page_token.is_empty() { None } else { Some(page_after(&page_token)?) };
         let query = LeaseQuery {
@@ -63,11 +68,11 @@ impl Calls {
             owner: (!owner.is_empty()).then_some(owner),
             lease_ids: lease_ids.into_iter().map(convert::lease_to_match).collect(),
         };
-        let LeasePage { leases, next } = self.shared.subject.list_leases(&query).await?;
-        Ok(ListLeasesResponse {
+        let LeasePage { leases, next } = self.subject.list_leases(&query).await?;
+        Ok(Response::new(ListLeasesResponse {
             leases: leases.into_iter().map(status).collect(),
             next_page_token: next.map(page_token_after).unwrap_or_default(),
-        })
+        }))
     }
 }
 

@@ -1,16 +1,10 @@
 //! Implements the calls that look up which lease, and so which gateway, holds a session.
 
-use super::{
-    Calls,
-    convert::{lease_number, session_key},
-    first,
-};
+use super::{Calls, first};
 use crate::{
-    proto::{
-        BatchLookupSessionsRequest, BatchLookupSessionsResponse, Lease, LookupSessionRequest, LookupSessionResponse,
-    },
+    proto::{Lease, LookupSessionResponse},
     service::ServiceError,
-    session::LeaseId,
+    session::{LeaseId, SessionKey},
     storage::Lookup,
 };
 
@@ -19,11 +13,10 @@ use crate::{
 pub(super) const HOLDER_TRIES: u32 = 3;
 
 impl Calls {
-    pub(super) async fn lookup(self, request: LookupSessionRequest) -> Result<LookupSessionResponse, ServiceError> {
-        let session = session_key(request.auth_key_id, request.session_id)?;
+    pub(super) async fn lookup(&self, session: SessionKey) -> Result<LookupSessionResponse, ServiceError> {
         let mut exists = false;
         for _ in 0..HOLDER_TRIES {
-            let found = self.shared.subject.lookup(&[session]).await?;
+            let found = self.subject.lookup(&[session]).await?;
             let Lookup { exists: found, lease } = *first(&found)?;
             exists = found;
             let Some(lease) = lease else { break };
@@ -35,21 +28,9 @@ impl Calls {
         Ok(LookupSessionResponse { exists, lease: None })
     }
 
-    pub(super) async fn batch_lookup(
-        self,
-        request: BatchLookupSessionsRequest,
-    ) -> Result<BatchLookupSessionsResponse, ServiceError> {
-        let sessions = self.session_keys(&request.auth_key_ids, &request.session_ids)?;
-        let found = self.shared.subject.lookup(&sessions).await?;
-        Ok(BatchLookupSessionsResponse {
-            exists: found.iter().map(|found| found.exists).collect(),
-            lease_ids: found.iter().map(|found| lease_number(found.lease)).collect(),
-        })
-    }
-
     /// Returns the lease with its owner, or `None` if the lease has ended.
     pub(super) async fn holder(&self, lease: LeaseId) -> Result<Option<Lease>, ServiceError> {
-        let owner = self.shared.subject.lease_owner(lease).await?;
+        let owner = self.subject.lease_owner(lease).await?;
         Ok(owner.map(|owner| Lease { lease_id: lease.number(), owner: (*owner).to_owned() }))
     }
 }

@@ -6,40 +6,18 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, header::CONTENT_TYPE};
+use http::{HeaderMap, Response};
 use http_body::{Body, Frame};
-use prost::Message;
 use tokio::time::Instant;
-use tonic::{Code, Status};
+use tonic::Status;
 
-use super::{
-    message,
-    stats::{Begun, Refused},
-    subscribe::ObserverBody,
-};
-use crate::{
-    reason::ErrorReason,
-    service::error::{self, Answer, ServiceError},
-};
-
-/// Tells a gRPC library with automatic retries how many milliseconds to wait, or not to retry if negative
-/// (<https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback>).
-const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
-
-const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
-
-const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+use super::{stats::Begun, subscribe::ObserverBody};
+use crate::service::error::{self, Answer, Refused, ServiceError};
 
 /// The body of a response: one message, or a stream of messages, and then the gRPC status.
 pub struct ResponseBody(Kind);
 
 enum Kind {
-    /// One message, then the status.
-    Message(Bytes),
-    /// Only the status OK.
-    Ok,
-    /// Nothing.
-    Empty,
     Observer(Box<ObserverBody>),
     Until(Box<Until>),
     Tonic(tonic::body::Body),
@@ -54,30 +32,20 @@ struct Until {
 }
 
 impl ResponseBody {
-    pub(super) fn message(message: &impl Message) -> Response<Self> {
-        respond(Kind::Message(message::encode(message)))
-    }
-
-    pub(super) fn observer(body: ObserverBody) -> Response<Self> {
-        respond(Kind::Observer(Box::new(body)))
+    /// Converts the response of a generated service.
+    pub(super) fn of_generated(mut response: Response<tonic::body::Body>) -> Response<Self> {
+        if let Some(observer) = ObserverBody::carried_by(response.extensions_mut()) {
+            return response.map(|_| Self(Kind::Observer(observer)));
+        }
+        // sessiond's own statuses have a reason. One without a reason is tonic's, for a request that it cannot decode.
+        if let Some(status) = response.extensions().get::<Status>().filter(|status| Refused::of(status).is_none()) {
+            return Self::error(ServiceError::MalformedRequest(status.message().to_owned()));
+        }
+        response.map(Self::from)
     }
 
     pub(crate) fn error(error: ServiceError) -> Response<Self> {
-        let Answer { status, reason, retry_after } = error::answer(error);
-        let is_exhausted = status.code() == Code::ResourceExhausted;
-        let mut response = status.into_http::<tonic::body::Body>().map(Self::from);
-        response.extensions_mut().insert(Refused(reason));
-        let headers = response.headers_mut();
-        if let Some(delay) = retry_after {
-            headers.insert(PUSHBACK, HeaderValue::from(delay.as_millis() as u64));
-        } else if is_exhausted {
-            // A service config retries by code, and some limits of this code pass.
-            headers.insert(PUSHBACK, HeaderValue::from_static("-1"));
-        }
-        if reason == ErrorReason::CompressedRequest {
-            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        }
-        response
+        Status::from(error).into_http::<tonic::body::Body>().map(Self::from)
     }
 
     /// Returns this body, but ends it with the error that `end` returns. `call` records how the body ends.
@@ -94,13 +62,13 @@ impl ResponseBody {
                 true
             }
             Kind::Until(until) => until.body.retire_at(time),
-            _ => false,
+            Kind::Tonic(_) => false,
         }
     }
 
     /// Returns a plain HTTP response, for a request that is not gRPC.
     pub(super) fn http(status: http::StatusCode) -> Response<Self> {
-        let mut response = Response::new(Self(Kind::Empty));
+        let mut response = Response::new(Self::from(tonic::body::Body::empty()));
         *response.status_mut() = status;
         response
     }
@@ -112,12 +80,6 @@ pub(super) fn trailers(status: &Status) -> HeaderMap {
     // Fails only for a message that no header can hold, and these are ours.
     let _ = status.add_header(&mut trailers);
     trailers
-}
-
-fn respond(kind: Kind) -> Response<ResponseBody> {
-    let mut response = Response::new(ResponseBody(kind));
-    response.headers_mut().insert(CONTENT_TYPE, GRPC);
-    response
 }
 
 impl From<tonic::body::Body> for ResponseBody {
@@ -133,18 +95,6 @@ impl Body for ResponseBody {
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let kind = &mut self.0;
         match kind {
-            Kind::Message(message) => {
-                let message = std::mem::take(message);
-                *kind = Kind::Ok;
-                Poll::Ready(Some(Ok(Frame::data(message))))
-            }
-            Kind::Ok => {
-                *kind = Kind::Empty;
-                let mut trailers = HeaderMap::with_capacity(1);
-                trailers.insert(Status::GRPC_STATUS, const { HeaderValue::from_static("0") });
-                Poll::Ready(Some(Ok(Frame::trailers(trailers))))
-            }
-            Kind::Empty => Poll::Ready(None),
             Kind::Observer(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
             Kind::Until(until) => match until.end.as_mut().poll(context) {
                 Poll::Pending => {
@@ -162,7 +112,7 @@ impl Body for ResponseBody {
                     if let Some(call) = &mut until.call {
                         call.is_refused(reason, &trailers);
                     }
-                    *kind = Kind::Empty;
+                    *kind = Kind::Tonic(tonic::body::Body::empty());
                     Poll::Ready(Some(Ok(Frame::trailers(trailers))))
                 }
             },
@@ -172,10 +122,9 @@ impl Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Kind::Empty => true,
             Kind::Until(until) => until.body.is_end_stream(),
             Kind::Tonic(body) => body.is_end_stream(),
-            _ => false,
+            Kind::Observer(_) => false,
         }
     }
 }

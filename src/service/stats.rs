@@ -12,28 +12,15 @@ use std::{
 use http::{HeaderMap, Response};
 use tonic::{Code, Status};
 
-use super::trace::{CallTracer, Traced, TracedCall};
+use super::{
+    method::Method,
+    trace::{CallTracer, Traced, TracedCall},
+};
 use crate::{
     histogram::{Histogram, Times},
     reason::{ErrorReason, REASONS},
+    service::error::Refused,
 };
-
-/// The methods that are counted. Unknown methods are not counted, because clients could invent any number of them.
-pub(super) const METHODS: [&str; 13] = [
-    "sessiond.v1.SessionService/HasSession",
-    "sessiond.v1.SessionService/LookupSession",
-    "sessiond.v1.SessionService/CreateSession",
-    "sessiond.v1.SessionService/DestroySession",
-    "sessiond.v1.SessionService/BatchHasSessions",
-    "sessiond.v1.SessionService/BatchLookupSessions",
-    "sessiond.v1.SessionService/BatchCreateSessions",
-    "sessiond.v1.SessionService/BatchDestroySessions",
-    "sessiond.v1.SessionService/Subscribe",
-    "sessiond.v1.LeaseService/GrantLease",
-    "sessiond.v1.LeaseService/KeepLeaseAlive",
-    "sessiond.v1.LeaseService/RevokeLease",
-    "sessiond.v1.LeaseService/ListLeases",
-];
 
 /// The number of gRPC codes, 0 to 16.
 const CODES: usize = 17;
@@ -47,7 +34,7 @@ pub(crate) struct CallStats(Box<[Arc<Shard>]>);
 /// The counts of one thread, or of a few threads if there are many.
 #[derive(Debug)]
 pub(crate) struct Shard {
-    methods: [Counts; METHODS.len()],
+    methods: [Counts; Method::COUNT],
     refused: [AtomicU64; REASONS.len()],
 }
 
@@ -57,10 +44,6 @@ struct Counts {
     handled: [AtomicU64; CODES],
     times: Histogram,
 }
-
-/// Why a call was refused. The response carries it to the code that counts refusals.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Refused(pub(super) ErrorReason);
 
 /// The outcomes of the calls of one method.
 #[derive(Clone, Debug, Default)]
@@ -78,7 +61,7 @@ pub(crate) struct MethodStats {
 #[derive(Debug)]
 pub(crate) struct Begun {
     shard: Arc<Shard>,
-    method: usize,
+    method: Method,
     began: Instant,
     code: Code,
     traced: Option<Box<Traced>>,
@@ -101,22 +84,22 @@ impl CallStats {
 
     /// Returns the outcomes of the calls of each method so far.
     pub(crate) fn methods(&self) -> Vec<MethodStats> {
-        let of = |(index, name): (usize, &'static &'static str)| {
-            let (service, method) = name.split_once('/').unwrap_or_default();
-            let counts = || self.0.iter().map(|shard| &shard.methods[index]);
+        let of = |which: Method| {
+            let (service, method) = which.names();
+            let counts = || self.0.iter().map(|shard| &shard.methods[which.index()]);
             let sum = |of: &dyn Fn(&Counts) -> &AtomicU64| -> u64 {
                 counts().map(|counts| of(counts).load(Ordering::Relaxed)).sum()
             };
             MethodStats {
                 service,
                 method,
-                is_unary: is_unary(index),
+                is_unary: which.is_unary(),
                 started: sum(&|counts| &counts.started),
                 handled: std::array::from_fn(|code| sum(&|counts| &counts.handled[code])),
                 times: Times::of(counts().map(|counts| &counts.times)),
             }
         };
-        METHODS.iter().enumerate().map(of).collect()
+        Method::all().map(of).collect()
     }
 
     /// Returns the number of refused calls so far, by reason.
@@ -126,23 +109,17 @@ impl CallStats {
     }
 }
 
-fn is_unary(method: usize) -> bool {
-    METHODS[method] != "sessiond.v1.SessionService/Subscribe"
-}
-
 impl Shard {
-    /// Counts the start of a call. Returns `None` if its path is not one of [`METHODS`].
-    pub(crate) fn begin(self: &Arc<Self>, path: &str) -> Option<Begun> {
-        let path = path.strip_prefix('/')?;
-        let method = METHODS.iter().position(|method| *method == path)?;
-        self.methods[method].started.fetch_add(1, Ordering::Relaxed);
-        Some(Begun { shard: Arc::clone(self), method, began: Instant::now(), code: Code::Cancelled, traced: None })
+    /// Counts the start of a call. Calls to unknown methods are not counted, because clients could invent any number of them.
+    pub(crate) fn begin(self: &Arc<Self>, method: Method) -> Begun {
+        self.methods[method.index()].started.fetch_add(1, Ordering::Relaxed);
+        Begun { shard: Arc::clone(self), method, began: Instant::now(), code: Code::Cancelled, traced: None }
     }
 
     /// Counts a refusal, if the response is one.
     pub(crate) fn answered<B>(&self, response: &Response<B>) {
-        if let Some(Refused(reason)) = response.extensions().get() {
-            self.refuse(*reason);
+        if let Some(Refused(reason)) = response.extensions().get().and_then(Refused::of) {
+            self.refuse(reason);
         }
     }
 
@@ -155,7 +132,7 @@ impl Begun {
     /// Traces the call if there is a tracer or the log shows calls.
     #[inline]
     pub(crate) fn trace(&mut self, tracer: Option<&Arc<dyn CallTracer>>, peer: IpAddr, headers: &HeaderMap) {
-        self.traced = Traced::begin(tracer, TracedCall { method: METHODS[self.method], peer, headers });
+        self.traced = Traced::begin(tracer, TracedCall { method: self.method.name(), peer, headers });
     }
 
     /// Returns the log span of the call, if the log shows calls.
@@ -178,9 +155,9 @@ impl Begun {
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        let counts = &self.shard.methods[self.method];
+        let counts = &self.shard.methods[self.method.index()];
         counts.handled[self.code as usize].fetch_add(1, Ordering::Relaxed);
-        if is_unary(self.method) {
+        if self.method.is_unary() {
             counts.times.record(self.began.elapsed());
         }
         if let Some(traced) = self.traced.take() {

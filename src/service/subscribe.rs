@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -10,11 +11,12 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use http_body::Frame;
+use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{encode, response::trailers};
 use crate::{
-    service::ServiceError,
+    service::error::{self, ServiceError},
     subject::{Observer, Update},
 };
 
@@ -47,6 +49,10 @@ pub(super) struct ObserverBody {
     state: State,
 }
 
+/// A body in the extensions of a response, which must be cloneable.
+#[derive(Clone)]
+struct Carried(Arc<Mutex<Option<Box<ObserverBody>>>>);
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Streaming,
@@ -76,6 +82,19 @@ impl ObserverBody {
             is_old: false,
             state: State::Streaming,
         }
+    }
+
+    /// Makes a response whose body will be replaced by this one. tonic's services can only return streams of messages, so the
+    /// response carries the body in its extensions.
+    pub(super) fn in_place_of<S>(self, stream: S) -> tonic::Response<S> {
+        let mut response = tonic::Response::new(stream);
+        response.extensions_mut().insert(Carried(Arc::new(Mutex::new(Some(Box::new(self))))));
+        response
+    }
+
+    /// Takes the body that a response carries.
+    pub(super) fn carried_by(extensions: &mut http::Extensions) -> Option<Box<Self>> {
+        extensions.remove::<Carried>()?.0.lock().take()
     }
 
     pub(super) fn retire_at(&mut self, time: Option<Instant>) {
@@ -179,7 +198,7 @@ impl http_body::Body for ObserverBody {
                     EndReason::Draining => ServiceError::Draining,
                     EndReason::TooOld => ServiceError::ConnectionTooOld,
                 };
-                return Poll::Ready(Some(Ok(Frame::trailers(trailers(&error.into())))));
+                return Poll::Ready(Some(Ok(Frame::trailers(trailers(&error::answer(error).status)))));
             }
             State::Ended => return Poll::Ready(None),
         }

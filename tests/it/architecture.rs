@@ -14,8 +14,9 @@ use syn::{
 };
 
 /// Each module of the crate, and the other modules of the crate that it may use.
-const MAY_USE: [(&str, &[&str]); 16] = [
+const MAY_USE: [(&str, &[&str]); 17] = [
     ("backoff", &[]),
+    ("codec", &[]),
     // Reads protobuf durations, for the server and the client.
     ("duration", &[]),
     ("histogram", &[]),

@@ -39,7 +39,7 @@ use crate::{
         monitoring::ServerStats,
         standard::{HEALTH, Standard},
     },
-    service::{self, Begun, CallTracer, ResponseBody, Service, Shard},
+    service::{Begun, CallTracer, Method, ResponseBody, Service, Shard},
 };
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -142,20 +142,22 @@ impl Handler {
         self.activity.begin(self.peer.address);
         let open = Open { handler: self, is_probe: false };
         let handler = &*open.handler;
-        let mut call = handler.stats.begin(request.uri().path());
+        let method = Method::of(request.uri().path());
+        let mut call = method.map(|method| handler.stats.begin(method));
         if let Some(call) = &mut call {
             call.trace(handler.tracer.as_ref(), handler.peer.address, request.headers());
         }
-        let admitted = handler.gate.as_ref().map_or(Ok(None), |gate| gate.admit(&handler.peer, &request));
+        let admitted = handler.gate.as_ref().map_or(Ok(None), |gate| gate.admit(&handler.peer, method, &request));
         let log = call.as_ref().and_then(Begun::log).cloned();
-        let is_unary = service::is_unary(request.uri().path());
+        let is_unary = method.is_some_and(Method::is_unary);
         let answer = match (admitted, log) {
-            (Ok(_), None) if is_unary => Either::Left(handler.service.clone().call(request)),
+            (Ok(_), None) if is_unary => Either::Left(handler.service.clone().call_method(method, request)),
             (Ok(_), Some(log)) if is_unary => {
-                Either::Right(handler.service.clone().call(request).instrument(log).boxed())
+                Either::Right(handler.service.clone().call_method(method, request).instrument(log).boxed())
             }
             (Ok(withdrawn), log) => {
-                let stream = Self::stream(open, request, withdrawn, call).instrument(log.unwrap_or_else(Span::none));
+                let stream =
+                    Self::stream(open, method, request, withdrawn, call).instrument(log.unwrap_or_else(Span::none));
                 return Either::Right(stream.map(Ok).boxed());
             }
             (Err(refusal), _) => Either::Right(ready(ResponseBody::error(refusal)).boxed()),
@@ -169,18 +171,19 @@ impl Handler {
     /// Answers a call whose response may be a stream.
     async fn stream(
         mut open: Open,
+        method: Option<Method>,
         request: Request<Incoming>,
         withdrawn: Option<Withdrawn>,
         mut call: Option<Begun>,
     ) -> Response<ResponseBody> {
         let handler = Arc::clone(&open.handler);
         let is_of_health = request.uri().path().starts_with(HEALTH);
-        let response = if request.uri().path().starts_with(service::PATH) {
-            handler.service.clone().call(request).await
+        let response = if method.is_some() {
+            handler.service.clone().call_method(method, request).await
         } else {
             match handler.standard.call(request).await {
                 Ok(response) => response.map(ResponseBody::from),
-                Err(request) => handler.service.clone().call(*request).await,
+                Err(request) => handler.service.clone().call_method(method, *request).await,
             }
         };
         if response.headers().contains_key(Status::GRPC_STATUS) {
@@ -280,7 +283,7 @@ impl Connections {
         let (stream, flusher) = coalesced(TokioIo::new(stream), said);
         let activity = Arc::new(Activity::new(&self.options, &self.stats));
         let handler = Arc::new(Handler {
-            service: self.service.clone(),
+            service: self.service.for_connection(),
             standard: Arc::clone(&self.standard),
             gate: self.gate.clone(),
             tracer: self.tracer.clone(),
