@@ -200,13 +200,13 @@ async fn certificates_are_reloaded_and_connections_continue() {
 
     // An invalid certificate file changes nothing.
     fs::write(&secure.server.cert, "nonsense").unwrap();
-    secure.program.logs("--tls-cert").await;
+    secure.program.logs("cannot use the certificate").await;
     assert!(soon(secure.client().has(SESSION)).await.unwrap());
     // Neither does a certificate that does not match the key.
     let other = Authority::new(secure.folder.path(), "other");
     let issued = other.issue("new", &["localhost", "127.0.0.1"]);
     fs::copy(&issued.cert, &secure.server.cert).unwrap();
-    secure.program.logs("must be the key").await;
+    secure.program.logs("must be the private key").await;
     assert!(soon(secure.client().has(SESSION)).await.unwrap());
     // Replace the key by renaming, as programs do to avoid partial reads.
     fs::rename(&issued.key, &secure.server.key).unwrap();
