@@ -6,7 +6,6 @@ mod address;
 mod coalesce;
 mod connection;
 mod handshake;
-mod inline;
 mod socket;
 mod worker;
 

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt as _, future::Either};
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{OwnedSemaphorePermit, watch},
@@ -29,7 +29,6 @@ use super::{
     activity::Activity,
     coalesce::coalesced,
     handshake::{self, Opened},
-    inline::Inline,
     socket::Detached,
 };
 use crate::{
@@ -323,8 +322,8 @@ impl Connections {
         served
     }
 
-    fn http2(&self) -> http2::Builder<Inline> {
-        let mut builder = http2::Builder::new(Inline);
+    fn http2(&self) -> http2::Builder<TokioExecutor> {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .timer(TokioTimer::new())
             .keep_alive_interval(self.options.keepalive_interval)
