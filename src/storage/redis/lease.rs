@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    ending::{State, random_number, too_slow},
+    ending::{State, too_slow},
     expiry::CLAIM,
     fault::{Answer, Fault},
     partition::{CHANGE, FENCED, Partition},
@@ -129,7 +129,7 @@ impl Registry {
                     let call =
                         self.ending_call(&self.scripts.lease_revoke).arg(&identity.birth).arg(until.min(record_by));
                     let call = call.arg(&lease_bytes(lease)[..]).arg(CLAIM.as_millis() as u64);
-                    call.arg(random_number()).arg(record_by).arg(linger_ms)
+                    call.arg(random_u64()).arg(record_by).arg(linger_ms)
                 });
                 revoked.await
             });

@@ -5,11 +5,11 @@
 //! It ends leases of which too little is left, together with their sessions.
 
 use super::{
-    ending::random_number,
     fault::Fault,
     partition::{DURABLE, Partition},
     registry::{Identity, Registry},
 };
+use crate::random::random_u64;
 
 /// The maximum number of leases in one step.
 const LEASES_A_STEP: usize = 512;
@@ -87,7 +87,7 @@ impl Registry {
         // after the lists below were read.
         let closed = partition.run::<Vec<u64>>(DURABLE, |_| {
             let call = self.call(&self.scripts.lease_close, partition, &["attached", "closed", "held"], 0);
-            call.arg(&identity.birth).arg(random_number()).arg("")
+            call.arg(&identity.birth).arg(random_u64()).arg("")
         });
         closed.await?;
         let attached = self.leases_in(partition, "attached").await?;
@@ -103,7 +103,7 @@ impl Registry {
         for leases in leases.chunks(LEASES_A_STEP) {
             let ended = self.first().run::<u32>(DURABLE, |_| {
                 let call = self.ending_call(&self.scripts.lease_orphans).arg(&identity.birth);
-                let call = call.arg(random_number()).arg(i32::from(is_open));
+                let call = call.arg(random_u64()).arg(i32::from(is_open));
                 leases.iter().fold(call, |call, (lease, _)| call.arg(lease))
             });
             ended.await?;
