@@ -65,7 +65,10 @@ pub(crate) fn serve_direct(listener: TcpListener) {
     floor::accept_on_workers(listener, move |stream| {
         let service = service.clone();
         let service = service_fn(move |request: http::Request<hyper::body::Incoming>| service.clone().call(request));
-        let connection = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service);
+        let connection = http2::Builder::new(TokioExecutor::new())
+            // Like sessiond.
+            .auto_date_header(false)
+            .serve_connection(TokioIo::new(stream), service);
         async move { drop::<Result<(), hyper::Error>>(connection.await) }
     });
 }
