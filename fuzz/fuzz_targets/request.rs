@@ -15,7 +15,7 @@ use sessiond::{
 };
 use tokio::{runtime, time::timeout};
 
-const METHODS: [&str; 11] = [
+const METHODS: [&str; 14] = [
     "SessionService/HasSession",
     "SessionService/CreateSession",
     "SessionService/DestroySession",
@@ -27,6 +27,9 @@ const METHODS: [&str; 11] = [
     "LeaseService/KeepLeaseAlive",
     "LeaseService/RevokeLease",
     "Nonsense",
+    "SessionService/LookupSession",
+    "SessionService/BatchLookupSessions",
+    "LeaseService/ListLeases",
 ];
 
 /// How many frames of a stream are read: the first message, a snapshot and some of what follows.
