@@ -140,8 +140,8 @@ impl Visit<'_> for Paths {
     }
 
     fn visit_macro(&mut self, called: &Macro) {
+        // Not its path: a macro is in the crate's root wherever it is defined.
         self.add_tokens(called.tokens.clone());
-        visit::visit_macro(self, called);
     }
 }
 

@@ -121,6 +121,7 @@ async fn list_of_leases_reports_no_change_before_it_is_on_disk() {
         change(&storage, lease);
         assert_not_acknowledged(storage.list_leases(&all).await, name);
         resume();
+        disk.set_fault(None);
     }
 }
 
