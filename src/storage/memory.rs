@@ -448,7 +448,11 @@ impl SessionStorage for MemoryStorage {
         let revoked = if linger.is_zero() {
             self.leases.revoke(lease).map(Some)
         } else {
-            self.leases.linger(lease, linger.min(MAX_LINGER)).map(|()| None)
+            self.leases.linger(lease, linger.min(MAX_LINGER)).map(|lease| {
+                // A create that found the lease alive holds its bucket's lock until its session is there.
+                lease.buckets().iter().for_each(|bucket| drop(self.buckets[*bucket as usize].lock()));
+                None
+            })
         };
         let destroyed = match revoked {
             Ok(Some(ended)) => self.sweep(ended).await?,

@@ -255,20 +255,18 @@ impl Leases {
 
     /// Makes a lease linger: from now on, no session comes under it, and it ends later. If the lease lingers already,
     /// this can only bring its end forward.
-    pub(super) fn linger(&self, id: LeaseId, linger: Duration) -> Result<(), StorageError> {
+    pub(super) fn linger(&self, id: LeaseId, linger: Duration) -> Result<Arc<Lease>, StorageError> {
         let mut table = self.table.lock();
-        if !table.live.contains_key(&id) {
-            return Err(StorageError::UnknownLease(id));
-        }
+        let Some(live) = table.live.get(&id) else { return Err(StorageError::UnknownLease(id)) };
+        let lease = Arc::clone(&live.lease);
         let until = Instant::now() + linger;
         if table.linger(&self.slots, id, until) {
-            let lease = &table.live[&id].lease;
             let lingers_until = WallTime::of(until);
             table.newest_change =
                 self.record(Record::LeaseLingers { lease: id, ttl: lease.ttl, owner: &lease.owner, lingers_until });
             self.changed.notify_one();
         }
-        Ok(())
+        Ok(lease)
     }
 
     /// Lists the leases that have not ended.
