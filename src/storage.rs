@@ -390,7 +390,7 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
     /// Leases outlive an outage: after a restart, or a time in which leases could not be kept alive, each gets its ttl
     /// again, and at least as much as [`StorageOptions::outage_grace`] says. Nothing expires while nobody polls this.
     ///
-    /// Whoever holds a storage runs this once; a subject does.
+    /// The owner of a storage runs this once, as a subject does.
     ///
     /// # Errors
     ///

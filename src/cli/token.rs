@@ -21,7 +21,7 @@ pub(crate) enum TokenCommand {
     ///
     /// With --out, writes the token to that file and prints only the line for --access-file, which contains no secret.
     /// Without it, prints the token on the first line and the line for --access-file on the second. The token is stored
-    /// nowhere else. Whoever has it can act as the client that it names.
+    /// nowhere else. Anyone who has it can act as the client that it names.
     New(NewArgs),
 }
 

@@ -89,7 +89,7 @@ async fn the_server_serves_it_and_a_restart_keeps_the_sessions() {
     assert_eq!((get(server.admin, "/ready").await.status, get(server.admin, "/writable").await.status), (200, 200));
     assert!(get(server.admin, "/metrics").await.body.contains("\nsessiond_sessions 1\n"));
 
-    // Whoever observes goes on where the drain has cut it off.
+    // The observer resumes where the drain ended its stream.
     let cursor = observed.cursor.clone();
     drop((observed, client, leases));
     server.stopped().await;

@@ -371,7 +371,7 @@ async fn a_server_is_ready_while_a_storage_of_ones_own_answers() {
     page_with(server.admin, "/ready", 200).await;
 
     faulty.set_state(UNREACHABLE);
-    // Whoever follows the log is told of this change, and asks for the next one.
+    // The follower of the log receives this change, and asks for the next one.
     faulty.storage.create(&[SessionKey::new(0, 1)], None).await.unwrap();
     assert_eq!(page_with(server.admin, "/ready", 503).await, "the storage is unreachable\n");
     assert!(!is_serving().await);

@@ -17,7 +17,7 @@ use crate::{
     storage::WriteRefusal,
 };
 
-/// How far the disk has got, and who waits for it.
+/// The newest record on disk, and the callers that wait for later ones.
 pub(super) struct Durability {
     durable: AtomicU64,
     state: Mutex<State>,

@@ -148,7 +148,7 @@ impl Checker<'_> {
         };
     }
 
-    /// Reports a message that must not come here. Whoever applies it no longer holds what the registry holds.
+    /// Reports a message that is not allowed here. An observer that applies it no longer mirrors the registry.
     fn stray(&mut self, content: &Content, why: &str) -> State {
         self.breaks(Promise::Exact, format!("{content:?} {why}"));
         State::Adrift
