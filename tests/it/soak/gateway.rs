@@ -11,7 +11,7 @@ use crate::retry::{Retrying, Tally};
 const SESSIONS: i64 = 40;
 /// Longer than a killed server takes to restart.
 const TTL: Duration = Duration::from_secs(5);
-/// An abandoned lease ends within this time: its ttl plus what restarts of the server add.
+/// An abandoned lease ends within this time: its ttl, and again its ttl after each restart of the server.
 const ENDS_WITHIN: Duration = Duration::from_secs(30);
 
 pub(crate) struct Gateway {
