@@ -39,9 +39,10 @@ mod wire;
 
 use std::{io, net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc, thread, time::Duration};
 
+use futures_util::future::BoxFuture;
 use tokio::{
     net::TcpListener,
-    sync::watch,
+    sync::{oneshot, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -231,6 +232,16 @@ impl Server {
     ///
     /// Returns a [`ServerError`] if a file, a port or the storage cannot be opened.
     pub async fn bind(config: ServerConfig) -> Result<Self, ServerError> {
+        Self::open(config).await
+    }
+
+    /// Boxed, so that this crate compiles the future. Otherwise each program that awaits it would compile it again, with
+    /// the storages and all that they need.
+    fn open(config: ServerConfig) -> BoxFuture<'static, Result<Self, ServerError>> {
+        Box::pin(Self::bind_all(config))
+    }
+
+    async fn bind_all(config: ServerConfig) -> Result<Self, ServerError> {
         let tls = config.tls.clone().map(TlsFiles::load).transpose()?;
         let access = config.access_file.clone().map(access_list).transpose()?;
         if tls.is_some() && matches!(config.listen, ListenAddress::Unix(_)) {
@@ -301,6 +312,22 @@ impl Server {
     /// Returns [`ServerError::Worker`] if a thread cannot be started, and [`ServerError::FailedTask`] if an essential
     /// task panicked.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
+        let (stop, stopped) = oneshot::channel();
+        let mut serving = self.start(stopped);
+        tokio::select! {
+            result = &mut serving => return result,
+            () = shutdown => drop(stop),
+        }
+        serving.await
+    }
+
+    /// Boxed, so that this crate compiles the future, as in [`open`](Self::open).
+    fn start(self, stopped: oneshot::Receiver<()>) -> BoxFuture<'static, Result<(), ServerError>> {
+        Box::pin(self.serve(stopped))
+    }
+
+    /// Serves until the sender of `stopped` is dropped.
+    async fn serve(self, stopped: oneshot::Receiver<()>) -> Result<(), ServerError> {
         let Self { config, tls, access, listener, subject, stats, lifecycle, vitals, mut admin, .. } = self;
         warn_of_exposure(&config, &listener);
         let health = Health::new(Arc::clone(&subject)).await;
@@ -328,7 +355,7 @@ impl Server {
         let mut following = JoinSet::from_iter([vitals.watch("health", health.clone().follow())]);
 
         let failed_task = tokio::select! {
-            () = shutdown => None,
+            _ = stopped => None,
             task = failed_task(&vitals, &subject) => Some(task),
         };
         // Once this task has ended, it can no longer report SERVING.
