@@ -34,6 +34,7 @@ pub use self::{
 
 /// A permission to make certain calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Scope {
     /// Read sessions and leases.
     Read,
@@ -102,6 +103,7 @@ impl fmt::Display for Scopes {
 
 /// The credentials that a caller presents: a token with the call, or a certificate with the connection.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Credentials {
     /// No credentials.
     None,

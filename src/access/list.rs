@@ -48,6 +48,7 @@ impl Entry {
 
 /// The permission to make a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Granted {
     /// The caller: the name of a token or of a certificate.
     pub name: String,
@@ -58,6 +59,7 @@ pub struct Granted {
 /// The error for text that is not an access list.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {reason}")]
+#[non_exhaustive]
 pub struct AccessListError {
     /// The line number, from 1.
     pub line: usize,

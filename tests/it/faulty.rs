@@ -207,7 +207,7 @@ async fn over_faulty() -> (SessionSubject, Arc<Faulty>) {
 
 fn config_over(faulty: &Arc<Faulty>) -> ServerConfig {
     let storage: Arc<dyn SessionStorage> = faulty.clone();
-    ServerConfig { storage: storage.into(), ..config() }
+    config().storage(storage)
 }
 
 /// Starts a server over a faulty storage. Returns both.
@@ -420,7 +420,7 @@ async fn a_server_waits_for_a_storage_of_ones_own_that_does_not_answer_yet() {
     let refused = Running::try_with(config_over(&faulty)).await;
     assert!(matches!(refused, Err(ServerError::Storage(StorageError::Unavailable(_)))));
 
-    let config = ServerConfig { storage_wait: StorageWait::Forever, ..config_over(&faulty) };
+    let config = config_over(&faulty).storage_wait(StorageWait::Forever);
     let starting = tokio::spawn(Running::with(config));
     let calls = faulty.log_calls.load(Ordering::SeqCst);
     soon(async {

@@ -302,7 +302,7 @@ impl StorageFactory for BrokenMemory {
 
     async fn open_refusable(&self, options: StorageOptions) -> Option<Refusable> {
         let storage = self.broken(options);
-        Some(Refusable { handles: vec![storage.clone()], switch: Box::new(Switch(storage)) })
+        Some(Refusable::new(vec![storage.clone()], Switch(storage)))
     }
 
     fn slack(&self) -> Duration {
@@ -315,12 +315,7 @@ impl BrokenMemory {
         let shape = Memory { buckets: 16, partitions: 2, ..DEFAULT };
         let max_sessions = options.max_sessions;
         if self.0 == IgnoresItsLimits {
-            options = StorageOptions {
-                retain_events: 1 << 20,
-                max_sessions: 1 << 20,
-                max_leases: 1 << 20,
-                outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
-            };
+            options = StorageOptions::DEFAULT.retain_events(1 << 20).max_sessions(1 << 20).max_leases(1 << 20);
         }
         let memory = shape.storage(options);
         let refuses = AtomicBool::new(false);
@@ -600,8 +595,8 @@ impl SessionStorage for Broken {
             };
             if let Some(leases) = stay {
                 let leases: Vec<Option<LeaseId>> = leases;
-                let sessions = leases.into_iter().map(|lease| Creation { created: false, lease }).collect();
-                return Ok(Answers { sessions, places: Places::default() });
+                let sessions = leases.into_iter().map(|lease| Creation::new(false, lease)).collect();
+                return Ok(Answers::new(sessions, Places::default()));
             }
             return self.memory.create_with(sessions, options).await;
         }
@@ -619,8 +614,8 @@ impl SessionStorage for Broken {
         }
         let found = self.memory.lookup(sessions).await?;
         let lease = |found: Lookup| found.lease.filter(|_| self.fault != TellsNoLease);
-        let answer = |(created, found)| Creation { created, lease: lease(found) };
-        Ok(Answers { sessions: created.into_iter().zip(found).map(answer).collect(), places })
+        let answer = |(created, found)| Creation::new(created, lease(found));
+        Ok(Answers::new(created.into_iter().zip(found).map(answer).collect(), places))
     }
 
     async fn lookup(&self, sessions: &[SessionKey]) -> Result<Vec<Lookup>, StorageError> {

@@ -59,7 +59,7 @@ enum Watches {
 
 impl Watches {
     fn filter(self, lease: LeaseId) -> Filter {
-        let mut filter = Filter { placements: matches!(self, Self::Placements | Self::Lease), ..Filter::default() };
+        let mut filter = Filter::default().placements(matches!(self, Self::Placements | Self::Lease));
         match self {
             Self::Session => filter.session_ids.extend([WATCHED.session_id, SessionId(3)]),
             Self::Lease => drop(filter.lease_ids.insert(lease)),
@@ -132,7 +132,7 @@ async fn broken(stream: &Stream, spans: &[Span], tamper: Tamper) -> Vec<Broken> 
         let session = [if span.watched { WATCHED } else { OTHER }];
         while Instant::now() < end {
             wire.read_until(end.min(Instant::now() + span.every)).await;
-            let Lookup { exists, lease: under } = subject.lookup(&session).await.unwrap()[0];
+            let Lookup { exists, lease: under, .. } = subject.lookup(&session).await.unwrap()[0];
             if !exists {
                 subject.create(&session, Some(lease)).await.unwrap();
             } else if under == Some(lease) {

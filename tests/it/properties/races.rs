@@ -1,6 +1,6 @@
 //! Known difficult races, each provoked on purpose.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sessiond::{
@@ -47,7 +47,7 @@ fn session(n: usize) -> SessionKey {
 
 /// Matches only session `n`.
 fn only(n: usize) -> Filter {
-    Filter { session_ids: HashSet::from([SessionId(n as i64)]), ..Filter::default() }
+    Filter::default().session_ids([SessionId(n as i64)])
 }
 
 /// Starts a replica over a memory storage, and the model of that storage.
@@ -59,11 +59,12 @@ async fn replica(shape: &Shape) -> (Replica, Model) {
 
 pub(super) async fn watch(replica: &Replica, model: &Model, start: Start, filter: &Filter) -> Watcher {
     let observer =
-        replica.subject.observe(ObserveOptions { start: start.clone(), filter: filter.clone() }).await.unwrap();
+        replica.subject.observe(ObserveOptions::from_start(start.clone()).filter(filter.clone())).await.unwrap();
     let started = match start {
         Start::Now => Started::Now { before: model.ends(), after: model.ends() },
         Start::Snapshot => Started::Snapshot,
         Start::After(cursor) => Started::After { cursor: cursor.to_string(), is_retained: false },
+        other => panic!("{other:?} is not known to this test"),
     };
     Watcher::new(observer, Trace::new(started, filter.clone()))
 }
@@ -253,7 +254,7 @@ fn a_full_mailbox_falls_back_to_the_log_and_loses_nothing() {
 fn a_message_larger_than_a_mailbox_is_read_from_the_log() {
     run(true, async {
         let (mut replica, mut model) = replica(&SHAPE).await;
-        let all = Filter { auth_key_ids: HashSet::from([session(0).auth_key_id]), ..Filter::default() };
+        let all = Filter::default().auth_key_ids([session(0).auth_key_id]);
         let mut watcher = watch(&replica, &model, Start::Now, &all).await;
         watcher.drain().await;
         let sessions: Vec<_> = (0..MORE_THAN_A_MAILBOX).map(session).collect();
@@ -438,7 +439,7 @@ fn a_restarted_storage_resets_streams_in_every_state() {
 
         let mut watchers = Vec::new();
         // A snapshot that has not begun becomes one of the new registry, and needs no reset.
-        let placed = Filter { placements: true, ..Filter::default() };
+        let placed = Filter::default().placements(true);
         for (start, polls) in [(Start::Now, 1..5), (Start::Snapshot, 2..6)] {
             for filter in [Filter::default(), only(1), placed.clone()] {
                 for polls in polls.clone() {

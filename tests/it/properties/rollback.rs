@@ -271,7 +271,7 @@ fn a_rollback_resets_the_running_streams() {
         storage.create(&[session(10), session(11)], None).await.unwrap();
         replica.settle(&mut model).await;
         let mut watchers = Vec::new();
-        let placed = Filter { placements: true, ..Filter::default() };
+        let placed = Filter::default().placements(true);
         let plain = Filter::default();
         for (start, filter) in
             [(Start::Now, &plain), (Start::Snapshot, &plain), (Start::Now, &placed), (Start::Snapshot, &placed)]

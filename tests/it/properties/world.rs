@@ -275,13 +275,14 @@ impl World {
             }
             _ => false,
         };
-        let options = ObserveOptions { start: given, filter: filter.clone() };
+        let options = ObserveOptions::from_start(given).filter(filter.clone());
         let observer = self.replicas[replica].subject.observe(options).await.unwrap();
         self.model.catch_up().await;
         let started = match asked {
             Start::Now => Started::Now { before, after: self.model.ends() },
             Start::Snapshot => Started::Snapshot,
             Start::After(cursor) => Started::After { cursor: cursor.to_string(), is_retained },
+            other => panic!("{other:?} is not known to this test"),
         };
         let watcher = Watcher::new(observer, Trace::new(started, filter.clone())).tampered(tamper);
         self.watchers.push((replica, watcher));
@@ -344,7 +345,7 @@ impl World {
 
 /// Returns a cursor of another registry with the same number of partitions.
 pub(crate) async fn foreign_cursor(partitions: u32) -> Cursor {
-    let storage = MemoryStorage::new(MemoryOptions { partitions, ..MemoryOptions::default() });
+    let storage = MemoryStorage::new(MemoryOptions::default().partitions(partitions));
     let subject = SessionSubject::start(Arc::new(storage), Default::default(), ()).await.unwrap();
     let observer = subject.observe(ObserveOptions::default()).await.unwrap();
     observer.cursor().unwrap()
