@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::SystemTime};
 
 use super::{
-    Credentials, Refusal, Scope, Scopes, TokenProof,
+    Credentials, ParseScopesError, Refusal, Scope, Scopes, TokenProof,
     token::{TokenHash, is_name},
 };
 
@@ -80,6 +80,10 @@ impl std::str::FromStr for AccessList {
     }
 }
 
+fn scopes(text: &str) -> Result<Scopes, String> {
+    text.parse().map_err(|error: ParseScopesError| error.to_string())
+}
+
 impl AccessList {
     fn add(&mut self, line: &str) -> Result<(), String> {
         let mut words = line.split_whitespace();
@@ -91,7 +95,7 @@ impl AccessList {
                 if !is_name(name) {
                     return Err(format!("{name:?} is not a token name: make one with `sessiond token new`"));
                 }
-                let scopes = word("the list of scopes")?.parse()?;
+                let scopes = scopes(word("the list of scopes")?)?;
                 let hash = TokenHash::parse(word("the hash")?)
                     .ok_or("the hash is not sha256: and 64 hexadecimal digits: make one with `sessiond token new`")?;
                 let entry = Entry { scopes, until: until(words)? };
@@ -99,7 +103,7 @@ impl AccessList {
             }
             "certificate" => {
                 let name = comparable(word("the name")?);
-                let scopes = word("the list of scopes")?.parse()?;
+                let scopes = scopes(word("the list of scopes")?)?;
                 let entry = Entry { scopes, until: until(words)? };
                 self.certificates.entry(name).or_default().push(entry);
             }
