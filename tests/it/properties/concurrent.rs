@@ -22,10 +22,11 @@ use super::{
     history::{From, Shape, Step, all_sessions, change, create_options, filter, from, one_of, resolve_leases, shape},
     message::Content,
     model::{Model, Place},
+    paced::Paced,
     replica::{CHUNK_OVERHEAD, EVENTS_A_CHUNK},
-    twisted::{Paced, Twisted},
     watcher::Watcher,
 };
+use crate::twisted::Twisted;
 
 /// Far longer than anything takes. It only ends tests that hang.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);

@@ -9,10 +9,8 @@ use sessiond::{
     },
 };
 
-use super::{
-    message::{Content, Message},
-    twisted::Twist,
-};
+use super::message::{Content, Message};
+use crate::twisted::Twist;
 
 /// How an observer's updates are changed on their way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -18,9 +18,9 @@ use super::{
     broken::{A, B, C, Faulty, SHAPE, promises},
     checker::{Broken, Promise},
     faulty::Tamper,
-    twisted::Twist,
     world::{World, run},
 };
+use crate::twisted::Twist;
 
 const D: SessionKey = SessionKey::new(0, 4);
 

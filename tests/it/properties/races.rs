@@ -23,11 +23,11 @@ use super::{
     message::{Content, Message},
     model::{Model, Place},
     replica::Replica,
-    twisted::{Twist, Twisted},
     watcher::Watcher,
     wire::WireStream,
     world::{World, foreign_cursor, run},
 };
+use crate::twisted::{Twist, Twisted};
 
 const SHAPE: Shape = Shape {
     buckets: 16,
@@ -150,7 +150,7 @@ fn a_starting_observer_receives_exactly_the_changes_after_its_cursor() {
         let replica = Replica::start(storage.clone(), SHAPE.subject_options(), true).await;
         let replica = Arc::new(tokio::sync::Mutex::new(replica));
 
-        storage.twist.answers.send_replace(false);
+        storage.answers.send_replace(false);
         let observing = Arc::clone(&replica);
         let observing =
             tokio::spawn(
@@ -162,7 +162,7 @@ fn a_starting_observer_receives_exactly_the_changes_after_its_cursor() {
         for _ in 0..8 {
             tokio::task::yield_now().await;
         }
-        storage.twist.answers.send_replace(true);
+        storage.answers.send_replace(true);
         let observer = observing.await.unwrap();
         let cursor = observer.cursor().unwrap().to_string();
         let started = Started::Now { before: vec![0], after: vec![2] };
@@ -186,7 +186,7 @@ fn a_stream_from_a_cursor_ahead_of_its_replica_waits() {
     run(true, async {
         let shape = Shape { replicas: 2, partitions: 3, ..SHAPE };
         let mut world = World::new(&Memory, &shape).await;
-        world.replicas[1].storage.twist.let_follow(false);
+        world.replicas[1].storage.let_follow(false);
         world.observe(0, Start::Now, &Filter::default(), Tamper::Nothing).await;
         for n in 0..9 {
             world.create(&[session(n)], None).await;
@@ -197,7 +197,7 @@ fn a_stream_from_a_cursor_ahead_of_its_replica_waits() {
                 world.observe(1, Start::After(cursor.clone()), &filter, Tamper::Nothing).await;
             }
         }
-        world.replicas[1].storage.twist.let_follow(true);
+        world.replicas[1].storage.let_follow(true);
         assert_eq!(world.finish().await, []);
     });
 }
@@ -310,7 +310,7 @@ fn closing_ends_a_stream_in_any_state_with_its_last_cursor() {
                 _ => Start::Now,
             };
             if let AheadOfTheLog = at {
-                replica.storage.twist.let_follow(false);
+                replica.storage.let_follow(false);
                 replica.subject.destroy(&[session(1)], None).await.unwrap();
                 model.catch_up().await;
             }
@@ -320,7 +320,7 @@ fn closing_ends_a_stream_in_any_state_with_its_last_cursor() {
                 Subscribed => drop(watcher.poll()),
                 MidSnapshot => while !matches!(watcher.poll(), Some(Content::Snapshot(_))) {},
                 WaitingForTheStorage => {
-                    replica.storage.twist.let_read(false);
+                    replica.storage.let_read(false);
                     watcher.drain().await;
                 }
                 Resting | AheadOfTheLog => watcher.drain().await,
@@ -451,7 +451,7 @@ fn a_restarted_storage_resets_streams_in_every_state() {
         }
         next.create(&[session(1), session(4)], None).await.unwrap();
         let old = watchers[0].cursor().unwrap();
-        storage.twist.restarted.send_replace(true);
+        storage.restarted.send_replace(true);
         for _ in 0..8 {
             tokio::task::yield_now().await;
         }
@@ -489,7 +489,7 @@ fn an_idle_stream_is_woken_when_its_storage_restarts() {
             watcher.drain().await;
             watchers.push(watcher);
         }
-        storage.twist.restarted.send_replace(true);
+        storage.restarted.send_replace(true);
         for _ in 0..8 {
             tokio::task::yield_now().await;
         }

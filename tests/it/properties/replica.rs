@@ -13,9 +13,10 @@ use super::{
     checker::{Broken, Promise, Started, Trace},
     history::Shape,
     model::{Model, Place},
-    twisted::{Paced, Twisted},
+    paced::Paced,
     watcher::Watcher,
 };
+use crate::twisted::Twisted;
 
 /// Far longer than anything takes. It only ends tests that hang.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -61,7 +62,7 @@ impl Replica {
             if self.is_settled(model) {
                 break;
             }
-            if !self.storage.twist.follows() {
+            if !self.storage.follows() {
                 return;
             }
             if timeout(DEADLINE, self.witness.woken()).await.is_err() {

@@ -118,7 +118,7 @@ impl World {
             Step::Settle(replica) => self.settle(replica % self.replicas.len()).await,
             Step::LetFollow(replica, follows) => {
                 let replica = replica % self.replicas.len();
-                self.replicas[replica].storage.twist.let_follow(*follows);
+                self.replicas[replica].storage.let_follow(*follows);
             }
             Step::Restart(replica) => self.restart(replica % self.replicas.len()).await,
             Step::Join { replica, from, filter } => {
@@ -145,7 +145,7 @@ impl World {
 
     /// Does the same as [`Self::finish`], and also returns every stream's trace.
     pub(crate) async fn end(mut self) -> (Vec<Broken>, Vec<Trace>) {
-        self.replicas.iter().for_each(|replica| replica.storage.twist.let_follow(true));
+        self.replicas.iter().for_each(|replica| replica.storage.let_follow(true));
         loop {
             for replica in 0..self.replicas.len() {
                 self.settle(replica).await;
