@@ -12,7 +12,7 @@ use sessiond::{
         SessionStorage,
         memory::{MemoryOptions, MemoryStorage},
     },
-    subject::{ObserveOptions, Observer, SessionSubject, Start, SubjectOptions, Update},
+    subject::{ObserveOptions, Observer, SessionSubject, SubjectOptions, Update},
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -29,7 +29,7 @@ fn runtime() -> Runtime {
 }
 
 fn storage() -> Arc<MemoryStorage> {
-    Arc::new(MemoryStorage::new(MemoryOptions { retain_events: 100_000, ..MemoryOptions::default() }))
+    Arc::new(MemoryStorage::new(MemoryOptions::default().retain_events(100_000)))
 }
 
 fn key(n: i64) -> SessionKey {
@@ -65,7 +65,7 @@ fn storage_operations(criterion: &mut Criterion) {
 }
 
 async fn subject() -> SessionSubject {
-    let options = SubjectOptions { retain_events: 100_000, ..SubjectOptions::default() };
+    let options = SubjectOptions::default().retain_events(100_000);
     SessionSubject::start(storage(), options, WireEncoder).await.unwrap()
 }
 
@@ -117,7 +117,7 @@ fn snapshot(criterion: &mut Criterion) {
     group.bench_function("a million sessions", |bench| {
         bench.iter(|| {
             runtime.block_on(async {
-                let options = ObserveOptions { start: Start::Snapshot, ..ObserveOptions::default() };
+                let options = ObserveOptions::snapshot();
                 let mut observer = subject.observe(options).await.unwrap();
                 let mut count = 0;
                 loop {

@@ -40,7 +40,7 @@ fn processor_time() -> Duration {
 }
 
 fn storage() -> Arc<MemoryStorage> {
-    Arc::new(MemoryStorage::new(MemoryOptions { retain_events: 4 * SESSIONS as usize, ..MemoryOptions::default() }))
+    Arc::new(MemoryStorage::new(MemoryOptions::default().retain_events(4 * SESSIONS as usize)))
 }
 
 /// The longest poll of a future, and the total time of its polls.

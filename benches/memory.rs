@@ -40,7 +40,7 @@ async fn main() {
 const LEASED: &str = "--leased";
 
 async fn fill(steps: &[usize], leased: bool) {
-    let storage = MemoryStorage::new(MemoryOptions { retain_events: 4096, ..MemoryOptions::default() });
+    let storage = MemoryStorage::new(MemoryOptions::default().retain_events(4096));
     let mut leases = Vec::new();
     if leased {
         for n in 0..1000 {

@@ -34,6 +34,7 @@ pub use self::{
 
 /// A permission to make certain calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Scope {
     /// Read sessions and leases.
     Read,
@@ -80,13 +81,13 @@ impl Scopes {
 }
 
 impl std::str::FromStr for Scopes {
-    type Err = String;
+    type Err = ParseScopesError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ParseScopesError> {
         let mut scopes = Self::default();
         for name in text.split(',') {
             let scope = Scope::ALL.into_iter().find(|scope| scope.name() == name);
-            let scope = scope.ok_or_else(|| format!("{name:?} is not a scope: use read, write, observe or admin"))?;
+            let scope = scope.ok_or_else(|| ParseScopesError { name: name.to_owned() })?;
             scopes.0 |= 1 << scope as u8;
         }
         Ok(scopes)
@@ -100,8 +101,16 @@ impl fmt::Display for Scopes {
     }
 }
 
+/// The error for text that is not a set of scopes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name:?} is not a scope: use read, write, observe or admin")]
+pub struct ParseScopesError {
+    name: String,
+}
+
 /// The credentials that a caller presents: a token with the call, or a certificate with the connection.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Credentials {
     /// No credentials.
     None,
@@ -155,7 +164,7 @@ mod tests {
             assert_eq!(text.parse::<Scopes>().unwrap().to_string(), text);
         }
         for text in ["", "raed", "read,", "read, write", "Read"] {
-            assert!(text.parse::<Scopes>().unwrap_err().contains("is not a scope"), "{text}");
+            assert!(text.parse::<Scopes>().unwrap_err().to_string().contains("is not a scope"), "{text}");
         }
     }
 

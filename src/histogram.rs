@@ -18,6 +18,7 @@ pub(crate) struct Histogram {
 
 /// How long an operation took, over all its runs.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Times {
     /// The sum of all durations, in seconds.
     pub seconds: f64,

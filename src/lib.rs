@@ -93,7 +93,7 @@
 //! use std::collections::HashSet;
 //! use sessiond::{
 //!     session::{SessionChange, SessionKey},
-//!     subject::{Cursor, ObserveOptions, SessionObserver, Start, Update},
+//!     subject::{Cursor, ObserveOptions, SessionObserver, Update},
 //! };
 //!
 //! struct Mirror(HashSet<SessionKey>);
@@ -121,8 +121,7 @@
 //! }
 //!
 //! # async fn example(subject: sessiond::subject::SessionSubject) -> Result<(), Box<dyn std::error::Error>> {
-//! let options = ObserveOptions { start: Start::Snapshot, ..ObserveOptions::default() };
-//! let subscription = subject.subscribe(options, Mirror(HashSet::new())).await?;
+//! let subscription = subject.subscribe(ObserveOptions::snapshot(), Mirror(HashSet::new())).await?;
 //! // Dropping the subscription ends it.
 //! # subscription.unsubscribe().await;
 //! # Ok(())
@@ -198,6 +197,10 @@
 #[cfg(all(doctest, feature = "client"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+#[cfg(feature = "subject")]
+#[macro_use]
+mod setters;
 
 #[cfg(feature = "server")]
 pub mod access;

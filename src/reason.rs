@@ -27,6 +27,7 @@ pub const ERROR_DOMAIN: &str = "sessiond";
 
 /// Whether to make the same call again. Every call is safe to retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Retry {
     /// No: it would fail again.
     Never,
@@ -38,6 +39,7 @@ pub enum Retry {
 
 /// The calls that return a reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Calls {
     /// Every call.
     Any,

@@ -13,9 +13,7 @@
 //! #[tokio::main(flavor = "current_thread")]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     let free_port = SocketAddr::from(([127, 0, 0, 1], 0));
-//!     let mut config = ServerConfig::new(StorageUrl::Memory);
-//!     config.listen = free_port.into();
-//!     config.admin_listen = free_port.into();
+//!     let config = ServerConfig::new(StorageUrl::Memory).listen(free_port).admin_listen(free_port);
 //!     let server = Server::bind(config).await?;
 //!     println!("gRPC is at {}, metrics are at http://{}/metrics", server.address()?, server.admin_addr());
 //!     server.run(async { drop(tokio::signal::ctrl_c().await) }).await?;
@@ -77,6 +75,7 @@ pub use self::{
 ///
 /// Most fields correspond to flags of `sessiond serve`, whose help describes them further.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ServerConfig {
     /// The address of the gRPC port.
     pub listen: ListenAddress,
@@ -143,6 +142,29 @@ impl ServerConfig {
             drain_timeout: Duration::from_secs(10),
         }
     }
+
+    setters!(into
+        listen: ListenAddress,
+        admin_listen: TcpAddress,
+        tls: Option<TlsFiles>,
+        access_file: Option<PathBuf>,
+        rate_limit: Option<RateLimit>,
+        storage: StorageSource,
+        tracer: Option<Arc<dyn CallTracer>>,
+    );
+
+    setters!(plain
+        storage_wait: StorageWait,
+        workers: NonZeroUsize,
+        subject: SubjectOptions,
+        max_sessions: u64,
+        max_leases: u64,
+        outage_grace: Duration,
+        max_connections: usize,
+        connections: ConnectionOptions,
+        calls: ServiceOptions,
+        drain_timeout: Duration,
+    );
 }
 
 /// One of the two ports of a server.

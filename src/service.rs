@@ -79,6 +79,7 @@ pub(crate) use self::{
 
 /// The limits of each call.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ServiceOptions {
     /// The maximum size of a request, in bytes.
     pub max_message_bytes: usize,
@@ -99,6 +100,15 @@ impl Default for ServiceOptions {
             call_timeout: Duration::from_secs(30),
         }
     }
+}
+
+impl ServiceOptions {
+    setters!(const
+        max_message_bytes: usize,
+        max_pending_bytes: usize,
+        max_batch: usize,
+        call_timeout: Duration,
+    );
 }
 
 /// Implements both services.

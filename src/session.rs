@@ -112,6 +112,7 @@ impl FromStr for LeaseId {
 
 /// Why a session was destroyed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum DestroyReason {
     /// A call destroyed it without naming the lease that the session was under.
     Requested,
@@ -121,6 +122,19 @@ pub enum DestroyReason {
     LeaseExpired,
     /// Its lease was revoked.
     LeaseRevoked,
+}
+
+impl DestroyReason {
+    /// Returns the reason's name in lower case, as the command line prints it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Requested => "requested",
+            Self::Released => "released",
+            Self::LeaseExpired => "lease_expired",
+            Self::LeaseRevoked => "lease_revoked",
+        }
+    }
 }
 
 /// What happened to a session.
@@ -139,6 +153,7 @@ pub enum SessionChange {
 
 /// One change in the registry: what happened to which session, and under which lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct SessionEvent {
     /// The session.
     pub session: SessionKey,
@@ -150,6 +165,12 @@ pub struct SessionEvent {
 }
 
 impl SessionEvent {
+    /// Returns the event of a `change`.
+    #[must_use]
+    pub const fn new(session: SessionKey, change: SessionChange, lease: Option<LeaseId>) -> Self {
+        Self { session, change, lease }
+    }
+
     /// Returns the event of a session that was created, under `lease` if there is one.
     #[must_use]
     pub const fn created(session: SessionKey, lease: Option<LeaseId>) -> Self {

@@ -10,12 +10,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let url: StorageUrl = "memory:".parse()?;
-//! let options = StorageOptions {
-//!     retain_events: 1 << 20,
-//!     max_sessions: 1_000_000,
-//!     max_leases: 1000,
-//!     outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
-//! };
+//! let options = StorageOptions::default().max_sessions(1_000_000).max_leases(1000);
 //! let storage = url.open(options).await?;
 //! assert_eq!(storage.create(&[SessionKey::new(0, 42)], None).await?, [true]);
 //! # Ok(())
@@ -538,6 +533,7 @@ impl fmt::Display for RegistryId {
 
 /// How far the log of a registry reaches.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LogExtent {
     /// The registry that the log belongs to.
     pub registry_id: RegistryId,
@@ -545,8 +541,17 @@ pub struct LogExtent {
     pub partitions: Vec<Range<LogPoint>>,
 }
 
+impl LogExtent {
+    /// Describes the log of a registry.
+    #[must_use]
+    pub const fn new(registry_id: RegistryId, partitions: Vec<Range<LogPoint>>) -> Self {
+        Self { registry_id, partitions }
+    }
+}
+
 /// Consecutive changes of one partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Changes {
     /// The changes, in order; at least one.
     pub events: Vec<SessionEvent>,
@@ -554,8 +559,17 @@ pub struct Changes {
     pub mark: Mark,
 }
 
+impl Changes {
+    /// Makes a run of changes, with the mark at the last of them.
+    #[must_use]
+    pub const fn new(events: Vec<SessionEvent>, mark: Mark) -> Self {
+        Self { events, mark }
+    }
+}
+
 /// The buckets that have sessions under some leases.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LeaseBuckets {
     /// For each partition, the point of its log at which the answer is true, never before the known one.
     pub points: Vec<LogPoint>,
@@ -564,8 +578,17 @@ pub struct LeaseBuckets {
     pub buckets: Vec<u32>,
 }
 
-/// The sessions in some buckets.
-#[derive(Clone, Debug, PartialEq, Eq)]
+impl LeaseBuckets {
+    /// Makes the answer, with a point for each partition.
+    #[must_use]
+    pub const fn new(points: Vec<LogPoint>, buckets: Vec<u32>) -> Self {
+        Self { points, buckets }
+    }
+}
+
+/// The sessions in some buckets. The default is the answer for no bucket.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct BucketRun {
     /// For each bucket that was read, in order, the point of its partition's log that its sessions reflect. All belong
     /// to one history.

@@ -111,6 +111,7 @@ pub struct SessionSubject {
 
 /// The limits of a subject.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct SubjectOptions {
     /// How many events are retained in memory, for observers that resume or fall behind. An observer that needs older
     /// ones is reset. The newest batch of events is retained even if it exceeds this. 1,048,576 by default.
@@ -138,8 +139,19 @@ impl Default for SubjectOptions {
     }
 }
 
+impl SubjectOptions {
+    setters!(const
+        retain_events: usize,
+        retain_bytes: usize,
+        max_observers: usize,
+        max_filter_ids: usize,
+        max_total_filter_ids: usize,
+    );
+}
+
 /// Where an observer starts, and which sessions and changes it receives.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct ObserveOptions {
     /// Where the observer starts.
     pub start: Start,
@@ -147,8 +159,31 @@ pub struct ObserveOptions {
     pub filter: Filter,
 }
 
+impl ObserveOptions {
+    /// Observes everything from `start` on.
+    #[must_use]
+    pub fn from_start(start: Start) -> Self {
+        Self { start, ..Self::default() }
+    }
+
+    /// Observes everything, starting with a snapshot of the existing sessions.
+    #[must_use]
+    pub fn snapshot() -> Self {
+        Self::from_start(Start::Snapshot)
+    }
+
+    /// Observes everything right after the update that carried `cursor`.
+    #[must_use]
+    pub fn after(cursor: Cursor) -> Self {
+        Self::from_start(Start::After(cursor))
+    }
+
+    setters!(plain filter: Filter);
+}
+
 /// Where an observer starts.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub enum Start {
     /// At the first change after the call.
     #[default]

@@ -38,12 +38,7 @@ const SCRIPT: &str = concat!(
     include_str!("../../src/storage/redis/scripts/apply.lua")
 );
 
-const OPTIONS: StorageOptions = StorageOptions {
-    retain_events: 1 << 20,
-    max_sessions: 1 << 40,
-    max_leases: 1000,
-    outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
-};
+const OPTIONS: StorageOptions = StorageOptions::DEFAULT.retain_events(1 << 20).max_sessions(1 << 40).max_leases(1000);
 
 pub(crate) async fn run(report: &mut Report) {
     if peers::redis().is_none() {
@@ -256,7 +251,7 @@ async fn memory(report: &mut Report) {
         for leased in [false, true] {
             let redis = peers::redis().unwrap();
             // Keep the log as short as possible.
-            let options = StorageOptions { retain_events: 1, ..OPTIONS };
+            let options = OPTIONS.retain_events(1);
             let storage = url(&redis, "").parse::<StorageUrl>().unwrap().open(options).await.unwrap();
             let before = used(&redis).await;
             let lease = match leased {

@@ -43,9 +43,9 @@ struct Server {
 static SERVER: LazyLock<Server> = LazyLock::new(|| {
     let runtime = runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     let service = runtime.block_on(async {
-        let options = MemoryOptions { max_sessions: 10_000, max_leases: 100, ..MemoryOptions::default() };
+        let options = MemoryOptions::default().max_sessions(10_000).max_leases(100);
         let storage = Arc::new(MemoryStorage::new(options));
-        let options = SubjectOptions { retain_events: 1000, retain_bytes: 1 << 20, ..SubjectOptions::default() };
+        let options = SubjectOptions::default().retain_events(1000).retain_bytes(1 << 20);
         let subject = SessionSubject::start(storage, options, WireEncoder).await.expect("a memory storage opens");
         Service::new(Arc::new(subject), ServiceOptions::default())
     });

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::SystemTime};
 
 use super::{
-    Credentials, Refusal, Scope, Scopes, TokenProof,
+    Credentials, ParseScopesError, Refusal, Scope, Scopes, TokenProof,
     token::{TokenHash, is_name},
 };
 
@@ -48,6 +48,7 @@ impl Entry {
 
 /// The permission to make a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Granted {
     /// The caller: the name of a token or of a certificate.
     pub name: String,
@@ -58,6 +59,7 @@ pub struct Granted {
 /// The error for text that is not an access list.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {reason}")]
+#[non_exhaustive]
 pub struct AccessListError {
     /// The line number, from 1.
     pub line: usize,
@@ -78,6 +80,10 @@ impl std::str::FromStr for AccessList {
     }
 }
 
+fn scopes(text: &str) -> Result<Scopes, String> {
+    text.parse().map_err(|error: ParseScopesError| error.to_string())
+}
+
 impl AccessList {
     fn add(&mut self, line: &str) -> Result<(), String> {
         let mut words = line.split_whitespace();
@@ -89,7 +95,7 @@ impl AccessList {
                 if !is_name(name) {
                     return Err(format!("{name:?} is not a token name: make one with `sessiond token new`"));
                 }
-                let scopes = word("the list of scopes")?.parse()?;
+                let scopes = scopes(word("the list of scopes")?)?;
                 let hash = TokenHash::parse(word("the hash")?)
                     .ok_or("the hash is not sha256: and 64 hexadecimal digits: make one with `sessiond token new`")?;
                 let entry = Entry { scopes, until: until(words)? };
@@ -97,7 +103,7 @@ impl AccessList {
             }
             "certificate" => {
                 let name = comparable(word("the name")?);
-                let scopes = word("the list of scopes")?.parse()?;
+                let scopes = scopes(word("the list of scopes")?)?;
                 let entry = Entry { scopes, until: until(words)? };
                 self.certificates.entry(name).or_default().push(entry);
             }

@@ -4,7 +4,7 @@ use std::{
     cell::OnceCell,
     num::{NonZeroU32, NonZeroUsize},
     path::PathBuf,
-    process, thread,
+    process,
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,7 @@ use clap::{Args, value_parser};
 use sessiond::{
     server::{
         ConfigFile, ConnectionOptions, Endpoint, ListenAddress, RateLimit, Server, ServerConfig, ServerError,
-        StorageSource, StorageWait, TcpAddress, TlsFiles,
+        StorageWait, TcpAddress, TlsFiles,
     },
     service::ServiceOptions,
     storage::StorageUrl,
@@ -262,44 +262,43 @@ impl ServeArgs {
         // A limit beyond what the machine can address is no limit.
         let bound = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         let defaults = memory::Defaults::of(memory);
-        let storage = StorageSource::from(self.storage.clone());
-        ServerConfig {
-            listen: self.listen.clone(),
-            admin_listen: self.admin_listen.clone(),
-            tls: self.tls(),
-            access_file: self.access_file.clone(),
-            rate_limit: self.rate_limit(),
-            storage_wait: self.storage_wait.unwrap_or_else(|| StorageWait::default_for(&storage)),
-            storage,
-            workers: self.workers.or(thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN),
-            subject: SubjectOptions {
-                retain_events: bound(self.retain_events),
-                retain_bytes: bound(self.retain_bytes.unwrap_or(defaults.retain_bytes)),
-                max_observers: bound(self.max_observers),
-                max_filter_ids: bound(self.max_filter_ids),
-                max_total_filter_ids: bound(self.max_total_filter_ids.unwrap_or(defaults.max_total_filter_ids)),
-            },
-            max_sessions: self.max_sessions,
-            max_leases: self.max_leases,
-            outage_grace: self.outage_grace,
-            max_connections: bound(self.max_connections),
-            connections: ConnectionOptions {
-                max_streams: self.max_streams,
-                handshake_timeout: self.handshake_timeout,
-                idle_timeout: self.idle_timeout,
-                max_age: self.max_connection_age.0,
-                keepalive_interval: self.keepalive_interval,
-                keepalive_timeout: self.keepalive_timeout,
-            },
-            calls: ServiceOptions {
-                max_message_bytes: bound(self.max_message_bytes),
-                max_pending_bytes: bound(self.max_pending_bytes.unwrap_or(defaults.max_pending_bytes)),
-                max_batch: bound(self.max_batch),
-                call_timeout: self.call_timeout,
-            },
-            tracer: None,
-            drain_timeout: self.drain_timeout,
-        }
+        let subject = SubjectOptions::default()
+            .retain_events(bound(self.retain_events))
+            .retain_bytes(bound(self.retain_bytes.unwrap_or(defaults.retain_bytes)))
+            .max_observers(bound(self.max_observers))
+            .max_filter_ids(bound(self.max_filter_ids))
+            .max_total_filter_ids(bound(self.max_total_filter_ids.unwrap_or(defaults.max_total_filter_ids)));
+        let connections = ConnectionOptions::default()
+            .max_streams(self.max_streams)
+            .handshake_timeout(self.handshake_timeout)
+            .idle_timeout(self.idle_timeout)
+            .max_age(self.max_connection_age.0)
+            .keepalive_interval(self.keepalive_interval)
+            .keepalive_timeout(self.keepalive_timeout);
+        let calls = ServiceOptions::default()
+            .max_message_bytes(bound(self.max_message_bytes))
+            .max_pending_bytes(bound(self.max_pending_bytes.unwrap_or(defaults.max_pending_bytes)))
+            .max_batch(bound(self.max_batch))
+            .call_timeout(self.call_timeout);
+        let config = ServerConfig::new(self.storage.clone());
+        let storage_wait = self.storage_wait.unwrap_or(config.storage_wait);
+        let workers = self.workers.unwrap_or(config.workers);
+        config
+            .listen(self.listen.clone())
+            .admin_listen(self.admin_listen.clone())
+            .tls(self.tls())
+            .access_file(self.access_file.clone())
+            .rate_limit(self.rate_limit())
+            .storage_wait(storage_wait)
+            .workers(workers)
+            .subject(subject)
+            .max_sessions(self.max_sessions)
+            .max_leases(self.max_leases)
+            .outage_grace(self.outage_grace)
+            .max_connections(bound(self.max_connections))
+            .connections(connections)
+            .calls(calls)
+            .drain_timeout(self.drain_timeout)
     }
 }
 
@@ -307,12 +306,12 @@ impl ServeArgs {
     /// Returns the TLS files. clap ensures that the certificate and the key come together.
     fn tls(&self) -> Option<TlsFiles> {
         let (cert, key) = (self.tls_cert.clone()?, self.tls_key.clone()?);
-        Some(TlsFiles { cert, key, client_ca: self.tls_client_ca.clone() })
+        Some(TlsFiles::new(cert, key).client_ca(self.tls_client_ca.clone()))
     }
 
     fn rate_limit(&self) -> Option<RateLimit> {
         let per_second = NonZeroU32::new(self.rate_limit?)?;
-        Some(RateLimit { per_second, burst: self.rate_burst.and_then(NonZeroU32::new).unwrap_or(per_second) })
+        Some(RateLimit::new(per_second, self.rate_burst.and_then(NonZeroU32::new).unwrap_or(per_second)))
     }
 }
 
@@ -325,7 +324,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
     let (subject, calls) = (config.subject, config.calls.clone());
     let (workers, drain_timeout) = (config.workers, config.drain_timeout);
     let otlp = Otlp::start(&args.otlp)?;
-    let config = ServerConfig { tracer: otlp.as_ref().map(Otlp::tracer), ..config };
+    let config = config.tracer(otlp.as_ref().map(Otlp::tracer));
     let server = tokio::select! {
         bound = Server::bind(config) => bound.map_err(serve_error)?,
         () = signals.next() => {

@@ -83,6 +83,7 @@ impl fmt::Display for StorageSource {
 /// It waits only if the error can go away by itself, for example if Redis is unreachable or still loads its data; see
 /// [`OpenError::may_pass`](crate::storage::OpenError::may_pass). Otherwise the server fails immediately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum StorageWait {
     /// Wait until the storage is open.
     Forever,

@@ -9,6 +9,8 @@ mod handshake;
 mod socket;
 mod worker;
 
+use std::time::Duration;
+
 pub(super) use self::{
     acceptor::Acceptor,
     connection::Connections,
@@ -19,3 +21,6 @@ pub use self::{
     address::{ListenAddress, ListenAddressError, TcpAddress},
     connection::ConnectionOptions,
 };
+
+/// How long a port waits after a failed accept, for example because the process has no free file descriptor.
+pub(super) const PAUSE_WHEN_EXHAUSTED: Duration = Duration::from_millis(100);

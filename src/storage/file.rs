@@ -102,9 +102,7 @@ impl FileStorage {
     }
 
     fn open_blocking(disk: Arc<dyn Disk>, path: &Path, options: StorageOptions) -> Result<Self, FileError> {
-        let StorageOptions { retain_events, max_sessions, max_leases, outage_grace } = options;
-        let options =
-            MemoryOptions { retain_events, max_sessions, max_leases, outage_grace, ..MemoryOptions::default() };
+        let options = MemoryOptions::from(options);
         let probe = Probe::new(Arc::clone(&disk), path);
         let store = Store::open(disk, path, options.buckets)?;
         let loaded = load::load(&store, options).map_err(|error| FileError::damaged(path, error))?;

@@ -18,6 +18,7 @@ pub const MAX_LINGER: Duration = Duration::from_secs(3600);
 
 /// Which leases to list, and where to continue.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LeaseQuery {
     /// Only leases with a higher id than this one: the [`LeasePage::next`] of the page before. `None` for the first
     /// page.
@@ -30,8 +31,26 @@ pub struct LeaseQuery {
     pub lease_ids: Vec<LeaseId>,
 }
 
+impl LeaseQuery {
+    /// Asks for the first `limit` leases.
+    #[must_use]
+    pub const fn first(limit: usize) -> Self {
+        Self { after: None, limit, owner: None, lease_ids: Vec::new() }
+    }
+
+    setters!(into after: Option<LeaseId>, lease_ids: Vec<LeaseId>);
+
+    /// Asks only for leases with exactly this owner.
+    #[must_use]
+    pub fn owner(mut self, owner: impl Into<String>) -> Self {
+        self.owner = Some(owner.into());
+        self
+    }
+}
+
 /// A page of leases, ordered by id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LeasePage {
     /// The leases. A page may be short or even empty although another one follows.
     pub leases: Vec<LeaseStatus>,
@@ -39,8 +58,17 @@ pub struct LeasePage {
     pub next: Option<LeaseId>,
 }
 
+impl LeasePage {
+    /// Makes a page.
+    #[must_use]
+    pub const fn new(leases: Vec<LeaseStatus>, next: Option<LeaseId>) -> Self {
+        Self { leases, next }
+    }
+}
+
 /// A lease that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LeaseStatus {
     /// The id of the lease.
     pub lease: LeaseId,
@@ -54,4 +82,14 @@ pub struct LeaseStatus {
     pub session_count: u64,
     /// Whether the lease was revoked with a linger that has not passed yet.
     pub lingers: bool,
+}
+
+impl LeaseStatus {
+    /// Describes a lease without sessions that does not linger and was just kept alive.
+    #[must_use]
+    pub const fn new(lease: LeaseId, owner: Arc<str>, ttl: Duration) -> Self {
+        Self { lease, owner, ttl, expires_in: ttl, session_count: 0, lingers: false }
+    }
+
+    setters!(const expires_in: Duration, session_count: u64, lingers: bool);
 }

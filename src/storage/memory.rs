@@ -104,6 +104,7 @@ pub struct MemoryStorage {
 
 /// Options of a [`MemoryStorage`].
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct MemoryOptions {
     /// Number of buckets, rounded up to a power of two. A bucket holds at most 65,536 sessions. 4096 by default.
     pub buckets: u32,
@@ -122,9 +123,26 @@ pub struct MemoryOptions {
     pub outage_grace: Duration,
 }
 
+impl MemoryOptions {
+    setters!(const
+        buckets: u32,
+        partitions: u32,
+        retain_events: usize,
+        max_sessions: u64,
+        max_leases: u64,
+        outage_grace: Duration,
+    );
+}
+
 impl Default for MemoryOptions {
     fn default() -> Self {
-        let StorageOptions { retain_events, max_sessions, max_leases, outage_grace } = StorageOptions::default();
+        StorageOptions::default().into()
+    }
+}
+
+impl From<StorageOptions> for MemoryOptions {
+    fn from(options: StorageOptions) -> Self {
+        let StorageOptions { retain_events, max_sessions, max_leases, outage_grace } = options;
         Self { buckets: 4096, partitions: 1, retain_events, max_sessions, max_leases, outage_grace }
     }
 }

@@ -6,10 +6,7 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 #[cfg(feature = "file")]
 use super::file::{FileError, FileStorage};
-use super::{
-    SessionStorage,
-    memory::{MemoryOptions, MemoryStorage},
-};
+use super::{SessionStorage, memory::MemoryStorage};
 #[cfg(feature = "redis")]
 use super::{
     StorageError,
@@ -32,6 +29,7 @@ pub enum StorageUrl {
 
 /// Options that apply to every storage.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct StorageOptions {
     /// How many changes each partition of the log retains for followers, at least 1. Of the changes that a follower has
     /// already read, a storage may keep only the newest 65,536.
@@ -50,17 +48,22 @@ impl StorageOptions {
     /// The default of [`outage_grace`](Self::outage_grace). gRPC libraries wait up to 120 s plus jitter before they
     /// reconnect.
     pub const DEFAULT_OUTAGE_GRACE: Duration = Duration::from_secs(150);
+
+    /// The defaults of `sessiond serve`.
+    pub const DEFAULT: Self = Self {
+        retain_events: 1 << 20,
+        max_sessions: 200_000_000,
+        max_leases: 1_000_000,
+        outage_grace: Self::DEFAULT_OUTAGE_GRACE,
+    };
+
+    setters!(const retain_events: usize, max_sessions: u64, max_leases: u64, outage_grace: Duration);
 }
 
 /// The defaults of `sessiond serve`.
 impl Default for StorageOptions {
     fn default() -> Self {
-        Self {
-            retain_events: 1 << 20,
-            max_sessions: 200_000_000,
-            max_leases: 1_000_000,
-            outage_grace: Self::DEFAULT_OUTAGE_GRACE,
-        }
+        Self::DEFAULT
     }
 }
 
@@ -75,15 +78,8 @@ impl StorageUrl {
     ///
     /// Panics if called outside a tokio runtime.
     pub async fn open(&self, options: StorageOptions) -> Result<Arc<dyn SessionStorage>, OpenError> {
-        let StorageOptions { retain_events, max_sessions, max_leases, outage_grace } = options;
         match self {
-            Self::Memory => Ok(Arc::new(MemoryStorage::new(MemoryOptions {
-                retain_events,
-                max_sessions,
-                max_leases,
-                outage_grace,
-                ..MemoryOptions::default()
-            }))),
+            Self::Memory => Ok(Arc::new(MemoryStorage::new(options.into()))),
             #[cfg(feature = "file")]
             Self::File(path) => Ok(Arc::new(FileStorage::open(path, options).await?)),
             #[cfg(feature = "redis")]

@@ -9,11 +9,16 @@ use crate::session::LeaseId;
 
 /// How sessions are created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CreateOptions {
     /// The lease to put them under. With `None`, new sessions are under no lease, and existing ones keep theirs.
     pub lease: Option<LeaseId>,
     /// Which existing sessions move to that lease. Has no effect without a lease.
     pub takeover: Takeover,
+}
+
+impl CreateOptions {
+    setters!(const takeover: Takeover);
 }
 
 /// Which existing sessions a create moves to its lease.
@@ -35,6 +40,7 @@ impl From<Option<LeaseId>> for CreateOptions {
 
 /// The answer to a create, for one session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Creation {
     /// Whether this call created the session. False if it existed already.
     pub created: bool,
@@ -42,8 +48,17 @@ pub struct Creation {
     pub lease: Option<LeaseId>,
 }
 
+impl Creation {
+    /// Answers that the session is under `lease` now, and whether this call created it.
+    #[must_use]
+    pub const fn new(created: bool, lease: Option<LeaseId>) -> Self {
+        Self { created, lease }
+    }
+}
+
 /// The answer to a lookup, for one session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Lookup {
     /// Whether the session exists.
     pub exists: bool,
@@ -51,8 +66,20 @@ pub struct Lookup {
     pub lease: Option<LeaseId>,
 }
 
+impl Lookup {
+    /// The answer for a session that does not exist.
+    pub const ABSENT: Self = Self { exists: false, lease: None };
+
+    /// Answers that the session exists, under `lease` if there is one.
+    #[must_use]
+    pub const fn found(lease: Option<LeaseId>) -> Self {
+        Self { exists: true, lease }
+    }
+}
+
 /// The answers of a call that may change sessions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Answers<T> {
     /// One answer for each session, in order.
     pub sessions: Vec<T>,
@@ -64,6 +91,14 @@ pub struct Answers<T> {
     /// In a call about one session, every change by another call that the answer does not reflect is after the place.
     /// In a batch, such a change may be before it, because the place is that of the last answer.
     pub places: Places,
+}
+
+impl<T> Answers<T> {
+    /// Makes the answers of a call.
+    #[must_use]
+    pub const fn new(sessions: Vec<T>, places: Places) -> Self {
+        Self { sessions, places }
+    }
 }
 
 /// A position in the log of one partition.

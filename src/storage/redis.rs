@@ -34,6 +34,7 @@ mod queue;
 mod quota;
 mod reads;
 mod registry;
+mod retry;
 mod script;
 mod servers;
 mod tail;
@@ -56,8 +57,8 @@ use self::{
     lease::Standing,
     probe::Findings,
     reads::{Found, Reads, What},
-    registry::{Identity, Registry},
-    tail::{TRIES, Tail},
+    registry::{Identity, Registry, TRIES},
+    tail::Tail,
 };
 use super::{
     Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LeaseBuckets, LeasePage, LeaseQuery, LogError,

@@ -25,6 +25,7 @@ impl Writability {
 
 /// Why a storage refuses changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct WriteRefusal {
     /// The kind of cause.
     pub cause: RefusalCause,

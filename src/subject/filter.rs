@@ -9,6 +9,7 @@ use crate::session::{AuthKeyId, LeaseId, SessionChange, SessionEvent, SessionId,
 ///
 /// A session must match every set that is not empty.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Filter {
     /// Only sessions with these ids; empty for all.
     pub session_ids: HashSet<SessionId>,
@@ -25,6 +26,7 @@ pub struct Filter {
 
 /// Selects which kinds of change an observer receives. It does not affect snapshots and their counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ChangeFilter {
     /// Sessions that are created.
     pub created: bool,
@@ -41,6 +43,8 @@ impl ChangeFilter {
     pub const CREATED: Self = Self { created: true, destroyed: false, moved: false };
     /// Only sessions that are destroyed.
     pub const DESTROYED: Self = Self { created: false, destroyed: true, moved: false };
+
+    setters!(const created: bool, destroyed: bool, moved: bool);
 }
 
 impl Default for ChangeFilter {
@@ -50,6 +54,29 @@ impl Default for ChangeFilter {
 }
 
 impl Filter {
+    /// Selects only these sessions, under any auth key.
+    #[must_use]
+    pub fn session_ids(mut self, ids: impl IntoIterator<Item = SessionId>) -> Self {
+        self.session_ids = ids.into_iter().collect();
+        self
+    }
+
+    /// Selects only sessions under these auth keys.
+    #[must_use]
+    pub fn auth_key_ids(mut self, ids: impl IntoIterator<Item = AuthKeyId>) -> Self {
+        self.auth_key_ids = ids.into_iter().collect();
+        self
+    }
+
+    /// Selects only sessions under these leases, as described at [`lease_ids`](field@Self::lease_ids).
+    #[must_use]
+    pub fn lease_ids(mut self, ids: impl IntoIterator<Item = LeaseId>) -> Self {
+        self.lease_ids = ids.into_iter().collect();
+        self
+    }
+
+    setters!(plain changes: ChangeFilter, placements: bool);
+
     /// Returns whether every event passes the filter. Without placements, moves do not count.
     #[must_use]
     pub fn is_all(&self) -> bool {

@@ -25,6 +25,7 @@ use crate::{
 /// With [placements](super::Filter::placements), also store the lease of each session. It comes with the session in
 /// `Placements`, and changes when the session moves.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Update {
     /// The observer has started. Always the first update.
     Subscribed,

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use sessiond::server::ServerConfig;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{
@@ -149,7 +148,7 @@ async fn storage_waits_are_timed() {
 
 #[tokio::test]
 async fn a_draining_server_is_live_but_not_ready() {
-    let server = Running::with(ServerConfig { drain_timeout: Duration::from_secs(30), ..config() }).await;
+    let server = Running::with(config().drain_timeout(Duration::from_secs(30))).await;
     let mut raw = Raw::connect(server.addr).await;
     // A call without its request message keeps the drain waiting.
     let (response, mut body) = raw.open(grpc(&format!("{SERVICE}/HasSession"))).await;

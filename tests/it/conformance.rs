@@ -25,9 +25,7 @@ const DEFAULT: Memory = Memory { buckets: 4096, partitions: 1, slack: Duration::
 
 impl Memory {
     fn storage(&self, options: StorageOptions) -> MemoryStorage {
-        let StorageOptions { retain_events, max_sessions, max_leases, outage_grace } = options;
-        let Self { buckets, partitions, .. } = *self;
-        MemoryStorage::new(MemoryOptions { buckets, partitions, retain_events, max_sessions, max_leases, outage_grace })
+        MemoryStorage::new(MemoryOptions::from(options).buckets(self.buckets).partitions(self.partitions))
     }
 }
 

@@ -8,7 +8,6 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use sessiond::{
     proto::{DestroyReason, LookupSessionRequest, SessionEventType},
-    server::ServerConfig,
     storage::{
         SessionStorage, StorageOptions,
         conformance::{StorageFactory, cases},
@@ -58,14 +57,14 @@ async fn the_storage_passes_the_suite() {
 }
 
 async fn serve(path: &Path, options: StorageOptions) -> Running {
-    Running::with(ServerConfig { storage: open(path, options).await.into(), ..config() }).await
+    Running::with(config().storage(open(path, options).await)).await
 }
 
 #[tokio::test]
 async fn the_server_serves_it_and_a_restart_keeps_the_sessions() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("registry.redb");
-    let options = StorageOptions { outage_grace: Duration::from_secs(1), ..ROOMY };
+    let options = ROOMY.outage_grace(Duration::from_secs(1));
     let server = serve(&path, options).await;
     let (client, leases) = (server.sessions(), server.leases());
     let mut observed = Observed::snapshot(&client).await;

@@ -10,7 +10,6 @@ use sessiond::{
         RevokeLeaseRequest, SubscribeRequest,
     },
     reason::{ErrorReason, Retry},
-    server::ServerConfig,
     service::ServiceOptions,
     subject::SubjectOptions,
 };
@@ -220,9 +219,9 @@ async fn a_gone_lease_is_not_found_for_lease_calls_and_a_failed_precondition_for
 
 #[tokio::test]
 async fn limits_name_the_flag_that_raises_them() {
-    let subject = SubjectOptions { max_observers: 2, max_filter_ids: 3, ..SubjectOptions::default() };
-    let calls = ServiceOptions { max_message_bytes: 1024, ..ServiceOptions::default() };
-    let limited = ServerConfig { subject, max_sessions: 3, max_leases: 1, calls, ..config() };
+    let subject = SubjectOptions::default().max_observers(2).max_filter_ids(3);
+    let calls = ServiceOptions::default().max_message_bytes(1024);
+    let limited = config().subject(subject).max_sessions(3).max_leases(1).calls(calls);
     let server = Running::with(limited).await;
     let (mut client, mut leases) = (server.sessions(), server.leases());
 
@@ -260,8 +259,8 @@ async fn limits_name_the_flag_that_raises_them() {
 
 #[tokio::test]
 async fn the_filters_of_all_observers_share_a_limit() {
-    let subject = SubjectOptions { max_total_filter_ids: 5, ..SubjectOptions::default() };
-    let server = Running::with(ServerConfig { subject, ..config() }).await;
+    let subject = SubjectOptions::default().max_total_filter_ids(5);
+    let server = Running::with(config().subject(subject)).await;
     let mut client = server.sessions();
     let filtered = |session_ids| SubscribeRequest { session_ids, ..Default::default() };
     let first = Observed::start(&client, filtered(vec![1, 2, 3])).await;

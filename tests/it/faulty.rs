@@ -1,7 +1,6 @@
 //! What callers receive when the storage fails: the rows of the contract's error table that no input can cause.
 
 use std::{
-    convert::Infallible,
     net::SocketAddr,
     sync::{
         Arc,
@@ -16,9 +15,7 @@ use sessiond::{
     server::{ServerConfig, ServerError, StorageWait},
     session::{LeaseId, SessionKey},
     storage::{
-        Answers, BucketRun, Changes, CreateOptions, Creation, Layout, LeaseBuckets, LeasePage, LeaseQuery, LogError,
-        LogExtent, LogPoint, Lookup, Mark, Position, RefusalCause, RegistryId, SessionStorage, StorageError,
-        Writability, WriteRefusal,
+        RefusalCause, SessionStorage, StorageError, Writability, WriteRefusal,
         memory::{MemoryOptions, MemoryStorage},
     },
     subject::{SessionSubject, SubjectOptions},
@@ -33,6 +30,7 @@ use crate::{
     program::get,
     server::{Running, config},
     sessions::{create, has},
+    twisted::{Twist, Twisted},
 };
 
 pub(crate) const HEALTHY: u8 = 0;
@@ -46,10 +44,9 @@ pub(crate) const ENDS_LEASES: u8 = 6;
 /// A task of the storage has panicked.
 const LOSES_A_TASK: u8 = 7;
 
-/// A memory storage that fails on demand.
+/// Makes a memory storage fail on demand.
 #[derive(Debug)]
 pub(crate) struct Faulty {
-    storage: MemoryStorage,
     state: AtomicU8,
     /// How many calls to keep a lease alive reached the storage.
     kept: AtomicU64,
@@ -62,156 +59,72 @@ impl Faulty {
         self.state.store(state, Ordering::SeqCst);
     }
 
-    fn check(&self) -> Result<&MemoryStorage, StorageError> {
-        let cause = || Box::new(std::io::Error::other("secret cause"));
-        match self.state.load(Ordering::SeqCst) {
-            UNREACHABLE => Err(StorageError::Unavailable(cause())),
-            BROKEN => Err(StorageError::Broken(cause())),
-            PANICS => panic!("a fault in the storage"),
-            _ => Ok(&self.storage),
-        }
+    fn state(&self) -> u8 {
+        self.state.load(Ordering::SeqCst)
     }
 
     fn refusal() -> WriteRefusal {
         WriteRefusal::new(RefusalCause::TooFewReplicas, "secret detail")
     }
-
-    fn check_change(&self) -> Result<&MemoryStorage, StorageError> {
-        match self.state.load(Ordering::SeqCst) {
-            REFUSES => Err(StorageError::Refused(Self::refusal())),
-            _ => self.check(),
-        }
-    }
 }
 
 #[async_trait]
-impl SessionStorage for Faulty {
-    fn layout(&self) -> Layout {
-        self.storage.layout()
-    }
-    fn bucket_of(&self, session: &SessionKey) -> u32 {
-        self.storage.bucket_of(session)
-    }
-    fn partition_of(&self, bucket: u32) -> u32 {
-        self.storage.partition_of(bucket)
-    }
-    fn writability(&self) -> Writability {
-        match self.state.load(Ordering::SeqCst) {
-            REFUSES => Writability::Refused(Self::refusal()),
-            _ => Writability::Writable,
+impl Twist for Faulty {
+    fn before(&self, call: &str) -> Result<(), StorageError> {
+        match call {
+            "keep_lease_alive" => drop(self.kept.fetch_add(1, Ordering::SeqCst)),
+            "log" => drop(self.log_calls.fetch_add(1, Ordering::SeqCst)),
+            _ => {}
+        }
+        let cause = || Box::new(std::io::Error::other("secret cause"));
+        match self.state() {
+            UNREACHABLE => Err(StorageError::Unavailable(cause())),
+            BROKEN => Err(StorageError::Broken(cause())),
+            REFUSES if matches!(call, "create_with" | "destroy_with" | "grant_lease") => {
+                Err(StorageError::Refused(Self::refusal()))
+            }
+            PANICS => panic!("a fault in the storage"),
+            EXPIRY_PANICS if call == "expire_leases" => panic!("a fault in the storage"),
+            _ => Ok(()),
         }
     }
+
+    fn writability(&self, truth: &dyn SessionStorage) -> Writability {
+        if self.state() == REFUSES { Writability::Refused(Self::refusal()) } else { truth.writability() }
+    }
+
     fn failed_task(&self) -> Option<&'static str> {
-        (self.state.load(Ordering::SeqCst) == LOSES_A_TASK).then_some("a task of the storage")
+        (self.state() == LOSES_A_TASK).then_some("a task of the storage")
     }
-    async fn create_with(
-        &self,
-        sessions: &[SessionKey],
-        options: CreateOptions,
-    ) -> Result<Answers<Creation>, StorageError> {
-        self.check_change()?.create_with(sessions, options).await
-    }
-    async fn lookup(&self, sessions: &[SessionKey]) -> Result<Vec<Lookup>, StorageError> {
-        self.check()?.lookup(sessions).await
-    }
-    async fn has(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, StorageError> {
-        self.check()?.has(sessions).await
-    }
-    async fn destroy_with(
-        &self,
-        sessions: &[SessionKey],
-        lease: Option<LeaseId>,
-    ) -> Result<Answers<bool>, StorageError> {
-        self.check_change()?.destroy_with(sessions, lease).await
-    }
-    async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
-        self.check_change()?.grant_lease(ttl, owner).await
-    }
-    async fn keep_lease_alive(&self, lease: LeaseId) -> Result<Duration, StorageError> {
-        self.kept.fetch_add(1, Ordering::SeqCst);
-        self.check()?.keep_lease_alive(lease).await
-    }
-    async fn lease_owner(&self, lease: LeaseId) -> Result<Option<Arc<str>>, StorageError> {
-        if self.state.load(Ordering::SeqCst) == ENDS_LEASES {
-            self.storage.revoke_lease(lease).await?;
+
+    async fn lease_owner(&self, truth: &dyn SessionStorage, lease: LeaseId) -> Result<Option<Arc<str>>, StorageError> {
+        if self.state() == ENDS_LEASES {
+            truth.revoke_lease(lease).await?;
         }
-        self.check()?.lease_owner(lease).await
-    }
-
-    async fn revoke_lease_with(&self, lease: LeaseId, linger: Duration) -> Result<u64, StorageError> {
-        self.check()?.revoke_lease_with(lease, linger).await
-    }
-
-    async fn list_leases(&self, query: &LeaseQuery) -> Result<LeasePage, StorageError> {
-        self.check()?.list_leases(query).await
-    }
-
-    async fn buckets_under(
-        &self,
-        registry_id: RegistryId,
-        known: &[LogPoint],
-        leases: &[LeaseId],
-    ) -> Result<LeaseBuckets, LogError> {
-        self.check()?.buckets_under(registry_id, known, leases).await
-    }
-    async fn expire_leases(&self) -> Result<Infallible, StorageError> {
-        assert_ne!(self.state.load(Ordering::SeqCst), EXPIRY_PANICS, "a fault in the storage");
-        self.check()?.expire_leases().await
-    }
-    async fn lease_count(&self) -> Result<u64, StorageError> {
-        self.check()?.lease_count().await
-    }
-    async fn session_count(&self) -> Result<u64, StorageError> {
-        self.check()?.session_count().await
-    }
-    async fn log(&self) -> Result<LogExtent, StorageError> {
-        self.log_calls.fetch_add(1, Ordering::SeqCst);
-        self.check()?.log().await
-    }
-    async fn changes_after(
-        &self,
-        registry_id: RegistryId,
-        partition: u32,
-        after: LogPoint,
-        limit: usize,
-    ) -> Result<Changes, LogError> {
-        self.check()?.changes_after(registry_id, partition, after, limit).await
-    }
-    async fn marks(&self, positions: &[Position]) -> Result<Vec<Option<Mark>>, StorageError> {
-        self.check()?.marks(positions).await
-    }
-    async fn read_buckets(
-        &self,
-        registry_id: RegistryId,
-        known: &[LogPoint],
-        buckets: &[u32],
-        limit: usize,
-        with_leases: bool,
-    ) -> Result<BucketRun, LogError> {
-        self.check()?.read_buckets(registry_id, known, buckets, limit, with_leases).await
+        truth.lease_owner(lease).await
     }
 }
 
-fn faulty() -> Arc<Faulty> {
-    let storage = MemoryStorage::new(MemoryOptions::default());
+fn faulty() -> Arc<Twisted<Faulty>> {
     let (kept, log_calls) = (AtomicU64::new(0), AtomicU64::new(0));
-    Arc::new(Faulty { storage, state: AtomicU8::new(HEALTHY), kept, log_calls })
+    let twist = Faulty { state: AtomicU8::new(HEALTHY), kept, log_calls };
+    Twisted::new(Arc::new(MemoryStorage::new(MemoryOptions::default())), twist)
 }
 
 /// Starts a subject over a healthy storage. Returns both.
-async fn over_faulty() -> (SessionSubject, Arc<Faulty>) {
+async fn over_faulty() -> (SessionSubject, Arc<Twisted<Faulty>>) {
     let faulty = faulty();
     let storage: Arc<dyn SessionStorage> = faulty.clone();
     (SessionSubject::start(storage, SubjectOptions::default(), ()).await.unwrap(), faulty)
 }
 
-fn config_over(faulty: &Arc<Faulty>) -> ServerConfig {
+fn config_over(faulty: &Arc<Twisted<Faulty>>) -> ServerConfig {
     let storage: Arc<dyn SessionStorage> = faulty.clone();
-    ServerConfig { storage: storage.into(), ..config() }
+    config().storage(storage)
 }
 
 /// Starts a server over a faulty storage. Returns both.
-pub(crate) async fn served() -> (Arc<Faulty>, Running) {
+pub(crate) async fn served() -> (Arc<Twisted<Faulty>>, Running) {
     let faulty = faulty();
     let server = Running::with(config_over(&faulty)).await;
     (faulty, server)
@@ -335,7 +248,7 @@ async fn a_panic_in_the_publishing_task_ends_readiness() {
     .await;
     faulty.set_state(PANICS);
     // This change makes the task read the storage again.
-    faulty.storage.create(&[SessionKey::new(0, 2)], None).await.unwrap();
+    faulty.truth.create(&[SessionKey::new(0, 2)], None).await.unwrap();
     wait_until_not_following(&subject).await;
     assert!(subject.writability().refusal().is_some());
 }
@@ -372,7 +285,7 @@ async fn a_server_is_ready_while_a_storage_of_ones_own_answers() {
 
     faulty.set_state(UNREACHABLE);
     // The follower of the log receives this change, and asks for the next one.
-    faulty.storage.create(&[SessionKey::new(0, 1)], None).await.unwrap();
+    faulty.truth.create(&[SessionKey::new(0, 1)], None).await.unwrap();
     assert_eq!(page_with(server.admin, "/ready", 503).await, "the storage is unreachable\n");
     assert!(!is_serving().await);
     assert!(get(server.admin, "/metrics").await.body.contains("\nsessiond_storage_up 0\n"));
@@ -420,7 +333,7 @@ async fn a_server_waits_for_a_storage_of_ones_own_that_does_not_answer_yet() {
     let refused = Running::try_with(config_over(&faulty)).await;
     assert!(matches!(refused, Err(ServerError::Storage(StorageError::Unavailable(_)))));
 
-    let config = ServerConfig { storage_wait: StorageWait::Forever, ..config_over(&faulty) };
+    let config = config_over(&faulty).storage_wait(StorageWait::Forever);
     let starting = tokio::spawn(Running::with(config));
     let calls = faulty.log_calls.load(Ordering::SeqCst);
     soon(async {

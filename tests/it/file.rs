@@ -19,12 +19,7 @@ use crate::{
     sessions::{batch_create, batch_destroy, create, has},
 };
 
-const OPTIONS: StorageOptions = StorageOptions {
-    retain_events: 1000,
-    max_sessions: 1 << 20,
-    max_leases: 1 << 10,
-    outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
-};
+const OPTIONS: StorageOptions = StorageOptions::DEFAULT.retain_events(1000).max_sessions(1 << 20).max_leases(1 << 10);
 
 fn url(path: &Path) -> String {
     format!("file:{}", path.display())

@@ -9,7 +9,7 @@ use std::{
 
 use sessiond::{
     client::{Client, ClientError, Lease, LeaseEvent, LeaseEvents, Watch, WatchOptions, WatchUpdate},
-    server::{Server, ServerConfig, ServerError},
+    server::{Server, ServerError},
     session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
 };
 use tokio::{
@@ -41,12 +41,7 @@ impl Registry {
     }
 
     async fn listen(listen: SocketAddr) -> Self {
-        let config = ServerConfig {
-            listen: listen.into(),
-            workers: NonZeroUsize::MIN,
-            drain_timeout: Duration::from_secs(10),
-            ..config()
-        };
+        let config = config().listen(listen).workers(NonZeroUsize::MIN).drain_timeout(Duration::from_secs(10));
         let server = Server::bind(config).await.unwrap();
         let addr = server.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
@@ -159,7 +154,7 @@ async fn assert_all(watch: &mut Watch, sessions: &[SessionKey], change: SessionC
         }
     }
     received.sort_by_key(|event| event.session);
-    let expected: Vec<_> = sessions.iter().map(|&session| SessionEvent { session, change, lease: None }).collect();
+    let expected: Vec<_> = sessions.iter().map(|&session| SessionEvent::new(session, change, None)).collect();
     assert_eq!(received, expected);
 }
 

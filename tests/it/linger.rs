@@ -117,12 +117,7 @@ async fn a_stream_by_lease_reports_how_each_session_left() {
     assert_eq!(synced.session_count, 0);
 }
 
-const OPTIONS: StorageOptions = StorageOptions {
-    retain_events: 1000,
-    max_sessions: 1 << 20,
-    max_leases: 1 << 10,
-    outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
-};
+const OPTIONS: StorageOptions = StorageOptions::DEFAULT.retain_events(1000).max_sessions(1 << 20).max_leases(1 << 10);
 
 /// A restart extends other leases by at least the outage grace of 150 s, but not lingering ones.
 #[tokio::test]

@@ -58,5 +58,6 @@ mod subscribe;
 mod takeover;
 mod tls;
 mod traces;
+mod twisted;
 mod wall_clock;
 mod watch_placements;

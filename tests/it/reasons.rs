@@ -13,7 +13,7 @@ use sessiond::{
         ListLeasesRequest, LookupSessionRequest, RevokeLeaseRequest, SubscribeRequest,
     },
     reason::{Calls, ERROR_DOMAIN, ErrorReason, REASONS, Retry},
-    server::{ConnectionOptions, RateLimit, ServerConfig},
+    server::{ConnectionOptions, RateLimit},
     service::ServiceOptions,
     session::SessionKey,
     subject::SubjectOptions,
@@ -154,14 +154,12 @@ async fn bad_requests(seen: &mut Seen) {
 
 /// Exceeds the server's limits.
 async fn limits(seen: &mut Seen) {
-    let subject = SubjectOptions { max_observers: 1, max_filter_ids: 2, ..SubjectOptions::default() };
-    let calls = ServiceOptions {
-        max_message_bytes: 100_000,
-        max_pending_bytes: 20_000,
-        call_timeout: Duration::from_secs(2),
-        ..ServiceOptions::default()
-    };
-    let limited = ServerConfig { subject, max_sessions: 1, max_leases: 1, calls, ..config() };
+    let subject = SubjectOptions::default().max_observers(1).max_filter_ids(2);
+    let calls = ServiceOptions::default()
+        .max_message_bytes(100_000)
+        .max_pending_bytes(20_000)
+        .call_timeout(Duration::from_secs(2));
+    let limited = config().subject(subject).max_sessions(1).max_leases(1).calls(calls);
     let server = Running::with(limited).await;
     let (mut client, mut leases) = (server.sessions(), server.leases());
     let observed = Observed::now(&client).await;
@@ -171,10 +169,7 @@ async fn limits(seen: &mut Seen) {
     let filtered = SubscribeRequest { session_ids: vec![1, 2, 3], ..Default::default() };
     seen.call("Subscribe", client.subscribe(filtered)).await;
     // The first of two observers uses up the limit that all filters share.
-    let two = ServerConfig {
-        subject: SubjectOptions { max_filter_ids: 2, max_total_filter_ids: 3, ..SubjectOptions::default() },
-        ..config()
-    };
+    let two = config().subject(SubjectOptions::default().max_filter_ids(2).max_total_filter_ids(3));
     let other = Running::with(two).await;
     let filtered = || SubscribeRequest { session_ids: vec![1, 2], ..Default::default() };
     let _first = Observed::start(&other.sessions(), filtered()).await;
@@ -211,7 +206,7 @@ async fn refused_callers(seen: &mut Seen) {
     let list = folder.path().join("access");
     let line = |token: &NewToken| token.line("read".parse().unwrap());
     fs::write(&list, format!("{}\n{} until=2020-01-01T00:00:00Z\n", line(&reads), line(&expired))).unwrap();
-    let server = Running::with(ServerConfig { access_file: Some(list.clone()), ..config() }).await;
+    let server = Running::with(config().access_file(list.clone())).await;
     let mut raw = Raw::connect(server.addr).await;
     let wrong = NewToken::generate("reads").unwrap();
     for (token, call) in [
@@ -242,8 +237,7 @@ async fn refused_callers(seen: &mut Seen) {
     seen.refused("HasSession", error.status().unwrap());
 
     let one = NonZeroU32::new(1).unwrap();
-    let rate_limit = Some(RateLimit { per_second: one, burst: one });
-    let server = Running::with(ServerConfig { rate_limit, ..config() }).await;
+    let server = Running::with(config().rate_limit(RateLimit::new(one, one))).await;
     let mut raw = Raw::connect(server.addr).await;
     let lease = KeepLeaseAliveRequest { lease_id: 7 };
     let (mut is_limited, request) = (false, HasSessionRequest { session_id: Some(1), auth_key_id: 0 });
@@ -277,14 +271,14 @@ async fn server_failures(seen: &mut Seen) {
     }
 
     let idle_timeout = Duration::from_millis(300);
-    let connections = ConnectionOptions { idle_timeout, ..ConnectionOptions::default() };
-    let server = Running::with(ServerConfig { connections, ..config() }).await;
+    let connections = ConnectionOptions::default().idle_timeout(idle_timeout);
+    let server = Running::with(config().connections(connections)).await;
     let mut raw = Raw::connect(server.addr).await;
     let watch = raw.begin(grpc("/grpc.health.v1.Health/Watch"), framed(&HealthCheckRequest::default())).await.unwrap();
     let closing = soon(answer(watch)).await.unwrap().grpc.unwrap();
     seen.0.insert(agrees("Health.Watch", &closing).name(), 1);
-    let connections = ConnectionOptions { max_age: Some(Duration::from_millis(300)), ..ConnectionOptions::default() };
-    let server = Running::with(ServerConfig { connections, ..config() }).await;
+    let connections = ConnectionOptions::default().max_age(Some(Duration::from_millis(300)));
+    let server = Running::with(config().connections(connections)).await;
     let ended = Observed::now(&server.sessions()).await.ended().await;
     assert_eq!(agrees("Subscribe", &ended), ErrorReason::ConnectionClosing);
 

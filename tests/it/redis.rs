@@ -45,12 +45,8 @@ use tokio::time::Instant;
 use self::replica::PATIENCE;
 
 /// Limits that no test reaches by accident.
-pub(crate) const ROOMY: StorageOptions = StorageOptions {
-    retain_events: 1 << 18,
-    max_sessions: 1 << 20,
-    max_leases: 1 << 16,
-    outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
-};
+pub(crate) const ROOMY: StorageOptions =
+    StorageOptions::DEFAULT.retain_events(1 << 18).max_sessions(1 << 20).max_leases(1 << 16);
 
 /// Opens the storage, as another replica would. Retries errors that may pass.
 pub(crate) async fn open(url: &str, options: StorageOptions) -> Arc<dyn SessionStorage> {

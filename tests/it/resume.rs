@@ -4,7 +4,6 @@ use std::{net::SocketAddr, time::Duration};
 
 use sessiond::{
     client::{Client, ClientError, ResetReason, Watch, WatchOptions, WatchUpdate},
-    server::ServerConfig,
     session::{DestroyReason, SessionChange, SessionKey},
 };
 
@@ -50,7 +49,7 @@ async fn start_at(addr: SocketAddr) -> Running {
     soon(async {
         loop {
             // Another process may hold the port for a moment, because the system hands out free ports.
-            match Running::try_with(ServerConfig { listen: addr.into(), ..config() }).await {
+            match Running::try_with(config().listen(addr)).await {
                 Ok(server) => return server,
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }

@@ -19,13 +19,11 @@ pub(crate) type Leases = LeaseServiceClient<Channel>;
 /// Returns the program's default configuration, but with two workers, free ports and a short drain timeout.
 pub(crate) fn config() -> ServerConfig {
     let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-    ServerConfig {
-        listen: any_port.into(),
-        admin_listen: any_port.into(),
-        workers: NonZeroUsize::new(2).unwrap(),
-        drain_timeout: Duration::from_secs(5),
-        ..ServerConfig::new(StorageUrl::Memory)
-    }
+    ServerConfig::new(StorageUrl::Memory)
+        .listen(any_port)
+        .admin_listen(any_port)
+        .workers(NonZeroUsize::new(2).unwrap())
+        .drain_timeout(Duration::from_secs(5))
 }
 
 /// A running server. Dropping it starts a drain.

@@ -236,12 +236,7 @@ async fn with_a_storage_wait_a_server_waits_for_a_file_in_use() {
 async fn a_signal_ends_a_server_that_is_still_reading_its_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("registry");
-    let options = StorageOptions {
-        retain_events: 1 << 20,
-        max_sessions: 1 << 30,
-        max_leases: 1,
-        outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
-    };
+    let options = StorageOptions::DEFAULT.retain_events(1 << 20).max_sessions(1 << 30).max_leases(1);
     let registry = FileStorage::open(&path, options).await.unwrap();
     for part in 0..40 {
         let sessions: Vec<_> = (0..10_000).map(|id| SessionKey::new(part, id)).collect();

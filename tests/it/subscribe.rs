@@ -21,7 +21,7 @@ use crate::{
 };
 
 fn retaining(retain_events: usize) -> ServerConfig {
-    ServerConfig { subject: SubjectOptions { retain_events, ..SubjectOptions::default() }, ..config() }
+    config().subject(SubjectOptions::default().retain_events(retain_events))
 }
 
 #[tokio::test]

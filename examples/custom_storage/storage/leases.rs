@@ -186,22 +186,21 @@ impl Leases {
             (query.lease_ids.is_empty() || query.lease_ids.contains(id))
                 && query.owner.as_ref().is_none_or(|owner| **owner == *lease.owner)
         };
-        let status = |(id, lease): (&LeaseId, &Lease)| LeaseStatus {
-            lease: *id,
-            owner: Arc::clone(&lease.owner),
-            ttl: lease.ttl,
-            expires_in: match lease.lingers_until {
+        let status = |(id, lease): (&LeaseId, &Lease)| {
+            let expires_in = match lease.lingers_until {
                 Some(until) => Duration::from_millis(until.saturating_sub(wall_clock())),
                 None => lease.deadline.saturating_sub(self.now()),
-            },
-            session_count: lease.session_count,
-            lingers: lease.lingers_until.is_some(),
+            };
+            LeaseStatus::new(*id, Arc::clone(&lease.owner), lease.ttl)
+                .expires_in(expires_in)
+                .session_count(lease.session_count)
+                .lingers(lease.lingers_until.is_some())
         };
         let after = query.after.map_or(Unbounded, Excluded);
         let mut found = self.live.range((after, Unbounded)).filter(passes);
         let leases: Vec<_> = found.by_ref().take(query.limit.max(1)).map(status).collect();
         let next = found.next().and(leases.last()).map(|last| last.lease);
-        LeasePage { leases, next }
+        LeasePage::new(leases, next)
     }
 
     /// The next lease that is to end now, if there is one.

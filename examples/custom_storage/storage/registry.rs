@@ -128,13 +128,13 @@ impl<'t, 'm> Registry<'t, 'm> {
     fn answers<T>(&self, sessions: Vec<T>) -> Answers<T> {
         let mut places = Places::default();
         places.add(Place { partition: 0, position: Position(self.memory.end) });
-        Answers { sessions, places }
+        Answers::new(sessions, places)
     }
 
     pub(super) fn create(
         &mut self,
         sessions: &[SessionKey],
-        CreateOptions { lease, takeover }: CreateOptions,
+        CreateOptions { lease, takeover, .. }: CreateOptions,
     ) -> Result<Result<Answers<Creation>, StorageError>, redb::Error> {
         if let Some(id) = lease {
             match self.memory.leases.standing(id) {
@@ -153,13 +153,13 @@ impl<'t, 'm> Registry<'t, 'm> {
                 }
                 (None, _) => {
                     self.log(None, Some(lease), SessionEvent::created(*session, lease))?;
-                    Creation { created: true, lease }
+                    Creation::new(true, lease)
                 }
                 (Some(held), Some(lease)) if held != Some(lease) && self.may_take(held, takeover) => {
                     self.log(held, Some(Some(lease)), SessionEvent::moved(*session, lease, held))?;
-                    Creation { created: false, lease: Some(lease) }
+                    Creation::new(false, Some(lease))
                 }
-                (Some(held), _) => Creation { created: false, lease: self.told(held) },
+                (Some(held), _) => Creation::new(false, self.told(held)),
             });
         }
         Ok(Ok(self.answers(answers)))
@@ -181,7 +181,7 @@ impl<'t, 'm> Registry<'t, 'm> {
     pub(super) fn lookup(&mut self, sessions: &[SessionKey]) -> Result<Vec<Lookup>, redb::Error> {
         let look = |session| {
             let held = self.held(session)?;
-            Ok(Lookup { exists: held.is_some(), lease: self.told(held.flatten()) })
+            Ok(held.map_or(Lookup::ABSENT, |lease| Lookup::found(self.told(lease))))
         };
         sessions.iter().map(look).collect()
     }
@@ -275,7 +275,7 @@ impl<'t, 'm> Registry<'t, 'm> {
 
     pub(super) fn extent(&self) -> Result<LogExtent, redb::Error> {
         let held = self.point(self.memory.start)?..self.point(self.memory.end)?;
-        Ok(LogExtent { registry_id: self.memory.registry_id, partitions: vec![held] })
+        Ok(LogExtent::new(self.memory.registry_id, vec![held]))
     }
 
     /// The changes after a point. `None` if there are none yet.
@@ -298,7 +298,7 @@ impl<'t, 'm> Registry<'t, 'm> {
         let rows = self.tables.log.range(after.position.0 + 1..)?.take(limit.max(1));
         let events = rows.map(|row| row.map(|(_, row)| event(row.value()))).collect::<Result<Vec<_>, _>>()?;
         let mark = self.point(after.position.0 + events.len() as u64)?.mark;
-        Ok(Ok(Some(Changes { events, mark })))
+        Ok(Ok(Some(Changes::new(events, mark))))
     }
 
     fn contains(&self, registry_id: RegistryId, point: LogPoint) -> Result<bool, redb::Error> {
@@ -331,7 +331,7 @@ impl<'t, 'm> Registry<'t, 'm> {
             }
         }
         let points = vec![self.point(self.memory.end)?];
-        Ok(Ok(LeaseBuckets { points, buckets: buckets.into_iter().collect() }))
+        Ok(Ok(LeaseBuckets::new(points, buckets.into_iter().collect())))
     }
 
     pub(super) fn read_buckets(
@@ -346,7 +346,7 @@ impl<'t, 'm> Registry<'t, 'm> {
             return Ok(Err(LogError::Restarted));
         }
         let point = self.point(self.memory.end)?;
-        let mut run = BucketRun { points: Vec::new(), sessions: Vec::new(), leases: Vec::new() };
+        let mut run = BucketRun::default();
         for bucket in buckets {
             for row in self.tables.sessions.range((*bucket, i64::MIN, i64::MIN)..=(*bucket, i64::MAX, i64::MAX))? {
                 let (row, lease) = row?;

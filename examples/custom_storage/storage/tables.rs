@@ -67,10 +67,11 @@ pub(super) fn event_row(event: &SessionEvent) -> EventRow {
     let (kind, previous) = match event.change {
         SessionChange::Created => (0, None),
         SessionChange::Moved { previous } => (1, previous),
-        SessionChange::Destroyed(DestroyReason::Requested) => (2, None),
         SessionChange::Destroyed(DestroyReason::Released) => (3, None),
         SessionChange::Destroyed(DestroyReason::LeaseExpired) => (4, None),
         SessionChange::Destroyed(DestroyReason::LeaseRevoked) => (5, None),
+        // This storage destroys sessions for no other reason.
+        SessionChange::Destroyed(_) => (2, None),
     };
     let SessionKey { auth_key_id, session_id } = event.session;
     (auth_key_id.0, session_id.0, kind, lease_number(event.lease), lease_number(previous))
@@ -86,5 +87,5 @@ pub(super) fn event((auth_key, session, kind, lease, previous): EventRow) -> Ses
         4 => SessionChange::Destroyed(DestroyReason::LeaseExpired),
         _ => SessionChange::Destroyed(DestroyReason::LeaseRevoked),
     };
-    SessionEvent { session: SessionKey::new(auth_key, session), change, lease: lease_id(lease) }
+    SessionEvent::new(SessionKey::new(auth_key, session), change, lease_id(lease))
 }

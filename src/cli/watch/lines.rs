@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use sessiond::{
     client::{Place, SnapshotSession, WatchUpdate},
-    session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
+    session::{LeaseId, SessionChange, SessionEvent, SessionKey},
 };
 
 use crate::cli::format::JsonLine;
@@ -117,7 +117,7 @@ fn json_event<'a>(event: &SessionEvent, out: &'a mut String) -> JsonLine<'a> {
 fn describe(change: SessionChange) -> (&'static str, Option<&'static str>, Option<LeaseId>) {
     match change {
         SessionChange::Created => ("created", None, None),
-        SessionChange::Destroyed(reason) => ("destroyed", Some(destroy_reason(reason)), None),
+        SessionChange::Destroyed(reason) => ("destroyed", Some(reason.name()), None),
         SessionChange::Moved { previous } => ("moved", None, previous),
     }
 }
@@ -136,17 +136,10 @@ fn with_ids<'a>(line: JsonLine<'a>, session: &SessionKey) -> JsonLine<'a> {
     line.int64("session_id", session.session_id).int64("auth_key_id", session.auth_key_id)
 }
 
-fn destroy_reason(reason: DestroyReason) -> &'static str {
-    match reason {
-        DestroyReason::Requested => "requested",
-        DestroyReason::Released => "released",
-        DestroyReason::LeaseExpired => "lease_expired",
-        DestroyReason::LeaseRevoked => "lease_revoked",
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use sessiond::session::DestroyReason;
+
     use super::*;
 
     fn events() -> WatchUpdate {

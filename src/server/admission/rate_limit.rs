@@ -52,11 +52,20 @@ impl<'a> Caller<'a> {
 
 /// The limit on the calls of each client. A client is identified by its token, its certificate or its address.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct RateLimit {
     /// The sustained rate, in calls per second.
     pub per_second: NonZeroU32,
     /// How many calls a client may make together after a quiet time.
     pub burst: NonZeroU32,
+}
+
+impl RateLimit {
+    /// Creates a limit of `per_second` calls per second, and `burst` calls together after a quiet time.
+    #[must_use]
+    pub const fn new(per_second: NonZeroU32, burst: NonZeroU32) -> Self {
+        Self { per_second, burst }
+    }
 }
 
 /// Limits the calls of each client by the generic cell rate algorithm.

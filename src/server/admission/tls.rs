@@ -14,6 +14,7 @@ use tokio_rustls::rustls::{
 
 /// The certificate files of a server that speaks TLS, in PEM. They are read again when they change.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct TlsFiles {
     /// The server's certificate, followed by its intermediate certificates.
     pub cert: PathBuf,
@@ -25,6 +26,13 @@ pub struct TlsFiles {
 }
 
 impl TlsFiles {
+    /// Names the files of a server that does not ask for client certificates.
+    pub fn new(cert: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        Self { cert: cert.into(), key: key.into(), client_ca: None }
+    }
+
+    setters!(into client_ca: Option<PathBuf>);
+
     /// Reads the files.
     pub(crate) fn load(self) -> Result<Reloaded<ServerConfig>, ConfigFileError> {
         let mut files = vec![

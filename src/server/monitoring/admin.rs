@@ -19,6 +19,7 @@ use crate::{
     server::{
         lifecycle::{self, Lifecycle},
         opening::Opening,
+        wire::PAUSE_WHEN_EXHAUSTED,
     },
     subject::SessionSubject,
 };
@@ -29,9 +30,6 @@ const MAX_CONNECTIONS: usize = 64;
 
 /// The maximum age of a connection, even if it is in use.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// How long to wait after a failed accept, for example because the process has no free file descriptor.
-const PAUSE_WHEN_EXHAUSTED: Duration = Duration::from_millis(100);
 
 /// Serves the admin port.
 #[derive(Clone)]

@@ -1,18 +1,16 @@
 //! Accepts connections and distributes them over the workers.
 
-use std::{io, net::IpAddr, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{
+    PAUSE_WHEN_EXHAUSTED,
     connection::Connection,
     socket::{Accepted, Listener},
     worker::Inlets,
 };
 use crate::server::lifecycle::{self, Lifecycle};
-
-/// How long to wait after a failed accept, for example because the process has no free file descriptor.
-const PAUSE_WHEN_EXHAUSTED: Duration = Duration::from_millis(100);
 
 /// Accepts the connections of one listener, and gives each to the worker that has the fewest.
 ///

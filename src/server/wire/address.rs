@@ -14,6 +14,7 @@ pub struct TcpAddress(String);
 ///
 /// Convert it from a [`SocketAddr`], or parse it from `HOST:PORT` or `unix:PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ListenAddress {
     /// A TCP port.
     Tcp(TcpAddress),

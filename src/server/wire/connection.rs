@@ -65,6 +65,7 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// The limits of a connection.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ConnectionOptions {
     /// The maximum number of concurrent calls and streams.
     pub max_streams: u32,
@@ -80,6 +81,17 @@ pub struct ConnectionOptions {
     pub keepalive_interval: Duration,
     /// How long the answer to a ping may take before the connection is closed. This detects peers that have vanished.
     pub keepalive_timeout: Duration,
+}
+
+impl ConnectionOptions {
+    setters!(const
+        max_streams: u32,
+        handshake_timeout: Duration,
+        idle_timeout: Duration,
+        max_age: Option<Duration>,
+        keepalive_interval: Duration,
+        keepalive_timeout: Duration,
+    );
 }
 
 impl Default for ConnectionOptions {

@@ -7,11 +7,19 @@ use async_trait::async_trait;
 use crate::storage::{RefusalCause, SessionStorage};
 
 /// A registry whose storage can be made to refuse changes.
+#[non_exhaustive]
 pub struct Refusable {
     /// The handles to the registry, as for [`StorageFactory::open`](super::StorageFactory::open).
     pub handles: Vec<Arc<dyn SessionStorage>>,
     /// Makes the registry refuse and accept changes.
     pub switch: Box<dyn RefusalSwitch>,
+}
+
+impl Refusable {
+    /// Makes a registry of its handles and its switch.
+    pub fn new(handles: Vec<Arc<dyn SessionStorage>>, switch: impl RefusalSwitch + 'static) -> Self {
+        Self { handles, switch: Box::new(switch) }
+    }
 }
 
 /// Makes the storage of one registry refuse changes, for a cause that the factory chooses.

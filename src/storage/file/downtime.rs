@@ -3,7 +3,9 @@
 //! The file says when it was last known to be in service. If the wall clock was set back since, the downtime is
 //! unknown. If the clock was set forward, the downtime seems longer.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
+
+use crate::storage::journal::WallTime;
 
 /// How often the time is written while there are leases. A downtime may seem too long by up to this much.
 const INTERVAL: Duration = Duration::from_secs(15);
@@ -23,12 +25,12 @@ impl Downtime {
 
     /// Returns the current time if it must be written now.
     pub(super) fn due(&self) -> Option<u64> {
-        (Instant::now() >= self.next).then(wall_clock)
+        (Instant::now() >= self.next).then(|| WallTime::now().0)
     }
 
     /// Returns the time at which the registry closes. `None` while leases still have their grace.
     pub(super) fn at_close(&self) -> Option<u64> {
-        (Instant::now() + INTERVAL >= self.next).then(wall_clock)
+        (Instant::now() + INTERVAL >= self.next).then(|| WallTime::now().0)
     }
 
     pub(super) fn wrote(&mut self) {
@@ -38,10 +40,5 @@ impl Downtime {
 
 /// Returns how long ago the registry was last in service. `None` if that is unknown.
 pub(super) fn since(served: Option<u64>) -> Option<Duration> {
-    wall_clock().checked_sub(served?).map(Duration::from_millis)
-}
-
-fn wall_clock() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    WallTime::now().0.checked_sub(served?).map(Duration::from_millis)
 }

@@ -16,7 +16,7 @@ use super::{
     FileError,
     disk::{Disk, FileId},
     store::builder,
-    watched::{Backend, Watched},
+    watched::{Backend, HEAD, Watched},
 };
 use crate::random::random_u64;
 
@@ -24,7 +24,6 @@ use crate::random::random_u64;
 /// the pages.
 const MARK: usize = 9;
 const PAGE_SIZE_AT: usize = 12;
-const HEAD: usize = 320;
 
 /// An upper bound on what creating a database writes.
 const MAX_BLANK: u64 = 64 << 20;

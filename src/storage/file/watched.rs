@@ -11,7 +11,7 @@ use super::{
 };
 
 /// The database's header. Each commit rewrites it with a new checksum.
-const HEAD: usize = 320;
+pub(super) const HEAD: usize = 320;
 
 /// An open file. It remembers the header and length that the file must have, and whether a sync has failed.
 ///

@@ -11,8 +11,8 @@ use super::{
     fault::{Answer, Fault},
     lease::{lease_bytes, lease_number},
     partition::{ASK, Partition},
-    registry::{Identity, Registry, session_of},
-    tail::{TRIES, too_fast},
+    registry::{Identity, Registry, TRIES, session_of},
+    tail::too_fast,
 };
 use crate::{
     session::{LeaseId, SessionKey},

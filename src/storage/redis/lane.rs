@@ -3,11 +3,11 @@
 //! A script without an answer may still be executed until it expires. Until then, the lane neither sends another script
 //! nor reports the failure. Therefore, a failed call takes no effect after its failure was reported.
 
-use std::{error::Error, mem, sync::Arc, time::Duration};
+use std::{error::Error, mem, sync::Arc};
 
 use redis::RedisError;
 use smallvec::SmallVec;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use super::{
     fault::Fault,
@@ -15,6 +15,7 @@ use super::{
     partition::Partition,
     queue::{self, Limits, Queue},
     registry::{Identity, Registry, session_bytes},
+    retry::retry,
     script::Call,
 };
 use crate::session::{LeaseId, SessionKey};
@@ -22,9 +23,6 @@ use crate::session::{LeaseId, SessionKey};
 /// The limits of one script. They keep a script to a few milliseconds in Redis. Also, the number of each lease must fit
 /// into a byte, and each call has up to two leases.
 const LIMITS: Limits = Limits { sessions: 384, share: 64, calls: 127 };
-
-/// The pause before a script that was certainly not executed is retried.
-const RETRY: Duration = Duration::from_millis(10);
 
 /// A script's answer for one session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,17 +204,13 @@ async fn apply(
     batch: &[Part],
 ) -> Result<Vec<Answer>, Fault> {
     let last_try = Instant::now() + partition.timeout();
-    loop {
-        let fault = match try_apply(registry, partition, identity, batch, last_try).await {
-            Ok(answers) => return Ok(answers),
-            Err(Fault::Registry) => registry.rejoin_same(identity).await?,
-            Err(fault) => fault,
-        };
-        if !matches!(fault, Fault::Undone(_)) || Instant::now() + RETRY >= last_try {
-            return Err(fault);
+    retry(last_try, || async move {
+        match try_apply(registry, partition, identity, batch, last_try).await {
+            Err(Fault::Registry) => Err(registry.rejoin_same(identity).await?),
+            answers => answers,
         }
-        sleep(RETRY).await;
-    }
+    })
+    .await
 }
 
 async fn try_apply(

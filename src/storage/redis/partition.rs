@@ -9,19 +9,17 @@ use std::{
 };
 
 use redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, Value};
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
     channel::{Channel, Link, Newest},
     clock::Clock,
     fault::Fault,
+    retry::retry,
     script::Call,
     servers::{Servers, missing},
     url::{RedisUrl, Wait},
 };
-
-/// The pause before a step that was certainly not executed is retried.
-const RETRY: Duration = Duration::from_millis(20);
 
 /// See the [module](self).
 pub(super) struct Partition {
@@ -123,13 +121,8 @@ impl Partition {
     /// after its failure was returned.
     pub(super) async fn run<T: FromRedisValue>(&self, mode: Mode, call: impl Fn(u64) -> Call) -> Result<T, Fault> {
         let last_try = Instant::now() + self.timeout;
-        loop {
-            let outcome = self.try_run(mode, last_try + self.timeout, &call).await;
-            match outcome {
-                Err(Fault::Undone(_)) if Instant::now() + RETRY < last_try => sleep(RETRY).await,
-                outcome => return Ok(redis::from_redis_value(outcome?).map_err(RedisError::from)?),
-            }
-        }
+        let answer = retry(last_try, || self.try_run(mode, last_try + self.timeout, &call)).await?;
+        Ok(redis::from_redis_value(answer).map_err(RedisError::from)?)
     }
 
     async fn try_run(&self, mode: Mode, deadline: Instant, call: &impl Fn(u64) -> Call) -> Result<Value, Fault> {
@@ -255,15 +248,9 @@ impl Partition {
         let last_try = Instant::now() + self.timeout;
         let mut one = Pipeline::with_capacity(1);
         one.add_command(command.clone());
-        loop {
-            match self.read(&one, last_try + self.timeout).await {
-                Err(Fault::Undone(_)) if Instant::now() + RETRY < last_try => sleep(RETRY).await,
-                answers => {
-                    let answer = answers?.pop().ok_or_else(|| Fault::malformed("an answer is missing"))?;
-                    return Ok(redis::from_redis_value(answer).map_err(RedisError::from)?);
-                }
-            }
-        }
+        let mut answers = retry(last_try, || self.read(&one, last_try + self.timeout)).await?;
+        let answer = answers.pop().ok_or_else(|| Fault::malformed("an answer is missing"))?;
+        Ok(redis::from_redis_value(answer).map_err(RedisError::from)?)
     }
 
     /// Replaces the connections, because their server lacks changes that this process has read. Returns the fault to

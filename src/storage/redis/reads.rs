@@ -3,10 +3,10 @@
 //! A read is a pipeline of plain commands, which costs Redis a third to half of what a script costs. Each answer is
 //! true at some moment between the call and its return, which is all that the contract requires.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use redis::{Pipeline, RedisError, Value};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::{
     fault::Fault,
@@ -14,14 +14,12 @@ use super::{
     partition::Partition,
     queue::{self, Limits, Queue},
     registry::{Identity, Registry, session_bytes},
+    retry::retry,
 };
 use crate::session::{LeaseId, SessionKey};
 
 /// The limits of one pipeline, which takes Redis about a millisecond.
 const LIMITS: Limits = Limits { sessions: 1024, share: 128, calls: usize::MAX };
-
-/// The pause before a retry after the wrong server answered.
-const RETRY: Duration = Duration::from_millis(10);
 
 /// What a call asks about its sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,22 +108,17 @@ impl Reads {
         if asks_leases {
             all.cmd("HGET").arg(partition.key("meta")).arg("closing");
         }
-        loop {
+        let all = &all;
+        retry(last_try, || async move {
             // Taken before the read, because the tail may meanwhile read changes that are newer than the answer.
             let read_up_to = partition.read_up_to();
-            let fault = match partition.read(&all, last_try).await {
-                Ok(answers) => match self.parse(answers, asks_leases, &identity.birth, partition, read_up_to) {
-                    Err(Fault::Registry) => registry.rejoin_same(identity).await?,
-                    Err(fault) => fault,
-                    answers => return answers,
-                },
-                Err(fault) => fault,
-            };
-            if !matches!(fault, Fault::Undone(_)) || Instant::now() + RETRY >= last_try {
-                return Err(fault);
+            let answers = partition.read(all, last_try).await?;
+            match self.parse(answers, asks_leases, &identity.birth, partition, read_up_to) {
+                Err(Fault::Registry) => Err(registry.rejoin_same(identity).await?),
+                answers => answers,
             }
-            sleep(RETRY).await;
-        }
+        })
+        .await
     }
 
     fn parse(

@@ -27,8 +27,9 @@ use crate::{
 /// The version of the format of keys and values. Raised when an older sessiond could not read what a newer one writes.
 const FORMAT: &str = "3";
 
-/// How often a call is retried because the registry was replaced meanwhile.
-const TRIES: usize = 3;
+/// How often a call is retried because the registry was replaced meanwhile, or because the tail has long passed the
+/// point that Redis named.
+pub(super) const TRIES: usize = 3;
 
 /// The maximum number of bits in a lease's set of buckets in one partition.
 const LEASE_BITS: u32 = 1 << 14;

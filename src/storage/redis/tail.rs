@@ -14,7 +14,7 @@ use super::{
     fault::{Answer, Fault},
     partition::{ASK, Partition},
     promised::{Promised, Unkept},
-    registry::{Identity, Registry},
+    registry::{Identity, Registry, TRIES},
     servers::Servers,
 };
 use crate::{
@@ -33,9 +33,6 @@ const ENDS_KEPT: usize = 1024;
 /// The maximum number of changes in one answer, and of entries in one read.
 const CHANGES_AN_ANSWER: usize = 4096;
 const ENTRIES_A_READ: usize = 512;
-
-/// How often a call is retried because the tail has long passed the point that Redis named.
-pub(super) const TRIES: usize = 3;
 
 /// The interval between checks of the connection and its server while the log is quiet.
 const QUIET: Duration = Duration::from_secs(1);

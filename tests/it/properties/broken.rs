@@ -13,9 +13,9 @@ use super::{
     checker::{Broken, Promise},
     faulty::{DelaysWriters, LogsAhead, ReadsUnderOldPositions, SwapsChanges, Tamper},
     history::Shape,
-    twisted::{Twist, Twisted},
     world::{World, run},
 };
+use crate::twisted::{Twist, Twisted};
 
 pub(super) const SHAPE: Shape =
     Shape { buckets: 1, partitions: 1, storage_events: 4096, retain_events: 64, retain_bytes: 1 << 20, replicas: 1 };

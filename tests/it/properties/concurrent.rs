@@ -22,10 +22,11 @@ use super::{
     history::{From, Shape, Step, all_sessions, change, create_options, filter, from, one_of, resolve_leases, shape},
     message::Content,
     model::{Model, Place},
+    paced::Paced,
     replica::{CHUNK_OVERHEAD, EVENTS_A_CHUNK},
-    twisted::{Paced, Twisted},
     watcher::Watcher,
 };
+use crate::twisted::Twisted;
 
 /// Far longer than anything takes. It only ends tests that hang.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -297,12 +298,13 @@ async fn join(shared: &Shared, replica: usize, from: From, filter: Filter) -> Wa
         (From::Now | From::Cursor(_), None) => Start::Now,
     };
     let before = ends().await;
-    let options = ObserveOptions { start: start.clone(), filter: filter.clone() };
+    let options = ObserveOptions::from_start(start.clone()).filter(filter.clone());
     let observer = shared.subject(replica).observe(options).await.unwrap();
     let started = match start {
         Start::Now => Started::Now { before, after: ends().await },
         Start::Snapshot => Started::Snapshot,
         Start::After(cursor) => Started::After { cursor: cursor.to_string(), is_retained: false },
+        other => panic!("{other:?} is not known to this test"),
     };
     Watcher::new(observer, Trace::new(started, filter)).with_other_threads()
 }
@@ -371,7 +373,7 @@ fn snapshots_are_exact_while_other_threads_change_the_sessions() {
             .collect();
         let mut traces = Vec::new();
         for _ in 0..SNAPSHOTS {
-            let start = ObserveOptions { start: Start::Snapshot, ..ObserveOptions::default() };
+            let start = ObserveOptions::snapshot();
             let observer = subject.observe(start).await.unwrap();
             let trace = Trace::new(Started::Snapshot, Filter::default());
             let mut watcher = Watcher::new(observer, trace).with_other_threads();

@@ -9,10 +9,8 @@ use sessiond::{
     },
 };
 
-use super::{
-    message::{Content, Message},
-    twisted::Twist,
-};
+use super::message::{Content, Message};
+use crate::twisted::Twist;
 
 /// How an observer's updates are changed on their way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,7 +97,7 @@ impl Tamper {
             }
             (Self::AddMoves, Content::Events(events)) if last.is_none() => {
                 let change = SessionChange::Moved { previous: None };
-                events.push(SessionEvent { change, ..events[0] });
+                events.push(SessionEvent::new(events[0].session, change, events[0].lease));
             }
             (Self::ShiftPlaces(by), _) => places.iter_mut().for_each(|place| shift(place, by)),
             (Self::ShiftLast(by), _) => last.iter_mut().for_each(|place| shift(place, by)),

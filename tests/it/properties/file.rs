@@ -25,12 +25,8 @@ impl Fixture for File {
     const IS_PAUSED: bool = false;
 
     async fn storage(&self, shape: &Shape) -> Arc<dyn SessionStorage> {
-        let options = StorageOptions {
-            retain_events: shape.storage_events,
-            max_sessions: 1 << 20,
-            max_leases: 1 << 16,
-            outage_grace: StorageOptions::DEFAULT_OUTAGE_GRACE,
-        };
+        let options =
+            StorageOptions::DEFAULT.retain_events(shape.storage_events).max_sessions(1 << 20).max_leases(1 << 16);
         let path = self.0.path().join(format!("{:x}", fastrand::u64(..)));
         Arc::new(FileStorage::open(path, options).await.unwrap())
     }

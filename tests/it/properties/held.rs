@@ -58,7 +58,7 @@ pub(crate) fn plain(event: &SessionEvent) -> Option<SessionEvent> {
         SessionChange::Destroyed(DestroyReason::Released) => SessionChange::Destroyed(DestroyReason::Requested),
         change => change,
     };
-    Some(SessionEvent { change, lease: None, ..*event })
+    Some(SessionEvent::new(event.session, change, None))
 }
 
 /// Returns an event as an observer with this filter sees it, if at all.

@@ -33,12 +33,12 @@ pub(crate) struct Shape {
 impl Shape {
     pub(crate) fn storage_options(&self) -> MemoryOptions {
         let (buckets, partitions, retain_events) = (self.buckets, self.partitions, self.storage_events);
-        MemoryOptions { buckets, partitions, retain_events, ..MemoryOptions::default() }
+        MemoryOptions::default().buckets(buckets).partitions(partitions).retain_events(retain_events)
     }
 
     pub(crate) fn subject_options(&self) -> SubjectOptions {
         let (retain_events, retain_bytes) = (self.retain_events, self.retain_bytes);
-        SubjectOptions { retain_events, retain_bytes, ..SubjectOptions::default() }
+        SubjectOptions::default().retain_events(retain_events).retain_bytes(retain_bytes)
     }
 }
 
@@ -185,13 +185,13 @@ pub(crate) fn create_options(
 ) -> CreateOptions {
     let of = |number: Option<usize>| number.and_then(|number| one_of(leases, number));
     let takeover = only_from.map_or(Takeover::Always, |from| Takeover::OnlyFrom(of(from)));
-    CreateOptions { lease: of(lease), takeover }
+    CreateOptions::from(of(lease)).takeover(takeover)
 }
 
 /// Replaces the numbers in a filter by existing leases. If there are none, the numbers stay and match nothing.
 pub(crate) fn resolve_leases(filter: &Filter, leases: &[LeaseId]) -> Filter {
     let of = |number: &LeaseId| one_of(leases, number.number() as usize).unwrap_or(*number);
-    Filter { lease_ids: filter.lease_ids.iter().map(of).collect(), ..filter.clone() }
+    filter.clone().lease_ids(filter.lease_ids.iter().map(of))
 }
 
 pub(crate) fn from() -> impl Strategy<Value = From> {
@@ -220,23 +220,17 @@ pub(crate) fn filter() -> impl Strategy<Value = Filter> {
         4 => Just(ChangeFilter::ALL),
         1 => Just(ChangeFilter::CREATED),
         1 => Just(ChangeFilter::DESTROYED),
-        1 => Just(ChangeFilter { created: false, destroyed: false, moved: true }),
-        1 => Just(ChangeFilter { created: true, destroyed: true, moved: false }),
+        1 => Just(ChangeFilter::ALL.created(false).destroyed(false)),
+        1 => Just(ChangeFilter::ALL.moved(false)),
     ];
-    let narrow = (session_ids, auth_key_ids, changes).prop_map(|(session_ids, auth_key_ids, changes)| Filter {
-        session_ids: session_ids.into_iter().collect(),
-        auth_key_ids: auth_key_ids.into_iter().collect(),
-        changes,
-        ..Filter::default()
+    let narrow = (session_ids, auth_key_ids, changes).prop_map(|(session_ids, auth_key_ids, changes)| {
+        Filter::default().session_ids(session_ids).auth_key_ids(auth_key_ids).changes(changes)
     });
     let by_session = prop_oneof![Just(Filter::default()), narrow];
     // Numbers, which [`resolve_leases`] replaces by leases later.
     let lease_ids = vec((1..100u64).prop_map(|number| LeaseId::from_number(number).unwrap()), 1..3);
     let lease_ids = prop_oneof![1 => Just(Vec::new()), 2 => lease_ids];
-    let placed = (by_session.clone(), lease_ids).prop_map(|(filter, lease_ids)| Filter {
-        placements: true,
-        lease_ids: lease_ids.into_iter().collect(),
-        ..filter
-    });
+    let placed =
+        (by_session.clone(), lease_ids).prop_map(|(filter, lease_ids)| filter.placements(true).lease_ids(lease_ids));
     prop_oneof![by_session, placed]
 }

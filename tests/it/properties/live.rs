@@ -17,10 +17,11 @@ use super::{
     faulty::Tamper,
     history::Shape,
     model::Model,
-    twisted::{Paced, Twisted},
+    paced::Paced,
     wire::WireStream,
     world::run,
 };
+use crate::twisted::Twisted;
 
 const WATCHED: SessionKey = SessionKey::new(0, 1);
 const OTHER: SessionKey = SessionKey::new(0, 2);
@@ -59,7 +60,7 @@ enum Watches {
 
 impl Watches {
     fn filter(self, lease: LeaseId) -> Filter {
-        let mut filter = Filter { placements: matches!(self, Self::Placements | Self::Lease), ..Filter::default() };
+        let mut filter = Filter::default().placements(matches!(self, Self::Placements | Self::Lease));
         match self {
             Self::Session => filter.session_ids.extend([WATCHED.session_id, SessionId(3)]),
             Self::Lease => drop(filter.lease_ids.insert(lease)),
@@ -107,7 +108,7 @@ async fn broken(stream: &Stream, spans: &[Span], tamper: Tamper) -> Vec<Broken> 
     subject.create(&[SessionKey::new(0, 3)], Some(lease)).await.unwrap();
     subject.create(&[SessionKey::new(0, 4)], None).await.unwrap();
     model.catch_up().await;
-    storage.twist.let_read(spans[0].reads);
+    storage.let_read(spans[0].reads);
 
     let filter = stream.watches.filter(lease);
     let started = match stream.snapshot {
@@ -119,7 +120,7 @@ async fn broken(stream: &Stream, spans: &[Span], tamper: Tamper) -> Vec<Broken> 
     let mut wire = WireStream::open(&subject, start, stream.heartbeat, trace, tamper).await;
     let (mut left, mut broken) = (Vec::new(), Vec::new());
     for span in spans {
-        storage.twist.let_read(span.reads);
+        storage.let_read(span.reads);
         let cursor = wire.trace.messages.last().and_then(|message| message.cursor.clone());
         if let Some(cursor) = cursor.filter(|_| span.resumes) {
             let started = Started::After { cursor: cursor.clone(), is_retained: true };
@@ -132,7 +133,7 @@ async fn broken(stream: &Stream, spans: &[Span], tamper: Tamper) -> Vec<Broken> 
         let session = [if span.watched { WATCHED } else { OTHER }];
         while Instant::now() < end {
             wire.read_until(end.min(Instant::now() + span.every)).await;
-            let Lookup { exists, lease: under } = subject.lookup(&session).await.unwrap()[0];
+            let Lookup { exists, lease: under, .. } = subject.lookup(&session).await.unwrap()[0];
             if !exists {
                 subject.create(&session, Some(lease)).await.unwrap();
             } else if under == Some(lease) {
@@ -144,7 +145,7 @@ async fn broken(stream: &Stream, spans: &[Span], tamper: Tamper) -> Vec<Broken> 
     }
     broken.extend(wire.judge_heartbeats());
 
-    storage.twist.let_read(true);
+    storage.let_read(true);
     wire.read_until(Instant::now() + Duration::from_secs(1)).await;
     subject.close();
     wire.read_until(Instant::now() + Duration::from_secs(1)).await;

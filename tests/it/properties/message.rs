@@ -53,6 +53,7 @@ impl Content {
             }
             Update::Reset(reason) => Self::Reset(*reason),
             Update::Closed => Self::Closed,
+            other => panic!("{other:?} is not known to this test"),
         }
     }
 }

@@ -18,9 +18,9 @@ use super::{
     broken::{A, B, C, Faulty, SHAPE, promises},
     checker::{Broken, Promise},
     faulty::Tamper,
-    twisted::Twist,
     world::{World, run},
 };
+use crate::twisted::Twist;
 
 const D: SessionKey = SessionKey::new(0, 4);
 
@@ -33,8 +33,8 @@ async fn history_with_leases(fixture: &impl Fixture, tamper: impl Fn(LeaseId) ->
     let mut world = World::new(fixture, &SHAPE).await;
     let (own, other) = (world.grant(LONG).await, world.grant(LONG).await);
     let tamper = tamper(own);
-    let all = Filter { placements: true, ..Filter::default() };
-    let by_lease = Filter { lease_ids: [own].into(), ..Filter::default() };
+    let all = Filter::default().placements(true);
+    let by_lease = Filter::default().lease_ids([own]);
     let filters = [&all, &by_lease, &Filter::default()];
     for filter in filters {
         world.observe(0, Start::Now, filter, tamper).await;
@@ -54,7 +54,7 @@ async fn history_with_leases(fixture: &impl Fixture, tamper: impl Fn(LeaseId) ->
         world.settle(0).await;
         poll_all(&mut world).await;
     }
-    let only_from = CreateOptions { lease: Some(other), takeover: Takeover::OnlyFrom(None) };
+    let only_from = CreateOptions::from(Some(other)).takeover(Takeover::OnlyFrom(None));
     world.create_with(&[B, D], only_from).await;
     world.destroy(&[B, C], Some(own)).await;
     world.settle(0).await;
@@ -189,7 +189,7 @@ impl Twist for TakesNothing {
         sessions: &[SessionKey],
         options: CreateOptions,
     ) -> Result<Answers<Creation>, StorageError> {
-        truth.create_with(sessions, CreateOptions { takeover: Takeover::OnlyFrom(options.lease), ..options }).await
+        truth.create_with(sessions, options.takeover(Takeover::OnlyFrom(options.lease))).await
     }
 }
 

@@ -112,7 +112,7 @@ impl Model {
     /// Returns the leases that the storage lists, which have not ended.
     pub(crate) async fn leases(&self) -> Leases {
         let mut leases = Leases::default();
-        let mut query = LeaseQuery { after: None, limit: 1000, owner: None, lease_ids: Vec::new() };
+        let mut query = LeaseQuery::first(1000);
         loop {
             let page = self.storage.list_leases(&query).await.unwrap();
             for status in page.leases {

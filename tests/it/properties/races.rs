@@ -1,6 +1,6 @@
 //! Known difficult races, each provoked on purpose.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sessiond::{
@@ -23,11 +23,11 @@ use super::{
     message::{Content, Message},
     model::{Model, Place},
     replica::Replica,
-    twisted::{Twist, Twisted},
     watcher::Watcher,
     wire::WireStream,
     world::{World, foreign_cursor, run},
 };
+use crate::twisted::{Twist, Twisted};
 
 const SHAPE: Shape = Shape {
     buckets: 16,
@@ -47,7 +47,7 @@ fn session(n: usize) -> SessionKey {
 
 /// Matches only session `n`.
 fn only(n: usize) -> Filter {
-    Filter { session_ids: HashSet::from([SessionId(n as i64)]), ..Filter::default() }
+    Filter::default().session_ids([SessionId(n as i64)])
 }
 
 /// Starts a replica over a memory storage, and the model of that storage.
@@ -59,11 +59,12 @@ async fn replica(shape: &Shape) -> (Replica, Model) {
 
 pub(super) async fn watch(replica: &Replica, model: &Model, start: Start, filter: &Filter) -> Watcher {
     let observer =
-        replica.subject.observe(ObserveOptions { start: start.clone(), filter: filter.clone() }).await.unwrap();
+        replica.subject.observe(ObserveOptions::from_start(start.clone()).filter(filter.clone())).await.unwrap();
     let started = match start {
         Start::Now => Started::Now { before: model.ends(), after: model.ends() },
         Start::Snapshot => Started::Snapshot,
         Start::After(cursor) => Started::After { cursor: cursor.to_string(), is_retained: false },
+        other => panic!("{other:?} is not known to this test"),
     };
     Watcher::new(observer, Trace::new(started, filter.clone()))
 }
@@ -149,7 +150,7 @@ fn a_starting_observer_receives_exactly_the_changes_after_its_cursor() {
         let replica = Replica::start(storage.clone(), SHAPE.subject_options(), true).await;
         let replica = Arc::new(tokio::sync::Mutex::new(replica));
 
-        storage.twist.answers.send_replace(false);
+        storage.answers.send_replace(false);
         let observing = Arc::clone(&replica);
         let observing =
             tokio::spawn(
@@ -161,7 +162,7 @@ fn a_starting_observer_receives_exactly_the_changes_after_its_cursor() {
         for _ in 0..8 {
             tokio::task::yield_now().await;
         }
-        storage.twist.answers.send_replace(true);
+        storage.answers.send_replace(true);
         let observer = observing.await.unwrap();
         let cursor = observer.cursor().unwrap().to_string();
         let started = Started::Now { before: vec![0], after: vec![2] };
@@ -185,7 +186,7 @@ fn a_stream_from_a_cursor_ahead_of_its_replica_waits() {
     run(true, async {
         let shape = Shape { replicas: 2, partitions: 3, ..SHAPE };
         let mut world = World::new(&Memory, &shape).await;
-        world.replicas[1].storage.twist.let_follow(false);
+        world.replicas[1].storage.let_follow(false);
         world.observe(0, Start::Now, &Filter::default(), Tamper::Nothing).await;
         for n in 0..9 {
             world.create(&[session(n)], None).await;
@@ -196,7 +197,7 @@ fn a_stream_from_a_cursor_ahead_of_its_replica_waits() {
                 world.observe(1, Start::After(cursor.clone()), &filter, Tamper::Nothing).await;
             }
         }
-        world.replicas[1].storage.twist.let_follow(true);
+        world.replicas[1].storage.let_follow(true);
         assert_eq!(world.finish().await, []);
     });
 }
@@ -253,7 +254,7 @@ fn a_full_mailbox_falls_back_to_the_log_and_loses_nothing() {
 fn a_message_larger_than_a_mailbox_is_read_from_the_log() {
     run(true, async {
         let (mut replica, mut model) = replica(&SHAPE).await;
-        let all = Filter { auth_key_ids: HashSet::from([session(0).auth_key_id]), ..Filter::default() };
+        let all = Filter::default().auth_key_ids([session(0).auth_key_id]);
         let mut watcher = watch(&replica, &model, Start::Now, &all).await;
         watcher.drain().await;
         let sessions: Vec<_> = (0..MORE_THAN_A_MAILBOX).map(session).collect();
@@ -309,7 +310,7 @@ fn closing_ends_a_stream_in_any_state_with_its_last_cursor() {
                 _ => Start::Now,
             };
             if let AheadOfTheLog = at {
-                replica.storage.twist.let_follow(false);
+                replica.storage.let_follow(false);
                 replica.subject.destroy(&[session(1)], None).await.unwrap();
                 model.catch_up().await;
             }
@@ -319,7 +320,7 @@ fn closing_ends_a_stream_in_any_state_with_its_last_cursor() {
                 Subscribed => drop(watcher.poll()),
                 MidSnapshot => while !matches!(watcher.poll(), Some(Content::Snapshot(_))) {},
                 WaitingForTheStorage => {
-                    replica.storage.twist.let_read(false);
+                    replica.storage.let_read(false);
                     watcher.drain().await;
                 }
                 Resting | AheadOfTheLog => watcher.drain().await,
@@ -438,7 +439,7 @@ fn a_restarted_storage_resets_streams_in_every_state() {
 
         let mut watchers = Vec::new();
         // A snapshot that has not begun becomes one of the new registry, and needs no reset.
-        let placed = Filter { placements: true, ..Filter::default() };
+        let placed = Filter::default().placements(true);
         for (start, polls) in [(Start::Now, 1..5), (Start::Snapshot, 2..6)] {
             for filter in [Filter::default(), only(1), placed.clone()] {
                 for polls in polls.clone() {
@@ -450,7 +451,7 @@ fn a_restarted_storage_resets_streams_in_every_state() {
         }
         next.create(&[session(1), session(4)], None).await.unwrap();
         let old = watchers[0].cursor().unwrap();
-        storage.twist.restarted.send_replace(true);
+        storage.restarted.send_replace(true);
         for _ in 0..8 {
             tokio::task::yield_now().await;
         }
@@ -488,7 +489,7 @@ fn an_idle_stream_is_woken_when_its_storage_restarts() {
             watcher.drain().await;
             watchers.push(watcher);
         }
-        storage.twist.restarted.send_replace(true);
+        storage.restarted.send_replace(true);
         for _ in 0..8 {
             tokio::task::yield_now().await;
         }

@@ -38,7 +38,7 @@ impl Redis {
 }
 
 fn options(shape: &Shape) -> StorageOptions {
-    StorageOptions { retain_events: shape.storage_events, ..ROOMY }
+    ROOMY.retain_events(shape.storage_events)
 }
 
 impl Fixture for Redis {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use sessiond::{
     session::SessionEvent,
     storage::SessionStorage,
-    subject::{Cursor, Filter, ObserveOptions, SessionSubject, Start, SubjectOptions},
+    subject::{Cursor, Filter, ObserveOptions, SessionSubject, SubjectOptions},
 };
 use tokio::time::timeout;
 
@@ -13,9 +13,10 @@ use super::{
     checker::{Broken, Promise, Started, Trace},
     history::Shape,
     model::{Model, Place},
-    twisted::{Paced, Twisted},
+    paced::Paced,
     watcher::Watcher,
 };
+use crate::twisted::Twisted;
 
 /// Far longer than anything takes. It only ends tests that hang.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -40,7 +41,7 @@ impl Replica {
         let storage = Twisted::new(storage, Paced::new(expires_leases));
         let start = storage.log().await.unwrap().partitions.iter().map(|held| held.start.position.0).sum();
         let subject = SessionSubject::start(storage.clone(), options, ()).await.unwrap();
-        let options = ObserveOptions { start: Start::Snapshot, filter: Filter::default() };
+        let options = ObserveOptions::snapshot();
         let observer = subject.observe(options).await.unwrap();
         let witness = Watcher::new(observer, Trace::new(Started::Snapshot, Filter::default()));
         Self { storage, subject, witness, settled: start, burst: 0 }
@@ -61,7 +62,7 @@ impl Replica {
             if self.is_settled(model) {
                 break;
             }
-            if !self.storage.twist.follows() {
+            if !self.storage.follows() {
                 return;
             }
             if timeout(DEADLINE, self.witness.woken()).await.is_err() {

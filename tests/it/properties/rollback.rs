@@ -19,10 +19,10 @@ use super::{
     model::Model,
     races::{resets, watch},
     replica::Replica,
-    twisted::{Twist, Twisted},
     watcher::Watcher,
     world::run,
 };
+use crate::twisted::{Twist, Twisted};
 
 /// With one bucket, the sessions of both histories share it.
 const SHAPE: Shape = Shape {
@@ -224,21 +224,21 @@ fn a_cursor_from_a_lost_history_resets_however_long_the_new_history_is() {
                 cursors.push(watcher.cursor().unwrap());
             }
             drop((watcher, replica));
-            storage.twist.is_rolled_back.send_replace(true);
+            storage.is_rolled_back.send_replace(true);
 
             let (mut replica, mut model) = serve(&storage).await;
             if let Follows::AtOnce | Follows::Nothing = follows {
                 // The replica has followed the log up to the fork.
                 replica.settle(&mut model).await;
-                replica.storage.twist.let_follow(false);
+                replica.storage.let_follow(false);
             }
             for n in 20..20 + 2 * LOST_CHANGES {
-                storage.twist.next.create(&[session(n)], None).await.unwrap();
+                storage.next.create(&[session(n)], None).await.unwrap();
                 model.catch_up().await;
                 replica.settle(&mut model).await;
             }
             if let Follows::AtOnce = follows {
-                replica.storage.twist.let_follow(true);
+                replica.storage.let_follow(true);
                 replica.settle(&mut model).await;
             }
             let mut resumed = Vec::new();
@@ -250,7 +250,7 @@ fn a_cursor_from_a_lost_history_resets_however_long_the_new_history_is() {
             }
             let mut shared_watcher = watch(&replica, &model, Start::After(shared), &Filter::default()).await;
             shared_watcher.drain().await;
-            replica.storage.twist.let_follow(true);
+            replica.storage.let_follow(true);
             replica.settle(&mut model).await;
             for watcher in resumed {
                 judge_after_reset(watcher, &model).await;
@@ -271,7 +271,7 @@ fn a_rollback_resets_the_running_streams() {
         storage.create(&[session(10), session(11)], None).await.unwrap();
         replica.settle(&mut model).await;
         let mut watchers = Vec::new();
-        let placed = Filter { placements: true, ..Filter::default() };
+        let placed = Filter::default().placements(true);
         let plain = Filter::default();
         for (start, filter) in
             [(Start::Now, &plain), (Start::Snapshot, &plain), (Start::Now, &placed), (Start::Snapshot, &placed)]
@@ -281,8 +281,8 @@ fn a_rollback_resets_the_running_streams() {
             watchers.push(watcher);
         }
         let sessions: Vec<_> = (20..40).map(session).collect();
-        storage.twist.next.create(&sessions, None).await.unwrap();
-        storage.twist.is_rolled_back.send_replace(true);
+        storage.next.create(&sessions, None).await.unwrap();
+        storage.is_rolled_back.send_replace(true);
         let mut model = Model::new(storage.clone()).await;
         replica.settle(&mut model).await;
         for watcher in watchers {
@@ -298,21 +298,21 @@ fn a_snapshot_during_a_rollback_waits_for_the_log() {
         let (mut replica, mut model) = serve(&storage).await;
         storage.create(&[session(10), session(11)], None).await.unwrap();
         replica.settle(&mut model).await;
-        replica.storage.twist.let_read(false);
+        replica.storage.let_read(false);
         let mut watcher = watch(&replica, &model, Start::Snapshot, &Filter::default()).await;
         watcher.drain().await;
         // The replica reads the storage before it reads the log.
-        replica.storage.twist.let_follow(false);
+        replica.storage.let_follow(false);
         let sessions: Vec<_> = (20..40).map(session).collect();
-        storage.twist.next.create(&sessions, None).await.unwrap();
-        storage.twist.is_rolled_back.send_replace(true);
-        replica.storage.twist.let_read(true);
+        storage.next.create(&sessions, None).await.unwrap();
+        storage.is_rolled_back.send_replace(true);
+        replica.storage.let_read(true);
         for _ in 0..3 {
             tokio::time::sleep(Duration::from_secs(1)).await;
             watcher.drain().await;
             assert_eq!(watcher.trace.messages.len(), 1, "{:?}", watcher.trace);
         }
-        replica.storage.twist.let_follow(true);
+        replica.storage.let_follow(true);
         let mut model = Model::new(storage.clone()).await;
         replica.settle(&mut model).await;
         judge_after_reset(watcher, &model).await;
@@ -326,21 +326,21 @@ fn a_rollback_during_a_cursor_lookup_leads_to_a_reset() {
         let (mut replica, mut model) = serve(&storage).await;
         storage.create(&[session(10)], None).await.unwrap();
         replica.settle(&mut model).await;
-        replica.storage.twist.let_follow(false);
+        replica.storage.let_follow(false);
         storage.create(&[session(11)], None).await.unwrap();
         model.catch_up().await;
         // The cursor is ahead of what the replica has followed, so only the storage knows the mark there.
         let cursor = watch(&replica, &model, Start::Now, &Filter::default()).await.cursor().unwrap();
-        storage.twist.returns_marks.send_replace(false);
+        storage.returns_marks.send_replace(false);
         let looked_up = async {
             // The answer from the lost history is in flight while the replica moves on to the next one.
             tokio::task::yield_now().await;
             let sessions: Vec<_> = (20..40).map(session).collect();
-            storage.twist.next.create(&sessions, None).await.unwrap();
-            storage.twist.is_rolled_back.send_replace(true);
-            replica.storage.twist.let_follow(true);
+            storage.next.create(&sessions, None).await.unwrap();
+            storage.is_rolled_back.send_replace(true);
+            replica.storage.let_follow(true);
             tokio::time::sleep(Duration::from_secs(1)).await;
-            storage.twist.returns_marks.send_replace(true);
+            storage.returns_marks.send_replace(true);
         };
         let all = Filter::default();
         let (mut watcher, ()) = tokio::join!(watch(&replica, &model, Start::After(cursor), &all), looked_up);

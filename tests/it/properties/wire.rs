@@ -178,7 +178,7 @@ fn event(event: &proto::SessionEvent) -> SessionEvent {
     let is_move = matches!(change, SessionChange::Moved { .. });
     assert!(is_move || previous.is_none(), "{event:?} is not a move but has a previous lease");
     let session = SessionKey::new(event.auth_key_id, event.session_id);
-    SessionEvent { session, change, lease: LeaseId::from_number(event.lease_id) }
+    SessionEvent::new(session, change, LeaseId::from_number(event.lease_id))
 }
 
 fn reset_reason(reason: proto::ResetReason) -> ResetReason {

@@ -118,7 +118,7 @@ impl World {
             Step::Settle(replica) => self.settle(replica % self.replicas.len()).await,
             Step::LetFollow(replica, follows) => {
                 let replica = replica % self.replicas.len();
-                self.replicas[replica].storage.twist.let_follow(*follows);
+                self.replicas[replica].storage.let_follow(*follows);
             }
             Step::Restart(replica) => self.restart(replica % self.replicas.len()).await,
             Step::Join { replica, from, filter } => {
@@ -145,7 +145,7 @@ impl World {
 
     /// Does the same as [`Self::finish`], and also returns every stream's trace.
     pub(crate) async fn end(mut self) -> (Vec<Broken>, Vec<Trace>) {
-        self.replicas.iter().for_each(|replica| replica.storage.twist.let_follow(true));
+        self.replicas.iter().for_each(|replica| replica.storage.let_follow(true));
         loop {
             for replica in 0..self.replicas.len() {
                 self.settle(replica).await;
@@ -275,13 +275,14 @@ impl World {
             }
             _ => false,
         };
-        let options = ObserveOptions { start: given, filter: filter.clone() };
+        let options = ObserveOptions::from_start(given).filter(filter.clone());
         let observer = self.replicas[replica].subject.observe(options).await.unwrap();
         self.model.catch_up().await;
         let started = match asked {
             Start::Now => Started::Now { before, after: self.model.ends() },
             Start::Snapshot => Started::Snapshot,
             Start::After(cursor) => Started::After { cursor: cursor.to_string(), is_retained },
+            other => panic!("{other:?} is not known to this test"),
         };
         let watcher = Watcher::new(observer, Trace::new(started, filter.clone())).tampered(tamper);
         self.watchers.push((replica, watcher));
@@ -344,7 +345,7 @@ impl World {
 
 /// Returns a cursor of another registry with the same number of partitions.
 pub(crate) async fn foreign_cursor(partitions: u32) -> Cursor {
-    let storage = MemoryStorage::new(MemoryOptions { partitions, ..MemoryOptions::default() });
+    let storage = MemoryStorage::new(MemoryOptions::default().partitions(partitions));
     let subject = SessionSubject::start(Arc::new(storage), Default::default(), ()).await.unwrap();
     let observer = subject.observe(ObserveOptions::default()).await.unwrap();
     observer.cursor().unwrap()

@@ -10,7 +10,7 @@ use std::{
 
 use sessiond::{
     session::{LeaseId, SessionKey},
-    storage::{SessionStorage, StorageOptions},
+    storage::SessionStorage,
     subject::Start,
 };
 use tokio::{
@@ -86,7 +86,7 @@ async fn changing_the_redis_clock_neither_keeps_dead_leases_nor_ends_live_ones()
     const JUMPS: [i64; 5] = [-600, 600, 0, 86_400, -1];
     let Some((server, clock)) = start_with_clock(WallClock::new()) else { return };
     let url = server.url("timeout_ms=1000&partitions=3&buckets=48");
-    let options = StorageOptions { outage_grace: GRACE, ..ROOMY };
+    let options = ROOMY.outage_grace(GRACE);
     let [a, b] = [Replica::start_with(&url, options).await, Replica::start_with(&url, options).await];
     let kept = a.storage.grant_lease(2 * SECOND, "gateway").await.unwrap();
     let held = keys(1000..1030);

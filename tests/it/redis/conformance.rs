@@ -131,7 +131,7 @@ impl StorageFactory for Refusing {
     async fn open_refusable(&self, options: StorageOptions) -> Option<Refusable> {
         let server = RedisServer::start(&[]);
         let handles = open_two(&server, options).await;
-        Some(Refusable { handles, switch: Box::new(Switch { server, trouble: self.0 }) })
+        Some(Refusable::new(handles, Switch { server, trouble: self.0 }))
     }
 }
 

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, future::join_all, stream};
-use sessiond::storage::{StorageError, StorageOptions};
+use sessiond::storage::StorageError;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
@@ -39,7 +39,7 @@ async fn a_small_lease_does_not_wait_for_large_ones() {
     let sessions = i64::from(number("SESSIOND_TEST_LARGE_LEASE", 25_000));
     let ttl = 4 * SECOND;
     let server = RedisServer::start(&[]);
-    let replica = Replica::start_with(&server.url(""), StorageOptions { retain_events: 1 << 21, ..ROOMY }).await;
+    let replica = Replica::start_with(&server.url(""), ROOMY.retain_events(1 << 21)).await;
     let mut ends = Ends::watch(&replica).await;
 
     let mut large = Vec::new();
@@ -127,7 +127,7 @@ async fn a_dead_lease_ends_on_time_after_an_outage_with_many_leases() {
     }
     let leases = number("SESSIOND_TEST_LEASES", 10_000);
     let server = RedisServer::start(&[]);
-    let options = StorageOptions { outage_grace: SECOND, ..ROOMY };
+    let options = ROOMY.outage_grace(SECOND);
     let replica = Replica::start_with(&server.url("timeout_ms=500&buckets=64"), options).await;
     let mut ends = Ends::watch(&replica).await;
     let grants = stream::iter(0..leases).map(|_| replica.storage.grant_lease(TTL, "gateway"));

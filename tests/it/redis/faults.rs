@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use redis::cmd;
 use sessiond::{
     session::SessionKey,
-    storage::{SessionStorage, StorageError, StorageOptions},
+    storage::{SessionStorage, StorageError},
     subject::{ResetReason, Start},
 };
 use tokio::time::{Instant, sleep};
@@ -218,7 +218,7 @@ async fn a_replica_behind_a_trimmed_log_resets_and_is_exact() {
     }
     let server = RedisServer::start(&[]);
     let url = server.url(PARAMETERS);
-    let options = StorageOptions { retain_events: 100, ..ROOMY };
+    let options = ROOMY.retain_events(100);
     let slow = Replica::start_with(&url, options).await;
     let mut held = slow.watch(Start::Snapshot).await;
     held.converges_to(&[]).await;

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use redis::cmd;
 use sessiond::{
     session::SessionKey,
-    storage::{LogError, LogPoint, Position, StorageOptions},
+    storage::{LogError, LogPoint, Position},
     subject::Start,
 };
 use tokio::time::{sleep, timeout};
@@ -152,7 +152,7 @@ async fn data_replaced_under_open_connections_resets_every_stream_once(kind: Ser
 async fn a_loss_resets_streams_once_when_few_events_are_retained(kind: ServerKind) {
     let server = kind.start(kind.with_debug());
     let url = server.url("timeout_ms=1000&partitions=2&buckets=64");
-    let options = StorageOptions { retain_events: 2000, ..ROOMY };
+    let options = ROOMY.retain_events(2000);
     let [a, b] = [Replica::start_with(&url, options).await, Replica::start_with(&url, options).await];
     create(&*a.storage, &keys(0..50)).await;
     server.save();

@@ -104,18 +104,18 @@ impl Registry {
             Answer { yes, lease: Some(place) }
         };
         let create = async |options| {
-            let Creation { created, lease } = storage.create_with(one, options).await?.sessions[0];
+            let Creation { created, lease, .. } = storage.create_with(one, options).await?.sessions[0];
             Ok::<_, StorageError>(with_lease(created, lease))
         };
         Ok(match action {
             Action::Create(lease) => create(self.lease(lease).into()).await?,
             Action::Take(lease, from) => {
                 let takeover = Takeover::OnlyFrom(self.lease(from));
-                create(CreateOptions { lease: self.lease(lease), takeover }).await?
+                create(CreateOptions::from(self.lease(lease)).takeover(takeover)).await?
             }
             Action::Has => plain(storage.has(one).await?[0]),
             Action::Lookup => match storage.lookup(one).await?[0] {
-                Lookup { exists: true, lease } => with_lease(true, lease),
+                Lookup { exists: true, lease, .. } => with_lease(true, lease),
                 _ => plain(false),
             },
             Action::Destroy(lease) => plain(storage.destroy(one, self.lease(lease)).await?[0]),

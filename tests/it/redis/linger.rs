@@ -6,9 +6,7 @@ use futures_util::future::join_all;
 use redis::cmd;
 use sessiond::{
     session::{DestroyReason, LeaseId, SessionKey},
-    storage::{
-        CreateOptions, LeaseQuery, LeaseStatus, MAX_LINGER, SessionStorage, StorageError, StorageOptions, Takeover,
-    },
+    storage::{CreateOptions, LeaseQuery, LeaseStatus, MAX_LINGER, SessionStorage, StorageError, Takeover},
 };
 use tokio::time::{Instant, sleep};
 
@@ -62,7 +60,7 @@ impl Lingering {
 
 /// Returns the status of a lease from the list, or None if it is not listed.
 async fn listed(storage: &dyn SessionStorage, lease: LeaseId) -> Option<LeaseStatus> {
-    let query = LeaseQuery { after: None, limit: 10, owner: Some("gateway".to_owned()), lease_ids: vec![lease] };
+    let query = LeaseQuery::first(10).owner("gateway").lease_ids(vec![lease]);
     storage.list_leases(&query).await.unwrap().leases.pop()
 }
 
@@ -102,7 +100,7 @@ async fn a_lease_lingers_on_every_replica_and_in_every_partition() {
     assert_lingers(&*a.storage, lease, 1000).await;
     assert!(b.storage.lookup(&own).await.unwrap().iter().all(|found| found.lease == Some(lease)));
     assert_eq!(b.storage.destroy(&own[..100], Some(lease)).await.unwrap(), vec![true; 100]);
-    let options = CreateOptions { lease: Some(taker), takeover: Takeover::OnlyFrom(None) };
+    let options = CreateOptions::from(Some(taker)).takeover(Takeover::OnlyFrom(None));
     let taken = b.storage.create_with(&own[100..200], options).await.unwrap().sessions;
     assert!(taken.iter().all(|taken| !taken.created && taken.lease == Some(taker)));
     assert_eq!(listed(&*b.storage, lease).await.unwrap().session_count, 200);
@@ -166,7 +164,7 @@ async fn an_outage_does_not_extend_a_lingering_lease() {
     }
     let server = RedisServer::start(&[]);
     let url = server.url(PARAMETERS);
-    let options = StorageOptions { outage_grace: 20 * SECOND, ..ROOMY };
+    let options = ROOMY.outage_grace(20 * SECOND);
     let [a, b] = [Replica::start_with(&url, options).await, Replica::start_with(&url, options).await];
     let mut ends = Ends::watch(&b).await;
     let live = a.storage.grant_lease(TTL, "gateway").await.unwrap();

@@ -17,7 +17,7 @@ use super::{
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-const ALL: LeaseQuery = LeaseQuery { after: None, limit: 10_000, owner: None, lease_ids: Vec::new() };
+const ALL: LeaseQuery = LeaseQuery::first(10_000);
 
 /// Lists all leases page by page. Also returns the number of pages.
 async fn list(storage: &dyn SessionStorage, mut query: LeaseQuery) -> (Vec<LeaseStatus>, usize) {
@@ -60,14 +60,14 @@ async fn many_leases_are_listed_page_by_page() {
     let received: BTreeMap<LeaseId, u64> = all.iter().map(|status| (status.lease, status.session_count)).collect();
     assert_eq!((all.len(), received), (LEASES, granted.clone()));
     assert!(pages <= 3, "{LEASES} leases took {pages} pages");
-    let (rare, _) = list(&*b, LeaseQuery { owner: Some("rare".to_owned()), limit: 5, ..ALL }).await;
+    let (rare, _) = list(&*b, LeaseQuery::first(5).owner("rare")).await;
     assert_eq!(rare.len(), LEASES / 1000);
     assert!(rare.iter().all(|status| &*status.owner == "rare"));
 
     let ids: Vec<LeaseId> = granted.keys().copied().rev().step_by(7).collect();
     let unknown = LeaseId::from_number((1 << 53) - 1);
-    let lease_ids = ids.iter().copied().chain(unknown).chain(ids[..3].iter().copied()).collect();
-    let (named, _) = list(&*b, LeaseQuery { lease_ids, limit: 1000, ..ALL }).await;
+    let lease_ids: Vec<_> = ids.iter().copied().chain(unknown).chain(ids[..3].iter().copied()).collect();
+    let (named, _) = list(&*b, LeaseQuery::first(1000).lease_ids(lease_ids)).await;
     assert_eq!(named.iter().rev().map(|status| status.lease).collect::<Vec<_>>(), ids);
 }
 

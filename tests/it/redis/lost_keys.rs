@@ -48,7 +48,7 @@ const MUST_BE_THERE: [&str; 8] = ["meta", "log", "attached", "b*", "*", "leases"
 
 fn options() -> StorageOptions {
     // A short grace, because the test cannot wait for leases that are kept long after an outage.
-    StorageOptions { outage_grace: Duration::from_secs(1), ..ROOMY }
+    ROOMY.outage_grace(Duration::from_secs(1))
 }
 
 #[tokio::test]

@@ -53,9 +53,8 @@ impl Replica {
     }
 
     pub(super) async fn watch(&self, start: Start) -> Held {
-        let observer = eventually(|| async {
-            self.subject.observe(ObserveOptions { start: start.clone(), ..ObserveOptions::default() }).await.ok()
-        });
+        let observer =
+            eventually(|| async { self.subject.observe(ObserveOptions::from_start(start.clone())).await.ok() });
         Held { observer: observer.await, sessions: HashSet::new(), resets: Vec::new(), is_synced: false }
     }
 }
@@ -72,7 +71,6 @@ impl Held {
     pub(super) async fn read(&mut self) {
         match timeout(PATIENCE, self.observer.next()).await.expect("an update arrives").expect("the stream continues") {
             Update::Subscribed | Update::Closed => {}
-            Update::Placements(_) => panic!("placements were not requested"),
             Update::Reset(reason) => {
                 self.resets.push(reason);
                 self.sessions.clear();
@@ -97,6 +95,7 @@ impl Held {
                     assert!(is_exact, "{event:?} contradicts the held set");
                 }
             }
+            other => panic!("{other:?} was not requested"),
         }
     }
 

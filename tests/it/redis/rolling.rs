@@ -57,7 +57,7 @@ async fn write(writer: i64, mut client: Retrying, progress: &Progress) -> (Vec<S
         // Only a retried call may find its change already made.
         assert!(changed.answer || !changed.at_once, "{session:?}");
         exists[id] = !exists[id];
-        written.push(SessionEvent { session, change, lease: None });
+        written.push(SessionEvent::new(session, change, None));
         progress.calls.set(progress.calls.get() + 1);
         sleep(Duration::from_millis(fastrand::u64(0..8))).await;
     }

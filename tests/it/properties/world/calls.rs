@@ -111,7 +111,7 @@ impl World {
             }
         };
         let live = self.model.leases().await.live;
-        for (session, Lookup { exists, lease }) in all.iter().zip(found) {
+        for (session, Lookup { exists, lease, .. }) in all.iter().zip(found) {
             let (reported, held) = (exists.then_some(lease), self.model.held().get(session).copied());
             let is_right = match (reported, held.flatten()) {
                 (Some(None), Some(held)) => !live.contains(&held),

@@ -53,7 +53,6 @@ impl Mirror {
 impl State {
     fn apply(&mut self, update: &Update) {
         let broken = match update {
-            Update::Placements(_) => Some("placements were not requested".to_owned()),
             Update::Subscribed => None,
             Update::Closed => Some("the server closed the stream".to_owned()),
             Update::Reset(reason) => {
@@ -80,6 +79,7 @@ impl State {
                 });
                 unfit.map(|event| format!("{event:?} contradicts the held set"))
             }
+            other => Some(format!("{other:?} was not requested")),
         };
         if self.broken.is_none() {
             self.broken = broken;
