@@ -55,7 +55,7 @@ impl Registry {
         partition: &Partition,
         identity: &Identity,
         known: Option<LogPoint>,
-        leases: impl ExactSizeIterator<Item = &'a [u8]> + Clone + Send,
+        leases: impl ExactSizeIterator<Item = &'a [u8]> + Clone + Send + Sync,
     ) -> Result<(LogPoint, Vec<Found>), Fault> {
         let asked = partition.run::<Vec<Value>>(ASK, |_| {
             let names = ["log", "attached", "closed", "slots", "held"];

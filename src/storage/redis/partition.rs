@@ -119,13 +119,27 @@ impl Partition {
     /// A step that was certainly not executed is retried while there is time, over a new connection if necessary. The
     /// call returns within twice the timeout plus the time to wait for Redis replicas. A fenced call takes no effect
     /// after its failure was returned.
-    pub(super) async fn run<T: FromRedisValue>(&self, mode: Mode, call: impl Fn(u64) -> Call) -> Result<T, Fault> {
-        let last_try = Instant::now() + self.timeout;
-        let answer = retry(last_try, || self.try_run(mode, last_try + self.timeout, &call)).await?;
+    pub(super) async fn run<T: FromRedisValue>(
+        &self,
+        mode: Mode,
+        call: impl Fn(u64) -> Call + Send + Sync,
+    ) -> Result<T, Fault> {
+        let answer = self.run_any(mode, &call).await?;
         Ok(redis::from_redis_value(answer).map_err(RedisError::from)?)
     }
 
-    async fn try_run(&self, mode: Mode, deadline: Instant, call: &impl Fn(u64) -> Call) -> Result<Value, Fault> {
+    /// Takes a `dyn Fn`, so that the retries and what they send are compiled once and not for each script.
+    async fn run_any(&self, mode: Mode, call: &(dyn Fn(u64) -> Call + Send + Sync)) -> Result<Value, Fault> {
+        let last_try = Instant::now() + self.timeout;
+        retry(last_try, || self.try_run(mode, last_try + self.timeout, call)).await
+    }
+
+    async fn try_run(
+        &self,
+        mode: Mode,
+        deadline: Instant,
+        call: &(dyn Fn(u64) -> Call + Send + Sync),
+    ) -> Result<Value, Fault> {
         let wait = self.wait.filter(|_| mode.is_durable);
         let channel = if wait.is_some() { &self.changing } else { &self.asking };
         let link = self.link(channel, deadline).await?;

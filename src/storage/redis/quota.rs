@@ -72,7 +72,7 @@ impl Registry {
         script: &Script,
         partition: &Partition,
         names: &[&str],
-        args: impl Fn(Call) -> Call,
+        args: impl Fn(Call) -> Call + Sync,
     ) -> Result<T, Fault> {
         let args = &args;
         self.with_identity(|identity| async move {
