@@ -349,9 +349,11 @@ class Mirror:
         new = lease_ids - copy.leases.keys()
         if not new:
             return
-        owners = {
-            id_: holder.owner for id_ in new if (lease := self._copy.leases.get(id_)) and (holder := lease.holder)
-        }
+        owners: dict[int, str | None] = {}
+        for lease_id in new:
+            known = self._copy.leases.get(lease_id)
+            if known is not None and known.holder is not None and known.holder.owner is not None:
+                owners[lease_id] = known.holder.owner
         if unknown := new - owners.keys():
             owners.update(await self._owners(unknown))
         for lease_id in new:
