@@ -97,9 +97,8 @@ async def main() -> None:
                     began = time.process_time()
                     while not isinstance(update := await anext(watch), Synced):
                         assert not isinstance(update, Snapshot) or len(update)
-                    print(
-                        f"watch: {update.session_count / (time.process_time() - began):,.0f} sessions a second of CPU time"
-                    )
+                    rate = update.session_count / (time.process_time() - began)
+                    print(f"watch: {rate:,.0f} sessions a second of CPU time")
                 for placements in (False, True):
                     await events(client, placements)
                 await churn(client)
