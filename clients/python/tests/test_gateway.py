@@ -14,6 +14,7 @@ from sessiond import (
     Connection,
     Destroyed,
     DestroyReason,
+    Events,
     Gateway,
     Moved,
     SessiondError,
@@ -282,8 +283,8 @@ async def test_a_partition(client_moves: bool, proxy: Proxy, client: Client, gat
             assert await reason_of(connection) == Moved(new.lease_id)
             assert await holder(client, KEY) == new.lease_id
             # It goes back.
-            await old.connect(KEY)
-            assert await reason_of(moved) == Moved(old.lease_id)
+            back = await old.connect(KEY)
+            assert await reason_of(moved) == Moved(old.lease_id) and not back.closed.done()
         else:
             assert not connection.closed.done()
         assert not other.closed.done() and old.lease_id != first
@@ -328,11 +329,13 @@ async def test_a_stopped_gateway_lets_its_clients_move(client: Client, gateways:
     with pytest.raises(SessiondError, match="stopped"):
         await old.connect(KEY)
     assert await client.has(KEY)
-    await new.connect(KEY)
-    assert await holder(client, KEY) == new.lease_id
+    moved = await new.connect(KEY)
+    assert await holder(client, KEY) == new.lease_id and not moved.closed.done()
     await client.create(SessionKey(0, 1))
     # Nobody saw the session disappear: the first event is the one just made.
-    assert [event.session for event in await anext(watch)] == [SessionKey(0, 1)]  # type: ignore[union-attr]
+    update = await anext(watch)
+    assert isinstance(update, Events)
+    assert [event.session for event in update] == [SessionKey(0, 1)], (list(update), old.lease_id, new.lease_id)
     await watch.close()
 
 
