@@ -1,6 +1,7 @@
 import { once } from "node:events";
 import { connect, createServer, type AddressInfo, type Server as TcpServer, type Socket } from "node:net";
 import type { TestContext } from "node:test";
+import { cleanUp } from "./cleanup";
 
 /** A TCP proxy in front of a server, which can cut, stall and delay connections. */
 export class Proxy {
@@ -22,7 +23,7 @@ export class Proxy {
     const proxy = new Proxy(listener, target);
     listener.listen(0, "127.0.0.1");
     await once(listener, "listening");
-    test.after(() => {
+    cleanUp(test, () => {
       proxy.cut();
       listener.close();
     });

@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import type { TestContext } from "node:test";
+import { cleanUp } from "./cleanup";
 
 /** A sessiond of a test. It ends with the test. */
 export class Server {
@@ -18,7 +19,7 @@ export class Server {
   static async start(test: TestContext, args: readonly string[] = ["--storage", "memory:"]): Promise<Server> {
     const { child, port } = await spawnServer(args, 0);
     const server = new Server(args, child, port);
-    test.after(() => server.kill());
+    cleanUp(test, () => server.kill());
     return server;
   }
 
@@ -56,7 +57,7 @@ export class Server {
 /** Returns a folder that is removed after the test. */
 export function temporaryFolder(test: TestContext): string {
   const folder = mkdtempSync(join(tmpdir(), "sessiond-client-"));
-  test.after(() => {
+  cleanUp(test, () => {
     rmSync(folder, { recursive: true, force: true });
   });
   return folder;
