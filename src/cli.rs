@@ -3,6 +3,7 @@
 mod backup;
 mod bench;
 mod connect;
+mod credentials;
 mod exit;
 mod format;
 mod health;
