@@ -2,6 +2,7 @@
 
 mod backup;
 mod bench;
+mod call;
 mod connect;
 mod credentials;
 mod exit;
