@@ -6,6 +6,8 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod process;
+
 use std::{
     future::poll_fn,
     pin::{Pin, pin},
@@ -13,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::time::{ClockId, clock_gettime};
+use process::processor_time;
 use sessiond::{
     session::{DestroyReason, SessionChange, SessionKey},
     storage::{
@@ -33,10 +35,6 @@ const TTL: Duration = Duration::from_secs(1);
 async fn main() {
     one_lease_of_a_million_sessions().await;
     a_hundred_thousand_leases().await;
-}
-
-fn processor_time() -> Duration {
-    clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap()
 }
 
 fn storage() -> Arc<MemoryStorage> {

@@ -8,10 +8,11 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-use std::{env, fs, process::Command, time::Duration};
+mod process;
 
-use rustix::time::{ClockId, clock_gettime};
+use std::{env, process::Command, time::Duration};
 
+use process::{processor_time, resident};
 use sessiond::{
     session::SessionKey,
     storage::{
@@ -47,7 +48,7 @@ async fn fill(steps: &[usize], leased: bool) {
             leases.push(storage.grant_lease(Duration::from_secs(86_400), &format!("gateway-{n}")).await.unwrap());
         }
     }
-    let before = resident();
+    let before = resident("self");
     let mut longest = Duration::ZERO;
     let mut count = 0;
     for millions in steps {
@@ -66,17 +67,8 @@ async fn fill(steps: &[usize], leased: bool) {
         println!(
             "{millions:>4} million sessions{}: {:5.1} bytes each, {each:4} ns a create, longest create {:6.0} us",
             if leased { ", leased" } else { "        " },
-            (resident() - before) as f64 / count as f64,
+            (resident("self") - before) as f64 / count as f64,
             longest.as_secs_f64() * 1e6,
         );
     }
-}
-
-fn processor_time() -> Duration {
-    clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap()
-}
-
-fn resident() -> u64 {
-    let statm = fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }

@@ -2,7 +2,9 @@
 
 mod backup;
 mod bench;
+mod call;
 mod connect;
+mod credentials;
 mod exit;
 mod format;
 mod health;

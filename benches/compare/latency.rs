@@ -11,6 +11,7 @@ use tokio::{
 use super::{
     observer::{Observer, from_now},
     peers,
+    percentile::percentiles,
     process::Server,
     report::Report,
     resp::{Subscriber, connect, payload},
@@ -55,14 +56,11 @@ type Figures = [f64; 3];
 
 /// Keeps the figures of the round with the lower 99th percentile.
 fn keep_best(best: &mut Option<Figures>, times: Times) {
-    let at = |part: fn(&(Duration, Duration)) -> Duration, percent: usize| {
-        let mut sorted: Vec<Duration> = times.iter().skip(WARMUP as usize).map(part).collect();
-        sorted.sort_unstable();
-        sorted[(sorted.len() - 1) * percent / 100].as_secs_f64() * 1e6
-    };
+    let times = &times[WARMUP as usize..];
+    let answered = percentiles(times.iter().map(|time| time.0));
     // An observer may receive the event before the writer receives its answer.
-    let after = |time: &(Duration, Duration)| time.1.saturating_sub(time.0);
-    let figures = [at(|time| time.0, 50), at(after, 50), at(after, 99)];
+    let received = percentiles(times.iter().map(|time| time.1.saturating_sub(time.0)));
+    let figures = [answered(50), received(50), received(99)];
     if best.is_none_or(|best| figures[2] < best[2]) {
         *best = Some(figures);
     }

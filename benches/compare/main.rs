@@ -18,12 +18,16 @@ mod idle;
 mod latency;
 mod observer;
 mod owners;
+mod pace;
 mod peers;
+mod percentile;
 mod process;
 mod redis;
 mod report;
 mod resp;
 mod snapshot;
+#[path = "../process/mod.rs"]
+mod used;
 mod wire;
 
 use std::env;

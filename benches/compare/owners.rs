@@ -18,7 +18,7 @@ use bytes::Bytes;
 use tokio::{join, time::timeout};
 
 use self::{etcd::Etcd, nats::Nats, redis::Redis, sessiond::Sessiond};
-use super::{report::Report, resp::Subscriber, wire::Wire};
+use super::{percentile::percentiles, report::Report, resp::Subscriber, wire::Wire};
 
 /// The number of sessions. In one run each moves at most once, because moves on different connections could overtake
 /// one another.
@@ -203,9 +203,7 @@ impl Row {
             };
             times.push(self.in_time(async { join!(received, mover.make(n)).0 }).await);
         }
-        times.drain(..WARMUP_ALONE);
-        times.sort_unstable();
-        let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e6;
+        let at = percentiles(times.drain(WARMUP_ALONE..));
         println!("  {} | {move_us:.1} us per move", self.what);
         self.rounds.push([move_us, moves_a_second, lookup_us, lookups_a_second, at(50), at(99)]);
     }

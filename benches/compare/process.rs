@@ -41,8 +41,7 @@ impl Server {
 
     /// Returns the resident memory of the process, in bytes.
     pub(crate) fn resident(&self) -> u64 {
-        let statm = fs::read_to_string(format!("/proc/{}/statm", self.child.id())).unwrap();
-        statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+        super::used::resident(self.child.id())
     }
 }
 

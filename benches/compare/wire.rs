@@ -4,22 +4,16 @@
 //! it sends header fields by their index. It checks that each call is answered with one message, without decoding
 //! headers.
 
-use std::{
-    net::SocketAddr,
-    ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{net::SocketAddr, ops::Range, sync::Arc};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    task::JoinSet,
 };
+
+use super::pace::{self, Caller};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -214,41 +208,44 @@ pub(crate) async fn load(
     (connections, in_flight): (usize, usize),
     body: impl Fn(u64) -> Bytes + Send + Sync + 'static,
 ) {
-    let (next, body) = (Arc::new(AtomicU64::new(0)), Arc::new(body));
-    let mut drivers = JoinSet::new();
+    let body = Arc::new(body);
+    let mut callers = Vec::new();
     for _ in 0..connections {
-        let (mut wire, next, body) = (Wire::connect(address, path).await, Arc::clone(&next), Arc::clone(&body));
-        drivers.spawn(async move {
-            let (mut open, mut messages, mut answered) = (0, 0, 0);
-            loop {
-                while open < in_flight {
-                    let n = next.fetch_add(1, Ordering::Relaxed);
-                    if n >= total {
-                        break;
-                    }
-                    wire.call(&body(n));
-                    open += 1;
-                }
-                if open == 0 {
-                    break;
-                }
-                wire.send().await;
-                let before = answered;
-                while answered == before || wire.is_ready() {
-                    match wire.next().await {
-                        Frame::Data(_) => messages += 1,
-                        Frame::End => {
-                            open -= 1;
-                            answered += 1;
-                        }
-                        Frame::Other => {}
-                    }
-                }
-            }
-            assert_eq!(messages, answered, "calls failed");
-        });
+        callers.push(Calls { wire: Wire::connect(address, path).await, body: Arc::clone(&body), messages: 0 });
     }
-    while let Some(result) = drivers.join_next().await {
-        result.unwrap();
+    pace::make(0..total, callers, in_flight).await;
+}
+
+/// A connection that makes calls with the bodies that `body` returns.
+struct Calls<F> {
+    wire: Wire,
+    body: Arc<F>,
+    /// The messages of calls that have not ended.
+    messages: u64,
+}
+
+impl<F: Fn(u64) -> Bytes + Send + Sync + 'static> Caller for Calls<F> {
+    fn call(&mut self, n: u64) {
+        self.wire.call(&(self.body)(n));
+    }
+
+    async fn send(&mut self) {
+        self.wire.send().await;
+    }
+
+    async fn answers(&mut self) -> usize {
+        let mut answered = 0;
+        while answered == 0 || self.wire.is_ready() {
+            match self.wire.next().await {
+                Frame::Data(_) => self.messages += 1,
+                Frame::End => {
+                    assert!(self.messages > 0, "the call failed");
+                    self.messages -= 1;
+                    answered += 1;
+                }
+                Frame::Other => {}
+            }
+        }
+        answered
     }
 }

@@ -7,9 +7,12 @@ use std::{
 };
 
 use clap::Args;
-use sessiond::client::{Client, ClientBuilder, ClientError};
+use sessiond::client::{Client, ClientError};
 
-use super::exit::{CliError, Exit};
+use super::{
+    credentials::Credentials,
+    exit::{CliError, Exit},
+};
 
 /// The server's address and the credentials, the same for every client command.
 #[derive(Debug, Args)]
@@ -71,31 +74,6 @@ impl AddrArgs {
     /// Returns the address, for messages.
     pub(crate) fn as_str(&self) -> &str {
         &self.addr
-    }
-}
-
-/// The certificates to trust and the client's credentials.
-#[derive(Clone, Default)]
-pub(crate) struct Credentials {
-    /// Root certificates in PEM.
-    pub(crate) ca: Option<Vec<u8>>,
-    /// The client certificate and its private key, in PEM.
-    pub(crate) identity: Option<(Vec<u8>, Vec<u8>)>,
-    pub(crate) token: Option<String>,
-}
-
-impl Credentials {
-    fn apply(&self, mut builder: ClientBuilder) -> Result<ClientBuilder, ClientError> {
-        if let Some(ca) = &self.ca {
-            builder = builder.tls_ca(ca);
-        }
-        if let Some((cert, key)) = &self.identity {
-            builder = builder.tls_identity(cert, key);
-        }
-        match &self.token {
-            Some(token) => builder.token(token),
-            None => Ok(builder),
-        }
     }
 }
 

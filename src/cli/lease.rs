@@ -4,15 +4,15 @@ use std::{collections::HashSet, time::Duration};
 
 use clap::{Args, Subcommand, builder::FalseyValueParser};
 use sessiond::{
-    client::{Client, ClientError, LeaseGrant, LeaseQuery, LeaseStatus},
+    client::{LeaseGrant, LeaseQuery, LeaseStatus},
     session::LeaseId,
 };
 use tokio::time::sleep;
 
 use super::{
-    connect::{AddrArgs, parse_duration},
+    call::CallArgs,
+    connect::parse_duration,
     exit::{CliError, Exit, print_status},
-    format::{Format, JsonLine},
     output::Output,
     signal::Signals,
 };
@@ -101,20 +101,6 @@ pub(crate) struct ListArgs {
     call: CallArgs,
 }
 
-#[derive(Debug, Args)]
-struct CallArgs {
-    /// The format of the printed lines.
-    #[arg(long, env = "SESSIOND_FORMAT", value_enum, default_value = "text")]
-    format: Format,
-
-    #[command(flatten)]
-    addr: AddrArgs,
-
-    /// How long each call may take, including connecting.
-    #[arg(long, env = "SESSIOND_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
-    timeout: Duration,
-}
-
 pub(crate) async fn run(command: LeaseCommand) -> Result<Exit, CliError> {
     let output = Output::stdout()?;
     let result = match command {
@@ -160,7 +146,7 @@ async fn hold(args: &KeepAliveArgs, output: &Output) -> Result<(), CliError> {
                     interval
                 }
                 Err(error) if error.is_retryable() => {
-                    print_status(&format!("{error}: retrying {} in {retry:?}", call.addr.as_str()));
+                    print_status(&format!("{error}: retrying {} in {retry:?}", call.addr()));
                     // The connection may be dead without either end having noticed.
                     client = call.client()?;
                     retry
@@ -246,25 +232,4 @@ fn kept_alive(KeepAliveArgs { lease, call, .. }: &KeepAliveArgs, ttl: Duration) 
         || format!("{lease} lives for {}\n", humantime::format_duration(ttl)),
         |line| line.int64("lease_id", lease).plain("ttl_ms", ttl.as_millis()),
     )
-}
-
-impl CallArgs {
-    fn client(&self) -> Result<Client, CliError> {
-        self.addr.client(self.timeout)
-    }
-
-    fn error(&self, error: &ClientError) -> CliError {
-        self.addr.error(error)
-    }
-
-    fn line(&self, text: impl FnOnce() -> String, json: impl FnOnce(JsonLine<'_>) -> JsonLine<'_>) -> String {
-        match self.format {
-            Format::Text => text(),
-            Format::Json => {
-                let mut out = String::new();
-                json(JsonLine::begin(&mut out)).end();
-                out
-            }
-        }
-    }
 }

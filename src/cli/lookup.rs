@@ -22,14 +22,14 @@ pub(crate) async fn run(args: SessionsArgs) -> Result<Exit, CliError> {
 }
 
 async fn look_up_all(args: SessionsArgs, output: &Output) -> Result<Exit, CliError> {
-    let client = args.addr.client(args.timeout)?;
+    let client = args.call.client()?;
     let mut ids = Ids::new(args.ids);
     let mut owners = HashMap::new();
     let mut all = true;
     while let Some(batch) = ids.next_batch().await? {
         let sessions: Vec<_> =
             batch.into_iter().map(|session_id| SessionKey { auth_key_id: args.auth_key_id, session_id }).collect();
-        let error = |error| args.addr.error(&error);
+        let error = |error| args.call.error(&error);
         let found = client.batch_lookup(&sessions).await.map_err(error)?;
         let mut lines = String::new();
         for (session, Placed { yes, lease, .. }) in sessions.into_iter().zip(found) {
@@ -38,7 +38,7 @@ async fn look_up_all(args: SessionsArgs, output: &Output) -> Result<Exit, CliErr
                 Some(lease) => owner_of(&client, session, lease, &mut owners).await.map_err(error)?,
                 None => None,
             };
-            print(session, yes, lease, owner.as_deref(), args.format, &mut lines);
+            print(session, yes, lease, owner.as_deref(), args.call.format, &mut lines);
         }
         output.write(lines).await?;
     }

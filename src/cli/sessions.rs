@@ -1,6 +1,6 @@
 //! The `create`, `has` and `destroy` commands.
 
-use std::{fmt::Write as _, time::Duration};
+use std::fmt::Write as _;
 
 use clap::Args;
 use sessiond::{
@@ -9,7 +9,7 @@ use sessiond::{
 };
 
 use super::{
-    connect::{AddrArgs, parse_duration},
+    call::CallArgs,
     exit::{CliError, Exit},
     format::{Format, JsonLine},
     ids::{IdArg, Ids},
@@ -27,16 +27,8 @@ pub(crate) struct SessionsArgs {
     #[arg(long, env = "SESSIOND_AUTH_KEY_ID", value_name = "K", default_value = "0", allow_negative_numbers = true)]
     pub(super) auth_key_id: AuthKeyId,
 
-    /// The format of the printed lines.
-    #[arg(long, env = "SESSIOND_FORMAT", value_enum, default_value = "text")]
-    pub(super) format: Format,
-
     #[command(flatten)]
-    pub(super) addr: AddrArgs,
-
-    /// How long each call may take, including connecting.
-    #[arg(long, env = "SESSIOND_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
-    pub(super) timeout: Duration,
+    pub(super) call: CallArgs,
 }
 
 #[derive(Debug, Args)]
@@ -82,17 +74,17 @@ pub(crate) async fn run(args: SessionsArgs, verb: Verb) -> Result<Exit, CliError
 }
 
 async fn do_all(args: SessionsArgs, verb: Verb, output: &Output) -> Result<Exit, CliError> {
-    let client = args.addr.client(args.timeout)?;
+    let client = args.call.client()?;
     let mut ids = Ids::new(args.ids);
     let mut all = true;
     while let Some(batch) = ids.next_batch().await? {
         let sessions: Vec<_> =
             batch.into_iter().map(|session_id| SessionKey { auth_key_id: args.auth_key_id, session_id }).collect();
-        let answers = verb.call(&client, &sessions).await.map_err(|error| args.addr.error(&error))?;
+        let answers = verb.call(&client, &sessions).await.map_err(|error| args.call.error(&error))?;
         all &= answers.iter().all(|&yes| yes);
         let mut lines = String::new();
         for (session, yes) in sessions.into_iter().zip(answers) {
-            verb.print(session, yes, args.format, &mut lines);
+            verb.print(session, yes, args.call.format, &mut lines);
         }
         output.write(lines).await?;
     }

@@ -4,7 +4,6 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
-    process::Stdio,
     time::{Duration, SystemTime},
 };
 
@@ -22,9 +21,9 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{
     certificates::{Authority, Issued, text},
-    cli::{assert_fails, printed, run},
+    cli::{assert_fails, printed, sessiond},
     fake::soon,
-    program::{Program, serve},
+    program::{Program, fails, run, serve},
     raw::{Raw, SERVICE, answer, framed, grpc},
 };
 
@@ -65,10 +64,7 @@ impl Guarded {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
-        command.env_clear().env("SESSIOND_ADDR", self.url()).args(args);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        command
+        sessiond(&self.url(), args)
     }
 }
 
@@ -339,10 +335,8 @@ async fn a_server_does_not_start_with_an_invalid_access_file() {
     for (path, says) in
         [("/nowhere", "see --access-file"), (text(&list), "line 2: \"raed\" is not a scope"), ("/dev/zero", "bytes")]
     {
-        let args = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--access-file", path];
-        let output = soon(serve(&args).output()).await.unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        let (code, stderr) = fails(serve(&["--access-file", path])).await;
+        assert_eq!(code, Some(2), "{stderr}");
         assert!(stderr.contains(says), "{stderr}");
     }
 }

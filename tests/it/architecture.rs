@@ -14,7 +14,7 @@ use syn::{
 };
 
 /// Each module of the crate, and the other modules of the crate that it may use.
-const MAY_USE: [(&str, &[&str]); 17] = [
+const MAY_USE: [(&str, &[&str]); 18] = [
     ("backoff", &[]),
     ("codec", &[]),
     // Reads protobuf durations, for the server and the client.
@@ -23,6 +23,7 @@ const MAY_USE: [(&str, &[&str]); 17] = [
     ("random", &[]),
     ("relay", &[]),
     ("reset", &[]),
+    ("setters", &[]),
     ("vital", &[]),
     ("access", &[]),
     ("session", &[]),

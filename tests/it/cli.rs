@@ -10,30 +10,16 @@ use tokio::{
 use tonic::Status;
 use tonic_health::ServingStatus;
 
-use crate::fake::{Fake, created, nowhere, reset, snapshot, soon, synced};
+use crate::{
+    fake::{Fake, created, nowhere, reset, snapshot, soon, synced},
+    program::{Ended, command, run, signal},
+};
 
-/// Returns a command that runs the program with an empty environment.
+/// Returns a command that runs the program as a client of the server at `addr`.
 pub(crate) fn sessiond(addr: &str, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
-    command.env_clear().env("SESSIOND_ADDR", addr).args(args);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut command = command(args);
+    command.env("SESSIOND_ADDR", addr);
     command
-}
-
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Ended {
-    pub(crate) code: Option<i32>,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
-}
-
-pub(crate) async fn run(mut command: Command) -> Ended {
-    let output = soon(command.output()).await.expect("the program starts");
-    Ended {
-        code: output.status.code(),
-        stdout: String::from_utf8(output.stdout).expect("stdout is UTF-8"),
-        stderr: String::from_utf8(output.stderr).expect("stderr is UTF-8"),
-    }
 }
 
 pub(crate) fn printed(code: i32, stdout: &str) -> Ended {
@@ -63,13 +49,6 @@ async fn stderr(child: &mut Child) -> String {
 
 pub(crate) async fn exit_code(child: &mut Child) -> Option<i32> {
     soon(child.wait()).await.expect("the program ends").code()
-}
-
-#[cfg(unix)]
-pub(crate) async fn signal(child: &Child, signal: &str) {
-    let pid = child.id().expect("the program is running").to_string();
-    let killed = Command::new("kill").args(["-s", signal, &pid]).status().await.expect("kill is installed");
-    assert!(killed.success());
 }
 
 #[tokio::test]

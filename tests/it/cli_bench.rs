@@ -1,6 +1,6 @@
 //! `sessiond bench` against the real server.
 
-use std::{process::Stdio, time::Duration};
+use std::time::Duration;
 
 use serde_json::Value;
 use sessiond::{
@@ -13,12 +13,14 @@ use tokio::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
-    process::{Child, Command},
+    process::Command,
 };
 use tonic::Status;
 
 use crate::{
+    cli::sessiond,
     fake::{Fake, nowhere, soon},
+    program::{Ended, end, run, signal},
     server::Running,
 };
 
@@ -34,45 +36,9 @@ async fn sessions(server: &Running) -> u64 {
 
 /// Returns a command for a short run with few sessions.
 fn bench(addr: &str, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
-    command.env_clear().env("SESSIOND_ADDR", addr);
+    let mut command = sessiond(addr, &[&["bench"], args].concat());
     command.env("SESSIOND_DURATION", "700ms").env("SESSIOND_WARMUP", "100ms").env("SESSIOND_SESSIONS", "4000");
-    command.arg("bench").args(args);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     command
-}
-
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-async fn run(mut command: Command) -> Ended {
-    let output = soon(command.output()).await.unwrap();
-    Ended {
-        code: output.status.code(),
-        stdout: String::from_utf8(output.stdout).unwrap(),
-        stderr: String::from_utf8(output.stderr).unwrap(),
-    }
-}
-
-async fn end(bench: &mut Child) -> Ended {
-    let mut ended = Ended { code: None, stdout: String::new(), stderr: String::new() };
-    let (mut stdout, mut stderr) = (bench.stdout.take().unwrap(), bench.stderr.take().unwrap());
-    let read = soon(async {
-        tokio::join!(stdout.read_to_string(&mut ended.stdout), stderr.read_to_string(&mut ended.stderr))
-    });
-    let (stdout, stderr) = read.await;
-    assert!(stdout.is_ok() && stderr.is_ok());
-    ended.code = soon(bench.wait()).await.unwrap().code();
-    ended
-}
-
-#[cfg(unix)]
-async fn interrupt(bench: &Child) {
-    let pid = bench.id().unwrap().to_string();
-    assert!(Command::new("kill").args(["-s", "INT", &pid]).status().await.unwrap().success());
 }
 
 /// Starts a watch and waits until it is subscribed, so that it reports every later change.
@@ -256,10 +222,10 @@ async fn a_server_that_stops_during_the_run_is_reported() {
     let server = Running::start().await;
     let mut watch = watch(&Client::connect_lazy(&server.url()).unwrap()).await;
     let args = ["--duration", "1h", "--observers", "2", "--threads", "2", "--format", "json"];
-    let mut bench = bench(&server.url(), &args).spawn().unwrap();
+    let bench = bench(&server.url(), &args).spawn().unwrap();
     first_destroyed(&mut watch).await;
     server.stopped().await;
-    let ended = end(&mut bench).await;
+    let ended = end(bench).await;
     assert_eq!(ended.code, Some(3), "{}", ended.stderr);
     assert!(ended.stderr.starts_with("sessiond: ") && ended.stderr.lines().count() == 1, "{}", ended.stderr);
     assert!(ended.stderr.contains("10 connections were lost"), "{}", ended.stderr);
@@ -279,10 +245,10 @@ async fn an_interrupted_run_prints_its_report_and_cleans_up() {
     let server = Running::start().await;
     let mut watch = watch(&Client::connect_lazy(&server.url()).unwrap()).await;
     let args = ["--duration", "1h", "--warmup", "0s", "--format", "json"];
-    let mut bench = bench(&server.url(), &args).spawn().unwrap();
+    let bench = bench(&server.url(), &args).spawn().unwrap();
     first_destroyed(&mut watch).await;
-    interrupt(&bench).await;
-    let ended = end(&mut bench).await;
+    signal(&bench, "INT").await;
+    let ended = end(bench).await;
     assert_eq!((ended.code, &ended.stderr[..]), (Some(0), ""));
     let report = report(&ended);
     assert_eq!(report["interrupted"], true);
@@ -297,8 +263,7 @@ async fn wrong_answers_are_detected() {
     let server = Running::start().await;
     let client = Client::connect_lazy(&server.url()).unwrap();
     let mut watch = watch(&client).await;
-    let mut bench =
-        bench(&server.url(), &["--duration", "1h", "--observers", "1", "--format", "json"]).spawn().unwrap();
+    let bench = bench(&server.url(), &["--duration", "1h", "--observers", "1", "--format", "json"]).spawn().unwrap();
     let auth_key_id = first_destroyed(&mut watch).await.auth_key_id;
     // To the program, this looks as if the server had lost these sessions.
     let sessions: Vec<_> = (0..4000).map(|id| SessionKey { auth_key_id, session_id: SessionId(id) }).collect();
@@ -308,8 +273,8 @@ async fn wrong_answers_are_detected() {
         let events = events(&mut watch).await;
         created += events.iter().filter(|event| event.change == SessionChange::Created).count();
     }
-    interrupt(&bench).await;
-    let ended = end(&mut bench).await;
+    signal(&bench, "INT").await;
+    let ended = end(bench).await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(ended.stderr.starts_with("sessiond: the server broke its promises: "), "{}", ended.stderr);
     let report = report(&ended);
@@ -321,9 +286,9 @@ async fn wrong_answers_are_detected() {
 #[tokio::test]
 async fn missing_events_are_detected() {
     let mut fake = Fake::start().await;
-    let mut bench = bench(&fake.addr, &["--observers", "1", "--format", "json"]).spawn().unwrap();
+    let bench = bench(&fake.addr, &["--observers", "1", "--format", "json"]).spawn().unwrap();
     let _silent = fake.stream().await.accept("c0").await;
-    let ended = end(&mut bench).await;
+    let ended = end(bench).await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     let needle = "the server broke its promises: 1 observers did not receive exactly the changes that were made";
     assert!(ended.stderr.contains(needle), "{}", ended.stderr);
@@ -337,12 +302,12 @@ async fn missing_events_are_detected() {
 async fn failures_are_counted_by_code() {
     let mut fake = Fake::start().await;
     let args = ["--calls", "create=1,destroy=1", "--observers", "1", "--format", "json"];
-    let mut bench = bench(&fake.addr, &args).spawn().unwrap();
+    let bench = bench(&fake.addr, &args).spawn().unwrap();
     let call = fake.stream().await;
     // All sessions exist before the first observer subscribes, so the server refuses one of the measured calls.
     fake.refuse(Status::resource_exhausted("too\nmuch"));
     let _silent = call.accept("c0").await;
-    let ended = end(&mut bench).await;
+    let ended = end(bench).await;
     assert_eq!(ended.code, Some(3), "{}", ended.stderr);
     assert!(ended.stderr.contains("1 calls failed, 0 connections were lost"), "{}", ended.stderr);
     assert!(ended.stderr.contains("RESOURCE_EXHAUSTED: too much"), "{}", ended.stderr);

@@ -5,9 +5,10 @@ use std::time::Duration;
 use sessiond::{client::Client, session::LeaseId};
 
 use crate::{
-    cli::{Ended, assert_fails, exit_code, line, lines, printed, run, sessiond, signal},
+    cli::{assert_fails, exit_code, line, lines, printed, sessiond},
     fake::{nowhere, soon},
     lease_guard::Registry,
+    program::{Ended, run, signal},
 };
 
 const TTL: Duration = Duration::from_secs(60);

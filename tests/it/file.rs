@@ -1,6 +1,6 @@
 //! A registry in a file: restarts, backups, and files that cannot be opened.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Stdio, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use redb::TableDefinition;
 use sessiond::{
@@ -13,9 +13,10 @@ use sessiond::{
 };
 
 use crate::{
+    certificates::text,
     fake::soon,
     observed::{Observed, created_ids},
-    program::{Program, serve},
+    program::{Program, command, fails, run, serve},
     sessions::{batch_create, batch_destroy, create, has},
 };
 
@@ -193,12 +194,8 @@ async fn a_second_server_is_refused_but_a_backup_works_while_the_server_runs() {
     let ids: Vec<i64> = (0..5000).collect();
     batch_create(&client, &ids).await;
 
-    let second = serve(&["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--storage", &url(&path)])
-        .stdout(Stdio::piped())
-        .output();
-    let second = soon(second).await.unwrap();
-    let stderr = String::from_utf8(second.stderr).unwrap();
-    assert_eq!(second.status.code(), Some(5), "{stderr}");
+    let (code, stderr) = fails(serve(&["--storage", &url(&path)])).await;
+    assert_eq!(code, Some(5), "{stderr}");
     assert!(stderr.contains(&format!("another process is using {}: stop it", path.display())), "{stderr}");
 
     let registry_id = Observed::now(&client).await.subscribed.registry_id;
@@ -213,13 +210,8 @@ async fn a_second_server_is_refused_but_a_backup_works_while_the_server_runs() {
     });
     for round in 0..5 {
         let copy = copy.with_extension(round.to_string());
-        let command = tokio::process::Command::new(env!("CARGO_BIN_EXE_sessiond"))
-            .env_clear()
-            .arg("backup")
-            .args([&path, &copy])
-            .output();
-        let output = soon(command).await.unwrap();
-        assert!(output.status.success(), "{output:?}");
+        let ended = run(command(&["backup", text(&path), text(&copy)])).await;
+        assert_eq!(ended.code, Some(0), "{ended:?}");
         let copied = FileStorage::open(&copy, OPTIONS).await.unwrap();
         let copied_id = copied.log().await.unwrap().registry_id;
         assert_ne!(copied_id.to_string(), registry_id, "a cursor must not resume in a copy that continues differently");

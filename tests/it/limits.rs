@@ -13,12 +13,12 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::StatusExt as _;
 
 use crate::{
-    cli::{printed, run, sessiond},
+    cli::{printed, sessiond},
     fake::soon,
     frames::{HEADERS, headers, start},
     leases::{grant, keep_alive},
     observed::Observed,
-    program::Program,
+    program::{Program, run},
     raw::{Raw, SERVICE, answer, framed, grpc},
     server::Sessions,
     sessions::{create, has},

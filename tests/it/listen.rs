@@ -11,22 +11,22 @@ use std::{
 };
 
 use sessiond::proto::SubscribeRequest;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tonic::transport::Endpoint;
 
 use crate::{
     certificates::{Authority, text},
-    cli::{printed, run, sessiond},
+    cli::{printed, sessiond},
     fake::soon,
     observed::Observed,
-    program::{Program, serve},
+    program::{Program, fails, run, serve, signal},
     server::Sessions,
     sessions::{create, has},
 };
 
 /// Starts a server on a Unix socket, and waits until it serves.
 async fn on_unix(url: &str, args: &[&str]) -> Child {
-    let mut command = serve(&[&["--listen", url, "--admin-listen", "127.0.0.1:0"], args].concat());
+    let mut command = serve(&[&["--listen", url], args].concat());
     let child = command.stderr(Stdio::null()).spawn().unwrap();
     soon(async {
         while run(sessiond(url, &["health"])).await.code != Some(0) {
@@ -38,15 +38,8 @@ async fn on_unix(url: &str, args: &[&str]) -> Child {
 }
 
 async fn terminate(child: &mut Child) -> Option<i32> {
-    let pid = child.id().unwrap().to_string();
-    assert!(soon(Command::new("kill").args(["-s", "TERM", &pid]).status()).await.unwrap().success());
+    signal(child, "TERM").await;
     soon(child.wait()).await.unwrap().code()
-}
-
-/// Runs a server that cannot start. Returns its exit code and stderr.
-async fn fails(args: &[&str]) -> (Option<i32>, String) {
-    let output = soon(serve(&[&["--admin-listen", "127.0.0.1:0"], args].concat()).output()).await.unwrap();
-    (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
 fn is_socket(path: &Path) -> bool {
@@ -58,7 +51,7 @@ async fn the_server_listens_on_a_host_name() {
     let program = Program::start_on("localhost:0", &[]).await;
     assert!(program.addr.ip().is_loopback());
     assert!(create(&program.sessions(), 0, 1).await);
-    let (code, error) = fails(&["--listen", "nobody.invalid:50051"]).await;
+    let (code, error) = fails(serve(&["--listen", "nobody.invalid:50051"])).await;
     assert_eq!(code, Some(4), "{error}");
     assert!(error.contains("nobody.invalid:50051") && error.contains("--listen"), "{error}");
 }
@@ -83,7 +76,7 @@ async fn clients_and_commands_work_over_a_unix_socket() {
     assert_eq!(ended.code, Some(0), "{ended:?}");
 
     // A second server cannot take the socket, which is removed when the server exits.
-    let (code, error) = fails(&["--listen", &url]).await;
+    let (code, error) = fails(serve(&["--listen", &url])).await;
     assert_eq!(code, Some(4), "{error}");
     assert!(error.contains("another server listens on this socket"), "{error}");
     assert!(has(&client, 0, 1).await);
@@ -110,7 +103,7 @@ async fn a_stale_socket_is_replaced_and_other_files_are_not() {
 
     fs::remove_file(&path).unwrap();
     fs::write(&path, "a letter").unwrap();
-    let (code, error) = fails(&["--listen", &url]).await;
+    let (code, error) = fails(serve(&["--listen", &url])).await;
     assert_eq!(code, Some(4), "{error}");
     assert!(error.contains("not a socket"), "{error}");
     assert_eq!(fs::read_to_string(&path).unwrap(), "a letter");
@@ -122,7 +115,7 @@ async fn a_unix_socket_with_tls_is_refused() {
     let certificate = Authority::new(folder.path(), "ours").issue("server", &["localhost"]);
     let url = format!("unix:{}", folder.path().join("sessiond.sock").display());
     let tls = ["--tls-cert", text(&certificate.cert), "--tls-key", text(&certificate.key)];
-    let (code, error) = fails(&[&["--listen", &url], &tls[..]].concat()).await;
+    let (code, error) = fails(serve(&[&["--listen", &url], &tls[..]].concat())).await;
     assert_eq!(code, Some(2), "{error}");
     assert!(error.contains("see --tls-cert"), "{error}");
 }

@@ -1,10 +1,8 @@
 //! Passwords in `--storage` are never printed, however the URL is given and whatever is wrong with it.
 
-use std::process::Stdio;
-
 use tokio::process::Command;
 
-use crate::fake::soon;
+use crate::program::{command, run};
 
 /// The two halves of the password, which every URL below contains.
 const SECRETS: [&str; 2] = ["hu9t", "er7x"];
@@ -28,17 +26,16 @@ const URLS: [&str; 14] = [
 ];
 
 fn sessiond(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
-    command.env_clear().args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut command = command(args);
     // A server that starts anyway would never exit, so the deadline would fail the test.
     command.env("SESSIOND_LISTEN", "127.0.0.1:0").env("SESSIOND_ADMIN_LISTEN", "127.0.0.1:0");
-    command.env("SESSIOND_STORAGE_WAIT", "0").env("SESSIOND_LOG", "trace").kill_on_drop(true);
+    command.env("SESSIOND_STORAGE_WAIT", "0").env("SESSIOND_LOG", "trace");
     command
 }
 
-async fn printed(mut command: Command) -> String {
-    let output = soon(command.output()).await.unwrap();
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+async fn printed(command: Command) -> String {
+    let ended = run(command).await;
+    ended.stdout + &ended.stderr
 }
 
 #[tokio::test]

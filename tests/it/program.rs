@@ -2,7 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    process::Stdio,
+    process::{Output, Stdio},
     sync::{Arc, Mutex},
 };
 
@@ -17,12 +17,61 @@ use tonic::transport::Endpoint;
 
 use crate::{fake::soon, server::Sessions};
 
-/// Returns a command that runs `sessiond serve` with these arguments and an empty environment.
-pub(crate) fn serve(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
-    command.env_clear().arg("serve").args(args);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+/// The program itself.
+pub(crate) const SESSIOND: &str = env!("CARGO_BIN_EXE_sessiond");
+
+/// Returns a command that runs the program with an empty environment.
+pub(crate) fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(SESSIOND);
+    command.env_clear().args(args);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     command
+}
+
+/// Returns a command that runs `sessiond serve`, on free ports unless the arguments say otherwise.
+pub(crate) fn serve(args: &[&str]) -> Command {
+    let mut command = command(&[&["serve"], args].concat());
+    command.env("SESSIOND_LISTEN", "127.0.0.1:0").env("SESSIOND_ADMIN_LISTEN", "127.0.0.1:0").stdout(Stdio::null());
+    command
+}
+
+/// What a process that has ended returned and printed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        let text = |bytes| String::from_utf8(bytes).expect("the program prints UTF-8");
+        Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+}
+
+/// Runs a command to its end.
+pub(crate) async fn run(mut command: Command) -> Ended {
+    soon(command.output()).await.expect("the program starts").into()
+}
+
+/// Waits until a process has ended.
+pub(crate) async fn end(child: Child) -> Ended {
+    soon(child.wait_with_output()).await.expect("the program ends").into()
+}
+
+/// Runs a server that does not start. Returns its exit code and stderr.
+pub(crate) async fn fails(mut serve: Command) -> (Option<i32>, String) {
+    serve.stdout(Stdio::piped());
+    let Ended { code, stdout, stderr } = run(serve).await;
+    assert_eq!(stdout, "", "{stderr}");
+    (code, stderr)
+}
+
+pub(crate) async fn signal(child: &Child, signal: &str) {
+    let pid = child.id().expect("the program is running").to_string();
+    let killed = soon(Command::new("kill").args(["-s", signal, &pid]).status()).await.expect("kill is installed");
+    assert!(killed.success());
 }
 
 /// Returns a random loopback address to listen on. Nothing else takes a port of it while the server is down, whereas a
@@ -30,6 +79,11 @@ pub(crate) fn serve(args: &[&str]) -> Command {
 pub(crate) fn own_address() -> String {
     let [a, b, c] = [fastrand::u8(1..255), fastrand::u8(..), fastrand::u8(1..255)];
     format!("{}:0", Ipv4Addr::new(127, a, b, c))
+}
+
+/// Returns a command for a server whose log can be parsed.
+fn logged(args: &[&str]) -> Command {
+    serve(&[&["--log-format", "json"], args].concat())
 }
 
 /// A server process that is listening. Dropping it kills the process.
@@ -53,32 +107,28 @@ impl Program {
 
     /// Starts a server through the wrapper command `within`, which receives the server's command line and must exec it.
     pub(crate) async fn start_within(within: &[&str], args: &[&str]) -> Self {
-        let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-format", "json"];
-        let whole = serve(&[&ports, args].concat());
+        let server = logged(args);
         let mut command = Command::new(within[0]);
-        command.env_clear().args(&within[1..]);
-        command.arg(whole.as_std().get_program()).args(whole.as_std().get_args());
+        command.env_clear().envs(server.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.args(&within[1..]).arg(server.as_std().get_program()).args(server.as_std().get_args());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         Self::launch(command).await
     }
 
     pub(crate) async fn start_on(listen: &str, args: &[&str]) -> Self {
-        let ports = ["--listen", listen, "--admin-listen", "127.0.0.1:0", "--log-format", "json"];
-        Self::launch(serve(&[&ports, args].concat())).await
+        Self::start_in(&[("SESSIOND_LISTEN", listen)], args).await
     }
 
     /// Starts a server with these environment variables.
     pub(crate) async fn start_in(environment: &[(&str, &str)], args: &[&str]) -> Self {
-        let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-format", "json"];
-        let mut command = serve(&[&ports, args].concat());
+        let mut command = logged(args);
         command.envs(environment.iter().copied());
         Self::launch(command).await
     }
 
     /// Starts a server that may have to wait for its storage before it listens.
     pub(crate) async fn start_waiting(args: &[&str]) -> Waiting {
-        let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--log-format", "json"];
-        Waiting::launch(serve(&[&ports, args].concat())).await
+        Waiting::launch(logged(args)).await
     }
 
     async fn launch(command: Command) -> Self {
@@ -100,9 +150,7 @@ impl Program {
     }
 
     pub(crate) async fn signal(&self, signal: &str) {
-        let pid = self.pid().to_string();
-        let killed = soon(Command::new("kill").args(["-s", signal, &pid]).status()).await.expect("kill is installed");
-        assert!(killed.success());
+        self::signal(&self.child, signal).await;
     }
 
     /// Waits until the process has ended. Returns its exit code.

@@ -19,16 +19,9 @@ use tokio::{
 
 use crate::{
     fake::{nowhere, soon},
-    program::{Program, get, serve},
+    program::{Program, fails, get, serve},
     redis::server::{RedisServer, is_installed},
 };
-
-/// Runs a server that cannot start. Returns its exit code and stderr.
-async fn fails(mut command: Command) -> (Option<i32>, String) {
-    let output = soon(command.stdout(Stdio::piped()).output()).await.expect("the program starts");
-    assert!(output.stdout.is_empty(), "{output:?}");
-    (output.status.code(), String::from_utf8(output.stderr).expect("stderr is UTF-8"))
-}
 
 #[tokio::test]
 async fn the_error_for_a_port_in_use_names_the_port_and_the_flag() {

@@ -12,7 +12,7 @@ use tonic::Code;
 
 use crate::{
     fake::soon,
-    program::{Program, get, serve},
+    program::{Ended, Program, SESSIOND, command, get, run, serve},
     sessions::{batch_create, create, has},
 };
 
@@ -25,10 +25,10 @@ fn sh(script: &str, folder: &Path) {
     assert!(status.success(), "{script}");
 }
 
-async fn backup(folder: &Path, from: &str, to: &str) -> std::process::Output {
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_sessiond"));
-    command.env_clear().current_dir(folder).args(["backup", from, to]);
-    soon(command.output()).await.unwrap()
+async fn backup(folder: &Path, from: &str, to: &str) -> Ended {
+    let mut backup = command(&["backup", from, to]);
+    backup.current_dir(folder);
+    run(backup).await
 }
 
 async fn is_refused(program: &Program, id: i64) -> bool {
@@ -59,7 +59,7 @@ async fn a_server_whose_file_is_removed_or_replaced_refuses_changes_and_reports_
         let mut program = Program::start(&["--storage", &url(&path)]).await;
         let client = program.sessions();
         batch_create(&client, &(0..100).collect::<Vec<_>>()).await;
-        assert!(backup(folder.path(), "registry", "other").await.status.success());
+        assert_eq!(backup(folder.path(), "registry", "other").await.code, Some(0));
         sh(script, folder.path());
         let left = fs::read(&path).ok();
         assert!(is_refused(&program, 1000).await, "a create succeeded after: {script}");
@@ -91,9 +91,9 @@ async fn files_with_names_similar_to_the_registrys_are_left_unchanged() {
     let program = Program::start(&args).await;
     create(&program.sessions(), 0, 1).await;
     for copy in ["registry.new", "copy"] {
-        assert!(backup(folder.path(), "registry", copy).await.status.success());
+        assert_eq!(backup(folder.path(), "registry", copy).await.code, Some(0));
         let refused = backup(folder.path(), "registry", copy).await;
-        assert!(String::from_utf8_lossy(&refused.stderr).contains("already exists"), "{refused:?}");
+        assert!(refused.stderr.contains("already exists"), "{refused:?}");
     }
     program.crash().await;
     let copied = fs::read(folder.path().join("registry.new")).unwrap();
@@ -138,7 +138,7 @@ async fn a_registry_is_private_to_its_user_whatever_the_umask() {
     let program = Program::start_limited("-c 0 && umask 000", &["--storage", &url(&path)]).await;
     create(&program.sessions(), 0, 1).await;
     let status = Command::new("sh")
-        .args(["-c", "umask 000 && exec \"$0\" backup registry copy", env!("CARGO_BIN_EXE_sessiond")])
+        .args(["-c", "umask 000 && exec \"$0\" backup registry copy", SESSIOND])
         .current_dir(&created)
         .status()
         .unwrap();

@@ -1,6 +1,6 @@
 //! TLS: which clients are accepted, how others are refused, and certificates that change.
 
-use std::{fs, process::Stdio};
+use std::fs;
 
 use sessiond::{
     client::{Client, ClientBuilder, ClientError, WatchOptions, WatchStart, WatchUpdate},
@@ -15,9 +15,9 @@ use tokio::{
 
 use crate::{
     certificates::{Authority, Issued, text},
-    cli::{Ended, assert_fails, printed, run},
+    cli::{assert_fails, printed, sessiond},
     fake::soon,
-    program::{Program, serve},
+    program::{Ended, Program, fails, run, serve},
 };
 
 const SESSION: SessionKey = SessionKey::new(0, 1);
@@ -69,9 +69,8 @@ impl Secure {
 
     /// Returns a client command that trusts our authority through its environment.
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
-        command.env_clear().env("SESSIOND_ADDR", self.url()).env("SESSIOND_TLS_CA", &self.ours.ca).args(args);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut command = sessiond(&self.url(), args);
+        command.env("SESSIOND_TLS_CA", &self.ours.ca);
         command
     }
 }
@@ -275,10 +274,8 @@ async fn a_server_does_not_start_with_unusable_tls_files() {
         (&["--tls-cert", cert, "--tls-key", other_key], "must be the private key of the certificate"),
     ];
     for (args, says) in table {
-        let mut command = serve(&[&["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"], args].concat());
-        let output = soon(command.output()).await.unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+        let (code, stderr) = fails(serve(args)).await;
+        assert_eq!(code, Some(2), "{args:?}: {stderr}");
         assert!(stderr.contains(says), "{args:?}: {stderr}");
     }
 }

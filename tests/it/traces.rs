@@ -30,7 +30,7 @@ use crate::{
     certificates::{Authority, text},
     fake::soon,
     observed::Observed,
-    program::{Program, serve},
+    program::{Program, fails, serve},
     server::{Sessions, eventually},
 };
 
@@ -299,9 +299,8 @@ async fn invalid_collector_urls_and_sample_ratios_are_refused() {
         ("--trace-sample-ratio", "1.1", "from 0 to 1"),
         ("--trace-sample-ratio", "NaN", "from 0 to 1"),
     ] {
-        let output = soon(serve(&[flag, value]).output()).await.unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{flag} {value}: {stderr}");
+        let (code, stderr) = fails(serve(&[flag, value])).await;
+        assert_eq!(code, Some(2), "{flag} {value}: {stderr}");
         assert!(stderr.contains(says), "{flag} {value}: {stderr}");
     }
 }

@@ -1,21 +1,19 @@
 //! Text protocols that allow several requests in flight on a connection.
 
-use std::{
-    net::SocketAddr,
-    ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{net::SocketAddr, ops::Range, sync::Arc};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    task::JoinSet,
 };
 
-use super::{super::resp, Mover, SHAPE};
+use super::{
+    super::{
+        pace::{self, Caller},
+        resp,
+    },
+    Mover, SHAPE,
+};
 
 /// The requests and answers of one kind of call.
 pub(super) trait Protocol: Send + Sync + 'static {
@@ -43,8 +41,9 @@ impl<P: Protocol> Pipeline<P> {
         let stream = resp::connect(address, &protocol.hello(number)).await;
         Self { protocol, number, stream, unsent: Vec::new(), read: Vec::new() }
     }
+}
 
-    /// Queues a call for the next [`send`](Self::send).
+impl<P: Protocol> Caller for Pipeline<P> {
     fn call(&mut self, n: u64) {
         self.unsent.extend(self.protocol.request(self.number, n));
     }
@@ -54,7 +53,6 @@ impl<P: Protocol> Pipeline<P> {
         self.unsent.clear();
     }
 
-    /// Waits for at least one answer, and returns the number of answers.
     async fn answers(&mut self) -> usize {
         loop {
             assert!(self.stream.read_buf(&mut self.read).await.unwrap() > 0, "the connection was closed");
@@ -77,29 +75,10 @@ impl<P: Protocol> Mover for Pipeline<P> {
 /// Makes the calls with these numbers, over as many connections and with as many in flight as [`SHAPE`] says.
 pub(super) async fn load(address: SocketAddr, protocol: impl Protocol, calls: Range<u64>) {
     let (connections, in_flight) = SHAPE;
-    let (next, protocol) = (Arc::new(AtomicU64::new(calls.start)), Arc::new(protocol));
-    let mut drivers = JoinSet::new();
+    let protocol = Arc::new(protocol);
+    let mut callers = Vec::new();
     for number in 0..connections {
-        let mut pipeline = Pipeline::connect(address, Arc::clone(&protocol), number).await;
-        let next = Arc::clone(&next);
-        drivers.spawn(async move {
-            let mut open = 0;
-            loop {
-                while open < in_flight {
-                    let n = next.fetch_add(1, Ordering::Relaxed);
-                    if n >= calls.end {
-                        break;
-                    }
-                    pipeline.call(n);
-                    open += 1;
-                }
-                if open == 0 {
-                    break;
-                }
-                pipeline.send().await;
-                open -= pipeline.answers().await;
-            }
-        });
+        callers.push(Pipeline::connect(address, Arc::clone(&protocol), number).await);
     }
-    drivers.join_all().await;
+    pace::make(calls, callers, in_flight).await;
 }

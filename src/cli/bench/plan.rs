@@ -146,7 +146,7 @@ impl Plan {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::{super::super::connect::Credentials, *};
+    use super::{super::super::credentials::Credentials, *};
 
     fn plan() -> Plan {
         Plan {

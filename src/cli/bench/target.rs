@@ -6,17 +6,10 @@ use http::{
     HeaderValue, Method, Request, Uri,
     header::{AUTHORIZATION, CONTENT_TYPE, TE},
 };
-use tokio_rustls::{
-    TlsConnector,
-    rustls::{
-        ClientConfig, RootCertStore,
-        crypto::ring,
-        pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
-    },
-};
+use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 
 use super::super::{
-    connect::Credentials,
+    credentials::Credentials,
     exit::{CliError, Exit},
 };
 
@@ -44,9 +37,7 @@ impl Target {
     /// Parses an address of the form `http://HOST:PORT`, `https://HOST:PORT` or `unix:PATH`.
     pub(crate) fn new(addr: &str, credentials: &Credentials) -> Result<Self, CliError> {
         let wrong = |reason: String| CliError::new(Exit::Usage, reason);
-        let bearer = |token| HeaderValue::from_str(&format!("Bearer {token}"));
-        let authorization =
-            credentials.token.as_ref().map(bearer).transpose().map_err(|error| wrong(error.to_string()))?;
+        let authorization = credentials.authorization().map_err(|error| wrong(error.to_string()))?;
         if let Some(path) = addr.strip_prefix("unix:") {
             let socket = Socket::Unix(path.strip_prefix("//").unwrap_or(path).into());
             return Ok(Self {
@@ -63,7 +54,7 @@ impl Target {
         let is_tls = uri.scheme_str() == Some("https");
         let tls = if is_tls {
             let name = ServerName::try_from(host.clone()).map_err(|error| wrong(error.to_string()))?;
-            let config = tls_config(credentials).map_err(|error| wrong(format!("invalid TLS settings: {error}")))?;
+            let config = credentials.tls().map_err(|error| wrong(format!("invalid TLS settings: {error}")))?;
             Some((TlsConnector::from(Arc::new(config)), name))
         } else {
             None
@@ -90,32 +81,6 @@ impl Target {
         }
         request.body(())
     }
-}
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-fn tls_config(credentials: &Credentials) -> Result<ClientConfig, BoxError> {
-    let mut roots = RootCertStore::empty();
-    match &credentials.ca {
-        Some(pem) => {
-            for certificate in CertificateDer::pem_slice_iter(pem) {
-                roots.add(certificate?)?;
-            }
-        }
-        None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
-    }
-    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots);
-    let mut config = match &credentials.identity {
-        Some((cert, key)) => {
-            let chain = CertificateDer::pem_slice_iter(cert).collect::<Result<Vec<_>, _>>()?;
-            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key)?)?
-        }
-        None => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(config)
 }
 
 impl fmt::Debug for Target {

@@ -8,7 +8,7 @@ use sessiond::{
 use super::server::{RedisServer, is_installed};
 use crate::{
     fake::soon,
-    program::{Program, serve},
+    program::{Program, fails, serve},
 };
 
 fn key(n: i64) -> SessionKey {
@@ -91,10 +91,7 @@ async fn a_redis_outage_shows_in_the_metrics() {
 async fn an_unreachable_redis_ends_the_start_with_code_5_and_hides_the_password() {
     let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("redis://user:s3cret@{unused}/?timeout_ms=200");
-    let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
-    let mut command = serve(&[&ports[..], &["--storage", &url, "--storage-wait", "0"]].concat());
-    let output = soon(command.output()).await.unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(5), "{stderr}");
+    let (code, stderr) = fails(serve(&["--storage", &url, "--storage-wait", "0"])).await;
+    assert_eq!(code, Some(5), "{stderr}");
     assert!(stderr.contains("***") && !stderr.contains("s3cret"), "{stderr}");
 }

@@ -8,7 +8,7 @@ use tonic::Code;
 use super::server::{RedisServer, ServerKind, is_installed, on_each_server};
 use crate::{
     fake::soon,
-    program::{Program, get, serve},
+    program::{Program, fails, get, serve},
     sessions::{batch_create, create, has},
 };
 
@@ -63,19 +63,12 @@ async fn the_server_waits_while_redis_loads_its_dump(kind: ServerKind) {
     }
 }
 
-/// Returns the exit code and standard error of a server that does not start.
-async fn failed_start(args: &[&str]) -> (Option<i32>, String) {
-    let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
-    let output = soon(serve(&[&ports, args].concat()).output()).await.unwrap();
-    (output.status.code(), String::from_utf8(output.stderr).unwrap())
-}
-
 async fn a_missing_or_wrong_password_fails_the_startup(kind: ServerKind) {
     let redis = kind.start(&[]);
     redis.set("requirepass", "pa55");
     let place = format!("127.0.0.1:{}/?timeout_ms=300", redis.port);
     for (login, says) in [("", "password"), (":wr0ng@", "password"), ("nobody:wr0ng@", "password")] {
-        let (code, stderr) = failed_start(&["--storage", &format!("redis://{login}{place}")]).await;
+        let (code, stderr) = fails(serve(&["--storage", &format!("redis://{login}{place}")])).await;
         assert_eq!(code, Some(5), "{login}: {stderr}");
         let last = stderr.lines().last().unwrap();
         assert!(last.starts_with("sessiond: ") && last.contains(says), "{login}: {stderr}");
@@ -102,7 +95,7 @@ async fn foreign_data_fails_the_startup() {
     old.arg("end").arg(0).arg("count").arg(0).arg("slots").arg(0).arg("ends").arg(0);
     let () = redis.ask(&old).unwrap();
     for (registry, says) in [("text", "not a registry"), ("hash", "not a registry"), ("old", "format")] {
-        let (code, stderr) = failed_start(&["--storage", &redis.url(&format!("registry={registry}"))]).await;
+        let (code, stderr) = fails(serve(&["--storage", &redis.url(&format!("registry={registry}"))])).await;
         assert_eq!(code, Some(5), "{registry}: {stderr}");
         assert!(stderr.lines().last().unwrap().contains(says), "{registry}: {stderr}");
     }

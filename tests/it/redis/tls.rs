@@ -8,17 +8,16 @@ use crate::{
     certificates::{Authority, text},
     fake::soon,
     observed::{Observed, created_ids},
-    program::{Program, serve},
+    program::{Program, fails, serve},
     sessions::{batch_create, create, has},
 };
 
 /// Starts `sessiond serve` with the trusted roots in a file. The start must fail. Returns the reason.
 async fn startup_error(trusted: &str, storage: &str) -> String {
-    let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
-    let mut command = serve(&[&ports[..], &["--storage", storage, "--storage-wait", "0"]].concat());
-    let output = soon(command.env("SSL_CERT_FILE", trusted).output()).await.unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(5), "{stderr}");
+    let mut command = serve(&["--storage", storage, "--storage-wait", "0"]);
+    command.env("SSL_CERT_FILE", trusted);
+    let (code, stderr) = fails(command).await;
+    assert_eq!(code, Some(5), "{stderr}");
     stderr
 }
 
