@@ -211,7 +211,7 @@ mod codec;
 mod duration;
 #[cfg(feature = "subject")]
 mod histogram;
-#[cfg(feature = "subject")]
+#[cfg(any(feature = "client", feature = "subject"))]
 mod random;
 #[cfg(any(feature = "client", feature = "server"))]
 pub mod reason;
@@ -228,6 +228,8 @@ pub mod session;
 pub mod storage;
 #[cfg(feature = "subject")]
 pub mod subject;
+#[cfg(any(feature = "client", feature = "subject"))]
+mod table;
 #[cfg(feature = "subject")]
 mod vital;
 
