@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
@@ -23,6 +23,7 @@ use sessiond::{
     },
     subject::{SessionSubject, SubjectOptions},
 };
+use tokio::sync::oneshot;
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
@@ -49,20 +50,74 @@ const LOSES_A_TASK: u8 = 7;
 /// A memory storage that fails on demand.
 #[derive(Debug)]
 pub(crate) struct Faulty {
-    storage: MemoryStorage,
+    storage: Arc<MemoryStorage>,
     state: AtomicU8,
     /// How many calls to keep a lease alive reached the storage.
     kept: AtomicU64,
     /// How many calls of `log` reached the storage.
     log_calls: AtomicU64,
+    /// What the next create, and the next destroy, waits for.
+    next_create: Mutex<Option<Gate>>,
+    next_destroy: Mutex<Option<Gate>>,
+}
+
+/// Where a call waits.
+#[derive(Debug)]
+struct Gate {
+    reached: oneshot::Sender<()>,
+    opens: oneshot::Receiver<()>,
+}
+
+/// A call that waits at a gate. It continues when this is dropped.
+pub(crate) struct Delayed {
+    reached: Option<oneshot::Receiver<()>>,
+    _opens: oneshot::Sender<()>,
+}
+
+impl Delayed {
+    /// Waits until the call has come.
+    pub(crate) async fn waits(&mut self) {
+        soon(self.reached.take().unwrap()).await.unwrap();
+    }
+}
+
+fn delay(gate: &Mutex<Option<Gate>>) -> Delayed {
+    let ((reached, is_reached), (open, opens)) = (oneshot::channel(), oneshot::channel());
+    *gate.lock().unwrap() = Some(Gate { reached, opens });
+    Delayed { reached: Some(is_reached), _opens: open }
+}
+
+/// Makes a call after it has waited at its gate, if there is one. It is then made even if its caller gives up.
+async fn pass<T: Send + 'static>(
+    gate: &Mutex<Option<Gate>>,
+    call: impl Future<Output = Result<T, StorageError>> + Send + 'static,
+) -> Result<T, StorageError> {
+    let gate = gate.lock().unwrap().take();
+    let Some(Gate { reached, opens }) = gate else { return call.await };
+    let late = async move {
+        let _ = reached.send(());
+        let _ = opens.await;
+        call.await
+    };
+    tokio::spawn(late).await.unwrap()
 }
 
 impl Faulty {
+    /// Holds up the next create until the returned value is dropped.
+    pub(crate) fn delay_next_create(&self) -> Delayed {
+        delay(&self.next_create)
+    }
+
+    /// Holds up the next destroy until the returned value is dropped.
+    pub(crate) fn delay_next_destroy(&self) -> Delayed {
+        delay(&self.next_destroy)
+    }
+
     pub(crate) fn set_state(&self, state: u8) {
         self.state.store(state, Ordering::SeqCst);
     }
 
-    fn check(&self) -> Result<&MemoryStorage, StorageError> {
+    fn check(&self) -> Result<&Arc<MemoryStorage>, StorageError> {
         let cause = || Box::new(std::io::Error::other("secret cause"));
         match self.state.load(Ordering::SeqCst) {
             UNREACHABLE => Err(StorageError::Unavailable(cause())),
@@ -76,7 +131,7 @@ impl Faulty {
         WriteRefusal::new(RefusalCause::TooFewReplicas, "secret detail")
     }
 
-    fn check_change(&self) -> Result<&MemoryStorage, StorageError> {
+    fn check_change(&self) -> Result<&Arc<MemoryStorage>, StorageError> {
         match self.state.load(Ordering::SeqCst) {
             REFUSES => Err(StorageError::Refused(Self::refusal())),
             _ => self.check(),
@@ -109,7 +164,8 @@ impl SessionStorage for Faulty {
         sessions: &[SessionKey],
         options: CreateOptions,
     ) -> Result<Answers<Creation>, StorageError> {
-        self.check_change()?.create_with(sessions, options).await
+        let (storage, sessions) = (Arc::clone(self.check_change()?), sessions.to_vec());
+        pass(&self.next_create, async move { storage.create_with(&sessions, options).await }).await
     }
     async fn lookup(&self, sessions: &[SessionKey]) -> Result<Vec<Lookup>, StorageError> {
         self.check()?.lookup(sessions).await
@@ -122,7 +178,8 @@ impl SessionStorage for Faulty {
         sessions: &[SessionKey],
         lease: Option<LeaseId>,
     ) -> Result<Answers<bool>, StorageError> {
-        self.check_change()?.destroy_with(sessions, lease).await
+        let (storage, sessions) = (Arc::clone(self.check_change()?), sessions.to_vec());
+        pass(&self.next_destroy, async move { storage.destroy_with(&sessions, lease).await }).await
     }
     async fn grant_lease(&self, ttl: Duration, owner: &str) -> Result<LeaseId, StorageError> {
         self.check_change()?.grant_lease(ttl, owner).await
@@ -193,9 +250,14 @@ impl SessionStorage for Faulty {
 }
 
 fn faulty() -> Arc<Faulty> {
-    let storage = MemoryStorage::new(MemoryOptions::default());
-    let (kept, log_calls) = (AtomicU64::new(0), AtomicU64::new(0));
-    Arc::new(Faulty { storage, state: AtomicU8::new(HEALTHY), kept, log_calls })
+    Arc::new(Faulty {
+        storage: Arc::new(MemoryStorage::new(MemoryOptions::default())),
+        state: AtomicU8::new(HEALTHY),
+        kept: AtomicU64::new(0),
+        log_calls: AtomicU64::new(0),
+        next_create: Mutex::default(),
+        next_destroy: Mutex::default(),
+    })
 }
 
 /// Starts a subject over a healthy storage. Returns both.

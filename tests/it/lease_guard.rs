@@ -40,7 +40,7 @@ impl Registry {
         Self::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await
     }
 
-    async fn listen(listen: SocketAddr) -> Self {
+    pub(crate) async fn listen(listen: SocketAddr) -> Self {
         let config = ServerConfig {
             listen: listen.into(),
             workers: NonZeroUsize::MIN,
@@ -63,7 +63,7 @@ impl Registry {
     }
 
     /// Stops the server. Returns its address.
-    async fn stop(self) -> SocketAddr {
+    pub(crate) async fn stop(self) -> SocketAddr {
         self.stop.send(()).unwrap();
         soon(self.task).await.unwrap().unwrap();
         self.addr

@@ -36,6 +36,7 @@ mod limits;
 mod linger;
 mod listen;
 mod long;
+mod mirror;
 mod observed;
 mod passwords;
 mod placements;
