@@ -2,33 +2,35 @@
 //!
 //! A [`Client`] is a handle to one server, and makes all the calls.
 //!
-//! - A gateway grants itself a [`Lease`] with [`Client::lease`], creates its sessions under it with
-//!   [`Client::create_under`], and takes sessions over from other gateways with [`Client::take`]. [`Lease`] has the
-//!   code of a gateway that recovers when it loses its lease.
+//! - A gateway registers the sessions of its clients through a [`Gateway`], which [`Client::gateway`] returns. It
+//!   handles lost leases, clients that move, and calls that arrive late.
 //! - Any service looks up sessions with [`Client::has`] and [`Client::lookup`], which also returns the gateway that
 //!   holds the session.
-//! - An observer reads a [`Watch`], which reconnects and resumes without losing an event. [`WatchOptions`] has its
-//!   filters, and [`WatchUpdate`] explains how to mirror the registry.
+//! - A service that looks up many sessions holds a [`Mirror`] of the registry or of a part of it.
+//! - An observer reads a [`Watch`], which reconnects and resumes without losing an event.
+//! - A [`Lease`], [`Client::create_under`] and [`Client::take`] are what a gateway consists of, for those who write
+//!   their own.
 //!
 //! A call that fails returns a [`ClientError`], which says whether to [retry](ClientError::is_retryable) it.
 //!
+//! A gateway serves each of its clients like this:
+//!
 //! ```no_run
+//! # async fn until_it_leaves() {}
 //! # async fn example() -> Result<(), sessiond::client::ClientError> {
-//! use sessiond::{client::{Client, WatchOptions, WatchUpdate}, session::SessionKey};
+//! use sessiond::{client::Client, session::SessionKey};
 //!
 //! let client = Client::connect_lazy("http://127.0.0.1:50051")?;
-//! let session = SessionKey::new(0, 42);
-//! assert!(client.create(session).await?);
-//! assert!(client.has(session).await?);
+//! let gateway = client.gateway("10.0.0.2:443").await?;
 //!
-//! let mut watch = client.watch(WatchOptions::snapshot());
-//! loop {
-//!     match watch.next().await? {
-//!         WatchUpdate::Snapshot(sessions) => println!("{sessions:?}"),
-//!         WatchUpdate::Events(events) => println!("{events:?}"),
-//!         _ => {}
-//!     }
+//! let connection = gateway.connect(SessionKey::new(0, 42)).await?;
+//! tokio::select! {
+//!     () = until_it_leaves() => {}
+//!     reason = connection.closed() => println!("closing the connection: {reason:?}"),
 //! }
+//! drop(connection);
+//!
+//! gateway.stop().await
 //! # }
 //! ```
 
@@ -36,8 +38,11 @@ mod backoff;
 mod builder;
 mod convert;
 mod error;
+mod gateway;
 mod lease;
 mod lookup;
+mod mirror;
+mod place;
 mod resend;
 mod transport;
 mod watch;
@@ -50,8 +55,11 @@ use self::transport::{Target, Transport};
 pub use self::{
     builder::ClientBuilder,
     error::ClientError,
+    gateway::{CloseReason, Connection, Gateway, GatewayOptions},
     lease::{Lease, LeaseEvent, LeaseEvents, LeaseGrant, LeasePage, LeaseQuery, LeaseStatus},
-    lookup::{LeaseHolder, Located, Placed, Taken},
+    lookup::{Claimed, Found, LeaseHolder, Located, Taken},
+    mirror::{Mirror, MirrorChange, MirrorChanges, MirrorHolder, MirrorOptions, MirrorUpdate},
+    place::{Placed, WithPlace},
     watch::{EventType, Place, SnapshotSession, Watch, WatchOptions, WatchStart, WatchUpdate},
 };
 use crate::{
@@ -140,17 +148,24 @@ impl Client {
     ///
     /// Returns a [`ClientError`] if the call fails.
     pub async fn create(&self, session: SessionKey) -> Result<bool, ClientError> {
-        self.create_with(session, NO_LEASE).await
+        Ok(self.create_with(session, NO_LEASE, false).await?.value)
     }
 
-    async fn create_with(&self, session: SessionKey, lease_id: u64) -> Result<bool, ClientError> {
+    async fn create_with(
+        &self,
+        session: SessionKey,
+        lease_id: u64,
+        with_place: bool,
+    ) -> Result<Placed<bool>, ClientError> {
         let request = proto::CreateSessionRequest {
             session_id: Some(session.session_id.0),
             auth_key_id: session.auth_key_id.0,
             lease_id,
+            with_place,
             ..Default::default()
         };
-        Ok(self.within_timeout(self.calls.clone().create_session(request)).await?.created)
+        let answer = self.within_timeout(self.calls.clone().create_session(request)).await?;
+        Ok(Placed { value: answer.created, places: convert::places(answer.place) })
     }
 
     /// Returns whether a session exists.
@@ -171,17 +186,23 @@ impl Client {
     ///
     /// Returns a [`ClientError`] if the call fails.
     pub async fn destroy(&self, session: SessionKey) -> Result<bool, ClientError> {
-        self.destroy_with(session, NO_LEASE).await
+        Ok(self.destroy_with(session, NO_LEASE, false).await?.value)
     }
 
-    async fn destroy_with(&self, session: SessionKey, lease_id: u64) -> Result<bool, ClientError> {
+    async fn destroy_with(
+        &self,
+        session: SessionKey,
+        lease_id: u64,
+        with_place: bool,
+    ) -> Result<Placed<bool>, ClientError> {
         let request = proto::DestroySessionRequest {
             session_id: Some(session.session_id.0),
             auth_key_id: session.auth_key_id.0,
             lease_id,
-            ..Default::default()
+            with_place,
         };
-        Ok(self.within_timeout(self.calls.clone().destroy_session(request)).await?.destroyed)
+        let answer = self.within_timeout(self.calls.clone().destroy_session(request)).await?;
+        Ok(Placed { value: answer.destroyed, places: convert::places(answer.place) })
     }
 
     /// Does what [`create`](Self::create) does for many sessions, and returns one value per session, in order.
@@ -194,17 +215,28 @@ impl Client {
     /// Returns a [`ClientError`] if a call fails. The sessions of earlier calls have then been created. It is safe to
     /// retry the whole batch.
     pub async fn batch_create(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, ClientError> {
-        self.batch_create_with(sessions, NO_LEASE).await
+        Ok(self.batch_create_with(sessions, NO_LEASE, false).await?.value)
     }
 
-    async fn batch_create_with(&self, sessions: &[SessionKey], lease_id: u64) -> Result<Vec<bool>, ClientError> {
-        let mut created = Vec::with_capacity(sessions.len());
+    async fn batch_create_with(
+        &self,
+        sessions: &[SessionKey],
+        lease_id: u64,
+        with_place: bool,
+    ) -> Result<Placed<Vec<bool>>, ClientError> {
+        let mut created = Placed { value: Vec::with_capacity(sessions.len()), places: Vec::new() };
         for part in sessions.chunks(MAX_BATCH) {
             let (session_ids, auth_key_ids) = convert::ids(part);
-            let request =
-                proto::BatchCreateSessionsRequest { session_ids, auth_key_ids, lease_id, ..Default::default() };
+            let request = proto::BatchCreateSessionsRequest {
+                session_ids,
+                auth_key_ids,
+                lease_id,
+                with_place,
+                ..Default::default()
+            };
             let answer = self.within_timeout(self.calls.clone().batch_create_sessions(request)).await?;
-            created.extend(one_per_session(part, answer.created)?);
+            created.value.extend(one_per_session(part, answer.created)?);
+            place::advance(&mut created.places, convert::places(answer.places));
         }
         Ok(created)
     }
@@ -237,17 +269,22 @@ impl Client {
     /// Returns a [`ClientError`] if a call fails. The sessions of earlier calls have then been destroyed. It is safe to
     /// retry the whole batch.
     pub async fn batch_destroy(&self, sessions: &[SessionKey]) -> Result<Vec<bool>, ClientError> {
-        self.batch_destroy_with(sessions, NO_LEASE).await
+        Ok(self.batch_destroy_with(sessions, NO_LEASE, false).await?.value)
     }
 
-    async fn batch_destroy_with(&self, sessions: &[SessionKey], lease_id: u64) -> Result<Vec<bool>, ClientError> {
-        let mut destroyed = Vec::with_capacity(sessions.len());
+    async fn batch_destroy_with(
+        &self,
+        sessions: &[SessionKey],
+        lease_id: u64,
+        with_place: bool,
+    ) -> Result<Placed<Vec<bool>>, ClientError> {
+        let mut destroyed = Placed { value: Vec::with_capacity(sessions.len()), places: Vec::new() };
         for part in sessions.chunks(MAX_BATCH) {
             let (session_ids, auth_key_ids) = convert::ids(part);
-            let request =
-                proto::BatchDestroySessionsRequest { session_ids, auth_key_ids, lease_id, ..Default::default() };
+            let request = proto::BatchDestroySessionsRequest { session_ids, auth_key_ids, lease_id, with_place };
             let answer = self.within_timeout(self.calls.clone().batch_destroy_sessions(request)).await?;
-            destroyed.extend(one_per_session(part, answer.destroyed)?);
+            destroyed.value.extend(one_per_session(part, answer.destroyed)?);
+            place::advance(&mut destroyed.places, convert::places(answer.places));
         }
         Ok(destroyed)
     }

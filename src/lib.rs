@@ -134,44 +134,34 @@
 //!
 //! # Write a gateway
 //!
-//! A gateway holds a [`Lease`](client::Lease) and creates its sessions under it. It watches the sessions under its
-//! lease, and closes the connection of each session that someone else moves or destroys:
+//! A [`Gateway`](client::Gateway) registers the sessions of the clients that are connected to it, and tells when a
+//! connection must be closed because its client has moved to another gateway, or because a back end has ended the
+//! session:
 //!
 #![cfg_attr(feature = "client", doc = "```no_run")]
 #![cfg_attr(not(feature = "client"), doc = "```ignore")]
-//! use std::time::Duration;
-//! use sessiond::{
-//!     client::{Client, ClientError, WatchOptions, WatchUpdate},
-//!     session::{DestroyReason, SessionChange, SessionKey},
-//! };
+//! use sessiond::{client::{Client, ClientError, Gateway}, session::SessionKey};
 //!
-//! # fn close(_: SessionKey) {}
-//! # async fn example() -> Result<(), ClientError> {
-//! let client = Client::connect_lazy("http://127.0.0.1:50051")?;
-//! // The ttl, and the address at which other services reach this gateway.
-//! let lease = client.lease(Duration::from_secs(30), "10.0.0.2:443").await?;
-//!
-//! // A client has connected.
-//! client.create_under(SessionKey::new(0, 42), lease.id()).await?;
-//!
-//! let mut watch = client.watch(WatchOptions::snapshot().lease_ids([lease.id()]));
-//! loop {
-//!     let WatchUpdate::Events(events) = watch.next().await? else { continue };
-//!     for event in events {
-//!         match event.change {
-//!             SessionChange::Moved { previous } if previous == Some(lease.id()) => close(event.session),
-//!             // `Released` means that this gateway itself destroyed the session.
-//!             SessionChange::Destroyed(reason) if reason != DestroyReason::Released => close(event.session),
-//!             _ => {}
-//!         }
+//! # async fn until_it_leaves() {}
+//! async fn serve_client(gateway: &Gateway, session: SessionKey) -> Result<(), ClientError> {
+//!     let connection = gateway.connect(session).await?;
+//!     tokio::select! {
+//!         () = until_it_leaves() => {}
+//!         reason = connection.closed() => println!("{session:?}: {reason:?}"),
 //!     }
+//!     Ok(()) // Dropping the connection ends the session, unless it has moved.
 //! }
+//!
+//! # async fn example() -> Result<(), ClientError> {
+//! // The address at which other services reach this gateway.
+//! let gateway = Client::connect_lazy("http://127.0.0.1:50051")?.gateway("10.0.0.2:443").await?;
+//! # serve_client(&gateway, SessionKey::new(0, 42)).await?;
+//! gateway.stop().await
 //! # }
 //! ```
 //!
-//! If the lease is lost, the client grants a new one, which has another id. The gateway then starts a new watch and
-//! registers its sessions again; [`Lease`](client::Lease) has the code for that. The module [`client`] continues with
-//! lookups, retries and watches.
+//! Other services look up where a session is, or hold a [`Mirror`](client::Mirror) of the registry, which answers without
+//! the network. The module [`client`] continues with lookups, retries and watches.
 //!
 //! # Features and modules
 //!
@@ -198,6 +188,11 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+/// Compiles the examples of the client's page as doctests.
+#[cfg(all(doctest, feature = "client"))]
+#[doc = include_str!("../docs/clients/rust.md")]
+struct RustClient;
+
 #[cfg(feature = "subject")]
 #[macro_use]
 mod setters;
@@ -214,7 +209,7 @@ mod codec;
 mod duration;
 #[cfg(feature = "subject")]
 mod histogram;
-#[cfg(feature = "subject")]
+#[cfg(any(feature = "client", feature = "subject"))]
 mod random;
 #[cfg(any(feature = "client", feature = "server"))]
 pub mod reason;
@@ -231,6 +226,8 @@ pub mod session;
 pub mod storage;
 #[cfg(feature = "subject")]
 pub mod subject;
+#[cfg(any(feature = "client", feature = "subject"))]
+mod table;
 #[cfg(feature = "subject")]
 mod vital;
 

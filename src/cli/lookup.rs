@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fmt::Write as _};
 
 use sessiond::{
-    client::{Client, ClientError, Placed},
+    client::{Client, ClientError, Found},
     session::{LeaseId, SessionKey},
 };
 
@@ -32,13 +32,13 @@ async fn look_up_all(args: SessionsArgs, output: &Output) -> Result<Exit, CliErr
         let error = |error| args.call.error(&error);
         let found = client.batch_lookup(&sessions).await.map_err(error)?;
         let mut lines = String::new();
-        for (session, Placed { yes, lease, .. }) in sessions.into_iter().zip(found) {
-            all &= yes;
+        for (session, Found { exists, lease, .. }) in sessions.into_iter().zip(found) {
+            all &= exists;
             let owner = match lease {
                 Some(lease) => owner_of(&client, session, lease, &mut owners).await.map_err(error)?,
                 None => None,
             };
-            print(session, yes, lease, owner.as_deref(), args.call.format, &mut lines);
+            print(session, exists, lease, owner.as_deref(), args.call.format, &mut lines);
         }
         output.write(lines).await?;
     }

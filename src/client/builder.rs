@@ -1,6 +1,6 @@
 //! The builder of a client, and how the client connects.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use tokio_rustls::rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tonic::{
@@ -89,6 +89,20 @@ impl ClientBuilder {
     /// printable ASCII.
     pub fn token(mut self, token: &str) -> Result<Self, ClientError> {
         self.authorization = Authorization::bearer(token)?;
+        Ok(self)
+    }
+
+    /// Sets the file that holds the token to send with every call. Spaces and line ends around the token are ignored.
+    ///
+    /// The file is read again when it changes, so a new token is used by the next call and the next stream. If the file
+    /// then cannot be read or holds no token, the last one is used.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ClientError::InvalidTokenFile`] if the file cannot be read, and [`ClientError::InvalidToken`] if it
+    /// holds no token.
+    pub fn token_file(mut self, path: impl Into<PathBuf>) -> Result<Self, ClientError> {
+        self.authorization = Authorization::file(path.into())?;
         Ok(self)
     }
 

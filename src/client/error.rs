@@ -1,15 +1,18 @@
 //! The errors of the client, and whether a retry can help.
 
-use std::{error::Error, io, time::Duration};
+use std::{error::Error, io, path::PathBuf, time::Duration};
 
 use tokio_rustls::rustls;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::reason::{ERROR_DOMAIN, ErrorReason, Retry};
+use crate::{
+    reason::{ERROR_DOMAIN, ErrorReason, Retry},
+    session::LeaseId,
+};
 
 /// Why a call or a watch failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
     /// The address has none of the supported forms.
@@ -27,6 +30,14 @@ pub enum ClientError {
     /// The token is empty or contains characters that cannot be sent.
     #[error("the token is malformed: pass it exactly as `sessiond token new` printed it")]
     InvalidToken,
+    /// The file of the token cannot be read.
+    #[error("cannot read the token in {path:?}: {reason}")]
+    InvalidTokenFile {
+        /// The file.
+        path: PathBuf,
+        /// Why it cannot be read.
+        reason: String,
+    },
     /// The server could not be reached, or the connection broke before it answered.
     #[error("the connection to the server failed: {}", root_cause(.0))]
     Unreachable(#[source] Status),
@@ -51,6 +62,18 @@ pub enum ClientError {
     /// The server's answer does not follow the protocol. It may be another program or a newer sessiond.
     #[error("unexpected answer from the server: {0}")]
     Protocol(&'static str),
+    /// The client has connected to another gateway, so its connection to this one must be closed.
+    #[error("the session is held elsewhere, under lease {lease}: close the connection")]
+    SessionElsewhere {
+        /// The lease that the session is under.
+        lease: LeaseId,
+    },
+    /// The registry was lost and replaced by a new one while a mirror waited for a place of the old one.
+    #[error("the registry was replaced by a new one, in which the place means nothing")]
+    RegistryLost,
+    /// The gateway was stopped.
+    #[error("the gateway was stopped")]
+    GatewayStopped,
 }
 
 impl From<Status> for ClientError {
@@ -69,6 +92,10 @@ impl ClientError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::InvalidAddress { .. } | Self::InvalidTls { .. } | Self::InvalidToken | Self::Protocol(_) => false,
+            Self::InvalidTokenFile { .. }
+            | Self::SessionElsewhere { .. }
+            | Self::RegistryLost
+            | Self::GatewayStopped => false,
             // One side uses TLS and the other does not. A retry does not change that.
             Self::Unreachable(status) if status.code() == Code::PermissionDenied => false,
             Self::Unreachable(_) | Self::Timeout { .. } | Self::Silent { .. } | Self::StreamEnded => true,

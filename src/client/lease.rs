@@ -5,9 +5,9 @@ mod events;
 mod keeper;
 mod list;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 pub use self::{
     calls::LeaseGrant,
@@ -16,7 +16,7 @@ pub use self::{
 };
 use self::{
     events::LeaseState,
-    keeper::{Keeper, Registry, RevokeReply},
+    keeper::{Keeper, Registry, Revoke},
 };
 use super::{Client, ClientError};
 use crate::session::LeaseId;
@@ -48,21 +48,10 @@ use crate::session::LeaseId;
 /// A lease that someone else revokes is also replaced by a new one. Only [`revoke`](Self::revoke) and dropping the
 /// `Lease` end it for good.
 ///
-/// # A gateway
+/// # Gateways
 ///
-/// A gateway keeps a set of the sessions that it holds, and registers them all again after `Regranted`. Two rules keep
-/// the registry exact:
-///
-/// - A lock ensures that calls for single sessions never overlap with the registration of all sessions.
-/// - The gateway destroys sessions only under its own lease, so that a session that has moved to another gateway stays.
-///
-/// ```no_run
-// A test runs this gateway, too: tests/it/gateway.rs.
-#[doc = include_str!("lease/gateway_example.rs")]
-/// ```
-///
-/// A gateway that was cut off does not steal sessions: if a client has reconnected through another gateway, its session
-/// stays there, and this gateway closes its old connection.
+/// A gateway that only creates and destroys sessions under a lease still has to register them again after
+/// `Regranted`, to notice those that moved elsewhere, and to keep calls in order. [`Client::gateway`] does all of it.
 ///
 /// All methods take `&self` or consume the lease. Put the lease into an `Arc` to share it between tasks.
 #[derive(Debug)]
@@ -72,7 +61,9 @@ pub struct Lease {
     granted: LeaseId,
     state: watch::Receiver<LeaseState>,
     /// Sending or dropping this ends the background task, which then revokes the lease.
-    stop: oneshot::Sender<RevokeReply>,
+    stop: oneshot::Sender<Revoke>,
+    /// Makes the background task call the registry at once.
+    check: Arc<Notify>,
 }
 
 impl Client {
@@ -90,12 +81,12 @@ impl Client {
     /// Returns a [`ClientError`] if the grant fails. The first grant is not retried.
     pub async fn lease(&self, ttl: Duration, owner: &str) -> Result<Lease, ClientError> {
         let keeper = Keeper::start(Connection::new(self, ttl, owner)).await?;
-        let state = keeper.state();
+        let (state, check) = (keeper.state(), keeper.check());
         let granted = state.borrow().id;
         let (stop, stopped) = oneshot::channel();
         // The task ends with the `Lease`, which owns `stop`.
         tokio::spawn(keeper.run(stopped));
-        Ok(Lease { client: self.clone(), granted, state, stop })
+        Ok(Lease { client: self.clone(), granted, state, stop, check })
     }
 }
 
@@ -126,7 +117,7 @@ impl Lease {
     /// Call this in an orderly shutdown. Dropping the `Lease` also revokes the lease, but in the background, and the
     /// runtime may end before that. This takes no longer than the client's timeout.
     ///
-    /// To let clients move to other gateways first, see [`Client::linger_lease`].
+    /// To let clients move to other gateways first, call [`linger`](Self::linger).
     ///
     /// # Cancel safety
     ///
@@ -137,18 +128,43 @@ impl Lease {
     /// Returns a [`ClientError`] if the call fails; the lease then expires after its ttl.
     /// [`ClientError::is_lease_gone`] is true if the lease had already ended.
     pub async fn revoke(self) -> Result<u64, ClientError> {
+        self.end(Duration::ZERO).await
+    }
+
+    /// Lets the lease linger for `linger`, at most 1 h, and stops keeping it alive.
+    ///
+    /// Use this to shut a gateway down: its clients move to other gateways, and no observer sees their sessions
+    /// disappear. See [`Client::linger_lease`].
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the lease still lingers.
+    ///
+    /// # Errors
+    ///
+    /// Like [`revoke`](Self::revoke).
+    pub async fn linger(self, linger: Duration) -> Result<(), ClientError> {
+        self.end(linger).await.map(drop)
+    }
+
+    async fn end(self, linger: Duration) -> Result<u64, ClientError> {
         let Self { client, state, stop, .. } = self;
         let (reply, answer) = oneshot::channel();
         // If the task is gone, sending fails, and so does receiving the answer below.
-        drop(stop.send(reply));
+        drop(stop.send(Revoke { linger, reply }));
         match answer.await {
             Ok(result) => result,
             // The task ended with the runtime that the lease was created in.
             Err(_) => {
                 let id = state.borrow().id;
-                client.revoke_lease(id).await
+                client.end_lease(id, linger).await
             }
         }
+    }
+
+    /// Calls the registry at once, because an answer or an event suggests that the lease is gone.
+    pub(super) fn check(&self) {
+        self.check.notify_one();
     }
 }
 
@@ -178,8 +194,8 @@ impl Registry for Connection {
         self.client.keep_lease_alive(lease).await
     }
 
-    async fn revoke(&self, lease: LeaseId) -> Result<u64, ClientError> {
-        self.client.revoke_lease(lease).await
+    async fn revoke(&self, lease: LeaseId, linger: Duration) -> Result<u64, ClientError> {
+        self.client.end_lease(lease, linger).await
     }
 
     fn reconnect(&mut self) {
@@ -188,6 +204,6 @@ impl Registry for Connection {
 }
 
 /// Returns a copy of the client with its own connection.
-fn anew(client: &Client) -> Client {
+pub(super) fn anew(client: &Client) -> Client {
     Client::new(client.target.clone(), client.timeout)
 }

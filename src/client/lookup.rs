@@ -1,6 +1,6 @@
 //! Looking up where sessions are, and taking them over from another lease.
 
-use super::{Client, ClientError, MAX_BATCH, convert};
+use super::{Client, ClientError, MAX_BATCH, Placed, convert, place};
 use crate::{
     proto,
     session::{LeaseId, SessionKey},
@@ -36,12 +36,22 @@ pub struct Taken {
     pub held_by: Option<LeaseHolder>,
 }
 
-/// The result for one session of [`Client::batch_lookup`] or [`Client::batch_take`].
+/// Where one session of a [`Client::batch_lookup`] is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Placed {
-    /// For a lookup, whether the session exists. For a take, whether this call created it.
-    pub yes: bool,
+pub struct Found {
+    /// Whether the session exists.
+    pub exists: bool,
+    /// The lease that the session is under, if any.
+    pub lease: Option<LeaseId>,
+}
+
+/// The result for one session of a [`Client::batch_take`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Claimed {
+    /// Whether the session did not exist and this call created it.
+    pub created: bool,
     /// The lease that the session is under after the call, if any.
     pub lease: Option<LeaseId>,
 }
@@ -82,15 +92,26 @@ impl Client {
         lease: LeaseId,
         only_from: Option<LeaseId>,
     ) -> Result<Taken, ClientError> {
+        Ok(self.take_with(session, lease, only_from, false).await?.value)
+    }
+
+    pub(super) async fn take_with(
+        &self,
+        session: SessionKey,
+        lease: LeaseId,
+        only_from: Option<LeaseId>,
+        with_place: bool,
+    ) -> Result<Placed<Taken>, ClientError> {
         let request = proto::CreateSessionRequest {
             session_id: Some(session.session_id.0),
             auth_key_id: session.auth_key_id.0,
             lease_id: lease.number(),
             only_from_lease_id: Some(only_from.map_or(0, LeaseId::number)),
-            ..Default::default()
+            with_place,
         };
         let answer = self.within_timeout(self.calls.clone().create_session(request)).await?;
-        Ok(Taken { created: answer.created, held_by: answer.lease.and_then(LeaseHolder::from_proto) })
+        let value = Taken { created: answer.created, held_by: answer.lease.and_then(LeaseHolder::from_proto) };
+        Ok(Placed { value, places: convert::places(answer.place) })
     }
 
     /// Does what [`lookup`](Self::lookup) does for many sessions, without the owners, and returns one value per
@@ -101,13 +122,14 @@ impl Client {
     /// # Errors
     ///
     /// Returns a [`ClientError`] if a call fails.
-    pub async fn batch_lookup(&self, sessions: &[SessionKey]) -> Result<Vec<Placed>, ClientError> {
+    pub async fn batch_lookup(&self, sessions: &[SessionKey]) -> Result<Vec<Found>, ClientError> {
         let mut all = Vec::with_capacity(sessions.len());
         for part in sessions.chunks(MAX_BATCH) {
             let (session_ids, auth_key_ids) = convert::ids(part);
             let request = proto::BatchLookupSessionsRequest { session_ids, auth_key_ids };
             let answer = self.within_timeout(self.calls.clone().batch_lookup_sessions(request)).await?;
-            all.extend(placed(part, answer.exists, answer.lease_ids)?);
+            let found = with_leases(part, answer.exists, answer.lease_ids)?;
+            all.extend(found.map(|(exists, lease)| Found { exists, lease }));
         }
         Ok(all)
     }
@@ -127,8 +149,18 @@ impl Client {
         sessions: &[SessionKey],
         lease: LeaseId,
         only_from: Option<LeaseId>,
-    ) -> Result<Vec<Placed>, ClientError> {
-        let mut all = Vec::with_capacity(sessions.len());
+    ) -> Result<Vec<Claimed>, ClientError> {
+        Ok(self.batch_take_with(sessions, lease, only_from, false).await?.value)
+    }
+
+    pub(super) async fn batch_take_with(
+        &self,
+        sessions: &[SessionKey],
+        lease: LeaseId,
+        only_from: Option<LeaseId>,
+        with_place: bool,
+    ) -> Result<Placed<Vec<Claimed>>, ClientError> {
+        let mut all = Placed { value: Vec::with_capacity(sessions.len()), places: Vec::new() };
         for part in sessions.chunks(MAX_BATCH) {
             let (session_ids, auth_key_ids) = convert::ids(part);
             let request = proto::BatchCreateSessionsRequest {
@@ -136,10 +168,12 @@ impl Client {
                 auth_key_ids,
                 lease_id: lease.number(),
                 only_from_lease_id: Some(only_from.map_or(0, LeaseId::number)),
-                ..Default::default()
+                with_place,
             };
             let answer = self.within_timeout(self.calls.clone().batch_create_sessions(request)).await?;
-            all.extend(placed(part, answer.created, answer.lease_ids)?);
+            let claimed = with_leases(part, answer.created, answer.lease_ids)?;
+            all.value.extend(claimed.map(|(created, lease)| Claimed { created, lease }));
+            place::advance(&mut all.places, convert::places(answer.places));
         }
         Ok(all)
     }
@@ -151,14 +185,13 @@ impl LeaseHolder {
     }
 }
 
-fn placed(
+fn with_leases(
     sessions: &[SessionKey],
     answers: Vec<bool>,
     lease_ids: Vec<u64>,
-) -> Result<impl Iterator<Item = Placed>, ClientError> {
+) -> Result<impl Iterator<Item = (bool, Option<LeaseId>)>, ClientError> {
     if answers.len() != sessions.len() || lease_ids.len() != sessions.len() {
         return Err(ClientError::Protocol("a batch response does not have one lease for each session"));
     }
-    let placed = |(yes, lease)| Placed { yes, lease: LeaseId::from_number(lease) };
-    Ok(answers.into_iter().zip(lease_ids).map(placed))
+    Ok(answers.into_iter().zip(lease_ids).map(|(answer, lease)| (answer, LeaseId::from_number(lease))))
 }

@@ -10,8 +10,6 @@
 
 mod bucket;
 mod change;
-mod column;
-mod hash;
 mod held;
 mod lease;
 mod log;
@@ -39,7 +37,6 @@ use tokio::time::sleep;
 use self::{
     bucket::Bucket,
     change::{Change, Made},
-    hash::SessionHasher,
     held::{GROUP, Held},
     lease::{Ended, Lease, Leases},
     log::Log,
@@ -54,10 +51,10 @@ use super::{
 use crate::{
     random::random_u64,
     session::{DestroyReason, LeaseId, SessionEvent, SessionKey},
+    table::SessionHasher,
 };
 
 pub(super) use self::{
-    hash::random_key,
     marks::{Marks, Stretch},
     restore::{Identity, Restore},
 };

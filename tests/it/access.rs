@@ -197,6 +197,28 @@ async fn withdrawing_a_token_or_scope_ends_streams_and_refuses_calls() {
 }
 
 #[tokio::test]
+async fn a_client_reads_its_token_again_when_the_file_changes() {
+    let (old, new) = (token("old"), token("new"));
+    let guarded = Guarded::start(&[line(&old, "read")]).await;
+    let file = guarded.list.with_file_name("token");
+    let builder = || Client::builder(&guarded.url()).unwrap();
+    assert!(matches!(builder().token_file(&file), Err(ClientError::InvalidTokenFile { .. })));
+    fs::write(&file, " \n").unwrap();
+    assert!(matches!(builder().token_file(&file), Err(ClientError::InvalidToken)));
+    fs::write(&file, format!("{}\n", old.token())).unwrap();
+    let client = builder().token_file(&file).unwrap().connect_lazy().unwrap();
+    assert!(!client.has(SESSION).await.unwrap());
+    guarded.change(&[line(&new, "read")]).await;
+    let error = client.has(SESSION).await.unwrap_err();
+    assert_eq!(error.status().unwrap().code(), Code::Unauthenticated);
+    // A file that is being written must not lose the token.
+    fs::write(&file, "").unwrap();
+    client.has(SESSION).await.unwrap_err();
+    fs::write(&file, new.token()).unwrap();
+    assert!(!client.has(SESSION).await.unwrap());
+}
+
+#[tokio::test]
 async fn a_call_in_flight_finishes_after_its_token_is_withdrawn() {
     let token = token("goes");
     let guarded = Guarded::start(&[line(&token, "read")]).await;

@@ -14,7 +14,7 @@ use syn::{
 };
 
 /// Each module of the crate, and the other modules of the crate that it may use.
-const MAY_USE: [(&str, &[&str]); 18] = [
+const MAY_USE: [(&str, &[&str]); 19] = [
     ("backoff", &[]),
     ("codec", &[]),
     // Reads protobuf durations, for the server and the client.
@@ -24,16 +24,18 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ("relay", &[]),
     ("reset", &[]),
     ("setters", &[]),
+    // Holds sessions, for the memory storage and the client's mirror.
+    ("table", &["random", "session"]),
     ("vital", &[]),
     ("access", &[]),
     ("session", &[]),
-    ("storage", &["backoff", "random", "relay", "session", "vital"]),
+    ("storage", &["backoff", "random", "relay", "session", "table", "vital"]),
     ("subject", &["backoff", "histogram", "relay", "reset", "session", "storage", "vital"]),
     // Used by the server and the client.
     ("reason", &["proto"]),
     ("service", &["access", "duration", "histogram", "proto", "reason", "session", "storage", "subject"]),
     ("server", &["access", "backoff", "proto", "reset", "service", "session", "storage", "subject", "vital"]),
-    ("client", &["backoff", "duration", "proto", "reason", "reset", "session"]),
+    ("client", &["backoff", "duration", "proto", "reason", "reset", "session", "table"]),
     // Part of the program, which uses the library from outside.
     ("cli", &[]),
 ];

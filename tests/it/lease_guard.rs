@@ -40,7 +40,7 @@ impl Registry {
         Self::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await
     }
 
-    async fn listen(listen: SocketAddr) -> Self {
+    pub(crate) async fn listen(listen: SocketAddr) -> Self {
         let config = config().listen(listen).workers(NonZeroUsize::MIN).drain_timeout(Duration::from_secs(10));
         let server = Server::bind(config).await.unwrap();
         let addr = server.local_addr().unwrap();
@@ -58,7 +58,7 @@ impl Registry {
     }
 
     /// Stops the server. Returns its address.
-    async fn stop(self) -> SocketAddr {
+    pub(crate) async fn stop(self) -> SocketAddr {
         self.stop.send(()).unwrap();
         soon(self.task).await.unwrap().unwrap();
         self.addr

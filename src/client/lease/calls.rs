@@ -57,7 +57,11 @@ impl Client {
     /// Returns a [`ClientError`] if the call fails. [`ClientError::is_lease_gone`] is true if the lease has already
     /// ended.
     pub async fn revoke_lease(&self, lease: LeaseId) -> Result<u64, ClientError> {
-        let request = proto::RevokeLeaseRequest { lease_id: lease.number(), linger: None };
+        self.end_lease(lease, Duration::ZERO).await
+    }
+
+    pub(super) async fn end_lease(&self, lease: LeaseId, linger: Duration) -> Result<u64, ClientError> {
+        let request = proto::RevokeLeaseRequest { lease_id: lease.number(), linger: Some(duration::to_proto(linger)) };
         Ok(self.within_timeout(self.leases.clone().revoke_lease(request)).await?.sessions_destroyed)
     }
 
@@ -74,9 +78,7 @@ impl Client {
     /// Returns a [`ClientError`] if the call fails. [`ClientError::is_lease_gone`] is true if the lease has already
     /// ended.
     pub async fn linger_lease(&self, lease: LeaseId, linger: Duration) -> Result<(), ClientError> {
-        let request = proto::RevokeLeaseRequest { lease_id: lease.number(), linger: Some(duration::to_proto(linger)) };
-        self.within_timeout(self.leases.clone().revoke_lease(request)).await?;
-        Ok(())
+        self.end_lease(lease, linger).await.map(drop)
     }
 
     /// Creates a session under a lease, which destroys the session when it ends. Returns true if this call created the
@@ -89,7 +91,7 @@ impl Client {
     /// Returns a [`ClientError`] if the call fails. [`ClientError::is_lease_gone`] is true if the lease has ended or
     /// lingers.
     pub async fn create_under(&self, session: SessionKey, lease: LeaseId) -> Result<bool, ClientError> {
-        self.create_with(session, lease.number()).await
+        Ok(self.create_with(session, lease.number(), false).await?.value)
     }
 
     /// Destroys a session only if it is under this lease. Returns true if this call destroyed it.
@@ -101,7 +103,7 @@ impl Client {
     ///
     /// Returns a [`ClientError`] if the call fails.
     pub async fn destroy_under(&self, session: SessionKey, lease: LeaseId) -> Result<bool, ClientError> {
-        self.destroy_with(session, lease.number()).await
+        Ok(self.destroy_with(session, lease.number(), false).await?.value)
     }
 
     /// Does what [`create_under`](Self::create_under) does for many sessions, and returns one value per session, in
@@ -114,7 +116,7 @@ impl Client {
     /// Returns a [`ClientError`] if a call fails, as [`batch_create`](Self::batch_create) does.
     /// [`ClientError::is_lease_gone`] is true if the lease has ended or lingers.
     pub async fn batch_create_under(&self, sessions: &[SessionKey], lease: LeaseId) -> Result<Vec<bool>, ClientError> {
-        self.batch_create_with(sessions, lease.number()).await
+        Ok(self.batch_create_with(sessions, lease.number(), false).await?.value)
     }
 
     /// Does what [`destroy_under`](Self::destroy_under) does for many sessions, and returns one value per session, in
@@ -126,7 +128,7 @@ impl Client {
     ///
     /// Returns a [`ClientError`] if a call fails, as [`batch_destroy`](Self::batch_destroy) does.
     pub async fn batch_destroy_under(&self, sessions: &[SessionKey], lease: LeaseId) -> Result<Vec<bool>, ClientError> {
-        self.batch_destroy_with(sessions, lease.number()).await
+        Ok(self.batch_destroy_with(sessions, lease.number(), false).await?.value)
     }
 }
 

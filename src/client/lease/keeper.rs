@@ -1,10 +1,10 @@
 //! The background task of a lease. Keeps the lease alive and replaces it if it is gone.
 
-use std::{convert::Infallible, future::Future, pin::pin, time::Duration};
+use std::{convert::Infallible, future::Future, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::future::{Either, select};
 use tokio::{
-    sync::{oneshot, watch},
+    sync::{Notify, oneshot, watch},
     time::{Instant, sleep_until, timeout_at},
 };
 
@@ -26,14 +26,19 @@ const EARLIEST_KEEP_ALIVE: f64 = 0.8;
 /// While the lease can still be saved, tries are at most this part of the ttl apart.
 const RETRIES_PER_TTL: u32 = 10;
 
-/// Receives the number of sessions destroyed with the lease.
-pub(super) type RevokeReply = oneshot::Sender<Result<u64, ClientError>>;
+/// Ends the lease, at once or after a linger.
+#[derive(Debug)]
+pub(super) struct Revoke {
+    pub(super) linger: Duration,
+    /// Receives the number of sessions destroyed with the lease.
+    pub(super) reply: oneshot::Sender<Result<u64, ClientError>>,
+}
 
 /// The calls that a keeper makes. A trait, so that tests run without a server and on a paused clock.
 pub(super) trait Registry: Send + Sync + 'static {
     fn grant(&self) -> impl Future<Output = Result<LeaseGrant, ClientError>> + Send;
     fn keep_alive(&self, lease: LeaseId) -> impl Future<Output = Result<Duration, ClientError>> + Send;
-    fn revoke(&self, lease: LeaseId) -> impl Future<Output = Result<u64, ClientError>> + Send;
+    fn revoke(&self, lease: LeaseId, linger: Duration) -> impl Future<Output = Result<u64, ClientError>> + Send;
     /// Replaces the connection, which may be dead without either end having noticed.
     fn reconnect(&mut self);
 }
@@ -48,6 +53,8 @@ pub(super) struct Keeper<R> {
     expires: Instant,
     /// Whether the registry has reported that the lease is gone.
     is_gone: bool,
+    /// Woken by someone who suspects that the lease is gone.
+    check: Arc<Notify>,
     backoff: Backoff,
 }
 
@@ -58,7 +65,13 @@ impl<R: Registry> Keeper<R> {
         let LeaseGrant { id, ttl } = registry.grant().await?;
         let ttl = ttl.clamp(SHORTEST_TTL, LONGEST_TTL);
         let (state, _) = watch::channel(LeaseState { id, is_held: true });
-        Ok(Self { registry, state, ttl, expires: before + ttl, is_gone: false, backoff: Backoff::default() })
+        let check = Arc::default();
+        Ok(Self { registry, state, ttl, expires: before + ttl, is_gone: false, check, backoff: Backoff::default() })
+    }
+
+    /// Returns what makes the keeper call the registry at once.
+    pub(super) fn check(&self) -> Arc<Notify> {
+        Arc::clone(&self.check)
     }
 
     pub(super) fn state(&self) -> watch::Receiver<LeaseState> {
@@ -67,19 +80,20 @@ impl<R: Registry> Keeper<R> {
 
     /// Keeps the lease alive until `stop` receives a message or its sender is dropped, and then revokes it with a
     /// single call.
-    pub(super) async fn run(mut self, stop: oneshot::Receiver<RevokeReply>) {
-        let reply = match select(stop, pin!(self.keep())).await {
-            Either::Left((reply, _)) => reply.ok(),
+    pub(super) async fn run(mut self, stop: oneshot::Receiver<Revoke>) {
+        let revoke = match select(stop, pin!(self.keep())).await {
+            Either::Left((revoke, _)) => revoke.ok(),
             Either::Right((never, _)) => match never {},
         };
         let id = self.state.borrow().id;
         // End the streams of events now, however long the call takes.
         drop(self.state);
-        let result = self.registry.revoke(id).await;
+        let linger = revoke.as_ref().map_or(Duration::ZERO, |revoke| revoke.linger);
+        let result = self.registry.revoke(id, linger).await;
         if let Err(error) = &result {
             tracing::debug!(lease_id = id.number(), %error, "cannot revoke the lease: it will expire after its ttl");
         }
-        if let Some(reply) = reply {
+        if let Some(Revoke { reply, .. }) = revoke {
             // The caller may no longer be waiting.
             let _ = reply.send(result);
         }
@@ -88,7 +102,8 @@ impl<R: Registry> Keeper<R> {
     async fn keep(&mut self) -> Infallible {
         let mut wait = self.interval();
         loop {
-            self.wait_until(Instant::now() + wait).await;
+            let check = Arc::clone(&self.check);
+            select(pin!(check.notified()), pin!(self.wait_until(Instant::now() + wait))).await;
             wait = match self.try_once().await {
                 Ok(()) => {
                     self.backoff.reset();

@@ -36,9 +36,9 @@ pub enum EventType {
 #[must_use]
 pub struct WatchOptions {
     pub(super) start: WatchStart,
-    pub(super) session_ids: Vec<SessionId>,
-    pub(super) auth_key_ids: Vec<AuthKeyId>,
-    pub(super) lease_ids: Vec<LeaseId>,
+    pub(in crate::client) session_ids: Vec<SessionId>,
+    pub(in crate::client) auth_key_ids: Vec<AuthKeyId>,
+    pub(in crate::client) lease_ids: Vec<LeaseId>,
     pub(super) types: Vec<EventType>,
     pub(super) placements: bool,
     pub(super) heartbeat: Option<Duration>,

@@ -6,10 +6,13 @@
 use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, WriteTransaction};
 
 use super::store::{LOG, LOG_HEADER};
-use crate::storage::{
-    Mark, Position,
-    journal::{Malformed, ReadRecord, Records},
-    memory::{Marks, Stretch, random_key},
+use crate::{
+    storage::{
+        Mark, Position,
+        journal::{Malformed, ReadRecord, Records},
+        memory::{Marks, Stretch},
+    },
+    table::random_key,
 };
 
 /// One row per opening: the first position at which its mark holds, and the mark. It holds until the next row's

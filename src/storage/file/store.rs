@@ -17,10 +17,13 @@ use super::{
     openings::{self, OPENINGS},
     watched::{Backend, Watched},
 };
-use crate::storage::{
-    Mark, Position, RegistryId,
-    journal::{Batch, LeaseRow, Lsn},
-    memory::{Identity, random_key},
+use crate::{
+    storage::{
+        Mark, Position, RegistryId,
+        journal::{Batch, LeaseRow, Lsn},
+        memory::Identity,
+    },
+    table::random_key,
 };
 
 /// The identity of the registry. The `META_` constants name its rows.

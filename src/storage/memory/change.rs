@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::{
     MemoryStorage, SESSIONS_BETWEEN_YIELDS, Spot,
-    bucket::{Bucket, LeaseSlot},
+    bucket::Bucket,
     held::{GROUP, Held},
     lease::Lease,
     log::Log,
@@ -18,6 +18,7 @@ use crate::{
         Answers, Creation, Place, Places, SessionStorage, StorageError, Takeover,
         journal::{Lsn, Record},
     },
+    table::LeaseSlot,
 };
 
 /// What to do with each session of a call.

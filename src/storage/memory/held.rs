@@ -5,7 +5,8 @@ use std::hint::black_box;
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::{SmallVec, smallvec};
 
-use super::{bucket::Bucket, hash::SessionHasher};
+use super::bucket::Bucket;
+use crate::table::SessionHasher;
 
 /// How many sessions of a batch have their buckets locked at once. Each session takes some memory reads that miss every
 /// cache. Without a lock to take between them, the processor overlaps the reads of many sessions.

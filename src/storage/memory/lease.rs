@@ -15,10 +15,7 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
 use self::{clock::Clock, extensions::Extensions, undoable::Undoable};
-use super::{
-    bucket::LeaseSlot,
-    slots::{LeaseState, Slots},
-};
+use super::slots::{LeaseState, Slots};
 use crate::{
     random::random_u64,
     session::{DestroyReason, LeaseId},
@@ -26,6 +23,7 @@ use crate::{
         LeasePage, LeaseQuery, LeaseStatus, StorageError,
         journal::{Journal, LeaseRow, Lsn, Record, WallTime},
     },
+    table::LeaseSlot,
 };
 
 /// How many deadlines are extended under one hold of the table's lock, for which calls under leases wait.

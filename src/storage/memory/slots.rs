@@ -6,8 +6,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use super::bucket::LeaseSlot;
-use crate::session::LeaseId;
+use crate::{session::LeaseId, table::LeaseSlot};
 
 /// The number of slots in the first segment. Each further segment doubles it.
 const FIRST: u32 = 64;

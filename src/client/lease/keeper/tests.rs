@@ -106,7 +106,7 @@ impl Registry for Model {
         Ok(TTL)
     }
 
-    async fn revoke(&self, lease: LeaseId) -> Result<u64, ClientError> {
+    async fn revoke(&self, lease: LeaseId, _: Duration) -> Result<u64, ClientError> {
         self.admit().await?;
         let removed = self.0.lock().unwrap().live.remove(&lease);
         removed.map(|_| 5).ok_or_else(|| Status::not_found("gone").into())
@@ -123,7 +123,7 @@ fn lease(number: u64) -> LeaseId {
 
 struct Guard {
     events: LeaseEvents,
-    stop: oneshot::Sender<RevokeReply>,
+    stop: oneshot::Sender<Revoke>,
     task: JoinHandle<()>,
 }
 
@@ -224,7 +224,7 @@ async fn lease_that_expired_during_an_outage_is_replaced() {
 #[tokio::test(start_paused = true)]
 async fn lease_revoked_by_someone_else_is_replaced_by_the_next_keep_alive() {
     let (model, mut guard) = start().await;
-    model.revoke(lease(1)).await.unwrap();
+    model.revoke(lease(1), Duration::ZERO).await.unwrap();
     assert_eq!(guard.event(TTL / 3 + Duration::from_millis(2)).await, Some(LeaseEvent::Regranted(lease(2))));
     assert_eq!(guard.event(TTL * 3).await, None);
 }
@@ -246,7 +246,7 @@ async fn revoke_interrupts_a_hung_try() {
     sleep(TTL / 2).await;
     model.set(Mode::Answers);
     let (reply, answer) = oneshot::channel();
-    guard.stop.send(reply).unwrap();
+    guard.stop.send(Revoke { linger: Duration::ZERO, reply }).unwrap();
     assert_eq!(answer.await.unwrap().unwrap(), 5);
     timeout(TTL, guard.task).await.unwrap().unwrap();
 }
@@ -263,7 +263,7 @@ async fn ttl_out_of_range_causes_no_busy_loop() {
             assert!(*self.1.lock().unwrap() < 100);
             Ok(self.0)
         }
-        async fn revoke(&self, _: LeaseId) -> Result<u64, ClientError> {
+        async fn revoke(&self, _: LeaseId, _: Duration) -> Result<u64, ClientError> {
             Ok(0)
         }
         fn reconnect(&mut self) {}

@@ -1,4 +1,4 @@
-//! The hashes that choose a session's bucket, and its place in the bucket's table.
+//! The hashes that choose a session's table, and its place in it.
 
 use std::hash::{Hash, Hasher};
 
@@ -15,30 +15,30 @@ use crate::{random::random_u64, session::SessionKey};
 /// Every session is hashed again when its bucket's table grows. If this hash were broken, colliding sessions would
 /// still be spread over all buckets by the other.
 #[derive(Clone)]
-pub(super) struct SessionHasher {
+pub(crate) struct SessionHasher {
     across: SipHasher13,
     within: [u64; 4],
 }
 
 impl SessionHasher {
-    pub(super) fn random() -> Self {
+    pub(crate) fn random() -> Self {
         Self::new(random_key())
     }
 
-    pub(super) fn new([first, second]: [u64; 2]) -> Self {
+    pub(crate) fn new([first, second]: [u64; 2]) -> Self {
         let ([a, b], [c, d]) = (random_key(), random_key());
         Self { across: SipHasher13::new_with_keys(first, second), within: [a, b, c, d | 1] }
     }
 
     /// Returns the hash that chooses the bucket.
-    pub(super) fn across(&self, session: &SessionKey) -> u64 {
+    pub(crate) fn across(&self, session: &SessionKey) -> u64 {
         let mut hasher = self.across;
         session.hash(&mut hasher);
         hasher.finish()
     }
 
     /// Returns the hash that chooses the place within a bucket.
-    pub(super) fn within(&self, session: &SessionKey) -> u64 {
+    pub(crate) fn within(&self, session: &SessionKey) -> u64 {
         let [a, b, c, d] = self.within;
         let folded = fold(session.session_id.0 as u64 ^ a, session.auth_key_id.0 as u64 ^ b);
         fold(folded ^ c, d)
@@ -52,7 +52,7 @@ fn fold(a: u64, b: u64) -> u64 {
 }
 
 /// Returns a secret random key.
-pub(in crate::storage) fn random_key() -> [u64; 2] {
+pub(crate) fn random_key() -> [u64; 2] {
     [random_u64(), random_u64()]
 }
 
