@@ -1,0 +1,73 @@
+"""Client of sessiond, the session registry of a fleet of gateways."""
+
+from .client import (
+    BatchCreateResult,
+    BatchDestroyResult,
+    Client,
+    CreateResult,
+    DestroyResult,
+    LeaseGrant,
+    LeaseHolder,
+    LeaseStatus,
+    Lookup,
+)
+from .errors import SessiondError, SessionElsewhere
+from .gateway import Closed, CloseReason, Connection, Destroyed, Gateway, Moved, Stopped
+from .lease import Lease, LeaseEvent, Lost, Recovered, Regranted
+from .session import DestroyReason, EventType, Place, SessionKey
+from .watch import (
+    Disconnected,
+    Events,
+    Heartbeat,
+    Reset,
+    ResetReason,
+    SessionEvent,
+    Snapshot,
+    SnapshotSession,
+    Subscribed,
+    Synced,
+    Watch,
+    WatchUpdate,
+)
+
+__all__ = [
+    "BatchCreateResult",
+    "BatchDestroyResult",
+    "Client",
+    "CloseReason",
+    "Closed",
+    "Connection",
+    "CreateResult",
+    "DestroyReason",
+    "DestroyResult",
+    "Destroyed",
+    "Disconnected",
+    "EventType",
+    "Events",
+    "Gateway",
+    "Heartbeat",
+    "Lease",
+    "LeaseEvent",
+    "LeaseGrant",
+    "LeaseHolder",
+    "LeaseStatus",
+    "Lookup",
+    "Lost",
+    "Moved",
+    "Place",
+    "Recovered",
+    "Regranted",
+    "Reset",
+    "ResetReason",
+    "SessionElsewhere",
+    "SessionEvent",
+    "SessionKey",
+    "SessiondError",
+    "Snapshot",
+    "SnapshotSession",
+    "Stopped",
+    "Subscribed",
+    "Synced",
+    "Watch",
+    "WatchUpdate",
+]

@@ -1,0 +1,149 @@
+"""Connections to the server: their options, and the credentials sent with each call."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from .errors import SessiondError, from_rpc_error
+
+Response = TypeVar("Response", bound=Message)
+
+_SERVICES = ("sessiond.v1.SessionService", "sessiond.v1.LeaseService")
+_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # How long an attempt to connect may take.
+    ("grpc.min_reconnect_backoff_ms", 5000),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # gRPC shares connections between channels otherwise. A watch that leaves a dead connection needs a new one.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", -1),
+]
+_BALANCE: list[dict[str, dict[str, str]]] = [{"round_robin": {}}]
+_RETRIES = {
+    "loadBalancingConfig": _BALANCE,
+    "methodConfig": [
+        {
+            "name": [{"service": service} for service in _SERVICES],
+            "waitForReady": True,
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+            },
+        }
+    ],
+}
+
+
+class TokenFile:
+    """A token in a file. The file is read again when it changes."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        self._stamp: tuple[int, int, int] | None = None
+        self._token = ""
+
+    def token(self) -> str:
+        """Returns the token that the file contains now."""
+        try:
+            status = self._path.stat()
+            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if stamp != self._stamp:
+                self._token, self._stamp = self._path.read_text().strip(), stamp
+        except OSError as error:
+            # Whoever replaces the file may have removed it for a moment.
+            if not self._token:
+                raise SessiondError(
+                    grpc.StatusCode.UNAUTHENTICATED, f"cannot read the token from {self._path}: {error.strerror}"
+                ) from error
+        return self._token
+
+
+@dataclass(frozen=True)
+class Target:
+    """The server to connect to, and the credentials to send."""
+
+    address: str
+    tls_ca: bytes | None = None
+    tls_identity: tuple[bytes, bytes] | None = None
+    token: str | None = field(default=None, repr=False)
+    token_file: TokenFile | None = field(default=None, repr=False)
+    interceptors: tuple[grpc.aio.ClientInterceptor, ...] = ()
+    timeout: float = 10.0
+
+    def __post_init__(self) -> None:
+        name, is_tls = self._name()
+        if not is_tls and (self.tls_ca is not None or self.tls_identity is not None):
+            raise ValueError(f"TLS settings need an https:// address, not {name}")
+        if self.token is not None and self.token_file is not None:
+            raise ValueError("pass a token or a token_file, not both")
+
+    def connect(self, *, retries: bool = False) -> grpc.aio.Channel:
+        """Returns a channel with a connection of its own, opened by its first call.
+
+        With `retries`, unary calls wait for the connection and are retried.
+        """
+        name, is_tls = self._name()
+        config = _RETRIES if retries else {"loadBalancingConfig": _BALANCE}
+        options = [*_OPTIONS, ("grpc.service_config", json.dumps(config))]
+        interceptors = list(self.interceptors)
+        if not is_tls:
+            return grpc.aio.insecure_channel(name, options=options, interceptors=interceptors)
+        certificate, key = self.tls_identity or (None, None)
+        credentials = grpc.ssl_channel_credentials(self.tls_ca, key, certificate)
+        return grpc.aio.secure_channel(name, credentials, options=options, interceptors=interceptors)
+
+    def metadata(self) -> grpc.aio.Metadata | None:
+        """Returns the metadata to send with a call."""
+        token = self.token_file.token() if self.token_file else self.token
+        return None if token is None else grpc.aio.Metadata(("authorization", f"Bearer {token}"))
+
+    def _name(self) -> tuple[str, bool]:
+        """Returns gRPC's name for the address, and whether it uses TLS."""
+        if self.address.startswith("unix:"):
+            return self.address, False
+        url = urlsplit(self.address)
+        if url.scheme in ("http", "https") and url.netloc and not url.path.strip("/") and not url.query:
+            return f"dns:///{url.netloc}", url.scheme == "https"
+        raise ValueError(
+            f"{self.address!r} is not a server address: use http://HOST:PORT, https://HOST:PORT for TLS, or unix:PATH"
+        )
+
+
+async def call(
+    target: Target,
+    channel: grpc.aio.Channel,
+    method: str,
+    request: Message,
+    response: type[Response],
+    *,
+    timeout: float | None = None,
+) -> Response:
+    """Makes a unary call. `method` is SERVICE/METHOD, without the package."""
+    stub = channel.unary_unary(
+        f"/sessiond.v1.{method}",
+        request_serializer=type(request).SerializeToString,
+        response_deserializer=response.FromString,
+    )
+    limit = target.timeout if timeout is None else timeout
+    try:
+        return await stub(request, timeout=limit, metadata=target.metadata())
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from None
+    except grpc.aio.UsageError as error:
+        raise SessiondError(grpc.StatusCode.CANCELLED, f"the client is closed: {error}") from None
