@@ -56,14 +56,16 @@ class Agent(Program):
             if "event" in message:
                 self.on_event(message)
                 continue
-            future = self.waiting.pop(message["id"], None)
-            if future is None or future.done():
+            future, on_ok = self.waiting.pop(message["id"])
+            if "ok" in message and on_ok:
+                on_ok(message["ok"])
+            if future.done():
                 continue
             if "ok" in message:
                 future.set_result(message["ok"])
             else:
                 future.set_exception(Refused(message["error"]))
-        for future in self.waiting.values():
+        for future, _ in self.waiting.values():
             if not future.done():
                 future.set_exception(Gone(self.name))
         self.waiting.clear()
@@ -74,8 +76,8 @@ class Agent(Program):
         while line := await self.process.stderr.readline():
             self.errors.append(line.decode(errors="replace").rstrip())
 
-    def send(self, do, **fields):
-        """Sends a command. Returns a future of its answer."""
+    def send(self, do, on_ok=None, **fields):
+        """Sends a command. Returns a future of its answer. `on_ok` is called before any later line is looked at."""
         id_ = next(self.ids)
         future = asyncio.get_running_loop().create_future()
         # Nobody may be interested in the answer.
@@ -83,7 +85,7 @@ class Agent(Program):
         if not self.runs:
             future.set_exception(Gone(self.name))
             return future
-        self.waiting[id_] = future
+        self.waiting[id_] = future, on_ok
         self.process.stdin.write(json.dumps({"id": id_, "do": do} | fields).encode() + b"\n")
         return future
 

@@ -38,6 +38,13 @@ class Member:
         self.mirror_filter, self.changes = filters, Changes(self)
         await self.agent.call("mirror", changes=True, **{name: [str(id_) for id_ in ids] for name, ids in filters.items()})
 
+    async def dump(self):
+        def compare(answer):
+            if self.changes is not None and answer["mirror"] is not None:
+                self.changes.compare({(int(item[0]), int(item[1])): int(item[2] or 0) for item in answer["mirror"]["sessions"]})
+
+        return await self.agent.call("dump", timeout=60, on_ok=compare)
+
     async def watch(self, **options):
         self.stream = Stream(self)
         await self.agent.call("watch", **options)
@@ -191,6 +198,8 @@ class Fleet:
         await observer.mirror()
         await observer.watch(start="snapshot", placements=True, heartbeat_ms=1000)
         await observer.agent.call("synced")
+        # The registry is empty, and so is the mirror. The first snapshot may have been reported as a resync.
+        observer.changes.is_late = False
 
     def add_devices(self, sessions):
         for session in sessions:

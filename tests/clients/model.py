@@ -66,7 +66,7 @@ class Changes:
 
     def __init__(self, member):
         self.member, self.held, self.is_late = member, {}, False
-        self.resyncs = 0
+        self.resyncs, self.difference = 0, ""
 
     def apply(self, changes):
         for key, id_, lease in changes:
@@ -84,8 +84,13 @@ class Changes:
         self.is_late = True
         self.member.world.note(f"the changes of {self.member.name} come too late: resync")
 
-    def reread(self, sessions):
-        self.held, self.is_late = dict(sessions), False
+    def compare(self, sessions):
+        """Compares them with what the mirror holds now. After a resync, this is what is read again."""
+        self.difference = "" if self.held == sessions else difference(self.held, sessions)
+        if self.is_late:
+            # Changes that wait for their reader may be among these sessions already.
+            self.is_late = bool(self.difference)
+            self.held = dict(sessions)
 
 
 def matches(session, lease, filters):
@@ -98,7 +103,7 @@ def matches(session, lease, filters):
 async def disagreements(world):
     """Returns how registry, gateways, mirrors and devices disagree now."""
     wrong = []
-    dumps = dict(zip(world.members, await asyncio.gather(*(member.agent.call("dump", timeout=60) for member in world.members))))
+    dumps = dict(zip(world.members, await asyncio.gather(*(member.dump() for member in world.members))))
     registries = [await world.back_end.snapshot(index) for index in range(len(world.registry.servers))]
     registry, owners = registries[0], await world.back_end.owners()
     if any(other != registry for other in registries):
@@ -157,10 +162,8 @@ def mirror_disagreements(member, mirror, registry, owners):
             wrong.append(f"the mirror of {member.name} is not synced")
         if mirror["staleness_ms"]:
             wrong.append(f"the mirror of {member.name} is {mirror['staleness_ms']} ms stale")
-        if member.changes.is_late:
-            member.changes.reread(held)
-        if member.changes.held != held:
-            wrong.append(f"the changes of {member.name} lead elsewhere: {difference(member.changes.held, held)}")
+        if member.changes.difference:
+            wrong.append(f"the changes of {member.name} lead elsewhere: {member.changes.difference}")
     if member.stream is not None and (not member.stream.synced or member.stream.held != registry):
         wrong.append(f"the watch of {member.name} differs: {difference(member.stream.held, registry)}")
     return wrong
