@@ -82,7 +82,7 @@ export class ResumingStream {
     }
     try {
       const message = open.read();
-      if (message !== undefined) return this.advance(open, message);
+      if (message !== null) return this.advance(open, message);
       if (open.end !== undefined) throw open.end;
       if (await this.waiter.wait(open.deadline)) {
         if (performance.now() - open.deadline > PAUSE_MS) excuseBusyCaller(open);
@@ -175,9 +175,9 @@ class OpenStream {
     });
   }
 
-  read(): StreamMessage | undefined {
-    // One at a time: what is not read holds the server back through flow control.
-    return (this.call.read()) ?? undefined;
+  /** Returns a message if there is one. What is not read holds the server back through flow control. */
+  read(): StreamMessage | null {
+    return this.call.read();
   }
 
   close(): void {

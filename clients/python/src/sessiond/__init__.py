@@ -14,6 +14,7 @@ from .client import (
 from .errors import SessiondError, SessionElsewhere
 from .gateway import Closed, CloseReason, Connection, Destroyed, Gateway, Moved, Stopped
 from .lease import Lease, LeaseEvent, Lost, Recovered, Regranted
+from .mirror import Change, Changes, Holder, Mirror, Resync
 from .session import DestroyReason, EventType, Place, SessionKey
 from .watch import (
     Disconnected,
@@ -33,6 +34,8 @@ from .watch import (
 __all__ = [
     "BatchCreateResult",
     "BatchDestroyResult",
+    "Change",
+    "Changes",
     "Client",
     "CloseReason",
     "Closed",
@@ -46,6 +49,7 @@ __all__ = [
     "Events",
     "Gateway",
     "Heartbeat",
+    "Holder",
     "Lease",
     "LeaseEvent",
     "LeaseGrant",
@@ -53,12 +57,14 @@ __all__ = [
     "LeaseStatus",
     "Lookup",
     "Lost",
+    "Mirror",
     "Moved",
     "Place",
     "Recovered",
     "Regranted",
     "Reset",
     "ResetReason",
+    "Resync",
     "SessionElsewhere",
     "SessionEvent",
     "SessionKey",

@@ -75,6 +75,10 @@ class SessionEvent(NamedTuple):
     previous_lease_id: int
 
 
+_EVENT_TYPES: dict[int, EventType] = {int(kind): kind for kind in EventType}
+_DESTROY_REASONS: dict[int, DestroyReason] = {int(reason): reason for reason in DestroyReason}
+
+
 @dataclass(frozen=True)
 class Subscribed:
     """A stream is open. This is the first update, and comes again after each reconnect."""
@@ -122,13 +126,18 @@ class Events:
         return len(self.message.events)
 
     def __iter__(self) -> Iterator[SessionEvent]:
+        # Calling an enum or the constructor of a named tuple would take longer than all of this.
+        new, types, reasons = tuple.__new__, _EVENT_TYPES, _DESTROY_REASONS
         for event in self.message.events:
-            yield SessionEvent(
-                EventType(event.type),
-                key_of(event.auth_key_id, event.session_id),
-                DestroyReason(event.reason),
-                event.lease_id,
-                event.previous_lease_id,
+            yield new(
+                SessionEvent,
+                (
+                    types.get(event.type, event.type),
+                    new(SessionKey, (event.auth_key_id, event.session_id)),
+                    reasons.get(event.reason, DestroyReason.UNSPECIFIED),
+                    event.lease_id,
+                    event.previous_lease_id,
+                ),
             )
 
     def __repr__(self) -> str:

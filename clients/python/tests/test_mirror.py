@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from sessiond import (
+    Change,
+    Client,
+    DestroyReason,
+    EventType,
+    Holder,
+    Mirror,
+    Place,
+    Resync,
+    SessiondError,
+    SessionKey,
+)
+from sessiond import (
+    mirror as mirrors,
+)
+
+from .server import Proxy, Server, file_storage, until
+
+Start = Callable[..., Awaitable[Server]]
+KEY = SessionKey(-7, -42)
+
+
+async def synced(client: Client, lease_ids: Iterable[int] = (), auth_key_ids: Iterable[int] = ()) -> Mirror:
+    mirror = await client.mirror(lease_ids=lease_ids, auth_key_ids=auth_key_ids)
+    await asyncio.wait_for(mirror.synced(), 15)
+    return mirror
+
+
+def place_of(place: Place | None) -> Place:
+    assert place is not None
+    return place
+
+
+async def test_a_mirror_equals_the_registry(client: Client) -> None:
+    lease = (await client.grant_lease(30, "gw-1")).lease_id
+    keys = [SessionKey(auth, session) for auth in (0, 1, -1, 1 << 63) for session in (0, 1, -1, 1 << 63)]
+    await client.batch_create(keys, lease=lease)
+    async with await synced(client) as mirror:
+        assert set(mirror) == set(keys) and len(mirror) == len(keys)
+        assert mirror.staleness == 0
+        assert mirror.holder_of(keys[0]) == Holder(lease, "gw-1")
+        other = (await client.grant_lease(30, "gw-2")).lease_id
+        await mirror.wait_until(place_of((await client.create(KEY, lease=other, with_place=True)).place))
+        assert mirror.has(KEY) and KEY in mirror and mirror.holder_of(KEY) == Holder(other, "gw-2")
+        await mirror.wait_until(place_of((await client.create(KEY, lease=lease, with_place=True)).place))
+        assert mirror.holder_of(KEY) == Holder(lease, "gw-1")
+        await mirror.wait_until(place_of((await client.destroy(KEY, with_place=True)).place))
+        assert not mirror.has(KEY) and mirror.holder_of(KEY) is None
+        await mirror.wait_until((await client.batch_destroy(keys, with_place=True)).places)
+        assert len(mirror) == 0
+        await client.create(KEY)
+        await until(lambda: mirror.has(KEY))
+        assert mirror.holder_of(KEY) is None
+
+
+async def test_filters(client: Client) -> None:
+    lease = (await client.grant_lease(30, "gw-1")).lease_id
+    other = (await client.grant_lease(30, "gw-2")).lease_id
+    async with await synced(client, lease_ids=[lease]) as mirror, await synced(client, auth_key_ids=[5]) as fives:
+        changes = mirror.changes()
+        places = [
+            (await client.create(KEY, lease=other, with_place=True)).place,
+            (await client.create(KEY, lease=lease, with_place=True)).place,
+            (await client.create(SessionKey(5, 1), with_place=True)).place,
+        ]
+        await mirror.wait_until(map(place_of, places))
+        await fives.wait_until(map(place_of, places))
+        assert list(mirror) == [KEY] and list(fives) == [SessionKey(5, 1)]
+        await mirror.wait_until(place_of((await client.create(KEY, lease=other, with_place=True)).place))
+        assert len(mirror) == 0
+        assert [(await anext(changes))[:3] for _ in range(2)] == [
+            (EventType.CREATED, KEY, lease),
+            (EventType.DESTROYED, KEY, lease),
+        ]
+
+
+async def test_changes_and_a_slow_reader(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirrors, "_MAX_CHANGES", 100)
+    await client.create(KEY)
+    async with await synced(client) as mirror:
+        changes = mirror.changes()
+        await client.destroy(KEY)
+        unspecified = DestroyReason.UNSPECIFIED
+        assert await anext(changes) == Change(EventType.DESTROYED, KEY, 0, 0, DestroyReason.REQUESTED)
+        keys = [SessionKey(0, number) for number in range(1000)]
+        await mirror.wait_until((await client.batch_create(keys, with_place=True)).places)
+        assert await anext(changes) == Resync()
+        await client.create(KEY)
+        while (change := await asyncio.wait_for(anext(changes), 15)) != Change(
+            EventType.CREATED, KEY, 0, 0, unspecified
+        ):
+            assert isinstance(change, Change | Resync)
+        changes.close()
+
+
+async def test_a_lost_registry(server: Server, client: Client) -> None:
+    await client.batch_create([KEY, SessionKey(0, 1)])
+    async with await synced(client) as mirror:
+        changes = mirror.changes()
+        far = Place((await client.create(SessionKey(0, 2), with_place=True)).place[0], 1 << 60)  # type: ignore[index]
+        waiting = asyncio.create_task(mirror.wait_until(far))
+        await server.kill()
+        await until(lambda: mirror.staleness > 0)
+        assert mirror.has(KEY) and len(mirror) == 3
+        await server.start()
+        await client.create(SessionKey(0, 3))
+        with pytest.raises(SessiondError, match="started over"):
+            await asyncio.wait_for(waiting, 15)
+        await until(lambda: set(mirror) == {SessionKey(0, 3)})
+        await until(lambda: mirror.staleness == 0)
+        seen = [await asyncio.wait_for(anext(changes), 15) for _ in range(5)]
+        assert {change[:2] for change in seen if isinstance(change, Change)} == {
+            (EventType.CREATED, SessionKey(0, 2)),
+            (EventType.CREATED, SessionKey(0, 3)),
+            *((EventType.DESTROYED, key) for key in (KEY, SessionKey(0, 1), SessionKey(0, 2))),
+        }
+
+
+async def test_a_reset_tells_only_differences(started: Start) -> None:
+    server = await started("--retain-events", "1024")
+    proxy = await Proxy(lambda: server.port).start()
+    async with Client(server.address) as client, Client(proxy.address) as cut:
+        kept = [SessionKey(0, number) for number in range(100)]
+        await client.batch_create([*kept, KEY])
+        async with await synced(cut) as mirror:
+            changes = mirror.changes()
+            proxy.cut()
+            await until(lambda: mirror.staleness > 0)
+            churn = [SessionKey(1, number) for number in range(10_000)]
+            await client.batch_create(churn)
+            await client.batch_destroy([*churn, KEY])
+            await client.create(SessionKey(2, 2))
+            assert mirror.has(KEY)
+            proxy.heal()
+            seen = [await asyncio.wait_for(anext(changes), 15) for _ in range(2)]
+            assert {change[:2] for change in seen if isinstance(change, Change)} == {
+                (EventType.DESTROYED, KEY),
+                (EventType.CREATED, SessionKey(2, 2)),
+            }
+            assert set(mirror) == {*kept, SessionKey(2, 2)}
+    await proxy.stop()
+
+
+async def test_kill_and_restart_over_a_file(started: Start, tmp_path: Path) -> None:
+    server = await started(*file_storage(tmp_path))
+    async with Client(server.address) as client:
+        await client.create(KEY)
+        async with await synced(client) as mirror:
+            changes = mirror.changes()
+            await server.restart()
+            place = (await client.create(SessionKey(0, 1), with_place=True)).place
+            await asyncio.wait_for(mirror.wait_until(place_of(place)), 15)
+            assert set(mirror) == {KEY, SessionKey(0, 1)}
+            change = await anext(changes)
+            assert isinstance(change, Change) and change.session == SessionKey(0, 1)
+
+
+async def test_owners_are_found_later_and_forgotten(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirrors, "_OWNER_TIMEOUT", 0.0)
+    monkeypatch.setattr(mirrors, "_OWNER_RETRY", 0.05)
+    lease = (await client.grant_lease(30, "gw-1")).lease_id
+    await client.create(KEY, lease=lease)
+    async with await synced(client) as mirror:
+        assert mirror.holder_of(KEY) == Holder(lease, None)
+        monkeypatch.setattr(mirrors, "_OWNER_TIMEOUT", 1.0)
+        await until(lambda: mirror.holder_of(KEY) == Holder(lease, "gw-1"))
+        await client.destroy(KEY)
+        await until(lambda: lease not in mirror._copy.leases)
+
+
+async def test_a_closed_mirror_ends_what_waits(client: Client) -> None:
+    mirror = await synced(client)
+    changes = mirror.changes()
+    waiting = asyncio.create_task(mirror.wait_until(Place(0, 1 << 60)))
+    await asyncio.sleep(0)
+    await mirror.close()
+    with pytest.raises(SessiondError, match="closed"):
+        await waiting
+    assert [change async for change in changes] == []
