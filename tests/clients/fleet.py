@@ -198,7 +198,7 @@ class Fleet:
         await observer.mirror()
         await observer.watch(start="snapshot", placements=True, heartbeat_ms=1000)
         await observer.agent.call("synced")
-        # The registry is empty, and so is the mirror. The first snapshot may have been reported as a resync.
+        # The registry is empty, and so is the mirror.
         observer.changes.is_late = False
 
     def add_devices(self, sessions):

@@ -1,6 +1,7 @@
 """What must hold: streams and mirrors are exact at any time, and at the end everyone agrees."""
 
 import asyncio
+import traceback
 
 SETTLE = 40  # seconds, in which everyone must agree after the last fault
 STABLE = 0.5  # seconds, after which they must still agree
@@ -38,8 +39,10 @@ class Stream:
         elif kind == "events":
             for event in update["events"]:
                 self._event(*event)
-        elif kind == "disconnected":
-            self.member.world.note(f"the watch of {self.member.name} is disconnected: {update.get('reason')}")
+        elif kind in ("disconnected", "failed"):
+            self.member.world.note(f"the watch of {self.member.name} is {kind}: {update.get('reason')}")
+            if kind == "failed" and not self.member.world.token:
+                self.fault(f"it gives up: {update.get('reason')}")
 
     def _event(self, kind, key, id_, lease, previous, _reason):
         session, lease = (int(key), int(id_)), int(lease or 0)
@@ -65,7 +68,8 @@ class Changes:
     """Applies the changes that a mirror reports. They must lead to what the mirror holds."""
 
     def __init__(self, member):
-        self.member, self.held, self.is_late = member, {}, False
+        # It does not report what it held at first, so that is read like after a resync.
+        self.member, self.held, self.is_late = member, {}, True
         self.resyncs, self.difference = 0, ""
 
     def apply(self, changes):
@@ -183,7 +187,7 @@ async def settle(world, limit=SETTLE):
         try:
             wrong = await disagreements(world)
         except Exception as error:  # the registry may still be coming back
-            wrong = [f"{type(error).__name__}: {error}"]
+            wrong = ["".join(traceback.format_exception(error))]
         if not wrong and agreed:
             world.note("all agree")
             return

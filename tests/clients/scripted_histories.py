@@ -283,7 +283,7 @@ async def close_during_reregistration(fleet, count):
     await settle_many(fleet, {id_: gateway.name for id_ in range(half, count)})
 
 
-@history(gateways=1, ttl=5.0, timeout=10.0)
+@history(gateways=1, ttl=5.0, timeout=60.0)
 async def sixty_thousand_reregister_while_half_of_them_close(fleet):
     """Closing during the re-registration of 60,000 sessions: no ghost."""
     await close_during_reregistration(fleet, MANY)

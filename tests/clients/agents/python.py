@@ -152,7 +152,8 @@ class Agent:
             if isinstance(change, sessiond.Resync):
                 write({"event": "resync"})
             else:
-                session, lease = change.session, change.lease_id
+                session = change.session
+                lease = None if change.type is sessiond.EventType.DESTROYED else change.lease_id
                 write({"event": "changes", "changes": [[str(session.auth_key_id), str(session.session_id), None if lease is None else str(lease)]]})
 
     async def do_synced(self):
@@ -168,8 +169,13 @@ class Agent:
     async def follow(self, watch):
         while True:
             await self.flows["watch"].wait()
-            update = await anext(watch)
-            write(describe(update, watch.cursor))
+            try:
+                update = await anext(watch)
+            except sessiond.SessiondError as error:
+                # An error that is not retryable, such as a token that was revoked. The next call connects again.
+                write({"event": "update", "kind": "failed", "reason": failure(error)["reason"], "cursor": watch.cursor or ""})
+            else:
+                write(describe(update, watch.cursor))
 
     async def do_pause(self, what):
         self.flows[what].clear()
@@ -179,10 +185,10 @@ class Agent:
 
     async def do_dump(self):
         gateway = mirror = None
-        if self.gateway:
+        if self.gateway is not None:
             connections = {name: [str(connection.session.auth_key_id), str(connection.session.session_id)] for name, connection in self.open.items()}
             gateway = {"lease": str(self.gateway.lease_id), "connections": connections}
-        if self.mirror:
+        if self.mirror is not None:
             sessions = []
             for session in self.mirror:
                 holder = self.mirror.holder_of(session)

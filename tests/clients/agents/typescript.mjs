@@ -90,9 +90,14 @@ function update(item, cursor) {
 async function follow(watch) {
   for (;;) {
     await paused.watch?.waiting;
-    const { done, value } = await watch.next();
-    if (done) return;
-    write(update(value, watch.cursor));
+    try {
+      const { done, value } = await watch.next();
+      if (done) return;
+      write(update(value, watch.cursor));
+    } catch (error) {
+      // An error that is not retryable, such as a token that was revoked. The next call connects again.
+      write({ event: "update", kind: "failed", reason: failure(error).reason, cursor: watch.cursor });
+    }
   }
 }
 
