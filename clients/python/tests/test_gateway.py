@@ -69,7 +69,7 @@ async def test_a_connection_registers_its_session(client: Client, gateways: Gate
     assert not gateway.holds(KEY)
     assert await reason_of(connection) == Closed()
     await until_held(client, KEY, None)
-    await until(lambda: len(gateway) == 0)
+    await until(lambda: gateway.session_count == 0)
 
 
 async def test_many_connections_share_calls(client: Client, gateways: Gateways) -> None:
@@ -79,7 +79,7 @@ async def test_many_connections_share_calls(client: Client, gateways: Gateways) 
     assert await client.batch_lookup(keys) == [gateway.lease_id] * len(keys)
     for connection in connections:
         connection.close()
-    await until(lambda: len(gateway) == 0)
+    await until(lambda: gateway.session_count == 0)
     assert not any(await client.batch_has(keys))
 
 
@@ -170,11 +170,11 @@ async def test_a_create_delayed_past_the_close_leaves_no_ghost(client: Client, g
     with await gateway.connect(KEY):
         pass
     await until_held(client, KEY, None)
-    await until(lambda: len(gateway) == 0)
+    await until(lambda: gateway.session_count == 0)
     # The create of a connection that is long closed arrives now.
     await client.create(KEY, lease=gateway.lease_id)
     await until_held(client, KEY, None)
-    await until(lambda: len(gateway) == 0)
+    await until(lambda: gateway.session_count == 0)
 
 
 async def test_a_destroy_delayed_past_the_next_connect_is_undone(client: Client, gateways: Gateways) -> None:
@@ -193,7 +193,7 @@ async def test_connecting_fails_after_the_timeout_and_leaves_no_ghost(proxy: Pro
         with pytest.raises(SessiondError, match="could not register"):
             await gateway.connect(KEY)
         proxy.heal()
-        await until(lambda: len(gateway) == 0, 20)
+        await until(lambda: gateway.session_count == 0, 20)
         assert not await client.has(KEY)
         await gateway.stop(linger=0)
 
@@ -207,7 +207,7 @@ async def test_a_cancelled_connect_leaves_no_ghost(client: Client, gateways: Gat
         await asyncio.gather(task, return_exceptions=True)
         if not task.cancelled() and task.exception() is None:
             task.result().close()
-        await until(lambda: len(gateway) == 0)
+        await until(lambda: gateway.session_count == 0)
         await until_held(client, KEY, None)
 
 
@@ -236,7 +236,7 @@ async def test_a_lost_registry_gets_its_sessions_again(server: Server, client: C
     await until(lambda: gateway.lease_id != first, 20)
     for number in (50, 99):
         await until_held(client, SessionKey(0, number), gateway.lease_id)
-    await until(lambda: len(gateway) == 50)
+    await until(lambda: gateway.session_count == 50)
     found = await client.batch_lookup([connection.session for connection in connections])
     assert found == [None] * 50 + [gateway.lease_id] * 50
     assert not any(connection.closed.done() for connection in connections[50:])
@@ -252,7 +252,7 @@ async def test_closing_while_sessions_are_registered_again_leaves_no_ghost(clien
         connection.close()
         if connection.session.session_id % 100 == 0:
             await asyncio.sleep(0.002)
-    await until(lambda: gateway.lease_id != first and len(gateway) == 10_000, 20)
+    await until(lambda: gateway.lease_id != first and gateway.session_count == 10_000, 20)
     await until_held(client, keys[-1], gateway.lease_id)
     expected = [gateway.lease_id if number % 2 else None for number in range(20_000)]
     deadline = asyncio.get_running_loop().time() + 15

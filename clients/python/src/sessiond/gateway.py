@@ -184,8 +184,9 @@ class Gateway:
         entry = self._book.get(session)
         return entry is not None and any(link.phase is _Phase.REGISTERED for link in entry.links)
 
-    def __len__(self) -> int:
-        """Returns how many sessions have a connection here, or are still to be ended."""
+    @property
+    def session_count(self) -> int:
+        """How many sessions have a connection here, or are still to be ended."""
         return len(self._book)
 
     async def connect(self, session: SessionKey) -> Connection:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -228,6 +227,9 @@ class _Stream:
                 raise self._silent()
         reading, self._reading = self._reading, None
         self.is_extended = False
+        if reading.cancelled():
+            # Not the caller of this: gRPC cancels its calls when their channel is closed.
+            raise SessiondError(grpc.StatusCode.CANCELLED, "the stream was cancelled")
         return reading.result()
 
     async def _read(self) -> pb.SubscribeResponse:
@@ -237,9 +239,6 @@ class _Stream:
             raise SessiondError(grpc.StatusCode.UNAVAILABLE, "the stream ended without a status") from None
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
-        except asyncio.CancelledError:
-            # gRPC cancels its calls when their connection is closed.
-            raise SessiondError(grpc.StatusCode.CANCELLED, "the stream was cancelled") from None
 
     def _silent(self) -> SessiondError:
         if self.subscribed:
@@ -251,9 +250,7 @@ class _Stream:
     async def close(self) -> None:
         if self._reading is not None:
             self._reading.cancel()
-            with contextlib.suppress(SessiondError, asyncio.CancelledError):
-                await asyncio.wait({self._reading})
-                self._reading.exception()
+            await asyncio.gather(self._reading, return_exceptions=True)
         self._call.cancel()
         await self._channel.close()
 

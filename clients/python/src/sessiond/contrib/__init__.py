@@ -1,0 +1,1 @@
+"""Adapters of the client to other libraries."""
