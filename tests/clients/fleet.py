@@ -40,7 +40,7 @@ class Member:
 
     async def dump(self):
         def compare(answer):
-            if self.changes is not None and answer["mirror"] is not None:
+            if self.changes is not None and answer["mirror"] and answer["mirror"]["synced"]:
                 self.changes.compare({(int(item[0]), int(item[1])): int(item[2] or 0) for item in answer["mirror"]["sessions"]})
 
         return await self.agent.call("dump", timeout=60, on_ok=compare)

@@ -87,6 +87,12 @@ class Connection:
         for task in self.tasks:
             task.cancel()
 
+    def die(self):
+        """Passes nothing any more, and stays open: what a machine sees whose peer has vanished."""
+        self.severed = True
+        self.gate_up.clear()
+        self.gate_down.clear()
+
     async def sever(self, seconds):
         """Resets the client's side now, and delivers what the client has sent after some seconds."""
         self.severed = True
@@ -182,6 +188,10 @@ class Proxy:
     def cut(self):
         for connection in list(self.connections):
             connection.cut()
+
+    def die(self):
+        for connection in self.connections:
+            connection.die()
 
     def sever(self, seconds):
         for connection in list(self.connections):

@@ -189,13 +189,18 @@ async def create_is_delayed_past_the_close(fleet):
         gateway.proxy.heal()
         await asyncio.sleep(0.2)
     for device in fleet.devices[4:]:
-        # The connection breaks, and the server receives the create after everything that came later.
+        # The connection breaks when the create was sent, and the server receives it after everything that came later.
+        gateway.proxy.held.clear()
+        gateway.proxy.set(holds_after_answer=True)
         device.wants = True
         device.connect(gateway)
-        await asyncio.sleep(0.002 * fleet.devices.index(device))
+        await asyncio.wait_for(gateway.proxy.held.wait(), 10)
+        await asyncio.sleep(0.1)
         gateway.proxy.sever(1.5)
+        await asyncio.sleep(0)
+        gateway.proxy.holds_after_answer = False
         device.leave()
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(2)
     await asyncio.sleep(2)
     await settle(fleet)
 
@@ -289,18 +294,20 @@ async def sixty_thousand_reregister_while_half_of_them_close(fleet):
     await close_during_reregistration(fleet, MANY)
 
 
-@history(gateways=1, storages=("memory", "file"), flags=("--outage-grace", "1s", "--retain-events", "10000"))
+@history(gateways=1, storages=("memory", "file"), flags=("--outage-grace", "1s", "--retain-events", "200000"), timeout=30.0)
 async def slow_consumer(fleet):
     """An observer that stops reading costs bounded memory, is reset, and is exact again."""
     observer = fleet.observers[0]
     await observer.agent.call("pause", what="watch")
     await observer.agent.call("pause", what="changes")
     # The mirror itself goes on reading: only its reader of changes is slow.
-    before = observer.agent.rss()
+    before, registry_id = observer.agent.rss(), await fleet.back_end.registry_id()
     for round_ in range(20):
         sessions = [(round_, id_) for id_ in range(20_000)]
         await fleet.back_end.create(*sessions)
-        await fleet.back_end.destroy(*sessions)
+        answer = await fleet.back_end.destroy(*sessions, with_place=True)
+        for place in answer.places:
+            await wait_until(observer, place, registry_id)
     grown = (observer.agent.rss() - before) / 2**20
     fleet.note(f"800,000 events later, the observer has grown by {grown:.0f} MiB")
     if grown > 150:
@@ -314,6 +321,12 @@ async def slow_consumer(fleet):
         fleet.fault("the reader of changes was not told to resync")
 
 
+async def wait_until(observer, place, registry_id):
+    """Waits until the observer's mirror has reached this place."""
+    place = {"partition": place.partition, "position": str(place.position), "registry_id": registry_id}
+    await observer.agent.call("wait_until", timeout=60, place=place)
+
+
 @history(gateways=1)
 async def mirror_waits_for_a_write(fleet):
     """A mirror that has waited for the place of a write has seen it."""
@@ -321,8 +334,7 @@ async def mirror_waits_for_a_write(fleet):
     registry_id = await fleet.back_end.registry_id()
     for id_ in range(100):
         answer = await fleet.back_end.create((0, id_), with_place=True)
-        place = answer.places[0]
-        await observer.agent.call("wait_until", place={"partition": place.partition, "position": str(place.position), "registry_id": registry_id})
+        await wait_until(observer, answer.places[0], registry_id)
         dump = await observer.agent.call("dump")
         if ["0", str(id_)] not in [item[:2] for item in dump["mirror"]["sessions"]]:
             fleet.fault(f"the mirror has passed the place of session {id_}, but does not hold it")
@@ -408,7 +420,8 @@ async def outage_of_three_ttls(fleet):
         fleet.fault(f"an outage has ended sessions: {counts}")
 
 
-@history()
+# With a long ttl, the stream of the lease learns of the loss before the keeper of the lease does.
+@history(ttl=10.0)
 async def registry_is_lost(fleet):
     """A registry is lost and starts anew: all sessions are registered again, and nobody is told to close."""
     fleet.add_devices([(0, id_) for id_ in range(10)])
@@ -450,3 +463,40 @@ async def frozen_gateway_reads_what_it_missed(fleet):
     for device in fleet.devices:
         if device.newest.name != f"{device.name}.1" or device.newest.state != "open":
             fleet.fault(f"{device.name} has lost its connection: {device.newest}")
+
+
+@history(gateways=1)
+async def connections_die_silently(fleet):
+    """The peer of each connection vanishes without a word. Heartbeats and keepalive notice, and new connections work."""
+    fleet.add_devices([(0, 1), (0, 2)])
+    gateway, observer = fleet.gateways[0], fleet.observers[0]
+    for device in fleet.devices:
+        await online(fleet, device, gateway)
+    gateway.proxy.die()
+    observer.proxy.die()
+    kicked = fleet.devices[0]
+    kicked.disturb()
+    kicked.wants = False
+    connection = kicked.newest
+    await fleet.back_end.destroy(kicked.session)
+    await until(fleet, f"{connection.name} is closed", closes(connection), 30)
+    await settle(fleet)
+
+
+@history()
+async def old_connection_closes_late(fleet):
+    """A client has moved while its gateway was cut off. The gateway learns that its client has left before it learns of the move."""
+    fleet.add_devices([(0, 1)])
+    device = fleet.devices[0]
+    source, target = fleet.gateways
+    old = await online(fleet, device, source)
+    source.proxy.set(accepts=False)
+    source.proxy.cut()
+    new = await online(fleet, device, target)
+    device.close(old)
+    source.proxy.heal()
+    await settle(fleet)
+    if device.newest is not new:
+        fleet.fault(f"{new} was closed")
+    if fleet.observers[0].stream.counts.get("destroyed"):
+        fleet.fault("the late close has destroyed the session")

@@ -12,6 +12,14 @@ import grpc  # noqa: E402
 import sessiond  # noqa: E402
 from sessiond import SessionKey  # noqa: E402
 
+if mutant := os.environ.get("SESSIOND_MUTANT"):
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("mutants", pathlib.Path(__file__).resolve().parents[1] / "mutants/python.py")
+    mutants = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutants)
+    getattr(mutants, mutant)()
+
 FILTERS = ("session_ids", "auth_key_ids", "lease_ids")
 
 
@@ -142,6 +150,7 @@ class Agent:
 
     async def do_mirror(self, changes=False, **fields):
         self.mirror = await self.client.mirror(**ids(fields))
+        self.syncing = self.spawn(self.mirror.synced())
         if changes:
             self.spawn(self.report(self.mirror.changes()))
 
@@ -193,8 +202,7 @@ class Agent:
             for session in self.mirror:
                 holder = self.mirror.holder_of(session)
                 sessions.append([str(session.auth_key_id), str(session.session_id), str(holder.lease_id if holder else 0), holder and holder.owner])
-            staleness = self.mirror.staleness
-            mirror = {"sessions": sessions, "synced": staleness is not None, "staleness_ms": staleness and staleness * 1000}
+            mirror = {"sessions": sessions, "synced": self.syncing.done(), "staleness_ms": self.mirror.staleness * 1000}
         return {"gateway": gateway, "mirror": mirror}
 
 

@@ -3,6 +3,8 @@ import { createInterface } from "node:readline";
 
 import { Client, SessionElsewhereError } from "../../../clients/typescript/dist/index.mjs";
 
+if (process.env.SESSIOND_MUTANT) (await import("../mutants/typescript.mjs"))[process.env.SESSIOND_MUTANT]();
+
 const opening = new Map(); // the AbortController of each connection that is opening, by name
 const open = new Map(); // the Connection, by name
 const paused = { watch: undefined, changes: undefined };
