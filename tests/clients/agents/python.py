@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import pathlib
 import sys
@@ -207,6 +208,7 @@ class Agent:
 
 
 async def main():
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     agent = Agent()
     reader = asyncio.StreamReader(limit=1 << 24)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
