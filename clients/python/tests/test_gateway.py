@@ -14,6 +14,7 @@ from sessiond import (
     Connection,
     Destroyed,
     DestroyReason,
+    Events,
     Gateway,
     Moved,
     SessiondError,
@@ -127,6 +128,7 @@ async def test_a_client_that_comes_back_closes_the_connection_it_left(proxy: Pro
 async def test_a_kick_closes_the_connection(client: Client, gateways: Gateways) -> None:
     gateway = await gateways(client)
     connection = await gateway.connect(KEY)
+    await stream_lives(client, gateway)
     assert await client.destroy(KEY)
     assert await reason_of(connection) == Destroyed(DestroyReason.REQUESTED)
     assert not await client.has(KEY)
@@ -281,8 +283,8 @@ async def test_a_partition(client_moves: bool, proxy: Proxy, client: Client, gat
             assert await reason_of(connection) == Moved(new.lease_id)
             assert await holder(client, KEY) == new.lease_id
             # It goes back.
-            await old.connect(KEY)
-            assert await reason_of(moved) == Moved(old.lease_id)
+            back = await old.connect(KEY)
+            assert await reason_of(moved) == Moved(old.lease_id) and not back.closed.done()
         else:
             assert not connection.closed.done()
         assert not other.closed.done() and old.lease_id != first
@@ -327,12 +329,31 @@ async def test_a_stopped_gateway_lets_its_clients_move(client: Client, gateways:
     with pytest.raises(SessiondError, match="stopped"):
         await old.connect(KEY)
     assert await client.has(KEY)
-    await new.connect(KEY)
-    assert await holder(client, KEY) == new.lease_id
+    moved = await new.connect(KEY)
+    assert await holder(client, KEY) == new.lease_id and not moved.closed.done()
     await client.create(SessionKey(0, 1))
     # Nobody saw the session disappear: the first event is the one just made.
-    assert [event.session for event in await anext(watch)] == [SessionKey(0, 1)]  # type: ignore[union-attr]
+    update = await anext(watch)
+    assert isinstance(update, Events)
+    assert [event.session for event in update] == [SessionKey(0, 1)], (list(update), old.lease_id, new.lease_id)
     await watch.close()
+
+
+async def test_a_stopping_gateway_ignores_late_events_of_its_stream(client: Client) -> None:
+    gateway = await client.gateway("gw-1")
+    await stream_lives(client, gateway)
+    connection, destroy = await gateway.connect(KEY), client.batch_destroy
+
+    async def slow(sessions: list[SessionKey], *, lease: int) -> object:
+        # The event of a session whose connection has been told to stop.
+        await client.create(SessionKey(0, 1), lease=lease)
+        await asyncio.sleep(0.5)
+        return await destroy(sessions, lease=lease)
+
+    client.batch_destroy = slow  # type: ignore[assignment, method-assign]
+    connection.close()
+    await gateway.stop()
+    assert await client.batch_has([KEY, SessionKey(0, 1)]) == [False, True]
 
 
 async def test_stopping_ends_the_sessions_that_were_closed_before(client: Client) -> None:

@@ -96,15 +96,27 @@ async def test_ids_become_signed(storage: SessiondStorage, client: Client) -> No
 async def test_a_session_moves_to_the_gateway_that_creates_it(
     storage: SessiondStorage, other: SessiondStorage, client: Client
 ) -> None:
-    closed = asyncio.Event()
+    closed, leave = asyncio.Event(), asyncio.Event()
+
+    async def move() -> None:
+        async with other.socket(lambda: None):
+            assert not await other.has_session(AUTH_KEY, ID)
+            await other.create_session(AUTH_KEY, ID)
+            assert await other.has_session(AUTH_KEY, ID)
+            await leave.wait()
+
     async with storage.socket(closed.set):
         await storage.create_session(AUTH_KEY, ID)
-        assert await storage.has_session(AUTH_KEY, ID) and not await other.has_session(AUTH_KEY, ID)
-        async with other.socket(lambda: None):
-            await other.create_session(AUTH_KEY, ID)
-            await asyncio.wait_for(closed.wait(), 15)
-            assert await other.has_session(AUTH_KEY, ID) and not await storage.has_session(AUTH_KEY, ID)
-            assert await holder(client, KEY) == (await other.gateway()).lease_id
+        assert await storage.has_session(AUTH_KEY, ID)
+        moving = asyncio.create_task(move())
+        await asyncio.wait_for(closed.wait(), 15)
+        assert not await storage.has_session(AUTH_KEY, ID)
+        # A message that the old connection has received before takes nothing back.
+        with pytest.raises(SessiondError, match="is being closed"):
+            await storage.create_session(AUTH_KEY, ID)
+        assert await holder(client, KEY) == (await other.gateway()).lease_id
+    leave.set()
+    await moving
     await until_held(client, KEY, None)
 
 

@@ -3,7 +3,7 @@
 import { Client, type WatchUpdate } from "../src";
 
 const COUNT = 1_000_000;
-const PASSES = 5;
+const PASSES = 15;
 
 async function main(): Promise<void> {
   const client = new Client(process.env["SESSIOND_ADDR"] ?? "http://127.0.0.1:50051");

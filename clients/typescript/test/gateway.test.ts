@@ -234,6 +234,15 @@ test("a create that is delayed past the close leaves no ghost", async (t) => {
   assert.equal(await client.has({ sessionId: 1n }), true);
 });
 
+test("a create that arrives when nobody remembers the connection leaves no ghost", async (t) => {
+  const { server, client } = await start(t);
+  const gateway = await startGateway(t, server.address, "gw-1");
+  (await gateway.connect(session)).close();
+  await eventually("the book is empty", () => gateway["book"].size === 0);
+  assert.equal((await client.create(session, { leaseId: gateway.leaseId })).created, true);
+  await eventually("the late session is destroyed", async () => !(await client.has(session)));
+});
+
 test("connect fails in time while the registry is away, and nothing is left of it", async (t) => {
   const { server, client } = await start(t, ["--storage", `file:${temporaryFolder(t)}/registry`]);
   const own = new Client(server.address, { timeoutMs: 500 });
@@ -282,6 +291,8 @@ test("connections open and close in every order without a ghost", async (t) => {
     const exists = await client.batchHas(ids.map((sessionId) => ({ sessionId })));
     return ids.every((id, i) => exists[i] === expected.has(id));
   });
+  for (const connection of open) connection.close();
+  await eventually("only the last session is left in the book", () => gateway["book"].size === 1);
 });
 
 async function connectMany(gateway: Gateway, count: number): Promise<Connection[]> {

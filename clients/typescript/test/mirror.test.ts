@@ -126,8 +126,7 @@ test("a lost registry fails waits, and the old contents stay until the new ones 
   // Only the differences are told. Sessions may have been created again after the snapshot.
   const held = new Map(many(100).map((key) => [key.sessionId, true]));
   while ([...held.values()].filter(Boolean).length > 2 || !held.get(0n) || !held.get(1n)) {
-    const { value } = await within(changes.next(), "a change");
-    const change = value as MirrorChange;
+    const change = (await within(changes.next(), "a change")).value as MirrorChange;
     assert.ok(change.type === "created" || change.type === "destroyed", change.type);
     assert.notEqual(held.get(change.session.sessionId), change.type === "created");
     held.set(change.session.sessionId, change.type === "created");

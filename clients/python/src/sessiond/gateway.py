@@ -237,6 +237,9 @@ class Gateway:
     async def _stop(self, linger: float) -> None:
         self._is_stopping = True
         self._stopping.set()
+        # An event that comes from now on must not end a session whose client moves.
+        self._follower.cancel()
+        self._observer.cancel()
         for session, entry in list(self._book.items()):
             if entry.links:
                 # The sessions of these connections move, or end with the lease.

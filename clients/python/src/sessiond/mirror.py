@@ -154,7 +154,8 @@ class Mirror:
 
     def has(self, session: SessionKey) -> bool:
         """Returns whether the session exists."""
-        return (session[0] << 64 | session[1] & _MASK) in self._sessions
+        auth_key_id, session_id = session
+        return (auth_key_id << 64 | session_id & _MASK if auth_key_id else session_id & _MASK) in self._sessions
 
     def holder_of(self, session: SessionKey) -> Holder | None:
         """Returns the lease and the owner that hold the session. None if there is no session or it has no lease."""
@@ -301,15 +302,16 @@ class Mirror:
             lease.sessions += 1
 
     async def _apply_events(self, message: pb.SessionEvents) -> None:
-        copy = self._next or self._copy
-        await self._add_leases(copy, {event.lease_id for event in message.events})
-        sessions, leases, only = copy.sessions, copy.leases, self._lease_ids
+        copy, only, destroyed = self._next or self._copy, self._lease_ids, pb.SESSION_EVENT_TYPE_DESTROYED
+        lease_ids = {event.lease_id for event in message.events if event.type != destroyed}
+        await self._add_leases(copy, lease_ids & only if only else lease_ids)
+        sessions, leases = copy.sessions, copy.leases
         for event in message.events:
             key = event.auth_key_id << 64 | event.session_id & _MASK
             old = sessions.pop(key, None)
             if old is not None:
                 old.sessions -= 1
-            if event.type == pb.SESSION_EVENT_TYPE_DESTROYED or (only and event.lease_id not in only):
+            if event.type == destroyed or (only and event.lease_id not in only):
                 continue
             lease = sessions[key] = leases[event.lease_id]
             lease.sessions += 1

@@ -27,6 +27,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc
 from aiohttp import web
 from mtpylon.constants import AUTH_KEY_MANAGER_RESOURCE_NAME, SESSION_SUBJECT_RESOURCE_NAME
 from mtpylon.crypto import AuthKey
@@ -67,9 +68,15 @@ class FleetAuthKey(AuthKey):
 class _Socket:
     """A WebSocket, and the sessions whose messages came over it."""
 
-    close: Callable[[], None]
+    close: Callable[[], None] | None
     connections: dict[SessionKey, asyncio.Task[Connection]] = field(default_factory=dict)
     is_open: bool = True
+
+    def end(self) -> None:
+        """Closes the WebSocket, if it is known. Messages that have arrived create no session any more."""
+        if self.close is not None:
+            self.is_open = False
+            self.close()
 
 
 # The WebSocket whose messages are being handled. The tasks that mtpylon starts for messages inherit it.
@@ -100,7 +107,7 @@ class SessiondStorage(SessionStorageProtocol):
         # The sessions that are present here, by the sockets that carry them.
         self._storage: dict[SessionKey, set[_Socket]] = {}
         # Carries the sessions of messages whose WebSocket is unknown.
-        self._unknown = _Socket(close=lambda: None)
+        self._unknown = _Socket(close=None)
         self._watchers: set[asyncio.Task[None]] = set()
 
     async def gateway(self) -> Gateway:
@@ -112,6 +119,9 @@ class SessiondStorage(SessionStorageProtocol):
     async def create_session(self, auth_key: AuthKey, session_id: long) -> None:
         """Registers a session of the current connection, and takes it from any other gateway."""
         socket, session = _socket.get() or self._unknown, SessionKey(auth_key.id, session_id)
+        if not socket.is_open:
+            # A late message must not take the session back from where the client is now.
+            raise SessiondError(grpc.StatusCode.ABORTED, f"the connection of {session} is being closed")
         task = socket.connections.get(session)
         if task is None:
             task = socket.connections[session] = asyncio.create_task(self._connect(socket, session))
@@ -169,7 +179,7 @@ class SessiondStorage(SessionStorageProtocol):
             # mtpylon would leave the client waiting for an answer.
             socket.connections.pop(session, None)
             _logger.warning("closing the connection of %s, which could not be registered: %s", session, error)
-            socket.close()
+            socket.end()
             raise
         if socket.is_open:
             self._storage.setdefault(session, set()).add(socket)
@@ -183,7 +193,7 @@ class SessiondStorage(SessionStorageProtocol):
         if not isinstance(reason, Closed):
             self._forget(socket, session)
             _logger.info("closing the connection of %s: %s", session, reason)
-            socket.close()
+            socket.end()
 
     def _forget(self, socket: _Socket, session: SessionKey) -> None:
         socket.connections.pop(session, None)
