@@ -50,7 +50,11 @@ class Device:
             await asyncio.sleep(0.1)
             return
         self.connect(self.random.choice(others))
-        await asyncio.wait([self.newest.answer, asyncio.ensure_future(self.wake.wait())], return_when=asyncio.FIRST_COMPLETED)
+        woken = asyncio.ensure_future(self.wake.wait())
+        try:
+            await asyncio.wait([self.newest.answer, woken], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            woken.cancel()
         if self.newest is not None and self.newest.state == "closed":
             # So that a device does not hammer the gateways.
             await asyncio.sleep(self.random.uniform(0.05, 0.3))
