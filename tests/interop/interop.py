@@ -1369,25 +1369,6 @@ class Outages(unittest.TestCase):
         self.assertEqual(list(exists), [True] * len(ids))
 
 
-class Example(Case):
-    def test_the_example_watch_prints_changes(self):
-        process = subprocess.Popen(
-            [sys.executable, ROOT / "examples/python/watch.py", self.server.address],
-            env=os.environ | {"PYTHONPATH": STUBS}, stdout=subprocess.PIPE, text=True,
-        )
-        self.addCleanup(process.stdout.close)
-        self.addCleanup(process.wait)
-        self.addCleanup(process.kill)
-        lines = queue.Queue()
-        threading.Thread(target=lambda: [lines.put(line.strip()) for line in process.stdout], daemon=True).start()
-        self.assertEqual(lines.get(timeout=DEADLINE), "1 sessions")
-        self.create(7, key=0)
-        self.assertEqual(lines.get(timeout=DEADLINE), "created 7")
-        self.destroy(7, 42, key=0)
-        self.assertEqual(lines.get(timeout=DEADLINE), "destroyed 7")
-        self.assertEqual(lines.get(timeout=DEADLINE), "destroyed 42")
-
-
 if __name__ == "__main__":
     if len(sys.argv) < 2 or not os.access(sys.argv[1], os.X_OK):
         sys.exit(f"usage: {sys.argv[0]} PATH-OF-SESSIOND [unittest's arguments]")

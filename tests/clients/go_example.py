@@ -1,0 +1,187 @@
+"""Tests the Go examples against a real server that is killed and started again.
+
+    python tests/clients/go_example.py SERVER
+
+Needs Debian's golang-go, golang-google-grpc-dev, golang-google-genproto-dev, protobuf-compiler, protoc-gen-go and
+protoc-gen-go-grpc. It makes the stubs and builds examples/go as docs/clients/go.md says.
+"""
+
+import asyncio
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+
+from back_end import BackEnd
+from servers import Program, Registry
+from stubs import ROOT
+
+DEADLINE = 30  # seconds
+BINARY = None  # set by main
+
+
+def build(folder):
+    """Makes the stubs and the program in this folder. Returns the path of the program."""
+    stubs = folder / "src"
+    stubs.mkdir()
+    protos = sorted(str(path.relative_to(ROOT / "proto")) for path in (ROOT / "proto").rglob("*.proto"))
+    subprocess.run(["protoc", f"-I{ROOT / 'proto'}", f"--go_out={stubs}", f"--go-grpc_out={stubs}", *protos], check=True)
+    environment = os.environ | {"GO111MODULE": "off", "GOFLAGS": "", "GOPATH": f"{folder}:/usr/share/gocode"}
+    subprocess.run(["go", "vet", "."], cwd=ROOT / "examples/go", env=environment, check=True)
+    subprocess.run(["go", "build", "-o", folder / "sessiond-go", "."], cwd=ROOT / "examples/go", env=environment, check=True)
+    return folder / "sessiond-go"
+
+
+class Example(Program):
+    """A running example, and the lines that it has printed."""
+
+    async def start(self, program, *arguments):
+        self.process = await asyncio.create_subprocess_exec(program, *arguments, stdout=asyncio.subprocess.PIPE)
+        return self
+
+    async def line(self):
+        return (await asyncio.wait_for(self.process.stdout.readline(), DEADLINE)).decode().strip()
+
+    async def until(self, *lines):
+        """Reads until each of these lines was printed."""
+        missing = set(lines)
+        while missing:
+            line = await self.line()
+            assert line or self.process.returncode is None, f"it ended before it printed {missing}"
+            missing.discard(line)
+
+
+class Device:
+    """A client of the gateway."""
+
+    def __init__(self, session):
+        self.session = session
+
+    async def connect(self, address):
+        host, _, port = address.rpartition(":")
+        self.reader, self.writer = await asyncio.open_connection(host, int(port))
+        self.writer.write(f"{self.session}\n".encode())
+        line = await asyncio.wait_for(self.reader.readline(), DEADLINE)
+        assert line == b"connected\n", line
+        return self
+
+    async def is_disconnected(self):
+        return await asyncio.wait_for(self.reader.readline(), DEADLINE) == b""
+
+    def close(self):
+        self.writer.close()
+
+
+class GoExamples(unittest.IsolatedAsyncioTestCase):
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory(prefix="sessiond-go-")
+        cls.addClassCleanup(folder.cleanup)
+        cls.program = build(pathlib.Path(folder.name))
+
+    async def asyncSetUp(self):
+        self.examples = []
+
+    async def asyncTearDown(self):
+        for example in self.examples:
+            await example.kill()
+        await self.back_end.close()
+        await self.registry.close()
+
+    async def serve(self, storage):
+        self.registry = await Registry(BINARY, storage, ["--outage-grace", "1s"]).start()
+        host, port = self.registry.addresses[0]
+        self.address = f"{host}:{port}"
+        self.back_end = BackEnd(self.registry.addresses)
+
+    async def example(self, *arguments):
+        example = await Example().start(self.program, arguments[0], self.address, *arguments[1:])
+        self.examples.append(example)
+        return example
+
+    async def gateway(self):
+        gateway = await self.example("gateway", "127.0.0.1:0")
+        line = await gateway.line()
+        return gateway, line.removeprefix("listening on ")
+
+    async def held_by(self, expected):
+        """Waits until these sessions and no others exist, each under a lease of this owner."""
+        end = asyncio.get_running_loop().time() + DEADLINE
+        held = None
+        while held != expected:
+            self.assertLess(asyncio.get_running_loop().time(), end, f"the registry holds {held} instead of {expected}")
+            await asyncio.sleep(0.05)
+            owners = await self.back_end.owners()
+            held = {id_: owners.get(lease) for (_, id_), lease in (await self.back_end.snapshot()).items()}
+
+    async def restarts(self, storage):
+        """The server is killed and starts again while clients come and go."""
+        await self.serve(storage)
+        observer = await self.example("observe")
+        await observer.until("synced 0")
+        _, address = await self.gateway()
+        stays, leaves = await Device(1).connect(address), await Device(2).connect(address)
+        await observer.until("created 1", "created 2")
+        await self.registry.servers[0].kill()
+        leaves.close()
+        late = asyncio.ensure_future(Device(3).connect(address))
+        await self.registry.servers[0].start()
+        late = await late
+        if storage == "memory":
+            # The observer has lost its place, and starts over with a snapshot.
+            while not (await observer.line()).startswith("synced"):
+                pass
+        await self.held_by({1: address, 3: address})
+        late.close()
+        await self.held_by({1: address})
+        stays.close()
+        await self.held_by({})
+        await observer.until("destroyed 1")
+
+    async def test_a_restart_on_memory_loses_no_session_and_leaves_no_ghost(self):
+        await self.restarts("memory")
+
+    async def test_a_restart_on_a_file_loses_no_session_and_leaves_no_ghost(self):
+        await self.restarts("file")
+
+    async def test_a_session_moves_and_ends_as_others_say(self):
+        await self.serve("memory")
+        observer = await self.example("observe")
+        _, one = await self.gateway()
+        _, other = await self.gateway()
+        first = await Device(5).connect(one)
+        second = await Device(5).connect(other)
+        self.assertTrue(await first.is_disconnected())
+        await observer.until("created 5", "moved 5")
+        await self.held_by({5: other})
+        again = await Device(5).connect(other)
+        second.close()
+        await self.held_by({5: other})
+        await self.back_end.destroy((0, 5))
+        self.assertTrue(await again.is_disconnected())
+        await observer.until("destroyed 5")
+        await self.held_by({})
+
+    async def test_a_stopped_gateway_lets_its_sessions_linger(self):
+        await self.serve("memory")
+        observer = await self.example("observe")
+        gateway, one = await self.gateway()
+        _, other = await self.gateway()
+        device = await Device(8).connect(one)
+        await observer.until("created 8")
+        self.assertEqual(await gateway.terminate(), 0)
+        self.assertTrue(await device.is_disconnected())
+        await self.held_by({8: one})
+        moved = await Device(8).connect(other)
+        await self.held_by({8: other})
+        self.assertEqual(await observer.line(), "moved 8")
+        moved.close()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or not os.access(sys.argv[1], os.X_OK):
+        sys.exit(f"usage: {sys.argv[0]} SERVER [unittest's arguments]")
+    BINARY = sys.argv.pop(1)
+    unittest.main(verbosity=1)

@@ -1,0 +1,109 @@
+"""Runs histories of faults against a client package, and checks that registry, gateways and mirrors agree at the end.
+
+    python tests/clients/run.py SERVER [--client python|typescript|rust] [--storage memory|file|redis] [--seeds 1..20]
+                                [--seed N] [--history NAME] [--jobs N] [-v]
+
+Without a client or a storage, all of them. Without seeds and histories: all scripted histories, the seeds in seeds/ and
+the seeds 1 to 20. Needs grpcio and grpcio-tools, and redis-server for the storage redis. PROTOCOL.md describes how a
+client is driven. If a history fails, it is printed, and the exit code is 1.
+
+SESSIOND_AGENT_LOG=1 and SESSIOND_SERVER_LOG=1 add the logs of the agents and the servers.
+"""
+
+import argparse
+import asyncio
+import pathlib
+import sys
+import time
+import traceback
+
+import random_histories
+import scripted_histories
+from client_process import COMMANDS
+
+HERE = pathlib.Path(__file__).resolve().parent
+CLIENTS, STORAGES = ("python", "typescript", "rust"), ("memory", "file", "redis")
+LIMIT = 300  # seconds for one history, beyond which something hangs
+
+
+def kept_seeds(client, storage):
+    """Reads the seeds that have found something. A line: the seed, the client, the storage, and what it found."""
+    seeds = []
+    for line in (HERE / "seeds/found.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            seed, found_in, on, _ = line.split(maxsplit=3)
+            if found_in in (client, "all") and on in (storage, "all"):
+                seeds.append(int(seed))
+    return sorted(set(seeds))
+
+
+def numbers(text):
+    first, _, last = text.partition("..")
+    return range(int(first), int(last or first) + 1)
+
+
+async def run_one(arguments, client, storage, name, history, slots):
+    async with slots:
+        begun = time.monotonic()
+        error = fleet = None
+        try:
+            fleet = await asyncio.wait_for(history(), LIMIT)
+        except Exception:
+            error = traceback.format_exc()
+        passed = error is None and not fleet.faults
+        print(f"{'ok  ' if passed else 'FAIL'} {client} {storage} {name}: {time.monotonic() - begun:.1f} s", flush=True)
+        if not passed or arguments.verbose:
+            if fleet is not None:
+                fleet.show()
+            if error:
+                print(error)
+            sys.stdout.flush()
+        return passed
+
+
+def histories(arguments, client, storage):
+    """Returns the histories to run, by name."""
+    chosen = arguments.history or ([] if arguments.seeds or arguments.seed is not None else scripted_histories.DEFAULT)
+    for name in chosen:
+        yield name, lambda name=name: scripted_histories.run(name, arguments.server, client, storage)
+    if arguments.seed is not None:
+        seeds = [arguments.seed]
+    elif arguments.seeds or not arguments.history:
+        seeds = list(arguments.seeds or [*kept_seeds(client, storage), *range(1, 21)])
+    else:
+        seeds = []
+    for seed in dict.fromkeys(seeds):
+        yield f"seed {seed}", lambda seed=seed: random_histories.run(arguments.server, client, storage, seed)
+
+
+async def main(arguments):
+    # A history mostly waits, so that several run at a time. The scripted ones measure, and run alone.
+    slots, failed, count = asyncio.Semaphore(arguments.jobs), 0, 0
+    for client in arguments.client or CLIENTS:
+        for storage in arguments.storage or STORAGES:
+            begun = time.monotonic()
+            jobs = []
+            for name, history in histories(arguments, client, storage):
+                one = run_one(arguments, client, storage, name, history, slots)
+                jobs.append(asyncio.ensure_future(one))
+                if not name.startswith("seed"):
+                    await jobs[-1]
+            results = await asyncio.gather(*jobs)
+            count += len(results)
+            failed += results.count(False)
+            print(f"---- {client} on {storage}: {len(results)} histories in {time.monotonic() - begun:.0f} s", flush=True)
+    print(f"{count - failed} passed, {failed} failed")
+    return 1 if failed or not count else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("server", help="the program sessiond")
+    parser.add_argument("--client", action="append", choices=sorted(COMMANDS))
+    parser.add_argument("--storage", action="append", choices=STORAGES)
+    parser.add_argument("--seeds", type=numbers)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--history", action="append", choices=sorted(scripted_histories.HISTORIES))
+    parser.add_argument("--jobs", type=int, default=4, help="how many random histories run at a time (default: 4)")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print the histories that pass, too")
+    sys.exit(asyncio.run(main(parser.parse_args())))

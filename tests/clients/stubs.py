@@ -1,0 +1,27 @@
+"""Generates the gRPC stubs from proto/ into a temporary folder when imported, and offers them."""
+
+import atexit
+import importlib
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def _generate():
+    folder = tempfile.TemporaryDirectory(prefix="sessiond-clients-")
+    atexit.register(folder.cleanup)
+    protos = sorted(str(path.relative_to(ROOT / "proto")) for path in (ROOT / "proto").rglob("*.proto"))
+    out = [f"--python_out={folder.name}", f"--grpc_python_out={folder.name}"]
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'proto'}", *out, *protos], check=True)
+    sys.path.insert(0, folder.name)
+    return folder.name
+
+
+FOLDER = _generate()
+pb = importlib.import_module("sessiond.v1.session_service_pb2")
+pb_grpc = importlib.import_module("sessiond.v1.session_service_pb2_grpc")
+lease_pb = importlib.import_module("sessiond.v1.lease_service_pb2")
+lease_grpc = importlib.import_module("sessiond.v1.lease_service_pb2_grpc")
