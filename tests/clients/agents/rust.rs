@@ -2,6 +2,8 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
+#![allow(clippy::expect_used, reason = "a program of the tests: whoever starts it sees the panic")]
+
 use std::{
     collections::{BTreeMap, HashMap},
     io::{BufRead, Write},
@@ -376,9 +378,9 @@ fn update_fields(update: WatchUpdate) -> Value {
 
 fn event_fields(event: &SessionEvent) -> Value {
     let (r#type, previous, reason) = match event.change {
-        SessionChange::Created => ("created", None, ""),
-        SessionChange::Moved { previous } => ("moved", previous, ""),
-        SessionChange::Destroyed(reason) => ("destroyed", None, reason_text(reason)),
+        SessionChange::Created => ("created", None, String::new()),
+        SessionChange::Moved { previous } => ("moved", previous, String::new()),
+        SessionChange::Destroyed(reason) => ("destroyed", None, text_of(reason)),
     };
     let [auth_key_id, session_id] = key(event.session);
     json!([r#type, auth_key_id, session_id, lease_text(event.lease), lease_text(previous), reason])
@@ -393,7 +395,7 @@ fn closed_event(name: &str, reason: CloseReason) -> Value {
         }
         CloseReason::Destroyed { reason } => {
             event["reason"] = "destroyed".into();
-            event["destroy_reason"] = reason.map(reason_text).into();
+            event["destroy_reason"] = reason.map(text_of).into();
         }
         CloseReason::Stopped => event["reason"] = "stopped".into(),
         other => panic!("{other:?}"),
@@ -415,13 +417,8 @@ fn error_fields(error: &ClientError) -> Value {
     fields
 }
 
-fn reason_text(reason: DestroyReason) -> &'static str {
-    match reason {
-        DestroyReason::Requested => "REQUESTED",
-        DestroyReason::Released => "RELEASED",
-        DestroyReason::LeaseExpired => "LEASE_EXPIRED",
-        DestroyReason::LeaseRevoked => "LEASE_REVOKED",
-    }
+fn text_of(reason: DestroyReason) -> String {
+    reason.name().to_ascii_uppercase()
 }
 
 fn lease_text(lease: Option<LeaseId>) -> String {
