@@ -1,8 +1,6 @@
 //! The Rust client's agent in the suite of faults: runs the commands of PROTOCOL.md, and reports what the client says.
 
-#![allow(clippy::print_stdout, clippy::unwrap_used)]
-
-#![allow(clippy::expect_used, reason = "a program of the tests: whoever starts it sees the panic")]
+#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::expect_used)]
 
 use std::{
     collections::{BTreeMap, HashMap},
