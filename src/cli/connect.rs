@@ -49,6 +49,11 @@ impl AddrArgs {
     pub(crate) fn client(&self, timeout: Duration) -> Result<Client, CliError> {
         let credentials = self.credentials()?;
         let builder = Client::builder(&self.addr).and_then(|builder| credentials.apply(builder));
+        // A watch that runs for long must follow the file.
+        let builder = match &self.token_file {
+            Some(file) => builder.and_then(|builder| builder.token_file(file)),
+            None => builder,
+        };
         let builder = builder.map_err(|error| self.error(&error))?;
         builder.timeout(timeout).connect_timeout(timeout).connect_lazy().map_err(|error| self.error(&error))
     }

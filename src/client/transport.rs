@@ -6,6 +6,7 @@ use std::{
     io,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use tonic::{
@@ -48,7 +49,7 @@ pub(super) enum Authorization {
     File(Arc<TokenFile>),
 }
 
-type Token = MetadataValue<Ascii>;
+pub(super) type Token = MetadataValue<Ascii>;
 
 impl Authorization {
     pub(super) fn bearer(token: &str) -> Result<Self, ClientError> {
@@ -57,6 +58,15 @@ impl Authorization {
 
     pub(super) fn file(path: PathBuf) -> Result<Self, ClientError> {
         TokenFile::open(path).map(|file| Self::File(Arc::new(file)))
+    }
+
+    /// Returns the token that the next call sends.
+    pub(super) fn token(&self) -> Option<Token> {
+        match self {
+            Self::None => None,
+            Self::Token(token) => Some(token.clone()),
+            Self::File(file) => Some(file.token()),
+        }
     }
 }
 
@@ -69,11 +79,29 @@ fn parse(token: &str) -> Result<Token, ClientError> {
     Ok(value)
 }
 
+/// File systems may give two changes within this time the same timestamp.
+const TIMESTAMP_RESOLUTION: Duration = Duration::from_millis(20);
+
 /// A token in a file that is read again when it changes.
 pub(super) struct TokenFile {
     path: PathBuf,
-    /// The token that was last read, and what the file was like then.
-    last: Mutex<(Token, Metadata)>,
+    last: Mutex<LastRead>,
+}
+
+/// What the file held when it was last read.
+struct LastRead {
+    token: Token,
+    found: Metadata,
+    /// Whether a later change is certain to have another timestamp.
+    is_settled: bool,
+}
+
+impl LastRead {
+    /// `found` was read before the token.
+    fn new(token: Token, found: Metadata) -> Self {
+        let age = found.modified().ok().and_then(|modified| modified.elapsed().ok());
+        Self { token, found, is_settled: age.is_some_and(|age| age > TIMESTAMP_RESOLUTION) }
+    }
 }
 
 impl TokenFile {
@@ -82,20 +110,20 @@ impl TokenFile {
             |error: io::Error| ClientError::InvalidTokenFile { path: path.clone(), reason: error.to_string() };
         let found = fs::metadata(&path).map_err(unreadable)?;
         let token = parse(fs::read_to_string(&path).map_err(unreadable)?.trim())?;
-        Ok(Self { path, last: Mutex::new((token, found)) })
+        Ok(Self { path, last: Mutex::new(LastRead::new(token, found)) })
     }
 
     /// Returns the token. Looks at the file each time, which takes about a microsecond.
     fn token(&self) -> Token {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Ok(found) = fs::metadata(&self.path)
-            && !is_same(&found, &last.1)
+            && !(last.is_settled && is_same(&found, &last.found))
             && let Ok(text) = fs::read_to_string(&self.path)
             && let Ok(token) = parse(text.trim())
         {
-            *last = (token, found);
+            *last = LastRead::new(token, found);
         }
-        last.0.clone()
+        last.token.clone()
     }
 }
 
@@ -106,12 +134,9 @@ fn is_same(now: &Metadata, before: &Metadata) -> bool {
 
 impl Interceptor for Authorization {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let token = match self {
-            Self::None => return Ok(request),
-            Self::Token(token) => token.clone(),
-            Self::File(file) => file.token(),
-        };
-        request.metadata_mut().insert("authorization", token);
+        if let Some(token) = self.token() {
+            request.metadata_mut().insert("authorization", token);
+        }
         Ok(request)
     }
 }

@@ -13,7 +13,7 @@ use std::{
 
 use futures_util::{FutureExt, Stream, StreamExt};
 use tokio::time::{Instant, Sleep, sleep_until};
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 pub use self::{
     options::{EventType, WatchOptions, WatchStart},
@@ -23,7 +23,7 @@ use super::{
     ClientError,
     backoff::Backoff,
     convert,
-    transport::{Target, Transport},
+    transport::{Target, Token, Transport},
 };
 use crate::{
     duration,
@@ -68,6 +68,8 @@ pub struct Watch {
     /// Whether the caller holds part of a snapshot from a broken stream and must still be given a reset.
     owes_reset: bool,
     backoff: Backoff,
+    /// The token that the last stream was opened with.
+    token: Option<Token>,
     state: State,
     /// When the state ends, unless something happens before.
     timer: Pin<Box<Sleep>>,
@@ -124,6 +126,7 @@ impl Watch {
             in_snapshot: false,
             owes_reset: false,
             backoff: Backoff::default(),
+            token: None,
             state: State::Waiting,
             timer: Box::pin(sleep_until(Instant::now())),
             is_polled: false,
@@ -170,7 +173,8 @@ impl Watch {
     /// # Errors
     ///
     /// Returns an error only if it is not [retryable](ClientError::is_retryable), such as a missing permission. The
-    /// watch recovers from all other errors by itself, and reports them as [`WatchUpdate::Disconnected`].
+    /// watch recovers from all other errors by itself, and reports them as [`WatchUpdate::Disconnected`]. It also
+    /// recovers when its token is withdrawn, if the [token file](super::ClientBuilder::token_file) has a new one by then.
     ///
     /// You may call this again after an error. The watch then waits, reconnects, and resumes where it stopped.
     pub async fn next(&mut self) -> Result<WatchUpdate, ClientError> {
@@ -247,7 +251,8 @@ impl Watch {
     }
 
     /// Opens a stream on a new connection, because the old one may be dead without either end having noticed.
-    fn open(&self) -> Opening {
+    fn open(&mut self) -> Opening {
+        self.token = self.target.authorization.token();
         let mut channel = SessionServiceClient::new(self.target.connect_lazy());
         let mut request = self.request.clone();
         request.start = match &self.place {
@@ -320,7 +325,17 @@ impl Watch {
         let retry_in = self.backoff.after_failure(error.retry_after());
         self.state = State::Waiting;
         self.timer.as_mut().reset(Instant::now() + retry_in);
-        if error.is_retryable() { Ok(WatchUpdate::Disconnected { error, retry_in }) } else { Err(error) }
+        if error.is_retryable() || self.has_newer_token(&error) {
+            Ok(WatchUpdate::Disconnected { error, retry_in })
+        } else {
+            Err(error)
+        }
+    }
+
+    /// Returns whether the stream was refused because its token is no longer valid, and the token file has another one.
+    fn has_newer_token(&self, error: &ClientError) -> bool {
+        error.status().is_some_and(|status| status.code() == Code::Unauthenticated)
+            && self.token != self.target.authorization.token()
     }
 }
 

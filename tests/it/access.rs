@@ -219,6 +219,25 @@ async fn a_client_reads_its_token_again_when_the_file_changes() {
 }
 
 #[tokio::test]
+async fn a_watch_continues_when_its_token_is_rotated() {
+    let (old, new) = (token("old"), token("new"));
+    let guarded = Guarded::start(&[line(&old, "observe")]).await;
+    let file = guarded.list.with_file_name("token");
+    fs::write(&file, old.token()).unwrap();
+    let client = Client::builder(&guarded.url()).unwrap().token_file(&file).unwrap().connect_lazy().unwrap();
+    let mut watch = client.watch(WatchOptions::from_start(WatchStart::Now));
+    assert!(matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Subscribed { .. }));
+    fs::write(&file, new.token()).unwrap();
+    guarded.change(&[line(&new, "observe")]).await;
+    assert!(matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Disconnected { .. }));
+    assert!(matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Subscribed { .. }));
+    assert!(matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Heartbeat));
+    // The file has no newer token now, so this is an error.
+    guarded.change(&[line(&old, "observe")]).await;
+    assert_refused(soon(watch.next()).await, Code::Unauthenticated, "TOKEN_UNKNOWN");
+}
+
+#[tokio::test]
 async fn a_call_in_flight_finishes_after_its_token_is_withdrawn() {
     let token = token("goes");
     let guarded = Guarded::start(&[line(&token, "read")]).await;
