@@ -12,6 +12,7 @@ import pytest
 import trustme
 
 from sessiond import Client, EventType, SessiondError, SessionKey
+from sessiond import _channel
 from sessiond._proto import error_reason_pb2
 from sessiond._reasons import IS_RETRYABLE
 
@@ -121,6 +122,16 @@ async def test_a_call_fails_after_the_timeout(proxy: Proxy) -> None:
         with pytest.raises(SessiondError) as caught:
             await client.has(SessionKey(0, 1))
         assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED and caught.value.is_retryable
+
+
+async def test_a_connection_that_died_silently_is_replaced(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = [option for option in _channel._OPTIONS if option[0] != "grpc.keepalive_time_ms"]
+    monkeypatch.setattr(_channel, "_OPTIONS", [*options, ("grpc.keepalive_time_ms", 1000)])
+    async with Client(proxy.address, timeout=15) as client:
+        assert not await client.has(SessionKey(0, 1))
+        proxy.die()
+        # This call goes to the dead connection, and is retried on a new one.
+        assert not await client.has(SessionKey(0, 1))
 
 
 async def test_rate_limits_carry_a_delay(started: Start) -> None:

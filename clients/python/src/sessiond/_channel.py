@@ -25,6 +25,8 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5000),
+    # Without this, the C core keeps a dead connection for a minute, whatever the timeout of the keepalive.
+    ("grpc.http2.ping_timeout_ms", 5000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # gRPC shares connections between channels otherwise. A watch that leaves a dead connection needs a new one.
