@@ -80,7 +80,7 @@ class Server:
 
 
 class Proxy:
-    """Forwards TCP connections to a port. It can cut them, refuse new ones, hold back what it forwards, and let them die."""
+    """Forwards TCP connections to a port. It can cut them, refuse new ones, stall them, and let them die."""
 
     def __init__(self, port: Callable[[], int]) -> None:
         self._target = port
