@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 
 import grpc
 import grpc.aio
@@ -14,6 +15,20 @@ OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 200),
     ("grpc.use_local_subchannel_pool", 1),
 ]
+RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.INTERNAL,
+           grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAUTHENTICATED)
+
+
+async def repeat(attempt, deadline=DEADLINE):
+    """Awaits what `attempt` returns, and repeats that while the registry is away."""
+    end = asyncio.get_running_loop().time() + deadline
+    while True:
+        try:
+            return await attempt()
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in RETRIED or asyncio.get_running_loop().time() > end:
+                raise
+            await asyncio.sleep(0.1)
 
 
 class BackEnd:
@@ -24,20 +39,13 @@ class BackEnd:
         self.channels = [grpc.aio.insecure_channel(f"{host}:{port}", OPTIONS) for host, port in addresses]
 
     async def call(self, service, method, request, deadline=DEADLINE):
-        """Makes a call, and repeats it while the registry is away."""
-        end = asyncio.get_running_loop().time() + deadline
-        attempt = 0
-        while True:
-            stub = service(self.channels[attempt % len(self.channels)])
-            attempt += 1
-            try:
-                return await getattr(stub, method)(request, timeout=2, metadata=self.credentials())
-            except grpc.aio.AioRpcError as error:
-                retried = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.INTERNAL,
-                           grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAUTHENTICATED)
-                if error.code() not in retried or asyncio.get_running_loop().time() > end:
-                    raise
-                await asyncio.sleep(0.1)
+        """Makes a call to one server after the other, and repeats it while the registry is away."""
+        channels = itertools.cycle(self.channels)
+
+        def attempt():
+            return getattr(service(next(channels)), method)(request, timeout=2, metadata=self.credentials())
+
+        return await repeat(attempt, deadline)
 
     async def create(self, *sessions, lease=0, **fields):
         keys, ids = zip(*sessions)
@@ -74,6 +82,9 @@ class BackEnd:
 
     async def snapshot(self, server=0):
         """Returns the lease of each session of the registry, as this server sees it."""
+        return await repeat(lambda: self._snapshot(server))
+
+    async def _snapshot(self, server):
         held = {}
         stub = pb_grpc.SessionServiceStub(self.channels[server])
         call = stub.Subscribe(pb.SubscribeRequest(snapshot=True, placements=True), metadata=self.credentials(), timeout=DEADLINE)

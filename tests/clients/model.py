@@ -41,7 +41,7 @@ class Stream:
                 self._event(*event)
         elif kind in ("disconnected", "failed"):
             self.member.world.note(f"the watch of {self.member.name} is {kind}: {update.get('reason')}")
-            if kind == "failed" and not self.member.world.token:
+            if kind == "failed":
                 self.fault(f"it gives up: {update.get('reason')}")
 
     def _event(self, kind, key, id_, lease, previous, _reason):

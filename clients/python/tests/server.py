@@ -80,7 +80,7 @@ class Server:
 
 
 class Proxy:
-    """Forwards TCP connections to a port. It can cut them, refuse new ones, and hold back what it forwards."""
+    """Forwards TCP connections to a port. It can cut them, refuse new ones, stall them, and let them die."""
 
     def __init__(self, port: Callable[[], int]) -> None:
         self._target = port
@@ -109,6 +109,11 @@ class Proxy:
     def stall(self) -> None:
         """Keeps the connections open and forwards nothing."""
         self._flows.clear()
+
+    def die(self) -> None:
+        """Lets the connections that are open now pass nothing, ever. New ones work."""
+        for task in self._tasks:
+            task.cancel()
 
     def heal(self) -> None:
         self._refuses = False
@@ -139,17 +144,15 @@ class Proxy:
 
     async def _forward(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         self._writers.add(sink)
-        try:
+        with contextlib.suppress(OSError):
             while data := await source.read(1 << 16):
                 await self._flows.wait()
                 sink.write(data)
                 await sink.drain()
-        except OSError:
-            pass
-        finally:
-            self._writers.discard(sink)
-            with contextlib.suppress(OSError):
-                sink.close()
+        # A task that was cancelled leaves its connection open: it is dead.
+        self._writers.discard(sink)
+        with contextlib.suppress(OSError):
+            sink.close()
 
 
 async def until(condition: Callable[[], bool], within: float = 10.0) -> None:

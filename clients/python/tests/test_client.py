@@ -5,14 +5,16 @@ import re
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 import pytest
 import trustme
 
-from sessiond import Client, EventType, SessiondError, SessionKey
+from sessiond import Client, Disconnected, EventType, SessiondError, SessionKey, Subscribed, Watch, _channel
 from sessiond._proto import error_reason_pb2
+from sessiond._proto import session_service_pb2 as pb
 from sessiond._reasons import IS_RETRYABLE
 
 from .server import BINARY, Proxy, Server
@@ -123,6 +125,16 @@ async def test_a_call_fails_after_the_timeout(proxy: Proxy) -> None:
         assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED and caught.value.is_retryable
 
 
+async def test_a_connection_that_died_silently_is_replaced(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = [option for option in _channel._OPTIONS if option[0] != "grpc.keepalive_time_ms"]
+    monkeypatch.setattr(_channel, "_OPTIONS", [*options, ("grpc.keepalive_time_ms", 1000)])
+    async with Client(proxy.address, timeout=15) as client:
+        assert not await client.has(SessionKey(0, 1))
+        proxy.die()
+        # This call goes to the dead connection, and is retried on a new one.
+        assert not await client.has(SessionKey(0, 1))
+
+
 async def test_rate_limits_carry_a_delay(started: Start) -> None:
     server = await started("--rate-limit", "1", "--rate-burst", "1")
     async with Client(server.address, timeout=0.3) as client:
@@ -193,6 +205,106 @@ async def test_a_rotated_token_is_used_by_the_next_call(started: Start, tmp_path
         file.write_text(second)
         assert await client.has(SessionKey(0, 1))
         await watch.close()
+
+
+async def test_nothing_fails_when_a_token_is_replaced_before_the_old_one_ends(started: Start, tmp_path: Path) -> None:
+    access, file = tmp_path / "access", tmp_path / "token"
+    file.write_text(await new_token(access, "first"))
+    server = await started("--access-file", str(access))
+    async with Client(server.address, token_file=file) as client, client.watch(heartbeat=0.1) as watch:
+        await anext(watch)
+        mirror = await client.mirror(heartbeat=0.1)
+        await mirror.synced()
+        gateway = await client.gateway("gw-1", ttl=1)
+        connection = await gateway.connect(SessionKey(0, 1))
+        lease = gateway.lease_id
+        for name in ("second", "third"):
+            old = access.read_text()
+            token = await new_token(access, name)
+            new = access.read_text()
+            access.write_text(old + new)
+            async with Client(server.address, token=token) as other:
+                await asyncio.wait_for(until_accepted(other), 10)
+            file.write_text(token)
+            access.write_text(new)
+            # The server ends the stream of the old token, and the watch goes on at once.
+            lost = await asyncio.wait_for(next_of(watch, Disconnected), 10)
+            assert lost.error.reason == "TOKEN_UNKNOWN" and lost.error.is_retryable and lost.retry_in == 0
+            await asyncio.wait_for(next_of(watch, Subscribed), 10)
+            assert await client.has(SessionKey(0, 1))
+            (await gateway.connect(SessionKey(0, 2))).close()
+        created = await client.create(SessionKey(0, 3), with_place=True)
+        assert created.place is not None
+        await mirror.wait_until(created.place)
+        assert not connection.closed.done() and gateway.lease_id == lease
+        await mirror.close()
+        await gateway.stop(linger=0)
+
+
+Update = TypeVar("Update")
+
+
+async def next_of(watch: Watch, kind: type[Update]) -> Update:
+    while not isinstance(update := await anext(watch), kind):
+        pass
+    return update
+
+
+async def until_accepted(client: Client) -> None:
+    """Waits until the server has read the access file."""
+    while True:
+        try:
+            await client.has(SessionKey(0, 1))
+            return
+        except SessiondError as error:
+            assert error.reason == "TOKEN_UNKNOWN"
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("replacement", ["new", "wrong", "same"])
+async def test_a_call_is_retried_once_with_the_token_that_the_file_holds_now(tmp_path: Path, replacement: str) -> None:
+    file, tokens = tmp_path / "token", list[str]()
+    file.write_text("old")
+
+    async def has(request: pb.HasSessionRequest, context: Any) -> pb.HasSessionResponse:
+        tokens.append(str(dict(context.invocation_metadata())["authorization"]))
+        if tokens[-1] != "Bearer new":
+            if replacement != "same":
+                file.write_text(replacement)
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "unknown token")
+        return pb.HasSessionResponse(exists=True)
+
+    server = grpc.aio.server()
+    method = grpc.unary_unary_rpc_method_handler(
+        has,
+        request_deserializer=pb.HasSessionRequest.FromString,
+        response_serializer=pb.HasSessionResponse.SerializeToString,
+    )
+    service = grpc.method_handlers_generic_handler("sessiond.v1.SessionService", {"HasSession": method})
+    server.add_generic_rpc_handlers((service,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with Client(f"http://127.0.0.1:{port}", token_file=file) as client:
+            if replacement == "new":
+                assert await client.has(SessionKey(0, 1))
+            else:
+                with pytest.raises(SessiondError) as caught:
+                    await client.has(SessionKey(0, 1))
+                assert caught.value.code is grpc.StatusCode.UNAUTHENTICATED and not caught.value.is_retryable
+    finally:
+        await server.stop(None)
+    assert tokens == ["Bearer old"] + ([] if replacement == "same" else [f"Bearer {replacement}"])
+
+
+def test_a_token_file_that_is_being_written_keeps_its_token(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("old\n")
+    file = _channel.TokenFile(tmp_path / "token")
+    assert file.token() == "old"
+    (tmp_path / "token").write_text("")
+    assert file.token() == "old"
+    (tmp_path / "token").write_text("newer\n")
+    assert file.token() == "newer"
 
 
 async def test_interceptors_see_calls_and_streams(server: Server) -> None:

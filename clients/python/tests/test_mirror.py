@@ -185,3 +185,9 @@ async def test_a_closed_mirror_ends_what_waits(client: Client) -> None:
     with pytest.raises(SessiondError, match="closed"):
         await waiting
     assert [change async for change in changes] == []
+
+
+async def test_an_empty_mirror_is_true(client: Client) -> None:
+    async with await client.mirror() as mirror:
+        await mirror.synced()
+        assert len(mirror) == 0 and bool(mirror)

@@ -182,10 +182,9 @@ class Agent:
             try:
                 update = await anext(watch)
             except sessiond.SessiondError as error:
-                # An error that is not retryable, such as a token that was revoked. The next call connects again.
                 write({"event": "update", "kind": "failed", "reason": failure(error)["reason"], "cursor": watch.cursor or ""})
-            else:
-                write(describe(update, watch.cursor))
+                return
+            write(describe(update, watch.cursor))
 
     async def do_pause(self, what):
         self.flows[what].clear()

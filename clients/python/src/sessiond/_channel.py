@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5000),
+    # Without this, the C core keeps a dead connection for a minute, whatever the timeout of the keepalive.
+    ("grpc.http2.ping_timeout_ms", 5000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # gRPC shares connections between channels otherwise. A watch that leaves a dead connection needs a new one.
@@ -63,10 +66,10 @@ class TokenFile:
         try:
             status = self._path.stat()
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-            if stamp != self._stamp:
-                self._token, self._stamp = self._path.read_text().strip(), stamp
+            # Whoever replaces the file may have emptied or removed it for a moment.
+            if stamp != self._stamp and (token := self._path.read_text().strip()):
+                self._token, self._stamp = token, stamp
         except OSError as error:
-            # Whoever replaces the file may have removed it for a moment.
             if not self._token:
                 raise SessiondError(
                     grpc.StatusCode.UNAUTHENTICATED, f"cannot read the token from {self._path}: {error.strerror}"
@@ -108,10 +111,15 @@ class Target:
         credentials = grpc.ssl_channel_credentials(self.tls_ca, key, certificate)
         return grpc.aio.secure_channel(name, credentials, options=options, interceptors=interceptors)
 
-    def metadata(self) -> grpc.aio.Metadata | None:
-        """Returns the metadata to send with a call."""
-        token = self.token_file.token() if self.token_file else self.token
-        return None if token is None else grpc.aio.Metadata(("authorization", f"Bearer {token}"))
+    def current_token(self) -> str | None:
+        """Returns the token to send now."""
+        return self.token_file.token() if self.token_file else self.token
+
+    def error(self, error: grpc.aio.AioRpcError, sent: str | None) -> SessiondError:
+        """Converts an error of a call that was sent with this token."""
+        converted = from_rpc_error(error)
+        converted.has_new_token = error.code() is grpc.StatusCode.UNAUTHENTICATED and self.current_token() != sent
+        return converted
 
     def _name(self) -> tuple[str, bool]:
         """Returns gRPC's name for the address, and whether it uses TLS."""
@@ -123,6 +131,11 @@ class Target:
         raise ValueError(
             f"{self.address!r} is not a server address: use http://HOST:PORT, https://HOST:PORT for TLS, or unix:PATH"
         )
+
+
+def metadata(token: str | None) -> grpc.aio.Metadata | None:
+    """Returns the metadata of a call with this token."""
+    return None if token is None else grpc.aio.Metadata(("authorization", f"Bearer {token}"))
 
 
 async def call(
@@ -140,10 +153,17 @@ async def call(
         request_serializer=type(request).SerializeToString,
         response_deserializer=response.FromString,
     )
-    limit = target.timeout if timeout is None else timeout
-    try:
-        return await stub(request, timeout=limit, metadata=target.metadata())
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from None
-    except grpc.aio.UsageError as error:
-        raise SessiondError(grpc.StatusCode.CANCELLED, f"the client is closed: {error}") from None
+    loop = asyncio.get_running_loop()
+    end = loop.time() + (target.timeout if timeout is None else timeout)
+    is_retry = False
+    while True:
+        sent = target.current_token()
+        try:
+            return await stub(request, timeout=end - loop.time(), metadata=metadata(sent))
+        except grpc.aio.AioRpcError as error:
+            failure = target.error(error, sent)
+            if is_retry or not failure.has_new_token:
+                raise failure from None
+            is_retry = True
+        except grpc.aio.UsageError as error:
+            raise SessiondError(grpc.StatusCode.CANCELLED, f"the client is closed: {error}") from None

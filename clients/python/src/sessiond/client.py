@@ -116,7 +116,8 @@ class Client:
         tls_ca: the roots that the server's certificate must come from, in PEM. By default those of gRPC.
         tls_identity: the client's certificate and its private key, in PEM.
         token: a token, as `sessiond token new` printed it.
-        token_file: a file with the token. It is read again when it changes; the next call uses the new token.
+        token_file: a file with the token. It is read again when it changes. A call or a watch whose token was replaced
+            meanwhile is retried with the new one.
         timeout: how many seconds a call may take, retries included.
         interceptors: interceptors for each connection, as for `grpc.aio.insecure_channel`.
     """

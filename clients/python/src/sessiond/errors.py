@@ -32,6 +32,7 @@ class SessiondError(Exception):
         reason: the server's reason in UPPER_SNAKE, for example `LEASE_GONE`; None if the server sent none. Unlike the
             message, a reason does not change between versions.
         retry_after: how many seconds the server asks to wait before a retry; None if it does not.
+        has_new_token: whether the token that was refused has been replaced in the `token_file` since: retry at once.
     """
 
     def __init__(
@@ -47,10 +48,13 @@ class SessiondError(Exception):
         self.message = message
         self.reason = reason
         self.retry_after = retry_after
+        self.has_new_token = False
 
     @property
     def is_retryable(self) -> bool:
         """Whether the same call may succeed if it is retried later."""
+        if self.has_new_token:
+            return True
         if self.reason in IS_RETRYABLE:
             return IS_RETRYABLE[self.reason]
         return self.code in _TRANSIENT

@@ -381,6 +381,7 @@ class Gateway:
 
     async def _is_alive(self, lease_id: int) -> bool:
         """Returns whether the lease has neither ended nor lingers. If not, makes its keeper notice."""
+        # The server may answer a keep-alive from memory, even if another replica has just revoked the lease.
         statuses = [status async for status in self._client.list_leases(lease_ids=[lease_id])]
         is_alive = bool(statuses) and not statuses[0].lingers
         if not is_alive:

@@ -165,6 +165,10 @@ class Mirror:
     def __contains__(self, session: SessionKey) -> bool:
         return self.has(session)
 
+    def __bool__(self) -> bool:
+        """Always True, so that `if mirror` does not take an empty mirror for none."""
+        return True
+
     def __len__(self) -> int:
         return len(self._sessions)
 

@@ -14,10 +14,10 @@ import grpc
 import grpc.aio
 
 from ._backoff import Backoff
-from ._channel import Target
+from ._channel import Target, metadata
 from ._proto import session_service_pb2 as pb
 from .client import duration, seconds
-from .errors import SessiondError, from_rpc_error
+from .errors import SessiondError
 from .session import DestroyReason, EventType, Place, SessionKey, key_of
 
 _DEFAULT_HEARTBEAT = 15.0
@@ -189,13 +189,14 @@ class _Stream:
     """An open stream on a connection of its own, because an old one may be dead without either end noticing."""
 
     def __init__(self, target: Target, request: pb.SubscribeRequest) -> None:
-        self.metadata = target.metadata()
+        self._target = target
+        self._sent = target.current_token()
         self._channel = target.connect()
         self._call = self._channel.unary_stream(
             "/sessiond.v1.SessionService/Subscribe",
             request_serializer=pb.SubscribeRequest.SerializeToString,
             response_deserializer=pb.SubscribeResponse.FromString,
-        )(request, metadata=self.metadata)
+        )(request, metadata=metadata(self._sent))
         # Unlike `read`, the iterator returns the messages that arrived before the stream ended.
         self._messages: AsyncIterator[pb.SubscribeResponse] = aiter(self._call)
         self._reading: asyncio.Task[pb.SubscribeResponse] | None = None
@@ -238,7 +239,7 @@ class _Stream:
         except StopAsyncIteration:
             raise SessiondError(grpc.StatusCode.UNAVAILABLE, "the stream ended without a status") from None
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+            raise self._target.error(error, self._sent) from None
 
     def _silent(self) -> SessiondError:
         if self.subscribed:
@@ -402,7 +403,7 @@ class Watch:
         self._owes_reset |= self._in_snapshot
         self._in_snapshot = False
         self._places = ()
-        retry_in = self._backoff.after_failure(error.retry_after)
+        retry_in = 0.0 if error.has_new_token else self._backoff.after_failure(error.retry_after)
         self._retry_at = asyncio.get_running_loop().time() + retry_in
         stream, self._stream = self._stream, None
         if stream is not None:
