@@ -31,7 +31,10 @@ export interface ClientOptions {
   readonly tlsIdentity?: { readonly cert: string | Uint8Array; readonly key: string | Uint8Array };
   /** The token to send with every call. */
   readonly token?: string;
-  /** A file with the token. It is read again whenever it changes. */
+  /**
+   * A file with the token. It is read again whenever it changes. A call or a stream whose token is refused and has been
+   * replaced meanwhile is retried with the new one.
+   */
   readonly tokenFile?: string;
   /** How long a call may take, including connecting and retries: 10 s by default. */
   readonly timeoutMs?: number;

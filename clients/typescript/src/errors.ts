@@ -23,6 +23,7 @@ export interface SessiondErrorParts {
   readonly reason?: string | undefined;
   readonly retryAfterMs?: number | undefined;
   readonly isRetryable?: boolean;
+  readonly hasNewToken?: boolean;
   readonly cause?: unknown;
 }
 
@@ -37,14 +38,18 @@ export class SessiondError extends Error {
   readonly retryAfterMs: number | undefined;
   /** Whether the same call may succeed if it is retried later. */
   readonly isRetryable: boolean;
+  /** Whether the token that was refused has been replaced in the `tokenFile` since: retry at once. */
+  readonly hasNewToken: boolean;
 
   constructor(code: Code, message: string, parts: SessiondErrorParts = {}) {
     super(message, parts.cause === undefined ? undefined : { cause: parts.cause });
     this.code = code;
     this.reason = parts.reason;
     this.retryAfterMs = parts.retryAfterMs;
+    this.hasNewToken = parts.hasNewToken ?? false;
     const retry = parts.reason === undefined ? undefined : REASONS[parts.reason];
-    this.isRetryable = parts.isRetryable ?? (retry === undefined ? TRANSIENT.has(code) : retry !== "never");
+    const mayPass = retry === undefined ? TRANSIENT.has(code) : retry !== "never";
+    this.isRetryable = parts.isRetryable ?? (this.hasNewToken || mayPass);
   }
 
   /**
@@ -82,14 +87,14 @@ export function closedError(what: string): SessiondError {
   return new SessiondError(Code.CANCELLED, `the ${what} is closed`, { isRetryable: false });
 }
 
-/** Returns any error of a call as a SessiondError. */
-export function fromServiceError(error: unknown): SessiondError {
+/** Returns any error of a call as a SessiondError. `isTokenOld` says whether the token that was sent has been replaced. */
+export function fromServiceError(error: unknown, isTokenOld = (): boolean => false): SessiondError {
   if (error instanceof SessiondError) return error;
   if (!isServiceError(error)) {
     const message = error instanceof Error ? error.message : String(error);
     return new SessiondError(Code.INTERNAL, message, { isRetryable: false, cause: error });
   }
-  const parts = detailsOf(error);
+  const parts = { ...detailsOf(error), hasNewToken: error.code === Code.UNAUTHENTICATED && isTokenOld() };
   return new SessiondError(error.code, `${Code[error.code]}: ${error.details}`, { ...parts, cause: error });
 }
 

@@ -7,7 +7,7 @@ import type { SubscribeRequest } from "./generated/sessiond/v1/session_service";
 import { Subscribe } from "./methods";
 import { toPlaces } from "./place";
 import type { StreamMessage } from "./stream-message";
-import { Transport, type Target } from "./transport";
+import { Transport, type SentStream, type Target } from "./transport";
 import { resetCause, type PackedUpdate } from "./updates";
 import { Waiter } from "./wait";
 
@@ -97,8 +97,8 @@ export class ResumingStream {
   /** Opens a stream on a new connection, because the old one may be dead without either end having noticed. */
   private connect(): OpenStream {
     const transport = Transport.dedicated(this.target);
-    const call = transport.stream(Subscribe, { ...this.filters, start: this.start });
-    return new OpenStream(transport, call, this.timeoutMs, this.waiter);
+    const sent = transport.stream(Subscribe, { ...this.filters, start: this.start });
+    return new OpenStream(transport, sent, this.timeoutMs, this.waiter);
   }
 
   private disconnect(): void {
@@ -110,7 +110,7 @@ export class ResumingStream {
     this.disconnect();
     this.owesReset ||= this.isInSnapshot;
     this.isInSnapshot = false;
-    const retryInMs = this.backoff.afterFailure(error.retryAfterMs);
+    const retryInMs = error.hasNewToken ? 0 : this.backoff.afterFailure(error.retryAfterMs);
     this.retryAt = performance.now() + retryInMs;
     if (!error.isRetryable) throw error;
     return { type: "disconnected", error, retryInMs };
@@ -153,12 +153,15 @@ class OpenStream {
   /** Why the stream ended. What has arrived before can still be read. */
   end: SessiondError | undefined;
 
+  private readonly call: ClientReadableStream<StreamMessage>;
+
   constructor(
     private readonly transport: Transport,
-    private readonly call: ClientReadableStream<StreamMessage>,
+    { call, toError }: SentStream<StreamMessage>,
     timeoutMs: number,
     waiter: Waiter,
   ) {
+    this.call = call;
     this.limitMs = timeoutMs;
     this.deadline = performance.now() + timeoutMs;
     const wake = () => {
@@ -166,7 +169,7 @@ class OpenStream {
     };
     call.on("readable", wake);
     call.on("error", (error) => {
-      this.end ??= fromServiceError(error);
+      this.end ??= toError(error);
       wake();
     });
     call.on("status", () => {

@@ -6,7 +6,7 @@ import {
   type Interceptor,
 } from "@grpc/grpc-js";
 
-import { fromServiceError, protocolError } from "./errors";
+import { fromServiceError, protocolError, SessiondError } from "./errors";
 import type { Method } from "./methods";
 import type { TokenSource } from "./token";
 
@@ -45,6 +45,12 @@ export interface Target {
   readonly interceptors: readonly Interceptor[];
 }
 
+/** A stream, and how to convert its errors. */
+export interface SentStream<Response> {
+  readonly call: ClientReadableStream<Response>;
+  readonly toError: (error: unknown) => SessiondError;
+}
+
 /** Connections to a server, opened on first use. */
 export class Transport {
   private readonly client: GrpcClient;
@@ -72,37 +78,65 @@ export class Transport {
     return new Transport(target, ONE_CONNECTION, { "grpc.use_local_subchannel_pool": 1 });
   }
 
-  /** Makes a call. It waits for a connection, and fails after `timeoutMs`. */
-  call<Request, Response>(method: Method<Request, Response>, request: Request, timeoutMs: number): Promise<Response> {
-    const { path, serialize, deserialize } = method;
-    return new Promise((resolve, reject) => {
-      const options = { deadline: Date.now() + timeoutMs };
-      try {
-        this.client.makeUnaryRequest(path, serialize, deserialize, request, this.metadata(true), options, (error, answer) => {
-          if (error) reject(fromServiceError(error));
-          else if (answer === undefined) reject(protocolError("no answer"));
-          else resolve(answer);
-        });
-      } catch (error) {
-        reject(fromServiceError(error));
-      }
-    });
+  /**
+   * Makes a call. It waits for a connection, and fails after `timeoutMs`. If its token is refused and has been replaced
+   * meanwhile, it is made once more.
+   */
+  async call<Request, Response>(
+    method: Method<Request, Response>,
+    request: Request,
+    timeoutMs: number,
+  ): Promise<Response> {
+    const deadline = Date.now() + timeoutMs;
+    try {
+      return await this.callOnce(method, request, deadline);
+    } catch (error) {
+      if (!(error instanceof SessiondError && error.hasNewToken)) throw error;
+      return this.callOnce(method, request, deadline);
+    }
   }
 
   /** Opens a stream. It fails at once if there is no connection. */
-  stream<Request, Response>(method: Method<Request, Response>, request: Request): ClientReadableStream<Response> {
+  stream<Request, Response>(method: Method<Request, Response>, request: Request): SentStream<Response> {
     const { path, serialize, deserialize } = method;
-    return this.client.makeServerStreamRequest(path, serialize, deserialize, request, this.metadata(false));
+    const token = this.target.token();
+    const call = this.client.makeServerStreamRequest(path, serialize, deserialize, request, metadataOf(token, false));
+    return { call, toError: this.errorsOf(token) };
   }
 
   close(): void {
     this.client.close();
   }
 
-  private metadata(waitForReady: boolean): Metadata {
-    const metadata = new Metadata({ waitForReady });
+  private callOnce<Request, Response>(
+    { path, serialize, deserialize }: Method<Request, Response>,
+    request: Request,
+    deadline: number,
+  ): Promise<Response> {
     const token = this.target.token();
-    if (token !== undefined) metadata.set("authorization", `Bearer ${token}`);
-    return metadata;
+    const toError = this.errorsOf(token);
+    return new Promise((resolve, reject) => {
+      const metadata = metadataOf(token, true);
+      try {
+        this.client.makeUnaryRequest(path, serialize, deserialize, request, metadata, { deadline }, (error, answer) => {
+          if (error) reject(toError(error));
+          else if (answer === undefined) reject(protocolError("no answer"));
+          else resolve(answer);
+        });
+      } catch (error) {
+        reject(toError(error));
+      }
+    });
   }
+
+  /** Returns how to convert the errors of a call that was sent with `token`. */
+  private errorsOf(token: string | undefined): (error: unknown) => SessiondError {
+    return (error) => fromServiceError(error, () => this.target.token() !== token);
+  }
+}
+
+function metadataOf(token: string | undefined, waitForReady: boolean): Metadata {
+  const metadata = new Metadata({ waitForReady });
+  if (token !== undefined) metadata.set("authorization", `Bearer ${token}`);
+  return metadata;
 }

@@ -4,9 +4,10 @@ import { readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 
-import { status } from "@grpc/grpc-js";
+import { Server as GrpcServer, ServerCredentials, status, type handleUnaryCall } from "@grpc/grpc-js";
 
-import { Client } from "../src";
+import { Client, type SessiondError, type WatchUpdate } from "../src";
+import { HasSessionRequest, HasSessionResponse } from "../src/generated/sessiond/v1/session_service";
 import { cleanUp } from "./cleanup";
 import { eventually } from "./eventually";
 import { binary, Server, temporaryFolder } from "./server";
@@ -20,14 +21,15 @@ function newToken(folder: string, name: string): { token: string; line: string }
   return { token: readFileSync(path, "utf8").trim(), line };
 }
 
+function replace(path: string, text: string): void {
+  writeFileSync(`${path}.new`, text);
+  renameSync(`${path}.new`, path);
+}
+
 test("a rotated token is used by the next call and the next stream", async (t) => {
   const folder = temporaryFolder(t);
   const access = join(folder, "access");
   const tokenFile = join(folder, "token");
-  const replace = (path: string, text: string) => {
-    writeFileSync(`${path}.new`, text);
-    renameSync(`${path}.new`, path);
-  };
   const old = newToken(folder, "old");
   const fresh = newToken(folder, "fresh");
   replace(access, old.line);
@@ -53,6 +55,105 @@ test("a rotated token is used by the next call and the next stream", async (t) =
   assert.equal((await watch.next()).value?.type, "subscribed");
   watch.close();
 });
+
+test("nothing fails when a token is replaced before the old one ends", async (t) => {
+  const folder = temporaryFolder(t);
+  const access = join(folder, "access");
+  const tokenFile = join(folder, "token");
+  let old = newToken(folder, "first");
+  replace(access, old.line);
+  replace(tokenFile, old.token);
+  const server = await Server.start(t, ["--storage", "memory:", "--access-file", access]);
+  const client = new Client(server.address, { tokenFile });
+  const watch = client.watch();
+  const mirror = client.mirror();
+  const gateway = await client.gateway("gw-1", { ttlMs: 1000 });
+  cleanUp(t, async () => {
+    await gateway.stop(0);
+    mirror.close();
+    watch.close();
+    client.close();
+  });
+  const next = async <Type extends WatchUpdate["type"]>(type: Type): Promise<Extract<WatchUpdate, { type: Type }>> => {
+    for (;;) {
+      const { value } = await watch.next();
+      if (value?.type === type) return value as Extract<WatchUpdate, { type: Type }>;
+    }
+  };
+  await next("subscribed");
+  await mirror.synced();
+  const connection = await gateway.connect({ sessionId: 1n });
+  const lease = gateway.leaseId;
+  let closed = "";
+  void connection.closed.then(({ type }) => (closed = type));
+
+  for (const name of ["second", "third"]) {
+    const fresh = newToken(folder, name);
+    replace(access, `${old.line}\n${fresh.line}`);
+    using other = new Client(server.address, { token: fresh.token });
+    await eventually("the new token is accepted", () =>
+      other.has({ sessionId: 1n }).catch((error: unknown) => {
+        assert.equal((error as SessiondError).reason, "TOKEN_UNKNOWN");
+        return false;
+      }),
+    );
+    replace(tokenFile, fresh.token);
+    replace(access, fresh.line);
+    const { error, retryInMs } = await next("disconnected");
+    assert.equal(error.reason, "TOKEN_UNKNOWN");
+    assert.equal(error.isRetryable, true);
+    assert.equal(error.hasNewToken, true);
+    assert.equal(retryInMs, 0);
+    await next("subscribed");
+    assert.equal(await client.has({ sessionId: 1n }), true);
+    await gateway.connect({ sessionId: name === "second" ? 2n : 3n });
+    old = fresh;
+  }
+  const { place } = await client.create({ sessionId: 4n }, { withPlace: true });
+  await mirror.waitUntil(place ?? assert.fail("no place"));
+  assert.equal(closed, "");
+  assert.equal(gateway.leaseId, lease);
+});
+
+for (const replacement of ["new", "wrong", undefined]) {
+  const what = replacement === undefined ? "a token that was not replaced" : `a token that was replaced by a ${replacement} one`;
+  test(`a call is retried once at most: ${what}`, async (t) => {
+    const tokenFile = join(temporaryFolder(t), "token");
+    replace(tokenFile, "old");
+    const sent: unknown[] = [];
+    const server = new GrpcServer();
+    cleanUp(t, () => {
+      server.forceShutdown();
+    });
+    const has: handleUnaryCall<HasSessionRequest, HasSessionResponse> = ({ metadata }, answer) => {
+      sent.push(metadata.get("authorization")[0]);
+      if (sent.at(-1) === "Bearer new") {
+        answer(null, { exists: true });
+        return;
+      }
+      if (replacement !== undefined) replace(tokenFile, replacement);
+      answer({ code: status.UNAUTHENTICATED, details: "unknown token" });
+    };
+    server.register(
+      "/sessiond.v1.SessionService/HasSession",
+      has,
+      (message: HasSessionResponse) => Buffer.from(HasSessionResponse.encode(message).finish()),
+      (bytes) => HasSessionRequest.decode(bytes),
+      "unary",
+    );
+    const port = await new Promise<number>((resolve, reject) => {
+      server.bindAsync("127.0.0.1:0", ServerCredentials.createInsecure(), (error, bound) => {
+        if (error) reject(error);
+        else resolve(bound);
+      });
+    });
+    using client = new Client(`http://127.0.0.1:${port}`, { tokenFile });
+    const answer = client.has({ sessionId: 1n });
+    if (replacement === "new") assert.equal(await answer, true);
+    else await assert.rejects(answer, { code: status.UNAUTHENTICATED, isRetryable: false });
+    assert.deepEqual(sent, ["Bearer old", ...(replacement === undefined ? [] : [`Bearer ${replacement}`])]);
+  });
+}
 
 test("a missing or malformed token is refused at once", (t) => {
   const folder = temporaryFolder(t);

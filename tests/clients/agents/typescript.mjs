@@ -97,8 +97,8 @@ async function follow(watch) {
       if (done) return;
       write(update(value, watch.cursor));
     } catch (error) {
-      // An error that is not retryable, such as a token that was revoked. The next call connects again.
       write({ event: "update", kind: "failed", reason: failure(error).reason, cursor: watch.cursor });
+      return;
     }
   }
 }
