@@ -92,16 +92,6 @@ impl Table {
         self.places.find(hash, is_it).map(|&place| place.into())
     }
 
-    /// Returns the place of some session with this hash, which may be another one.
-    pub(crate) fn guess(&self, hash: u64) -> Option<usize> {
-        self.places.find(hash, |_| true).map(|&place| place.into())
-    }
-
-    /// Returns the last session. It moves to the place of a session that is removed.
-    pub(crate) fn last(&self) -> Option<SessionKey> {
-        self.sessions.get(self.len().checked_sub(1)?)
-    }
-
     pub(crate) fn lease(&self, place: usize) -> LeaseSlot {
         self.leases.get(place).unwrap_or(0)
     }
@@ -133,6 +123,12 @@ impl Table {
         let is_wasteful = self.sessions.is_wasteful(need.len) || self.leases.is_wasteful(need.len);
         let is_short = need.sessions > 0 || need.leases > 0 || places.is_some();
         (is_short || is_wasteful).then_some(need)
+    }
+
+    /// Returns the memory that the table needs for `more` sessions.
+    pub(crate) fn need_for(&self, more: usize, is_leased: bool) -> Need {
+        let len = (self.len() + more).min(MAX_SESSIONS);
+        self.need_of(len, is_leased, (self.places.capacity() < len).then_some(len))
     }
 
     fn need_of(&self, len: usize, is_leased: bool, places: Option<usize>) -> Need {
@@ -199,14 +195,18 @@ impl Table {
 /// What only a storage needs.
 #[cfg(feature = "subject")]
 impl Table {
-    pub(crate) fn session(&self, place: usize) -> Option<SessionKey> {
-        self.sessions.get(place)
+    /// Returns the place of some session with this hash, which may be another one.
+    pub(crate) fn guess(&self, hash: u64) -> Option<usize> {
+        self.places.find(hash, |_| true).map(|&place| place.into())
     }
 
-    /// Returns the memory that the table needs for `more` sessions.
-    pub(crate) fn need_for(&self, more: usize, is_leased: bool) -> Need {
-        let len = (self.len() + more).min(MAX_SESSIONS);
-        self.need_of(len, is_leased, (self.places.capacity() < len).then_some(len))
+    /// Returns the last session. It moves to the place of a session that is removed.
+    pub(crate) fn last(&self) -> Option<SessionKey> {
+        self.sessions.get(self.len().checked_sub(1)?)
+    }
+
+    pub(crate) fn session(&self, place: usize) -> Option<SessionKey> {
+        self.sessions.get(place)
     }
 
     /// Removes sessions under `lease`, at most `limit`, and returns them. Fewer than `limit` mean that none remain.

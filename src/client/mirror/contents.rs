@@ -1,7 +1,6 @@
 //! The sessions of a mirror, and the lease of each.
 
 use std::{
-    hint::black_box,
     mem,
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -19,8 +18,8 @@ pub(super) const MANY: usize = 4096;
 /// The number of tables of a mirror of a part.
 pub(super) const FEW: usize = 256;
 
-/// How many sessions of a snapshot are inserted together.
-pub(super) const GROUP: usize = 32;
+/// How many sessions of a snapshot are inserted together: 64 for each of many tables, in 6 MiB.
+pub(super) const TOGETHER: usize = 1 << 18;
 
 /// Sessions in many small tables, each with its own lock, so that readers and the writer rarely meet. Only one task
 /// writes.
@@ -66,26 +65,50 @@ impl Contents {
         self.set_at(self.spot_of(&session), session, lease)
     }
 
-    /// Does the same for up to [`GROUP`] sessions, and calls `replaced` with each lease that was replaced.
+    /// Does the same for many sessions, table by table, and calls `replaced` with each lease that was replaced.
     ///
-    /// A session takes a few memory reads that miss every cache. They are made for all sessions first, because the
-    /// processor then overlaps them.
-    pub(super) fn set_group(&self, group: &[(SessionKey, LeaseSlot)], mut replaced: impl FnMut(LeaseSlot)) {
-        let mut spots = [Spot::default(); GROUP];
-        for (spot, (session, _)) in spots.iter_mut().zip(group) {
-            *spot = self.spot_of(session);
-            let table = lock_table(&self.tables[spot.table]);
-            black_box((table.guess(spot.hash), table.last()));
+    /// In any other order, each session would take several reads of memory that is in no cache.
+    pub(super) fn set_all(&self, sessions: &[(SessionKey, LeaseSlot)], mut replaced: impl FnMut(LeaseSlot)) {
+        let spots: Vec<Spot> = sessions.iter().map(|(session, _)| self.spot_of(session)).collect();
+        // A counting sort: the end of each table's part of `order`, which becomes its start as it is filled.
+        let mut parts = vec![0; self.tables.len() + 1];
+        spots.iter().for_each(|spot| parts[spot.table] += 1);
+        let mut end = 0;
+        for part in &mut parts {
+            end += *part;
+            *part = end;
         }
-        for (spot, (session, lease)) in spots.into_iter().zip(group) {
-            if let Some(before) = self.set_at(spot, *session, *lease) {
-                replaced(before);
+        let mut order = vec![0; sessions.len()];
+        for (nth, spot) in spots.iter().enumerate().rev() {
+            parts[spot.table] -= 1;
+            order[parts[spot.table]] = nth;
+        }
+        for (table, part) in self.tables.iter().zip(parts.windows(2)) {
+            let run = &order[part[0]..part[1]];
+            if run.is_empty() {
+                continue;
+            }
+            let is_leased = run.iter().any(|nth| sessions[*nth].1 != 0);
+            let need = lock_table(table).need_for(run.len(), is_leased);
+            let room = need.make();
+            let unused = lock_table(table).move_into(room, &self.hasher);
+            drop(unused);
+            let mut table = lock_table(table);
+            for nth in run {
+                let (session, lease) = sessions[*nth];
+                if let Some(before) = self.put(&mut table, spots[*nth].hash, session, lease) {
+                    replaced(before);
+                }
             }
         }
     }
 
     fn set_at(&self, Spot { hash, table }: Spot, session: SessionKey, lease: LeaseSlot) -> Option<LeaseSlot> {
-        let mut table = self.with_room(&self.tables[table], lease != 0);
+        self.put(&mut self.with_room(&self.tables[table], lease != 0), hash, session, lease)
+    }
+
+    /// Sets a session in a table that has room for it.
+    fn put(&self, table: &mut Table, hash: u64, session: SessionKey, lease: LeaseSlot) -> Option<LeaseSlot> {
         match table.find(hash, &session) {
             Some(place) => {
                 let before = table.lease(place);

@@ -17,7 +17,7 @@ use tokio::{
 use super::{
     MirrorChange, Shared,
     changes::Teller,
-    contents::{Contents, GROUP},
+    contents::{Contents, TOGETHER},
     leases::Slots,
     progress::Progress,
 };
@@ -26,6 +26,7 @@ use crate::{
         Client, ClientError, LeaseQuery, MAX_BATCH, Place, SnapshotSession, Watch, WatchUpdate, backoff::Backoff,
     },
     session::{LeaseId, SessionChange, SessionEvent, SessionKey},
+    table::LeaseSlot,
 };
 
 /// How long the sessions of a message wait for the owners of leases that are new in it.
@@ -48,6 +49,8 @@ pub(super) struct Follower {
     slots: Slots,
     /// The contents of the snapshot that is being read.
     next: Option<Contents>,
+    /// Sessions of the snapshot that are to be inserted.
+    waiting: Vec<(SessionKey, LeaseSlot)>,
     /// A lookup of owners that is made again in the background.
     retry: Option<Pin<Box<dyn Future<Output = Owners> + Send>>>,
     backoff: Backoff,
@@ -64,7 +67,18 @@ impl Follower {
         let slots = Slots::new(Arc::clone(&shared.holders));
         let next = Some(shared.contents.empty());
         let leases = leases.iter().copied().collect();
-        Self { shared, progress, changes, client, leases, slots, next, retry: None, backoff: Backoff::default() }
+        Self {
+            shared,
+            progress,
+            changes,
+            client,
+            leases,
+            slots,
+            next,
+            waiting: Vec::new(),
+            retry: None,
+            backoff: Backoff::default(),
+        }
     }
 
     /// Applies the updates of a watch, for ever.
@@ -106,6 +120,7 @@ impl Follower {
             Ok(WatchUpdate::Events(events)) => {
                 let kept: Vec<_> = events.iter().filter(|event| self.is_kept(event)).collect();
                 self.learn_owners(kept.iter().filter_map(|event| event.lease)).await;
+                self.insert_waiting();
                 events.iter().for_each(|event| self.change(event));
                 self.changes.send();
                 self.slots.forget_idle();
@@ -139,18 +154,23 @@ impl Follower {
         }
     }
 
-    /// Inserts sessions of a snapshot.
+    /// Inserts sessions of a snapshot, once enough of them have come.
     fn insert(&mut self, sessions: Vec<SnapshotSession>) {
-        let Some(next) = &self.next else { return };
-        let mut group = [(SessionKey::default(), 0); GROUP];
-        for some in sessions.chunks(GROUP) {
-            for (entry, SnapshotSession { session, lease }) in group.iter_mut().zip(some) {
-                let slot = self.slots.slot_of(*lease);
-                self.slots.enter(slot);
-                *entry = (*session, slot);
-            }
-            next.set_group(&group[..some.len()], |before| self.slots.leave(before));
+        for SnapshotSession { session, lease } in sessions {
+            let slot = self.slots.slot_of(lease);
+            self.slots.enter(slot);
+            self.waiting.push((session, slot));
         }
+        if self.waiting.len() >= TOGETHER {
+            self.insert_waiting();
+        }
+    }
+
+    fn insert_waiting(&mut self) {
+        if let Some(next) = &self.next {
+            next.set_all(&self.waiting, |before| self.slots.leave(before));
+        }
+        self.waiting.clear();
     }
 
     /// Returns whether the session of an event is in the mirror afterwards.
@@ -179,6 +199,8 @@ impl Follower {
 
     /// Replaces the contents by those of a complete snapshot, table by table, and reports the differences.
     fn replace(&mut self) {
+        self.insert_waiting();
+        self.waiting = Vec::new();
         let Some(next) = self.next.take() else { return };
         let contents = &self.shared.contents;
         for nth in 0..contents.tables() {
@@ -216,6 +238,7 @@ impl Follower {
 
     /// Drops the contents that nobody reads.
     fn abandon(&mut self) {
+        self.insert_waiting();
         let Some(old) = self.next.take() else { return };
         for nth in 0..old.tables() {
             old.for_each(nth, |_, slot| self.slots.leave(slot));
