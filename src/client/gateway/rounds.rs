@@ -10,7 +10,7 @@ use super::{
     book::{Claim, Lookup, Plan},
 };
 use crate::{
-    client::{Client, ClientError, Lease, backoff::Backoff},
+    client::{Client, ClientError, Lease, LeaseQuery, backoff::Backoff},
     session::{LeaseId, SessionKey},
 };
 
@@ -128,13 +128,26 @@ impl<'a> Rounds<'a> {
         if !is_doubtful {
             return Ok((found, true));
         }
-        match self.client.keep_lease_alive(lease).await {
-            Ok(_) => Ok((found, true)),
-            Err(error) if error.is_lease_gone() => {
-                self.lease.check();
-                Ok((found, false))
+        let is_held = self.is_held(lease).await?;
+        if !is_held {
+            self.lease.check();
+        }
+        Ok((found, is_held))
+    }
+
+    /// Returns whether a lease has neither ended nor lingers. A server may answer KeepLeaseAlive from memory although
+    /// the lease was revoked through another replica, so this asks for the lease's status.
+    async fn is_held(&self, lease: LeaseId) -> Result<bool, ClientError> {
+        let mut query = LeaseQuery { lease_ids: vec![lease], ..LeaseQuery::default() };
+        loop {
+            let page = self.client.list_leases(query.clone()).await?;
+            if let Some(status) = page.leases.first() {
+                return Ok(!status.lingers);
             }
-            Err(error) => Err(error),
+            if page.next.is_empty() {
+                return Ok(false);
+            }
+            query.page_token = page.next;
         }
     }
 
