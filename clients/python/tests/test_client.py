@@ -215,7 +215,7 @@ async def test_nothing_fails_when_a_token_is_replaced_before_the_old_one_ends(st
         await anext(watch)
         mirror = await client.mirror(heartbeat=0.1)
         await mirror.synced()
-        gateway = await client.gateway("gw-1", ttl=1)
+        gateway = await client.gateway("gw-1", ttl=4)
         connection = await gateway.connect(SessionKey(0, 1))
         lease = gateway.lease_id
         for name in ("second", "third"):
