@@ -7,9 +7,11 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-use std::{env, fs, hint::black_box, net::SocketAddr, process::Command, sync::Arc, thread, time::Duration};
+mod process;
 
-use rustix::time::{ClockId, clock_gettime};
+use std::{env, hint::black_box, net::SocketAddr, process::Command, sync::Arc, thread, time::Duration};
+
+use process::{processor_time, resident};
 use sessiond::{
     client::{Client, Mirror, MirrorOptions},
     server::{Server, ServerConfig},
@@ -44,15 +46,15 @@ const LEASED: &str = "--leased";
 fn measure(count: usize, is_leased: bool) {
     let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let storage = Arc::new(MemoryStorage::new(MemoryOptions::default().retain_events(4096)));
-    let before = resident();
+    let before = resident("self");
     let sample = runtime.block_on(fill(&storage, count, is_leased));
-    let stored = resident() - before;
+    let stored = resident("self") - before;
 
     let addr = serve(Arc::clone(&storage));
-    let before = resident();
+    let before = resident("self");
     let (mirror, wall, processor) = synced(addr);
     assert_eq!(mirror.len(), count);
-    let mirrored = resident() - before;
+    let mirrored = resident("self") - before;
 
     let each = |bytes: u64| bytes as f64 / count as f64;
     println!("{count} sessions{}", if is_leased { " under 1000 leases" } else { "" });
@@ -143,13 +145,4 @@ fn synced(addr: SocketAddr) -> (Mirror, Duration, Duration) {
 
 fn each_of(began: Duration) -> f64 {
     (processor_time() - began).as_nanos() as f64 / LOOKUPS as f64
-}
-
-fn processor_time() -> Duration {
-    clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap()
-}
-
-fn resident() -> u64 {
-    let statm = fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }

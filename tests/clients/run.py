@@ -4,7 +4,8 @@
                                 [--seed N] [--history NAME] [--jobs N] [--short] [-v]
 
 Without a client or a storage, all of them. Without seeds and histories: all scripted histories, the seeds in seeds/ and
-the seeds 1 to 20. With --short, the scripted histories run on memory only, and each seed on one storage. Needs grpcio and grpcio-tools, and redis-server for the storage redis. PROTOCOL.md describes how a
+the seeds 1 to 20. With --short, each history runs on one storage: the scripted ones on memory if they can, the
+seeds on each in turn. Needs grpcio and grpcio-tools, and redis-server for the storage redis. PROTOCOL.md describes how a
 client is driven. If a history fails, it is printed, and the exit code is 1.
 
 SESSIOND_AGENT_LOG=1 and SESSIOND_SERVER_LOG=1 add the logs of the agents and the servers.
@@ -64,8 +65,9 @@ async def run_one(arguments, client, storage, name, history, slots):
 def histories(arguments, client, storage):
     """Returns the histories to run, by name."""
     chosen = arguments.history or ([] if arguments.seeds or arguments.seed is not None else scripted_histories.DEFAULT)
-    if arguments.short and storage != "memory":
-        chosen = []
+    chosen = [name for name in chosen if storage in scripted_histories.storages_of(name)]
+    if arguments.short:
+        chosen = [name for name in chosen if storage == scripted_histories.storages_of(name)[0]]
     for name in chosen:
         yield name, lambda name=name: scripted_histories.run(name, arguments.server, client, storage)
     if arguments.seed is not None:
@@ -110,6 +112,6 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int)
     parser.add_argument("--history", action="append", choices=sorted(scripted_histories.HISTORIES))
     parser.add_argument("--jobs", type=int, default=4, help="how many random histories run at a time (default: 4)")
-    parser.add_argument("--short", action="store_true", help="run each seed on one storage, in turn")
+    parser.add_argument("--short", action="store_true", help="run each history on one storage")
     parser.add_argument("-v", "--verbose", action="store_true", help="print the histories that pass, too")
     sys.exit(asyncio.run(main(parser.parse_args())))

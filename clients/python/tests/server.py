@@ -176,5 +176,13 @@ async def until_held(client: sessiond.Client, session: sessiond.SessionKey, leas
         await asyncio.sleep(0.02)
 
 
+async def until_lease_ended(client: sessiond.Client, lease: int) -> None:
+    """Waits until the registry no longer has the lease."""
+    deadline = asyncio.get_running_loop().time() + 15
+    while [status async for status in client.list_leases(lease_ids=[lease])]:
+        assert asyncio.get_running_loop().time() < deadline, f"lease {lease} does not end"
+        await asyncio.sleep(0.05)
+
+
 def file_storage(folder: Path) -> tuple[str, str]:
     return "--storage", f"file:{folder / 'registry'}"

@@ -23,7 +23,7 @@ from sessiond import (
     Stopped,
 )
 
-from .server import Proxy, Server, file_storage, holder, until, until_held
+from .server import Proxy, Server, file_storage, holder, until, until_held, until_lease_ended
 
 Start = Callable[..., Awaitable[Server]]
 KEY = SessionKey(7, 42)
@@ -54,11 +54,6 @@ async def stream_lives(client: Client, gateway: Gateway) -> None:
     ghost = SessionKey(99, 99)
     await client.create(ghost, lease=gateway.lease_id)
     await until_held(client, ghost, None)
-
-
-async def lease_ended(client: Client, lease: int) -> None:
-    while [status async for status in client.list_leases(lease_ids=[lease])]:
-        await asyncio.sleep(0.05)
 
 
 async def test_a_connection_registers_its_session(client: Client, gateways: Gateways) -> None:
@@ -272,7 +267,7 @@ async def test_a_partition(client_moves: bool, proxy: Proxy, client: Client, gat
         first = old.lease_id
         connection, other = await old.connect(KEY), await old.connect(SessionKey(0, 1))
         proxy.cut()
-        await lease_ended(client, first)
+        await until_lease_ended(client, first)
         if client_moves:
             moved = await new.connect(KEY)
         assert not connection.closed.done()

@@ -8,7 +8,7 @@ import pytest
 
 from sessiond import Client, LeaseEvent, Lost, Recovered, Regranted, SessiondError, SessionKey
 
-from .server import Proxy, Server, file_storage
+from .server import Proxy, Server, file_storage, until_lease_ended
 
 Start = Callable[..., Awaitable[Server]]
 
@@ -79,8 +79,7 @@ async def test_a_partition_loses_the_lease(proxy: Proxy, client: Client) -> None
         events, first = lease.events(), lease.id
         proxy.stall()
         assert await next_event(events) == Lost()
-        while [status async for status in client.list_leases(lease_ids=[first])]:
-            await asyncio.sleep(0.05)
+        await until_lease_ended(client, first)
         proxy.heal()
         event = await next_event(events)
         assert isinstance(event, Regranted) and event.lease_id != first

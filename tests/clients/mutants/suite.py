@@ -1,8 +1,9 @@
 """Breaks each client on purpose, and checks that the suite notices.
 
-    python tests/clients/mutants/suite.py SERVER [--client python|typescript] [--mutant NAME]
+    python tests/clients/mutants/suite.py SERVER [--client python|typescript|rust] [--mutant NAME]
 
-Each mutant runs on the history that should notice it. The exit code is 1 if one passes.
+Each mutant runs on the history that should notice it. The exit code is 1 if one passes. The Rust client is compiled for
+each of its mutants.
 """
 
 import argparse
@@ -15,6 +16,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import random_histories  # noqa: E402
 import scripted_histories  # noqa: E402
+from client_process import COMMANDS  # noqa: E402
+
+import rust  # noqa: E402
 
 # The name of a mutant, and the history or the seed that notices it.
 MUTANTS = {
@@ -33,16 +37,20 @@ MUTANTS = {
     "never_notices_silence": "connections_die_silently",
     "rounds_ids": 1,
 }
-ONLY = {"never_notices_silence": "python", "rounds_ids": "typescript"}
+CLIENTS = ("python", "typescript", "rust")
+# The clients that have a mutant, if not all do.
+ONLY = {"never_notices_silence": ("python", "rust"), "rounds_ids": ("typescript",), "reads_ahead": ("python", "typescript")}
 
 
 async def main(arguments):
     passed = 0
-    for client in arguments.client or ("python", "typescript"):
+    for client in arguments.client or CLIENTS:
         for name in arguments.mutant or MUTANTS:
-            if ONLY.get(name, client) != client:
+            if client not in ONLY.get(name, CLIENTS):
                 continue
             os.environ["SESSIOND_MUTANT"] = name
+            if client == "rust":
+                COMMANDS["rust"] = [str(rust.build(name))]
             history = MUTANTS[name]
             if isinstance(history, int):
                 fleet = await random_histories.run(arguments.server, client, "memory", history)
@@ -57,6 +65,6 @@ async def main(arguments):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("server", help="the program sessiond")
-    parser.add_argument("--client", action="append", choices=("python", "typescript"))
+    parser.add_argument("--client", action="append", choices=CLIENTS)
     parser.add_argument("--mutant", action="append", choices=sorted(MUTANTS))
     sys.exit(asyncio.run(main(parser.parse_args())))

@@ -66,7 +66,7 @@ class TokenFile:
         try:
             status = self._path.stat()
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-            # Whoever replaces the file may have emptied or removed it for a moment.
+            # A program that replaces the file may empty or remove it for a moment.
             if stamp != self._stamp and (token := self._path.read_text().strip()):
                 self._token, self._stamp = token, stamp
         except OSError as error:
