@@ -330,7 +330,7 @@ async fn report_updates(mut watch: Watch, mut paused: watch::Receiver<bool>) {
         let _ = paused.wait_for(|is_paused| !is_paused).await;
         let mut fields = match watch.next().await {
             Ok(update) => update_fields(update),
-            Err(error) => json!({"kind": "disconnected", "reason": error_fields(&error)["reason"]}),
+            Err(error) => json!({"kind": "failed", "reason": error_fields(&error)["reason"]}),
         };
         fields["event"] = "update".into();
         fields["cursor"] = watch.cursor().unwrap_or_default().into();

@@ -30,7 +30,7 @@ REPLACEMENTS = {
     ),
     "never_closes": (GATEWAY + "hints.rs", "book.left(event.session, id, left);", "let _ = left;"),
     "restores_nothing": (GATEWAY + "book.rs", "open.into_iter().for_each(|session| self.settle(session));", "drop(open);"),
-    "closes_all_when_the_lease_is_lost": (GATEWAY + "rounds.rs", "Ok((found, is_held))", "Ok((found, true))"),
+    "closes_all_when_the_lease_is_lost": (GATEWAY + "rounds.rs", "        Ok((found, is_held))\n", "        Ok((found, true))\n"),
     "stops_without_linger": (GATEWAY[:-1] + ".rs", "lease.linger(linger).await", "lease.linger(linger * 0).await"),
     "first_close_ends_the_session": (
         GATEWAY + "book.rs",
@@ -39,7 +39,7 @@ REPLACEMENTS = {
     ),
     "forgets_the_cursor": ("src/client/watch.rs", "Some(Start::Cursor(cursor.clone()))", "{ let _ = cursor; None }"),
     "keeps_the_old_token": ("src/client/watch.rs", "error.is_retryable() || self.has_newer_token(&error)", "error.is_retryable()"),
-    "ignores_moves": (GATEWAY + "hints.rs", "Some(to) if to != id => Some(Left::Moved(to))", "Some(to) if to != id => None"),
+    "ignores_moves": (GATEWAY + "hints.rs", "Some(to)) if to != id => Some(Left::Moved(to))", "Some(to)) if to != id => None"),
     "never_notices_silence": (
         "src/client/watch.rs",
         "(heartbeat * SILENT_HEARTBEATS).max(heartbeat + SILENCE_SLACK)",
