@@ -9,18 +9,11 @@ use std::{
 
 use sessiond::proto::{GrantLeaseRequest, lease_service_client::LeaseServiceClient};
 
+pub(crate) use super::used::server::sessiond;
 use super::{
     floor, generated,
     process::{Server, free_port},
 };
-
-/// Starts sessiond as it is shipped, by default on the memory storage.
-pub(crate) fn sessiond(flags: &[&str]) -> Server {
-    let port = free_port();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sessiond"));
-    command.args(["--listen", &format!("127.0.0.1:{port}"), "--admin-listen", "127.0.0.1:0", "--log", "off"]);
-    Server::start(command.args(flags), port).unwrap()
-}
 
 /// Grants `count` leases of one hour at a sessiond.
 pub(crate) async fn leases(address: SocketAddr, count: usize) -> Vec<u64> {

@@ -1,56 +1,9 @@
-//! Starts, measures and stops server processes.
+//! The processor time that work at a server takes.
 
-use std::{
-    fs,
-    net::{SocketAddr, TcpListener, TcpStream},
-    path::Path,
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-/// A server process, killed on drop.
-pub(crate) struct Server {
-    child: Child,
-    pub(crate) address: SocketAddr,
-}
-
-/// Returns a port that was free a moment ago.
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-impl Server {
-    /// Starts `command` and waits until it listens on `port`. Returns `None` if the program is not installed.
-    pub(crate) fn start(command: &mut Command, port: u16) -> Option<Self> {
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()?;
-        let server = Self { child, address };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while TcpStream::connect(address).is_err() {
-            assert!(Instant::now() < deadline, "{command:?} does not listen on its port");
-            thread::sleep(Duration::from_millis(20));
-        }
-        Some(server)
-    }
-
-    /// Returns the processor time that the process has taken, user and system.
-    pub(crate) fn cpu(&self) -> Duration {
-        cpu(format!("/proc/{}/stat", self.child.id()), 2)
-    }
-
-    /// Returns the resident memory of the process, in bytes.
-    pub(crate) fn resident(&self) -> u64 {
-        super::used::resident(self.child.id())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use super::used::server::cpu;
+pub(crate) use super::used::server::{Server, free_port};
 
 /// The time that some work took.
 #[derive(Clone, Copy)]
@@ -110,14 +63,4 @@ impl Least {
 /// Returns the processor time of this process, and of its children that have ended.
 fn loader_cpu() -> Duration {
     cpu("/proc/self/stat", 4)
-}
-
-/// Returns the sum of the first `times` of these figures: user and system time of a process, then of its children that
-/// have ended.
-fn cpu(path: impl AsRef<Path>, times: usize) -> Duration {
-    let stat = fs::read_to_string(path).unwrap();
-    // The process name, in parentheses, may contain spaces. These are fields 14 to 17.
-    let fields = stat.rsplit(')').next().unwrap().split_whitespace().skip(11).take(times);
-    // USER_HZ is 100 on every Linux that matters.
-    Duration::from_millis(fields.map(|ticks| ticks.parse::<u64>().unwrap() * 10).sum())
 }

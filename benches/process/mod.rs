@@ -1,7 +1,9 @@
-//! What a process or a thread has used, as several benchmarks measure it.
+//! Server processes, and what a process or a thread has used, as several benchmarks measure it.
 
 // Each benchmark uses some of these.
 #![allow(dead_code)]
+
+pub(crate) mod server;
 
 use std::{fs, time::Duration};
 
