@@ -86,7 +86,8 @@ fn processor() -> String {
 const HEAD: &str = "# Benchmarks
 
 `cargo bench --bench compare` writes this file. It starts every server on the loopback interface of one machine, one
-after the other, and drives each in the same way.
+after the other, and drives each in the same way. `cargo bench --bench fleet` measures many replicas over a Redis
+Cluster: see [fleet.md](fleet.md).
 
 - **What counts** is the processor time of the *server* process (user and system), divided by the work it did. The load
   generator runs on the same cores, so throughput in wall time says as much about it as about the server.
