@@ -174,7 +174,8 @@ impl Watch {
     ///
     /// Returns an error only if it is not [retryable](ClientError::is_retryable), such as a missing permission. The
     /// watch recovers from all other errors by itself, and reports them as [`WatchUpdate::Disconnected`]. It also
-    /// recovers when its token is withdrawn, if the [token file](super::ClientBuilder::token_file) has a new one by then.
+    /// recovers when its token is withdrawn, if the [token file](super::ClientBuilder::token_file) has a new one by
+    /// then.
     ///
     /// You may call this again after an error. The watch then waits, reconnects, and resumes where it stopped.
     pub async fn next(&mut self) -> Result<WatchUpdate, ClientError> {

@@ -22,7 +22,7 @@ impl Client {
         Self { signal, answer }
     }
 
-    /// Connects and enters the answers of a registry without this session.
+    /// Connects, and records the answers of a registry that does not have this session.
     fn registered(book: &mut Book) -> Self {
         let mut client = Self::connect(book);
         let claim = look_up(book, None, true).unwrap();
@@ -37,7 +37,7 @@ impl Client {
     }
 }
 
-/// Takes a plan that looks up the session, and enters the answer.
+/// Takes a plan that looks up the session, and records the answer.
 fn look_up(book: &mut Book, found: Option<LeaseId>, is_held: bool) -> Option<Claim> {
     let plan = book.plan();
     assert_eq!((plan.lookups.len(), plan.claims.len(), plan.destroys.len()), (1, 0, 0), "{plan:?}");
