@@ -41,7 +41,7 @@ const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(15);
 const MAX_HEARTBEAT: Duration = Duration::from_secs(60 * 60);
 /// How many heartbeats may be missed before a stream counts as dead.
 const SILENT_HEARTBEATS: u32 = 3;
-/// How late any heartbeat may be, however short its interval, because a busy machine is not a dead one.
+/// How late a heartbeat may be, however short its interval. A busy machine must not count as a dead one.
 const SILENCE_SLACK: Duration = Duration::from_secs(1);
 
 /// An observer of the registry, returned by [`Client::watch`](super::Client::watch). Dropping it ends the stream.
