@@ -34,6 +34,7 @@
 //!
 //! Methods that read the log or a snapshot fail with a [`LogError`], all others with a [`StorageError`].
 
+mod bucket_run;
 mod error;
 #[cfg(feature = "file")]
 pub mod file;
@@ -41,6 +42,7 @@ pub mod file;
 #[cfg_attr(not(feature = "file"), allow(dead_code, unused_imports))]
 mod journal;
 mod lease;
+mod log_point;
 #[cfg_attr(not(feature = "file"), allow(dead_code, unused_imports))]
 pub mod memory;
 mod open;
@@ -52,15 +54,17 @@ mod writability;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 
-use std::{convert::Infallible, fmt, ops::Range, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::session::{LeaseId, SessionEvent, SessionKey};
+use crate::session::{LeaseId, SessionKey};
 
 pub use self::{
+    bucket_run::{BucketRun, LeaseBuckets},
     error::{LogError, StorageError},
     lease::{LeasePage, LeaseQuery, LeaseStatus, MAX_LINGER, MAX_OWNER_BYTES, MAX_TTL, MIN_TTL},
+    log_point::{Changes, LogExtent, LogPoint, Mark, Position, RegistryId},
     open::{OpenError, StorageOptions, StorageUrl},
     placement::{Answers, CreateOptions, Creation, Lookup, Place, Places, Takeover},
     writability::{RefusalCause, Writability, WriteRefusal},
@@ -493,115 +497,4 @@ pub struct Layout {
     pub buckets: u32,
     /// The number of partitions: parts of the log, each with its own order of changes. At least 1.
     pub partitions: u32,
-}
-
-/// The number of a change in its partition's log. The first change has number 1, and 0 is the place before it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Position(pub u64);
-
-/// A random number that a storage gives to a stretch of its log. Marks distinguish two histories of one registry.
-///
-/// Two logs of one registry that have the same mark at a position have the same changes up to that position. The mark
-/// at a position is that of the stretch that its change belongs to. The mark at position 0 is drawn when the log
-/// begins. The storage decides what a stretch is: all changes of a process, all changes since a file was opened, or the
-/// changes of one step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Mark(pub u64);
-
-/// A position in a partition's log, and the mark there. Together they identify the history up to that position.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct LogPoint {
-    /// The position.
-    pub position: Position,
-    /// The mark at that position.
-    pub mark: Mark,
-}
-
-impl LogPoint {
-    /// Returns the point at the last of `changes`, which follow this point.
-    #[must_use]
-    pub fn past(self, changes: &Changes) -> Self {
-        Self { position: Position(self.position.0 + changes.events.len() as u64), mark: changes.mark }
-    }
-}
-
-/// The identity of a registry: a random number that is drawn when the registry begins. It stays the same for as long as
-/// the log continues.
-///
-/// Its text form is 16 hexadecimal digits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RegistryId(pub u64);
-
-impl fmt::Display for RegistryId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
-
-/// How far the log of a registry reaches.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LogExtent {
-    /// The registry that the log belongs to.
-    pub registry_id: RegistryId,
-    /// For each partition, the points between which changes are held: after `start`, up to and including `end`.
-    pub partitions: Vec<Range<LogPoint>>,
-}
-
-impl LogExtent {
-    /// Describes the log of a registry.
-    #[must_use]
-    pub const fn new(registry_id: RegistryId, partitions: Vec<Range<LogPoint>>) -> Self {
-        Self { registry_id, partitions }
-    }
-}
-
-/// Consecutive changes of one partition.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Changes {
-    /// The changes, in order; at least one.
-    pub events: Vec<SessionEvent>,
-    /// The mark at the last of them.
-    pub mark: Mark,
-}
-
-impl Changes {
-    /// Makes a run of changes, with the mark at the last of them.
-    #[must_use]
-    pub const fn new(events: Vec<SessionEvent>, mark: Mark) -> Self {
-        Self { events, mark }
-    }
-}
-
-/// The buckets that have sessions under some leases.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LeaseBuckets {
-    /// For each partition, the point of its log at which the answer is true, never before the known one.
-    pub points: Vec<LogPoint>,
-    /// The buckets that have sessions under the leases, in ascending order, and perhaps other buckets. A session counts
-    /// as being under the lease that the log names, even if that lease has ended.
-    pub buckets: Vec<u32>,
-}
-
-impl LeaseBuckets {
-    /// Makes the answer, with a point for each partition.
-    #[must_use]
-    pub const fn new(points: Vec<LogPoint>, buckets: Vec<u32>) -> Self {
-        Self { points, buckets }
-    }
-}
-
-/// The sessions in some buckets. The default is the answer for no bucket.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct BucketRun {
-    /// For each bucket that was read, in order, the point of its partition's log that its sessions reflect. All belong
-    /// to one history.
-    pub points: Vec<LogPoint>,
-    /// The sessions in those buckets, in any order.
-    pub sessions: Vec<SessionKey>,
-    /// The lease of each of these sessions, if leases were requested. Empty otherwise.
-    pub leases: Vec<Option<LeaseId>>,
 }

@@ -19,8 +19,8 @@ use super::{
     pace::Pace,
     progress::Counters,
     ring::{Asked, Ring},
+    run_stats::CallStats,
     stamps::Stamps,
-    stats::CallStats,
 };
 
 /// The state that the callers of a thread share.

@@ -87,7 +87,7 @@ fn a_client_that_comes_back_closes_the_connection_that_it_has_left() {
 }
 
 #[test]
-fn hints_are_only_a_reason_to_look() {
+fn hints_only_cause_lookups() {
     let mut book = Book::new(lease(OURS));
     let client = Client::registered(&mut book);
     book.left(SESSION, lease(OURS), Left::Moved(lease(7)));
