@@ -105,8 +105,8 @@ impl Server {
         Self::open(config).await
     }
 
-    /// Boxed, so that this crate compiles the future. Otherwise each program that awaits it would compile it again, with
-    /// the storages and all that they need.
+    /// Boxed, so that this crate compiles the future. Otherwise each program that awaits it would compile it again,
+    /// with the storages and all that they need.
     fn open(config: ServerConfig) -> BoxFuture<'static, Result<Self, ServerError>> {
         Box::pin(Self::bind_all(config))
     }
@@ -169,13 +169,17 @@ impl Server {
     /// Serves until `shutdown` completes or an essential task panics, then drains.
     ///
     /// During the drain readiness fails, streams end with their cursors, and calls finish. Returns when every
-    /// connection has ended, or after the drain timeout. By then the server has dropped its storage, unless somebody else
-    /// still holds the [subject](Self::subject).
+    /// connection has ended, or after the drain timeout. By then the server has dropped its storage, unless somebody
+    /// else still holds the [subject](Self::subject).
     ///
     /// The current thread is the first worker. Its runtime also accepts connections, publishes events and serves the
     /// admin port. Other work on that runtime delays all of this; to avoid that, run the server on a thread of its own.
     /// Do not block this thread with a second executor, such as `futures::executor::block_on`, to wait for the
     /// registry: that executor may never be woken.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the server stops without a drain: calls and streams are cut off.
     ///
     /// # Errors
     ///

@@ -160,7 +160,7 @@ impl<'t, 'm> Registry<'t, 'm> {
                     self.log(held, Some(Some(lease)), SessionEvent::moved(*session, lease, held))?;
                     Creation::new(false, Some(lease))
                 }
-                (Some(held), _) => Creation::new(false, self.told(held)),
+                (Some(held), _) => Creation::new(false, self.reported(held)),
             });
         }
         Ok(Ok(self.answers(answers)))
