@@ -64,7 +64,7 @@ async def test_a_mirror_equals_the_registry(client: Client) -> None:
 async def test_filters(client: Client) -> None:
     lease = (await client.grant_lease(30, "gw-1")).lease_id
     other = (await client.grant_lease(30, "gw-2")).lease_id
-    async with await synced(client, lease_ids=[lease]) as mirror, await synced(client, auth_key_ids=[5]) as fives:
+    async with await synced(client, lease_ids=iter([lease])) as mirror, await synced(client, auth_key_ids=[5]) as fives:
         changes = mirror.changes()
         places = [
             (await client.create(KEY, lease=other, with_place=True)).place,

@@ -318,6 +318,8 @@ class Watch:
             try:
                 update = await self._step()
             except SessiondError as error:
+                if self._closed:
+                    break
                 return await self._disconnect(error)
             if update is not None:
                 return update
