@@ -32,7 +32,7 @@ async def test_interceptors_of_opentelemetry(server: Server) -> None:
     interceptors = aio_client_interceptors(tracer_provider=provider)  # type: ignore[no-untyped-call]
     await use(Client(server.address, interceptors=interceptors))
     names = {span.name.rsplit("/", 1)[-1] for span in exporter.get_finished_spans()}
-    assert {"CreateSession", "BatchCreateSessions", "GrantLease"} <= names
+    assert {"CreateSession", "BatchCreateSessions", "GrantLease", "Subscribe"} <= names
 
 
 async def test_instrumentation_of_opentelemetry(server: Server) -> None:
@@ -44,4 +44,4 @@ async def test_instrumentation_of_opentelemetry(server: Server) -> None:
     finally:
         instrumentor.uninstrument()
     names = {span.name.rsplit("/", 1)[-1] for span in exporter.get_finished_spans()}
-    assert {"CreateSession", "BatchCreateSessions", "GrantLease"} <= names
+    assert {"CreateSession", "BatchCreateSessions", "GrantLease", "Subscribe"} <= names

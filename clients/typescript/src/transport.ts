@@ -11,20 +11,36 @@ import type { Method } from "./methods";
 import type { TokenSource } from "./token";
 
 const RETRIES = {
-  name: [{ service: "sessiond.v1.SessionService" }, { service: "sessiond.v1.LeaseService" }],
-  retryPolicy: {
-    maxAttempts: 5,
-    initialBackoff: "0.1s",
-    maxBackoff: "1s",
-    backoffMultiplier: 2,
-    retryableStatusCodes: ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
-  },
+  maxAttempts: 5,
+  initialBackoff: "0.1s",
+  maxBackoff: "1s",
+  backoffMultiplier: 2,
+  retryableStatusCodes: ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+};
+const SESSIONS = "sessiond.v1.SessionService";
+const LEASES = "sessiond.v1.LeaseService";
+
+const CALLS = {
+  loadBalancingConfig: [{ round_robin: {} }],
+  methodConfig: [{ name: [{ service: SESSIONS }, { service: LEASES }], retryPolicy: RETRIES }],
 };
 
-const CALLS = { loadBalancingConfig: [{ round_robin: {} }], methodConfig: [RETRIES] };
-
-/** A stream or a lease needs one connection, to any replica. It retries by itself. */
-const ONE_CONNECTION = { loadBalancingConfig: [{ pick_first: { shuffleAddressList: true } }] };
+/**
+ * A stream or a lease needs one connection, to any replica. Streams and keep-alives are retried by their callers, on a
+ * new connection if need be.
+ */
+const ONE_CONNECTION = {
+  loadBalancingConfig: [{ pick_first: { shuffleAddressList: true } }],
+  methodConfig: [
+    {
+      name: [
+        { service: LEASES, method: "GrantLease" },
+        { service: LEASES, method: "RevokeLease" },
+      ],
+      retryPolicy: RETRIES,
+    },
+  ],
+};
 
 /** A lease must notice a dead connection well before it expires, and reconnect soon after an outage. */
 const OPTIONS = {

@@ -60,6 +60,17 @@ test("leases are listed over several pages", async (t) => {
   assert.ok(some.every(({ owner, ttlMs, sessionCount }) => owner === "gw-1" && ttlMs === 60_000 && sessionCount === 0n));
 });
 
+test("leases of any number are listed in order", async (t) => {
+  const server = await Server.start(t);
+  using client = new Client(server.address);
+  const granted: bigint[] = [];
+  for (let i = 0; i < 3; i++) granted.push((await client.grantLease(60_000)).leaseId);
+  granted.sort((a, b) => Number(a - b));
+  const unknown = Array.from({ length: 70_000 }, (_, i) => 2n ** 60n + BigInt(i));
+  const listed = await collect(client.listLeases({ leaseIds: [...unknown, ...granted.toReversed()], pageSize: 2 }));
+  assert.deepEqual(listed.map(({ leaseId }) => leaseId), granted);
+});
+
 test("errors have their code, reason and retry", async (t) => {
   const server = await Server.start(t);
   using client = new Client(server.address);

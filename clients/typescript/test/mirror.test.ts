@@ -93,6 +93,16 @@ test("a mirror of a lease holds its sessions only", async (t) => {
   assert.deepEqual([...mirror].map((held) => held.session.sessionId), [2n]);
 });
 
+test("a mirror with a filter waits for a change that the filter hides", async (t) => {
+  const { client, startMirror } = await start(t);
+  const mirror = startMirror({ sessionIds: [1n] });
+  await mirror.synced();
+  const { place } = await client.create({ sessionId: 2n }, { withPlace: true });
+  assert.ok(place);
+  await mirror.waitUntil(place, 10_000);
+  assert.equal(mirror.size, 0);
+});
+
 test("a mirror stays exact over a kill of the server, and says how old it is", async (t) => {
   const { server, client, startMirror } = await start(t, ["--storage", `file:${temporaryFolder(t)}/registry`]);
   await client.batchCreate(many(1000));
