@@ -1,11 +1,15 @@
 import assert from "node:assert/strict";
+import { once } from "node:events";
+import { connect, createServer, type AddressInfo, type Socket } from "node:net";
 import { test } from "node:test";
 
 import { status } from "@grpc/grpc-js";
 
 import { Client, SessiondError } from "../src";
 import { parseAddress } from "../src/address";
+import { cleanUp } from "./cleanup";
 import { collect } from "./collect";
+import { within } from "./eventually";
 import { Server } from "./server";
 
 const session = { sessionId: 42n };
@@ -94,6 +98,28 @@ test("a call waits for a server that is starting, and gives up after the timeout
   const answer = client.has(session);
   await server.restart();
   assert.equal(await answer, false);
+});
+
+test("an attempt to connect that hangs is given up", async (t) => {
+  const server = await Server.start(t);
+  const sockets: Socket[] = [];
+  const proxy = createServer((socket) => {
+    sockets.push(socket);
+    if (sockets.length === 1) return; // It hangs.
+    const upstream = connect(server.port, "127.0.0.1");
+    sockets.push(upstream);
+    socket.pipe(upstream).pipe(socket);
+    for (const end of [socket, upstream]) end.on("error", () => undefined);
+  });
+  proxy.listen(0, "127.0.0.1");
+  await once(proxy, "listening");
+  cleanUp(t, () => {
+    proxy.close();
+    for (const socket of sockets) socket.destroy();
+  });
+  using client = new Client(`http://127.0.0.1:${(proxy.address() as AddressInfo).port}`, { timeoutMs: 60_000 });
+  const calls = Array.from({ length: 3 }, () => client.has(session));
+  assert.deepEqual(await within(Promise.all(calls), "the calls are answered", 60_000), [false, false, false]);
 });
 
 test("addresses are checked", () => {
