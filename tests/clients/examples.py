@@ -82,7 +82,9 @@ class Device:
         return self
 
     async def is_disconnected(self):
-        return await asyncio.wait_for(self.reader.readline(), DEADLINE) == b""
+        line = await asyncio.wait_for(self.reader.readline(), DEADLINE)
+        self.close()
+        return line == b""
 
     def close(self):
         self.writer.close()
