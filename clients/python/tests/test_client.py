@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,6 +120,7 @@ async def test_leases_of_any_number_are_listed(client: Client) -> None:
     assert [lease.lease_id async for lease in listed] == granted
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 cannot tell a cancelled call from a cancelled task")
 async def test_closing_the_client_fails_its_calls(client: Client, proxy: Proxy) -> None:
     async with Client(proxy.address) as closing:
         assert not await closing.has(SessionKey(0, 1))

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Awaitable
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -178,24 +178,22 @@ async def call(
     while True:
         sent = target.current_token()
         try:
-            return await _answer(stub(request, timeout=end - loop.time(), metadata=metadata(sent)))
+            return await stub(request, timeout=end - loop.time(), metadata=metadata(sent))
         except grpc.aio.AioRpcError as error:
             failure = target.error(error, sent)
             if is_retry or not failure.has_new_token:
                 raise failure from None
             is_retry = True
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            # gRPC cancels the calls of a channel that is closed.
+            raise SessiondError(grpc.StatusCode.CANCELLED, "the client was closed during the call") from None
         except grpc.aio.UsageError as error:
             raise SessiondError(grpc.StatusCode.CANCELLED, f"the client is closed: {error}") from None
 
 
-async def _answer(started: Awaitable[Response]) -> Response:
-    """Waits for the answer of a call. If this is cancelled, so is the call."""
-    answer = asyncio.ensure_future(started)
-    try:
-        return await asyncio.shield(answer)
-    except asyncio.CancelledError:
-        if answer.cancelled():
-            # Not the caller of this: gRPC cancels its calls when their channel is closed.
-            raise SessiondError(grpc.StatusCode.CANCELLED, "the client was closed during the call") from None
-        answer.cancel()
-        raise
+def _is_cancelled() -> bool:
+    """Returns whether the current task was cancelled. Python 3.10 cannot tell whether that or a call was."""
+    task = asyncio.current_task()
+    return sys.version_info < (3, 11) or task is None or task.cancelling() > 0
