@@ -65,7 +65,7 @@ export class Mirror {
   /** The snapshot that is being received. */
   private incoming: Placements | undefined;
   private registryId: string | undefined;
-  private isSynced = false;
+  private hasSynced = false;
   private isClosed = false;
   private isConnected = false;
   private heartbeatMs = 0;
@@ -122,6 +122,11 @@ export class Mirror {
     return this.current[Symbol.iterator]();
   }
 
+  /** Whether the mirror has been complete once. Until then it is empty. */
+  get isSynced(): boolean {
+    return this.hasSynced;
+  }
+
   /**
    * Waits for the first snapshot. Fails if the mirror is closed, or with the first error that is not retryable, such as
    * a missing permission. The mirror tries again even then.
@@ -162,7 +167,7 @@ export class Mirror {
    * message. Infinity before the first snapshot.
    */
   get stalenessMs(): number {
-    if (!this.isSynced) return Infinity;
+    if (!this.hasSynced) return Infinity;
     const age = performance.now() - this.lastMessage;
     const isLive = this.isConnected && this.incoming === undefined && age <= this.heartbeatMs + HEARTBEAT_SLACK_MS;
     return isLive ? 0 : age;
@@ -294,8 +299,8 @@ export class Mirror {
     this.current = fresh;
     this.incoming = undefined;
     for (const leaseId of old.leases.keys()) if (!fresh.leases.has(leaseId)) this.owners.forget(leaseId);
-    if (!this.isSynced) {
-      this.isSynced = true;
+    if (!this.hasSynced) {
+      this.hasSynced = true;
       for (const queue of this.queues) queue.push({ type: "resync" });
     } else if (this.queues.size > 0) {
       this.reportDifferences(old, fresh);

@@ -65,7 +65,9 @@ test("a mirror holds what the registry holds, and where", async (t) => {
   await client.create({ sessionId: 0n });
   const mirror = startMirror();
   assert.equal(mirror.stalenessMs, Infinity);
+  assert.equal(mirror.isSynced, false);
   await mirror.synced();
+  assert.equal(mirror.isSynced, true);
   assert.equal(mirror.size, 1001);
   assert.equal(mirror.stalenessMs, 0);
   await assertExact(client, mirror);
