@@ -90,7 +90,7 @@ export interface Located {
 /**
  * A client of one registry. It connects on first use.
  *
- * Calls are retried within the timeout if the server is unavailable for a moment. They fail with a
+ * Calls that the server refuses for a moment are tried up to five times. They fail with a
  * {@link SessiondError}.
  */
 export class Client {

@@ -108,7 +108,7 @@ class Client:
     """A client of the server at `address`: `http://HOST:PORT`, `https://HOST:PORT` for TLS, or `unix:PATH`.
 
     It connects when the first call is made, and may be created outside the event loop. All its calls must be made in
-    one event loop. Failed calls are retried within `timeout` seconds if a retry can help. Every call raises
+    one event loop. Calls that the server refuses for a moment are tried up to five times. Every call raises
     `SessiondError` if it fails.
 
     Args:
