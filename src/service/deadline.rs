@@ -32,7 +32,6 @@ struct Timer {
 }
 
 /// Limits the duration of `call` to `limit`, or to the `grpc-timeout` in `headers` if that is shorter.
-
 pub(super) fn within<F>(call: F, headers: HeaderMap, limit: Duration) -> Within<F> {
     Within { call, headers, limit, timer: None }
 }
