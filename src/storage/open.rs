@@ -214,11 +214,10 @@ fn cause_text(error: &StorageError) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "file"))]
 mod tests {
     use super::*;
 
-    #[cfg(feature = "file")]
     #[test]
     fn displayed_url_names_the_same_storage() {
         for (text, path) in [
@@ -234,7 +233,7 @@ mod tests {
         assert_eq!("memory:".parse::<StorageUrl>().unwrap().to_string(), "memory:");
     }
 
-    #[cfg(all(feature = "file", feature = "redis"))]
+    #[cfg(feature = "redis")]
     #[test]
     fn errors_that_need_intervention_are_not_temporary() {
         use crate::storage::{RefusalCause, WriteRefusal};

@@ -185,6 +185,11 @@ class Mirror:
         age = asyncio.get_running_loop().time() - self._last_message
         return 0.0 if self._is_live and age <= self._heartbeat + _SLACK else age
 
+    @property
+    def is_synced(self) -> bool:
+        """Whether the mirror has been complete once. Until then it is empty."""
+        return self._is_synced
+
     async def synced(self) -> None:
         """Waits until the mirror is complete for the first time.
 
@@ -197,11 +202,19 @@ class Mirror:
     async def wait_until(self, places: Place | Iterable[Place]) -> None:
         """Waits until the mirror has applied the change at this place, or at all these places.
 
-        Calls with `with_place` return the place of their change. Raises `SessiondError` if the registry loses its
-        history meanwhile, so that the place has no meaning any more.
+        Calls with `with_place` return the place of their change. Raises `SessiondError` if this takes longer than the
+        client's timeout, or if the registry loses its history meanwhile, so that the place has no meaning any more.
         """
         wanted = [places] if isinstance(places, Place) else list(places)
-        epoch = self._epoch
+        timeout = self._client._target.timeout
+        try:
+            await asyncio.wait_for(self._reach(wanted, self._epoch), timeout)
+        except asyncio.TimeoutError:
+            raise SessiondError(
+                grpc.StatusCode.DEADLINE_EXCEEDED, f"the mirror did not reach the place within {timeout} s"
+            ) from None
+
+    async def _reach(self, wanted: list[Place], epoch: int) -> None:
         while not all(self._places.get(place.partition, -1) >= place.position for place in wanted):
             self._check()
             await self._changed.wait()
