@@ -7,7 +7,11 @@ use parking_lot::Mutex;
 use redis::{Cmd, Pipeline, RedisError, Value, aio::MultiplexedConnection};
 use tokio::{sync::OnceCell, time::Instant};
 
-use super::{fault::Fault, servers::Servers};
+use super::{
+    fault::Fault,
+    servers::{Connected, Servers},
+    term::Term,
+};
 
 /// After a failed attempt to connect, callers get the same error for this long, until the next attempt.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -33,6 +37,8 @@ pub(super) struct Link {
     connection: MultiplexedConnection,
     /// Redis' run_id, which changes each time the server starts.
     pub(super) server: Arc<str>,
+    /// No answer that arrives after its end is believed.
+    term: Term,
     number: u64,
 }
 
@@ -59,11 +65,11 @@ impl Channel {
             };
             let connecting = cell.get_or_try_init(async || {
                 made = true;
-                let (connection, server) = self.servers.connect(&self.key).await?;
-                Ok(Link { connection, number: newest.note(&server), server })
+                let Connected { connection, server, term } = self.servers.connect(&self.key).await?;
+                Ok(Link { connection, number: newest.note(&server), server, term })
             });
             match connecting.await {
-                Ok(link) if made || newest.is(&link.server) => return Ok(link.clone()),
+                Ok(link) if !link.term.is_over() && (made || newest.is(&link.server)) => return Ok(link.clone()),
                 Ok(link) => self.discard(link),
                 Err(fault) => {
                     self.state.lock().failed = Some((Instant::now(), Fault::clone(&fault)));
@@ -84,12 +90,14 @@ impl Channel {
 
 impl Link {
     pub(super) async fn send(&self, command: &Cmd) -> Result<Value, RedisError> {
-        self.connection.clone().send_packed_command(command).await?.extract_error()
+        let mut connection = self.connection.clone();
+        self.term.within(connection.send_packed_command(command)).await?.extract_error()
     }
 
     /// Sends a pipeline. Returns its answers, each of which may be an error.
     pub(super) async fn send_all(&self, commands: &Pipeline) -> Result<Vec<Value>, RedisError> {
-        self.connection.clone().send_packed_commands(commands, 0, commands.len()).await
+        let mut connection = self.connection.clone();
+        self.term.within(connection.send_packed_commands(commands, 0, commands.len())).await
     }
 }
 

@@ -66,8 +66,7 @@ pub(super) struct Registry {
 
 impl Registry {
     /// Opens the registry that `url` names. Creates it if it does not exist.
-    pub(super) async fn open(url: &RedisUrl, options: StorageOptions) -> Result<Self, Fault> {
-        let servers = Arc::new(Servers::new(url)?);
+    pub(super) async fn open(url: &RedisUrl, options: StorageOptions, servers: Arc<Servers>) -> Result<Self, Fault> {
         let scripts = Scripts::new();
         let default_partitions = if servers.is_cluster() { DEFAULT_CLUSTER_PARTITIONS } else { 1 };
         let wanted = Layout {
