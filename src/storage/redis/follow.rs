@@ -16,7 +16,10 @@ impl Registry {
         for turn in 0.. {
             sleep(INTERVAL).await;
             if let Err(fault) = self.follow_server(turn).await {
-                tracing::debug!(error = &fault as &dyn Error, "cannot find out which server Redis' host name resolves to");
+                tracing::debug!(
+                    error = &fault as &dyn Error,
+                    "cannot find out which server Redis' host name resolves to"
+                );
             }
         }
     }

@@ -146,8 +146,7 @@ impl Sentinels {
         // The epoch is read first, so it is never newer than the address.
         both.cmd("SENTINEL").arg("MASTER").arg(&self.name);
         both.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.name);
-        let answer: Result<(HashMap<String, String>, Option<Address>), RedisError> =
-            both.query_async(connection).await;
+        let answer: Result<(HashMap<String, String>, Option<Address>), RedisError> = both.query_async(connection).await;
         let unknown = || Fault::Setup(format!("a Sentinel knows no master named {}", self.name));
         let (fields, address) = match answer {
             Err(error) if error.to_string().contains("No such master") => return Err(unknown()),
@@ -199,8 +198,9 @@ impl Reports {
             return None;
         }
         self.newest = newest.epoch;
-        let is_leaving =
-            named.clone().any(|named| named.is_leaving && named.epoch == newest.epoch && named.address == newest.address);
+        let is_leaving = named
+            .clone()
+            .any(|named| named.is_leaving && named.epoch == newest.epoch && named.address == newest.address);
         Some((!is_leaving).then(|| newest.address.clone()))
     }
 

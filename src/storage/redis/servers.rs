@@ -60,9 +60,10 @@ impl Servers {
         let with_settings = |nodes: Vec<ConnectionInfo>| {
             nodes.into_iter().map(|node| node.set_tcp_settings(settings.clone())).collect::<Vec<_>>()
         };
-        let sentinels = url.sentinels().map_err(Fault::while_connecting)?.map(|(nodes, master)| {
-            Arc::new(Sentinels::new(with_settings(nodes), master, url.timeout))
-        });
+        let sentinels = url
+            .sentinels()
+            .map_err(Fault::while_connecting)?
+            .map(|(nodes, master)| Arc::new(Sentinels::new(with_settings(nodes), master, url.timeout)));
         Ok(Self {
             nodes: with_settings(url.nodes().map_err(Fault::while_connecting)?),
             is_cluster: url.is_cluster(),

@@ -212,7 +212,9 @@ impl FromStr for RedisUrl {
         }
         if kind == Kind::Sentinel {
             let Some((master, database)) = master_in(path) else {
-                return Err(wrong("write the name of the master after the Sentinels: /MASTER or /MASTER/DATABASE".to_owned()));
+                return Err(wrong(
+                    "write the name of the master after the Sentinels: /MASTER or /MASTER/DATABASE".to_owned(),
+                ));
             };
             let [user, password] = sentinel_login;
             let sentinel_login =

@@ -195,7 +195,8 @@ impl<S: Servers> Fleet<S> {
             lost: 0,
             resets: 0,
         };
-        let since_named = |when: Option<Instant>| when.map_or(Duration::ZERO, |when| when.saturating_duration_since(named));
+        let since_named =
+            |when: Option<Instant>| when.map_or(Duration::ZERO, |when| when.saturating_duration_since(named));
         let mut expected = HashMap::new();
         for writer in writers {
             let written = writer.await.unwrap();

@@ -1,8 +1,8 @@
 //! A registry behind Sentinel.
 
-use std::time::Duration;
+use std::{fs, path::Path, time::Duration};
 
-use redis::cmd;
+use redis::{Client, cmd};
 use sessiond::{storage::StorageUrl, subject::Start};
 use tokio::{task::block_in_place, time::Instant};
 
@@ -14,6 +14,14 @@ use super::{
 };
 
 const PARAMETERS: &str = "buckets=64";
+
+/// Returns the rules of the smallest user of the Sentinels in the README, with the password `secret`.
+fn listener() -> Vec<String> {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let (_, rest) = readme.split_once("ACL SETUSER listener ").expect("the README documents a user");
+    let (rules, _) = rest.split_once("```").unwrap();
+    rules.split_whitespace().map(|rule| rule.replace("PASSWORD", "secret")).collect()
+}
 
 on_each_server! {
     [#[tokio::test(flavor = "multi_thread", worker_threads = 2)]] calls_and_streams_follow_a_failover;
@@ -118,7 +126,8 @@ async fn sentinels_and_redis_have_separate_passwords() {
         }
         for sentinel in &group.sentinels {
             let () = sentinel.ask(cmd("SENTINEL").arg("SET").arg(MASTER).arg("auth-pass").arg("of-redis")).unwrap();
-            sentinel.set("requirepass", "of-sentinel");
+            sentinel.set_user("listener", &listener());
+            let () = sentinel.ask(cmd("ACL").arg("SETUSER").arg("default").arg(">of-sentinel")).unwrap();
         }
         group
     });
@@ -127,6 +136,13 @@ async fn sentinels_and_redis_have_separate_passwords() {
     let url = |login: &str, parameters: &str| format!("redis+sentinel://{login}{hosts}{PARAMETERS}{parameters}");
     let a = Replica::start(&url(":of-redis@", "&sentinel_password=of-sentinel")).await;
     create(&*a.storage, &keys(0..10)).await;
+    let listener = Replica::start(&url(":of-redis@", "&sentinel_username=listener&sentinel_password=secret")).await;
+    assert_eq!(existing_of(keys(0..10), &listener).await.len(), 10);
+    // The default user's password was needed to find out that the other user may listen.
+    let clients: String = Client::open(format!("redis://:of-sentinel@127.0.0.1:{}", group.sentinels[0].port))
+        .and_then(|client| cmd("CLIENT").arg("LIST").query(&mut client.get_connection()?))
+        .unwrap();
+    assert!(clients.lines().any(|client| client.contains("user=listener") && client.contains("psub=1")), "{clients}");
     for (login, parameters, says) in [
         ("", "&sentinel_password=of-sentinel", "write redis://USER:PASSWORD@HOST"),
         (":wrong@", "&sentinel_password=of-sentinel", "password"),

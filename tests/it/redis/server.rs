@@ -133,7 +133,8 @@ impl RedisServer {
     pub(crate) fn start_in(kind: ServerKind, environment: &[(String, String)], args: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let mut server = Self { kind, child: None, port: 0, folder, mode: &[], args, environment: environment.to_vec() };
+        let mut server =
+            Self { kind, child: None, port: 0, folder, mode: &[], args, environment: environment.to_vec() };
         server.start_anywhere();
         server
     }
