@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use redis::{Cmd, Pipeline, RedisError, Value, aio::MultiplexedConnection};
-use tokio::{sync::OnceCell, time::Instant};
+use tokio::{
+    sync::{OnceCell, watch},
+    time::Instant,
+};
 
 use super::{
     fault::Fault,
@@ -101,25 +104,34 @@ impl Link {
     }
 }
 
-/// The server that the partition's newest connection goes to.
+/// The number of the partition's newest connection, and the server that it goes to.
 #[derive(Debug, Default)]
-pub(super) struct Newest(Mutex<(u64, Option<Arc<str>>)>);
+pub(super) struct Newest(watch::Sender<(u64, Option<Arc<str>>)>);
 
 impl Newest {
     /// Records a new connection to `server`. Returns the connection's number.
     pub(super) fn note(&self, server: &Arc<str>) -> u64 {
-        let mut newest = self.0.lock();
-        newest.0 += 1;
-        newest.1 = Some(Arc::clone(server));
-        newest.0
+        let mut number = 0;
+        self.0.send_if_modified(|newest| {
+            newest.0 += 1;
+            number = newest.0;
+            newest.1.replace(Arc::clone(server)).as_ref() != Some(server)
+        });
+        number
     }
 
     /// Forces the replacement of every connection of the partition.
     pub(super) fn forget(&self) {
-        self.0.lock().1 = None;
+        self.0.send_if_modified(|newest| newest.1.take().is_some());
     }
 
     pub(super) fn is(&self, server: &Arc<str>) -> bool {
-        self.0.lock().1.as_ref() == Some(server)
+        self.0.borrow().1.as_ref() == Some(server)
+    }
+
+    /// Waits until this is another server.
+    pub(super) async fn is_no_longer(&self, server: &Arc<str>) {
+        // Cannot fail, because `self` has the sender.
+        let _ = self.0.subscribe().wait_for(|newest| newest.1.as_ref() != Some(server)).await;
     }
 }

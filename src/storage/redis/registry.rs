@@ -266,7 +266,8 @@ impl Registry {
             call.arg(&identity.birth).arg(identity.registry_id.to_string()).arg(&new).arg(lost)
         });
         match moved.await {
-            Ok(_) | Err(Fault::Registry) => Ok(()),
+            // If Redis loses the new id in a failover, its log is compared again.
+            Ok(_) | Err(Fault::Registry | Fault::Unreplicated { .. }) => Ok(()),
             Err(fault) => Err(fault),
         }
     }

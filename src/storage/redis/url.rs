@@ -387,7 +387,7 @@ mod tests {
             ("redis+sentinel://h:1/a b", "name of the master"),
             ("redis+sentinel://a,,b/m", "host"),
             ("redis+sentinel://a/m/x", "database"),
-            ("redis+sentinel://a:x/m", "port"),
+            ("redis+sentinel://a:x/m", "did not parse"),
             ("redis://h?sentinel_username=u", "only for redis+sentinel"),
             ("redis+cluster+sentinel://h", "write redis://"),
             ("redis+://h", "write redis://"),

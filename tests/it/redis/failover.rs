@@ -79,6 +79,7 @@ pub(super) struct Outcome {
     /// How long after that a call still failed.
     reads_failed_for: Duration,
     changes_failed_for: Duration,
+    last_errors: Vec<String>,
     acknowledged: usize,
     lost: usize,
     resets: usize,
@@ -90,8 +91,8 @@ struct Written {
     /// Whether each session exists. `None` if a call failed, which may have taken effect.
     expected: HashMap<SessionKey, Option<bool>>,
     acknowledged: usize,
-    last_failed_read: Option<Instant>,
-    last_failed_change: Option<Instant>,
+    last_failed_read: Option<(Instant, String)>,
+    last_failed_change: Option<(Instant, String)>,
 }
 
 impl Written {
@@ -99,7 +100,7 @@ impl Written {
         let is_done = outcome.is_ok();
         if let Err(error) = outcome {
             assert!(may_fail(&error), "{error:?}");
-            self.last_failed_change = Some(Instant::now());
+            self.last_failed_change = Some((Instant::now(), format!("{error:?}")));
         } else {
             self.acknowledged += sessions.len();
         }
@@ -128,7 +129,7 @@ async fn write(storage: Arc<dyn SessionStorage>, ids: Range<i64>, stopped: watch
         {
             if let Err(error) = storage.has(&old).await {
                 assert!(may_fail(&error), "{error:?}");
-                written.last_failed_read = Some(Instant::now());
+                written.last_failed_read = Some((Instant::now(), format!("{error:?}")));
             }
             let outcome = storage.destroy(&old, None).await;
             written.note(&old, false, outcome);
@@ -191,17 +192,21 @@ impl<S: Servers> Fleet<S> {
             took: named - began,
             reads_failed_for: Duration::ZERO,
             changes_failed_for: Duration::ZERO,
+            last_errors: Vec::new(),
             acknowledged: 0,
             lost: 0,
             resets: 0,
         };
-        let since_named =
-            |when: Option<Instant>| when.map_or(Duration::ZERO, |when| when.saturating_duration_since(named));
+        let since_named = |when: &Option<(Instant, String)>| {
+            when.as_ref().map_or(Duration::ZERO, |(when, _)| when.saturating_duration_since(named))
+        };
         let mut expected = HashMap::new();
         for writer in writers {
             let written = writer.await.unwrap();
-            outcome.reads_failed_for = outcome.reads_failed_for.max(since_named(written.last_failed_read));
-            outcome.changes_failed_for = outcome.changes_failed_for.max(since_named(written.last_failed_change));
+            outcome.reads_failed_for = outcome.reads_failed_for.max(since_named(&written.last_failed_read));
+            outcome.changes_failed_for = outcome.changes_failed_for.max(since_named(&written.last_failed_change));
+            let failed = [written.last_failed_read, written.last_failed_change];
+            outcome.last_errors.extend(failed.into_iter().flatten().map(|(_, error)| error));
             outcome.acknowledged += written.acknowledged;
             expected.extend(written.expected);
         }
