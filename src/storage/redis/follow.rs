@@ -7,7 +7,7 @@ use tokio::time::sleep;
 use super::{fault::Fault, registry::Registry};
 
 /// The interval between new connections.
-const INTERVAL: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_millis(500);
 
 impl Registry {
     /// Connects anew from time to time, to find out which server the host name resolves to now, or which node owns a

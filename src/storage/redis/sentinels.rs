@@ -27,6 +27,9 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// The host and port of a server.
 pub(super) type Address = (String, u16);
 
+/// What a Sentinel says about a server.
+type Fields = HashMap<String, String>;
+
 /// The Sentinels of one master.
 pub(super) struct Sentinels {
     nodes: Vec<ConnectionInfo>,
@@ -59,7 +62,7 @@ struct Named {
     /// The number of the failover in which this server became the master.
     epoch: u64,
     address: Address,
-    /// Whether this Sentinel is replacing it.
+    /// Whether this Sentinel has chosen its successor, and is about to promote that one.
     is_leaving: bool,
 }
 
@@ -146,7 +149,7 @@ impl Sentinels {
         // The epoch is read first, so it is never newer than the address.
         both.cmd("SENTINEL").arg("MASTER").arg(&self.name);
         both.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.name);
-        let answer: Result<(HashMap<String, String>, Option<Address>), RedisError> = both.query_async(connection).await;
+        let answer: Result<(Fields, Option<Address>), RedisError> = both.query_async(connection).await;
         let unknown = || Fault::Setup(format!("a Sentinel knows no master named {}", self.name));
         let (fields, address) = match answer {
             Err(error) if error.to_string().contains("No such master") => return Err(unknown()),
@@ -157,11 +160,20 @@ impl Sentinels {
         // The Sentinel that leads a failover names the new master as soon as that one was promoted, but describes the old
         // one to the end.
         let describes_it = field("ip") == address.0 && field("port") == address.1.to_string();
+        let is_failing_over = describes_it && has_flag(&fields, "failover_in_progress");
         Ok(Named {
             epoch: field("config-epoch").parse().map_err(|_| Fault::malformed("a Sentinel did not name an epoch"))?,
-            is_leaving: describes_it && field("flags").split(',').any(|flag| flag == "failover_in_progress"),
+            is_leaving: is_failing_over && self.has_successor(connection).await,
             address,
         })
+    }
+
+    /// Returns whether a Sentinel that has begun a failover has chosen the successor. Until then it may give up, or wait
+    /// for seconds. Returns true if it does not say.
+    async fn has_successor(&self, connection: &mut MultiplexedConnection) -> bool {
+        let mut ask = redis::cmd("SENTINEL");
+        let answer: Result<Vec<Fields>, RedisError> = ask.arg("REPLICAS").arg(&self.name).query_async(connection).await;
+        answer.map_or(true, |replicas| replicas.iter().any(|replica| has_flag(replica, "promoted")))
     }
 
     fn note(&self, index: usize, report: Report) {
@@ -216,6 +228,10 @@ impl Reports {
         }
         failed.cloned().unwrap_or_else(|| Fault::unsent("no Sentinel has answered yet"))
     }
+}
+
+fn has_flag(fields: &Fields, flag: &str) -> bool {
+    fields.get("flags").is_some_and(|flags| flags.split(',').any(|has| has == flag))
 }
 
 /// Returns the fault after an error of a Sentinel.

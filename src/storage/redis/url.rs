@@ -202,7 +202,7 @@ impl FromStr for RedisUrl {
                     sentinel_login[usize::from(name == SENTINEL_LOGIN[1])] = value;
                 }
                 // What follows an & in a password looks like a parameter, and must not be shown.
-                _ if sentinel_login[1] != "" => {
+                _ if !sentinel_login[1].is_empty() => {
                     return Err(wrong(format!(
                         "unknown parameter after sentinel_password: use {PARAMETERS}, and %26 for & in a password"
                     )));

@@ -4,11 +4,14 @@ use std::{fs, path::Path, time::Duration};
 
 use redis::{Client, cmd};
 use sessiond::{storage::StorageUrl, subject::Start};
-use tokio::{task::block_in_place, time::Instant};
+use tokio::{
+    task::block_in_place,
+    time::{Instant, sleep},
+};
 
 use super::{
     ROOMY,
-    replica::{Replica, create, existing_of, keys},
+    replica::{Replica, create, eventually, existing_of, keys},
     sentinels::{MASTER, SentinelGroup},
     server::{ServerKind, is_installed, on_each_server},
 };
@@ -80,6 +83,32 @@ async fn a_demoted_master_is_left_before_its_successor_is_named() {
     assert_eq!(role[0], redis::Value::BulkString(b"master".to_vec()), "the old master still accepts changes");
     assert_eq!(switched.map(|(_, end)| end), Some(end()), "it was sent none since its successor was named");
     assert_eq!(existing_of(written.clone(), &a).await, written, "no change was lost");
+}
+
+/// A Sentinel that was paused does nothing for half a minute, even if it has begun a failover.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failover_without_a_successor_blocks_no_call() {
+    if !is_installed() {
+        return;
+    }
+    let group = block_in_place(SentinelGroup::start);
+    let a = Replica::start(&group.url(PARAMETERS)).await;
+    create(&*a.storage, &keys(0..10)).await;
+    let (old, paused) = (group.master(), &group.sentinels[1]);
+    let mut switches = group.switches();
+    paused.signal("STOP");
+    sleep(Duration::from_secs(4)).await;
+    paused.signal("CONT");
+    eventually(|| async { (paused.info("sentinel", "sentinel_tilt").as_deref() == Some("1")).then_some(()) }).await;
+    let () = paused.ask(cmd("SENTINEL").arg("FAILOVER").arg(MASTER)).unwrap();
+    for n in 10..210 {
+        a.storage.create(&keys(n..n + 1), None).await.unwrap();
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(paused.info("sentinel", "sentinel_tilt").as_deref(), Some("1"), "the failover has not gone on yet");
+    switches.after(group.servers[old].port).await;
+    create(&*a.storage, &keys(210..220)).await;
+    assert_eq!(existing_of(keys(0..220), &a).await.len(), 220, "no change was lost");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
