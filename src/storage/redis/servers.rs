@@ -100,9 +100,7 @@ impl Servers {
             let server = identify(&connection).await?;
             Ok(Connected { connection, server, term: Term::endless() })
         };
-        // A node of a cluster must first be asked for the owner.
-        let limit = if self.is_cluster { 2 * self.timeout } else { self.timeout };
-        let outcome = timeout(limit, connecting).await;
+        let outcome = timeout(2 * self.timeout, connecting).await;
         outcome.unwrap_or_else(|_| Err(Fault::unsent("could not connect to Redis in time")))
     }
 

@@ -21,7 +21,7 @@ use tokio::{
 
 use super::replica::{Held, Replica, eventually, keys};
 
-/// Calls fail for no longer than Redis takes to fail over, and this time.
+/// No call fails that begins later than this after Redis has failed over.
 const RECOVERY: Duration = Duration::from_secs(2);
 
 /// How long the load runs before a failover, and after its end.
@@ -76,7 +76,7 @@ pub(super) trait Servers {
 pub(super) struct Outcome {
     /// How long Redis took.
     took: Duration,
-    /// How long after that a call still failed.
+    /// How long after that a call began that failed.
     reads_failed_for: Duration,
     changes_failed_for: Duration,
     last_errors: Vec<String>,
@@ -91,16 +91,17 @@ struct Written {
     /// Whether each session exists. `None` if a call failed, which may have taken effect.
     expected: HashMap<SessionKey, Option<bool>>,
     acknowledged: usize,
+    /// When the last call that failed began, and its error.
     last_failed_read: Option<(Instant, String)>,
     last_failed_change: Option<(Instant, String)>,
 }
 
 impl Written {
-    fn note<T>(&mut self, sessions: &[SessionKey], exist: bool, outcome: Result<T, StorageError>) {
+    fn note<T>(&mut self, sessions: &[SessionKey], exist: bool, began: Instant, outcome: Result<T, StorageError>) {
         let is_done = outcome.is_ok();
         if let Err(error) = outcome {
             assert!(may_fail(&error), "{error:?}");
-            self.last_failed_change = Some((Instant::now(), format!("{error:?}")));
+            self.last_failed_change = Some((began, format!("{error:?}")));
         } else {
             self.acknowledged += sessions.len();
         }
@@ -121,18 +122,21 @@ async fn write(storage: Arc<dyn SessionStorage>, ids: Range<i64>, stopped: watch
         let some = keys(next..next + fastrand::i64(1..4));
         next += some.len() as i64;
         assert!(next <= ids.end);
+        let began = Instant::now();
         let outcome = storage.create(&some, None).await;
-        written.note(&some, true, outcome);
+        written.note(&some, true, began, outcome);
         created.push_back(some);
         if created.len() > YOUNGER
             && let Some(old) = created.pop_front()
         {
+            let began = Instant::now();
             if let Err(error) = storage.has(&old).await {
                 assert!(may_fail(&error), "{error:?}");
-                written.last_failed_read = Some((Instant::now(), format!("{error:?}")));
+                written.last_failed_read = Some((began, format!("{error:?}")));
             }
+            let began = Instant::now();
             let outcome = storage.destroy(&old, None).await;
-            written.note(&old, false, outcome);
+            written.note(&old, false, began, outcome);
         }
         sleep(Duration::from_millis(2)).await;
     }
