@@ -244,7 +244,7 @@ async fn calls_are_linearizable_while_sentinel_replaces_frozen_masters() {
             short_time().await;
             let master = block_in_place(|| group.master());
             group.servers[master].signal("STOP");
-            sleep(Duration::from_millis(fastrand::u64(100..4000))).await;
+            sleep(Duration::from_millis(fastrand::u64(100..6000))).await;
             group.servers[master].signal("CONT");
             block_in_place(|| group.wait("the frozen server to be back", SentinelGroup::is_whole));
         }

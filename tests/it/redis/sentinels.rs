@@ -14,8 +14,8 @@ use super::server::{RedisServer, ServerKind};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Short, so that a failover takes only a few seconds.
-const DOWN_AFTER: Duration = Duration::from_millis(1500);
+/// So that a failover takes only a few seconds, and a busy machine causes none.
+const DOWN_AFTER: Duration = Duration::from_secs(3);
 
 /// The name of the master.
 pub(crate) const MASTER: &str = "main";
