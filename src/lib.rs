@@ -24,17 +24,18 @@
 //! # Run a server in your process
 //!
 //! [`Server::bind`](server::Server::bind) opens the ports and the storage, and [`Server::run`](server::Server::run)
-//! serves until a future of yours completes. The rest of the process uses the same registry without gRPC, through the
-//! server's [subject](server::Server::subject). With `config` being a [`ServerConfig`](server::ServerConfig):
+//! serves until a future of yours completes. The rest of the process can use the same registry without gRPC, through
+//! the server's [subject](server::Server::subject):
 //!
 #![cfg_attr(feature = "server", doc = "```no_run")]
 #![cfg_attr(not(feature = "server"), doc = "```ignore")]
 //! use std::sync::Arc;
-//! use sessiond::{server::Server, session::SessionKey};
+//! use sessiond::{server::{Server, ServerConfig}, session::SessionKey, storage::StorageUrl};
 //!
-//! # use sessiond::server::ServerConfig;
-//! # async fn example(config: ServerConfig) -> Result<(), Box<dyn std::error::Error>> {
-//! let server = Server::bind(config).await?;
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! // As `sessiond serve --storage redis://localhost:6379` does. `StorageUrl::Memory` needs no other program.
+//! let storage: StorageUrl = "redis://localhost:6379".parse()?;
+//! let server = Server::bind(ServerConfig::new(storage)).await?;
 //! println!("gRPC is at {}, metrics are at http://{}/metrics", server.address()?, server.admin_addr());
 //!
 //! let subject = Arc::clone(server.subject());
@@ -45,8 +46,8 @@
 //! # }
 //! ```
 //!
-//! The module [`server`] continues with the configuration. To put the gRPC services on an HTTP/2 server of your own,
-//! see [`service`].
+//! The fields of [`ServerConfig`](server::ServerConfig) correspond to the program's flags. The module [`server`] has an
+//! example for tests. To put the gRPC services on an HTTP/2 server of your own, see [`service`].
 //!
 //! # Write a storage
 //!
@@ -79,9 +80,10 @@
 //! # fn main() {}
 //! ```
 //!
-//! Then start a [`SessionSubject`](subject::SessionSubject) on it, which makes it observable. The example
-//! `custom_storage` in the repository is a complete storage. The module [`storage`] continues with the terms of the
-//! contract.
+//! To serve the storage over gRPC, pass it to [`ServerConfig::new`](server::ServerConfig::new). To use it in your own
+//! process only, start a [`SessionSubject`](subject::SessionSubject) on it: the subject expires its leases and makes it
+//! observable. The example `custom_storage` in the repository is a complete storage. The module [`storage`] continues
+//! with the terms of the contract.
 //!
 //! # Write an observer
 //!
@@ -134,9 +136,8 @@
 //!
 //! # Write a gateway
 //!
-//! A [`Gateway`](client::Gateway) registers the sessions of the clients that are connected to it, and tells when a
-//! connection must be closed because its client has moved to another gateway, or because a back end has ended the
-//! session:
+//! A [`Gateway`](client::Gateway) registers the sessions of the clients that are connected to it. It also reports which
+//! connections to close, because their client has moved to another gateway or a back end has ended the session:
 //!
 #![cfg_attr(feature = "client", doc = "```no_run")]
 #![cfg_attr(not(feature = "client"), doc = "```ignore")]
@@ -160,8 +161,8 @@
 //! # }
 //! ```
 //!
-//! Other services look up where a session is, or hold a [`Mirror`](client::Mirror) of the registry, which answers without
-//! the network. The module [`client`] continues with lookups, retries and watches.
+//! Other services look up where a session is, or hold a [`Mirror`](client::Mirror) of the registry, which answers
+//! without the network. The module [`client`] continues with lookups, retries and watches.
 //!
 //! # Features and modules
 //!
@@ -181,7 +182,7 @@
 //!
 //! The feature `serde` serializes the ids in [`session`].
 //!
-//! Each module imports only from those before it in this list: `session`, `storage`, `subject`, `service`, `server`.
+//! Of `session`, `storage`, `subject`, `service` and `server`, each module imports only from those before it.
 
 /// Compiles the README's examples as doctests.
 #[cfg(all(doctest, feature = "client"))]

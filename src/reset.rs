@@ -6,7 +6,7 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ResetReason {
-    /// The cursor is older than the changes that the server retains.
+    /// The cursor is older than the changes that the server has retained.
     CursorExpired,
     /// The cursor comes from another registry.
     CursorForeign,

@@ -26,6 +26,8 @@
 //! [`service`]: crate::service
 
 mod admission;
+mod config;
+mod error;
 mod lifecycle;
 mod monitoring;
 mod opening;
@@ -35,7 +37,7 @@ mod standard;
 mod tests;
 mod wire;
 
-use std::{io, net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc, thread, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use tokio::{
@@ -48,9 +50,8 @@ use tokio_rustls::rustls;
 
 use crate::{
     access::{AccessList, AccessListError},
-    service::{CallTracer, Service, ServiceOptions},
-    storage::{OpenError, StorageError, StorageOptions},
-    subject::{SessionSubject, SubjectOptions},
+    service::Service,
+    subject::SessionSubject,
     vital::Vitals,
 };
 
@@ -66,165 +67,12 @@ use self::{
 
 pub use self::{
     admission::{RateLimit, TlsFiles},
+    config::ServerConfig,
+    error::{Endpoint, ServerError},
     opening::{StorageSource, StorageWait},
     reload::{ConfigFile, ConfigFileError},
     wire::{ConnectionOptions, ListenAddress, ListenAddressError, TcpAddress},
 };
-
-/// The configuration of a [`Server`]. The [module](self) has an example.
-///
-/// Most fields correspond to flags of `sessiond serve`, whose help describes them further.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct ServerConfig {
-    /// The address of the gRPC port.
-    pub listen: ListenAddress,
-    /// The address of the admin port, which serves `/metrics`, `/live`, `/ready` and `/writable` over plain HTTP.
-    pub admin_listen: TcpAddress,
-    /// The certificate files for TLS. If `None`, the server speaks plaintext.
-    pub tls: Option<TlsFiles>,
-    /// The file with the [`AccessList`], which is read again when it changes. If `None`, every client may make every
-    /// call.
-    pub access_file: Option<PathBuf>,
-    /// The rate limit of each client. If `None`, there is no limit.
-    pub rate_limit: Option<RateLimit>,
-    /// The storage that holds the sessions: one to open, or one of your own.
-    pub storage: StorageSource,
-    /// How long a starting server waits for a storage that cannot be opened yet or does not answer.
-    pub storage_wait: StorageWait,
-    /// The number of threads that serve connections, each with its own runtime.
-    pub workers: NonZeroUsize,
-    /// The limits on observers, and on the events that they can resume from.
-    pub subject: SubjectOptions,
-    /// The maximum number of sessions. An open storage has its own limit, and this one only appears in the metrics.
-    pub max_sessions: u64,
-    /// The maximum number of leases. Ignored if the storage is already open.
-    pub max_leases: u64,
-    /// The storage's [outage grace](crate::storage::StorageOptions::outage_grace). Ignored if the storage is already open.
-    pub outage_grace: Duration,
-    /// The maximum number of open connections. Further ones wait to be accepted.
-    pub max_connections: usize,
-    /// The limits of each connection.
-    pub connections: ConnectionOptions,
-    /// The limits of each call.
-    pub calls: ServiceOptions,
-    /// Creates the trace spans of calls. If `None`, calls are not traced.
-    pub tracer: Option<Arc<dyn CallTracer>>,
-    /// How long a drain may take. Calls and streams that are still open then are cut off.
-    pub drain_timeout: Duration,
-}
-
-impl ServerConfig {
-    /// Creates the configuration that `sessiond serve` has without flags, for this storage: gRPC on 127.0.0.1:50051, the
-    /// admin port on 127.0.0.1:9090, no TLS, no access control, and as many workers as cores.
-    #[must_use]
-    pub fn new(storage: impl Into<StorageSource>) -> Self {
-        let storage = storage.into();
-        let StorageOptions { retain_events, max_sessions, max_leases, outage_grace } = StorageOptions::default();
-        let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        Self {
-            listen: local(50051).into(),
-            admin_listen: local(9090).into(),
-            tls: None,
-            access_file: None,
-            rate_limit: None,
-            storage_wait: StorageWait::default_for(&storage),
-            storage,
-            workers: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
-            subject: SubjectOptions { retain_events, ..SubjectOptions::default() },
-            max_sessions,
-            max_leases,
-            outage_grace,
-            max_connections: 100_000,
-            connections: ConnectionOptions::default(),
-            calls: ServiceOptions::default(),
-            tracer: None,
-            drain_timeout: Duration::from_secs(10),
-        }
-    }
-
-    setters!(into
-        listen: ListenAddress,
-        admin_listen: TcpAddress,
-        tls: Option<TlsFiles>,
-        access_file: Option<PathBuf>,
-        rate_limit: Option<RateLimit>,
-        storage: StorageSource,
-        tracer: Option<Arc<dyn CallTracer>>,
-    );
-
-    setters!(plain
-        storage_wait: StorageWait,
-        workers: NonZeroUsize,
-        subject: SubjectOptions,
-        max_sessions: u64,
-        max_leases: u64,
-        outage_grace: Duration,
-        max_connections: usize,
-        connections: ConnectionOptions,
-        calls: ServiceOptions,
-        drain_timeout: Duration,
-    );
-}
-
-/// One of the two ports of a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Endpoint {
-    /// The gRPC port, at [`ServerConfig::listen`].
-    Grpc,
-    /// The admin port, at [`ServerConfig::admin_listen`].
-    Admin,
-}
-
-/// Why a server cannot start, or had to stop.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ServerError {
-    /// The server cannot listen on an address.
-    #[error("cannot listen on {address} ({cause}): choose another address")]
-    Listen {
-        /// The port that was to be opened there.
-        endpoint: Endpoint,
-        /// The address.
-        address: String,
-        /// What the operating system reported.
-        cause: io::Error,
-    },
-    /// TLS is configured for a Unix socket.
-    #[error("TLS is not supported on a Unix socket: leave out the certificate, or listen on a TCP port")]
-    TlsOverUnix,
-    /// A configuration file cannot be used.
-    #[error(transparent)]
-    File(#[from] ConfigFileError),
-    /// The storage cannot be opened.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// The storage was opened but does not answer.
-    #[error("the storage does not answer ({}): check that it runs and that its URL is correct", source_text(.0))]
-    Storage(StorageError),
-    /// An essential task panicked. The log has the panic.
-    #[error("a task that the server needs has panicked ({0}): restart the server, and report the panic in its log")]
-    FailedTask(&'static str),
-    /// A worker thread cannot be started.
-    #[error("cannot start a worker thread ({0}): use fewer workers")]
-    Worker(io::Error),
-}
-
-impl ServerError {
-    /// Returns whether the error may go away by itself, so that a later attempt may succeed.
-    fn may_pass(&self) -> bool {
-        match self {
-            Self::Open(error) => error.may_pass(),
-            Self::Storage(error) => error.may_pass(),
-            _ => false,
-        }
-    }
-}
-
-fn source_text(error: &StorageError) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
-}
 
 /// A server that is bound to its ports but does not serve calls yet.
 #[derive(Debug)]
@@ -257,8 +105,8 @@ impl Server {
         Self::open(config).await
     }
 
-    /// Boxed, so that this crate compiles the future. Otherwise each program that awaits it would compile it again, with
-    /// the storages and all that they need.
+    /// Boxed, so that this crate compiles the future. Otherwise each program that awaits it would compile it again,
+    /// with the storages and all that they need.
     fn open(config: ServerConfig) -> BoxFuture<'static, Result<Self, ServerError>> {
         Box::pin(Self::bind_all(config))
     }
@@ -321,13 +169,17 @@ impl Server {
     /// Serves until `shutdown` completes or an essential task panics, then drains.
     ///
     /// During the drain readiness fails, streams end with their cursors, and calls finish. Returns when every
-    /// connection has ended, or after the drain timeout. By then the server has dropped its storage, unless somebody else
-    /// still holds the [subject](Self::subject).
+    /// connection has ended, or after the drain timeout. By then the server has dropped its storage, unless somebody
+    /// else still holds the [subject](Self::subject).
     ///
     /// The current thread is the first worker. Its runtime also accepts connections, publishes events and serves the
     /// admin port. Other work on that runtime delays all of this; to avoid that, run the server on a thread of its own.
     /// Do not block this thread with a second executor, such as `futures::executor::block_on`, to wait for the
     /// registry: that executor may never be woken.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the server stops without a drain: calls and streams are cut off.
     ///
     /// # Errors
     ///

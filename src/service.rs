@@ -27,6 +27,7 @@
 //!
 //! [`server`]: crate::server
 
+mod call_stats;
 mod convert;
 mod deadline;
 mod dispatch;
@@ -37,7 +38,6 @@ mod lookup;
 mod message;
 mod method;
 mod response;
-mod stats;
 mod subscribe;
 mod trace;
 
@@ -65,16 +65,16 @@ use self::{
     subscribe::ObserverBody,
 };
 
+pub(crate) use self::{
+    call_stats::{Begun, CallStats, MethodStats, Shard},
+    method::Method,
+};
 pub use self::{
     dispatch::Service,
     encode::WireEncoder,
     error::ServiceError,
     response::ResponseBody,
     trace::{CallSpan, CallTracer, TracedCall},
-};
-pub(crate) use self::{
-    method::Method,
-    stats::{Begun, CallStats, MethodStats, Shard},
 };
 
 /// The limits of each call.

@@ -102,6 +102,11 @@ pub use crate::{histogram::Times, relay::relay, reset::ResetReason};
 ///
 /// All methods may be called concurrently, from any number of tasks and threads, and observers may run on any tokio
 /// runtime.
+///
+/// # Cancel safety
+///
+/// The future of any method may be dropped. A change whose future is dropped leaves each of its sessions either
+/// unchanged, or changed and reported to observers.
 pub struct SessionSubject {
     inner: Arc<Inner>,
     vitals: Vitals,
@@ -505,7 +510,8 @@ impl SessionSubject {
         self.inner.feed.close();
     }
 
-    /// Ends the background tasks, and lets go of the storage once they have ended. Observers that are left still hold it.
+    /// Ends the background tasks, waits for them, and then releases the storage. Remaining observers keep the storage
+    /// open until they are dropped.
     pub async fn stop(mut self) {
         self.tasks.shutdown().await;
     }

@@ -1,7 +1,7 @@
-//! Serves a storage of one's own: `cargo run --example custom_storage -- registry.redb`.
+//! Serves a custom storage: `cargo run --example custom_storage -- registry.redb`.
 //!
-//! `storage` implements [`SessionStorage`] over redb, an embedded database. The server does the rest: streams, leases
-//! that expire, health, metrics and the drain.
+//! The module `storage` implements [`SessionStorage`] over redb, an embedded database. The server does the rest: gRPC,
+//! streams, health, metrics and the drain.
 
 mod storage;
 

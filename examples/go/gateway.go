@@ -9,7 +9,7 @@ import (
 	pb "sessiond/v1"
 )
 
-// maxBatch limits how many sessions one round is about.
+// maxBatch is the maximum number of sessions in a round.
 const maxBatch = 4096
 
 // Connection is a connection of a client. End is called once the client must be disconnected, because its session has
@@ -96,13 +96,15 @@ func (g *Gateway) forget(c *Connection) {
 	}
 }
 
-// stop lets the sessions linger, so that the clients can move to other gateways without anybody seeing them disappear.
+// stop lets the sessions linger, so that the clients can move to other gateways and no observer sees them disappear.
 func (g *Gateway) stop(ctx context.Context) error {
 	g.mutex.Lock()
-	defer g.mutex.Unlock()
 	g.isStopped = true
-	g.unfollow()
-	_, err := g.registry.RevokeLease(ctx, &pb.RevokeLeaseRequest{LeaseId: g.lease, Linger: durationpb.New(30 * time.Second)})
+	g.mutex.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	request := &pb.RevokeLeaseRequest{LeaseId: g.currentLease(), Linger: durationpb.New(30 * time.Second)}
+	_, err := g.registry.RevokeLease(ctx, request)
 	return err
 }
 

@@ -35,7 +35,7 @@ func (g *Gateway) grant(ctx context.Context) error {
 	return nil
 }
 
-// hear takes hints from the stream of the lease: the loop looks up what they are about.
+// hear marks the sessions that a message of the lease's stream mentions. The loop then looks them up.
 func (g *Gateway) hear(message *pb.SubscribeResponse) {
 	for _, session := range message.GetSnapshot().GetSessions() {
 		g.touch(session.SessionId)

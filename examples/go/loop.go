@@ -8,7 +8,7 @@ import (
 	pb "sessiond/v1"
 )
 
-// A client that waited longer than this may have gone elsewhere, so nothing is taken from another gateway for it.
+// A client that has waited for longer than this may have gone to another gateway, so its session is not taken from there.
 const freshness = time.Second
 
 var errLeaseInDoubt = errors.New("the lease may be gone")
@@ -52,7 +52,7 @@ func (g *Gateway) take() (sessions []int64, lease uint64) {
 	return sessions, g.lease
 }
 
-// round brings the registry and the connections of these sessions together.
+// round makes the registry agree with the open connections of these sessions.
 func (g *Gateway) round(ctx context.Context, sessions []int64, lease uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -133,7 +133,7 @@ func (g *Gateway) decide(sessions []int64, found *pb.BatchLookupSessionsResponse
 			default:
 				if !c.isClaimed || c.lease != 0 {
 					c.isClaimed, c.onlyFrom = true, 0
-					// A session that was registered under an older lease is restored, and taken from nobody.
+					// A session that was registered under an older lease is restored, but not taken from another gateway.
 					if c.lease == 0 && time.Since(c.opened) < freshness {
 						c.onlyFrom = holder
 					}

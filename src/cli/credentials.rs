@@ -23,7 +23,7 @@ pub(crate) struct Credentials {
 }
 
 impl Credentials {
-    /// Gives them to the builder of a client.
+    /// Adds the certificates and credentials to the builder of a client.
     pub(crate) fn apply(&self, mut builder: ClientBuilder) -> Result<ClientBuilder, ClientError> {
         if let Some(ca) = &self.ca {
             builder = builder.tls_ca(ca);

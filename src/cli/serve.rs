@@ -131,12 +131,12 @@ pub(crate) struct ServeArgs {
         value_parser = positive())]
     max_leases: u64,
 
-    /// The most time that an outage of the storage, a restart on a file, or a pause of the process gives to leases with
-    /// a shorter ttl.
+    /// Maximum time that leases get after an outage of the storage, a restart on a file, or a pause of the process. A
+    /// lease with a longer ttl gets its ttl.
     ///
-    /// After an outage of length T, each lease lives for its full ttl again, and for at least T + 20 s or this time,
-    /// whichever is shorter. The default is this long because gRPC libraries may wait two minutes before they
-    /// reconnect. A pause counts if it is longer than 5 s.
+    /// After an outage of length T, each lease gets its full ttl again, and at least T + 20 s or this time, whichever
+    /// is shorter. The default is this long because gRPC libraries may wait two minutes before they reconnect. A pause
+    /// counts if it is longer than 5 s.
     #[arg(long, env = "SESSIOND_OUTAGE_GRACE", value_name = "DURATION", default_value = "150s",
         value_parser = parse_duration)]
     outage_grace: Duration,
@@ -350,7 +350,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
     );
 
     let (stop, stopped) = oneshot::channel();
-    let waits = tokio::spawn(async move {
+    let stopping = tokio::spawn(async move {
         signals.next().await;
         let _ = stop.send(());
         signals.next().await;
@@ -363,7 +363,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Exit, CliError> {
     if let (Some(otlp), Some(began)) = (otlp, drain_began.get()) {
         otlp.flush(drain_timeout.saturating_sub(began.elapsed())).await;
     }
-    waits.abort();
+    stopping.abort();
     result.map(|()| Exit::Done).map_err(serve_error)
 }
 
@@ -381,7 +381,7 @@ fn serve_error(error: ServerError) -> CliError {
     }
 }
 
-/// Returns the flag that can cure an error.
+/// Returns the flag to which an error relates.
 fn flag_of(error: &ServerError) -> Option<&'static str> {
     match error {
         ServerError::File(error) => Some(match error.file() {

@@ -100,9 +100,9 @@ impl<T: Into<String>> From<T> for GatewayOptions {
 ///   else.
 /// - Connections stay open while the registry cannot be reached. If the lease was lost meanwhile, their sessions are
 ///   registered again, and the connections of those that have moved are closed.
-/// - It compares the sessions under its lease with its connections, and destroys those that a late call has created.
-/// - [`stop`](Self::stop) lets the sessions linger, so that no observer sees those disappear whose clients move to
-///   other gateways. Dropping the gateway does the same in the background.
+/// - It compares the sessions under its lease with its connections, and destroys sessions that a late call has created.
+/// - [`stop`](Self::stop) lets the sessions linger. If a client moves to another gateway in that time, no observer sees
+///   its session disappear. Dropping the gateway does the same in the background.
 ///
 /// # Concurrency and memory
 ///
@@ -129,7 +129,7 @@ struct Shared {
     book: Mutex<Book>,
     /// Wakes the task.
     work: Notify,
-    /// Why the lease could not be made to linger.
+    /// The error of the call that was to make the lease linger.
     failure: Mutex<Option<ClientError>>,
 }
 

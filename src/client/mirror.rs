@@ -12,8 +12,8 @@ use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 pub use self::changes::{MirrorChange, MirrorChanges, MirrorUpdate};
 use self::{
-    changes::Teller,
-    contents::{Contents, FEW, MANY},
+    changes::ChangeSender,
+    contents::{Contents, TABLES, TABLES_OF_PART},
     follow::Follower,
     leases::Holders,
     progress::Progress,
@@ -105,22 +105,24 @@ pub struct MirrorHolder {
 /// # Exactness
 ///
 /// The mirror is empty until it has [`synced`](Self::synced) for the first time. From then on it holds what the
-/// registry held a moment ago. A task follows the registry's stream, reconnects and resumes by itself. If the stream has
-/// lost its place, a new snapshot is read. Until it is complete, the mirror keeps its old contents.
-/// [`staleness`](Self::staleness) says whether the mirror follows the registry at the moment.
+/// registry held a moment ago. A background task follows the registry's stream, reconnects and resumes by itself. If
+/// the stream loses its place, the task reads a new snapshot, and the mirror keeps its old contents until the snapshot
+/// is complete. [`staleness`](Self::staleness) says whether the mirror currently follows the registry.
 ///
 /// # Memory and concurrency
 ///
-/// A session takes as much memory as in the server: 21 to 35 bytes once there are a million. While a new snapshot
-/// replaces the contents, both are in memory. All methods take `&self` and may be called from any thread. They lock a
-/// four-thousandth of the sessions for less than a microsecond, and the writer holds such a lock for microseconds, or up
-/// to two milliseconds when a table of tens of thousands of sessions grows.
+/// A session takes as much memory as in the server: 21 to 35 bytes if there are a million or more. While a new snapshot
+/// replaces the contents, both are in memory.
+///
+/// All methods take `&self` and may be called from any thread. The sessions are divided over 4,096 tables with a lock
+/// each, and a read locks one table for less than a microsecond. The background task locks a table for microseconds, or
+/// for up to two milliseconds when a table of tens of thousands of sessions grows.
 ///
 /// Dropping the mirror ends its task and its stream.
 pub struct Mirror {
     shared: Arc<Shared>,
     progress: watch::Receiver<Progress>,
-    changes: Teller,
+    changes: ChangeSender,
     timeout: Duration,
     task: JoinHandle<()>,
 }
@@ -139,10 +141,10 @@ impl Client {
     /// Panics if called outside a Tokio runtime.
     #[must_use]
     pub fn mirror(&self, options: MirrorOptions) -> Mirror {
-        let tables = if options.is_everything() { MANY } else { FEW };
+        let tables = if options.is_everything() { TABLES } else { TABLES_OF_PART };
         let shared = Arc::new(Shared { contents: Contents::new(tables), holders: Arc::default() });
         let (sender, progress) = watch::channel(Progress::new());
-        let changes = Teller::new();
+        let changes = ChangeSender::new();
         let leases = options.watch.lease_ids.clone();
         let follower = Follower::new(Arc::clone(&shared), sender, changes.clone(), self.clone(), &leases);
         // Ended when the `Mirror` is dropped.
@@ -239,9 +241,9 @@ impl Mirror {
         timeout(self.timeout, reached).await.unwrap_or(Err(ClientError::Timeout { after: self.timeout }))
     }
 
-    /// Returns for how long the mirror may have missed changes: zero while its stream is open and not silent,
-    /// otherwise the time since the last message of the stream. Before the first snapshot is complete, the time since
-    /// the mirror was created.
+    /// Returns for how long the mirror may have missed changes. This is zero while its stream is open and not silent,
+    /// and otherwise the time since the last message of the stream. Before the first snapshot is complete, it is the
+    /// time since the mirror was created.
     #[must_use]
     pub fn staleness(&self) -> Duration {
         self.progress.borrow().staleness()
@@ -249,8 +251,8 @@ impl Mirror {
 
     /// Returns the changes of the mirror from now on.
     ///
-    /// When a new snapshot replaces the contents, they are the differences to the old ones. The first snapshot is
-    /// reported, too, as changes of an empty mirror.
+    /// When a new snapshot replaces the contents, the differences are reported as changes. The first snapshot is
+    /// reported in the same way, as changes of an empty mirror.
     pub fn changes(&self) -> MirrorChanges {
         self.changes.subscribe()
     }

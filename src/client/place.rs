@@ -23,8 +23,8 @@ pub struct WithPlace<'a>(&'a Client);
 impl Client {
     /// Returns the calls that change sessions and also return the places of their changes in the change log.
     ///
-    /// Pass the places to [`Mirror::wait_until`](super::Mirror::wait_until) to read your own write, or compare them with
-    /// [`Watch::places`](super::Watch::places).
+    /// Pass the places to [`Mirror::wait_until`](super::Mirror::wait_until) to read your own write, or compare them
+    /// with [`Watch::places`](super::Watch::places).
     #[must_use]
     pub fn with_place(&self) -> WithPlace<'_> {
         WithPlace(self)

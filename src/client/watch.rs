@@ -41,7 +41,7 @@ const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(15);
 const MAX_HEARTBEAT: Duration = Duration::from_secs(60 * 60);
 /// How many heartbeats may be missed before a stream counts as dead.
 const SILENT_HEARTBEATS: u32 = 3;
-/// How late any heartbeat may be, however short its interval, because a busy machine is not a dead one.
+/// How late a heartbeat may be, however short its interval. A busy machine must not count as a dead one.
 const SILENCE_SLACK: Duration = Duration::from_secs(1);
 
 /// An observer of the registry, returned by [`Client::watch`](super::Client::watch). Dropping it ends the stream.
@@ -174,7 +174,8 @@ impl Watch {
     ///
     /// Returns an error only if it is not [retryable](ClientError::is_retryable), such as a missing permission. The
     /// watch recovers from all other errors by itself, and reports them as [`WatchUpdate::Disconnected`]. It also
-    /// recovers when its token is withdrawn, if the [token file](super::ClientBuilder::token_file) has a new one by then.
+    /// recovers when its token is withdrawn, if the [token file](super::ClientBuilder::token_file) has a new one by
+    /// then.
     ///
     /// You may call this again after an error. The watch then waits, reconnects, and resumes where it stopped.
     pub async fn next(&mut self) -> Result<WatchUpdate, ClientError> {

@@ -4,7 +4,7 @@ mod admin;
 mod call_metrics;
 mod metrics;
 mod process;
-mod stats;
+mod server_stats;
 mod storage_metrics;
 
-pub(super) use self::{admin::Admin, stats::ServerStats};
+pub(super) use self::{admin::Admin, server_stats::ServerStats};

@@ -15,7 +15,7 @@ use super::error::ServiceError;
 
 pin_project! {
     /// A call that fails after `limit`, or after its client's timeout if that is shorter.
-    // Not an async fn, whose future would hold the call twice: as it came, and where it is polled.
+    // Not an async fn, whose future would hold the call twice: as its argument, and where it is polled.
     pub(super) struct Within<F> {
         #[pin]
         call: F,
@@ -27,9 +27,11 @@ pin_project! {
 
 struct Timer {
     sleep: Pin<Box<Sleep>>,
-    is_wish: bool,
+    /// Whether the timeout is the client's and not the server's.
+    is_clients: bool,
 }
 
+/// Limits the duration of `call` to `limit`, or to the `grpc-timeout` in `headers` if that is shorter.
 pub(super) fn within<F>(call: F, headers: HeaderMap, limit: Duration) -> Within<F> {
     Within { call, headers, limit, timer: None }
 }
@@ -45,15 +47,15 @@ where
         if let Poll::Ready(answer) = this.call.poll(context) {
             return Poll::Ready(answer);
         }
-        // Most calls are ready at once, and need neither a timer nor a look for what the client wishes.
+        // Most calls are ready immediately. They need no timer, and nobody parses their timeout.
         let limit = *this.limit;
         let timer = this.timer.get_or_insert_with(|| {
-            // Nobody else needs the headers, and a call that waits must not hold what a stranger has sent.
-            let wish = wish(&mem::take(this.headers)).filter(|wish| *wish < limit);
-            Timer { sleep: Box::pin(sleep(wish.unwrap_or(limit))), is_wish: wish.is_some() }
+            // Drop the headers: clients determine their size, and a waiting call must not keep them in memory.
+            let timeout = grpc_timeout(&mem::take(this.headers)).filter(|timeout| *timeout < limit);
+            Timer { sleep: Box::pin(sleep(timeout.unwrap_or(limit))), is_clients: timeout.is_some() }
         });
         ready!(timer.sleep.as_mut().poll(context));
-        Poll::Ready(Err(if timer.is_wish {
+        Poll::Ready(Err(if timer.is_clients {
             ServiceError::DeadlineExceeded
         } else {
             ServiceError::CallTimeout { limit }
@@ -62,7 +64,7 @@ where
 }
 
 /// Returns the timeout in the `grpc-timeout` header: up to eight digits and a unit.
-pub(super) fn wish(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     let (digits, unit) = headers.get("grpc-timeout")?.as_bytes().split_last().map(|(unit, digits)| (digits, unit))?;
     if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
         return None;
@@ -91,7 +93,7 @@ mod tests {
 
     #[test]
     fn grpc_timeouts_are_parsed() {
-        for (text, wish) in [
+        for (text, timeout) in [
             ("1H", Duration::from_secs(3600)),
             ("2M", Duration::from_secs(120)),
             ("99999999S", Duration::from_secs(99_999_999)),
@@ -99,20 +101,20 @@ mod tests {
             ("7u", Duration::from_micros(7)),
             ("0n", Duration::ZERO),
         ] {
-            assert_eq!(super::wish(&headers(text)), Some(wish), "{text}");
+            assert_eq!(grpc_timeout(&headers(text)), Some(timeout), "{text}");
         }
         for text in ["", "S", "1", "1s", "-1S", "1.5S", "999999999S", "1 S"] {
-            assert_eq!(super::wish(&headers(text)), None, "{text}");
+            assert_eq!(grpc_timeout(&headers(text)), None, "{text}");
         }
-        assert_eq!(super::wish(&HeaderMap::new()), None);
+        assert_eq!(grpc_timeout(&HeaderMap::new()), None);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_shorter_of_limit_and_client_timeout_ends_a_call() {
         let limit = Duration::from_secs(30);
-        for (wish, late) in [("1S", 1), ("29S", 29), ("31S", 30), ("nonsense", 30)] {
+        for (timeout, late) in [("1S", 1), ("29S", 29), ("31S", 30), ("nonsense", 30)] {
             let began = tokio::time::Instant::now();
-            let error = within(pending::<Result<(), _>>(), headers(wish), limit).await.unwrap_err();
+            let error = within(pending::<Result<(), _>>(), headers(timeout), limit).await.unwrap_err();
             assert_eq!(began.elapsed().as_secs(), late);
             assert_eq!(matches!(error, ServiceError::DeadlineExceeded), late < 30, "{error:?}");
         }

@@ -48,8 +48,8 @@ impl Service {
         Self { shared: Arc::new(Shared { calls, sessions, leases, limits }) }
     }
 
-    /// Copies the services for one connection. A call changes their reference counts several times, which is slow if other
-    /// threads change the same counts.
+    /// Copies the services for one connection. A call changes their reference counts several times, which is slow if
+    /// other threads change the same counts.
     pub(crate) fn for_connection(&self) -> Self {
         Self::of(Calls::clone(&self.shared.calls), Arc::clone(&self.shared.limits))
     }
@@ -79,21 +79,21 @@ impl Service {
         let limit = self.shared.calls.options.call_timeout;
         let is_grpc = is_grpc(&request);
         let (Parts { uri, headers, .. }, body) = request.into_parts();
-        // Unary calls read it only if they have to wait.
-        let wish = if method == Some(Method::SUBSCRIBE) { deadline::wish(&headers) } else { None };
-        let answer = answer(self.shared, method.ok_or(uri), is_grpc, wish, body);
+        // For unary calls, `within` reads the timeout once they have to wait.
+        let client_timeout = if method == Some(Method::SUBSCRIBE) { deadline::grpc_timeout(&headers) } else { None };
+        let answer = answer(self.shared, method.ok_or(uri), is_grpc, client_timeout, body);
         deadline::within(answer, headers, limit).map(|answer| answer.unwrap_or_else(ResponseBody::error))
     }
 }
 
-// The size of this future matters: it is moved several times on its way into a task, and kept as long as a stream
-// lives.
+// The size of this future matters: it is moved several times on its way into a task, and a stream keeps it for its
+// whole life.
 #[expect(clippy::manual_async_fn, reason = "the future of an async fn holds twice what it was called with")]
 fn answer<B>(
     shared: Arc<Shared>,
     method: Result<Method, Uri>,
     is_grpc: bool,
-    wish: Option<Duration>,
+    client_timeout: Option<Duration>,
     body: B,
 ) -> impl Future<Output = Result<Response<ResponseBody>, ServiceError>>
 where
@@ -117,12 +117,12 @@ where
         drop(shared);
         let Ok(response) = answer.await;
         let response = ResponseBody::of_generated(response);
-        Ok(match wish {
+        Ok(match client_timeout {
             None => response,
-            // Clients end the stream themselves at that time, unless they have vanished.
-            Some(wish) => response.map(|body| {
+            // A client ends its stream itself at that time. This is for clients that have vanished.
+            Some(client_timeout) => response.map(|body| {
                 body.until(None, async move {
-                    tokio::time::sleep(wish).await;
+                    tokio::time::sleep(client_timeout).await;
                     ServiceError::DeadlineExceeded
                 })
             }),

@@ -169,7 +169,7 @@ mod tests {
         };
         let plain = events_of(&changes);
         let placed = events_of(&[&changes[..], &moves].concat());
-        // Some checksum is the right one.
+        // Try all checksums: one of them is correct.
         let cursor: Cursor =
             (0..=u16::MAX).find_map(|sum| format!("0000000000000007-1f-{:016x}-{sum:04x}", 9).parse().ok()).unwrap();
         let place = Place { partition: 3, position: Position(1 << 40) };

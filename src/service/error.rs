@@ -179,11 +179,11 @@ impl Refused {
     }
 }
 
-/// Tells a library that retries by itself how many milliseconds to wait, or not to retry if negative
-/// (<https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback>).
+/// The header that tells a library with built-in retries how many milliseconds to wait. A negative number tells it not
+/// to retry (<https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback>).
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
-/// The answer to a call that sent no message before it failed.
+/// Makes the status of a call that fails before it has sent a message.
 impl From<ServiceError> for Status {
     fn from(error: ServiceError) -> Self {
         let Answer { mut status, reason, retry_after } = answer(error);
@@ -192,7 +192,8 @@ impl From<ServiceError> for Status {
         if let Some(delay) = retry_after {
             headers.insert(PUSHBACK, (delay.as_millis() as u64).into());
         } else if is_exhausted {
-            // A service config retries by code, and some limits of this code pass.
+            // A service config retries RESOURCE_EXHAUSTED, because some limits are reached only for a while. This one
+            // is not.
             headers.insert(PUSHBACK, MetadataValue::from_static("-1"));
         }
         if reason == ErrorReason::CompressedRequest {

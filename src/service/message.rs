@@ -17,7 +17,7 @@ use super::error::ServiceError;
 /// The length of the prefix: one byte for compression and four for the length of the message.
 const PREFIX: usize = 5;
 
-/// The memory of a call that waits for the rest of its request, without the request's bytes.
+/// The memory that a call takes while it waits for the rest of its request, in addition to the request's bytes.
 const WAITING_CALL: usize = 1 << 10;
 
 /// The limits on the size of requests.
@@ -54,7 +54,7 @@ impl Held<'_> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        // Most requests never waited, and all threads share the count.
+        // All threads share the count, so requests that never waited do not touch it.
         if self.bytes > 0 {
             self.limits.pending.fetch_sub(self.bytes, Ordering::Relaxed);
         }
@@ -88,8 +88,8 @@ where
     let mut bytes = Bytes::new();
     let mut held = Held { limits, bytes: 0 };
     loop {
-        // What has come whole needs no wait, and is not counted. Nearly always the first frame is all, and nothing is
-        // copied.
+        // A request that has arrived completely does not wait, and is not counted. Nearly always, the first frame is
+        // the whole request, and nothing is copied.
         let frame = match body.as_mut().frame().now_or_never() {
             Some(frame) => frame,
             None => {

@@ -11,7 +11,7 @@ use http_body::{Body, Frame};
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::{stats::Begun, subscribe::ObserverBody};
+use super::{call_stats::Begun, subscribe::ObserverBody};
 use crate::service::error::{self, Answer, Refused, ServiceError};
 
 /// The body of a response: one message, or a stream of messages, and then the gRPC status.

@@ -44,7 +44,7 @@ pub(super) struct ObserverBody {
     owes_heartbeat: bool,
     /// When the stream ends because its connection is too old. A stream that is not synced by then ends once it is.
     retires: Option<Instant>,
-    /// Whether that time has passed, as far as this body has checked.
+    /// Whether the body has noticed that this time has passed.
     is_old: bool,
     state: State,
 }
@@ -84,8 +84,8 @@ impl ObserverBody {
         }
     }
 
-    /// Makes a response whose body will be replaced by this one. tonic's services can only return streams of messages, so the
-    /// response carries the body in its extensions.
+    /// Makes a response whose body will be replaced by this one. tonic's services can only return streams of messages,
+    /// so the response carries the body in its extensions.
     pub(super) fn in_place_of<S>(self, stream: S) -> tonic::Response<S> {
         let mut response = tonic::Response::new(stream);
         response.extensions_mut().insert(Carried(Arc::new(Mutex::new(Some(Box::new(self))))));

@@ -9,9 +9,9 @@ use tracing::Level;
 /// The log target of calls. The filter directive `sessiond::call=debug` logs a line for each call.
 const TARGET: &str = "sessiond::call";
 
-/// Creates the trace spans of calls. Many threads use it concurrently, within each call, so it must not block.
+/// Creates the trace spans of calls. It is called at the start of each call, from many threads, and must not block.
 pub trait CallTracer: fmt::Debug + Send + Sync + 'static {
-    /// Starts the span of a call. Returns `None` if the call is not sampled, which should be as cheap as possible.
+    /// Starts the span of a call. Returns `None` if the call is not sampled. That case should be as cheap as possible.
     fn begin(&self, call: &TracedCall<'_>) -> Option<Box<dyn CallSpan>>;
 }
 
@@ -45,8 +45,7 @@ pub(super) struct Traced {
 }
 
 impl Traced {
-    /// Starts a span if there is a tracer or the log shows calls. Otherwise this costs a call only two checks of values
-    /// that do not change.
+    /// Starts a span if there is a tracer or the log shows calls. Otherwise this costs a call only two checks.
     #[inline]
     pub(super) fn begin(tracer: Option<&Arc<dyn CallTracer>>, call: TracedCall<'_>) -> Option<Box<Self>> {
         if tracer.is_none() && !tracing::enabled!(target: TARGET, Level::DEBUG) {

@@ -19,11 +19,11 @@
 
 mod backup;
 mod checkpoint;
+mod creation;
 mod disk;
 mod downtime;
 mod error;
 mod load;
-mod making;
 mod openings;
 mod probe;
 mod rounds;

@@ -109,8 +109,8 @@ impl RedisStorage {
     /// changes. A retry may succeed.
     ///
     /// Returns [`StorageError::Broken`] if an operator has to act: the password is wrong, this version of Redis is not
-    /// supported, the user lacks a right, the registry was created with other partitions or buckets than `url` names,
-    /// or the data has another format.
+    /// supported, the user lacks a permission, the registry was created with other partitions or buckets than `url`
+    /// names, or the data has another format.
     ///
     /// # Panics
     ///

@@ -7,9 +7,8 @@ type Segment<T> = Box<[T; SEGMENT]>;
 
 /// A list of values in segments of equal size.
 ///
-/// Growing copies nothing, and a segment that one column frees fits any other. A growing vector leaves behind gaps into
-/// which hardly anything fits: with vectors, four million sessions created within a few seconds took half as much
-/// memory again.
+/// Growing copies nothing, and a segment that one column frees fits any other. A growing vector fragments the memory
+/// instead: with vectors, four million sessions created within a few seconds took half as much memory again.
 ///
 /// Except for the list of its segments, a column never allocates memory itself. It reports how many segments are
 /// [missing](Self::missing), and is [given](Self::add) them.

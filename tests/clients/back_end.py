@@ -9,7 +9,7 @@ import grpc.aio
 
 from stubs import lease_grpc, lease_pb, pb, pb_grpc
 
-DEADLINE = 20  # seconds, in which a healthy registry answers
+DEADLINE = 60  # seconds, in which the registry answers: a history may stop it several times in a row
 OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 200),

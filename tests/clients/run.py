@@ -1,12 +1,12 @@
 """Runs histories of faults against a client package, and checks that registry, gateways and mirrors agree at the end.
 
     python tests/clients/run.py SERVER [--client python|typescript|rust] [--storage memory|file|redis] [--seeds 1..20]
-                                [--seed N] [--history NAME] [--jobs N] [--short] [-v]
+                                [--seed N] [--history NAME] [--jobs N] [--short] [--in-turn] [-v]
 
 Without a client or a storage, all of them. Without seeds and histories: all scripted histories, the seeds in seeds/ and
-the seeds 1 to 20. With --short, each history runs on one storage: the scripted ones on memory if they can, the
-seeds on each in turn. Needs grpcio and grpcio-tools, and redis-server for the storage redis. PROTOCOL.md describes how a
-client is driven. If a history fails, it is printed, and the exit code is 1.
+the seeds 1 to 20. With --short, each scripted history runs on one storage, on memory if it can. With --in-turn, each
+seed runs on one storage: the storages take turns. Needs grpcio and grpcio-tools, and redis-server for the storage redis.
+PROTOCOL.md describes how a client is driven. If a history fails, it is printed, and the exit code is 1.
 
 SESSIOND_AGENT_LOG=1 and SESSIOND_SERVER_LOG=1 add the logs of the agents and the servers.
 """
@@ -76,7 +76,7 @@ def histories(arguments, client, storage):
         seeds = list(arguments.seeds or [*kept_seeds(client, storage), *range(1, 21)])
     else:
         seeds = []
-    if arguments.short:
+    if arguments.in_turn:
         kept = kept_seeds(client, storage)
         seeds = [seed for seed in seeds if seed in kept or STORAGES[seed % len(STORAGES)] == storage]
     for seed in dict.fromkeys(seeds):
@@ -112,6 +112,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int)
     parser.add_argument("--history", action="append", choices=sorted(scripted_histories.HISTORIES))
     parser.add_argument("--jobs", type=int, default=4, help="how many random histories run at a time (default: 4)")
-    parser.add_argument("--short", action="store_true", help="run each history on one storage")
+    parser.add_argument("--short", action="store_true", help="run each scripted history on one storage")
+    parser.add_argument("--in-turn", action="store_true", help="run each seed on one storage, in turn")
     parser.add_argument("-v", "--verbose", action="store_true", help="print the histories that pass, too")
     sys.exit(asyncio.run(main(parser.parse_args())))

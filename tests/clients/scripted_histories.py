@@ -125,16 +125,21 @@ async def gateway_returns_after_its_client_has_moved(fleet):
         fleet.fault(f"the device that stayed was told to close: {stays.newest}")
 
 
-@history()
-async def takeover_within_a_partition(fleet):
-    """A is cut off for less than its ttl, the client moves to B: A learns of it from its stream, and closes."""
+async def moves_while_cut_off(fleet):
+    """Moves a client from a gateway that is cut off to the other one. Returns its device, the first gateway, and both connections."""
     fleet.add_devices([(0, 42)])
     device = fleet.devices[0]
     source, target = fleet.gateways
     old = await online(fleet, device, source)
     source.proxy.set(accepts=False)
     source.proxy.cut()
-    new = await online(fleet, device, target)
+    return device, source, old, await online(fleet, device, target)
+
+
+@history()
+async def takeover_within_a_partition(fleet):
+    """A is cut off for less than its ttl, the client moves to B: A learns of it from its stream, and closes."""
+    device, source, old, new = await moves_while_cut_off(fleet)
     source.proxy.heal()
     await until(fleet, f"{source.name} tells {old.name} to close", closes(old))
     await settle(fleet)
@@ -487,13 +492,7 @@ async def connections_die_silently(fleet):
 @history()
 async def old_connection_closes_late(fleet):
     """A client has moved while its gateway was cut off. The gateway learns that its client has left before it learns of the move."""
-    fleet.add_devices([(0, 1)])
-    device = fleet.devices[0]
-    source, target = fleet.gateways
-    old = await online(fleet, device, source)
-    source.proxy.set(accepts=False)
-    source.proxy.cut()
-    new = await online(fleet, device, target)
+    device, source, old, new = await moves_while_cut_off(fleet)
     device.close(old)
     source.proxy.heal()
     await settle(fleet)

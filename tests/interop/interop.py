@@ -3,7 +3,7 @@
     python tests/interop/interop.py target/debug/sessiond [-v] [TestClass[.test_name]]
 
 Install the packages of requirements.txt first. Stubs are generated into a temporary folder, from proto/ or from the folder named
-by SESSIOND_INTEROP_PROTOS: with protos-0.1, the tests act as a client of 0.1. Every server belongs to this run and listens on
+by SESSIOND_TEST_PROTOS: with protos-0.1, the tests act as a client of 0.1. Every server belongs to this run and listens on
 free ports. Tests wait for conditions, with a deadline, and never for a fixed time.
 
 SESSIOND_INTEROP=long makes the outages of class Outages as long as real ones, which takes three minutes.
@@ -11,7 +11,6 @@ SESSIOND_INTEROP=long makes the outages of class Outages as long as real ones, w
 
 import atexit
 import contextlib
-import importlib
 import json
 import math
 import os
@@ -38,35 +37,18 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import proto_reflection_descriptor_database, reflection_pb2
 from grpc_status import rpc_status
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "clients"))
+from stubs import ROOT, lease_grpc, lease_pb, pb, pb_grpc  # noqa: E402
+
 DEADLINE = 20  # seconds, for anything that should be fast
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 MAX_BATCH = 65_536
-PROTOS = ROOT / os.environ.get("SESSIOND_INTEROP_PROTOS", "proto")
 IS_LONG = os.environ.get("SESSIOND_INTEROP") == "long"
 README = (ROOT / "README.md").read_text()
 GATEWAYS = (ROOT / "docs/gateways.md").read_text()
 GATEWAY_OPTIONS = json.loads(re.search(r'```json\n(\{\n  "grpc\..*?\n\})\n```', GATEWAYS, re.DOTALL)[1])
 SERVICE_CONFIG = re.search(r'```json\n(\{\n  "loadBalancingConfig".*?\n\})\n```', README, re.DOTALL)[1]
 BINARY = None  # set by main
-
-
-def generate_stubs():
-    """Generates the stubs into a temporary folder, adds it to the path, and returns it."""
-    folder = tempfile.TemporaryDirectory(prefix="sessiond-interop-")
-    atexit.register(folder.cleanup)
-    protos = sorted(str(p.relative_to(PROTOS)) for p in PROTOS.rglob("*.proto"))
-    out = [f"--python_out={folder.name}", f"--grpc_python_out={folder.name}"]
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", *out, *protos], check=True)
-    sys.path.insert(0, folder.name)
-    return folder.name
-
-
-STUBS = generate_stubs()
-pb = importlib.import_module("sessiond.v1.session_service_pb2")
-pb_grpc = importlib.import_module("sessiond.v1.session_service_pb2_grpc")
-lease_pb = importlib.import_module("sessiond.v1.lease_service_pb2")
-lease_grpc = importlib.import_module("sessiond.v1.lease_service_pb2_grpc")
 
 CREATED, DESTROYED = pb.SESSION_EVENT_TYPE_CREATED, pb.SESSION_EVENT_TYPE_DESTROYED
 # The protos of 0.1 have no MOVED events, and streams without placements do not receive any.

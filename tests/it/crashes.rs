@@ -14,11 +14,14 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use sessiond::proto::{
-    BatchCreateSessionsRequest, BatchDestroySessionsRequest, BatchHasSessionsRequest, BatchLookupSessionsRequest,
-    CreateSessionRequest, DestroyReason, DestroySessionRequest, GrantLeaseRequest, KeepLeaseAliveRequest,
-    RevokeLeaseRequest, SessionEvent, SessionEventType, SubscribeRequest, lease_service_client::LeaseServiceClient,
-    subscribe_request::Start, subscribe_response::Body,
+use sessiond::{
+    proto::{
+        BatchCreateSessionsRequest, BatchDestroySessionsRequest, BatchHasSessionsRequest, BatchLookupSessionsRequest,
+        CreateSessionRequest, DestroyReason, DestroySessionRequest, GrantLeaseRequest, KeepLeaseAliveRequest,
+        RevokeLeaseRequest, SessionEvent, SubscribeRequest, lease_service_client::LeaseServiceClient,
+        subscribe_request::Start, subscribe_response::Body,
+    },
+    session::SessionKey,
 };
 use tokio::task::JoinSet;
 use tonic::{
@@ -28,7 +31,8 @@ use tonic::{
 
 use crate::{
     fake::{duration, soon},
-    observed::{Key, Observed},
+    held::Held,
+    observed::{Observed, apply, hold},
     program::Program,
     server::Sessions,
     sessions::create,
@@ -39,11 +43,11 @@ use crate::{
 type Known = Arc<Mutex<BTreeMap<i64, Option<bool>>>>;
 
 /// The leases of the gateways.
-type Leases = Arc<Mutex<BTreeMap<u64, Held>>>;
+type Leases = Arc<Mutex<BTreeMap<u64, KnownLease>>>;
 
 /// What a gateway knows about a lease.
 #[derive(Clone, Debug, Default)]
-struct Held {
+struct KnownLease {
     /// Sessions that are certainly under the lease: the create was answered, and no move was requested.
     sure: Vec<i64>,
     /// Sessions that may be under the lease: a call about them was not answered.
@@ -103,7 +107,7 @@ async fn use_two_leases(channel: &Channel, held: &Leases, next: &AtomicI64) -> R
         let ttl = Some(duration(Duration::from_secs(if may_end { 1 } else { 3600 })));
         let granted = leases.grant_lease(GrantLeaseRequest { ttl, owner: "gateway".to_owned() }).await?;
         let lease = granted.into_inner().lease_id;
-        held.lock().insert(lease, Held { may_end, ..Held::default() });
+        held.lock().insert(lease, KnownLease { may_end, ..KnownLease::default() });
         Ok::<_, Status>(lease)
     };
     let (old, new) = (grant(expires).await?, grant(false).await?);
@@ -125,7 +129,7 @@ async fn use_two_leases(channel: &Channel, held: &Leases, next: &AtomicI64) -> R
         return if gone(&status, old, held) && expires { Ok(()) } else { Err(status) };
     }
     *held.lock().entry(old).or_default() =
-        Held { sure: staying.to_vec(), unsure: moving.to_vec(), may_end: expires, ..Held::default() };
+        KnownLease { sure: staying.to_vec(), unsure: moving.to_vec(), may_end: expires, ..KnownLease::default() };
     held.lock().entry(new).or_default().unsure = moving.to_vec();
     // If the old lease has expired by now, this creates the sessions again.
     come(new, moving, fastrand::bool().then_some(old)).await?;
@@ -182,7 +186,12 @@ async fn check_answers(client: &Sessions, known: &Known) {
 
 /// Checks that every lease whose end was reported has ended, and that every other lease still has its sessions. Then
 /// revokes all leases.
-async fn check_leases(client: &Sessions, channel: Channel, leases: BTreeMap<u64, Held>, received: &[SessionEvent]) {
+async fn check_leases(
+    client: &Sessions,
+    channel: Channel,
+    leases: BTreeMap<u64, KnownLease>,
+    received: &[SessionEvent],
+) {
     let ended: BTreeSet<i64> = received
         .iter()
         .filter(|event| matches!(event.reason(), DestroyReason::LeaseExpired | DestroyReason::LeaseRevoked))
@@ -218,8 +227,7 @@ async fn check_leases(client: &Sessions, channel: Channel, leases: BTreeMap<u64,
 struct Observer {
     /// Whether its stream has placements.
     is_placed: bool,
-    /// The lease of each session. Without placements, always 0.
-    view: BTreeMap<Key, u64>,
+    view: Held,
     cursor: String,
     /// The events received since the observers were last compared.
     received: Vec<SessionEvent>,
@@ -227,15 +235,7 @@ struct Observer {
 
 impl Observer {
     fn apply(&mut self, events: Vec<SessionEvent>) {
-        for event in &events {
-            let key = (event.auth_key_id, event.session_id);
-            let (before, expected) = match event.r#type() {
-                SessionEventType::Created => (self.view.insert(key, event.lease_id), None),
-                SessionEventType::Moved => (self.view.insert(key, event.lease_id), Some(event.previous_lease_id)),
-                _ => (self.view.remove(&key), Some(event.lease_id)),
-            };
-            assert_eq!(before, expected, "{event:?} contradicts the state that the observer holds");
-        }
+        apply(&mut self.view, &events);
         self.received.extend(events);
     }
 
@@ -249,16 +249,13 @@ impl Observer {
     }
 
     /// Reads a snapshot with a new stream.
-    async fn snapshot(&self, client: &Sessions) -> BTreeMap<Key, u64> {
+    async fn snapshot(&self, client: &Sessions) -> Held {
         let request = SubscribeRequest { start: Some(Start::Snapshot(true)), ..self.request() };
         let mut observed = Observed::start(client, request).await;
         let mut new = Self { is_placed: self.is_placed, ..Self::default() };
         loop {
             match observed.next().await {
-                Body::Snapshot(part) => {
-                    let placed = part.sessions.iter().map(|one| ((one.auth_key_id, one.session_id), one.lease_id));
-                    new.view.extend(placed);
-                }
+                Body::Snapshot(part) => hold(&mut new.view, &part.sessions),
                 Body::Events(body) => new.apply(body.events),
                 Body::Synced(_) => return new.view,
                 other => panic!("{other:?}"),
@@ -308,7 +305,7 @@ async fn no_answered_change_is_lost_when_the_server_is_killed() {
         let marker = -1 - i64::from(crash);
         assert!(create(&client, 0, marker).await);
         for (observer, stream) in observers.iter_mut().zip(&mut streams) {
-            while !observer.view.contains_key(&(0, marker)) {
+            while !observer.view.contains_key(&SessionKey::new(0, marker)) {
                 observer.apply(stream.more_events().await);
             }
             observer.cursor.clone_from(&stream.cursor);

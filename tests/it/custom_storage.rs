@@ -1,5 +1,5 @@
-//! The storage of `examples/custom_storage`: it passes the suite, and the server serves it with everything that belongs to
-//! a registry.
+//! The storage of `examples/custom_storage` passes the conformance suite, and the server serves it: calls, streams,
+//! leases that expire, probes, metrics and resumption after a restart.
 
 #[path = "../../examples/custom_storage/storage/mod.rs"]
 mod storage;
@@ -19,7 +19,7 @@ use self::storage::RedbStorage;
 use crate::{
     fake::soon,
     leases::{create_under, grant},
-    observed::Observed,
+    observed::{Observed, keys},
     program::get,
     redis::ROOMY,
     server::{Running, config},
@@ -30,7 +30,7 @@ async fn open(path: &Path, options: StorageOptions) -> Arc<dyn SessionStorage> {
     Arc::new(RedbStorage::open(path, options).await.unwrap())
 }
 
-/// Makes registries in files of their own.
+/// Creates registries, each in its own file.
 struct Factory(tempfile::TempDir);
 
 #[async_trait::async_trait]
@@ -45,7 +45,7 @@ impl StorageFactory for Factory {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_storage_passes_the_suite() {
+async fn the_custom_storage_passes_the_conformance_suite() {
     let factory = Arc::new(Factory(tempfile::tempdir().unwrap()));
     let mut running = JoinSet::new();
     for case in cases() {
@@ -61,7 +61,7 @@ async fn serve(path: &Path, options: StorageOptions) -> Running {
 }
 
 #[tokio::test]
-async fn the_server_serves_it_and_a_restart_keeps_the_sessions() {
+async fn a_server_serves_the_custom_storage_and_keeps_its_sessions_over_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("registry.redb");
     let options = ROOMY.outage_grace(Duration::from_secs(1));
@@ -98,5 +98,5 @@ async fn the_server_serves_it_and_a_restart_keeps_the_sessions() {
     assert!(has(&client, 0, 1).await && !has(&client, 0, 2).await);
     assert!(create(&client, 0, 3).await);
     assert_eq!(ids(observed.events(1).await), [3]);
-    assert_eq!(Observed::snapshot(&client).await.synced().await, [(0, 1), (0, 3)].into());
+    assert_eq!(keys(&Observed::snapshot(&client).await.synced().await), [(0, 1), (0, 3)].into());
 }

@@ -1,7 +1,6 @@
 //! A full disk: the server's registry is on a small file system that only the server sees.
 
 use std::{
-    collections::BTreeSet,
     fs::{self, File},
     io::Write as _,
     os::fd::AsRawFd as _,
@@ -10,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use sessiond::proto::BatchCreateSessionsRequest;
+use sessiond::{proto::BatchCreateSessionsRequest, session::SessionKey};
 use tokio::time::Instant;
 use tonic::{Code, Status, transport::Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
@@ -18,7 +17,8 @@ use tonic_types::StatusExt as _;
 
 use crate::{
     fake::soon,
-    observed::{Key, Observed, apply},
+    held::Held,
+    observed::{Observed, apply},
     program::{Program, get},
     server::Sessions,
     sessions::has,
@@ -99,7 +99,7 @@ async fn create_until_refused(client: &Sessions, mut next: i64) -> i64 {
 async fn check(client: &Sessions, answered: i64) {
     let mut snapshot = Observed::snapshot(client).await;
     let held = snapshot.synced().await;
-    let lost: Vec<i64> = (0..answered).filter(|id| !held.contains(&(0, *id))).collect();
+    let lost: Vec<i64> = (0..answered).filter(|id| !held.contains_key(&SessionKey::new(0, *id))).collect();
     assert!(lost.is_empty(), "{} of {answered} answered creates are lost", lost.len());
 }
 
@@ -112,7 +112,7 @@ async fn a_full_disk_refuses_changes_loses_none_and_recovers_without_a_restart()
     let small = SmallDisk::start().await;
     let client = small.program.sessions();
     let mut observed = Observed::now(&client).await;
-    let mut received = BTreeSet::<Key>::new();
+    let mut received = Held::new();
     create(&client, 0..BATCH).await.unwrap();
 
     small.fill();
@@ -129,8 +129,8 @@ async fn a_full_disk_refuses_changes_loses_none_and_recovers_without_a_restart()
     };
     soon(recovers).await;
     // The observer receives every change once, including those of the batch that was not answered.
-    while !received.contains(&(0, marker)) {
-        observed.more_events().await.iter().for_each(|event| apply(&mut received, event));
+    while !received.contains_key(&SessionKey::new(0, marker)) {
+        apply(&mut received, &observed.more_events().await);
     }
     assert!(received == Observed::snapshot(&client).await.synced().await, "the observer's view equals a snapshot");
     check(&client, answered).await;

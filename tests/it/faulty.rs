@@ -275,7 +275,7 @@ async fn page_with(admin: SocketAddr, path: &str, status: u16) -> String {
 }
 
 #[tokio::test]
-async fn a_server_is_ready_while_a_storage_of_ones_own_answers() {
+async fn a_server_is_ready_while_its_custom_storage_answers() {
     let (faulty, server) = served().await;
     let mut health = HealthClient::new(server.channel());
     let mut health = soon(health.watch(HealthCheckRequest::default())).await.unwrap().into_inner();
@@ -296,7 +296,7 @@ async fn a_server_is_ready_while_a_storage_of_ones_own_answers() {
 }
 
 #[tokio::test]
-async fn a_server_tells_why_a_storage_of_ones_own_refuses_changes() {
+async fn a_server_reports_why_its_custom_storage_refuses_changes() {
     let (faulty, server) = served().await;
     page_with(server.admin, "/writable", 200).await;
     faulty.set_state(REFUSES);
@@ -318,7 +318,7 @@ async fn a_server_tells_why_a_storage_of_ones_own_refuses_changes() {
 }
 
 #[tokio::test]
-async fn a_server_ends_when_a_storage_of_ones_own_has_lost_a_task() {
+async fn a_server_exits_when_a_task_of_its_custom_storage_panics() {
     let (faulty, server) = served().await;
     faulty.set_state(LOSES_A_TASK);
     // Nobody has told it to stop.
@@ -327,7 +327,7 @@ async fn a_server_ends_when_a_storage_of_ones_own_has_lost_a_task() {
 }
 
 #[tokio::test]
-async fn a_server_waits_for_a_storage_of_ones_own_that_does_not_answer_yet() {
+async fn a_server_waits_for_a_custom_storage_that_does_not_answer_yet() {
     let faulty = faulty();
     faulty.set_state(UNREACHABLE);
     let refused = Running::try_with(config_over(&faulty)).await;

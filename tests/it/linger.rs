@@ -17,7 +17,7 @@ use crate::{
     fake::{duration, soon},
     leases::{keep_alive, revoke},
     observed::Observed,
-    placements::{Mirror, destroy, put},
+    placements::{Mirror, destroy, put, under},
     server::{Leases, Running},
     takeover::grant,
 };
@@ -62,7 +62,7 @@ async fn sessions_that_move_during_a_linger_are_not_destroyed() {
     let ended: Vec<_> = of(SessionEventType::Destroyed).map(|event| event.session_id).collect();
     assert_eq!((ended.len(), ended.iter().copied().collect::<BTreeSet<_>>()), (100, (MOVES..ALL).collect()));
     assert!(of(SessionEventType::Destroyed).all(|event| event.reason() == DestroyReason::LeaseRevoked));
-    assert_eq!(mirror.held, (0..MOVES).map(|id| (id, b)).collect());
+    assert_eq!(mirror.held, under(b, 0..MOVES));
     own.reaches(ALL as usize).await;
     assert!(own.held.is_empty());
     let received: BTreeSet<_> = plain.events(100).await.iter().map(|event| event.session_id).collect();

@@ -154,7 +154,7 @@ async fn follow(
 }
 
 #[tokio::test]
-async fn a_registry_that_lost_its_memory_is_mirrored_again_and_only_differences_are_told() {
+async fn a_mirror_of_a_registry_that_lost_its_sessions_reports_only_the_differences() {
     let registry = Registry::start().await;
     let client = registry.client();
     let mirror = client.mirror(MirrorOptions::default());
@@ -208,7 +208,7 @@ async fn a_mirror_that_is_cut_off_says_how_stale_it_is_and_resumes() {
 }
 
 #[tokio::test]
-async fn a_slow_reader_of_changes_is_told_to_read_the_mirror_again() {
+async fn a_slow_reader_of_changes_gets_a_resync() {
     let registry = Registry::start().await;
     let client = registry.client();
     let mirror = synced(&client, MirrorOptions::default()).await;

@@ -2,13 +2,21 @@
 
 use std::collections::BTreeSet;
 
-use sessiond::proto::{
-    Session, SessionEvent, SessionEventType, SubscribeRequest, SubscribeResponse, Subscribed, Synced,
-    subscribe_request::Start, subscribe_response::Body,
+use sessiond::{
+    proto::{
+        Session, SessionEvent, SessionEventType, SubscribeRequest, SubscribeResponse, Subscribed, Synced,
+        subscribe_request::Start, subscribe_response::Body,
+    },
+    session::{self, DestroyReason, LeaseId, SessionChange, SessionKey},
+    subject::Filter,
 };
 use tonic::{Status, Streaming};
 
-use crate::{fake::soon, server::Sessions};
+use crate::{
+    fake::soon,
+    held::{self, Held},
+    server::Sessions,
+};
 
 /// A session's key: (auth key, session).
 pub(crate) type Key = (i64, i64);
@@ -98,8 +106,8 @@ impl Observed {
     }
 
     /// Reads a snapshot up to `synced`, applying the events between its parts. Returns the sessions held at that point.
-    pub(crate) async fn synced(&mut self) -> BTreeSet<Key> {
-        let mut held = BTreeSet::new();
+    pub(crate) async fn synced(&mut self) -> Held {
+        let mut held = Held::new();
         loop {
             match self.next().await {
                 Body::Synced(Synced { session_count, .. }) => {
@@ -109,11 +117,9 @@ impl Observed {
                 }
                 Body::Snapshot(body) => {
                     assert!(self.cursor.is_empty(), "a stream cannot resume within a snapshot");
-                    for session in body.sessions {
-                        assert!(held.insert(key(&session)), "{session:?} is held already");
-                    }
+                    hold(&mut held, &body.sessions);
                 }
-                Body::Events(body) => body.events.iter().for_each(|event| apply(&mut held, event)),
+                Body::Events(body) => apply(&mut held, &body.events),
                 Body::Heartbeat(_) => {}
                 other => panic!("expected a snapshot, got {other:?}"),
             }
@@ -121,19 +127,38 @@ impl Observed {
     }
 }
 
-/// Applies an event. Asserts that a created session was not held and that a destroyed one was.
-pub(crate) fn apply(held: &mut BTreeSet<Key>, event: &SessionEvent) {
-    let key = (event.auth_key_id, event.session_id);
-    let is_news = match event.r#type() {
-        SessionEventType::Created => held.insert(key),
-        SessionEventType::Destroyed => held.remove(&key),
-        SessionEventType::Moved | SessionEventType::Unspecified => panic!("{event:?}"),
-    };
-    assert!(is_news, "{event:?}");
+/// Adds a part of a snapshot. Asserts that none of its sessions was held.
+pub(crate) fn hold(held: &mut Held, sessions: &[Session]) {
+    for session in sessions {
+        let key = SessionKey::new(session.auth_key_id, session.session_id);
+        let before = held.insert(key, LeaseId::from_number(session.lease_id));
+        assert_eq!(before, None, "{session:?} is held already");
+    }
 }
 
-pub(crate) fn key(session: &Session) -> Key {
-    (session.auth_key_id, session.session_id)
+/// Applies events of a stream that does not filter by lease. Asserts that they fit what is held.
+pub(crate) fn apply(held: &mut Held, events: &[SessionEvent]) {
+    apply_filtered(held, events, &Filter::default());
+}
+
+/// Applies events of a stream with this filter. Asserts that they fit what is held.
+pub(crate) fn apply_filtered(held: &mut Held, events: &[SessionEvent], filter: &Filter) {
+    for event in events {
+        let change = match event.r#type() {
+            SessionEventType::Created => SessionChange::Created,
+            SessionEventType::Destroyed => SessionChange::Destroyed(DestroyReason::Requested),
+            SessionEventType::Moved => SessionChange::Moved { previous: LeaseId::from_number(event.previous_lease_id) },
+            SessionEventType::Unspecified => panic!("{event:?} has no type"),
+        };
+        let key = SessionKey::new(event.auth_key_id, event.session_id);
+        let value = session::SessionEvent::new(key, change, LeaseId::from_number(event.lease_id));
+        assert!(held::apply(held, &value, filter), "{event:?} contradicts what the observer holds");
+    }
+}
+
+/// Returns the held sessions, without their leases.
+pub(crate) fn keys(held: &Held) -> BTreeSet<Key> {
+    held.keys().map(|key| (key.auth_key_id.into(), key.session_id.into())).collect()
 }
 
 pub(crate) fn from_snapshot() -> SubscribeRequest {

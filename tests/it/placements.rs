@@ -1,20 +1,22 @@
 //! Streams with placements, over the wire.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use sessiond::proto::{
-    BatchCreateSessionsRequest, CreateSessionRequest, DestroyReason, DestroySessionRequest, SessionEvent,
-    SessionEventType, SubscribeRequest, SubscribeResponse, subscribe_request::Start, subscribe_response::Body,
+use sessiond::{
+    proto::{
+        BatchCreateSessionsRequest, CreateSessionRequest, DestroyReason, DestroySessionRequest, SessionEvent,
+        SessionEventType, SubscribeRequest, SubscribeResponse, subscribe_request::Start, subscribe_response::Body,
+    },
+    session::{LeaseId, SessionKey},
+    subject::Filter,
 };
 use tonic::Streaming;
 
 use crate::{
     fake::soon,
+    held::Held,
     leases::{grant, revoke},
-    observed::Observed,
+    observed::{Observed, apply_filtered, hold},
     server::{Running, Sessions},
 };
 
@@ -23,9 +25,8 @@ const LONG: Duration = Duration::from_secs(3600);
 /// An observer with placements that maps each session it holds to its lease.
 pub(crate) struct Mirror {
     stream: Streaming<SubscribeResponse>,
-    pub(crate) held: BTreeMap<i64, u64>,
-    /// The leases that it filters by. Empty for all.
-    leases: Vec<u64>,
+    pub(crate) held: Held,
+    filter: Filter,
     events: Vec<SessionEvent>,
     /// The last place received for partition 0.
     position: u64,
@@ -41,8 +42,8 @@ impl Mirror {
             ..Default::default()
         };
         let stream = soon(client.clone().subscribe(request)).await.unwrap().into_inner();
-        let (held, events) = (BTreeMap::new(), Vec::new());
-        let mut mirror = Self { stream, held, leases: leases.to_vec(), events, position: 0 };
+        let filter = Filter::default().lease_ids(leases.iter().filter_map(|lease| LeaseId::from_number(*lease)));
+        let mut mirror = Self { stream, held: Held::new(), filter, events: Vec::new(), position: 0 };
         loop {
             match mirror.message().await {
                 Body::Synced(synced) => {
@@ -51,10 +52,9 @@ impl Mirror {
                     return mirror;
                 }
                 Body::Snapshot(snapshot) => {
-                    for session in snapshot.sessions {
-                        assert!(mirror.watches(session.lease_id));
-                        assert_eq!(mirror.held.insert(session.session_id, session.lease_id), None);
-                    }
+                    let is_watched = |lease| leases.is_empty() || leases.contains(&lease);
+                    assert!(snapshot.sessions.iter().all(|session| is_watched(session.lease_id)));
+                    hold(&mut mirror.held, &snapshot.sessions);
                 }
                 Body::Subscribed(subscribed) => assert_eq!(subscribed.places.len(), 1),
                 Body::Events(events) => mirror.apply(events.events),
@@ -67,27 +67,9 @@ impl Mirror {
         soon(self.stream.message()).await.unwrap().unwrap().body.unwrap()
     }
 
-    fn watches(&self, lease: u64) -> bool {
-        self.leases.is_empty() || self.leases.contains(&lease)
-    }
-
     fn apply(&mut self, events: Vec<SessionEvent>) {
-        for event in events {
-            let held = self.held.get(&event.session_id).copied();
-            let before = match event.r#type() {
-                SessionEventType::Created => None,
-                SessionEventType::Destroyed => Some(event.lease_id),
-                SessionEventType::Moved => Some(event.previous_lease_id),
-                SessionEventType::Unspecified => panic!("{event:?}"),
-            };
-            assert_eq!(held, before.filter(|lease| self.watches(*lease)), "{event:?} contradicts the held state");
-            if event.r#type() == SessionEventType::Destroyed || !self.watches(event.lease_id) {
-                self.held.remove(&event.session_id);
-            } else {
-                self.held.insert(event.session_id, event.lease_id);
-            }
-            self.events.push(event);
-        }
+        apply_filtered(&mut self.held, &events, &self.filter);
+        self.events.extend(events);
     }
 
     /// Reads until it has received `count` events in total. Returns those that this call read.
@@ -107,6 +89,11 @@ impl Mirror {
         }
         self.events[known..].to_vec()
     }
+}
+
+/// Returns what an observer with placements holds if these sessions are under `lease`.
+pub(crate) fn under(lease: u64, ids: impl IntoIterator<Item = i64>) -> Held {
+    ids.into_iter().map(|id| (SessionKey::new(0, id), LeaseId::from_number(lease))).collect()
 }
 
 pub(crate) async fn put(client: &Sessions, ids: std::ops::Range<i64>, lease_id: u64) {
@@ -138,7 +125,8 @@ async fn a_stream_with_placements_reports_the_lease_of_each_session() {
     assert_eq!((events[10].reason(), events[10].lease_id), (DestroyReason::Released, a));
     assert_eq!((events[11].reason(), events[11].lease_id), (DestroyReason::Requested, b));
     assert!(events[12..].iter().all(|event| (event.reason(), event.lease_id) == (DestroyReason::LeaseRevoked, a)));
-    let expected = (6..15).map(|id| (id, b)).chain((15..20).map(|id| (id, 0))).collect();
+    let mut expected = under(b, 6..15);
+    expected.extend(under(0, 15..20));
     assert_eq!(mirror.held, expected);
     late.reaches(16).await;
     assert_eq!(late.held, expected);
@@ -165,7 +153,7 @@ async fn a_stream_by_lease_reports_sessions_that_enter_and_leave_the_lease() {
     own.reaches(4 + 8).await;
     both.reaches(4 + 8).await;
     assert!(own.held.is_empty());
-    assert_eq!(both.held, [0].into_iter().chain(11..20).map(|id| (id, b)).collect());
+    assert_eq!(both.held, under(b, [0].into_iter().chain(11..20)));
 }
 
 #[tokio::test]

@@ -1,21 +1,20 @@
 //! Subscribe over the wire.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use sessiond::{
     proto::{
         Place, ResetReason, SessionEventType, SubscribeRequest, subscribe_request::Start, subscribe_response::Body,
     },
     server::ServerConfig,
+    session::SessionKey,
     subject::SubjectOptions,
 };
 
 use crate::{
     fake::duration,
-    observed::{Key, Observed, after, apply, created_ids, from_snapshot, key},
+    held::Held,
+    observed::{Key, Observed, after, apply, created_ids, from_snapshot, hold, keys},
     server::{Running, config},
     sessions::{batch_create, batch_destroy, create, destroy, has},
 };
@@ -76,9 +75,9 @@ async fn a_snapshot_is_exact_while_sessions_change() {
     assert!(create(&server.sessions(), 9, 9).await);
     let exact = Observed::snapshot(&server.sessions()).await.synced().await;
     for (mut observed, mut held) in readers {
-        while !held.contains(&(9, 9)) {
+        while !held.contains_key(&SessionKey::new(9, 9)) {
             if let Body::Events(body) = observed.next().await {
-                body.events.iter().for_each(|event| apply(&mut held, event));
+                apply(&mut held, &body.events);
             }
         }
         assert!(held == exact);
@@ -193,19 +192,17 @@ async fn an_observer_that_falls_behind_gets_a_lagged_reset() {
         batch_create(&writer, &(part * 50_000..(part + 1) * 50_000).collect::<Vec<_>>()).await;
     }
     create(&writer, 1, 1).await;
-    let (mut held, mut resets, mut is_synced) = (BTreeSet::new(), 0, true);
-    while !is_synced || !held.contains(&(1, 1)) {
+    let (mut held, mut resets, mut is_synced) = (Held::new(), 0, true);
+    while !is_synced || !held.contains_key(&SessionKey::new(1, 1)) {
         match observed.next().await {
-            Body::Events(body) => body.events.iter().for_each(|event| apply(&mut held, event)),
+            Body::Events(body) => apply(&mut held, &body.events),
             Body::Reset(reset) => {
                 assert_eq!(reset.reason(), ResetReason::Lagged);
                 resets += 1;
                 is_synced = false;
                 held.clear();
             }
-            Body::Snapshot(body) => {
-                assert!(body.sessions.iter().all(|session| held.insert(key(session))));
-            }
+            Body::Snapshot(body) => hold(&mut held, &body.sessions),
             Body::Synced(body) => {
                 assert_eq!(body.session_count, held.len() as u64);
                 is_synced = true;
@@ -248,7 +245,7 @@ async fn a_session_must_match_every_filter() {
     let mut streams = Vec::new();
     for (request, held, changes) in table {
         let mut observed = Observed::start(&server.sessions(), request).await;
-        assert!(observed.synced().await.iter().eq(held));
+        assert!(keys(&observed.synced().await).iter().eq(held));
         streams.push((observed, changes));
     }
     destroy(&writer, 5, 1).await;

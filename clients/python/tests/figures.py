@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import sys
 import time
 import timeit
 
 from sessiond import Client, Events, Mirror, SessionKey, Snapshot, Synced
 
-from .server import Server
+from .server import BINARY, Server
 
 SESSIONS = 1_000_000
 
@@ -109,4 +110,6 @@ async def main() -> None:
         await server.kill()
 
 
+if not BINARY:
+    sys.exit("SESSIOND_BIN must name the server to measure with")
 asyncio.run(main())

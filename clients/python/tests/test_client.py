@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +42,21 @@ def test_wrong_addresses_are_refused() -> None:
             Client(address)
     with pytest.raises(ValueError, match="https"):
         Client("http://host", tls_ca=b"")
+
+
+def test_an_address_without_a_port_has_the_port_of_its_scheme() -> None:
+    for address, name in {
+        "http://host": "dns:///host:80",
+        "https://host": "dns:///host:443",
+        "http://[::1]": "dns:///[::1]:80",
+        "https://[::1]:50051": "dns:///[::1]:50051",
+    }.items():
+        assert _channel.Target(address)._name()[0] == name
+
+
+def test_a_malformed_token_is_refused() -> None:
+    with pytest.raises(ValueError, match="sessiond token new"):
+        Client("http://host", token="token\n")
 
 
 async def test_single_calls(client: Client) -> None:
@@ -95,6 +111,30 @@ async def test_batches_of_any_size(client: Client) -> None:
     destroyed = await client.batch_destroy(sessions, lease=lease)
     assert all(destroyed.destroyed) and len(destroyed.destroyed) == len(sessions)
     assert await client.batch_has([]) == []
+
+
+async def test_leases_of_any_number_are_listed(client: Client) -> None:
+    granted = sorted([(await client.grant_lease(30, "gw-1")).lease_id for _ in range(3)])
+    unknown = range(1 << 60, (1 << 60) + 70_000)
+    listed = client.list_leases(lease_ids=[*unknown, *reversed(granted)], page_size=2)
+    assert [lease.lease_id async for lease in listed] == granted
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 cannot tell a cancelled call from a cancelled task")
+async def test_closing_the_client_fails_its_calls(client: Client, proxy: Proxy) -> None:
+    async with Client(proxy.address) as closing:
+        assert not await closing.has(SessionKey(0, 1))
+        proxy.stall()
+        call = asyncio.create_task(closing.has(SessionKey(0, 1)))
+        cancelled = asyncio.create_task(closing.has(SessionKey(0, 1)))
+        await asyncio.sleep(0.1)
+        cancelled.cancel()
+        await closing.close()
+    with pytest.raises(SessiondError) as caught:
+        await call
+    assert caught.value.code is grpc.StatusCode.CANCELLED
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
 
 
 async def test_errors_are_typed(client: Client) -> None:
@@ -301,8 +341,9 @@ def test_a_token_file_that_is_being_written_keeps_its_token(tmp_path: Path) -> N
     (tmp_path / "token").write_text("old\n")
     file = _channel.TokenFile(tmp_path / "token")
     assert file.token() == "old"
-    (tmp_path / "token").write_text("")
-    assert file.token() == "old"
+    for partial in ("", "one\ntwo"):
+        (tmp_path / "token").write_text(partial)
+        assert file.token() == "old"
     (tmp_path / "token").write_text("newer\n")
     assert file.token() == "newer"
 

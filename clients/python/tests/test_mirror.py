@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
+import grpc
 import pytest
 
 from sessiond import (
@@ -64,7 +65,7 @@ async def test_a_mirror_equals_the_registry(client: Client) -> None:
 async def test_filters(client: Client) -> None:
     lease = (await client.grant_lease(30, "gw-1")).lease_id
     other = (await client.grant_lease(30, "gw-2")).lease_id
-    async with await synced(client, lease_ids=[lease]) as mirror, await synced(client, auth_key_ids=[5]) as fives:
+    async with await synced(client, lease_ids=iter([lease])) as mirror, await synced(client, auth_key_ids=[5]) as fives:
         changes = mirror.changes()
         places = [
             (await client.create(KEY, lease=other, with_place=True)).place,
@@ -174,6 +175,16 @@ async def test_owners_are_found_later_and_forgotten(client: Client, monkeypatch:
         await until(lambda: mirror.holder_of(KEY) == Holder(lease, "gw-1"))
         await client.destroy(KEY)
         await until(lambda: lease not in mirror._copy.leases)
+
+
+async def test_a_wait_for_a_place_that_never_comes_ends(server: Server) -> None:
+    async with Client(server.address, timeout=0.5) as client, await client.mirror() as mirror:
+        assert not mirror.is_synced
+        await mirror.synced()
+        assert mirror.is_synced
+        with pytest.raises(SessiondError) as caught:
+            await asyncio.wait_for(mirror.wait_until(Place(0, 1 << 60)), 15)
+        assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_a_closed_mirror_ends_what_waits(client: Client) -> None:

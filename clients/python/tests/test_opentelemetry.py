@@ -7,13 +7,19 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from sessiond import Client, Events, SessionKey, Subscribed
 
-from .server import Server
+from .server import Server, until
+
+EXPECTED = {"CreateSession", "BatchCreateSessions", "GrantLease", "Subscribe"}
 
 
 def spans() -> tuple[TracerProvider, InMemorySpanExporter]:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     return provider, exporter
+
+
+def names(exporter: InMemorySpanExporter) -> set[str]:
+    return {span.name.rsplit("/", 1)[-1] for span in exporter.get_finished_spans()}
 
 
 async def use(client: Client) -> None:
@@ -31,8 +37,7 @@ async def test_interceptors_of_opentelemetry(server: Server) -> None:
     provider, exporter = spans()
     interceptors = aio_client_interceptors(tracer_provider=provider)  # type: ignore[no-untyped-call]
     await use(Client(server.address, interceptors=interceptors))
-    names = {span.name.rsplit("/", 1)[-1] for span in exporter.get_finished_spans()}
-    assert {"CreateSession", "BatchCreateSessions", "GrantLease"} <= names
+    await until(lambda: names(exporter) >= EXPECTED)
 
 
 async def test_instrumentation_of_opentelemetry(server: Server) -> None:
@@ -43,5 +48,4 @@ async def test_instrumentation_of_opentelemetry(server: Server) -> None:
         await use(Client(server.address))
     finally:
         instrumentor.uninstrument()
-    names = {span.name.rsplit("/", 1)[-1] for span in exporter.get_finished_spans()}
-    assert {"CreateSession", "BatchCreateSessions", "GrantLease"} <= names
+    await until(lambda: names(exporter) >= EXPECTED)

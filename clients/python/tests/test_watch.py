@@ -244,3 +244,12 @@ async def test_a_drained_server_ends_the_stream_and_the_watch_resumes(started: S
         await server.restart()
         await client.create(SessionKey(0, 1))
         assert [event.session.session_id for event in await events_of(watch, 1)] == [1]
+
+
+async def test_closing_a_watch_ends_a_pending_wait(client: Client) -> None:
+    watch = client.watch()
+    await next_of(watch, Subscribed)
+    pending = asyncio.ensure_future(anext(watch, None))
+    await asyncio.sleep(0.1)
+    await watch.close()
+    assert await asyncio.wait_for(pending, 15) is None

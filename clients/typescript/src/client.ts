@@ -90,7 +90,7 @@ export interface Located {
 /**
  * A client of one registry. It connects on first use.
  *
- * Calls are retried within the timeout if the server is unavailable for a moment. They fail with a
+ * Calls that the server refuses for a moment are tried up to five times. They fail with a
  * {@link SessiondError}.
  */
 export class Client {
@@ -268,27 +268,28 @@ export class Client {
 
   /** Lists the leases, ordered by id, with the number of sessions under each. */
   async *listLeases(options: ListLeasesOptions = {}): AsyncGenerator<LeaseStatus, void, undefined> {
-    let pageToken = "";
-    do {
-      const page = await this.call(methods.ListLeases, {
-        pageSize: options.pageSize ?? 0,
-        pageToken,
-        owner: options.owner ?? "",
-        leaseIds: (options.leaseIds ?? []).map(leaseNumber),
-      });
-      for (const { lease, ttl, expiresIn, sessionCount, lingers } of page.leases) {
-        const holder = toHolder(lease);
-        if (holder === undefined) throw protocolError("a lease without an id");
-        yield { ...holder, ttlMs: toMs(ttl) ?? 0, expiresInMs: toMs(expiresIn) ?? 0, sessionCount, lingers };
-      }
-      pageToken = page.nextPageToken;
-    } while (pageToken !== "");
+    const { owner = "", pageSize = 0 } = options;
+    const ids = sortedLeases(options.leaseIds ?? []);
+    // Without ids there is one part, which lists all leases.
+    for (let start = 0; start === 0 || start < ids.length; start += MAX_BATCH) {
+      const leaseIds = ids.slice(start, start + MAX_BATCH);
+      let pageToken = "";
+      do {
+        const page = await this.call(methods.ListLeases, { pageSize, pageToken, owner, leaseIds });
+        for (const { lease, ttl, expiresIn, sessionCount, lingers } of page.leases) {
+          const holder = toHolder(lease);
+          if (holder === undefined) throw protocolError("a lease without an id");
+          yield { ...holder, ttlMs: toMs(ttl) ?? 0, expiresInMs: toMs(expiresIn) ?? 0, sessionCount, lingers };
+        }
+        pageToken = page.nextPageToken;
+      } while (pageToken !== "");
+    }
   }
 
   /**
    * Grants a lease and keeps it alive in the background, on a connection of its own.
    *
-   * The first grant is tried once. `owner` is by convention the address at which the gateway can be reached.
+   * `owner` is by convention the address at which the gateway can be reached.
    */
   async lease(ttlMs: number, owner = ""): Promise<Lease> {
     const { target, timeoutMs, logger } = this;
@@ -362,6 +363,11 @@ function pem(text: string | Uint8Array | undefined): Buffer | null {
 
 function invalid(message: string): SessiondError {
   return new SessiondError(Code.INVALID_ARGUMENT, message);
+}
+
+/** Returns each id once, in order. */
+function sortedLeases(leaseIds: readonly bigint[]): bigint[] {
+  return [...new Set(leaseIds.map(leaseNumber))].sort((a, b) => (a < b ? -1 : 1));
 }
 
 function optionalLease(leaseId: bigint | undefined): bigint | undefined {

@@ -61,6 +61,7 @@ export class Gateway {
   private stream: LeaseStream;
   private streamedLease: bigint;
   private isStopped = false;
+  private stopping: Promise<void> | undefined;
 
   /** @internal */
   constructor(
@@ -143,10 +144,19 @@ export class Gateway {
 
   /**
    * Stops the gateway: it tells every connection to close, and lets its lease linger for `lingerMs`, so that clients
-   * reconnect elsewhere and no observer sees their sessions disappear.
+   * reconnect elsewhere and no observer sees their sessions disappear. Sessions whose connections were closed before
+   * end now. Calling this again waits for the same stop.
    */
-  async stop(lingerMs = this.options.lingerMs ?? DEFAULT_LINGER_MS): Promise<void> {
-    if (this.isStopped) return;
+  stop(lingerMs = this.options.lingerMs ?? DEFAULT_LINGER_MS): Promise<void> {
+    this.stopping ??= this.end(lingerMs);
+    return this.stopping;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.stop();
+  }
+
+  private async end(lingerMs: number): Promise<void> {
     this.isStopped = true;
     this.stopListening();
     this.stream.close();
@@ -158,16 +168,13 @@ export class Gateway {
       }
     }
     await this.running;
+    await this.reconciler.destroy(this.book.takeDirty(Infinity));
     try {
       await this.parts.lease.revoke(lingerMs);
     } catch (error) {
       // A lease that is gone is what was asked for.
       if (!(error instanceof SessiondError && error.isLeaseGone)) throw error;
     }
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.stop();
   }
 
   private leave(entry: Entry, seat: Seat): void {

@@ -16,7 +16,8 @@ import { streamFilters, type SessionFilters } from "./watch";
 
 /** What a mirror holds: everything, or the sessions that match every filter that is set. */
 export interface MirrorOptions extends SessionFilters {
-  /** How long the stream may be quiet before the server sends a heartbeat: 100 ms to 1 h, 15 s by default. */
+  /** How long the stream may be quiet before the server sends a heartbeat: 100 ms to 1 h, 5 s by default.
+   * {@link Mirror.waitUntil} may wait for one. */
   readonly heartbeatMs?: number;
 }
 
@@ -35,6 +36,8 @@ export interface MirrorParts {
   readonly logger: Logger;
 }
 
+/** Below the client's timeout, so that a wait for a place that a filter hides does not fail. */
+const DEFAULT_HEARTBEAT_MS = 5000;
 /** How much later than a heartbeat's interval a message may arrive while the stream counts as live. */
 const HEARTBEAT_SLACK_MS = 1000;
 
@@ -62,7 +65,7 @@ export class Mirror {
   /** The snapshot that is being received. */
   private incoming: Placements | undefined;
   private registryId: string | undefined;
-  private isSynced = false;
+  private hasSynced = false;
   private isClosed = false;
   private isConnected = false;
   private heartbeatMs = 0;
@@ -74,7 +77,8 @@ export class Mirror {
     options: MirrorOptions,
   ) {
     const { target, transport, timeoutMs, logger } = parts;
-    const filters = streamFilters({ ...options, placements: true });
+    const { heartbeatMs = DEFAULT_HEARTBEAT_MS } = options;
+    const filters = streamFilters({ ...options, heartbeatMs, placements: true });
     this.stream = new ResumingStream(target, timeoutMs, filters, { $case: "snapshot", snapshot: true });
     this.leaseFilter = filters.leaseIds.length > 0 ? new Set(filters.leaseIds) : undefined;
     this.owners = new Owners(transport, logger);
@@ -118,6 +122,11 @@ export class Mirror {
     return this.current[Symbol.iterator]();
   }
 
+  /** Whether the mirror has been complete once. Until then it is empty. */
+  get isSynced(): boolean {
+    return this.hasSynced;
+  }
+
   /**
    * Waits for the first snapshot. Fails if the mirror is closed, or with the first error that is not retryable, such as
    * a missing permission. The mirror tries again even then.
@@ -158,7 +167,7 @@ export class Mirror {
    * message. Infinity before the first snapshot.
    */
   get stalenessMs(): number {
-    if (!this.isSynced) return Infinity;
+    if (!this.hasSynced) return Infinity;
     const age = performance.now() - this.lastMessage;
     const isLive = this.isConnected && this.incoming === undefined && age <= this.heartbeatMs + HEARTBEAT_SLACK_MS;
     return isLive ? 0 : age;
@@ -290,8 +299,8 @@ export class Mirror {
     this.current = fresh;
     this.incoming = undefined;
     for (const leaseId of old.leases.keys()) if (!fresh.leases.has(leaseId)) this.owners.forget(leaseId);
-    if (!this.isSynced) {
-      this.isSynced = true;
+    if (!this.hasSynced) {
+      this.hasSynced = true;
       for (const queue of this.queues) queue.push({ type: "resync" });
     } else if (this.queues.size > 0) {
       this.reportDifferences(old, fresh);

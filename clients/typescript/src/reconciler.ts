@@ -102,7 +102,8 @@ export class Reconciler {
     }
   }
 
-  private async destroy(batch: readonly Entry[]): Promise<SessiondError | undefined> {
+  /** Ends the sessions that have no connection. What fails is dirty again. Returns the last error. */
+  async destroy(batch: readonly Entry[]): Promise<SessiondError | undefined> {
     const groups = groupBy(batch, ({ seats, under }) => (seats.length > 0 ? [] : under));
     let failure: SessiondError | undefined;
     for (const [leaseId, entries] of groups) {

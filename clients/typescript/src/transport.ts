@@ -1,6 +1,8 @@
 import {
   Client as GrpcClient,
+  connectivityState,
   Metadata,
+  status as Code,
   type ChannelCredentials,
   type ClientReadableStream,
   type Interceptor,
@@ -11,20 +13,36 @@ import type { Method } from "./methods";
 import type { TokenSource } from "./token";
 
 const RETRIES = {
-  name: [{ service: "sessiond.v1.SessionService" }, { service: "sessiond.v1.LeaseService" }],
-  retryPolicy: {
-    maxAttempts: 5,
-    initialBackoff: "0.1s",
-    maxBackoff: "1s",
-    backoffMultiplier: 2,
-    retryableStatusCodes: ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
-  },
+  maxAttempts: 5,
+  initialBackoff: "0.1s",
+  maxBackoff: "1s",
+  backoffMultiplier: 2,
+  retryableStatusCodes: ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+};
+const SESSIONS = "sessiond.v1.SessionService";
+const LEASES = "sessiond.v1.LeaseService";
+
+const CALLS = {
+  loadBalancingConfig: [{ round_robin: {} }],
+  methodConfig: [{ name: [{ service: SESSIONS }, { service: LEASES }], retryPolicy: RETRIES }],
 };
 
-const CALLS = { loadBalancingConfig: [{ round_robin: {} }], methodConfig: [RETRIES] };
-
-/** A stream or a lease needs one connection, to any replica. It retries by itself. */
-const ONE_CONNECTION = { loadBalancingConfig: [{ pick_first: { shuffleAddressList: true } }] };
+/**
+ * A stream or a lease needs one connection, to any replica. Streams and keep-alives are retried by their callers, on a
+ * new connection if need be.
+ */
+const ONE_CONNECTION = {
+  loadBalancingConfig: [{ pick_first: { shuffleAddressList: true } }],
+  methodConfig: [
+    {
+      name: [
+        { service: LEASES, method: "GrantLease" },
+        { service: LEASES, method: "RevokeLease" },
+      ],
+      retryPolicy: RETRIES,
+    },
+  ],
+};
 
 /** A lease must notice a dead connection well before it expires, and reconnect soon after an outage. */
 const OPTIONS = {
@@ -35,7 +53,15 @@ const OPTIONS = {
   "grpc.keepalive_permit_without_calls": 1,
   // A call can be retried as long as its request is below this. The largest batch takes 1 MiB.
   "grpc.per_rpc_retry_buffer_size": 4 << 20,
+  // Connections are shared between channels otherwise, and a new channel would not leave a dead one.
+  "grpc.use_local_subchannel_pool": 1,
 };
+
+/**
+ * How long an attempt to connect may take. grpc-js itself waits for as long as the kernel does, which may be forever. The
+ * time doubles with each attempt, because a name server that is down delays them all.
+ */
+const CONNECT_TIMEOUT_MS = { first: 5000, longest: 60_000 };
 
 /** What is needed to connect. */
 export interface Target {
@@ -53,29 +79,24 @@ export interface SentStream<Response> {
 
 /** Connections to a server, opened on first use. */
 export class Transport {
-  private readonly client: GrpcClient;
+  private client: GrpcClient;
+  private connectTimeoutMs = CONNECT_TIMEOUT_MS.first;
 
   private constructor(
     private readonly target: Target,
-    config: object,
-    options: Record<string, number>,
+    private readonly config: object,
   ) {
-    this.client = new GrpcClient(target.target, target.credentials, {
-      ...OPTIONS,
-      ...options,
-      "grpc.service_config": JSON.stringify(config),
-      interceptors: [...target.interceptors],
-    });
+    this.client = this.open();
   }
 
   /** Balances calls over the replicas, and retries them. */
   static forCalls(target: Target): Transport {
-    return new Transport(target, CALLS, {});
+    return new Transport(target, CALLS);
   }
 
-  /** Has a connection of its own. */
+  /** Has one connection. */
   static dedicated(target: Target): Transport {
-    return new Transport(target, ONE_CONNECTION, { "grpc.use_local_subchannel_pool": 1 });
+    return new Transport(target, ONE_CONNECTION);
   }
 
   /**
@@ -88,11 +109,15 @@ export class Transport {
     timeoutMs: number,
   ): Promise<Response> {
     const deadline = Date.now() + timeoutMs;
-    try {
-      return await this.callOnce(method, request, deadline);
-    } catch (error) {
-      if (!(error instanceof SessiondError && error.hasNewToken)) throw error;
-      return this.callOnce(method, request, deadline);
+    for (let isFirst = true; ; isFirst = false) {
+      const { client } = this;
+      try {
+        return await this.callOnce(method, request, deadline);
+      } catch (error) {
+        if (!(error instanceof SessiondError)) throw error;
+        const wasReplaced = error.code === Code.UNAVAILABLE && this.client !== client;
+        if (!wasReplaced && !(isFirst && error.hasNewToken)) throw error;
+      }
     }
   }
 
@@ -106,6 +131,34 @@ export class Transport {
 
   close(): void {
     this.client.close();
+  }
+
+  private open(): GrpcClient {
+    const client = new GrpcClient(this.target.target, this.target.credentials, {
+      ...OPTIONS,
+      "grpc.service_config": JSON.stringify(this.config),
+      interceptors: [...this.target.interceptors],
+    });
+    this.guard(client);
+    return client;
+  }
+
+  /** Replaces the client if an attempt to connect takes too long. Its calls are made again. */
+  private guard(client: GrpcClient): void {
+    const channel = client.getChannel();
+    const state = channel.getConnectivityState(false);
+    if (state === connectivityState.SHUTDOWN) return;
+    if (state === connectivityState.READY) this.connectTimeoutMs = CONNECT_TIMEOUT_MS.first;
+    const deadline = state === connectivityState.CONNECTING ? Date.now() + this.connectTimeoutMs : Infinity;
+    channel.watchConnectivityState(state, deadline, (hangs) => {
+      if (!hangs) {
+        this.guard(client);
+        return;
+      }
+      this.connectTimeoutMs = Math.min(this.connectTimeoutMs * 2, CONNECT_TIMEOUT_MS.longest);
+      this.client = this.open();
+      client.close();
+    });
   }
 
   private callOnce<Request, Response>(

@@ -67,7 +67,8 @@ test("nothing fails when a token is replaced before the old one ends", async (t)
   const client = new Client(server.address, { tokenFile });
   const watch = client.watch();
   const mirror = client.mirror();
-  const gateway = await client.gateway("gw-1", { ttlMs: 1000 });
+  // Long enough for a busy machine, and short enough for keep-alives with each token.
+  const gateway = await client.gateway("gw-1", { ttlMs: 6000 });
   cleanUp(t, async () => {
     await gateway.stop(0);
     mirror.close();

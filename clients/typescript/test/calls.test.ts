@@ -1,11 +1,15 @@
 import assert from "node:assert/strict";
+import { once } from "node:events";
+import { connect, createServer, type AddressInfo, type Socket } from "node:net";
 import { test } from "node:test";
 
 import { status } from "@grpc/grpc-js";
 
 import { Client, SessiondError } from "../src";
 import { parseAddress } from "../src/address";
+import { cleanUp } from "./cleanup";
 import { collect } from "./collect";
+import { within } from "./eventually";
 import { Server } from "./server";
 
 const session = { sessionId: 42n };
@@ -60,6 +64,17 @@ test("leases are listed over several pages", async (t) => {
   assert.ok(some.every(({ owner, ttlMs, sessionCount }) => owner === "gw-1" && ttlMs === 60_000 && sessionCount === 0n));
 });
 
+test("leases of any number are listed in order", async (t) => {
+  const server = await Server.start(t);
+  using client = new Client(server.address);
+  const granted: bigint[] = [];
+  for (let i = 0; i < 3; i++) granted.push((await client.grantLease(60_000)).leaseId);
+  granted.sort((a, b) => Number(a - b));
+  const unknown = Array.from({ length: 70_000 }, (_, i) => 2n ** 60n + BigInt(i));
+  const listed = await collect(client.listLeases({ leaseIds: [...unknown, ...granted.toReversed()], pageSize: 2 }));
+  assert.deepEqual(listed.map(({ leaseId }) => leaseId), granted);
+});
+
 test("errors have their code, reason and retry", async (t) => {
   const server = await Server.start(t);
   using client = new Client(server.address);
@@ -83,6 +98,28 @@ test("a call waits for a server that is starting, and gives up after the timeout
   const answer = client.has(session);
   await server.restart();
   assert.equal(await answer, false);
+});
+
+test("an attempt to connect that hangs is given up", async (t) => {
+  const server = await Server.start(t);
+  const sockets: Socket[] = [];
+  const proxy = createServer((socket) => {
+    sockets.push(socket);
+    if (sockets.length === 1) return; // It hangs.
+    const upstream = connect(server.port, "127.0.0.1");
+    sockets.push(upstream);
+    socket.pipe(upstream).pipe(socket);
+    for (const end of [socket, upstream]) end.on("error", () => undefined);
+  });
+  proxy.listen(0, "127.0.0.1");
+  await once(proxy, "listening");
+  cleanUp(t, () => {
+    proxy.close();
+    for (const socket of sockets) socket.destroy();
+  });
+  using client = new Client(`http://127.0.0.1:${(proxy.address() as AddressInfo).port}`, { timeoutMs: 60_000 });
+  const calls = Array.from({ length: 3 }, () => client.has(session));
+  assert.deepEqual(await within(Promise.all(calls), "the calls are answered", 60_000), [false, false, false]);
 });
 
 test("addresses are checked", () => {

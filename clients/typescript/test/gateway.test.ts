@@ -5,6 +5,7 @@ import { status } from "@grpc/grpc-js";
 
 import { Client, SessionElsewhereError, type Connection, type Gateway, type GatewayOptions } from "../src";
 import { cleanUp } from "./cleanup";
+import { collect } from "./collect";
 import { eventually, within } from "./eventually";
 import { Proxy } from "./proxy";
 import { Server, temporaryFolder } from "./server";
@@ -119,6 +120,20 @@ test("an orderly stop lingers and tells every connection", async (t) => {
   await next.connect(session);
   assert.equal(await holder(client), "gw-2");
   for await (const { lingers } of client.listLeases({ leaseIds: [lease] })) assert.equal(lingers, true);
+});
+
+test("stopping ends the sessions that were closed before, and every caller waits for it", async (t) => {
+  const { server, client } = await start(t);
+  const gateway = await startGateway(t, server.address, "gw-1");
+  const lease = gateway.leaseId;
+  const sessions = Array.from({ length: 10_000 }, (_, i) => ({ sessionId: BigInt(i) }));
+  const connections = await Promise.all(sessions.map((one) => gateway.connect(one)));
+  for (const connection of connections) connection.close();
+  void gateway.stop(60_000);
+  await gateway.stop(60_000);
+  assert.equal((await client.batchHas(sessions)).filter(Boolean).length, 0);
+  const [status] = await collect(client.listLeases({ leaseIds: [lease] }));
+  assert.equal(status?.lingers, true);
 });
 
 test("a killed server with a file keeps every session and connection", async (t) => {

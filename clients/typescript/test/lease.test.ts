@@ -1,7 +1,11 @@
 import assert from "node:assert/strict";
 import { test, type TestContext } from "node:test";
 
+import { Server as GrpcServer, ServerCredentials, status, type handleUnaryCall } from "@grpc/grpc-js";
+
 import { Client, type Lease, type LeaseEvent } from "../src";
+import { toDuration } from "../src/duration";
+import { GrantLeaseResponse, RevokeLeaseResponse } from "../src/generated/sessiond/v1/lease_service";
 import { cleanUp } from "./cleanup";
 import { eventually, within } from "./eventually";
 import { Proxy } from "./proxy";
@@ -106,4 +110,32 @@ test("a connection that hangs does not lose the lease", async (t) => {
   assert.equal(lease.id, first);
   assert.ok(await listed(client, lease));
   await lease.revoke();
+});
+
+test("a grant and a revoke are retried", async (t) => {
+  const server = new GrpcServer();
+  cleanUp(t, () => {
+    server.forceShutdown();
+  });
+  const tries = { GrantLease: 0, RevokeLease: 0 };
+  const method = (name: keyof typeof tries, answer: Uint8Array) => {
+    const handle: handleUnaryCall<Buffer, Buffer> = (_, callback) => {
+      if (++tries[name] === 1) callback({ code: status.UNAVAILABLE, details: "a failover" });
+      else callback(null, Buffer.from(answer));
+    };
+    server.register(`/sessiond.v1.LeaseService/${name}`, handle, (bytes: Buffer) => bytes, (bytes) => bytes, "unary");
+  };
+  method("GrantLease", GrantLeaseResponse.encode({ leaseId: 7n, ttl: toDuration(30_000) }).finish());
+  method("RevokeLease", RevokeLeaseResponse.encode({ sessionsDestroyed: 3n }).finish());
+  const port = await new Promise<number>((resolve, reject) => {
+    server.bindAsync("127.0.0.1:0", ServerCredentials.createInsecure(), (error, bound) => {
+      if (error) reject(error);
+      else resolve(bound);
+    });
+  });
+  using client = new Client(`http://127.0.0.1:${port}`);
+  const lease = await client.lease(30_000);
+  assert.equal(lease.id, 7n);
+  assert.equal(await lease.revoke(), 3n);
+  assert.deepEqual(tries, { GrantLease: 2, RevokeLease: 2 });
 });

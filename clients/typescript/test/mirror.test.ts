@@ -65,7 +65,9 @@ test("a mirror holds what the registry holds, and where", async (t) => {
   await client.create({ sessionId: 0n });
   const mirror = startMirror();
   assert.equal(mirror.stalenessMs, Infinity);
+  assert.equal(mirror.isSynced, false);
   await mirror.synced();
+  assert.equal(mirror.isSynced, true);
   assert.equal(mirror.size, 1001);
   assert.equal(mirror.stalenessMs, 0);
   await assertExact(client, mirror);
@@ -91,6 +93,16 @@ test("a mirror of a lease holds its sessions only", async (t) => {
   assert.ok(place);
   await mirror.waitUntil(place);
   assert.deepEqual([...mirror].map((held) => held.session.sessionId), [2n]);
+});
+
+test("a mirror with a filter waits for a change that the filter hides", async (t) => {
+  const { client, startMirror } = await start(t);
+  const mirror = startMirror({ sessionIds: [1n] });
+  await mirror.synced();
+  const { place } = await client.create({ sessionId: 2n }, { withPlace: true });
+  assert.ok(place);
+  await mirror.waitUntil(place, 10_000);
+  assert.equal(mirror.size, 0);
 });
 
 test("a mirror stays exact over a kill of the server, and says how old it is", async (t) => {

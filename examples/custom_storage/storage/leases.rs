@@ -1,4 +1,5 @@
-//! The leases. They are kept in memory and in a table, but how long each has left to live is kept in memory alone.
+//! The leases. They are kept in memory and in a table. Their deadlines are only in memory, because every lease gets its
+//! full ttl again after a restart.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,13 +16,13 @@ use sessiond::{
 
 use super::{registry::Registry, tables::Tables};
 
-/// One look moves the clock on by this much at most.
-const LONGEST_LOOK: Duration = Duration::from_millis(350);
+/// The maximum time by which one call advances the clock of the leases.
+const MAX_ADVANCE: Duration = Duration::from_millis(350);
 
-/// If nobody looked for so long, this process stood still, and gateways may have lost their connections.
+/// If the clock was not advanced for this long, the process was paused, and gateways may have lost their connections.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// What gateways need after an outage, beyond its length, to connect again.
+/// How long gateways need to reconnect after an outage, beyond its length.
 const BEYOND_OUTAGE: Duration = Duration::from_secs(20);
 
 /// What a lease accepts.
@@ -35,9 +36,9 @@ pub(super) enum Standing {
 struct Lease {
     ttl: Duration,
     owner: Arc<str>,
-    /// When it ends by the clock below, unless it is kept alive.
+    /// When the lease expires unless it is kept alive, by [`Leases::clock`].
     deadline: Duration,
-    /// When it ends in any case, in milliseconds since 1970.
+    /// When a lingering lease ends, in milliseconds since 1970.
     lingers_until: Option<u64>,
     session_count: u64,
 }
@@ -49,21 +50,25 @@ struct Ended {
 }
 
 pub(super) struct Leases {
+    /// The leases that have not ended, including lingering ones.
     live: BTreeMap<LeaseId, Lease>,
-    /// Those that do not linger.
+    /// The live leases that do not linger, by deadline.
     deadlines: BTreeSet<(Duration, LeaseId)>,
+    /// The lingering leases, by the end of their linger.
     lingers: BTreeSet<(u64, LeaseId)>,
+    /// The ended leases that may still have sessions.
     ended: BTreeMap<LeaseId, Ended>,
-    /// The last lease that was swept: the next ones have their turn.
+    /// The lease that was swept last. The next step sweeps those after it.
     swept: Option<LeaseId>,
-    /// Stands still while nobody looks, so that no lease expires because this process was stopped.
+    /// A clock that stops while nobody advances it. So no lease expires because the process was paused.
     clock: Duration,
-    looked: Instant,
+    advanced: Instant,
     options: StorageOptions,
 }
 
 impl Leases {
-    /// Loads them after a restart of unknown length. Each gets its ttl again, and at least the whole grace.
+    /// Loads the leases after a restart. The length of the downtime is unknown, so every lease gets its ttl again, and
+    /// at least the full grace.
     pub(super) fn load(tables: &Tables<'_>, options: StorageOptions) -> Result<Self, redb::Error> {
         let mut leases = Self {
             live: BTreeMap::new(),
@@ -72,7 +77,7 @@ impl Leases {
             ended: BTreeMap::new(),
             swept: None,
             clock: Duration::ZERO,
-            looked: Instant::now(),
+            advanced: Instant::now(),
             options,
         };
         for row in tables.leases.iter()? {
@@ -98,17 +103,18 @@ impl Leases {
     }
 
     fn now(&self) -> Duration {
-        self.clock + self.looked.elapsed().min(LONGEST_LOOK)
+        self.clock + self.advanced.elapsed().min(MAX_ADVANCE)
     }
 
-    /// Starts to look. Nobody knows for how long nobody has.
+    /// Starts the clock, when leases begin to be expired. The time before that does not count as a pause.
     pub(super) fn start_clock(&mut self) {
         self.clock = self.now();
-        self.looked = Instant::now();
+        self.advanced = Instant::now();
     }
 
-    fn look(&mut self) {
-        let outage = self.looked.elapsed();
+    /// Advances the clock. If the process was paused, extends all leases.
+    fn advance_clock(&mut self) {
+        let outage = self.advanced.elapsed();
         self.start_clock();
         if outage > PAUSE {
             let grace = (outage + BEYOND_OUTAGE).min(self.options.outage_grace);
@@ -135,7 +141,8 @@ impl Leases {
         self.ended.insert(id, Ended { reason, destroyed });
     }
 
-    /// Returns when the linger ends, which may be earlier than `until`.
+    /// Lets a lease linger until `until`, or until an earlier time that was already set. Returns that time, or `None`
+    /// if the lease is unknown.
     fn let_linger(&mut self, id: LeaseId, until: u64) -> Option<u64> {
         let lease = self.live.get_mut(&id)?;
         let until = lease.lingers_until.map_or(until, |known| known.min(until));
@@ -203,9 +210,9 @@ impl Leases {
         LeasePage::new(leases, next)
     }
 
-    /// The next lease that is to end now, if there is one.
+    /// Advances the clock, and returns a lease that is due to end, with the reason for its sessions.
     pub(super) fn next_due(&mut self) -> Option<(LeaseId, DestroyReason)> {
-        self.look();
+        self.advance_clock();
         match (self.lingers.first(), self.deadlines.first()) {
             (Some((until, id)), _) if *until <= wall_clock() => Some((*id, DestroyReason::LeaseRevoked)),
             (_, Some((deadline, id))) if *deadline <= self.clock => Some((*id, DestroyReason::LeaseExpired)),
@@ -221,7 +228,7 @@ impl Leases {
         !self.ended.is_empty()
     }
 
-    /// Some leases that have ended. They take turns, so that small ones do not wait for large ones.
+    /// Returns some ended leases to sweep. All of them take turns, so that small leases do not wait for large ones.
     pub(super) fn next_ended(&mut self, count: usize) -> Vec<LeaseId> {
         let after = self.swept.map_or(Unbounded, Excluded);
         let some: Vec<_> = self.ended.range((after, Unbounded)).take(count).map(|(id, _)| *id).collect();
@@ -241,7 +248,7 @@ impl Registry<'_, '_> {
         if leases.count() >= limit {
             return Ok(Err(StorageError::TooManyLeases { limit }));
         }
-        // Rounded up, because no lease may end before its ttl.
+        // Round up, because no lease may end before its ttl.
         let ttl_ms = ttl.min(MAX_TTL).as_nanos().div_ceil(1_000_000) as u64;
         let id = loop {
             let id = LeaseId::from_number(fastrand::u64(1..=LeaseId::MAX));
@@ -271,7 +278,7 @@ impl Registry<'_, '_> {
         Ok(Ok(()))
     }
 
-    /// Ends a lease: from now on nothing comes under it.
+    /// Ends a lease. From now on, no session comes under it.
     pub(super) fn end_lease(
         &mut self,
         id: LeaseId,
@@ -285,7 +292,7 @@ impl Registry<'_, '_> {
         Ok(())
     }
 
-    /// Forgets a lease that has ended, when no session is left under it.
+    /// Forgets an ended lease that no session is under any more.
     pub(super) fn forget_lease(&mut self, id: LeaseId) -> Result<(), redb::Error> {
         self.memory.leases.ended.remove(&id);
         self.tables.leases.remove(id.number())?;
@@ -294,7 +301,8 @@ impl Registry<'_, '_> {
     }
 }
 
-/// The ends of lingers outlive the process, so they are kept by the wall clock.
+/// Returns the wall time in milliseconds since 1970. Lingers are measured by it, because their ends outlive the
+/// process.
 fn wall_clock() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }

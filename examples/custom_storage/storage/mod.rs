@@ -1,11 +1,11 @@
 //! A durable storage over redb, an embedded database.
 //!
-//! One thread owns the database. Every call is a closure that this thread runs on it, see [`thread`](self::thread). This
-//! makes each obligation of [`SessionStorage`] easy to keep: calls take effect one after the other, a change and its entry
-//! in the log are in the same transaction, and nobody gets an answer before that is on disk.
+//! One thread owns the database, and every call is a closure that this thread runs (see [`thread`](self::thread)). This
+//! makes the obligations of [`SessionStorage`] easy to keep: calls take effect one after the other, a change and its
+//! log entry are in the same transaction, and no call is answered before its transaction is on disk.
 //!
-//! What it leaves out, to stay small: there is one partition of the log, reads wait behind changes, and while the database
-//! cannot be written it cannot be read either.
+//! To stay small, this storage does without some things that the built-in ones have. The log has one partition. Reads
+//! wait behind changes. While the database cannot be written, it cannot be read either.
 
 mod leases;
 mod registry;
@@ -44,22 +44,23 @@ use self::{
     thread::{Job, Opened, Status},
 };
 
-/// A snapshot reads a bucket in one step.
+/// The number of buckets. A snapshot reads a bucket in one step.
 pub(crate) const BUCKETS: u32 = 256;
 
-/// More calls than this are refused, instead of waiting.
+/// How many calls may wait for the thread. Further calls fail.
 const WAITING_CALLS: usize = 4096;
 
-/// A large batch lets other calls run after so many sessions.
+/// The maximum number of sessions in one call to the thread. A larger batch takes several, so that other calls can run
+/// in between.
 const SESSIONS_A_STEP: usize = 1024;
 
-/// How often leases are looked at.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often leases are checked for expiry.
+const EXPIRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A registry in a redb database.
 pub(crate) struct RedbStorage {
     path: PathBuf,
-    /// Taken when this is dropped.
+    /// `Some` until this is dropped.
     jobs: Option<mpsc::Sender<Job>>,
     status: watch::Receiver<Status>,
     thread: Option<JoinHandle<()>>,
@@ -88,7 +89,7 @@ impl RedbStorage {
         Ok(Self { path, jobs: Some(jobs), status, thread: Some(thread.map_err(unavailable)?) })
     }
 
-    /// Runs `call` on the registry, and returns what it returns once its changes are on disk.
+    /// Runs `call` on the registry. Returns its result once its changes are on disk.
     async fn call<T: Send + 'static>(
         &self,
         call: impl FnOnce(&mut Registry<'_, '_>) -> Result<T, redb::Error> + Send + 'static,
@@ -96,7 +97,7 @@ impl RedbStorage {
         let (sender, answer) = oneshot::channel();
         let job: Job = Box::new(move |registry| {
             let outcome = call(registry)?;
-            // The caller may have left.
+            // This fails if the caller is gone.
             Ok(Box::new(move || drop(sender.send(outcome))))
         });
         let Some(jobs) = &self.jobs else { return Err(unavailable("the storage is closed")) };
@@ -106,11 +107,11 @@ impl RedbStorage {
 }
 
 impl Drop for RedbStorage {
-    /// Lets the thread finish what was asked of it, and close the database.
+    /// Lets the thread finish the calls in its queue and close the database.
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
-            // An error is that it has panicked, which `failed_task` reports.
+            // An error means that the thread has panicked, which `failed_task` has reported.
             let _ = thread.join();
         }
     }
@@ -145,7 +146,7 @@ impl SessionStorage for RedbStorage {
     }
 
     fn failed_task(&self) -> Option<&'static str> {
-        // It ends by itself only once this is dropped.
+        // The thread ends before this is dropped only if it panics.
         self.thread.as_ref().is_none_or(JoinHandle::is_finished).then_some("thread of the database")
     }
 
@@ -222,7 +223,7 @@ impl SessionStorage for RedbStorage {
     }
 
     async fn expire_leases(&self) -> Result<Infallible, StorageError> {
-        // While nobody looked, no gateway was at fault.
+        // Leases could not expire while this was not running, so that time must not count as a pause of the process.
         self.call(|registry| {
             registry.memory.leases.start_clock();
             Ok(())
@@ -231,7 +232,7 @@ impl SessionStorage for RedbStorage {
         loop {
             let is_done = self.call(|registry| registry.expire()).await?;
             if is_done {
-                sleep(LOOK).await;
+                sleep(EXPIRY_INTERVAL).await;
             }
         }
     }
@@ -257,7 +258,7 @@ impl SessionStorage for RedbStorage {
     ) -> Result<Changes, LogError> {
         let mut status = self.status.clone();
         loop {
-            // Before the log is read, so that no change in between is missed.
+            // Mark the status as seen before reading the log, so that a change after the read wakes this call.
             status.borrow_and_update();
             if let Some(changes) = self.call(move |registry| registry.changes(registry_id, after, limit)).await?? {
                 return Ok(changes);

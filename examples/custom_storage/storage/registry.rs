@@ -20,28 +20,29 @@ use super::{
     tables::{self, Tables, event, event_row, lease_number, session_row},
 };
 
-/// So many sessions are destroyed in one step when a lease ends.
+/// The maximum number of sessions of an ended lease that one step destroys.
 const SESSIONS_A_SWEEP: usize = 256;
 
-/// So many leases that have ended are swept side by side.
+/// How many ended leases are swept together.
 const SWEEPS_A_STEP: usize = 8;
 
-/// How long the database may be idle before it is written to, to see whether it still can be.
+/// How long the database may be idle before a test write checks whether it can still be written.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What the thread keeps in memory beside the tables.
+/// The state that the thread keeps in memory beside the tables.
 pub(super) struct Memory {
     pub(super) leases: Leases,
     registry_id: RegistryId,
-    /// Changes after `start` are held, up to `end`.
+    /// The log holds the changes after this position.
     start: u64,
+    /// The position of the newest change.
     end: u64,
     options: StorageOptions,
     last_change: Instant,
 }
 
 impl Memory {
-    /// Loads it from the tables. Draws the mark of the changes that follow.
+    /// Loads the state from the tables, and draws a mark for the changes that will follow.
     pub(super) fn load(tables: &mut Tables<'_>, options: StorageOptions) -> Result<Self, redb::Error> {
         let known_id = tables.meta.get("registry_id")?.map(|id| id.value());
         let registry_id = known_id.unwrap_or_else(|| fastrand::u64(..));
@@ -50,10 +51,10 @@ impl Memory {
             (Some((first, _)), Some((last, _))) => (first.value() - 1, last.value()),
             _ => (0, 0),
         };
-        // What is known of the log, up to its end, keeps its marks.
+        // Existing positions keep their marks. In a new registry, position 0 gets the mark too.
         let next = if known_id.is_some() { end + 1 } else { 0 };
         tables.marks.insert(next, fastrand::u64(..))?;
-        // The marks before the start are needed no more, except for the one that the start has.
+        // Remove the marks of trimmed positions, but keep the mark at `start`.
         let of_start = tables.marks.range(..=start)?.next_back().transpose()?.map_or(0, |(from, _)| from.value());
         tables.marks.retain(|from, _| from >= of_start)?;
         let leases = Leases::load(tables, options)?;
@@ -77,23 +78,23 @@ impl<'t, 'm> Registry<'t, 'm> {
         Self { tables, memory, has_changed: false }
     }
 
-    /// Whether there is something to commit.
+    /// Returns whether the transaction has changes to commit.
     pub(super) fn has_changed(&self) -> bool {
         self.has_changed
     }
 
-    /// Notes that there is something to commit.
+    /// Records that the transaction has changes to commit.
     pub(super) fn change(&mut self) {
         self.has_changed = true;
         self.memory.last_change = Instant::now();
     }
 
-    /// The lease that a session is under by the log. `None` if there is no such session.
+    /// Returns the lease that a session is under, according to the log. `None` if the session does not exist.
     fn held(&self, session: &SessionKey) -> Result<Option<Option<LeaseId>>, redb::Error> {
         Ok(self.tables.sessions.get(session_row(session))?.map(|lease| LeaseId::from_number(lease.value())))
     }
 
-    /// Puts a session under a lease or none, or takes it out, and logs that.
+    /// Sets the lease of a session, or removes the session if `after` is `None`, and logs the change.
     fn log(
         &mut self,
         before: Option<LeaseId>,
@@ -124,7 +125,7 @@ impl<'t, 'm> Registry<'t, 'm> {
         Ok(())
     }
 
-    /// The answers are true at the end of the log.
+    /// Returns the answers with their place, which is the end of the log.
     fn answers<T>(&self, sessions: Vec<T>) -> Answers<T> {
         let mut places = Places::default();
         places.add(Place { partition: 0, position: Position(self.memory.end) });
@@ -159,7 +160,7 @@ impl<'t, 'm> Registry<'t, 'm> {
                     self.log(held, Some(Some(lease)), SessionEvent::moved(*session, lease, held))?;
                     Creation::new(false, Some(lease))
                 }
-                (Some(held), _) => Creation::new(false, self.told(held)),
+                (Some(held), _) => Creation::new(false, self.reported(held)),
             });
         }
         Ok(Ok(self.answers(answers)))
@@ -173,15 +174,15 @@ impl<'t, 'm> Registry<'t, 'm> {
         }
     }
 
-    /// Nobody is told a lease that has ended.
-    fn told(&self, held: Option<LeaseId>) -> Option<LeaseId> {
+    /// Returns the lease to report for a session: none if its lease has ended.
+    fn reported(&self, held: Option<LeaseId>) -> Option<LeaseId> {
         held.filter(|held| self.memory.leases.standing(*held) != Standing::Ended)
     }
 
     pub(super) fn lookup(&mut self, sessions: &[SessionKey]) -> Result<Vec<Lookup>, redb::Error> {
         let look = |session| {
             let held = self.held(session)?;
-            Ok(held.map_or(Lookup::ABSENT, |lease| Lookup::found(self.told(lease))))
+            Ok(held.map_or(Lookup::ABSENT, |lease| Lookup::found(self.reported(lease))))
         };
         sessions.iter().map(look).collect()
     }
@@ -196,7 +197,7 @@ impl<'t, 'm> Registry<'t, 'm> {
             let (held, reason) = match lease {
                 None => (self.held(session)?, DestroyReason::Requested),
                 Some(lease) => {
-                    let held = self.held(session)?.filter(|held| self.told(*held) == Some(lease));
+                    let held = self.held(session)?.filter(|held| self.reported(*held) == Some(lease));
                     (held, DestroyReason::Released)
                 }
             };
@@ -221,7 +222,7 @@ impl<'t, 'm> Registry<'t, 'm> {
         Ok(Ok(()))
     }
 
-    /// Destroys some sessions of a lease that has ended. Returns whether there may be more.
+    /// Destroys some sessions of an ended lease. Returns whether there may be more.
     pub(super) fn sweep(&mut self, lease: LeaseId) -> Result<bool, redb::Error> {
         let Some((reason, destroyed)) = self.memory.leases.ended(lease) else { return Ok(false) };
         let number = lease.number();
@@ -240,7 +241,8 @@ impl<'t, 'm> Registry<'t, 'm> {
         Ok(has_more)
     }
 
-    /// Ends leases that are due, and destroys some of the sessions under leases that have ended. Returns whether none are left.
+    /// Ends the leases that are due, and destroys some sessions of ended leases. Returns whether no ended lease is
+    /// left.
     pub(super) fn expire(&mut self) -> Result<bool, redb::Error> {
         while let Some((lease, reason)) = self.memory.leases.next_due() {
             self.end_lease(lease, reason, Arc::default())?;
@@ -259,7 +261,7 @@ impl<'t, 'm> Registry<'t, 'm> {
         Ok(self.tables.sessions.len()?)
     }
 
-    /// The mark at a position. `None` where the log has none, or no longer knows it.
+    /// Returns the mark at a position. `None` if the position is beyond the end of the log, or its mark was removed.
     pub(super) fn mark(&self, position: Position) -> Result<Option<Mark>, redb::Error> {
         if position.0 > self.memory.end {
             return Ok(None);
@@ -269,7 +271,7 @@ impl<'t, 'm> Registry<'t, 'm> {
 
     fn point(&self, position: u64) -> Result<LogPoint, redb::Error> {
         let position = Position(position);
-        // From the start of the log on, marks are known.
+        // All positions from the start of the log on have a mark.
         Ok(LogPoint { position, mark: self.mark(position)?.unwrap_or_default() })
     }
 
@@ -278,7 +280,7 @@ impl<'t, 'm> Registry<'t, 'm> {
         Ok(LogExtent::new(self.memory.registry_id, vec![held]))
     }
 
-    /// The changes after a point. `None` if there are none yet.
+    /// Returns the changes after a point. `None` if there are none yet.
     pub(super) fn changes(
         &self,
         registry_id: RegistryId,
@@ -305,7 +307,7 @@ impl<'t, 'm> Registry<'t, 'm> {
         Ok(registry_id == self.memory.registry_id && self.mark(point.position)? == Some(point.mark))
     }
 
-    /// Whether the log contains what the caller has read.
+    /// Returns whether the log contains the point up to which the caller has read it.
     fn is_known(&self, registry_id: RegistryId, known: &[LogPoint]) -> Result<bool, redb::Error> {
         match known {
             [point] => self.contains(registry_id, *point),

@@ -7,12 +7,12 @@ use sessiond::session::{DestroyReason, LeaseId, SessionChange, SessionEvent, Ses
 
 use super::BUCKETS;
 
-/// Bucket, auth key and session.
+/// The bucket, the auth key id and the session id.
 pub(super) type SessionRow = (u32, i64, i64);
-/// Auth key, session, what happened, the lease after and the lease before.
+/// The auth key id, the session id, the kind of change, the lease after it and the lease before it.
 pub(super) type EventRow = (i64, i64, u8, u64, u64);
-/// The ttl in milliseconds, the owner, when the linger ends in milliseconds since 1970 (0 for no linger), and for a
-/// lease that has ended, whose sessions are being destroyed, 1 if it expired and 2 if it was revoked.
+/// The ttl in milliseconds, the owner, the end of the linger in milliseconds since 1970 (0 if the lease does not
+/// linger), and the state: 0 live, 1 expired, 2 revoked. An ended lease keeps its row until its sessions are destroyed.
 pub(super) type LeaseRow<'a> = (u64, &'a str, u64, u8);
 
 /// The lease that each session is under, 0 for none.
@@ -21,7 +21,7 @@ const SESSIONS: TableDefinition<'_, SessionRow, u64> = TableDefinition::new("ses
 const UNDER: TableDefinition<'_, (u64, i64, i64), ()> = TableDefinition::new("under");
 /// The changes by their positions.
 const LOG: TableDefinition<'_, u64, EventRow> = TableDefinition::new("log");
-/// The mark of all positions from this one on, up to the next.
+/// The marks, each by the first position that has it. A mark holds up to the position of the next one.
 const MARKS: TableDefinition<'_, u64, u64> = TableDefinition::new("marks");
 const LEASES: TableDefinition<'_, u64, LeaseRow<'static>> = TableDefinition::new("leases");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -49,7 +49,8 @@ impl<'t> Tables<'t> {
     }
 }
 
-/// The bucket of a session. Must give the same in every process, because it is part of the sessions' keys.
+/// Returns the bucket of a session. It must be the same in every process, because the bucket is part of a session's
+/// row.
 pub(super) fn bucket_of(session: &SessionKey) -> u32 {
     let mixed = (session.auth_key_id.0 as u64).rotate_left(32) ^ session.session_id.0 as u64;
     (mixed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32 % BUCKETS
@@ -70,7 +71,7 @@ pub(super) fn event_row(event: &SessionEvent) -> EventRow {
         SessionChange::Destroyed(DestroyReason::Released) => (3, None),
         SessionChange::Destroyed(DestroyReason::LeaseExpired) => (4, None),
         SessionChange::Destroyed(DestroyReason::LeaseRevoked) => (5, None),
-        // This storage destroys sessions for no other reason.
+        // Requested: this storage destroys sessions for no other reason.
         SessionChange::Destroyed(_) => (2, None),
     };
     let SessionKey { auth_key_id, session_id } = event.session;

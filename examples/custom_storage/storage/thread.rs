@@ -1,10 +1,10 @@
 //! The thread that owns the database.
 //!
-//! It runs all calls that wait in one transaction, and answers them once that is on disk. So a busy storage syncs its
-//! disk once for many calls, and an idle one does not let a call wait for others.
+//! The thread runs all waiting calls in one transaction, and answers them once the transaction is on disk. So a busy
+//! storage syncs its disk once for many calls, and in an idle one no call waits for others.
 //!
-//! If the database fails, the transaction is gone, and so is what was kept in memory beside it. The thread opens the
-//! database again, until it can.
+//! If the database fails, the thread discards the transaction and the state in memory. It reopens the database, and
+//! retries until that succeeds.
 
 use std::{path::Path, thread::sleep, time::Duration};
 
@@ -20,18 +20,19 @@ use super::{
 /// Sends the answer of a call.
 pub(super) type Answer = Box<dyn FnOnce() + Send>;
 
-/// A call. Its caller is told that the database failed if the answer is dropped.
+/// A call. If the job or its answer is dropped, the caller gets the error that the database failed.
 pub(super) type Job = Box<dyn FnOnce(&mut Registry<'_, '_>) -> Result<Answer, redb::Error> + Send>;
 
-/// The most calls of one transaction.
+/// The maximum number of calls in one transaction.
 const CALLS_A_TRANSACTION: usize = 256;
 
+/// How long to wait before the database is reopened.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// 1 GiB by default, which is a lot for an example.
+/// The size of the database's cache. redb's default of 1 GiB is too much for an example.
 const CACHE_BYTES: usize = 64 << 20;
 
-/// What others know of the thread without asking it.
+/// The state of the storage that can be read without a call to the thread.
 #[derive(Clone, Debug)]
 pub(super) struct Status {
     /// The end of the log. Followers wait for it to grow.
@@ -64,7 +65,7 @@ impl Opened {
         Status { end: self.memory.end(), refusal: None }
     }
 
-    /// Runs some calls, and answers them.
+    /// Runs some calls in one transaction, and answers them.
     fn run(&mut self, jobs: Vec<Job>) -> Result<(), redb::Error> {
         let transaction = self.database.begin_write()?;
         let mut registry = Registry::new(Tables::open(&transaction)?, &mut self.memory);
@@ -81,7 +82,7 @@ impl Opened {
     }
 }
 
-/// Runs calls until nobody can make any more.
+/// Runs calls until the storage is dropped.
 pub(super) fn run(
     path: &Path,
     options: StorageOptions,
@@ -99,7 +100,7 @@ pub(super) fn run(
         }
         let outcome = match &mut opened {
             Some(opened) => opened.run(jobs).map(|()| opened.status()),
-            // These calls fail. The next may find the database open again.
+            // The database is closed: these calls fail, and the database is reopened for the next ones.
             None => {
                 drop(jobs);
                 sleep(RETRY);

@@ -19,8 +19,8 @@ use super::{
     pace::Pace,
     progress::Counters,
     ring::{Asked, Ring},
+    run_stats::CallStats,
     stamps::Stamps,
-    stats::CallStats,
 };
 
 /// The state that the callers of a thread share.
@@ -44,7 +44,7 @@ pub(super) struct Caller {
     pub(super) ring: Ring,
     pub(super) rng: Rng,
     pub(super) asked: Vec<Asked>,
-    /// Whether no call that changes sessions has failed, so that it is known which sessions exist.
+    /// Whether it is certain which sessions exist. False once a create or destroy has failed.
     pub(super) sure: bool,
 }
 

@@ -21,8 +21,8 @@ use super::{
     frames::{Frames, PREFIX},
     pace::Window,
     progress::Counters,
+    run_stats::DeliveryStats,
     stamps::Stamps,
-    stats::DeliveryStats,
     worker::Phase,
 };
 

@@ -69,8 +69,7 @@ impl Plan {
         Self::least_sessions(connections, in_flight, batch).clamp(DEFAULT_SESSIONS.into(), most) as u32
     }
 
-    /// Returns how many sessions are needed at least. Each caller needs two batches: one that exists and one that does
-    /// not.
+    /// Returns the minimum number of sessions. Each caller needs two batches: one that exists and one that does not.
     fn least_sessions(connections: u32, in_flight: u32, batch: u32) -> u64 {
         2 * u64::from(connections) * u64::from(in_flight) * u64::from(batch)
     }

@@ -59,7 +59,7 @@ impl ProgressLine {
         self.threads.iter().map(|thread| counter(thread).load(Ordering::Relaxed)).sum()
     }
 
-    /// Shows what the program does before and after the measured run.
+    /// Shows a message: what the program is doing before or after the measured run.
     pub(super) fn say(&self, what: &str) {
         self.write(what);
     }

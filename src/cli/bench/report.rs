@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{
     plan::Plan,
-    stats::{CallStats, DeliveryStats},
+    run_stats::{CallStats, DeliveryStats},
     worker::Outcome,
 };
 pub(super) use text::amount;

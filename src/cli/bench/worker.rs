@@ -32,8 +32,8 @@ use super::{
     progress::Counters,
     ring::Ring,
     run::Stop,
+    run_stats::{CallStats, DeliveryStats},
     stamps::Stamps,
-    stats::{CallStats, DeliveryStats},
 };
 
 /// How long to wait for answers after the last call was made.

@@ -1,7 +1,7 @@
-//! The book of a gateway: its sessions, their connections, and what remains to be done for each.
+//! The book of a gateway: a record of its sessions, their connections, and the work that is pending for each.
 //!
 //! The book makes no calls and awaits nothing. The loop in `rounds` takes a [`Plan`] from it, makes the calls, and
-//! enters the answers.
+//! records the answers in it. `hints` records what the stream of the gateway's lease reports.
 
 mod plan;
 
@@ -20,8 +20,8 @@ use crate::{
     session::{DestroyReason, LeaseId, SessionKey},
 };
 
-/// A client that connected longer ago than this may be elsewhere by now, so its connection takes the session from
-/// nobody.
+/// How old a connection may be when it takes a session from another gateway. The client of an older connection may have
+/// gone to that gateway since.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// Receives the answer to `connect`.
@@ -33,7 +33,7 @@ pub(super) struct Book {
     lease: LeaseId,
     is_stopped: bool,
     entries: HashMap<SessionKey, Entry>,
-    /// The sessions for which something is to be done, each once.
+    /// The sessions with pending work, each once.
     queue: VecDeque<SessionKey>,
     /// Counts the snapshots of the stream, to find the sessions that are missing from the last one.
     snapshot: u32,
@@ -43,21 +43,21 @@ pub(super) struct Book {
 #[derive(Debug, Default)]
 struct Entry {
     open: Vec<Open>,
-    /// The leases that the session may be under because of this gateway.
+    /// The leases of this gateway that the session may be under.
     under: Vec<LeaseId>,
-    /// The lease that the registry last said the session is under, if that was one of this gateway.
+    /// The lease that the session is under according to the registry's latest answer, if it is one of this gateway's.
     registered: Option<LeaseId>,
-    /// What the stream said about the session leaving.
+    /// How the session left the lease, according to the stream.
     hint: Option<Left>,
     /// The last snapshot that the session was in.
     seen: u32,
-    /// Whether the stream said that the session is here since its last plan was made. The answers to that plan may be
-    /// older.
+    /// Whether the stream has reported the session under the lease since the session was last in a plan. The answers to
+    /// that plan may be older than the report.
     has_appeared: bool,
     is_queued: bool,
 }
 
-/// A connection that is not closed.
+/// An open connection.
 #[derive(Debug)]
 struct Open {
     signal: Arc<Signal>,
@@ -65,6 +65,7 @@ struct Open {
     opening: Option<Box<Opening>>,
 }
 
+/// A connection that waits for its session to be registered.
 #[derive(Debug)]
 struct Opening {
     since: Instant,
@@ -74,10 +75,12 @@ struct Opening {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
+    /// No call has been made for the connection yet.
     Waits,
+    /// The session's holder is being looked up.
     LooksUp,
-    /// Takes the session from this lease or from none. This never changes: a connection that looked up the holder again
-    /// before a retry could take the session from a newer connection.
+    /// The session is being taken from this lease, or from no lease. Retries use the same lease: a new lookup could
+    /// find the lease of a newer connection, and take the session from it.
     Claims(Option<LeaseId>),
 }
 
@@ -86,7 +89,7 @@ enum Step {
 pub(super) enum Left {
     Moved(LeaseId),
     Destroyed(DestroyReason),
-    /// It is missing from a snapshot.
+    /// The session is missing from a snapshot.
     Missing,
 }
 
@@ -114,14 +117,14 @@ impl Entry {
         }
     }
 
-    /// The registry says that the session is under `lease`, which is this gateway's.
+    /// Records the registry's answer that the session is under `lease`, which is this gateway's.
     fn is_under(&mut self, lease: LeaseId) {
         self.registered = Some(lease);
         self.under.clear();
         self.under.push(lease);
     }
 
-    /// The registry says that the session is not under `lease`.
+    /// Records the registry's answer that the session is not under `lease`.
     fn is_not_under(&mut self, lease: LeaseId) {
         if !self.has_appeared {
             self.under.retain(|under| *under != lease);
@@ -136,7 +139,7 @@ impl Entry {
         self.open.iter_mut().filter_map(|open| open.opening.as_deref_mut())
     }
 
-    /// Closes the connections for which the session was registered.
+    /// Closes the connections whose session is registered.
     fn close_registered(&mut self, reason: CloseReason) {
         self.open.retain(|open| {
             if open.opening.is_none() {
@@ -147,13 +150,14 @@ impl Entry {
         self.registered = None;
     }
 
-    /// Answers the connections whose step `is_due`, and keeps them if the answer is that they are registered.
+    /// Answers the `connect` calls whose step `is_due`. Removes their connections if the answer is an error.
     fn answer(&mut self, is_due: impl Fn(Step) -> bool, answer: impl Fn() -> Result<(), ClientError>) {
         self.open.retain_mut(|open| match open.opening.take() {
             Some(opening) if is_due(opening.step) => {
                 let answer = answer();
                 let stays = answer.is_ok();
-                // The caller of `connect` may be gone. Its connection is then closed like any other.
+                // This fails if the caller of `connect` is gone. Dropping its `Connection` has then closed the
+                // connection.
                 let _ = opening.reply.send(answer);
                 stays
             }
@@ -178,7 +182,7 @@ impl Book {
         self.is_stopped
     }
 
-    /// Adds a connection that is opening. Answers it at once if the gateway is stopped.
+    /// Adds a connection whose session is not registered yet. Fails it immediately if the gateway is stopped.
     pub(super) fn open(&mut self, session: SessionKey, signal: Arc<Signal>, since: Instant, reply: Reply) {
         if self.is_stopped {
             let _ = reply.send(Err(ClientError::GatewayStopped));
@@ -196,7 +200,7 @@ impl Book {
         self.settle(session);
     }
 
-    /// Closes all connections. What remains in the book are sessions to destroy.
+    /// Closes all connections. Only sessions to destroy remain in the book.
     pub(super) fn stop(&mut self) {
         self.is_stopped = true;
         self.entries.retain(|_, entry| {
@@ -208,7 +212,7 @@ impl Book {
         self.queue.retain(|session| self.entries.contains_key(session));
     }
 
-    /// The gateway has a new lease, under which all sessions with connections are to be registered.
+    /// Records that the gateway has a new lease, and queues all sessions with connections to be registered under it.
     pub(super) fn renew(&mut self, lease: LeaseId) {
         self.lease = lease;
         let open: Vec<_> =
@@ -216,12 +220,12 @@ impl Book {
         open.into_iter().for_each(|session| self.settle(session));
     }
 
-    /// The stream says that a session is under the gateway's lease.
+    /// Records that the stream reported a session under `lease`.
     pub(super) fn appeared(&mut self, session: SessionKey, lease: LeaseId) {
         if lease != self.lease || self.is_stopped {
             return;
         }
-        // Without a connection, the session is one that a late call has created. It is destroyed.
+        // If the session has no connection, a late call has created it. It will be destroyed.
         let entry = self.entries.entry(session).or_default();
         entry.may_be_under(lease);
         entry.hint = None;
@@ -230,7 +234,7 @@ impl Book {
         self.settle(session);
     }
 
-    /// The stream says that a session has left `lease`.
+    /// Records that the stream reported that a session has left `lease`.
     pub(super) fn left(&mut self, session: SessionKey, lease: LeaseId, left: Left) {
         let Some(entry) = self.entries.get_mut(&session).filter(|_| lease == self.lease) else { return };
         if entry.open.is_empty() {
@@ -246,12 +250,13 @@ impl Book {
         self.settle(session);
     }
 
-    /// A snapshot of the stream begins.
+    /// Records that the stream begins a snapshot.
     pub(super) fn snapshot_begins(&mut self) {
         self.snapshot = self.snapshot.wrapping_add(1);
     }
 
-    /// The snapshot of the sessions under `lease` is complete. Those that are not in it may have left.
+    /// Records that the snapshot of the sessions under `lease` is complete. Sessions that are missing from it may have
+    /// left the lease.
     pub(super) fn snapshot_ends(&mut self, lease: LeaseId) {
         let missing = |entry: &Entry| entry.registered == Some(lease) && entry.seen != self.snapshot;
         let missing: Vec<_> =
@@ -259,7 +264,7 @@ impl Book {
         missing.into_iter().for_each(|session| self.left(session, lease, Left::Missing));
     }
 
-    /// Queues a session for which something is to be done, and forgets one without connections for which nothing is.
+    /// Queues a session with pending work. Forgets a session that has neither pending work nor connections.
     fn settle(&mut self, session: SessionKey) {
         let Some(entry) = self.entries.get_mut(&session) else { return };
         if entry.open.is_empty() {

@@ -68,7 +68,7 @@ impl Drop for Connection {
     }
 }
 
-/// Tells the holder of a connection to close it.
+/// Notifies the holder of a connection that it must be closed.
 #[derive(Debug, Default)]
 pub(super) struct Signal {
     reason: OnceLock<CloseReason>,

@@ -1,4 +1,4 @@
-//! Follows the gateway's lease and the stream of its sessions, and enters what they say into the book.
+//! Follows the gateway's lease and the stream of its sessions, and records what they report in the book.
 
 use std::{pin::pin, time::Duration};
 
@@ -10,7 +10,8 @@ use crate::{
     session::{DestroyReason, LeaseId, SessionChange, SessionEvent},
 };
 
-/// The heartbeat of the stream. Three missed ones show that the stream is dead, and until then moves go unnoticed.
+/// The heartbeat of the stream. The watch takes a stream for dead after three missed heartbeats. Until then, the
+/// gateway does not notice that sessions move.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// Runs until the lease is dropped or revoked.

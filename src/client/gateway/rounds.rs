@@ -1,4 +1,5 @@
-//! The loop that makes all calls about sessions, so that no two calls about one session are ever in flight at a time.
+//! The loop that makes all calls about sessions. No two calls about one session are ever in flight together: otherwise
+//! a destroy could overtake a create, and the session would stay as a ghost.
 
 use std::{collections::BTreeMap, pin::pin, time::Duration};
 
@@ -32,8 +33,8 @@ impl<'a> Rounds<'a> {
         Self { shared, lease, client, backoff: Backoff::default() }
     }
 
-    /// Runs until the gateway is stopped, and the sessions that were closed before have been destroyed. A failure ends
-    /// a gateway that is stopped.
+    /// Runs until the gateway is stopped and the sessions whose connections were closed before have been destroyed.
+    /// After the stop, a failure ends the loop too: the lease will end with those sessions.
     pub(super) async fn run(mut self) {
         loop {
             let (plan, is_stopped) = {
@@ -61,7 +62,7 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// Waits before the next round, but not for longer than until the gateway gets a new lease or is stopped.
+    /// Waits before the next round. Returns early if the gateway gets a new lease or is stopped.
     async fn pause(&mut self, lease: LeaseId, error: &ClientError) {
         if error.is_lease_gone() {
             self.lease.check();
@@ -97,7 +98,7 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// Looks up where sessions are, and adds the claims that follow.
+    /// Looks up which leases sessions are under, and adds the resulting claims to `claims`.
     async fn look_up(&self, lookups: &[Lookup], lease: LeaseId, claims: &mut Vec<Claim>) -> Result<(), ClientError> {
         if lookups.is_empty() {
             return Ok(());
@@ -117,7 +118,8 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// Returns the lease of each session, and whether the gateway's lease certainly existed then.
+    /// Returns the lease of each session, and whether the gateway's lease still existed after the lookup. It asks for
+    /// the lease only if that matters.
     async fn holders(&self, lookups: &[Lookup], lease: LeaseId) -> Result<(Vec<Option<LeaseId>>, bool), ClientError> {
         let sessions: Vec<_> = lookups.iter().map(|lookup| lookup.session).collect();
         let found: Vec<_> = self.client.batch_lookup(&sessions).await?.into_iter().map(|placed| placed.lease).collect();
@@ -135,8 +137,8 @@ impl<'a> Rounds<'a> {
         Ok((found, is_held))
     }
 
-    /// Returns whether a lease has neither ended nor lingers. A server may answer KeepLeaseAlive from memory although
-    /// the lease was revoked through another replica, so this asks for the lease's status.
+    /// Returns whether a lease exists and does not linger. This asks for the lease's status, because a server may
+    /// answer KeepLeaseAlive from memory although the lease was revoked through another replica.
     async fn is_held(&self, lease: LeaseId) -> Result<bool, ClientError> {
         let mut query = LeaseQuery { lease_ids: vec![lease], ..LeaseQuery::default() };
         loop {

@@ -1,4 +1,4 @@
-//! The changes of a mirror, for those who want to be told.
+//! Sends the changes of a mirror to its readers.
 
 use std::sync::Arc;
 
@@ -10,24 +10,24 @@ use crate::session::{LeaseId, SessionKey};
 const BATCHES: usize = 64;
 const CHANGES_A_BATCH: usize = 4096;
 
-/// What [`MirrorChanges::next`] returns.
+/// An update from [`MirrorChanges`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MirrorUpdate {
-    /// The mirror has changed in this way, in order.
+    /// The changes that the mirror has made, in order.
     Changed(Arc<[MirrorChange]>),
     /// The reader was too slow, and changes were dropped. Read the mirror again, and continue from there.
     Resync,
 }
 
-/// A session of a mirror that has changed: where it is now.
+/// A change of one session in a mirror: whether the session exists now, and under which lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MirrorChange {
     /// The session.
     pub session: SessionKey,
-    /// Whether the mirror holds it.
+    /// Whether the session exists after the change.
     pub exists: bool,
-    /// The lease that it is under, if any.
+    /// The lease that the session is under after the change, if any.
     pub lease: Option<LeaseId>,
 }
 
@@ -51,7 +51,7 @@ impl MirrorChanges {
         match self.0.recv().await {
             Ok(changes) => Some(MirrorUpdate::Changed(changes)),
             Err(broadcast::error::RecvError::Lagged(_)) => {
-                // What still waits is in the mirror already.
+                // The mirror already holds the changes that are still waiting, so skip them.
                 self.0 = self.0.resubscribe();
                 Some(MirrorUpdate::Resync)
             }
@@ -62,12 +62,12 @@ impl MirrorChanges {
 
 /// Collects changes and sends them in batches, if anyone reads them.
 #[derive(Clone, Debug)]
-pub(super) struct Teller {
+pub(super) struct ChangeSender {
     readers: broadcast::Sender<Arc<[MirrorChange]>>,
     batch: Vec<MirrorChange>,
 }
 
-impl Teller {
+impl ChangeSender {
     pub(super) fn new() -> Self {
         Self { readers: broadcast::Sender::new(BATCHES), batch: Vec::new() }
     }

@@ -13,13 +13,13 @@ use crate::{
     table::{LeaseSlot, SessionHasher, Table},
 };
 
-/// The number of tables of a mirror of everything, which holds up to 200 million sessions.
-pub(super) const MANY: usize = 4096;
-/// The number of tables of a mirror of a part.
-pub(super) const FEW: usize = 256;
+/// The number of tables in a mirror of the whole registry, which holds up to 200 million sessions.
+pub(super) const TABLES: usize = 4096;
+/// The number of tables in a mirror of a part of the registry.
+pub(super) const TABLES_OF_PART: usize = 256;
 
-/// How many sessions of a snapshot are inserted together: 64 for each of many tables, in 6 MiB.
-pub(super) const TOGETHER: usize = 1 << 18;
+/// How many sessions of a snapshot are inserted together: 64 for each of [`TABLES`], in 6 MiB.
+pub(super) const INSERT_BATCH: usize = 1 << 18;
 
 /// Sessions in many small tables, each with its own lock, so that readers and the writer rarely meet. Only one task
 /// writes.
@@ -30,7 +30,7 @@ pub(super) struct Contents {
 }
 
 impl Contents {
-    /// `tables` must be a power of two.
+    /// Returns empty contents. The number of `tables` must be a power of two.
     pub(super) fn new(tables: usize) -> Self {
         Self::with_hasher(SessionHasher::random(), tables)
     }
@@ -39,7 +39,7 @@ impl Contents {
         Self { hasher, tables: (0..tables).map(|_| Mutex::default()).collect(), len: AtomicUsize::new(0) }
     }
 
-    /// Returns empty contents into which `self` can be [swapped](Self::swap).
+    /// Returns empty contents that can be [swapped](Self::swap) with `self`.
     pub(super) fn empty(&self) -> Self {
         Self::with_hasher(self.hasher.clone(), self.tables.len())
     }
@@ -65,9 +65,9 @@ impl Contents {
         self.set_at(self.spot_of(&session), session, lease)
     }
 
-    /// Does the same for many sessions, table by table, and calls `replaced` with each lease that was replaced.
+    /// Inserts many sessions or replaces their leases. Calls `replaced` with each lease that was replaced.
     ///
-    /// In any other order, each session would take several reads of memory that is in no cache.
+    /// The sessions are inserted table by table. In any other order, each session would cost several cache misses.
     pub(super) fn set_all(&self, sessions: &[(SessionKey, LeaseSlot)], mut replaced: impl FnMut(LeaseSlot)) {
         let spots: Vec<Spot> = sessions.iter().map(|(session, _)| self.spot_of(session)).collect();
         // A counting sort: the end of each table's part of `order`, which becomes its start as it is filled.
@@ -159,7 +159,7 @@ impl Contents {
         table
     }
 
-    /// Calls `each` with every session and its lease. Holds the lock of one table at a time.
+    /// Calls `each` with every session in table `nth`, and its lease. The table is locked meanwhile.
     pub(super) fn for_each(&self, nth: usize, mut each: impl FnMut(SessionKey, LeaseSlot)) {
         lock_table(&self.tables[nth]).leased().for_each(|(session, lease)| each(session, lease));
     }
@@ -168,13 +168,13 @@ impl Contents {
         self.tables.len()
     }
 
-    /// Exchanges the nth tables of both.
+    /// Swaps table `nth` with that of `other`.
     pub(super) fn swap(&self, nth: usize, other: &Self) {
         let mut theirs = lock_table(&other.tables[nth]);
         mem::swap(&mut *lock_table(&self.tables[nth]), &mut *theirs);
     }
 
-    /// Exchanges the lengths of both, after all tables.
+    /// Swaps the number of sessions with that of `other`. Call this after all tables have been swapped.
     pub(super) fn swap_len(&self, other: &Self) {
         other.len.store(self.len.swap(other.len(), Ordering::Relaxed), Ordering::Relaxed);
     }

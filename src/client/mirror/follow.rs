@@ -16,8 +16,8 @@ use tokio::{
 
 use super::{
     MirrorChange, Shared,
-    changes::Teller,
-    contents::{Contents, TOGETHER},
+    changes::ChangeSender,
+    contents::{Contents, INSERT_BATCH},
     leases::Slots,
     progress::Progress,
 };
@@ -29,9 +29,9 @@ use crate::{
     table::LeaseSlot,
 };
 
-/// How long the sessions of a message wait for the owners of leases that are new in it.
+/// How long a message waits for the owners of leases that are new in it, before its sessions are shown without them.
 const OWNER_WAIT: Duration = Duration::from_secs(1);
-/// The longest pause between tries to look up owners.
+/// The longest pause between two attempts to look up owners.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// The most leases that are looked up in one call: an answer holds 10,000.
 const OWNERS_A_CALL: usize = 10_000;
@@ -42,7 +42,7 @@ type Owners = Result<Vec<(LeaseId, Option<Arc<str>>)>, ClientError>;
 pub(super) struct Follower {
     shared: Arc<Shared>,
     progress: watch::Sender<Progress>,
-    changes: Teller,
+    changes: ChangeSender,
     client: Client,
     /// The leases that the mirror shows. Empty for all.
     leases: HashSet<LeaseId>,
@@ -51,7 +51,7 @@ pub(super) struct Follower {
     next: Option<Contents>,
     /// Sessions of the snapshot that are to be inserted.
     waiting: Vec<(SessionKey, LeaseSlot)>,
-    /// A lookup of owners that is made again in the background.
+    /// A lookup of owners that is retried in the background.
     retry: Option<Pin<Box<dyn Future<Output = Owners> + Send>>>,
     backoff: Backoff,
 }
@@ -60,7 +60,7 @@ impl Follower {
     pub(super) fn new(
         shared: Arc<Shared>,
         progress: watch::Sender<Progress>,
-        changes: Teller,
+        changes: ChangeSender,
         client: Client,
         leases: &[LeaseId],
     ) -> Self {
@@ -81,7 +81,7 @@ impl Follower {
         }
     }
 
-    /// Applies the updates of a watch, for ever.
+    /// Applies the updates of a watch. Never returns.
     pub(super) async fn run(mut self, mut watch: Watch) {
         loop {
             let update = {
@@ -161,7 +161,7 @@ impl Follower {
             self.slots.enter(slot);
             self.waiting.push((session, slot));
         }
-        if self.waiting.len() >= TOGETHER {
+        if self.waiting.len() >= INSERT_BATCH {
             self.insert_waiting();
         }
     }
@@ -208,13 +208,13 @@ impl Follower {
         }
         contents.swap_len(&next);
         if self.changes.has_readers() {
-            self.tell_differences(&next);
+            self.report_differences(&next);
         }
         self.next = Some(next);
         self.abandon();
     }
 
-    fn tell_differences(&mut self, old: &Contents) {
+    fn report_differences(&mut self, old: &Contents) {
         for nth in 0..old.tables() {
             let mut differences = Vec::new();
             let mut difference = |session: SessionKey, exists, slot| {
@@ -236,7 +236,7 @@ impl Follower {
         self.changes.send();
     }
 
-    /// Drops the contents that nobody reads.
+    /// Drops contents that are not shown: an incomplete snapshot, or the old contents after a swap.
     fn abandon(&mut self) {
         self.insert_waiting();
         let Some(old) = self.next.take() else { return };
@@ -246,7 +246,7 @@ impl Follower {
         self.slots.forget_idle();
     }
 
-    /// Looks up the owners of leases that are new. Waits for them only shortly, then tries again in the background.
+    /// Looks up the owners of new leases. If that fails or takes longer than [`OWNER_WAIT`], retries in the background.
     async fn learn_owners(&mut self, leases: impl Iterator<Item = LeaseId>) {
         let known = self.slots.unknown().len();
         for lease in leases {

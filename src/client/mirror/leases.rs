@@ -40,9 +40,9 @@ pub(super) struct Slots {
     /// The number of sessions under the lease of each slot.
     sessions: Vec<u64>,
     free: Vec<LeaseSlot>,
-    /// Slots that had no session when they were last looked at.
+    /// Slots that had no session when they were last checked.
     idle: Vec<LeaseSlot>,
-    /// The last lease that was looked up: most sessions of a message are often under one.
+    /// The last lease that was looked up. Often most sessions of a message are under the same lease.
     last: Option<(LeaseId, LeaseSlot)>,
     /// Leases whose owner is not known yet.
     unknown: BTreeSet<LeaseId>,

@@ -9,17 +9,17 @@ use crate::client::{ClientError, Place};
 /// How late a heartbeat may be before the mirror counts as stale.
 const SLACK: Duration = Duration::from_secs(1);
 
-/// What the contents of a mirror stand for.
+/// Which state of the registry the contents of a mirror reflect.
 #[derive(Debug)]
 pub(super) struct Progress {
     /// The registry that the contents come from. Empty until the first stream has opened.
     pub(super) registry_id: String,
     pub(super) heartbeat: Duration,
-    /// Whether a snapshot was ever complete.
+    /// Whether a first snapshot is complete.
     pub(super) has_synced: bool,
     /// Whether the stream is open, and the contents follow it.
     pub(super) is_live: bool,
-    /// When the contents last equaled the registry's, as far as anyone knows.
+    /// When the contents last equaled the registry, as far as the stream has shown.
     pub(super) exact_at: Instant,
     /// The position in each partition that the contents have reached.
     places: BTreeMap<u32, u64>,
@@ -54,7 +54,7 @@ impl Progress {
         self.failure = None;
     }
 
-    /// The contents follow the stream and have reached these places.
+    /// Records that the contents follow the stream and have reached these places.
     pub(super) fn reached(&mut self, places: &[Place]) {
         self.is_live = true;
         self.exact_at = Instant::now();

@@ -14,8 +14,8 @@ use crate::{
     service::{Method, ServiceError},
 };
 
-/// The maximum time between two checks whether a token has expired. The expiry is a wall-clock time, and the clock may
-/// be set.
+/// The maximum time between two checks whether a token has expired. The expiry is a wall-clock time, and somebody may
+/// change the wall clock.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// The client at the other end of a connection.
@@ -91,8 +91,8 @@ impl Gate {
     }
 
     fn count(&self, method: Option<Method>, caller: Caller<'_>) -> Result<(), ServiceError> {
-        // A gateway that makes too many other calls must not lose its sessions. The subject answers keep-alives that repeat
-        // too soon from memory.
+        // A gateway that makes too many other calls must not lose its sessions. The subject answers keep-alives that
+        // repeat too soon from memory.
         let is_counted = method != Some(Method::KEEP_LEASE_ALIVE);
         let Some(rate) = self.rate.as_ref().filter(|_| is_counted) else { return Ok(()) };
         rate.count(caller, Instant::now()).map_err(|retry_after| ServiceError::RateLimited { retry_after })

@@ -14,7 +14,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{metrics, stats::ServerStats};
+use super::{metrics, server_stats::ServerStats};
 use crate::{
     server::{
         lifecycle::{self, Lifecycle},

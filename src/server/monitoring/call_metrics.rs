@@ -44,7 +44,7 @@ fn labels(stats: &MethodStats) -> [(&'static str, String); 3] {
     ]
 }
 
-/// Returns the code's name in Go, which these metrics use. Two codes have another name in Rust.
+/// Returns the code's name in Go, which these metrics use. Two codes have different names in Rust.
 fn name(code: Code) -> String {
     match code {
         Code::Ok => "OK".to_owned(),

@@ -15,7 +15,9 @@ use prometheus_client::{
 };
 use tokio::time::timeout;
 
-use super::{call_metrics::CallCollector, process::Process, stats::ServerStats, storage_metrics::StorageCollector};
+use super::{
+    call_metrics::CallCollector, process::Process, server_stats::ServerStats, storage_metrics::StorageCollector,
+};
 use crate::{
     storage::RefusalCause,
     subject::{ResetReason, SessionSubject},

@@ -20,13 +20,13 @@ pub(crate) struct Acceptor {
     listener: Listener,
     workers: Inlets,
     /// Has one permit for each connection that may be open.
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 impl Acceptor {
     pub(crate) fn new(listener: Listener, workers: Inlets, max_connections: usize) -> Self {
-        let places = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
-        Self { listener, workers, places }
+        let permits = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
+        Self { listener, workers, permits }
     }
 
     /// Runs until the drain begins.
@@ -40,10 +40,10 @@ impl Acceptor {
     async fn accept_all(&self) {
         loop {
             // A connection over the limit waits in the listener's queue, until its client's connect timeout.
-            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
+            let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
-                    if let Err(error) = self.give(stream, peer, place).await {
+                    if let Err(error) = self.give(stream, peer, permit).await {
                         tracing::debug!(%error, "a new connection failed before a worker could serve it");
                     }
                 }
@@ -57,10 +57,10 @@ impl Acceptor {
         }
     }
 
-    async fn give(&self, stream: Accepted, address: IpAddr, place: OwnedSemaphorePermit) -> io::Result<()> {
+    async fn give(&self, stream: Accepted, address: IpAddr, permit: OwnedSemaphorePermit) -> io::Result<()> {
         // The worker registers the connection with its own runtime.
         let stream = stream.detach()?;
-        self.workers.give(Connection { stream, address, place }).await;
+        self.workers.give(Connection { stream, address, permit }).await;
         Ok(())
     }
 }

@@ -40,7 +40,7 @@ pub(super) struct Flusher<S>(Arc<Mutex<Inner<S>>>);
 struct Inner<S> {
     stream: S,
     /// Bytes that were already read from the stream, and are returned first.
-    said: Bytes,
+    already_read: Bytes,
     held: Vec<u8>,
     /// How many of the buffered bytes have been written.
     written: usize,
@@ -48,9 +48,9 @@ struct Inner<S> {
     is_unflushed: bool,
 }
 
-/// Splits a stream into both halves. `said` was already read from it.
-pub(super) fn coalesced<S>(stream: S, said: Bytes) -> (Coalesced<S>, Flusher<S>) {
-    let inner = Inner { stream, said, held: Vec::new(), written: 0, is_unflushed: false };
+/// Splits a stream into both halves. `already_read` has the bytes that were read from it before.
+pub(super) fn coalesced<S>(stream: S, already_read: Bytes) -> (Coalesced<S>, Flusher<S>) {
+    let inner = Inner { stream, already_read, held: Vec::new(), written: 0, is_unflushed: false };
     let inner = Arc::new(Mutex::new(inner));
     (Coalesced(Arc::clone(&inner)), Flusher(inner))
 }
@@ -172,9 +172,9 @@ impl<S: Read + Unpin> Read for Coalesced<S> {
         mut buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let mut inner = self.0.lock();
-        if !inner.said.is_empty() {
-            let len = buffer.remaining().min(inner.said.len());
-            buffer.put_slice(&inner.said.split_to(len));
+        if !inner.already_read.is_empty() {
+            let len = buffer.remaining().min(inner.already_read.len());
+            buffer.put_slice(&inner.already_read.split_to(len));
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut inner.stream).poll_read(context, buffer)

@@ -144,8 +144,8 @@ impl Drop for Open {
 }
 
 impl Handler {
-    // Not an async fn, whose future would hold the request twice. The rarer paths are boxed, so that the future of
-    // every call, and the state of every stream, stays small.
+    // Not an async fn, whose future would hold the request twice. The rare paths are boxed, so that the futures of all
+    // calls and streams stay small.
     fn handle(
         self: Arc<Self>,
         request: Request<Incoming>,
@@ -235,7 +235,7 @@ impl Handler {
 pub(crate) struct Connection {
     pub(crate) stream: Detached,
     pub(crate) address: IpAddr,
-    pub(super) place: OwnedSemaphorePermit,
+    pub(super) permit: OwnedSemaphorePermit,
 }
 
 /// The state that all connections share.
@@ -252,7 +252,7 @@ pub(crate) struct Connections {
 impl Connections {
     /// Serves a connection until it ends, or until its last call ends during a drain.
     pub(crate) async fn serve(&self, connection: Connection, mut lifecycle: watch::Receiver<Lifecycle>) {
-        let _place = connection.place;
+        let _permit = connection.permit;
         let _counted = self.stats.count_connection();
         let opened = tokio::select! {
             biased;
@@ -261,11 +261,11 @@ impl Connections {
         };
         let mut peer = Peer { address: connection.address, certificate: None };
         let result = match opened {
-            Ok(Opened::Plain(opened)) => self.serve_http2(opened.stream, opened.said, peer, lifecycle).await,
+            Ok(Opened::Plain(opened)) => self.serve_http2(opened.stream, opened.already_read, peer, lifecycle).await,
             Ok(Opened::Tls(opened)) => {
                 let shown = opened.stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
                 peer.certificate = shown.map(|certificate| tls::names(certificate).into());
-                self.serve_http2(opened.stream, opened.said, peer, lifecycle).await
+                self.serve_http2(opened.stream, opened.already_read, peer, lifecycle).await
             }
             Err(error) => return tracing::debug!(%error, "handshake failed"),
         };
@@ -275,7 +275,7 @@ impl Connections {
     }
 
     async fn open(&self, stream: Detached) -> io::Result<Opened> {
-        // Those that come from now on have the files of now; this one keeps what it began with.
+        // A reload of the certificates affects only later connections.
         let tls = self.tls.as_ref().map(|tls| Arc::clone(&tls.borrow()));
         let opening = handshake::open(stream.attach()?, tls);
         timeout(self.options.handshake_timeout, opening).await?
@@ -284,14 +284,14 @@ impl Connections {
     async fn serve_http2<S>(
         &self,
         stream: S,
-        said: Bytes,
+        already_read: Bytes,
         peer: Peer,
         mut lifecycle: watch::Receiver<Lifecycle>,
     ) -> Result<(), BoxError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let (stream, flusher) = coalesced(TokioIo::new(stream), said);
+        let (stream, flusher) = coalesced(TokioIo::new(stream), already_read);
         let activity = Arc::new(Activity::new(&self.options, &self.stats));
         let handler = Arc::new(Handler {
             service: self.service.for_connection(),
@@ -318,7 +318,7 @@ impl Connections {
                 connection.as_mut().graceful_shutdown();
             }
             if let Poll::Ready(result) = connection.as_mut().poll(context) {
-                // Its shutdown has flushed what there was, unless it failed.
+                // If the connection ended without an error, its shutdown has flushed all bytes.
                 return Poll::Ready(result.map_err(BoxError::from));
             }
             match flusher.poll_flush(context) {
@@ -328,7 +328,7 @@ impl Connections {
         })
         .await;
         if served.is_ok() {
-            // Whether the peer has closed its side in time is the same to us.
+            // The connection ends here, whether or not the peer has closed its side in time.
             let _ = timeout(LINGER, flusher.read_to_end()).await;
         }
         served
@@ -346,7 +346,7 @@ impl Connections {
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(MAX_HEADER_LIST)
             .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-            // The date is for caches, and a header of every answer.
+            // Only HTTP caches need the date, and it would be in every response.
             .auto_date_header(false);
         builder
     }

@@ -30,7 +30,7 @@ pub(super) enum Opened {
 /// A stream, and the bytes already read from it: the preface, or other bytes, which hyper refuses.
 pub(super) struct Prefaced<S> {
     pub(crate) stream: S,
-    pub(crate) said: Bytes,
+    pub(crate) already_read: Bytes,
 }
 
 /// Performs the TLS handshake if `tls` is set, and waits for the HTTP/2 preface.
@@ -45,7 +45,7 @@ pub(super) struct Prefaced<S> {
 pub(crate) async fn open(stream: Stream, tls: Option<Arc<rustls::ServerConfig>>) -> io::Result<Opened> {
     let Some(config) = tls else {
         let opened = preface(stream).await?;
-        if opened.said.first() == Some(&TLS_HANDSHAKE) {
+        if opened.already_read.first() == Some(&TLS_HANDSHAKE) {
             return Err(refuse(opened.stream, "this port does not speak TLS: connect to http://").await);
         }
         return Ok(Opened::Plain(opened));
@@ -65,14 +65,14 @@ pub(crate) async fn open(stream: Stream, tls: Option<Arc<rustls::ServerConfig>>)
 }
 
 async fn preface<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<Prefaced<S>> {
-    let mut said = BytesMut::with_capacity(PREFACE.len());
-    while said.len() < PREFACE.len() && PREFACE.starts_with(&said) {
-        let missing = PREFACE.len() - said.len();
-        if stream.read_buf(&mut (&mut said).limit(missing)).await? == 0 {
+    let mut already_read = BytesMut::with_capacity(PREFACE.len());
+    while already_read.len() < PREFACE.len() && PREFACE.starts_with(&already_read) {
+        let missing = PREFACE.len() - already_read.len();
+        if stream.read_buf(&mut (&mut already_read).limit(missing)).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
-    Ok(Prefaced { stream, said: said.freeze() })
+    Ok(Prefaced { stream, already_read: already_read.freeze() })
 }
 
 /// Sends `why` in an HTTP/2 GOAWAY to a client that speaks TLS on a plaintext port, or plaintext on a TLS port. A TLS

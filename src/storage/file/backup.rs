@@ -5,9 +5,8 @@ use std::path::Path;
 use redb::{Database, Key, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, Value};
 
 use super::{
-    FileError,
+    FileError, creation,
     disk::{Disk, Files},
-    making,
     openings::OPENINGS,
     store::{self, CHECKPOINTS, LEASES, LOG, META},
 };
@@ -50,7 +49,7 @@ pub fn backup(from: &Path, to: &Path) -> Result<(), FileError> {
 /// Puts a complete copy at `to`, or nothing.
 fn write(from: &ReadTransaction, to: &Path) -> Result<(), FileError> {
     let fill = |database: &Database| copy(from, database).and_then(|()| store::assign_new_id(database));
-    making::make(&Files, to, fill, |aside, to, _| Files.name(aside, to))
+    creation::make(&Files, to, fill, |temporary, to, _| Files.name(temporary, to))
 }
 
 /// Copies everything that `from` reads into an empty database. The identity comes last, because it makes the copy a

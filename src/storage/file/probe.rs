@@ -13,7 +13,7 @@ use std::{
 use parking_lot::Mutex;
 use redb::StorageBackend;
 
-use super::{FileError, disk::Disk, making::aside};
+use super::{FileError, creation::temporary_path, disk::Disk};
 use crate::storage::{RefusalCause, WriteRefusal};
 
 /// How long nothing must be written before a probe is due. A probe writes a page and the file system's metadata. On an
@@ -90,7 +90,7 @@ impl Probe {
 
     /// Opens an unnamed file, of which nothing remains once this process ends.
     fn open(&self) -> io::Result<Box<dyn StorageBackend>> {
-        let path = aside(&self.path);
+        let path = temporary_path(&self.path);
         let file = self.disk.create(&path)?.file;
         self.disk.remove(&path)?;
         Ok(file)

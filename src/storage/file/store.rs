@@ -12,8 +12,8 @@ use redb::{
 use super::{
     FileError,
     checkpoint::Checkpoint,
+    creation,
     disk::{Disk, FileId, make_folder},
-    making,
     openings::{self, OPENINGS},
     watched::{Backend, Watched},
 };
@@ -108,7 +108,7 @@ impl Store {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             make_folder(folder).map_err(|cause| FileError::MakeFolder { folder: folder.to_owned(), cause })?;
         }
-        making::make_if_missing(&*disk, path, |database| begin(database, buckets).map(drop))?;
+        creation::make_if_missing(&*disk, path, |database| begin(database, buckets).map(drop))?;
         let (file, database) = open_database(&*disk, path)?;
         let (identity, mark) = match read_identity(&database, path)? {
             Some(identity) => add_opening(&database).map(|mark| (identity, mark)),
@@ -165,13 +165,13 @@ impl Store {
             let (_, database) = self.open_same()?;
             let from = database.begin_read().map_err(|error| FileError::from_database(&self.path, error.into()))?;
             let (disk, known) = (&*self.disk, &mut self.copy);
-            making::make(
+            creation::make(
                 disk,
                 &self.path,
                 |copy| super::backup::copy(&from, copy),
-                |aside, path, id| {
+                |temporary, path, id| {
                     *known = Some(id);
-                    disk.replace(aside, path)
+                    disk.replace(temporary, path)
                 },
             )?;
         }

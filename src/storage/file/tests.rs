@@ -2,17 +2,17 @@
 
 #[cfg(feature = "conformance")]
 mod conformance;
+mod creation;
 mod downtime;
 mod faults;
 mod history;
 mod ledger;
-mod making;
 mod panics;
 mod probe;
 mod records;
+mod reporting;
 mod sim;
-mod strangers;
-mod told;
+mod tampering;
 
 use std::{path::PathBuf, sync::Arc};
 

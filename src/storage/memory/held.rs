@@ -8,12 +8,12 @@ use smallvec::{SmallVec, smallvec};
 use super::bucket::Bucket;
 use crate::table::SessionHasher;
 
-/// How many sessions of a batch have their buckets locked at once. Each session takes some memory reads that miss every
-/// cache. Without a lock to take between them, the processor overlaps the reads of many sessions.
+/// How many sessions of a batch have their buckets locked together. Each session costs some cache misses. If no lock is
+/// taken between them, the processor overlaps the misses of many sessions.
 pub(super) const GROUP: usize = 32;
 
-/// The locked buckets of up to `N` sessions. `N` is 1 for a single session, as in most calls: space for a group costs
-/// more than the lock.
+/// The locked buckets of up to `N` sessions. Most calls are about one session, and use an `N` of 1: making room for a
+/// whole group would cost more than the lock.
 pub(super) struct Held<'a, const N: usize> {
     guards: SmallVec<[MutexGuard<'a, Bucket>; N]>,
     /// For each requested index, the position of that bucket's guard.

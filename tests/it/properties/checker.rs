@@ -7,12 +7,12 @@ use sessiond::{
 };
 
 use super::{
-    held::{Held, apply, delivers, sees_every_change},
     message::{Content, Message},
     model::{Model, Place, Places},
     places::Reached,
     segment::Segment,
 };
+use crate::held::{Held, apply, delivers, sees_every_change};
 
 /// The promises of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -18,7 +18,6 @@ use super::{
     Fixture, Memory,
     answers::{self, Answer},
     checker::{Broken, Promise, Started, Trace},
-    held::plain,
     history::{From, Shape, Step, all_sessions, change, create_options, filter, from, one_of, resolve_leases, shape},
     message::Content,
     model::{Model, Place},
@@ -26,7 +25,7 @@ use super::{
     replica::{CHUNK_OVERHEAD, EVENTS_A_CHUNK},
     watcher::Watcher,
 };
-use crate::twisted::Twisted;
+use crate::{held::plain, twisted::Twisted};
 
 /// Far longer than anything takes. It only ends tests that hang.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);

@@ -6,7 +6,7 @@ use sessiond::{
     subject::{Filter, ResetReason, Update},
 };
 
-use super::held::seen;
+use crate::held::seen;
 
 /// The content of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use sessiond::{
     subject::Filter,
 };
 
-use super::held::{Held, apply, delivers, seen};
+use crate::held::{Held, apply, delivers, seen};
 
 /// A position in each partition of the log.
 pub(crate) type Places = Vec<u64>;

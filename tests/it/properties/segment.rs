@@ -6,9 +6,9 @@ use sessiond::{session::SessionEvent, storage, subject::Filter};
 
 use super::{
     checker::{Broken, Promise},
-    held::plain,
     model::{Model, Place, Places},
 };
+use crate::held::plain;
 
 /// The events received after a place, by partition, and the cursors that came with them.
 pub(crate) struct Segment {

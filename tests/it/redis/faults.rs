@@ -84,7 +84,7 @@ async fn events_cross_replicas_and_cursors_resume_on_another_replica(kind: Serve
     let c = Replica::start(&url).await;
     for replica in [&b, &c] {
         let mut resumed = replica.watch(Start::After(cursor.clone())).await;
-        resumed.sessions.clone_from(&held.sessions);
+        resumed.sessions.clone_from(&held.view.sessions);
         resumed.is_synced = true;
         resumed.converges_to(&[keys(0..10), keys(20..50)].concat()).await;
         assert_eq!(resumed.resets, []);

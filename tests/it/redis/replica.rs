@@ -1,16 +1,22 @@
 //! A replica of sessiond for tests, and an observer that checks its updates.
 
-use std::{collections::HashSet, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    ops::{Deref, DerefMut},
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use sessiond::{
-    session::{SessionChange, SessionKey},
+    session::SessionKey,
     storage::{SessionStorage, StorageOptions},
     subject::{Cursor, ObserveOptions, Observer, ResetReason, SessionSubject, Start, SubjectOptions, Update},
 };
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{ROOMY, open};
+use crate::held::{self, View};
 
 /// Far longer than anything takes. It only ends tests that hang.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
@@ -47,7 +53,7 @@ impl Replica {
     /// Resumes from a cursor with the sessions that were held when it was taken.
     pub(super) async fn resume(&self, cursor: Cursor, sessions: &[SessionKey]) -> Held {
         let mut held = self.watch(Start::After(cursor)).await;
-        held.sessions = sessions.iter().copied().collect();
+        held.sessions = plainly(sessions);
         held.is_synced = true;
         held
     }
@@ -55,61 +61,50 @@ impl Replica {
     pub(super) async fn watch(&self, start: Start) -> Held {
         let observer =
             eventually(|| async { self.subject.observe(ObserveOptions::from_start(start.clone())).await.ok() });
-        Held { observer: observer.await, sessions: HashSet::new(), resets: Vec::new(), is_synced: false }
+        Held { observer: observer.await, view: View::default() }
     }
 }
 
-/// An observer that keeps the set of sessions, and fails if an update contradicts it.
+/// An observer that keeps what it receives, and fails if an update contradicts it.
 pub(super) struct Held {
     pub(super) observer: Observer,
-    pub(super) sessions: HashSet<SessionKey>,
-    pub(super) resets: Vec<ResetReason>,
-    pub(super) is_synced: bool,
+    pub(super) view: View,
+}
+
+impl Deref for Held {
+    type Target = View;
+
+    fn deref(&self) -> &View {
+        &self.view
+    }
+}
+
+impl DerefMut for Held {
+    fn deref_mut(&mut self) -> &mut View {
+        &mut self.view
+    }
 }
 
 impl Held {
     pub(super) async fn read(&mut self) {
-        match timeout(PATIENCE, self.observer.next()).await.expect("an update arrives").expect("the stream continues") {
-            Update::Subscribed | Update::Closed => {}
-            Update::Reset(reason) => {
-                self.resets.push(reason);
-                self.sessions.clear();
-                self.is_synced = false;
-            }
-            Update::Snapshot(sessions) => {
-                for session in sessions {
-                    assert!(self.sessions.insert(session), "{session:?} is in the snapshot but was already held");
-                }
-            }
-            Update::Synced { session_count } => {
-                assert_eq!(self.sessions.len() as u64, session_count);
-                self.is_synced = true;
-            }
-            Update::Events(events) => {
-                for event in events.events() {
-                    let is_exact = match event.change {
-                        SessionChange::Created => self.sessions.insert(event.session),
-                        SessionChange::Destroyed(_) => self.sessions.remove(&event.session),
-                        SessionChange::Moved { .. } => self.sessions.contains(&event.session),
-                    };
-                    assert!(is_exact, "{event:?} contradicts the held set");
-                }
-            }
-            other => panic!("{other:?} was not requested"),
+        let update = timeout(PATIENCE, self.observer.next()).await.expect("an update arrives");
+        match update.expect("the stream continues") {
+            Update::Closed => {}
+            update => self.view.apply(&update).unwrap(),
         }
     }
 
     /// Reads until the observer holds exactly these sessions.
     pub(super) async fn converges_to(&mut self, sessions: &[SessionKey]) {
-        let expected: HashSet<_> = sessions.iter().copied().collect();
+        let expected = plainly(sessions);
         let reading = async {
             while !self.is_synced || self.sessions != expected {
                 self.read().await;
             }
         };
         if timeout(SOON, reading).await.is_err() {
-            let (missing, surplus) = (expected.difference(&self.sessions), self.sessions.difference(&expected));
-            let (missing, surplus) = (missing.collect::<Vec<_>>(), surplus.collect::<Vec<_>>());
+            let missing: Vec<_> = expected.keys().filter(|key| !self.sessions.contains_key(key)).collect();
+            let surplus: Vec<_> = self.sessions.keys().filter(|key| !expected.contains_key(key)).collect();
             panic!(
                 "of {} sessions {} are missing, as {:?}, and {} are held that should not be, as {:?}; is_synced: {}, resets: {:?}",
                 expected.len(),
@@ -129,7 +124,7 @@ impl Held {
         let deadline = Instant::now() + SOON;
         loop {
             let left = existing_of(sessions.to_vec(), replica).await;
-            let expected: HashSet<_> = left.iter().copied().collect();
+            let expected = plainly(&left);
             let reading = async {
                 while !self.is_synced || self.sessions != expected {
                     self.read().await;
@@ -162,6 +157,11 @@ impl Held {
             self.read().await;
         }
     }
+}
+
+/// Returns what an observer without placements holds if these sessions exist.
+fn plainly(sessions: &[SessionKey]) -> held::Held {
+    sessions.iter().map(|session| (*session, None)).collect()
 }
 
 /// Retries until `attempt` returns a value.

@@ -1,15 +1,20 @@
 //! An observer that applies what it receives, with a given behaviour.
 
-use std::{collections::HashSet, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use sessiond::{
     client::{Client, ResetReason, SnapshotSession, Watch, WatchOptions, WatchUpdate},
-    session::{SessionChange, SessionEvent, SessionKey},
+    session::{SessionEvent, SessionKey},
+    subject::Filter,
 };
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Changes, RETAINED};
-use crate::{fake::soon, properties::replica::EVENTS_A_CHUNK};
+use crate::{
+    fake::soon,
+    held::{self, Held},
+    properties::replica::EVENTS_A_CHUNK,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Habit {
@@ -71,7 +76,7 @@ pub(crate) struct Observer {
     position: u64,
     /// The position of its expired cursor, from a CURSOR_EXPIRED reset until `synced`.
     expired: Option<u64>,
-    held: HashSet<SessionKey>,
+    held: Held,
     is_synced: bool,
     /// How many changes it received for each session. `None` if there was a reset in this round.
     changes: Option<Changes>,
@@ -88,7 +93,7 @@ impl Observer {
             cursor: None,
             position: 0,
             expired: None,
-            held: HashSet::new(),
+            held: Held::new(),
             is_synced: false,
             changes,
         }
@@ -126,7 +131,7 @@ impl Observer {
     pub(crate) async fn observe(&mut self, addr: SocketAddr, until: Instant, markers: &[SessionKey]) {
         let mut watch = self.watch(addr);
         let mut next = self.habit.next();
-        while !(self.is_synced && markers.iter().all(|marker| self.held.contains(marker))) {
+        while !(self.is_synced && markers.iter().all(|marker| self.held.contains_key(marker))) {
             tokio::select! {
                 update = watch.next() => self.take(update.unwrap(), watch.cursor()),
                 () = sleep_until(next), if next < until => {
@@ -157,7 +162,7 @@ impl Observer {
         match update {
             WatchUpdate::Snapshot(sessions) => {
                 for SnapshotSession { session, .. } in sessions {
-                    assert!(self.held.insert(session), "{:?}: {session:?} is held already", self.habit);
+                    assert!(self.held.insert(session, None).is_none(), "{:?}: {session:?} is held already", self.habit);
                 }
             }
             WatchUpdate::Synced { session_count } => {
@@ -190,12 +195,8 @@ impl Observer {
     }
 
     fn apply(&mut self, event: &SessionEvent) {
-        let is_news = match event.change {
-            SessionChange::Created => self.held.insert(event.session),
-            SessionChange::Destroyed(_) => self.held.remove(&event.session),
-            SessionChange::Moved { .. } => self.held.contains(&event.session),
-        };
-        assert!(is_news, "{:?}: {event:?}", self.habit);
+        let fits = held::apply(&mut self.held, event, &Filter::default());
+        assert!(fits, "{:?}: {event:?} contradicts what the observer holds", self.habit);
         self.events += 1;
         if let Some(changes) = &mut self.changes {
             *changes.entry(event.session).or_default() += 1;
@@ -204,7 +205,7 @@ impl Observer {
 
     /// Asserts that the observer holds exactly what was written. The next round starts from this state.
     pub(crate) fn is_exact(&mut self, written: &Changes) {
-        let exist = written.iter().filter(|(_, changes)| **changes % 2 == 1).map(|(key, _)| *key);
+        let exist = written.iter().filter(|(_, changes)| **changes % 2 == 1).map(|(key, _)| (*key, None));
         assert_eq!(self.held, exist.collect(), "{:?}", self.habit);
         if let Some(changes) = &self.changes {
             let wrong: Vec<_> =

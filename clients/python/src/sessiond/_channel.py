@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
+import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +20,8 @@ from google.protobuf.message import Message
 from .errors import SessiondError, from_rpc_error
 
 Response = TypeVar("Response", bound=Message)
+
+_logger = logging.getLogger("sessiond")
 
 _SERVICES = ("sessiond.v1.SessionService", "sessiond.v1.LeaseService")
 _OPTIONS: list[tuple[str, Any]] = [
@@ -66,15 +71,24 @@ class TokenFile:
         try:
             status = self._path.stat()
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-            # A program that replaces the file may empty or remove it for a moment.
-            if stamp != self._stamp and (token := self._path.read_text().strip()):
+            if stamp != self._stamp:
+                token = self._path.read_text().strip()
+                _check_token(token)
                 self._token, self._stamp = token, stamp
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            # A program that replaces the file may empty or remove it for a moment.
             if not self._token:
                 raise SessiondError(
-                    grpc.StatusCode.UNAUTHENTICATED, f"cannot read the token from {self._path}: {error.strerror}"
+                    grpc.StatusCode.UNAUTHENTICATED,
+                    f"cannot read the token from {self._path}: {error}",
                 ) from error
+            _logger.warning("cannot read the token from %s, using the last one: %s", self._path, error)
         return self._token
+
+
+def _check_token(token: str) -> None:
+    if not re.fullmatch("[!-~]+", token):
+        raise ValueError("the token is malformed: pass it exactly as `sessiond token new` printed it")
 
 
 @dataclass(frozen=True)
@@ -95,6 +109,8 @@ class Target:
             raise ValueError(f"TLS settings need an https:// address, not {name}")
         if self.token is not None and self.token_file is not None:
             raise ValueError("pass a token or a token_file, not both")
+        if self.token is not None:
+            _check_token(self.token)
 
     def connect(self, *, retries: bool = False) -> grpc.aio.Channel:
         """Returns a channel with a connection of its own, opened by its first call.
@@ -126,8 +142,11 @@ class Target:
         if self.address.startswith("unix:"):
             return self.address, False
         url = urlsplit(self.address)
-        if url.scheme in ("http", "https") and url.netloc and not url.path.strip("/") and not url.query:
-            return f"dns:///{url.netloc}", url.scheme == "https"
+        if url.scheme in ("http", "https") and url.hostname and not url.path.strip("/") and not url.query:
+            is_tls = url.scheme == "https"
+            # gRPC's own default is 443, without TLS too.
+            name = url.netloc if url.port else f"{url.netloc}:{443 if is_tls else 80}"
+            return f"dns:///{name}", is_tls
         raise ValueError(
             f"{self.address!r} is not a server address: use http://HOST:PORT, https://HOST:PORT for TLS, or unix:PATH"
         )
@@ -165,5 +184,16 @@ async def call(
             if is_retry or not failure.has_new_token:
                 raise failure from None
             is_retry = True
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            # gRPC cancels the calls of a channel that is closed.
+            raise SessiondError(grpc.StatusCode.CANCELLED, "the client was closed during the call") from None
         except grpc.aio.UsageError as error:
             raise SessiondError(grpc.StatusCode.CANCELLED, f"the client is closed: {error}") from None
+
+
+def _is_cancelled() -> bool:
+    """Returns whether the current task was cancelled. Python 3.10 cannot tell whether that or a call was."""
+    task = asyncio.current_task()
+    return sys.version_info < (3, 11) or task is None or task.cancelling() > 0

@@ -108,7 +108,7 @@ class Client:
     """A client of the server at `address`: `http://HOST:PORT`, `https://HOST:PORT` for TLS, or `unix:PATH`.
 
     It connects when the first call is made, and may be created outside the event loop. All its calls must be made in
-    one event loop. Failed calls are retried within `timeout` seconds if a retry can help. Every call raises
+    one event loop. Calls that the server refuses for a moment are tried up to five times. Every call raises
     `SessiondError` if it fails.
 
     Args:
@@ -145,7 +145,7 @@ class Client:
         self._channel: grpc.aio.Channel | None = None
 
     async def close(self) -> None:
-        """Closes the connection of the calls.
+        """Closes the connection of the calls. Those in flight fail with CANCELLED.
 
         Watches, leases, gateways and mirrors have connections of their own: end them first. A call after this opens a
         new connection.
@@ -304,21 +304,25 @@ class Client:
         self, *, owner: str = "", lease_ids: Iterable[int] = (), page_size: int = 1000
     ) -> AsyncIterator[LeaseStatus]:
         """Lists the leases that have not ended, ordered by id, and asks for one page after the other."""
-        request = leases.ListLeasesRequest(owner=owner, lease_ids=lease_ids, page_size=page_size)
-        while True:
-            answer = await self._call("LeaseService/ListLeases", request, leases.ListLeasesResponse)
-            for status in answer.leases:
-                yield LeaseStatus(
-                    status.lease.lease_id,
-                    status.lease.owner,
-                    seconds(status.ttl),
-                    seconds(status.expires_in),
-                    status.session_count,
-                    status.lingers,
-                )
-            request.page_token = answer.next_page_token
-            if not request.page_token:
-                return
+        ids = sorted(set(lease_ids))
+        # Without ids there is one request, which lists all leases.
+        for start in range(0, max(len(ids), 1), MAX_BATCH):
+            batch = ids[start : start + MAX_BATCH]
+            request = leases.ListLeasesRequest(owner=owner, lease_ids=batch, page_size=page_size)
+            while True:
+                answer = await self._call("LeaseService/ListLeases", request, leases.ListLeasesResponse)
+                for status in answer.leases:
+                    yield LeaseStatus(
+                        status.lease.lease_id,
+                        status.lease.owner,
+                        seconds(status.ttl),
+                        seconds(status.expires_in),
+                        status.session_count,
+                        status.lingers,
+                    )
+                request.page_token = answer.next_page_token
+                if not request.page_token:
+                    break
 
     def watch(
         self,
@@ -380,18 +384,16 @@ class Client:
         """
         from .mirror import Mirror
 
-        return Mirror(
-            self,
-            self.watch(
-                snapshot=True,
-                session_ids=session_ids,
-                auth_key_ids=auth_key_ids,
-                lease_ids=lease_ids,
-                placements=True,
-                heartbeat=heartbeat,
-            ),
-            frozenset(lease_ids),
+        only_leases = frozenset(lease_ids)
+        watch = self.watch(
+            snapshot=True,
+            session_ids=session_ids,
+            auth_key_ids=auth_key_ids,
+            lease_ids=only_leases,
+            placements=True,
+            heartbeat=heartbeat,
         )
+        return Mirror(self, watch, only_leases)
 
 
 def duration(value: float) -> Duration:

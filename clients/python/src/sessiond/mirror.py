@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from .client import Client
     from .watch import WatchUpdate
 
-_MASK = (1 << 64) - 1
-_SIGN = 1 << 63
+_HALF = 1 << 63
 # How long the owners of new leases may delay the changes that name them, and how often they are asked for again.
 _OWNER_TIMEOUT = 1.0
 _OWNER_RETRY = 1.0
@@ -77,7 +76,7 @@ class _Lease:
 class _Copy:
     """The contents of the mirror. During a snapshot there are two: the old one to read, the new one to fill.
 
-    The key of a session is one number of 128 bits, which takes less memory than a pair.
+    The key of a session is one number (see `_pack`), which takes less memory than a pair.
     """
 
     __slots__ = ("leases", "sessions")
@@ -154,12 +153,13 @@ class Mirror:
 
     def has(self, session: SessionKey) -> bool:
         """Returns whether the session exists."""
-        auth_key_id, session_id = session
-        return (auth_key_id << 64 | session_id & _MASK if auth_key_id else session_id & _MASK) in self._sessions
+        # Written out, and not with `_pack`: a call would take as long as all the rest.
+        auth_key_id, session_id = session[0], session[1]
+        return ((auth_key_id << 64) + session_id if auth_key_id else session_id) in self._sessions
 
     def holder_of(self, session: SessionKey) -> Holder | None:
         """Returns the lease and the owner that hold the session. None if there is no session or it has no lease."""
-        lease = self._sessions.get(session[0] << 64 | session[1] & _MASK)
+        lease = self._sessions.get(_pack(*session))
         return None if lease is None else lease.holder
 
     def __contains__(self, session: SessionKey) -> bool:
@@ -185,6 +185,11 @@ class Mirror:
         age = asyncio.get_running_loop().time() - self._last_message
         return 0.0 if self._is_live and age <= self._heartbeat + _SLACK else age
 
+    @property
+    def is_synced(self) -> bool:
+        """Whether the mirror has been complete once. Until then it is empty."""
+        return self._is_synced
+
     async def synced(self) -> None:
         """Waits until the mirror is complete for the first time.
 
@@ -197,11 +202,19 @@ class Mirror:
     async def wait_until(self, places: Place | Iterable[Place]) -> None:
         """Waits until the mirror has applied the change at this place, or at all these places.
 
-        Calls with `with_place` return the place of their change. Raises `SessiondError` if the registry loses its
-        history meanwhile, so that the place has no meaning any more.
+        Calls with `with_place` return the place of their change. Raises `SessiondError` if this takes longer than the
+        client's timeout, or if the registry loses its history meanwhile, so that the place has no meaning any more.
         """
         wanted = [places] if isinstance(places, Place) else list(places)
-        epoch = self._epoch
+        timeout = self._client._target.timeout
+        try:
+            await asyncio.wait_for(self._reach(wanted, self._epoch), timeout)
+        except asyncio.TimeoutError:
+            raise SessiondError(
+                grpc.StatusCode.DEADLINE_EXCEEDED, f"the mirror did not reach the place within {timeout} s"
+            ) from None
+
+    async def _reach(self, wanted: list[Place], epoch: int) -> None:
         while not all(self._places.get(place.partition, -1) >= place.position for place in wanted):
             self._check()
             await self._changed.wait()
@@ -302,7 +315,7 @@ class Mirror:
         sessions, leases = copy.sessions, copy.leases
         for session in message.sessions:
             lease = leases[session.lease_id]
-            sessions[session.auth_key_id << 64 | session.session_id & _MASK] = lease
+            sessions[_pack(session.auth_key_id, session.session_id)] = lease
             lease.sessions += 1
 
     async def _apply_events(self, message: pb.SessionEvents) -> None:
@@ -311,7 +324,7 @@ class Mirror:
         await self._add_leases(copy, lease_ids & only if only else lease_ids)
         sessions, leases = copy.sessions, copy.leases
         for event in message.events:
-            key = event.auth_key_id << 64 | event.session_id & _MASK
+            key = _pack(event.auth_key_id, event.session_id)
             old = sessions.pop(key, None)
             if old is not None:
                 old.sessions -= 1
@@ -418,6 +431,11 @@ def _differences(old: _Copy, new: _Copy) -> Iterator[Change]:
             yield Change(EventType.MOVED, _unpack(key), lease.id, before.id, unspecified)
 
 
+def _pack(auth_key_id: int, session_id: int) -> int:
+    """Packs a key into one number. Both ids are signed 64-bit numbers, so no two keys share one."""
+    return (auth_key_id << 64) + session_id
+
+
 def _unpack(key: int) -> SessionKey:
-    session_id = key & _MASK
-    return key_of(key >> 64, session_id - (1 << 64) if session_id & _SIGN else session_id)
+    auth_key_id = (key + _HALF) >> 64
+    return key_of(auth_key_id, key - (auth_key_id << 64))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, TypeAlias
@@ -252,6 +252,9 @@ class _Stream:
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
+        if isinstance(self._messages, AsyncGenerator):
+            # Ends what an interceptor does for the stream, such as a span, before the garbage collector does.
+            await self._messages.aclose()
         self._call.cancel()
         await self._channel.close()
 
@@ -318,6 +321,8 @@ class Watch:
             try:
                 update = await self._step()
             except SessiondError as error:
+                if self._closed:
+                    break
                 return await self._disconnect(error)
             if update is not None:
                 return update

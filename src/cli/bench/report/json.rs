@@ -8,7 +8,7 @@ use super::{
     super::{
         latency::Latency,
         mix::Kind,
-        stats::{Failures, KindStats},
+        run_stats::{Failures, KindStats},
     },
     Report,
 };

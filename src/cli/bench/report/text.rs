@@ -6,7 +6,7 @@ use super::{
     super::{
         latency::Latency,
         mix::Kind,
-        stats::{Failures, KindStats},
+        run_stats::{Failures, KindStats},
     },
     Loader, Report,
 };

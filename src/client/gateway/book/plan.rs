@@ -1,4 +1,4 @@
-//! What one round does, and what its answers change in the book.
+//! Plans the calls of one round, and records their answers in the book.
 
 use super::{Book, CloseReason, FRESH, Instant, Left, Step};
 use crate::{
@@ -6,7 +6,7 @@ use crate::{
     session::{LeaseId, SessionKey},
 };
 
-/// The most sessions of a round.
+/// The maximum number of sessions in a round.
 const SESSIONS_A_ROUND: usize = 4096;
 
 /// The calls of one round. Each session is in one of the lists.
@@ -16,11 +16,11 @@ pub(in crate::client::gateway) struct Plan {
     pub(in crate::client::gateway) lease: LeaseId,
     pub(in crate::client::gateway) lookups: Vec<Lookup>,
     pub(in crate::client::gateway) claims: Vec<Claim>,
-    /// The sessions to destroy, and a lease that each may be under.
+    /// The sessions to destroy, each with a lease that it may be under. A session may be listed with several leases.
     pub(in crate::client::gateway) destroys: Vec<(SessionKey, LeaseId)>,
 }
 
-/// A session whose holder is to be looked up.
+/// A session whose holder must be looked up.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::client::gateway) struct Lookup {
     pub(in crate::client::gateway) session: SessionKey,
@@ -43,7 +43,8 @@ impl Plan {
 }
 
 impl Book {
-    /// Returns what to do next. Every session in the plan must be entered again, whether its calls succeed or not.
+    /// Returns the calls to make next. The caller must record an answer or a failure for every session in the plan:
+    /// otherwise the session is never queued again.
     pub(in crate::client::gateway) fn plan(&mut self) -> Plan {
         let lease = self.lease;
         let mut plan = Plan { lease, lookups: Vec::new(), claims: Vec::new(), destroys: Vec::new() };
@@ -77,14 +78,14 @@ impl Book {
         plan
     }
 
-    /// Returns whether an answer that the session is under `found` means that it has left although connections are
-    /// registered, or that the gateway's lease is gone. Only a look at the lease tells which.
+    /// Returns whether a registered session was found under no lease. Either the session was destroyed, or the
+    /// gateway's lease is gone. The caller must ask for the lease to find out which.
     pub(in crate::client::gateway) fn may_have_left(&self, lookup: &Lookup, found: Option<LeaseId>) -> bool {
         found.is_none() && self.entries.get(&lookup.session).is_some_and(|entry| entry.is_registered())
     }
 
-    /// Enters where a session was found, and returns the claim that follows. `is_held` says whether the gateway's lease
-    /// still existed after the lookup.
+    /// Records which lease a session was found under, and returns the claim to make next, if any. `is_held` says
+    /// whether the gateway's lease still existed after the lookup.
     pub(in crate::client::gateway) fn found(
         &mut self,
         lookup: &Lookup,
@@ -102,7 +103,7 @@ impl Book {
             let reason = match found {
                 Some(to) => Some(CloseReason::Moved { to }),
                 None if is_held => Some(lookup.hint.unwrap_or(Left::Missing).reason()),
-                // The session ended with the lease. It is registered again under the next one.
+                // The session ended with the lease. It will be registered again under the next lease.
                 None => None,
             };
             if let Some(reason) = reason {
@@ -124,7 +125,7 @@ impl Book {
         claim
     }
 
-    /// Enters which lease a session is under after a claim.
+    /// Records which lease a session is under after a claim.
     pub(in crate::client::gateway) fn claimed(&mut self, claim: &Claim, lease: LeaseId, answer: Option<LeaseId>) {
         let Some(entry) = self.entries.get_mut(&claim.session) else { return };
         let is_due = |step| matches!(step, Step::Claims(_));
@@ -140,13 +141,13 @@ impl Book {
                 entry.is_under(lease);
                 entry.answer(is_due, || Ok(()));
             }
-            // The lease has ended since. Claim the session again under the next one.
+            // The gateway's lease has ended since. The session will be claimed again under the next lease.
             None => {}
         }
         self.settle(claim.session);
     }
 
-    /// The session is certainly not under `lease`, under which it was destroyed.
+    /// Records that a session was destroyed under `lease`, or was not under it.
     pub(in crate::client::gateway) fn destroyed(&mut self, session: SessionKey, lease: LeaseId) {
         if let Some(entry) = self.entries.get_mut(&session) {
             entry.is_not_under(lease);
@@ -155,7 +156,7 @@ impl Book {
         self.settle(session);
     }
 
-    /// A lookup has failed.
+    /// Records that a lookup has failed.
     pub(in crate::client::gateway) fn lookup_failed(&mut self, lookup: &Lookup, error: &ClientError) {
         if let Some(entry) = self.entries.get_mut(&lookup.session) {
             entry.hint = entry.hint.or(lookup.hint);
@@ -163,7 +164,8 @@ impl Book {
         self.failed(lookup.session, error);
     }
 
-    /// A call about a session has failed. It is made again, unless that cannot help a connection that is opening.
+    /// Records that a call about a session has failed, and queues the session again. If neither a retry nor a new lease
+    /// can help, the `connect` calls that waited for the answer fail with the error.
     pub(in crate::client::gateway) fn failed(&mut self, session: SessionKey, error: &ClientError) {
         if let Some(entry) = self.entries.get_mut(&session)
             && !error.is_retryable()

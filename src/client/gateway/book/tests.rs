@@ -22,7 +22,7 @@ impl Client {
         Self { signal, answer }
     }
 
-    /// Connects and enters the answers of a registry without this session.
+    /// Connects, and records the answers of a registry that does not have this session.
     fn registered(book: &mut Book) -> Self {
         let mut client = Self::connect(book);
         let claim = look_up(book, None, true).unwrap();
@@ -37,7 +37,7 @@ impl Client {
     }
 }
 
-/// Takes a plan that looks up the session, and enters the answer.
+/// Takes a plan that looks up the session, and records the answer.
 fn look_up(book: &mut Book, found: Option<LeaseId>, is_held: bool) -> Option<Claim> {
     let plan = book.plan();
     assert_eq!((plan.lookups.len(), plan.claims.len(), plan.destroys.len()), (1, 0, 0), "{plan:?}");
@@ -87,7 +87,7 @@ fn a_client_that_comes_back_closes_the_connection_that_it_has_left() {
 }
 
 #[test]
-fn hints_are_only_a_reason_to_look() {
+fn hints_only_cause_lookups() {
     let mut book = Book::new(lease(OURS));
     let client = Client::registered(&mut book);
     book.left(SESSION, lease(OURS), Left::Moved(lease(7)));

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 /// The extensions given so far.
 ///
-/// Each extension is for all leases that exist, but giving one takes constant time. What it means for a lease is
-/// computed when the lease's deadline passes.
+/// Each extension is for all leases that exist, but giving one takes constant time: a lease's new deadline is computed
+/// only when its old one passes.
 #[derive(Default)]
 pub(super) struct Extensions {
     /// The number of extensions given.
     count: u32,
     /// When the last one was given.
     last: Duration,
-    /// The number of an extension, and the time until which every lease older than it lives at least. Extensions that a
-    /// later one outlasts are removed, so the times descend.
+    /// The number of an extension, and the time until which every older lease lives at least. If a later extension
+    /// lasts longer, the earlier one is removed, so the times descend.
     least: Vec<(u32, Duration)>,
 }
 

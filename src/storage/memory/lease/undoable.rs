@@ -19,7 +19,7 @@ impl Undoable {
         self.ends.push_back((lsn, ended));
     }
 
-    /// Returns the record of a lease's end. 0 if that became durable earlier, or the lease never ended.
+    /// Returns the record of a lease's end. 0 if the record has become durable, or the lease has not ended.
     pub(super) fn end_of(&self, id: LeaseId) -> Lsn {
         self.records.get(&id).copied().unwrap_or_default()
     }

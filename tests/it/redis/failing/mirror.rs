@@ -4,16 +4,17 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use parking_lot::Mutex;
 use sessiond::{
-    session::{SessionChange, SessionKey},
-    subject::{Observer, ResetReason, Update},
+    session::SessionKey,
+    subject::{Observer, ResetReason},
 };
 use tokio::task::JoinHandle;
 
+use crate::held::View;
+
 #[derive(Default)]
 struct State {
-    held: BTreeSet<SessionKey>,
-    is_synced: bool,
-    resets: Vec<ResetReason>,
+    view: View,
+    /// The first update that contradicted the view.
     broken: Option<String>,
 }
 
@@ -29,7 +30,10 @@ impl Mirror {
         let watched = Arc::clone(&state);
         let watching = tokio::spawn(async move {
             while let Some(update) = observer.next().await {
-                watched.lock().apply(&update);
+                let mut state = watched.lock();
+                if let Err(broken) = state.view.apply(&update) {
+                    state.broken.get_or_insert(broken);
+                }
             }
             watched.lock().broken = Some("the stream ended".to_owned());
         });
@@ -41,49 +45,12 @@ impl Mirror {
         let state = self.state.lock();
         match &state.broken {
             Some(broken) => Err(broken.clone()),
-            None => Ok(state.is_synced.then(|| state.held.clone())),
+            None => Ok(state.view.is_synced.then(|| state.view.sessions.keys().copied().collect())),
         }
     }
 
     pub(super) fn resets(&self) -> Vec<ResetReason> {
-        self.state.lock().resets.clone()
-    }
-}
-
-impl State {
-    fn apply(&mut self, update: &Update) {
-        let broken = match update {
-            Update::Subscribed => None,
-            Update::Closed => Some("the server closed the stream".to_owned()),
-            Update::Reset(reason) => {
-                self.resets.push(*reason);
-                self.held.clear();
-                self.is_synced = false;
-                None
-            }
-            Update::Snapshot(sessions) => {
-                let held = sessions.iter().find(|session| !self.held.insert(**session));
-                held.map(|session| format!("{session:?} is in the snapshot but was already held"))
-            }
-            Update::Synced { session_count } => {
-                self.is_synced = true;
-                let count = self.held.len();
-                (count as u64 != *session_count)
-                    .then(|| format!("synced with {session_count} sessions but holds {count}"))
-            }
-            Update::Events(events) => {
-                let unfit = events.events().iter().find(|event| match event.change {
-                    SessionChange::Created => !self.held.insert(event.session),
-                    SessionChange::Destroyed(_) => !self.held.remove(&event.session),
-                    SessionChange::Moved { .. } => !self.held.contains(&event.session),
-                });
-                unfit.map(|event| format!("{event:?} contradicts the held set"))
-            }
-            other => Some(format!("{other:?} was not requested")),
-        };
-        if self.broken.is_none() {
-            self.broken = broken;
-        }
+        self.state.lock().view.resets.clone()
     }
 }
 

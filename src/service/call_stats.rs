@@ -110,7 +110,8 @@ impl CallStats {
 }
 
 impl Shard {
-    /// Counts the start of a call. Calls to unknown methods are not counted, because clients could invent any number of them.
+    /// Counts the start of a call. Calls to unknown methods are not counted, because clients could invent any number of
+    /// them.
     pub(crate) fn begin(self: &Arc<Self>, method: Method) -> Begun {
         self.methods[method.index()].started.fetch_add(1, Ordering::Relaxed);
         Begun { shard: Arc::clone(self), method, began: Instant::now(), code: Code::Cancelled, traced: None }
@@ -140,7 +141,7 @@ impl Begun {
         self.traced.as_ref().map(|traced| traced.log()).filter(|log| !log.is_disabled())
     }
 
-    /// Records that the server ends a stream with an error.
+    /// Records that the server ends a stream with an error, whose status is in `trailers`.
     pub(super) fn is_refused(&mut self, reason: ErrorReason, trailers: &HeaderMap) {
         self.shard.refuse(reason);
         self.ends_with(trailers);

@@ -1,14 +1,15 @@
-"""Tests the Go examples against a real server that is killed and started again.
+"""Tests the examples in Go and C++ against a real server that is killed and started again.
 
-    python tests/clients/go_example.py SERVER
+    python tests/clients/examples.py SERVER [Go | Cpp]
 
-Needs Debian's golang-go, golang-google-grpc-dev, golang-google-genproto-dev, protobuf-compiler, protoc-gen-go and
-protoc-gen-go-grpc. It makes the stubs and builds examples/go as docs/clients/go.md says.
+It makes the stubs and builds the examples as docs/clients/go.md and docs/clients/cpp.md say, which also name the
+packages that this needs.
 """
 
 import asyncio
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,16 +23,29 @@ DEADLINE = 30  # seconds
 BINARY = None  # set by main
 
 
-def build(folder):
-    """Makes the stubs and the program in this folder. Returns the path of the program."""
-    stubs = folder / "src"
-    stubs.mkdir()
+def protoc(folder, *options):
     protos = sorted(str(path.relative_to(ROOT / "proto")) for path in (ROOT / "proto").rglob("*.proto"))
-    subprocess.run(["protoc", f"-I{ROOT / 'proto'}", f"--go_out={stubs}", f"--go-grpc_out={stubs}", *protos], check=True)
+    subprocess.run(["protoc", f"-I{ROOT / 'proto'}", *options, *protos], cwd=folder, check=True)
+
+
+def build_go(folder):
+    """Makes the stubs and the program in this folder. Returns the path of the program."""
+    (folder / "src").mkdir()
+    protoc(folder, "--go_out=src", "--go-grpc_out=src")
     environment = os.environ | {"GO111MODULE": "off", "GOFLAGS": "", "GOPATH": f"{folder}:/usr/share/gocode"}
     subprocess.run(["go", "vet", "."], cwd=ROOT / "examples/go", env=environment, check=True)
     subprocess.run(["go", "build", "-o", folder / "sessiond-go", "."], cwd=ROOT / "examples/go", env=environment, check=True)
     return folder / "sessiond-go"
+
+
+def build_cpp(folder):
+    """Makes the stubs and the program in this folder. Returns the path of the program."""
+    protoc(folder, "--cpp_out=.", "--grpc_out=.", f"--plugin=protoc-gen-grpc={shutil.which('grpc_cpp_plugin')}")
+    sources = [*folder.rglob("*.cc"), *(ROOT / "examples/cpp").glob("*.cc")]
+    libraries = subprocess.run(["pkg-config", "--libs", "grpc++", "protobuf"], check=True, capture_output=True, text=True)
+    command = ["g++", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-I.", "-o", "sessiond-cpp", *sources]
+    subprocess.run([*command, *libraries.stdout.split()], cwd=folder, check=True)
+    return folder / "sessiond-cpp"
 
 
 class Example(Program):
@@ -68,18 +82,22 @@ class Device:
         return self
 
     async def is_disconnected(self):
-        return await asyncio.wait_for(self.reader.readline(), DEADLINE) == b""
+        line = await asyncio.wait_for(self.reader.readline(), DEADLINE)
+        self.close()
+        return line == b""
 
     def close(self):
         self.writer.close()
 
 
-class GoExamples(unittest.IsolatedAsyncioTestCase):
+class Examples:
+    """The tests of an observer and a gateway, for each language."""
+
     @classmethod
     def setUpClass(cls):
-        folder = tempfile.TemporaryDirectory(prefix="sessiond-go-")
+        folder = tempfile.TemporaryDirectory(prefix="sessiond-examples-")
         cls.addClassCleanup(folder.cleanup)
-        cls.program = build(pathlib.Path(folder.name))
+        cls.program = cls.build(pathlib.Path(folder.name))
 
     async def asyncSetUp(self):
         self.examples = []
@@ -178,6 +196,22 @@ class GoExamples(unittest.IsolatedAsyncioTestCase):
         await self.held_by({8: other})
         self.assertEqual(await observer.line(), "moved 8")
         moved.close()
+
+    async def test_a_gateway_stops_while_the_registry_is_away(self):
+        await self.serve("memory")
+        gateway, address = await self.gateway()
+        device = await Device(9).connect(address)
+        await self.registry.servers[0].kill()
+        await asyncio.wait_for(gateway.terminate(), DEADLINE)
+        self.assertTrue(await device.is_disconnected())
+
+
+class Go(Examples, unittest.IsolatedAsyncioTestCase):
+    build = staticmethod(build_go)
+
+
+class Cpp(Examples, unittest.IsolatedAsyncioTestCase):
+    build = staticmethod(build_cpp)
 
 
 if __name__ == "__main__":

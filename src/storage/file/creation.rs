@@ -20,9 +20,10 @@ use super::{
 };
 use crate::random::random_u64;
 
-/// The database writes its magic number last. Until then, the start of the file is zeros, except for its description of
-/// the pages.
-const MARK: usize = 9;
+/// The length of the database's magic number, which the database writes last. Until then, the start of the file is zeros,
+/// except for its description of the pages.
+const MAGIC_LEN: usize = 9;
+/// The offset of the page size in the description of the pages.
 const PAGE_SIZE_AT: usize = 12;
 
 /// An upper bound on what creating a database writes.
@@ -36,19 +37,19 @@ pub(super) fn make(
     put: impl FnOnce(&Path, &Path, FileId) -> io::Result<()>,
 ) -> Result<(), FileError> {
     let path = &target(path);
-    let aside = aside(path);
+    let temporary = temporary_path(path);
     let failed = |error| FileError::from_io(path, error);
-    let file = Arc::new(disk.create(&aside).and_then(Watched::new).map_err(failed)?);
+    let file = Arc::new(disk.create(&temporary).and_then(Watched::new).map_err(failed)?);
     let id = file.id();
     let made = builder()
         .create_with_backend(Backend(file))
         .map_err(redb::Error::from)
         .and_then(|database| fill(&database))
         .map_err(|error| FileError::from_database(path, error))
-        .and_then(|()| put(&aside, path, id).map_err(failed));
+        .and_then(|()| put(&temporary, path, id).map_err(failed));
     if made.is_err() {
         // Report why the file could not be created, not that the partial one could not be removed.
-        let _ = disk.remove(&aside);
+        let _ = disk.remove(&temporary);
     }
     made
 }
@@ -61,7 +62,7 @@ pub(super) fn make_if_missing(
 ) -> Result<(), FileError> {
     let failed = |error| FileError::from_io(path, error);
     if disk.find(path).map_err(failed)?.is_none() {
-        let made = make(disk, path, fill, |aside, path, _| disk.name(aside, path));
+        let made = make(disk, path, fill, |temporary, path, _| disk.name(temporary, path));
         // Another process may have created the file first.
         let is_there = |error: &FileError| matches!(error, FileError::Exists { .. });
         return made.or_else(|error| if is_there(&error) { Ok(()) } else { Err(error) });
@@ -75,7 +76,9 @@ pub(super) fn make_if_missing(
         return Err(FileError::InUse { path: path.to_owned() });
     }
     match disk.find(path).map_err(failed)? {
-        Some(found) if found.id == blank.id => make(disk, path, fill, |aside, path, _| disk.replace(aside, path)),
+        Some(found) if found.id == blank.id => {
+            make(disk, path, fill, |temporary, path, _| disk.replace(temporary, path))
+        }
         _ => Err(FileError::InUse { path: path.to_owned() }),
     }
 }
@@ -90,13 +93,13 @@ fn is_blank(file: &dyn StorageBackend) -> io::Result<bool> {
     file.read(0, &mut bytes)?;
     let head = bytes.len().min(HEAD);
     if bytes.get(PAGE_SIZE_AT..PAGE_SIZE_AT + 4) == Some(&4096u32.to_le_bytes()) {
-        bytes[MARK..head].fill(0);
+        bytes[MAGIC_LEN..head].fill(0);
     }
     Ok(bytes.iter().all(|byte| *byte == 0))
 }
 
 /// Returns an unused random name in the folder of `path`.
-pub(super) fn aside(path: &Path) -> PathBuf {
+pub(super) fn temporary_path(path: &Path) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(format!(".{:016x}.tmp", random_u64()));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sessiond::{
     session::{DestroyReason, LeaseId, SessionChange, SessionEvent, SessionKey},
-    subject::Filter,
+    subject::{Filter, ResetReason, Update},
 };
 
 /// Sessions, each with its lease. Without placements, the leases are unknown.
@@ -64,4 +64,48 @@ pub(crate) fn plain(event: &SessionEvent) -> Option<SessionEvent> {
 /// Returns an event as an observer with this filter sees it, if at all.
 pub(crate) fn seen(event: &SessionEvent, filter: &Filter) -> Option<SessionEvent> {
     if filter.has_placements() { Some(*event) } else { plain(event) }
+}
+
+/// What an observer of all sessions holds, without placements.
+#[derive(Debug, Default)]
+pub(crate) struct View {
+    pub(crate) sessions: Held,
+    pub(crate) resets: Vec<ResetReason>,
+    /// Whether it holds a whole snapshot and every change since.
+    pub(crate) is_synced: bool,
+}
+
+impl View {
+    /// Applies an update. Returns what is wrong with it if it does not fit what the observer holds.
+    pub(crate) fn apply(&mut self, update: &Update) -> Result<(), String> {
+        match update {
+            Update::Subscribed => {}
+            Update::Reset(reason) => {
+                self.resets.push(*reason);
+                self.sessions.clear();
+                self.is_synced = false;
+            }
+            Update::Snapshot(sessions) => {
+                if let Some(held) = sessions.iter().find(|session| self.sessions.insert(**session, None).is_some()) {
+                    return Err(format!("{held:?} is in the snapshot but was already held"));
+                }
+            }
+            Update::Synced { session_count } => {
+                let held = self.sessions.len() as u64;
+                if held != *session_count {
+                    return Err(format!("synced with {session_count} sessions but holds {held}"));
+                }
+                self.is_synced = true;
+            }
+            Update::Events(events) => {
+                let all = Filter::default();
+                let mut seen = events.events().iter().filter_map(plain);
+                if let Some(event) = seen.find(|event| !apply(&mut self.sessions, event, &all)) {
+                    return Err(format!("{event:?} contradicts what the observer holds"));
+                }
+            }
+            other => return Err(format!("{other:?} was not requested")),
+        }
+        Ok(())
+    }
 }
