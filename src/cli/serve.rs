@@ -91,8 +91,10 @@ pub(crate) struct ServeArgs {
     /// Where sessions are kept: memory: is lost with the process, file:PATH survives it, redis://HOST:PORT is shared by
     /// many replicas.
     ///
-    /// rediss://HOST:PORT is Redis over TLS. redis+cluster://H1:P1,H2:P2 and rediss+cluster:// are a Redis Cluster. The
-    /// URLs of Redis take the parameters registry, partitions, buckets, timeout_ms, wait_replicas and wait_timeout_ms.
+    /// rediss://HOST:PORT is Redis over TLS. redis+cluster://H1:P1,H2:P2 and rediss+cluster:// are a Redis Cluster.
+    /// redis+sentinel://S1:P1,S2:P2,S3:P3/MASTER and rediss+sentinel:// are a master behind Sentinel. The URLs of Redis
+    /// take the parameters registry, partitions, buckets, timeout_ms, wait_replicas and wait_timeout_ms, and those of
+    /// Sentinel also sentinel_username and sentinel_password.
     #[arg(long, env = "SESSIOND_STORAGE", value_name = "URL", default_value = "memory:", hide_env_values = true)]
     storage: StorageUrl,
 

@@ -10,7 +10,7 @@ use super::{SessionStorage, memory::MemoryStorage};
 #[cfg(feature = "redis")]
 use super::{
     StorageError,
-    redis::{RedisStorage, RedisUrl, RedisUrlError},
+    redis::{RedisStorage, RedisUrl, RedisUrlError, SENTINEL_LOGIN},
 };
 
 /// The URL of a storage, as passed to `--storage`.
@@ -133,7 +133,8 @@ fn misplaces_login(text: &str) -> bool {
     let behind_host = rest.find(['/', '?', '#']).map_or("", |at| &rest[at..]);
     let is_login = |parameter: &str| {
         let name = parameter.split('=').next().unwrap_or_default();
-        ["pass", "pwd", "secret", "token", "auth", "user"].iter().any(|part| name.contains(part))
+        let parts = ["pass", "pwd", "secret", "token", "auth", "user"];
+        !SENTINEL_LOGIN.contains(&name) && parts.iter().any(|part| name.contains(part))
     };
     behind_host.contains('@') || behind_host.split(['?', '&']).skip(1).any(is_login)
 }
@@ -168,7 +169,7 @@ pub enum OpenError {
     #[cfg(feature = "redis")]
     #[error(
         "the login is in the wrong place: write redis://USER:PASSWORD@HOST:PORT, \
-         with %2F for /, %3F for ? and %23 for # in the password"
+         with %2F for /, %3F for ?, %23 for # and %40 for @ in the password"
     )]
     MisplacedLogin,
     /// The URL has no file path.

@@ -1,4 +1,4 @@
-//! A storage in Redis or Redis Cluster, which any number of sessiond replicas share.
+//! A storage in Redis, with or without Sentinel, or in Redis Cluster, which any number of sessiond replicas share.
 //!
 //! Open a registry with [`RedisStorage::open`], or with one of the URLs that [`RedisUrl`] describes.
 //!
@@ -22,6 +22,7 @@ mod entry;
 mod expiry;
 mod extent;
 mod fault;
+mod follow;
 mod lane;
 mod lease;
 mod list;
@@ -36,8 +37,10 @@ mod reads;
 mod registry;
 mod retry;
 mod script;
+mod sentinels;
 mod servers;
 mod tail;
+mod term;
 mod url;
 
 use std::{
@@ -58,6 +61,7 @@ use self::{
     probe::Findings,
     reads::{Found, Reads, What},
     registry::{Identity, Registry, TRIES},
+    servers::Servers,
     tail::Tail,
 };
 use super::{
@@ -70,6 +74,7 @@ use crate::{
     vital::Vitals,
 };
 
+pub(super) use self::url::SENTINEL_LOGIN;
 pub use self::url::{RedisUrl, RedisUrlError};
 
 /// The maximum number of buckets in one read. If they hold few sessions, Redis takes at most a millisecond for it.
@@ -111,13 +116,13 @@ impl RedisStorage {
     ///
     /// Panics outside a tokio runtime.
     pub async fn open(url: &RedisUrl, options: StorageOptions) -> Result<Self, StorageError> {
-        let registry = Registry::open(url, options).await.map_err(|fault| match fault {
-            // Permanent only at startup. Later it may be transient, for example while a password is being rotated.
-            Fault::Setup(_) => StorageError::Broken(Box::new(fault)),
-            fault => fault.into(),
-        });
-        let registry = Arc::new(registry?);
         let (mut tasks, vitals) = (JoinSet::new(), Vitals::default());
+        let servers = Arc::new(Servers::new(url).map_err(setup_is_permanent)?);
+        if let Some(sentinels) = servers.sentinels() {
+            tasks.spawn(vitals.watch("Redis Sentinels", Arc::clone(sentinels).follow()));
+        }
+        let registry = Registry::open(url, options, servers).await.map_err(setup_is_permanent);
+        let registry = Arc::new(registry?);
         let (mut lanes, mut reads, mut tails) = (Vec::new(), Vec::new(), Vec::new());
         for partition in registry.partitions() {
             let number = partition.number;
@@ -131,6 +136,7 @@ impl RedisStorage {
             tails.push(tail);
         }
         tasks.spawn(vitals.watch("Redis lease clock", Arc::clone(&registry).move_clock()));
+        tasks.spawn(vitals.watch("Redis servers", Arc::clone(&registry).follow_servers()));
         let findings = Arc::<Findings>::default();
         tasks.spawn(vitals.watch("Redis probe", Arc::clone(&findings).run(Arc::clone(&registry))));
         let read_ahead = AtomicUsize::new(BUCKETS_A_READ);
@@ -256,6 +262,15 @@ impl RedisStorage {
             }
         }
         Ok(done)
+    }
+}
+
+/// Returns the error for a fault while the registry is opened. A wrong setup is permanent then. Later it may be
+/// transient, for example while a password is being rotated.
+fn setup_is_permanent(fault: Fault) -> StorageError {
+    match fault {
+        Fault::Setup(_) => StorageError::Broken(Box::new(fault)),
+        fault => fault.into(),
     }
 }
 

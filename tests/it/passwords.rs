@@ -7,10 +7,16 @@ use crate::program::{command, run};
 /// The two halves of the password, which every URL below contains.
 const SECRETS: [&str; 2] = ["hu9t", "er7x"];
 
-const URLS: [&str; 14] = [
-    // These two are valid, but nothing listens there.
+const URLS: [&str; 20] = [
+    // These three are valid, but nothing listens there.
     "redis://user:hu9ter7x@127.0.0.1:1",
     "redis+cluster://:hu9ter7x@127.0.0.1:1,127.0.0.1:2",
+    "redis+sentinel://:hu9ter7x@127.0.0.1:1,127.0.0.1:2/main?sentinel_password=hu9ter7x",
+    "redis+sentinel://h:1/main?sentinel_username=user&sentinel_password=hu9t&er7x",
+    "redis+sentinel://h:1/main?sentinel_password=hu9t?er7x",
+    "redis+sentinel://h:1/main?sentinel_password=hu9t@er7x",
+    "redis+sentinel://h:1/main?sentinel_password=hu9t#er7x",
+    "redis+sentinel://h:1?sentinel_password=hu9ter7x",
     "valkey://user:hu9ter7x@h:1",
     "redis:user:hu9ter7x@h:1",
     "redis:/user:hu9ter7x@h:1",
@@ -97,6 +103,9 @@ async fn storage_errors_without_the_password_still_say_what_is_wrong() {
         ("redis://user:hu9t?er7x@h:1", "%3F"),
         ("redis://h:1?password=hu9ter7x", "redis://USER:PASSWORD@HOST:PORT"),
         ("redis://user:hu9ter7x@h:1?partitions=x", "partitions=x is not a number"),
+        ("redis+sentinel://h:1/main?sentinel_password=hu9t&er7x", "%26 for &"),
+        ("redis+sentinel://h:1/main?sentinel_password=hu9t:er7x", "%3A for :"),
+        ("redis+sentinel://127.0.0.1:1/main?sentinel_password=hu9ter7x", "sentinel_password=*** cannot be opened"),
         ("redis://user:hu9ter7x@127.0.0.1:1", "redis://user:***@127.0.0.1:1 cannot be opened"),
     ] {
         let text = printed(sessiond(&["serve", "--storage", url])).await;

@@ -5,9 +5,16 @@ use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use redis::{Cmd, Pipeline, RedisError, Value, aio::MultiplexedConnection};
-use tokio::{sync::OnceCell, time::Instant};
+use tokio::{
+    sync::{OnceCell, watch},
+    time::Instant,
+};
 
-use super::{fault::Fault, servers::Servers};
+use super::{
+    fault::Fault,
+    servers::{Connected, Servers},
+    term::Term,
+};
 
 /// After a failed attempt to connect, callers get the same error for this long, until the next attempt.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -33,6 +40,8 @@ pub(super) struct Link {
     connection: MultiplexedConnection,
     /// Redis' run_id, which changes each time the server starts.
     pub(super) server: Arc<str>,
+    /// No answer that arrives after its end is believed.
+    term: Term,
     number: u64,
 }
 
@@ -59,11 +68,11 @@ impl Channel {
             };
             let connecting = cell.get_or_try_init(async || {
                 made = true;
-                let (connection, server) = self.servers.connect(&self.key).await?;
-                Ok(Link { connection, number: newest.note(&server), server })
+                let Connected { connection, server, term } = self.servers.connect(&self.key).await?;
+                Ok(Link { connection, number: newest.note(&server), server, term })
             });
             match connecting.await {
-                Ok(link) if made || newest.is(&link.server) => return Ok(link.clone()),
+                Ok(link) if !link.term.is_over() && (made || newest.is(&link.server)) => return Ok(link.clone()),
                 Ok(link) => self.discard(link),
                 Err(fault) => {
                     self.state.lock().failed = Some((Instant::now(), Fault::clone(&fault)));
@@ -84,34 +93,45 @@ impl Channel {
 
 impl Link {
     pub(super) async fn send(&self, command: &Cmd) -> Result<Value, RedisError> {
-        self.connection.clone().send_packed_command(command).await?.extract_error()
+        let mut connection = self.connection.clone();
+        self.term.within(connection.send_packed_command(command)).await?.extract_error()
     }
 
     /// Sends a pipeline. Returns its answers, each of which may be an error.
     pub(super) async fn send_all(&self, commands: &Pipeline) -> Result<Vec<Value>, RedisError> {
-        self.connection.clone().send_packed_commands(commands, 0, commands.len()).await
+        let mut connection = self.connection.clone();
+        self.term.within(connection.send_packed_commands(commands, 0, commands.len())).await
     }
 }
 
-/// The server that the partition's newest connection goes to.
+/// The number of the partition's newest connection, and the server that it goes to.
 #[derive(Debug, Default)]
-pub(super) struct Newest(Mutex<(u64, Option<Arc<str>>)>);
+pub(super) struct Newest(watch::Sender<(u64, Option<Arc<str>>)>);
 
 impl Newest {
     /// Records a new connection to `server`. Returns the connection's number.
     pub(super) fn note(&self, server: &Arc<str>) -> u64 {
-        let mut newest = self.0.lock();
-        newest.0 += 1;
-        newest.1 = Some(Arc::clone(server));
-        newest.0
+        let mut number = 0;
+        self.0.send_if_modified(|newest| {
+            newest.0 += 1;
+            number = newest.0;
+            newest.1.replace(Arc::clone(server)).as_ref() != Some(server)
+        });
+        number
     }
 
     /// Forces the replacement of every connection of the partition.
     pub(super) fn forget(&self) {
-        self.0.lock().1 = None;
+        self.0.send_if_modified(|newest| newest.1.take().is_some());
     }
 
     pub(super) fn is(&self, server: &Arc<str>) -> bool {
-        self.0.lock().1.as_ref() == Some(server)
+        self.0.borrow().1.as_ref() == Some(server)
+    }
+
+    /// Waits until this is another server.
+    pub(super) async fn is_no_longer(&self, server: &Arc<str>) {
+        // Cannot fail, because `self` has the sender.
+        let _ = self.0.subscribe().wait_for(|newest| newest.1.as_ref() != Some(server)).await;
     }
 }

@@ -71,10 +71,11 @@ impl Fault {
         Self::Broken((ErrorKind::Parse, what).into())
     }
 
-    /// Returns whether the connection must be replaced, because it is broken or goes to the wrong server.
+    /// Returns whether the connection must be replaced, because it is broken or may go to the wrong server. A master that
+    /// lacks its replicas may have been replaced.
     pub(super) fn needs_new_connection(&self) -> bool {
         match self {
-            Self::Undone(_) | Self::Unknown(_) => true,
+            Self::Undone(_) | Self::Unknown(_) | Self::Unreplicated { .. } => true,
             Self::Refused(refusal) => refusal.cause == RefusalCause::ReadOnly,
             _ => false,
         }

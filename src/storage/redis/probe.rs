@@ -45,7 +45,6 @@ impl Findings {
     /// Probes Redis until the future is dropped.
     pub(super) async fn run(self: Arc<Self>, registry: Arc<Registry>) {
         let mut looked: Option<Instant> = None;
-        let mut turn = 0;
         loop {
             let written = match try_write(&registry).await {
                 Ok(()) => try_rights(&registry).await,
@@ -67,13 +66,6 @@ impl Findings {
                     }
                 }
             }
-            if let Err(fault) = registry.follow_name(turn).await {
-                tracing::debug!(
-                    error = &fault as &dyn Error,
-                    "cannot find out which server the host name of Redis resolves to"
-                );
-            }
-            turn = turn.wrapping_add(1);
             sleep(WRITE_INTERVAL).await;
         }
     }
@@ -90,17 +82,6 @@ impl Findings {
         } else if !evicts && was == Some(true) {
             tracing::info!(policy, "Redis no longer evicts keys when its memory is full");
         }
-    }
-}
-
-impl Registry {
-    /// Makes a new connection to one partition, to find out which server its host name resolves to now. Existing
-    /// connections stay with the old server and would not notice a failover. `turn` selects the partition.
-    async fn follow_name(&self, turn: usize) -> Result<(), Fault> {
-        let partition = &self.partitions()[turn % self.partitions().len()];
-        let (_connection, server) = self.servers().connect(&partition.key("meta")).await?;
-        partition.newest.note(&server);
-        Ok(())
     }
 }
 

@@ -66,8 +66,7 @@ pub(super) struct Registry {
 
 impl Registry {
     /// Opens the registry that `url` names. Creates it if it does not exist.
-    pub(super) async fn open(url: &RedisUrl, options: StorageOptions) -> Result<Self, Fault> {
-        let servers = Arc::new(Servers::new(url)?);
+    pub(super) async fn open(url: &RedisUrl, options: StorageOptions, servers: Arc<Servers>) -> Result<Self, Fault> {
         let scripts = Scripts::new();
         let default_partitions = if servers.is_cluster() { DEFAULT_CLUSTER_PARTITIONS } else { 1 };
         let wanted = Layout {
@@ -267,7 +266,8 @@ impl Registry {
             call.arg(&identity.birth).arg(identity.registry_id.to_string()).arg(&new).arg(lost)
         });
         match moved.await {
-            Ok(_) | Err(Fault::Registry) => Ok(()),
+            // If Redis loses the new id in a failover, its log is compared again.
+            Ok(_) | Err(Fault::Registry | Fault::Unreplicated { .. }) => Ok(()),
             Err(fault) => Err(fault),
         }
     }

@@ -354,17 +354,18 @@ impl Tail {
                 return Err(Fault::Registry);
             }
             let checking = async {
+                self.check(registry, partition, &identity, has_gap).await?;
                 // Redis may have come back without the latest state of leases, in this partition or in the first one,
                 // but with the whole log.
                 if is_new {
                     match registry.end_orphans_of(partition, &identity).await {
                         Ok(()) => is_new = false,
                         // The log can still be read.
-                        Err(Fault::Refused(_)) => {}
+                        Err(Fault::Refused(_) | Fault::Unreplicated { .. }) => {}
                         Err(fault) => return Err(fault),
                     }
                 }
-                self.check(registry, partition, &identity, has_gap).await
+                Ok(())
             };
             match checking.await {
                 Err(Fault::Registry) => {
@@ -388,6 +389,8 @@ impl Tail {
                         answer.map_err(|_| Fault::too_late())?.map_err(Fault::from)?
                     }
                     _ = identities.changed() => return Err(Fault::Registry),
+                    // The host name resolves to another server now.
+                    () = partition.newest.is_no_longer(&link.server) => return Err(Fault::Registry),
                 };
                 self.note_answer();
                 has_gap = !self.append(registry, partition, &identity, answer).await?;
@@ -426,7 +429,7 @@ impl Tail {
         }
         if !found.is_whole {
             match registry.mend(partition, identity).await {
-                Err(Fault::Refused(_)) | Ok(()) => {}
+                Err(Fault::Refused(_) | Fault::Unreplicated { .. }) | Ok(()) => {}
                 Err(fault) => return Err(fault),
             }
         }

@@ -1,4 +1,4 @@
-//! Parses the URL of a registry in Redis: `redis://`, `rediss://`, `redis+cluster://` or `rediss+cluster://`.
+//! Parses the URL of a registry in Redis: `redis://`, `redis+cluster://`, `redis+sentinel://`, or one of them with TLS.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -15,12 +15,21 @@ const MAX_PARTITIONS: u32 = 256;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
 const DEFAULT_WAIT_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// The port of a Sentinel, unless the URL names another.
+const SENTINEL_PORT: u16 = 26_379;
+
 const PARAMETERS: &str = "registry, partitions, buckets, timeout_ms, wait_replicas, wait_timeout_ms";
+
+/// The parameters for the login at the Sentinels.
+pub(in crate::storage) const SENTINEL_LOGIN: [&str; 2] = ["sentinel_username", "sentinel_password"];
 
 /// The location of a registry in Redis, and its numbers of partitions and buckets.
 ///
 /// `redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE][?PARAMETERS]` names a server, and `rediss://` one with TLS.
 /// `redis+cluster://` and `rediss+cluster://` name any nodes of a Redis Cluster: `HOST:PORT,HOST:PORT`.
+///
+/// `redis+sentinel://[USER:PASSWORD@]SENTINEL[:PORT],…/MASTER[/DATABASE][?PARAMETERS]` names the Sentinels of a master.
+/// The login before the `@` is for Redis. With `rediss+sentinel://`, both Redis and the Sentinels use TLS.
 ///
 /// | parameter | default | meaning |
 /// |---|---|---|
@@ -30,21 +39,38 @@ const PARAMETERS: &str = "registry, partitions, buckets, timeout_ms, wait_replic
 /// | `timeout_ms` | 1000 | how long to wait for a connection to Redis or for an answer |
 /// | `wait_replicas` | 0 | how many Redis replicas must have a change before its call is answered |
 /// | `wait_timeout_ms` | 500 | how long to wait for these replicas |
+/// | `sentinel_username`, `sentinel_password` | none | the login at the Sentinels |
 ///
 /// Partitions and buckets are fixed when the registry is created. After that, the URL must omit them or give the same
-/// numbers. [`Display`](fmt::Display) hides the password.
+/// numbers. [`Display`](fmt::Display) hides the passwords.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl {
-    is_cluster: bool,
-    /// One URL for each node, with user and password.
+    kind: Kind,
+    /// One URL for each node, with user and password. With Sentinel, the only one is that of the master, with no host.
     nodes: Vec<String>,
-    /// The URL with the password hidden, for messages.
+    sentinels: Option<SentinelUrls>,
+    /// The URL with the passwords hidden, for messages.
     shown: String,
     pub(super) registry: String,
     pub(super) partitions: Option<u32>,
     pub(super) buckets: Option<u32>,
     pub(super) timeout: Duration,
     pub(super) wait: Option<Wait>,
+}
+
+/// What the hosts of a URL are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Server,
+    Cluster,
+    Sentinel,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+struct SentinelUrls {
+    /// One URL for each Sentinel, with user and password.
+    nodes: Vec<String>,
+    master: String,
 }
 
 /// How many Redis replicas must have a change, and how long to wait for them.
@@ -69,25 +95,55 @@ impl RedisUrl {
     }
 
     pub(super) fn is_cluster(&self) -> bool {
-        self.is_cluster
+        self.kind == Kind::Cluster
     }
 
+    /// Returns the servers that the URL names. With Sentinel, the only one is the master, whose address is not known.
     pub(super) fn nodes(&self) -> Result<Vec<ConnectionInfo>, RedisError> {
-        self.nodes.iter().map(|node| node.as_str().into_connection_info()).collect()
+        parse_all(&self.nodes)
+    }
+
+    /// Returns the Sentinels that the URL names, and the name of their master.
+    pub(super) fn sentinels(&self) -> Result<Option<(Vec<ConnectionInfo>, String)>, RedisError> {
+        let sentinels = self.sentinels.as_ref().map(|urls| Ok((parse_all(&urls.nodes)?, urls.master.clone())));
+        sentinels.transpose()
     }
 }
 
-/// Splits off the scheme. Returns whether it means a cluster, whether it means TLS, and the rest of the URL.
-fn scheme(text: &str) -> Option<(bool, bool, &str)> {
+fn parse_all(nodes: &[String]) -> Result<Vec<ConnectionInfo>, RedisError> {
+    nodes.iter().map(|node| node.as_str().into_connection_info()).collect()
+}
+
+/// Splits off the scheme. Returns what the hosts are, whether to use TLS, and the rest of the URL.
+fn scheme(text: &str) -> Option<(Kind, bool, &str)> {
     let (scheme, rest) = text.split_once("://")?;
-    let (is_cluster, is_tls) = match scheme {
-        "redis" => (false, false),
-        "rediss" => (false, true),
-        "redis+cluster" => (true, false),
-        "rediss+cluster" => (true, true),
+    let (protocol, kind) = scheme.split_once('+').unwrap_or((scheme, ""));
+    let kind = match kind {
+        "" if !scheme.contains('+') => Kind::Server,
+        "cluster" => Kind::Cluster,
+        "sentinel" => Kind::Sentinel,
         _ => return None,
     };
-    Some((is_cluster, is_tls, rest))
+    match protocol {
+        "redis" => Some((kind, false, rest)),
+        "rediss" => Some((kind, true, rest)),
+        _ => None,
+    }
+}
+
+/// Returns the master's name and the database in the path of a Sentinel URL.
+fn master_in(path: &str) -> Option<(&str, &str)> {
+    let (master, database) = path.split_once('/').unwrap_or((path, ""));
+    // Sentinel accepts only such names.
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    (!master.is_empty() && master.chars().all(is_name)).then_some((master, database))
+}
+
+/// Returns the address of a Sentinel, with the default port if it has none.
+fn with_port(host: &str) -> String {
+    // The colons of an IPv6 address are in brackets.
+    let has_port = host.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
+    if has_port { host.to_owned() } else { format!("{host}:{SENTINEL_PORT}") }
 }
 
 impl FromStr for RedisUrl {
@@ -96,17 +152,22 @@ impl FromStr for RedisUrl {
     fn from_str(text: &str) -> Result<Self, RedisUrlError> {
         let shown = without_password(text);
         let wrong = |problem: String| RedisUrlError { shown: shown.clone(), problem };
-        let Some((is_cluster, is_tls, rest)) = scheme(text) else {
-            return Err(wrong("write redis://, rediss://, redis+cluster:// or rediss+cluster://".to_owned()));
+        let Some((kind, is_tls, rest)) = scheme(text) else {
+            return Err(wrong("write redis://, redis+cluster:// or redis+sentinel://, or rediss for TLS".to_owned()));
         };
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (login, hosts) = place.rsplit_once('@').map_or(("", place), |(login, hosts)| (login, hosts));
+        let (hosts, path) = match kind {
+            Kind::Sentinel => hosts.split_once('/').unwrap_or((hosts, "")),
+            _ => (hosts, ""),
+        };
         let login = if login.is_empty() { String::new() } else { format!("{login}@") };
         let scheme = if is_tls { "rediss" } else { "redis" };
-        let hosts: Vec<&str> = if is_cluster { hosts.split(',').collect() } else { vec![hosts] };
+        let hosts: Vec<&str> = if kind == Kind::Server { vec![hosts] } else { hosts.split(',').collect() };
         let mut url = Self {
-            is_cluster,
+            kind,
             nodes: hosts.iter().map(|host| format!("{scheme}://{login}{host}")).collect(),
+            sentinels: None,
             shown: shown.clone(),
             registry: "sessiond".to_owned(),
             partitions: None,
@@ -115,6 +176,7 @@ impl FromStr for RedisUrl {
             wait: None,
         };
         let mut wait = Wait { replicas: 0, timeout: DEFAULT_WAIT_TIMEOUT };
+        let mut sentinel_login = ["", ""];
         for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
             let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
             let number = |most: u32| match value.parse::<u32>() {
@@ -129,8 +191,37 @@ impl FromStr for RedisUrl {
                 "timeout_ms" => url.timeout = millis()?,
                 "wait_replicas" => wait.replicas = if value == "0" { 0 } else { number(16)? },
                 "wait_timeout_ms" => wait.timeout = millis()?,
+                _ if SENTINEL_LOGIN.contains(&name) => {
+                    if kind != Kind::Sentinel {
+                        return Err(wrong(format!("{name} is only for redis+sentinel://")));
+                    }
+                    // The others stay encoded as they are in a login.
+                    if value.contains(|c: char| !c.is_ascii_graphic() || "/?#[]@:".contains(c)) {
+                        return Err(wrong(format!("{name} has a special character: write %40 for @, %3A for :, …")));
+                    }
+                    sentinel_login[usize::from(name == SENTINEL_LOGIN[1])] = value;
+                }
+                // What follows an & in a password looks like a parameter, and must not be shown.
+                _ if !sentinel_login[1].is_empty() => {
+                    return Err(wrong(format!(
+                        "unknown parameter after sentinel_password: use {PARAMETERS}, and %26 for & in a password"
+                    )));
+                }
                 _ => return Err(wrong(format!("unknown parameter {name:?}: use {PARAMETERS}"))),
             }
+        }
+        if kind == Kind::Sentinel {
+            let Some((master, database)) = master_in(path) else {
+                return Err(wrong(
+                    "write the name of the master after the Sentinels: /MASTER or /MASTER/DATABASE".to_owned(),
+                ));
+            };
+            let [user, password] = sentinel_login;
+            let sentinel_login =
+                if user.is_empty() && password.is_empty() { String::new() } else { format!("{user}:{password}@") };
+            let nodes = hosts.iter().map(|host| format!("{scheme}://{sentinel_login}{}", with_port(host))).collect();
+            url.sentinels = Some(SentinelUrls { nodes, master: master.to_owned() });
+            url.nodes = vec![format!("{scheme}://{login}{master}/{database}")];
         }
         url.wait = (wait.replicas > 0).then_some(wait);
         // The name is part of every key. Braces in it would change the hash tag.
@@ -148,26 +239,32 @@ impl FromStr for RedisUrl {
             return Err(wrong("a host is missing".to_owned()));
         }
         let nodes = url.nodes().map_err(|error| wrong(error.to_string()))?;
-        if is_cluster && nodes.iter().any(|node| node.redis_settings().db() != 0) {
+        url.sentinels().map_err(|error| wrong(error.to_string()))?;
+        if url.is_cluster() && nodes.iter().any(|node| node.redis_settings().db() != 0) {
             return Err(wrong("a Redis Cluster has only database 0: leave the database out".to_owned()));
         }
         Ok(url)
     }
 }
 
-/// Hides the password, which is between the login's first colon and the last `@` before the parameters.
+/// Hides the password, which is between the login's first colon and the last `@` before the parameters. Also hides the
+/// Sentinels' password and everything after it.
 fn without_password(text: &str) -> String {
-    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
+    let (text, secret) = match text.find("sentinel_password=") {
+        Some(at) => (&text[..at], "sentinel_password=***"),
+        None => (text, ""),
+    };
+    let Some((scheme, rest)) = text.split_once("://") else { return format!("{text}{secret}") };
     let (place, query) = match rest.split_once('?') {
-        Some((place, query)) => (place, format!("?{query}")),
-        None => (rest, String::new()),
+        Some((place, query)) => (place, format!("?{query}{secret}")),
+        None => (rest, secret.to_owned()),
     };
     match place.rsplit_once('@') {
         Some((login, hosts)) => {
             let login = login.split_once(':').map_or(login.to_owned(), |(user, _)| format!("{user}:***"));
             format!("{scheme}://{login}@{hosts}{query}")
         }
-        None => text.to_owned(),
+        None => format!("{text}{secret}"),
     }
 }
 
@@ -218,12 +315,52 @@ mod tests {
     }
 
     #[test]
+    fn sentinels_and_their_master_have_separate_logins() {
+        let all = url(
+            "rediss+sentinel://u:p@a:1,b,[::1],[::2]:3/main-1.x/2?registry=r&sentinel_username=s&sentinel_password=q%40",
+        );
+        assert!(!all.is_cluster());
+        let (sentinels, master) = all.sentinels().unwrap().unwrap();
+        assert_eq!(master, "main-1.x");
+        let hosts: Vec<String> = sentinels.iter().map(|node| node.addr().to_string()).collect();
+        assert_eq!(hosts, ["a:1", "b:26379", "::1:26379", "::2:3"]);
+        for sentinel in &sentinels {
+            let login = sentinel.redis_settings();
+            assert_eq!((login.username(), login.password(), login.db()), (Some("s"), Some("q@"), 0));
+            assert!(matches!(sentinel.addr(), redis::ConnectionAddr::TcpTls { insecure: false, .. }));
+        }
+        let redis = &all.nodes().unwrap()[0];
+        let login = redis.redis_settings();
+        assert_eq!((login.username(), login.password(), login.db()), (Some("u"), Some("p"), 2));
+        assert!(matches!(redis.addr(), redis::ConnectionAddr::TcpTls { insecure: false, .. }));
+
+        let plain = url("redis+sentinel://a/m");
+        let (sentinels, _) = plain.sentinels().unwrap().unwrap();
+        assert_eq!(sentinels[0].redis_settings().password(), None);
+        assert_eq!(plain.nodes().unwrap()[0].redis_settings().db(), 0);
+        assert_eq!(plain.nodes().unwrap()[0].redis_settings().password(), None);
+        let password_only = url("redis+sentinel://:p@a/m?sentinel_password=q");
+        let (sentinels, _) = password_only.sentinels().unwrap().unwrap();
+        assert_eq!(sentinels[0].redis_settings().username(), None);
+        assert_eq!(sentinels[0].redis_settings().password(), Some("q"));
+    }
+
+    #[test]
     fn password_is_never_shown() {
         for text in [
             "redis://u:s3cret@h:1/?registry=x",
             "redis+cluster://:s3cret@h:1,i:2",
             "redis://u:s3cret@h:x",
             "redis://:s3@cret@h?z=1",
+            "redis+sentinel://u:s3cret@a:1,b:2/m?sentinel_password=s3cret",
+            "redis+sentinel://a/m?sentinel_username=u&sentinel_password=s3&cret",
+            "redis+sentinel://a/m?sentinel_password=s3&cret=1",
+            "redis+sentinel://a/m?sentinel_password=s3@cret",
+            "redis+sentinel://a/m?sentinel_password=s3/cret",
+            "redis+sentinel://a/m?sentinel_password=s3#cret",
+            "redis+sentinel://a/m?sentinel_password=s3%zcret",
+            "redis+sentinel://a?sentinel_password=s3cret",
+            "redis://a?sentinel_password=s3cret",
         ] {
             let shown = match text.parse::<RedisUrl>() {
                 Ok(url) => format!("{url} {url:?}"),
@@ -245,6 +382,15 @@ mod tests {
             ("redis://h?registry={a}", "registry must be"),
             ("redis://h?regsitry=a", "use registry, partitions, buckets"),
             ("redis+cluster://h:1/2", "database"),
+            ("redis+sentinel://h:1", "name of the master"),
+            ("redis+sentinel://h:1/", "name of the master"),
+            ("redis+sentinel://h:1/a b", "name of the master"),
+            ("redis+sentinel://a,,b/m", "host"),
+            ("redis+sentinel://a/m/x", "database"),
+            ("redis+sentinel://a:x/m", "did not parse"),
+            ("redis://h?sentinel_username=u", "only for redis+sentinel"),
+            ("redis+cluster+sentinel://h", "write redis://"),
+            ("redis+://h", "write redis://"),
         ] {
             let error = text.parse::<RedisUrl>().unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");

@@ -21,6 +21,7 @@ use crate::redis::{
     ROOMY,
     cluster::RedisCluster,
     open,
+    sentinels::SentinelGroup,
     server::{RedisServer, is_installed},
 };
 
@@ -109,6 +110,16 @@ fn streams_over_replicas_of_a_cluster_keep_their_promises() {
     if is_installed() {
         let cluster = RedisCluster::start(0);
         let redis = Redis::on(move |parameters| cluster.url(parameters));
+        check_histories(&redis, 6);
+        check_plans(&redis, 12);
+    }
+}
+
+#[test]
+fn streams_over_replicas_of_a_master_behind_sentinel_keep_their_promises() {
+    if is_installed() {
+        let group = SentinelGroup::start();
+        let redis = Redis::on(move |parameters| group.url(parameters));
         check_histories(&redis, 6);
         check_plans(&redis, 12);
     }

@@ -85,6 +85,18 @@ impl RedisCluster {
         }
     }
 
+    /// Waits until all other nodes serve without the master with this number and id.
+    pub(crate) fn wait_for_successor(&self, master: usize, id: &str) {
+        self.wait("the cluster to serve without the master", |cluster| {
+            let nodes = cluster.nodes.iter().enumerate().filter(|(number, _)| *number != master);
+            nodes.map(|(_, node)| node).all(|node| {
+                let known: String = node.ask(cmd("CLUSTER").arg("NODES")).unwrap_or_default();
+                let has_slots = |line: &str| line.contains(id) && line.split(' ').count() > 8;
+                node.serves() && !known.lines().any(has_slots)
+            })
+        });
+    }
+
     /// Returns the URL of a registry in this cluster.
     pub(crate) fn url(&self, parameters: &str) -> String {
         let nodes: Vec<String> = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();

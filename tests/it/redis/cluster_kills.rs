@@ -102,14 +102,7 @@ impl RedisCluster {
     fn lose(&mut self, master: usize) {
         let lost: String = self.nodes[master].ask(cmd("CLUSTER").arg("MYID")).unwrap();
         self.nodes[master].kill();
-        self.wait("the cluster to serve without the master", |cluster| {
-            let nodes = cluster.nodes.iter().enumerate().filter(|(number, _)| *number != master);
-            nodes.map(|(_, node)| node).all(|node| {
-                let known: String = node.ask(cmd("CLUSTER").arg("NODES")).unwrap_or_default();
-                let has_slots = |line: &str| line.contains(&lost) && line.split(' ').count() > 8;
-                node.serves() && !known.lines().any(has_slots)
-            })
-        });
+        self.wait_for_successor(master, &lost);
     }
 }
 

@@ -13,12 +13,16 @@ use std::{
     time::Duration,
 };
 
-use redis::cmd;
+use redis::{RedisResult, cmd};
 use sessiond::{
     session::{LeaseId, SessionKey},
     storage::{CreateOptions, Creation, Lookup, SessionStorage, StorageError, Takeover},
 };
-use tokio::{select, task::JoinSet, time::sleep};
+use tokio::{
+    select,
+    task::{JoinSet, block_in_place},
+    time::sleep,
+};
 
 use self::order::{Action, Answer, Call, Lease, is_linearizable};
 use super::{
@@ -27,6 +31,7 @@ use super::{
     gate::Gate,
     open,
     replica::keys,
+    sentinels::{MASTER, SentinelGroup},
     server::{RedisServer, is_installed},
 };
 use crate::long::number;
@@ -198,6 +203,53 @@ async fn calls_to_a_cluster_are_linearizable() {
         let cluster = RedisCluster::start(0);
         Registry::open([&cluster.url("partitions=4&buckets=16"); 3]).await.check(56, 120).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_to_a_master_behind_sentinel_are_linearizable() {
+    if is_installed() {
+        let group = block_in_place(SentinelGroup::start);
+        Registry::open([&group.url("buckets=16"); 3]).await.check(56, 120).await;
+    }
+}
+
+/// An operator moves the role of the master from one server to the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_are_linearizable_while_sentinel_fails_over_by_command() {
+    if !is_installed() {
+        return;
+    }
+    let group = block_in_place(SentinelGroup::start);
+    let registry = Registry::open([&group.url("buckets=16&wait_replicas=1&timeout_ms=300"); 3]).await;
+    check_with_faults(registry, async {
+        loop {
+            short_time().await;
+            // Refused while the previous failover is under way.
+            let _: RedisResult<String> = group.sentinels[0].ask(cmd("SENTINEL").arg("FAILOVER").arg(MASTER));
+        }
+    })
+    .await;
+}
+
+/// The master is frozen repeatedly, at times for long enough that Sentinel replaces it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_are_linearizable_while_sentinel_replaces_frozen_masters() {
+    if !is_installed() {
+        return;
+    }
+    let group = block_in_place(SentinelGroup::start);
+    let registry = Registry::open([&group.url("buckets=16&wait_replicas=2&timeout_ms=300"); 3]).await;
+    check_with_faults(registry, async {
+        loop {
+            short_time().await;
+            let master = block_in_place(|| group.master());
+            group.servers[master].signal("STOP");
+            sleep(Duration::from_millis(fastrand::u64(100..6000))).await;
+            group.servers[master].signal("CONT");
+            block_in_place(|| group.wait("the frozen server to be back", SentinelGroup::is_whole));
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,7 +1,7 @@
 //! A redis-server for one test, on a free port and with its own folder.
 
 use std::{
-    env,
+    env, fs,
     io::ErrorKind,
     net::TcpListener,
     path::{Path, PathBuf},
@@ -113,6 +113,8 @@ pub(crate) struct RedisServer {
     child: Option<Child>,
     pub(crate) port: u16,
     folder: TempDir,
+    /// The arguments before all others.
+    mode: &'static [&'static str],
     args: Vec<String>,
     environment: Vec<(String, String)>,
 }
@@ -131,15 +133,31 @@ impl RedisServer {
     pub(crate) fn start_in(kind: ServerKind, environment: &[(String, String)], args: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let mut server = Self { kind, child: None, port: 0, folder, args, environment: environment.to_vec() };
+        let mut server =
+            Self { kind, child: None, port: 0, folder, mode: &[], args, environment: environment.to_vec() };
+        server.start_anywhere();
+        server
+    }
+
+    /// Starts a Sentinel with this configuration.
+    pub(crate) fn start_sentinel(kind: ServerKind, configuration: &str, args: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("sentinel.conf"), configuration).unwrap();
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let mode = &["sentinel.conf", "--sentinel"];
+        let mut server = Self { kind, child: None, port: 0, folder, mode, args, environment: Vec::new() };
+        server.start_anywhere();
+        server
+    }
+
+    fn start_anywhere(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         // Another process may take the port before redis-server does.
-        while server.child.is_none() {
+        while self.child.is_none() {
             assert!(Instant::now() < deadline, "redis-server did not start");
-            server.port = free_port();
-            server.try_start();
+            self.port = free_port();
+            self.try_start();
         }
-        server
     }
 
     /// Restarts the server on the same port, with the files in its folder.
@@ -170,6 +188,7 @@ impl RedisServer {
     fn command(&self) -> Command {
         let mut command = Command::new(self.kind.program().expect("the program is installed"));
         command.current_dir(self.folder.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.args(self.mode);
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.args(&self.args);

@@ -3,7 +3,7 @@
 use redis::cmd;
 use sessiond::proto::CreateSessionRequest;
 
-use super::server::{RedisServer, free_port, is_installed};
+use super::server::{RedisServer, ServerKind, free_port, is_installed};
 use crate::{
     certificates::{Authority, text},
     fake::soon,
@@ -60,4 +60,27 @@ async fn replicas_share_a_registry_over_tls_and_reject_untrusted_servers() {
     // If only one side speaks TLS, neither waits forever.
     startup_error(text(&authority.ca), &storage.replace("rediss:", "redis:")).await;
     startup_error(text(&authority.ca), &redis.url("timeout_ms=500").replace("redis:", "rediss:")).await;
+}
+
+#[tokio::test]
+async fn sentinels_and_their_master_are_reached_over_tls() {
+    if !is_installed() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path(), "ca");
+    let issued = authority.issue("redis", &["127.0.0.1"]);
+    let tls = ["--tls-auth-clients", "no", "--tls-ca-cert-file", text(&authority.ca), "--tls-replication", "yes"];
+    let certificate = ["--tls-cert-file", text(&issued.cert), "--tls-key-file", text(&issued.key)];
+    let tls = [&tls[..], &certificate].concat();
+    let (port, sentinel_port) = (free_port().to_string(), free_port().to_string());
+    let _redis = RedisServer::start(&[&tls[..], &["--tls-port", &port]].concat());
+    let configuration = format!("sentinel monitor main 127.0.0.1 {port} 1\n");
+    let args = [&tls[..], &["--tls-port", &sentinel_port]].concat();
+    let _sentinel = RedisServer::start_sentinel(ServerKind::Redis, &configuration, &args);
+
+    let trust = format!("SSL_CERT_FILE={}", authority.ca.display());
+    let storage = format!("rediss+sentinel://127.0.0.1:{sentinel_port}/main");
+    let program = Program::start_within(&["env", &trust], &["--storage", &storage]).await;
+    assert!(create(&program.sessions(), 0, 1).await && has(&program.sessions(), 0, 1).await);
 }
