@@ -50,7 +50,10 @@ mod log;
 mod observer;
 mod owners;
 mod parked;
+mod run;
+mod scan;
 mod snapshot;
+mod source;
 mod storage_stats;
 mod subscription;
 mod update;
@@ -71,7 +74,7 @@ use tokio::task::JoinSet;
 
 use self::{
     admission::Admission, beginning::Beginning, feed::Feed, kept::KeptLeases, log::Retention, owners::Owners,
-    storage_stats::StorageStats,
+    scan::Scans, storage_stats::StorageStats,
 };
 use crate::{
     session::{LeaseId, SessionKey},
@@ -88,6 +91,7 @@ pub use self::{
     filter::{ChangeFilter, Filter},
     log::EventEncoder,
     observer::Observer,
+    run::Sessions,
     storage_stats::{OperationStats, StorageOperation},
     subscription::{SessionObserver, Subscription},
     update::{Events, Update},
@@ -256,6 +260,7 @@ pub(crate) struct Inner {
     kept: KeptLeases,
     owners: Owners,
     feed: Feed,
+    scans: Scans,
     options: SubjectOptions,
     observers: AtomicUsize,
     filter_ids: AtomicUsize,
@@ -283,12 +288,14 @@ impl SessionSubject {
     ) -> Result<Self, StorageError> {
         let extent = storage.log().await?;
         let retention = Retention { events: options.retain_events, bytes: options.retain_bytes };
+        let scans = Scans::new(storage.layout().buckets);
         let inner = Arc::new(Inner {
             storage,
             storage_stats: StorageStats::default(),
             kept: KeptLeases::default(),
             owners: Owners::default(),
             feed: Feed::new(retention, &extent, Box::new(encoder)),
+            scans,
             options,
             observers: AtomicUsize::new(0),
             filter_ids: AtomicUsize::new(0),

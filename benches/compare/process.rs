@@ -39,6 +39,11 @@ impl Server {
         cpu(format!("/proc/{}/stat", self.child.id()), 2)
     }
 
+    /// Returns the same without the system's part.
+    pub(crate) fn user_cpu(&self) -> Duration {
+        cpu(format!("/proc/{}/stat", self.child.id()), 1)
+    }
+
     /// Returns the resident memory of the process, in bytes.
     pub(crate) fn resident(&self) -> u64 {
         super::used::resident(self.child.id())

@@ -15,11 +15,12 @@ use super::{
     filter::Filter,
     index::{FilterIndex, Mailbox, WatchedId},
     log::{self, Chunk, EventEncoder, EventLog, Retention},
+    run::Run,
 };
 use crate::{
     relay::wake_all,
     session::{SessionChange, SessionEvent},
-    storage::{Changes, LogExtent, LogPoint, Place, Position, RegistryId},
+    storage::{BucketRun, Changes, LogExtent, LogPoint, Place, Position, RegistryId},
 };
 
 /// How many ids of a filter are added or removed while the index is locked once.
@@ -54,6 +55,11 @@ impl Feed {
     /// Returns the number of published changes.
     pub(super) fn changes(&self) -> ChangeCounts {
         *self.changes.lock()
+    }
+
+    /// Encodes the sessions of buckets that were read.
+    pub(super) fn encode_run(&self, read: BucketRun) -> Run {
+        Run::new(read, &*self.encoder)
     }
 
     /// Publishes the changes that follow `after` in `partition`, as one chunk. Returns the point at the last change.

@@ -185,7 +185,7 @@ impl Observer {
                     return Poll::Ready(Some(Update::Reset(reason)));
                 }
                 Phase::Reading(snapshot) => {
-                    if let Some(part) = snapshot.take(&self.filter) {
+                    if let Some(part) = snapshot.take() {
                         return Poll::Ready(Some(part));
                     }
                     if snapshot.is_passed(&self.at) {
@@ -204,7 +204,7 @@ impl Observer {
                         if self.inner.feed.log.is_closed(self.waiter, context) {
                             return self.close();
                         }
-                        ready!(snapshot.poll_read(&self.filter, context));
+                        ready!(snapshot.poll_read(&self.filter, &self.at, context));
                         if snapshot.has_sessions() {
                             continue;
                         }
@@ -264,7 +264,8 @@ impl Observer {
         self.place = head.place;
         self.at = head.points;
         self.resumed = None;
-        self.phase = Phase::Reading(Box::new(Snapshot::new(Arc::clone(&self.inner), head.registry_id, head.place)));
+        let snapshot = Snapshot::new(Arc::clone(&self.inner), head.registry_id, head.place, &self.filter);
+        self.phase = Phase::Reading(Box::new(snapshot));
     }
 
     fn close(&mut self) -> Poll<Option<Update>> {

@@ -77,8 +77,8 @@ impl Held {
                 self.is_synced = false;
             }
             Update::Snapshot(sessions) => {
-                for session in sessions {
-                    assert!(self.sessions.insert(session), "{session:?} is in the snapshot but was already held");
+                for session in sessions.sessions() {
+                    assert!(self.sessions.insert(*session), "{session:?} is in the snapshot but was already held");
                 }
             }
             Update::Synced { session_count } => {

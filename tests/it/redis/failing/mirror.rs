@@ -62,7 +62,7 @@ impl State {
                 None
             }
             Update::Snapshot(sessions) => {
-                let held = sessions.iter().find(|session| !self.held.insert(**session));
+                let held = sessions.sessions().iter().find(|session| !self.held.insert(**session));
                 held.map(|session| format!("{session:?} is in the snapshot but was already held"))
             }
             Update::Synced { session_count } => {

@@ -1,0 +1,240 @@
+//! Shares the reads of snapshots between the observers that take one at the same time.
+
+use std::{collections::BTreeMap, future::Future, ops::Range, sync::Arc};
+
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, Shared, WeakShared},
+};
+use parking_lot::Mutex;
+
+use super::{cursor::Points, filter::Filter, log::Place, run::Run};
+use crate::storage::{LogPoint, SessionStorage};
+
+/// How many bytes the runs may take that are kept for other observers. An observer that is further behind reads for
+/// itself.
+const KEPT_BYTES: usize = 32 << 20;
+
+/// The maximum number of buckets in a run.
+pub(super) const BUCKETS_A_RUN: u32 = 1024;
+
+/// A read that any number of observers wait for. `None` if it fails. Whoever waits also drives it, so an observer that
+/// is not polled delays no other.
+pub(super) type Reading = Shared<BoxFuture<'static, Option<Arc<Run>>>>;
+
+/// The runs that the observers in a snapshot share.
+///
+/// All observers go through the buckets in the same order, as through a ring. An observer starts where the last read
+/// ended and not at the first bucket, so that its reads are those of the others from the beginning. One that falls too
+/// far behind reads for itself, up to the next run that is there.
+pub(super) struct Scan {
+    buckets: u32,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The number of snapshots in progress.
+    snapshots: usize,
+    /// The number of reads begun.
+    reads: u64,
+    /// The bucket after those that were read last.
+    next: u32,
+    /// The newest read of the runs, by their first bucket.
+    runs: BTreeMap<u32, Entry>,
+    /// The first buckets of the runs that are kept, by the number of their read.
+    kept: BTreeMap<u64, u32>,
+    /// The bytes that the kept runs take.
+    bytes: usize,
+}
+
+/// A read of a run.
+struct Entry {
+    /// How many reads had begun before.
+    number: u64,
+    /// A place of the log's epoch in which it was read.
+    began: Place,
+    state: EntryState,
+}
+
+enum EntryState {
+    /// In progress, while any observer waits for it.
+    Reading(WeakShared<BoxFuture<'static, Option<Arc<Run>>>>),
+    Kept(Arc<Run>),
+}
+
+/// The part of an observer in a scan. It leaves when this is dropped.
+pub(super) struct Joined {
+    scan: Arc<Scan>,
+    /// The bucket at which its snapshot starts.
+    pub(super) start: u32,
+    /// How many reads had begun before. These are not for this observer, since it may know of later changes.
+    since: u64,
+}
+
+/// What an observer needs to read next.
+pub(super) struct Wanted {
+    /// The buckets, up to the last one or to the start of its snapshot.
+    pub(super) buckets: Range<u32>,
+    /// Where its snapshot began.
+    pub(super) began: Place,
+    /// How far it has followed the log, having skipped the changes of these buckets.
+    pub(super) at: Points,
+}
+
+/// The answer to what an observer needs.
+pub(super) enum Found {
+    Run(Arc<Run>),
+    /// Another observer has begun to read. The run may turn out not to be [usable](Wanted::can_use).
+    Reading(Reading),
+    /// This observer must read these buckets. Others wait for it.
+    Begun(Reading),
+}
+
+impl Wanted {
+    /// Returns whether the observer can take a run that starts with bucket `first`: it has not read any of the run's
+    /// buckets, and has skipped no change that came after the run was read.
+    pub(super) fn can_use(&self, run: &Run, first: u32, storage: &dyn SessionStorage) -> bool {
+        let is_current = |(bucket, point): (u32, &LogPoint)| {
+            self.buckets.contains(&bucket) && point.position >= self.at[storage.partition_of(bucket) as usize].position
+        };
+        (first..).zip(&run.points).all(is_current)
+    }
+}
+
+/// The scans of a subject: one for each kind of run.
+pub(super) struct Scans {
+    plain: Arc<Scan>,
+    placed: Arc<Scan>,
+}
+
+impl Scans {
+    /// Makes the scans of a storage with so many buckets.
+    pub(super) fn new(buckets: u32) -> Self {
+        let scan = || Arc::new(Scan { buckets, state: Mutex::default() });
+        Self { plain: scan(), placed: scan() }
+    }
+
+    /// Returns the scan of observers with this filter.
+    pub(super) fn of(&self, filter: &Filter) -> &Arc<Scan> {
+        if filter.has_placements() { &self.placed } else { &self.plain }
+    }
+}
+
+impl Scan {
+
+    /// Adds an observer that starts a snapshot.
+    pub(super) fn join(self: &Arc<Self>) -> Joined {
+        let mut state = self.state.lock();
+        state.snapshots += 1;
+        Joined { scan: Arc::clone(self), start: state.next, since: state.reads }
+    }
+}
+
+impl Joined {
+    /// Returns the buckets of the ring that are left to an observer whose next bucket is `first`, up to the last one.
+    pub(super) fn left(&self, first: u32) -> Range<u32> {
+        first..if first < self.start { self.start } else { self.scan.buckets }
+    }
+
+    /// Finds a run that starts with the first wanted bucket, or begins to read it with `read`.
+    pub(super) fn find<F>(
+        &self,
+        wanted: &Wanted,
+        storage: &dyn SessionStorage,
+        read: impl FnOnce(Range<u32>) -> F,
+    ) -> Found
+    where
+        F: Future<Output = Option<Run>> + Send + 'static,
+    {
+        let first = wanted.buckets.start;
+        let mut state = self.scan.state.lock();
+        let is_for_us = |entry: &Entry| entry.number >= self.since && entry.began.is_of_epoch(wanted.began);
+        if let Some(entry) = state.runs.get(&first).filter(|entry| is_for_us(entry)) {
+            match &entry.state {
+                EntryState::Kept(run) if wanted.can_use(run, first, storage) => return Found::Run(Arc::clone(run)),
+                EntryState::Kept(_) => {}
+                EntryState::Reading(reading) => {
+                    if let Some(reading) = reading.upgrade() {
+                        return Found::Reading(reading);
+                    }
+                }
+            }
+        }
+        // Stop where a run begins that this observer can use, and go on with that one.
+        let last = wanted.buckets.end.min(first.saturating_add(BUCKETS_A_RUN));
+        let is_usable = |(bucket, entry): &(&u32, &Entry)| {
+            is_for_us(entry) && matches!(&entry.state, EntryState::Kept(run) if wanted.can_use(run, **bucket, storage))
+        };
+        let end = state.runs.range(first + 1..last.max(first + 1)).find(is_usable).map_or(last, |(bucket, _)| *bucket);
+        let number = state.reads;
+        state.reads += 1;
+        let scan = Arc::clone(&self.scan);
+        let reading = read(first..end);
+        let reading = async move {
+            let run = reading.await.map(Arc::new);
+            scan.end(number, first, run.as_ref());
+            run
+        };
+        let reading = reading.boxed().shared();
+        state.remove(first);
+        if let Some(weak) = reading.downgrade() {
+            let entry = Entry { number, began: wanted.began, state: EntryState::Reading(weak) };
+            state.runs.insert(first, entry);
+        }
+        Found::Begun(reading)
+    }
+}
+
+impl Scan {
+    /// Ends the read with this number. Keeps its run if there are other snapshots.
+    fn end(&self, number: u64, first: u32, run: Option<&Arc<Run>>) {
+        let mut state = self.state.lock();
+        if let Some(run) = run {
+            state.next = (first + run.points.len() as u32) % self.buckets;
+        }
+        let is_newest = state.runs.get(&first).is_some_and(|entry| entry.number == number);
+        if !is_newest {
+            return;
+        }
+        match run {
+            Some(run) if state.snapshots > 1 => state.keep(number, first, Arc::clone(run)),
+            _ => state.remove(first),
+        }
+    }
+
+    fn leave(&self) {
+        let mut state = self.state.lock();
+        state.snapshots -= 1;
+        if state.snapshots == 0 {
+            *state = State { reads: state.reads, ..State::default() };
+        }
+    }
+}
+
+impl State {
+    fn keep(&mut self, number: u64, first: u32, run: Arc<Run>) {
+        self.bytes += run.bytes();
+        self.kept.insert(number, first);
+        if let Some(entry) = self.runs.get_mut(&first) {
+            entry.state = EntryState::Kept(run);
+        }
+        while self.bytes > KEPT_BYTES {
+            let Some((_, oldest)) = self.kept.pop_first() else { break };
+            self.remove(oldest);
+        }
+    }
+
+    fn remove(&mut self, first: u32) {
+        if let Some(Entry { number, state: EntryState::Kept(run), .. }) = self.runs.remove(&first) {
+            self.bytes -= run.bytes();
+            self.kept.remove(&number);
+        }
+    }
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        self.scan.leave();
+    }
+}
