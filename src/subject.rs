@@ -86,7 +86,7 @@ use crate::{
 };
 
 pub use self::{
-    counts::{ChangeCounts, ResetCounts},
+    counts::{ChangeCounts, ResetCounts, RunCounts},
     cursor::{Cursor, ParseCursorError},
     filter::{ChangeFilter, Filter},
     log::EventEncoder,
@@ -250,6 +250,8 @@ pub struct SubjectStats {
     pub retained_bytes: usize,
     /// How many times an observer was reset.
     pub resets: ResetCounts,
+    /// How many runs of buckets snapshots have taken.
+    pub snapshot_runs: RunCounts,
     /// Whether the storage's log can currently be read. While it cannot, observers receive no changes.
     pub is_following: bool,
 }
@@ -569,6 +571,7 @@ impl SessionSubject {
             retained_events: held.events,
             retained_bytes: held.bytes,
             resets: *self.inner.resets.lock(),
+            snapshot_runs: self.inner.scans.counts(),
             is_following: self.is_following(),
         }
     }

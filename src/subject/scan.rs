@@ -8,7 +8,7 @@ use futures_util::{
 };
 use parking_lot::Mutex;
 
-use super::{cursor::Points, filter::Filter, log::Place, run::Run};
+use super::{counts::RunCounts, cursor::Points, filter::Filter, log::Place, run::Run};
 use crate::storage::{LogPoint, SessionStorage};
 
 /// How many bytes the runs may take that are kept for other observers. An observer that is further behind reads for
@@ -46,6 +46,7 @@ struct State {
     kept: BTreeMap<u64, u32>,
     /// The bytes that the kept runs take.
     bytes: usize,
+    counts: RunCounts,
 }
 
 /// A read of a run.
@@ -119,6 +120,12 @@ impl Scans {
     pub(super) fn of(&self, filter: &Filter) -> &Arc<Scan> {
         if filter.has_placements() { &self.placed } else { &self.plain }
     }
+
+    /// Returns how many runs snapshots have taken.
+    pub(super) fn counts(&self) -> RunCounts {
+        let [plain, placed] = [&self.plain, &self.placed].map(|scan| scan.state.lock().counts);
+        RunCounts { read: plain.read + placed.read, shared: plain.shared + placed.shared }
+    }
 }
 
 impl Scan {
@@ -135,6 +142,11 @@ impl Joined {
     /// Returns the buckets of the ring that are left to an observer whose next bucket is `first`, up to the last one.
     pub(super) fn left(&self, first: u32) -> Range<u32> {
         first..if first < self.start { self.start } else { self.scan.buckets }
+    }
+
+    /// Counts a run that another observer had read.
+    pub(super) fn count_shared(&self) {
+        self.scan.state.lock().counts.shared += 1;
     }
 
     /// Finds a run that starts with the first wanted bucket, or begins to read it with `read`.
@@ -191,6 +203,7 @@ impl Scan {
     fn end(&self, number: u64, first: u32, run: Option<&Arc<Run>>) {
         let mut state = self.state.lock();
         if let Some(run) = run {
+            state.counts.read += 1;
             state.next = (first + run.points.len() as u32) % self.buckets;
         }
         let is_newest = state.runs.get(&first).is_some_and(|entry| entry.number == number);
@@ -207,7 +220,7 @@ impl Scan {
         let mut state = self.state.lock();
         state.snapshots -= 1;
         if state.snapshots == 0 {
-            *state = State { reads: state.reads, ..State::default() };
+            *state = State { reads: state.reads, counts: state.counts, ..State::default() };
         }
     }
 }

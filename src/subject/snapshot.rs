@@ -225,13 +225,13 @@ impl Snapshot {
         Box::pin(async move {
             loop {
                 let read = |buckets: Range<u32>| source.clone().read_run(buckets);
-                let (reading, is_own) = match joined.find(&wanted, &*inner.storage, read) {
-                    Found::Run(run) => return Some(Read::Run(run)),
-                    Found::Reading(reading) => (reading, false),
-                    Found::Begun(reading) => (reading, true),
+                let run = match joined.find(&wanted, &*inner.storage, read) {
+                    Found::Begun(reading) => return reading.await.map(Read::Run),
+                    Found::Reading(reading) => reading.await?,
+                    Found::Run(run) => run,
                 };
-                let run = reading.await?;
-                if is_own || wanted.can_use(&run, wanted.buckets.start, &*inner.storage) {
+                if wanted.can_use(&run, wanted.buckets.start, &*inner.storage) {
+                    joined.count_shared();
                     return Some(Read::Run(run));
                 }
             }
