@@ -7,6 +7,7 @@ mod concurrent;
 mod faulty;
 mod file;
 mod held;
+mod herd;
 mod history;
 mod live;
 mod message;
