@@ -251,3 +251,77 @@ impl Drop for Joined {
         self.scan.leave();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        session::SessionKey,
+        storage::{
+            BucketRun, LogExtent, LogPoint, RegistryId,
+            memory::{MemoryOptions, MemoryStorage},
+        },
+        subject::log::{EventLog, Retention},
+    };
+
+    const BUCKETS: u32 = 64;
+
+    /// A run of one bucket that takes about a megabyte.
+    fn large() -> Run {
+        let sessions = vec![SessionKey::new(0, 1); 1 << 16];
+        Run::new(BucketRun { points: vec![LogPoint::default()], sessions, leases: Vec::new() }, &())
+    }
+
+    fn place() -> Place {
+        let extent = LogExtent::new(RegistryId(1), vec![LogPoint::default()..LogPoint::default()]);
+        EventLog::new(Retention { events: 1, bytes: 1 }, &extent).head().place
+    }
+
+    fn find(joined: &Joined, first: u32, storage: &MemoryStorage) -> Found {
+        let at = std::iter::once(LogPoint::default()).collect();
+        let wanted = Wanted { buckets: joined.left(first), began: place(), at };
+        joined.find(&wanted, storage, |_| std::future::ready(Some(large())))
+    }
+
+    fn begin(joined: &Joined, first: u32, storage: &MemoryStorage) {
+        let Found::Begun(reading) = find(joined, first, storage) else { panic!("bucket {first} was read before") };
+        assert!(reading.now_or_never().unwrap().is_some());
+    }
+
+    #[test]
+    fn what_is_kept_for_others_is_bounded() {
+        let storage = MemoryStorage::new(MemoryOptions::default().buckets(BUCKETS));
+        let scans = Scans::new(BUCKETS);
+        let scan = &scans.plain;
+        let (first, second) = (scan.join(), scan.join());
+        for bucket in 0..BUCKETS {
+            begin(&first, bucket, &storage);
+            assert!(scan.state.lock().bytes <= KEPT_BYTES);
+        }
+        assert!(scan.state.lock().bytes > KEPT_BYTES * 3 / 4);
+        begin(&second, 0, &storage);
+        assert!(matches!(find(&second, BUCKETS - 1, &storage), Found::Run(_)), "the newest runs are kept");
+        // Runs that are read again replace their predecessors.
+        for _ in 0..3 {
+            let third = scan.join();
+            for nth in 0..BUCKETS {
+                begin(&third, (third.start + nth) % BUCKETS, &storage);
+                let state = scan.state.lock();
+                assert!(state.bytes <= KEPT_BYTES && state.runs.len() == state.kept.len(), "{}", state.bytes);
+            }
+        }
+        drop((first, second));
+        let state = scan.state.lock();
+        assert_eq!((state.bytes, state.runs.len(), state.kept.len(), state.next), (0, 0, 0, 0), "none is left");
+    }
+
+    #[test]
+    fn a_single_snapshot_keeps_nothing() {
+        let storage = MemoryStorage::new(MemoryOptions::default().buckets(BUCKETS));
+        let scans = Scans::new(BUCKETS);
+        let only = scans.plain.join();
+        begin(&only, 0, &storage);
+        let state = scans.plain.state.lock();
+        assert_eq!((state.bytes, state.runs.len(), state.next), (0, 0, 1));
+    }
+}

@@ -28,6 +28,7 @@ mod faulty;
 mod file;
 mod frames;
 mod gateway;
+mod herd;
 mod hostile;
 mod installed;
 mod lease_guard;
