@@ -21,7 +21,6 @@ use tokio::{process::Command, runtime, task::JoinSet, time::sleep};
 
 use super::{
     observer::{PATH, Stream, from_now, from_snapshot},
-    peers,
     percentile::percentiles,
     process::{Server, free_port},
     report::Report,

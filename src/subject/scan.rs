@@ -36,7 +36,7 @@ pub(super) struct Scan {
 struct State {
     /// The number of snapshots in progress.
     snapshots: usize,
-    /// The number of reads begun.
+    /// The number of reads begun, which numbers them.
     reads: u64,
     /// The bucket after those that were read last.
     next: u32,
@@ -51,7 +51,6 @@ struct State {
 
 /// A read of a run.
 struct Entry {
-    /// How many reads had begun before.
     number: u64,
     /// A place of the log's epoch in which it was read.
     began: Place,
@@ -69,8 +68,6 @@ pub(super) struct Joined {
     scan: Arc<Scan>,
     /// The bucket at which its snapshot starts.
     pub(super) start: u32,
-    /// How many reads had begun before. These are not for this observer, since it may know of later changes.
-    since: u64,
 }
 
 /// What an observer needs to read next.
@@ -79,8 +76,9 @@ pub(super) struct Wanted {
     pub(super) buckets: Range<u32>,
     /// Where its snapshot began.
     pub(super) began: Place,
-    /// How far it has followed the log, having skipped the changes of these buckets.
-    pub(super) at: Points,
+    /// The points that a run must have reached: the observer has skipped the changes of these buckets up to there, or
+    /// its client knows of them.
+    pub(super) least: Points,
 }
 
 /// The answer to what an observer needs.
@@ -94,10 +92,11 @@ pub(super) enum Found {
 
 impl Wanted {
     /// Returns whether the observer can take a run that starts with bucket `first`: it has not read any of the run's
-    /// buckets, and has skipped no change that came after the run was read.
+    /// buckets, and the run contains every change that it must contain.
     pub(super) fn can_use(&self, run: &Run, first: u32, storage: &dyn SessionStorage) -> bool {
         let is_current = |(bucket, point): (u32, &LogPoint)| {
-            self.buckets.contains(&bucket) && point.position >= self.at[storage.partition_of(bucket) as usize].position
+            let least = self.least[storage.partition_of(bucket) as usize];
+            self.buckets.contains(&bucket) && point.position >= least.position
         };
         (first..).zip(&run.points).all(is_current)
     }
@@ -134,7 +133,7 @@ impl Scan {
     pub(super) fn join(self: &Arc<Self>) -> Joined {
         let mut state = self.state.lock();
         state.snapshots += 1;
-        Joined { scan: Arc::clone(self), start: state.next, since: state.reads }
+        Joined { scan: Arc::clone(self), start: state.next }
     }
 }
 
@@ -161,8 +160,8 @@ impl Joined {
     {
         let first = wanted.buckets.start;
         let mut state = self.scan.state.lock();
-        let is_for_us = |entry: &Entry| entry.number >= self.since && entry.began.is_of_epoch(wanted.began);
-        if let Some(entry) = state.runs.get(&first).filter(|entry| is_for_us(entry)) {
+        let is_of_epoch = |entry: &Entry| entry.began.is_of_epoch(wanted.began);
+        if let Some(entry) = state.runs.get(&first).filter(|entry| is_of_epoch(entry)) {
             match &entry.state {
                 EntryState::Kept(run) if wanted.can_use(run, first, storage) => return Found::Run(Arc::clone(run)),
                 EntryState::Kept(_) => {}
@@ -176,7 +175,7 @@ impl Joined {
         // Stop where a run begins that this observer can use, and go on with that one.
         let last = wanted.buckets.end.min(first.saturating_add(BUCKETS_A_RUN));
         let is_usable = |(bucket, entry): &(&u32, &Entry)| {
-            is_for_us(entry) && matches!(&entry.state, EntryState::Kept(run) if wanted.can_use(run, **bucket, storage))
+            is_of_epoch(entry) && matches!(&entry.state, EntryState::Kept(run) if wanted.can_use(run, **bucket, storage))
         };
         let end = state.runs.range(first + 1..last.max(first + 1)).find(is_usable).map_or(last, |(bucket, _)| *bucket);
         let number = state.reads;
@@ -258,7 +257,7 @@ mod tests {
     use crate::{
         session::SessionKey,
         storage::{
-            BucketRun, LogExtent, LogPoint, RegistryId,
+            BucketRun, LogExtent, LogPoint, Position, RegistryId,
             memory::{MemoryOptions, MemoryStorage},
         },
         subject::log::{EventLog, Retention},
@@ -266,10 +265,11 @@ mod tests {
 
     const BUCKETS: u32 = 64;
 
-    /// A run of one bucket that takes about a megabyte.
-    fn large() -> Run {
+    /// A run of one bucket, read at the position `at`, that takes about a megabyte.
+    fn large(at: u64) -> Run {
         let sessions = vec![SessionKey::new(0, 1); 1 << 16];
-        Run::new(BucketRun { points: vec![LogPoint::default()], sessions, leases: Vec::new() }, &())
+        let points = vec![LogPoint { position: Position(at), ..LogPoint::default() }];
+        Run::new(BucketRun { points, sessions, leases: Vec::new() }, &())
     }
 
     fn place() -> Place {
@@ -277,14 +277,16 @@ mod tests {
         EventLog::new(Retention { events: 1, bytes: 1 }, &extent).head().place
     }
 
-    fn find(joined: &Joined, first: u32, storage: &MemoryStorage) -> Found {
-        let at = std::iter::once(LogPoint::default()).collect();
-        let wanted = Wanted { buckets: joined.left(first), began: place(), at };
-        joined.find(&wanted, storage, |_| std::future::ready(Some(large())))
+    /// Looks for a run that was read at or after the position `least`.
+    fn find(joined: &Joined, first: u32, least: u64, storage: &MemoryStorage) -> Found {
+        let least = std::iter::once(LogPoint { position: Position(least), ..LogPoint::default() }).collect();
+        let wanted = Wanted { buckets: joined.left(first), began: place(), least };
+        joined.find(&wanted, storage, move |_| std::future::ready(Some(large(least))))
     }
 
-    fn begin(joined: &Joined, first: u32, storage: &MemoryStorage) {
-        let Found::Begun(reading) = find(joined, first, storage) else { panic!("bucket {first} was read before") };
+    /// Reads a run at the position `at`.
+    fn begin(joined: &Joined, first: u32, at: u64, storage: &MemoryStorage) {
+        let Found::Begun(reading) = find(joined, first, at, storage) else { panic!("bucket {first} was read before") };
         assert!(reading.now_or_never().unwrap().is_some());
     }
 
@@ -295,17 +297,17 @@ mod tests {
         let scan = &scans.plain;
         let (first, second) = (scan.join(), scan.join());
         for bucket in 0..BUCKETS {
-            begin(&first, bucket, &storage);
+            begin(&first, bucket, 0, &storage);
             assert!(scan.state.lock().bytes <= KEPT_BYTES);
         }
         assert!(scan.state.lock().bytes > KEPT_BYTES * 3 / 4);
-        begin(&second, 0, &storage);
-        assert!(matches!(find(&second, BUCKETS - 1, &storage), Found::Run(_)), "the newest runs are kept");
+        begin(&second, 0, 0, &storage);
+        assert!(matches!(find(&second, BUCKETS - 1, 0, &storage), Found::Run(_)), "the newest runs are kept");
         // Runs that are read again replace their predecessors.
-        for _ in 0..3 {
+        for round in 1..4 {
             let third = scan.join();
             for nth in 0..BUCKETS {
-                begin(&third, (third.start + nth) % BUCKETS, &storage);
+                begin(&third, (third.start + nth) % BUCKETS, round, &storage);
                 let state = scan.state.lock();
                 assert!(state.bytes <= KEPT_BYTES && state.runs.len() == state.kept.len(), "{}", state.bytes);
             }
@@ -320,7 +322,7 @@ mod tests {
         let storage = MemoryStorage::new(MemoryOptions::default().buckets(BUCKETS));
         let scans = Scans::new(BUCKETS);
         let only = scans.plain.join();
-        begin(&only, 0, &storage);
+        begin(&only, 0, 0, &storage);
         let state = scans.plain.state.lock();
         assert_eq!((state.bytes, state.runs.len(), state.next), (0, 0, 1));
     }

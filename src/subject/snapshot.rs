@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 
 use super::{
     Inner, Update,
-    cursor::Points,
+    cursor::{Points, later},
     filter::Filter,
     log::{Chunk, EVENTS_A_CHUNK, Place},
     run::{Run, Sessions},
@@ -54,6 +54,8 @@ type Reading = BoxFuture<'static, Option<Read>>;
 
 /// The result of one read.
 enum Read {
+    /// Where the log ends.
+    End(Points),
     Buckets(LeaseBuckets),
     /// What was read for an observer that filters by id.
     Own(BucketRun),
@@ -82,6 +84,8 @@ pub(super) struct Snapshot {
     began: Place,
     /// The scan that this snapshot shares. `None` if the filter names ids.
     joined: Option<Arc<Joined>>,
+    /// Where the storage's log ended after the snapshot had begun. The client knows of nothing later.
+    answered: Option<Points>,
     /// The buckets to read. `None` for all.
     chosen: Option<LeaseBuckets>,
     /// Where the current run starts: an index into the buckets to read. The observer has passed all earlier buckets.
@@ -97,7 +101,7 @@ impl Snapshot {
     pub(super) fn new(inner: Arc<Inner>, registry_id: RegistryId, began: Place, filter: &Filter) -> Self {
         let joined = (!filter.is_by_id()).then(|| Arc::new(inner.scans.of(filter).join()));
         let run = Arc::default();
-        Self { inner, registry_id, began, joined, chosen: None, first: 0, run, returned: 0, reading: None, held: 0 }
+        Self { inner, registry_id, began, joined, answered: None, chosen: None, first: 0, run, returned: 0, reading: None, held: 0 }
     }
 
     /// Returns how many sessions the observer holds, of those that pass the filter by id.
@@ -182,6 +186,10 @@ impl Snapshot {
             let read = ready!(self.reading.insert(reading).as_mut().poll(context));
             self.reading = None;
             match read {
+                Some(Read::End(end)) => {
+                    self.answered = Some(end);
+                    continue;
+                }
                 Some(Read::Buckets(chosen)) => self.chosen = Some(chosen),
                 Some(Read::Own(mut read)) => {
                     choose_sessions(&mut read, filter);
@@ -220,8 +228,11 @@ impl Snapshot {
             let buckets = (next..end).map(|nth| self.bucket(nth)).collect();
             return Box::pin(async move { source.read(buckets).await.map(Read::Own) });
         };
+        let Some(answered) = &self.answered else {
+            return Box::pin(async move { source.end().await.map(Read::End) });
+        };
         let joined = Arc::clone(joined);
-        let wanted = Wanted { buckets: joined.left(self.bucket(next)), began, at: at.clone() };
+        let wanted = Wanted { buckets: joined.left(self.bucket(next)), began, least: later(at, answered) };
         Box::pin(async move {
             loop {
                 let read = |buckets: Range<u32>| source.clone().read_run(buckets);

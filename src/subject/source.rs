@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use super::{Inner, log::Place, run::Run, snapshot::SESSIONS_PER_READ, storage_stats::StorageOperation};
+use super::{Inner, cursor::Points, log::Place, run::Run, snapshot::SESSIONS_PER_READ, storage_stats::StorageOperation};
 use crate::{
     session::LeaseId,
     storage::{BucketRun, LeaseBuckets, LogError, RegistryId},
@@ -30,6 +30,18 @@ impl Source {
     pub(super) async fn read_run(self, buckets: Range<u32>) -> Option<Run> {
         let inner = Arc::clone(&self.inner);
         Some(inner.feed.encode_run(self.read(buckets.collect()).await?))
+    }
+
+    /// Returns where the storage's log ends, or `None` if that fails.
+    pub(super) async fn end(self) -> Option<Points> {
+        let Inner { storage, storage_stats, .. } = &*self.inner;
+        match storage_stats.measure(StorageOperation::Log, storage.log()).await {
+            Ok(extent) if extent.registry_id == self.registry_id => {
+                Some(extent.partitions.iter().map(|held| held.end).collect())
+            }
+            Ok(_) => failed(&LogError::Restarted),
+            Err(error) => failed(&error.into()),
+        }
     }
 
     /// Returns the buckets that have sessions under these leases, or `None` if that fails.

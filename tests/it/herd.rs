@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use h2::client::Builder;
 use sessiond::proto::{SubscribeRequest, subscribe_response::Body};
 use tokio::{sync::watch, task::JoinSet};
 
@@ -31,9 +30,7 @@ async fn observers_that_share_a_snapshot_all_hold_what_the_registry_holds() {
     }
 
     // They have begun a snapshot and never read.
-    let mut windows = Builder::new();
-    windows.initial_window_size(1 << 20);
-    let mut stuck = Raw::with(program.addr, &windows).await;
+    let mut stuck = Raw::connect(program.addr).await;
     for _ in 0..STUCK {
         stuck.hold(grpc(&format!("{SERVICE}/Subscribe")), framed(&from_snapshot())).await;
     }
@@ -67,6 +64,8 @@ async fn observers_that_share_a_snapshot_all_hold_what_the_registry_holds() {
         }
     });
 
+    // All are in their snapshots when the first one reads on.
+    let (begin, begun) = watch::channel(false);
     let (synced, mut count) = watch::channel(0);
     let mut observers = JoinSet::new();
     for n in 0..OBSERVERS {
@@ -74,7 +73,9 @@ async fn observers_that_share_a_snapshot_all_hold_what_the_registry_holds() {
         let synced = synced.clone();
         let request = SubscribeRequest { placements: n % 4 == 3, ..from_snapshot() };
         let mut observer = Observed::start(&client, request).await;
+        let mut begun = begun.clone();
         observers.spawn(async move {
+            begun.wait_for(|has| *has).await.unwrap();
             let mut held = observer.synced().await;
             synced.send_modify(|count| *count += 1);
             while !held.contains(&(0, LAST)) {
@@ -87,6 +88,7 @@ async fn observers_that_share_a_snapshot_all_hold_what_the_registry_holds() {
             held
         });
     }
+    begin.send_replace(true);
     soon(count.wait_for(|count| *count == OBSERVERS)).await.unwrap();
     drop(stop);
     let mut truth = soon(changes).await.unwrap();
