@@ -69,7 +69,9 @@ async fn measure(report: &mut Report, binary: &Path) {
     let port = free_port();
     let mut command = std::process::Command::new(binary);
     command.args(["--listen", &format!("127.0.0.1:{port}"), "--admin-listen", "127.0.0.1:0", "--log", "off"]);
-    command.args(["--retain-events", "4000000", "--retain-bytes", "1GB"]);
+    command.args(["--retain-events", "4000000", "--retain-bytes", "1000000000"]);
+    // The observers may have to wait long for a processor.
+    command.args(["--handshake-timeout", "5m", "--keepalive-timeout", "5m"]);
     let server = Server::start(&mut command, port).unwrap();
     let mut first = Stream::open(server.address, PATH, &from_now()).await;
     let start = first.next::<SubscribeResponse>().await.cursor;

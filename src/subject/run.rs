@@ -35,6 +35,11 @@ impl Run {
         run
     }
 
+    /// Returns the number of sessions.
+    pub(super) fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
     /// Returns how many messages carry the sessions.
     pub(super) fn parts(&self) -> usize {
         self.parts.len()

@@ -1,6 +1,6 @@
 //! Shares the reads of snapshots between the observers that take one at the same time.
 
-use std::{collections::BTreeMap, future::Future, ops::Range, sync::Arc};
+use std::{collections::BTreeMap, future::Future, num::NonZeroU32, ops::Range, sync::Arc};
 
 use futures_util::{
     FutureExt as _,
@@ -8,7 +8,7 @@ use futures_util::{
 };
 use parking_lot::Mutex;
 
-use super::{counts::RunCounts, cursor::Points, filter::Filter, log::Place, run::Run};
+use super::{counts::RunCounts, cursor::Points, filter::Filter, log::Place, run::Run, snapshot::SESSIONS_PER_READ};
 use crate::storage::{LogPoint, SessionStorage};
 
 /// How many bytes the runs may take that are kept for other observers. An observer that is further behind reads for
@@ -18,6 +18,9 @@ const KEPT_BYTES: usize = 32 << 20;
 /// The maximum number of buckets in a run.
 pub(super) const BUCKETS_A_RUN: u32 = 1024;
 
+/// A read ends once it has this many sessions, even if buckets of its group are left.
+pub(super) const MAX_SESSIONS: usize = 2 * SESSIONS_PER_READ;
+
 /// A read that any number of observers wait for. `None` if it fails. Whoever waits also drives it, so an observer that
 /// is not polled delays no other.
 pub(super) type Reading = Shared<BoxFuture<'static, Option<Arc<Run>>>>;
@@ -26,7 +29,10 @@ pub(super) type Reading = Shared<BoxFuture<'static, Option<Arc<Run>>>>;
 ///
 /// All observers go through the buckets in the same order, as through a ring. An observer starts where the last read
 /// ended and not at the first bucket, so that its reads are those of the others from the beginning. One that falls too
-/// far behind reads for itself, up to the next run that is there.
+/// far behind reads for itself.
+///
+/// A run is a group of consecutive buckets, and the groups stay the same while sessions come and go. Otherwise the runs
+/// of two observers would begin at different buckets, and none would fit the other.
 pub(super) struct Scan {
     buckets: u32,
     state: Mutex<State>,
@@ -40,6 +46,8 @@ struct State {
     reads: u64,
     /// The bucket after those that were read last.
     next: u32,
+    /// How many buckets form a group. 0 if the next read is to find out how many fit into a run.
+    group: u32,
     /// The newest read of the runs, by their first bucket.
     runs: BTreeMap<u32, Entry>,
     /// The first buckets of the runs that are kept, by the number of their read.
@@ -79,6 +87,14 @@ pub(super) struct Wanted {
     /// The points that a run must have reached: the observer has skipped the changes of these buckets up to there, or
     /// its client knows of them.
     pub(super) least: Points,
+}
+
+/// What an observer has to read.
+pub(super) struct ToRead {
+    /// The buckets of a run, or the first of these.
+    pub(super) buckets: Range<u32>,
+    /// Whether the run consists of all these buckets, unless they have more than [`MAX_SESSIONS`].
+    pub(super) is_group: bool,
 }
 
 /// The answer to what an observer needs.
@@ -128,7 +144,6 @@ impl Scans {
 }
 
 impl Scan {
-
     /// Adds an observer that starts a snapshot.
     pub(super) fn join(self: &Arc<Self>) -> Joined {
         let mut state = self.state.lock();
@@ -153,15 +168,14 @@ impl Joined {
         &self,
         wanted: &Wanted,
         storage: &dyn SessionStorage,
-        read: impl FnOnce(Range<u32>) -> F,
+        read: impl FnOnce(ToRead) -> F,
     ) -> Found
     where
         F: Future<Output = Option<Run>> + Send + 'static,
     {
         let first = wanted.buckets.start;
         let mut state = self.scan.state.lock();
-        let is_of_epoch = |entry: &Entry| entry.began.is_of_epoch(wanted.began);
-        if let Some(entry) = state.runs.get(&first).filter(|entry| is_of_epoch(entry)) {
+        if let Some(entry) = state.runs.get(&first).filter(|entry| entry.began.is_of_epoch(wanted.began)) {
             match &entry.state {
                 EntryState::Kept(run) if wanted.can_use(run, first, storage) => return Found::Run(Arc::clone(run)),
                 EntryState::Kept(_) => {}
@@ -172,16 +186,10 @@ impl Joined {
                 }
             }
         }
-        // Stop where a run begins that this observer can use, and go on with that one.
-        let last = wanted.buckets.end.min(first.saturating_add(BUCKETS_A_RUN));
-        let is_usable = |(bucket, entry): &(&u32, &Entry)| {
-            is_of_epoch(entry) && matches!(&entry.state, EntryState::Kept(run) if wanted.can_use(run, **bucket, storage))
-        };
-        let end = state.runs.range(first + 1..last.max(first + 1)).find(is_usable).map_or(last, |(bucket, _)| *bucket);
         let number = state.reads;
         state.reads += 1;
         let scan = Arc::clone(&self.scan);
-        let reading = read(first..end);
+        let reading = read(state.to_read(&wanted.buckets));
         let reading = async move {
             let run = reading.await.map(Arc::new);
             scan.end(number, first, run.as_ref());
@@ -204,6 +212,7 @@ impl Scan {
         if let Some(run) = run {
             state.counts.read += 1;
             state.next = (first + run.points.len() as u32) % self.buckets;
+            state.adapt(run);
         }
         let is_newest = state.runs.get(&first).is_some_and(|entry| entry.number == number);
         if !is_newest {
@@ -225,6 +234,25 @@ impl Scan {
 }
 
 impl State {
+    /// Returns which of the wanted buckets to read: up to the next multiple of the group's size.
+    fn to_read(&self, wanted: &Range<u32>) -> ToRead {
+        let size = NonZeroU32::new(self.group);
+        let end = size.map_or(wanted.end, |size| (wanted.start / size + 1) * size.get());
+        let end = end.min(wanted.end).min(wanted.start + BUCKETS_A_RUN);
+        ToRead { buckets: wanted.start..end, is_group: size.is_some() }
+    }
+
+    /// Chooses another size for the groups if a run is far too small or too large.
+    fn adapt(&mut self, run: &Run) {
+        let (buckets, sessions) = (run.points.len() as u32, run.sessions());
+        let is_small = buckets == self.group && sessions < SESSIONS_PER_READ / 4;
+        if self.group == 0 {
+            self.group = buckets;
+        } else if is_small || sessions > MAX_SESSIONS {
+            self.group = 0;
+        }
+    }
+
     fn keep(&mut self, number: u64, first: u32, run: Arc<Run>) {
         self.bytes += run.bytes();
         self.kept.insert(number, first);

@@ -1,7 +1,6 @@
 //! Snapshots: an observer's progress through one, and which changes it must skip so that the snapshot is exact.
 
 use std::{
-    ops::Range,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -15,7 +14,7 @@ use super::{
     filter::Filter,
     log::{Chunk, EVENTS_A_CHUNK, Place},
     run::{Run, Sessions},
-    scan::{BUCKETS_A_RUN, Found, Joined, Wanted},
+    scan::{BUCKETS_A_RUN, Found, Joined, ToRead, Wanted},
     source::Source,
 };
 use crate::{
@@ -23,8 +22,8 @@ use crate::{
     storage::{BucketRun, LeaseBuckets, LogPoint, RegistryId},
 };
 
-/// How many sessions one read returns at most, plus one bucket. A stuck observer holds on to no more than this during a
-/// snapshot.
+/// How many sessions one read returns at most, plus one bucket. A stuck observer holds on to no more than twice as many
+/// during a snapshot.
 pub(super) const SESSIONS_PER_READ: usize = EVENTS_A_CHUNK;
 
 /// How long to wait before a failed read is retried.
@@ -235,7 +234,7 @@ impl Snapshot {
         let wanted = Wanted { buckets: joined.left(self.bucket(next)), began, least: later(at, answered) };
         Box::pin(async move {
             loop {
-                let read = |buckets: Range<u32>| source.clone().read_run(buckets);
+                let read = |run: ToRead| source.clone().read_run(run);
                 let run = match joined.find(&wanted, &*inner.storage, read) {
                     Found::Begun(reading) => return reading.await.map(Read::Run),
                     Found::Reading(reading) => reading.await?,

@@ -1,8 +1,8 @@
 //! Reads what snapshots need from the storage.
 
-use std::{ops::Range, sync::Arc};
+use std::sync::Arc;
 
-use super::{Inner, cursor::Points, log::Place, run::Run, snapshot::SESSIONS_PER_READ, storage_stats::StorageOperation};
+use super::{Inner, cursor::Points, log::Place, run::Run, scan::{MAX_SESSIONS, ToRead}, snapshot::SESSIONS_PER_READ, storage_stats::StorageOperation};
 use crate::{
     session::LeaseId,
     storage::{BucketRun, LeaseBuckets, LogError, RegistryId},
@@ -19,17 +19,26 @@ pub(super) struct Source {
 
 impl Source {
     /// Reads the first of `buckets`. Returns `None` if that fails.
-    pub(super) async fn read(self, buckets: Vec<u32>) -> Option<BucketRun> {
-        let Self { inner, registry_id, began, with_leases } = &self;
+    pub(super) async fn read(&self, buckets: Vec<u32>) -> Option<BucketRun> {
+        let Self { inner, registry_id, began, with_leases } = self;
         let Some(known) = inner.feed.log.known(*began) else { return failed(&LogError::Restarted) };
         let run = inner.storage.read_buckets(*registry_id, &known, &buckets, SESSIONS_PER_READ, *with_leases);
         inner.storage_stats.measure(StorageOperation::ReadBuckets, run).await.map_or_else(|error| failed(&error), Some)
     }
 
-    /// Reads the first of `buckets` and encodes their sessions. Returns `None` if that fails.
-    pub(super) async fn read_run(self, buckets: Range<u32>) -> Option<Run> {
-        let inner = Arc::clone(&self.inner);
-        Some(inner.feed.encode_run(self.read(buckets.collect()).await?))
+    /// Reads a run and encodes its sessions. Returns `None` if that fails.
+    pub(super) async fn read_run(self, ToRead { buckets, is_group }: ToRead) -> Option<Run> {
+        let mut all = BucketRun::default();
+        loop {
+            let left = buckets.start + all.points.len() as u32..buckets.end;
+            let BucketRun { points, sessions, leases } = self.read(left.collect()).await?;
+            all.points.extend(points);
+            all.sessions.extend(sessions);
+            all.leases.extend(leases);
+            if !is_group || all.points.len() >= buckets.len() || all.sessions.len() > MAX_SESSIONS {
+                return Some(self.inner.feed.encode_run(all));
+            }
+        }
     }
 
     /// Returns where the storage's log ends, or `None` if that fails.
