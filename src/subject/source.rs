@@ -31,10 +31,14 @@ impl Source {
         let mut all = BucketRun::default();
         loop {
             let left = buckets.start + all.points.len() as u32..buckets.end;
-            let BucketRun { points, sessions, leases } = self.read(left.collect()).await?;
-            all.points.extend(points);
-            all.sessions.extend(sessions);
-            all.leases.extend(leases);
+            let read = self.read(left.collect()).await?;
+            if all.points.is_empty() {
+                all = read;
+            } else {
+                all.points.extend(read.points);
+                all.sessions.extend(read.sessions);
+                all.leases.extend(read.leases);
+            }
             if !is_group || all.points.len() >= buckets.len() || all.sessions.len() > MAX_SESSIONS {
                 return Some(self.inner.feed.encode_run(all));
             }

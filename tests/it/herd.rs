@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 
 use sessiond::proto::{SubscribeRequest, subscribe_response::Body};
 use tokio::{sync::watch, task::JoinSet};
+use tonic::transport::Endpoint;
 
 use crate::{
     fake::soon,
     observed::{Observed, apply, from_snapshot},
     program::Program,
     raw::{Raw, SERVICE, framed, grpc},
+    server::Sessions,
     sessions::{batch_create, batch_destroy, create},
 };
 
@@ -69,7 +71,9 @@ async fn observers_that_share_a_snapshot_all_hold_what_the_registry_holds() {
     let (synced, mut count) = watch::channel(0);
     let mut observers = JoinSet::new();
     for n in 0..OBSERVERS {
-        let client = program.sessions();
+        // The small windows keep the server from sending the whole snapshot before anyone reads it.
+        let endpoint = Endpoint::from_shared(format!("http://{}", program.addr)).unwrap();
+        let client = Sessions::new(endpoint.initial_stream_window_size(16_384).connect_lazy());
         let synced = synced.clone();
         let request = SubscribeRequest { placements: n % 4 == 3, ..from_snapshot() };
         let mut observer = Observed::start(&client, request).await;
