@@ -50,6 +50,7 @@ mod log;
 mod observer;
 mod owners;
 mod parked;
+mod ranges;
 mod run;
 mod scan;
 mod snapshot;

@@ -58,8 +58,8 @@ impl Feed {
     }
 
     /// Encodes the sessions of buckets that were read.
-    pub(super) fn encode_run(&self, read: BucketRun) -> Run {
-        Run::new(read, &*self.encoder)
+    pub(super) fn encode_run(&self, first: u32, read: BucketRun) -> Run {
+        Run::new(first, read, &*self.encoder)
     }
 
     /// Publishes the changes that follow `after` in `partition`, as one chunk. Returns the point at the last change.

@@ -4,15 +4,20 @@ use std::{fmt, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 
-use super::log::{EVENTS_A_CHUNK, EventEncoder};
+use super::log::EventEncoder;
 use crate::{
     session::{LeaseId, SessionKey},
     storage::{BucketRun, LogPoint},
 };
 
+/// The maximum number of sessions in a message. The message takes up to 32 KB, or 58 KB with auth keys.
+const SESSIONS_A_MESSAGE: usize = 2900;
+
 /// The sessions of consecutive buckets, and the messages that carry them.
 #[derive(Default)]
 pub(super) struct Run {
+    /// The first bucket, as an index into the buckets that a snapshot has to read.
+    first: u32,
     /// The point at which each bucket was read.
     pub(super) points: Vec<LogPoint>,
     sessions: Vec<SessionKey>,
@@ -24,15 +29,25 @@ pub(super) struct Run {
 }
 
 impl Run {
+    /// Returns the run of no bucket before this one.
+    pub(super) fn empty(first: u32) -> Self {
+        Self { first, ..Self::default() }
+    }
+
     /// Encodes what was read. Sessions that do not fit one message are divided evenly.
-    pub(super) fn new(read: BucketRun, encoder: &dyn EventEncoder) -> Self {
+    pub(super) fn new(first: u32, read: BucketRun, encoder: &dyn EventEncoder) -> Self {
         let BucketRun { points, sessions, leases } = read;
-        let count = sessions.len().div_ceil(EVENTS_A_CHUNK).max(1);
+        let count = sessions.len().div_ceil(SESSIONS_A_MESSAGE).max(1);
         let part_len = sessions.len().div_ceil(count).max(1);
-        let mut run = Self { points, sessions, leases, parts: Vec::new(), part_len };
+        let mut run = Self { first, points, sessions, leases, parts: Vec::new(), part_len };
         let parts = run.sessions.chunks(part_len).enumerate();
         run.parts = parts.map(|(n, sessions)| encoder.encode_sessions(sessions, run.leases(n))).collect();
         run
+    }
+
+    /// Returns the buckets.
+    pub(super) fn buckets(&self) -> Range<u32> {
+        self.first..self.first + self.points.len() as u32
     }
 
     /// Returns the number of sessions.

@@ -8,12 +8,16 @@ use futures_util::{
 };
 use parking_lot::Mutex;
 
-use super::{counts::RunCounts, cursor::Points, filter::Filter, log::Place, run::Run, snapshot::SESSIONS_PER_READ};
+use super::{counts::RunCounts, cursor::Points, filter::Filter, log::Place, ranges::Ranges, run::Run, snapshot::SESSIONS_PER_READ};
 use crate::storage::{LogPoint, SessionStorage};
 
 /// How many bytes the runs may take that are kept for other observers. An observer that is further behind reads for
 /// itself.
 const KEPT_BYTES: usize = 32 << 20;
+
+/// If what an observer has read consists of this many ranges, it reads the next buckets itself instead of leaving them
+/// out.
+const MAX_RANGES: usize = 64;
 
 /// The maximum number of buckets in a run.
 pub(super) const BUCKETS_A_RUN: u32 = 1024;
@@ -27,9 +31,9 @@ pub(super) type Reading = Shared<BoxFuture<'static, Option<Arc<Run>>>>;
 
 /// The runs that the observers in a snapshot share.
 ///
-/// All observers go through the buckets in the same order, as through a ring. An observer starts where the last read
-/// ended and not at the first bucket, so that its reads are those of the others from the beginning. One that falls too
-/// far behind reads for itself.
+/// The buckets form a ring, and one read follows the other. An observer joins where the last read ended. It takes the
+/// runs that follow, and if the next one is not kept, it goes on where the last read ended, and takes those that it has
+/// left out in a later round. So all observers follow one sequence of reads, however slow they are.
 ///
 /// A run is a group of consecutive buckets, and the groups stay the same while sessions come and go. Otherwise the runs
 /// of two observers would begin at different buckets, and none would fit the other.
@@ -80,8 +84,10 @@ pub(super) struct Joined {
 
 /// What an observer needs to read next.
 pub(super) struct Wanted {
-    /// The buckets, up to the last one or to the start of its snapshot.
-    pub(super) buckets: Range<u32>,
+    /// The buckets that it has read.
+    pub(super) read: Ranges,
+    /// The bucket after the last of these.
+    pub(super) next: u32,
     /// Where its snapshot began.
     pub(super) began: Place,
     /// The points that a run must have reached: the observer has skipped the changes of these buckets up to there, or
@@ -107,14 +113,14 @@ pub(super) enum Found {
 }
 
 impl Wanted {
-    /// Returns whether the observer can take a run that starts with bucket `first`: it has not read any of the run's
-    /// buckets, and the run contains every change that it must contain.
-    pub(super) fn can_use(&self, run: &Run, first: u32, storage: &dyn SessionStorage) -> bool {
+    /// Returns whether the observer can take a run: it has not read any of the run's buckets, and the run contains every
+    /// change that it must contain.
+    pub(super) fn can_use(&self, run: &Run, storage: &dyn SessionStorage) -> bool {
         let is_current = |(bucket, point): (u32, &LogPoint)| {
             let least = self.least[storage.partition_of(bucket) as usize];
-            self.buckets.contains(&bucket) && point.position >= least.position
+            !self.read.contains(bucket) && point.position >= least.position
         };
-        (first..).zip(&run.points).all(is_current)
+        run.buckets().zip(&run.points).all(is_current)
     }
 }
 
@@ -153,17 +159,12 @@ impl Scan {
 }
 
 impl Joined {
-    /// Returns the buckets of the ring that are left to an observer whose next bucket is `first`, up to the last one.
-    pub(super) fn left(&self, first: u32) -> Range<u32> {
-        first..if first < self.start { self.start } else { self.scan.buckets }
-    }
-
     /// Counts a run that another observer had read.
     pub(super) fn count_shared(&self) {
         self.scan.state.lock().counts.shared += 1;
     }
 
-    /// Finds a run that starts with the first wanted bucket, or begins to read it with `read`.
+    /// Finds a run that the observer can take, or begins to read one with `read`.
     pub(super) fn find<F>(
         &self,
         wanted: &Wanted,
@@ -173,23 +174,22 @@ impl Joined {
     where
         F: Future<Output = Option<Run>> + Send + 'static,
     {
-        let first = wanted.buckets.start;
         let mut state = self.scan.state.lock();
-        if let Some(entry) = state.runs.get(&first).filter(|entry| entry.began.is_of_epoch(wanted.began)) {
-            match &entry.state {
-                EntryState::Kept(run) if wanted.can_use(run, first, storage) => return Found::Run(Arc::clone(run)),
-                EntryState::Kept(_) => {}
-                EntryState::Reading(reading) => {
-                    if let Some(reading) = reading.upgrade() {
-                        return Found::Reading(reading);
-                    }
-                }
+        let mut buckets = wanted.read.gap(wanted.next, self.scan.buckets);
+        if let Some(found) = state.find(buckets.start, wanted, storage) {
+            return found;
+        }
+        if wanted.read.count() < MAX_RANGES {
+            buckets = wanted.read.gap(state.next, self.scan.buckets);
+            if let Some(found) = state.find(buckets.start, wanted, storage) {
+                return found;
             }
         }
+        let first = buckets.start;
         let number = state.reads;
         state.reads += 1;
         let scan = Arc::clone(&self.scan);
-        let reading = read(state.to_read(&wanted.buckets));
+        let reading = read(state.to_read(&buckets));
         let reading = async move {
             let run = reading.await.map(Arc::new);
             scan.end(number, first, run.as_ref());
@@ -211,7 +211,7 @@ impl Scan {
         let mut state = self.state.lock();
         if let Some(run) = run {
             state.counts.read += 1;
-            state.next = (first + run.points.len() as u32) % self.buckets;
+            state.next = run.buckets().end % self.buckets;
             state.adapt(run);
         }
         let is_newest = state.runs.get(&first).is_some_and(|entry| entry.number == number);
@@ -234,6 +234,15 @@ impl Scan {
 }
 
 impl State {
+    /// Returns a run with this first bucket, or the read of one.
+    fn find(&self, first: u32, wanted: &Wanted, storage: &dyn SessionStorage) -> Option<Found> {
+        let entry = self.runs.get(&first).filter(|entry| entry.began.is_of_epoch(wanted.began))?;
+        match &entry.state {
+            EntryState::Kept(run) => wanted.can_use(run, storage).then(|| Found::Run(Arc::clone(run))),
+            EntryState::Reading(reading) => reading.upgrade().map(Found::Reading),
+        }
+    }
+
     /// Returns which of the wanted buckets to read: up to the next multiple of the group's size.
     fn to_read(&self, wanted: &Range<u32>) -> ToRead {
         let size = NonZeroU32::new(self.group);
@@ -244,7 +253,7 @@ impl State {
 
     /// Chooses another size for the groups if a run is far too small or too large.
     fn adapt(&mut self, run: &Run) {
-        let (buckets, sessions) = (run.points.len() as u32, run.sessions());
+        let (buckets, sessions) = (run.buckets().len() as u32, run.sessions());
         let is_small = buckets == self.group && sessions < SESSIONS_PER_READ / 4;
         if self.group == 0 {
             self.group = buckets;
@@ -294,10 +303,10 @@ mod tests {
     const BUCKETS: u32 = 64;
 
     /// A run of one bucket, read at the position `at`, that takes about a megabyte.
-    fn large(at: u64) -> Run {
+    fn large(first: u32, at: u64) -> Run {
         let sessions = vec![SessionKey::new(0, 1); 1 << 16];
         let points = vec![LogPoint { position: Position(at), ..LogPoint::default() }];
-        Run::new(BucketRun { points, sessions, leases: Vec::new() }, &())
+        Run::new(first, BucketRun { points, sessions, leases: Vec::new() }, &())
     }
 
     fn place() -> Place {
@@ -308,8 +317,8 @@ mod tests {
     /// Looks for a run that was read at or after the position `least`.
     fn find(joined: &Joined, first: u32, least: u64, storage: &MemoryStorage) -> Found {
         let least = std::iter::once(LogPoint { position: Position(least), ..LogPoint::default() }).collect();
-        let wanted = Wanted { buckets: joined.left(first), began: place(), least };
-        joined.find(&wanted, storage, move |_| std::future::ready(Some(large(least))))
+        let wanted = Wanted { read: Ranges::default(), next: first, began: place(), least };
+        joined.find(&wanted, storage, move |run| std::future::ready(Some(large(run.buckets.start, least))))
     }
 
     /// Reads a run at the position `at`.

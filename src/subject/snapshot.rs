@@ -13,6 +13,7 @@ use super::{
     cursor::{Points, later},
     filter::Filter,
     log::{Chunk, EVENTS_A_CHUNK, Place},
+    ranges::Ranges,
     run::{Run, Sessions},
     scan::{BUCKETS_A_RUN, Found, Joined, ToRead, Wanted},
     source::Source,
@@ -87,8 +88,9 @@ pub(super) struct Snapshot {
     answered: Option<Points>,
     /// The buckets to read. `None` for all.
     chosen: Option<LeaseBuckets>,
-    /// Where the current run starts: an index into the buckets to read. The observer has passed all earlier buckets.
-    first: usize,
+    /// The buckets of the runs that the observer has passed, as indexes into the buckets to read.
+    read: Ranges,
+    /// The current run.
     run: Arc<Run>,
     /// How many parts of the run were returned.
     returned: usize,
@@ -99,8 +101,9 @@ pub(super) struct Snapshot {
 impl Snapshot {
     pub(super) fn new(inner: Arc<Inner>, registry_id: RegistryId, began: Place, filter: &Filter) -> Self {
         let joined = (!filter.is_by_id()).then(|| Arc::new(inner.scans.of(filter).join()));
-        let run = Arc::default();
-        Self { inner, registry_id, began, joined, answered: None, chosen: None, first: 0, run, returned: 0, reading: None, held: 0 }
+        let first = joined.as_ref().map_or(0, |joined| joined.start);
+        let run = Arc::new(Run::empty(first));
+        Self { inner, registry_id, began, joined, answered: None, chosen: None, read: Ranges::default(), run, returned: 0, reading: None, held: 0 }
     }
 
     /// Returns how many sessions the observer holds, of those that pass the filter by id.
@@ -130,7 +133,7 @@ impl Snapshot {
         let chosen_at = self.chosen.iter().flat_map(|chosen| &chosen.points);
         let has_passed = |(at, chosen): (&LogPoint, &LogPoint)| at.position >= chosen.position;
         at.iter().zip(chosen_at).all(has_passed)
-            && (self.first..).zip(&self.run.points).all(|(nth, point)| {
+            && self.run.buckets().zip(&self.run.points).all(|(nth, point)| {
                 let partition = self.inner.storage.partition_of(self.bucket(nth));
                 at[partition as usize].position >= point.position
             })
@@ -138,7 +141,7 @@ impl Snapshot {
 
     /// Returns whether this run is the last.
     pub(super) fn is_last(&self, filter: &Filter) -> bool {
-        self.is_chosen(filter) && self.next() >= self.bucket_count()
+        self.is_chosen(filter) && self.read.len() + self.run.points.len() >= self.bucket_count() as usize
     }
 
     /// Returns whether the buckets to read are known.
@@ -147,34 +150,21 @@ impl Snapshot {
     }
 
     /// Returns the number of buckets to read.
-    fn bucket_count(&self) -> usize {
-        let all = self.inner.storage.layout().buckets as usize;
-        self.chosen.as_ref().map_or(all, |chosen| chosen.buckets.len())
-    }
-
-    /// Returns the index of the first bucket after the run.
-    fn next(&self) -> usize {
-        self.first + self.run.points.len()
-    }
-
-    /// Returns the bucket at which the snapshot starts.
-    fn start(&self) -> usize {
-        self.joined.as_ref().map_or(0, |joined| joined.start as usize)
+    fn bucket_count(&self) -> u32 {
+        let all = self.inner.storage.layout().buckets;
+        self.chosen.as_ref().map_or(all, |chosen| chosen.buckets.len() as u32)
     }
 
     /// Returns the nth bucket to read.
-    fn bucket(&self, nth: usize) -> u32 {
-        match &self.chosen {
-            Some(chosen) => chosen.buckets[nth],
-            None => ((self.start() + nth) % self.bucket_count()) as u32,
-        }
+    fn bucket(&self, nth: u32) -> u32 {
+        self.chosen.as_ref().map_or(nth, |chosen| chosen.buckets[nth as usize])
     }
 
     /// Returns the index of a bucket among the buckets to read.
-    fn nth_of(&self, bucket: u32) -> Option<usize> {
+    fn nth_of(&self, bucket: u32) -> Option<u32> {
         match &self.chosen {
-            Some(chosen) => chosen.buckets.binary_search(&bucket).ok(),
-            None => Some((bucket as usize + self.bucket_count() - self.start()) % self.bucket_count()),
+            Some(chosen) => chosen.buckets.binary_search(&bucket).ok().map(|nth| nth as u32),
+            None => Some(bucket),
         }
     }
 
@@ -192,7 +182,7 @@ impl Snapshot {
                 Some(Read::Buckets(chosen)) => self.chosen = Some(chosen),
                 Some(Read::Own(mut read)) => {
                     choose_sessions(&mut read, filter);
-                    self.start_run(Arc::new(self.inner.feed.encode_run(read)));
+                    self.start_run(Arc::new(self.inner.feed.encode_run(self.run.buckets().end, read)));
                 }
                 Some(Read::Run(run)) => self.start_run(run),
                 None => {
@@ -209,7 +199,7 @@ impl Snapshot {
     }
 
     fn start_run(&mut self, run: Arc<Run>) {
-        self.first = self.next();
+        self.read.insert(self.run.buckets());
         self.run = run;
         self.returned = 0;
     }
@@ -221,9 +211,9 @@ impl Snapshot {
             let leases = filter.lease_ids.iter().copied().collect();
             return Box::pin(async move { source.buckets_under(leases).await.map(Read::Buckets) });
         }
-        let next = self.next();
+        let next = self.run.buckets().end;
         let Some(joined) = &self.joined else {
-            let end = self.bucket_count().min(next + BUCKETS_A_RUN as usize);
+            let end = self.bucket_count().min(next + BUCKETS_A_RUN);
             let buckets = (next..end).map(|nth| self.bucket(nth)).collect();
             return Box::pin(async move { source.read(buckets).await.map(Read::Own) });
         };
@@ -231,7 +221,9 @@ impl Snapshot {
             return Box::pin(async move { source.end().await.map(Read::End) });
         };
         let joined = Arc::clone(joined);
-        let wanted = Wanted { buckets: joined.left(self.bucket(next)), began, least: later(at, answered) };
+        let mut read = self.read.clone();
+        read.insert(self.run.buckets());
+        let wanted = Wanted { read, next, began, least: later(at, answered) };
         Box::pin(async move {
             loop {
                 let read = |run: ToRead| source.clone().read_run(run);
@@ -240,7 +232,7 @@ impl Snapshot {
                     Found::Reading(reading) => reading.await?,
                     Found::Run(run) => run,
                 };
-                if wanted.can_use(&run, wanted.buckets.start, &*inner.storage) {
+                if wanted.can_use(&run, &*inner.storage) {
                     joined.count_shared();
                     return Some(Read::Run(run));
                 }
@@ -256,9 +248,11 @@ impl Snapshot {
                 continue;
             }
             let bucket = self.inner.storage.bucket_of(&event.session);
+            let buckets = self.run.buckets();
             let read_at = match (self.nth_of(bucket), &self.chosen) {
-                (Some(nth), _) if nth < self.first => None,
-                (Some(nth), _) => Some(self.run.points.get(nth - self.first)),
+                (Some(nth), _) if self.read.contains(nth) => None,
+                (Some(nth), _) if buckets.contains(&nth) => Some(self.run.points.get((nth - buckets.start) as usize)),
+                (Some(_), _) => Some(None),
                 (None, Some(chosen)) => Some(chosen.points.get(chunk.partition as usize)),
                 (None, None) => Some(None),
             };

@@ -40,7 +40,7 @@ impl Source {
                 all.leases.extend(read.leases);
             }
             if !is_group || all.points.len() >= buckets.len() || all.sessions.len() > MAX_SESSIONS {
-                return Some(self.inner.feed.encode_run(all));
+                return Some(self.inner.feed.encode_run(buckets.start, all));
             }
         }
     }
