@@ -314,11 +314,11 @@ mod tests {
         EventLog::new(Retention { events: 1, bytes: 1 }, &extent).head().place
     }
 
-    /// Looks for a run that was read at or after the position `least`.
-    fn find(joined: &Joined, first: u32, least: u64, storage: &MemoryStorage) -> Found {
-        let least = std::iter::once(LogPoint { position: Position(least), ..LogPoint::default() }).collect();
+    /// Looks for a run that was read at or after this position.
+    fn find(joined: &Joined, first: u32, at: u64, storage: &MemoryStorage) -> Found {
+        let least = std::iter::once(LogPoint { position: Position(at), ..LogPoint::default() }).collect();
         let wanted = Wanted { read: Ranges::default(), next: first, began: place(), least };
-        joined.find(&wanted, storage, move |run| std::future::ready(Some(large(run.buckets.start, least))))
+        joined.find(&wanted, storage, move |run| std::future::ready(Some(large(run.buckets.start, at))))
     }
 
     /// Reads a run at the position `at`.
