@@ -40,6 +40,7 @@ mod response;
 mod stats;
 mod subscribe;
 mod trace;
+mod turn;
 
 use std::{sync::Arc, time::Duration};
 
@@ -75,6 +76,7 @@ pub use self::{
 pub(crate) use self::{
     method::Method,
     stats::{Begun, CallStats, MethodStats, Shard},
+    turn::take_turns,
 };
 
 /// The limits of each call.

@@ -31,9 +31,10 @@ pub(super) type Reading = Shared<BoxFuture<'static, Option<Arc<Run>>>>;
 
 /// The runs that the observers in a snapshot share.
 ///
-/// The buckets form a ring, and one read follows the other. An observer joins where the last read ended. It takes the
-/// runs that follow, and if the next one is not kept, it goes on where the last read ended, and takes those that it has
-/// left out in a later round. So all observers follow one sequence of reads, however slow they are.
+/// The buckets form a ring, and one read follows the other. The newest runs are kept. An observer takes any of them that
+/// it can use, in their order as far as possible. Only if there is none does it read, where the last read ended. It takes
+/// the buckets that it has left out in a later round. So there is one sequence of reads for all observers, however slow
+/// each is.
 ///
 /// A run is a group of consecutive buckets, and the groups stay the same while sessions come and go. Otherwise the runs
 /// of two observers would begin at different buckets, and none would fit the other.
@@ -176,14 +177,13 @@ impl Joined {
     {
         let mut state = self.scan.state.lock();
         let mut buckets = wanted.read.gap(wanted.next, self.scan.buckets);
-        if let Some(found) = state.find(buckets.start, wanted, storage) {
-            return found;
-        }
-        if wanted.read.count() < MAX_RANGES {
+        let mut found = state.find(buckets.start, wanted, storage);
+        if found.is_none() && wanted.read.count() < MAX_RANGES {
             buckets = wanted.read.gap(state.next, self.scan.buckets);
-            if let Some(found) = state.find(buckets.start, wanted, storage) {
-                return found;
-            }
+            found = state.find_kept(wanted, storage).or_else(|| state.find(buckets.start, wanted, storage));
+        }
+        if let Some(found) = found {
+            return found;
         }
         let first = buckets.start;
         let number = state.reads;
@@ -241,6 +241,15 @@ impl State {
             EntryState::Kept(run) => wanted.can_use(run, storage).then(|| Found::Run(Arc::clone(run))),
             EntryState::Reading(reading) => reading.upgrade().map(Found::Reading),
         }
+    }
+
+    /// Returns any run that the observer can take. Starts in the middle between the oldest and the newest, so that the
+    /// next ones are there and stay for a while.
+    fn find_kept(&self, wanted: &Wanted, storage: &dyn SessionStorage) -> Option<Found> {
+        let (oldest, newest) = (self.kept.keys().next()?, self.kept.keys().next_back()?);
+        let middle = oldest + (newest - oldest) / 2;
+        let mut firsts = self.kept.range(middle..).chain(self.kept.range(..middle));
+        firsts.find_map(|(_, first)| self.find(*first, wanted, storage))
     }
 
     /// Returns which of the wanted buckets to read: up to the next multiple of the group's size.
