@@ -121,7 +121,8 @@ pub struct SubjectOptions {
     /// How many events are retained in memory, for observers that resume or fall behind. An observer that needs older
     /// ones is reset. The newest batch of events is retained even if it exceeds this. 1,048,576 by default.
     pub retain_events: usize,
-    /// How many bytes the retained events may take. 256 MiB by default.
+    /// How many bytes the retained events may take. 256 MiB by default. While several observers take a snapshot, up to a
+    /// quarter of this is kept of what they read, for each kind: with and without placements.
     pub retain_bytes: usize,
     /// How many observers may exist at the same time. 100,000 by default.
     pub max_observers: usize,
@@ -153,6 +154,10 @@ impl SubjectOptions {
         max_total_filter_ids: usize,
     );
 }
+
+/// The share of [`SubjectOptions::retain_bytes`] that the observers in a snapshot may keep for each other, for each kind
+/// of snapshot.
+const KEPT_SHARE: usize = 4;
 
 /// Where an observer starts, and which sessions and changes it receives.
 #[derive(Clone, Debug, Default)]
@@ -291,7 +296,7 @@ impl SessionSubject {
     ) -> Result<Self, StorageError> {
         let extent = storage.log().await?;
         let retention = Retention { events: options.retain_events, bytes: options.retain_bytes };
-        let scans = Scans::new(storage.layout().buckets);
+        let scans = Scans::new(storage.layout().buckets, options.retain_bytes / KEPT_SHARE);
         let inner = Arc::new(Inner {
             storage,
             storage_stats: StorageStats::default(),

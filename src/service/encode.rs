@@ -51,7 +51,7 @@ pub(super) fn update(
             let heartbeat = Some(duration::to_proto(heartbeat));
             Body::Subscribed(proto::Subscribed { registry_id: registry_id.to_string(), heartbeat, places })
         }
-        Update::Snapshot(sessions) => return sessions.wire(),
+        Update::Snapshot(sessions) => return sessions.message(),
         Update::Synced { session_count } => Body::Synced(proto::Synced { session_count: *session_count, places }),
         Update::Reset(reason) => Body::Reset(proto::Reset { reason: convert::reset_reason(*reason).into() }),
         // The last message of a stream, before its status.

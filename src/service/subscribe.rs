@@ -71,7 +71,8 @@ enum EndReason {
 }
 
 impl ObserverBody {
-    pub(super) fn new(observer: Observer, heartbeat: Duration, resumes: bool) -> Self {
+    pub(super) fn new(mut observer: Observer, heartbeat: Duration, resumes: bool) -> Self {
+        observer.encode();
         let last_sent = Instant::now();
         let timer = Box::pin(sleep_until(last_sent + heartbeat));
         Self {

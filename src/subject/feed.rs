@@ -16,6 +16,7 @@ use super::{
     index::{FilterIndex, Mailbox, WatchedId},
     log::{self, Chunk, EventEncoder, EventLog, Retention},
     run::Run,
+    scan::Kind,
 };
 use crate::{
     relay::wake_all,
@@ -57,9 +58,9 @@ impl Feed {
         *self.changes.lock()
     }
 
-    /// Encodes the sessions of buckets that were read.
-    pub(super) fn encode_run(&self, first: u32, read: BucketRun) -> Run {
-        Run::new(first, read, &*self.encoder)
+    /// Makes a run of what was read, for observers of this kind.
+    pub(super) fn run(&self, first: u32, read: BucketRun, kind: Kind) -> Run {
+        if kind.is_encoded { Run::encoded(first, read, &*self.encoder) } else { Run::plain(first, read) }
     }
 
     /// Publishes the changes that follow `after` in `partition`, as one chunk. Returns the point at the last change.

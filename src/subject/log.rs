@@ -68,9 +68,9 @@ impl Chunk {
 
 /// Encodes events and sessions as messages, once for all observers that receive the same.
 ///
-/// [`Events::wire`](super::Events::wire) and [`Sessions::wire`](super::Sessions::wire) return the messages. Observers
-/// that read [`Events::events`](super::Events::events) and [`Sessions::sessions`](super::Sessions::sessions) need none:
-/// pass `()` as the encoder.
+/// [`Events::wire`](super::Events::wire) returns the message of events. Observers that read
+/// [`Events::events`](super::Events::events) and [`Sessions::sessions`](super::Sessions::sessions) need no messages: pass
+/// `()` as the encoder.
 pub trait EventEncoder: Send + Sync + 'static {
     /// Encodes `events` for observers without placements. `cursor` is an observer's cursor after them.
     fn encode(&self, events: &[SessionEvent], cursor: &Cursor) -> Bytes;

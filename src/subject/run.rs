@@ -13,19 +13,14 @@ use crate::{
 /// The maximum number of sessions in a message. The message takes up to 32 KB, or 58 KB with auth keys.
 const SESSIONS_A_MESSAGE: usize = 2900;
 
-/// The sessions of consecutive buckets, and the messages that carry them.
+/// The sessions of consecutive buckets.
 #[derive(Default)]
 pub(super) struct Run {
     /// The first bucket, as an index into the buckets that a snapshot has to read.
     first: u32,
     /// The point at which each bucket was read.
     pub(super) points: Vec<LogPoint>,
-    sessions: Vec<SessionKey>,
-    /// The lease of each session, for observers with placements.
-    leases: Vec<Option<LeaseId>>,
-    /// The messages. Each but the last has `part_len` sessions.
-    parts: Vec<Bytes>,
-    part_len: usize,
+    pub(super) parts: Vec<Sessions>,
 }
 
 impl Run {
@@ -34,15 +29,24 @@ impl Run {
         Self { first, ..Self::default() }
     }
 
-    /// Encodes what was read. Sessions that do not fit one message are divided evenly.
-    pub(super) fn new(first: u32, read: BucketRun, encoder: &dyn EventEncoder) -> Self {
+    /// Makes a run of what was read, as values.
+    pub(super) fn plain(first: u32, read: BucketRun) -> Self {
         let BucketRun { points, sessions, leases } = read;
-        let count = sessions.len().div_ceil(SESSIONS_A_MESSAGE).max(1);
-        let part_len = sessions.len().div_ceil(count).max(1);
-        let mut run = Self { first, points, sessions, leases, parts: Vec::new(), part_len };
-        let parts = run.sessions.chunks(part_len).enumerate();
-        run.parts = parts.map(|(n, sessions)| encoder.encode_sessions(sessions, run.leases(n))).collect();
-        run
+        let is_empty = sessions.is_empty();
+        let all = Sessions(Content::Plain(Arc::new((sessions, leases))));
+        Self { first, points, parts: if is_empty { Vec::new() } else { vec![all] } }
+    }
+
+    /// Makes a run of what was read, as messages. Sessions that do not fit one message are divided evenly.
+    pub(super) fn encoded(first: u32, read: BucketRun, encoder: &dyn EventEncoder) -> Self {
+        let BucketRun { points, sessions, leases } = read;
+        let messages = sessions.len().div_ceil(SESSIONS_A_MESSAGE).max(1);
+        let len = sessions.len().div_ceil(messages).max(1);
+        let encode = |(n, part): (usize, &[SessionKey])| {
+            let leases = leases.get(n * len..n * len + part.len()).unwrap_or_default();
+            Sessions(Content::Encoded { message: encoder.encode_sessions(part, leases), count: part.len() })
+        };
+        Self { first, points, parts: sessions.chunks(len).enumerate().map(encode).collect() }
     }
 
     /// Returns the buckets.
@@ -52,70 +56,74 @@ impl Run {
 
     /// Returns the number of sessions.
     pub(super) fn sessions(&self) -> usize {
-        self.sessions.len()
-    }
-
-    /// Returns how many messages carry the sessions.
-    pub(super) fn parts(&self) -> usize {
-        self.parts.len()
-    }
-
-    fn range(&self, part: usize) -> Range<usize> {
-        let start = part * self.part_len;
-        start..self.sessions.len().min(start + self.part_len)
-    }
-
-    fn leases(&self, part: usize) -> &[Option<LeaseId>] {
-        self.leases.get(self.range(part)).unwrap_or_default()
+        self.parts.iter().map(Sessions::count).sum()
     }
 
     /// Returns about how many bytes the run takes.
     pub(super) fn bytes(&self) -> usize {
-        self.points.capacity() * size_of::<LogPoint>()
-            + self.sessions.capacity() * size_of::<SessionKey>()
-            + self.leases.capacity() * size_of::<Option<LeaseId>>()
-            + self.parts.iter().map(Bytes::len).sum::<usize>()
-            + size_of::<Self>()
+        let points = self.points.capacity() * size_of::<LogPoint>();
+        points + self.parts.iter().map(Sessions::bytes).sum::<usize>() + size_of::<Self>()
     }
 }
 
 /// Some of the existing sessions, with their leases for an observer with placements. Never empty. Cheap to clone.
 #[derive(Clone)]
-pub struct Sessions {
-    run: Arc<Run>,
-    part: usize,
+pub struct Sessions(Content);
+
+#[derive(Clone)]
+enum Content {
+    Plain(Arc<(Vec<SessionKey>, Vec<Option<LeaseId>>)>),
+    /// What the service sends. The values are dropped once they are encoded.
+    Encoded { message: Bytes, count: usize },
 }
 
 impl Sessions {
-    pub(super) fn new(run: Arc<Run>, part: usize) -> Self {
-        Self { run, part }
-    }
-
     /// Returns the sessions.
     #[must_use]
     pub fn sessions(&self) -> &[SessionKey] {
-        &self.run.sessions[self.run.range(self.part)]
+        match &self.0 {
+            Content::Plain(all) => &all.0,
+            Content::Encoded { .. } => &[],
+        }
     }
 
     /// Returns the lease of each of the [`sessions`](Self::sessions). Empty for an observer without
     /// [placements](super::Filter::placements).
     #[must_use]
     pub fn leases(&self) -> &[Option<LeaseId>] {
-        self.run.leases(self.part)
+        match &self.0 {
+            Content::Plain(all) => &all.1,
+            Content::Encoded { .. } => &[],
+        }
     }
 
-    /// Returns the message that the subject's [`EventEncoder`] made of the sessions.
-    #[must_use]
-    pub fn wire(&self) -> Bytes {
-        self.run.parts[self.part].clone()
+    /// Returns the message, for an observer that takes messages.
+    pub(crate) fn message(&self) -> Bytes {
+        match &self.0 {
+            Content::Plain(_) => Bytes::new(),
+            Content::Encoded { message, .. } => message.clone(),
+        }
+    }
+
+    /// Returns the number of sessions.
+    pub(super) fn count(&self) -> usize {
+        match &self.0 {
+            Content::Plain(all) => all.0.len(),
+            Content::Encoded { count, .. } => *count,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match &self.0 {
+            Content::Plain(all) => size_of_val(&*all.0) + size_of_val(&*all.1),
+            Content::Encoded { message, .. } => message.len(),
+        }
     }
 }
 
 impl fmt::Debug for Sessions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sessions")
-            .field("sessions", &self.sessions())
-            .field("leases", &self.leases())
-            .finish()
+        let (sessions, leases) = (self.sessions(), self.leases());
+        f.debug_struct("Sessions").field("sessions", &sessions).field("leases", &leases).finish_non_exhaustive()
     }
 }

@@ -8,12 +8,8 @@ use futures_util::{
 };
 use parking_lot::Mutex;
 
-use super::{counts::RunCounts, cursor::Points, filter::Filter, log::Place, ranges::Ranges, run::Run, snapshot::SESSIONS_PER_READ};
+use super::{counts::RunCounts, cursor::Points, log::Place, ranges::Ranges, run::Run, snapshot::SESSIONS_PER_READ};
 use crate::storage::{LogPoint, SessionStorage};
-
-/// How many bytes the runs may take that are kept for other observers. An observer that is further behind reads for
-/// itself.
-const KEPT_BYTES: usize = 32 << 20;
 
 /// If what an observer has read consists of this many ranges, it reads the next buckets itself instead of leaving them
 /// out.
@@ -40,6 +36,7 @@ pub(super) type Reading = Shared<BoxFuture<'static, Option<Arc<Run>>>>;
 /// of two observers would begin at different buckets, and none would fit the other.
 pub(super) struct Scan {
     buckets: u32,
+    max_bytes: usize,
     state: Mutex<State>,
 }
 
@@ -125,28 +122,38 @@ impl Wanted {
     }
 }
 
-/// The scans of a subject: one for each kind of run.
-pub(super) struct Scans {
-    plain: Arc<Scan>,
-    placed: Arc<Scan>,
+/// What the runs of a snapshot contain.
+#[derive(Clone, Copy)]
+pub(super) struct Kind {
+    /// Whether they have leases.
+    pub(super) is_placed: bool,
+    /// Whether they consist of messages, and not of values.
+    pub(super) is_encoded: bool,
 }
 
+/// The scans of a subject: one for each kind of run.
+pub(super) struct Scans([Arc<Scan>; 4]);
+
 impl Scans {
-    /// Makes the scans of a storage with so many buckets.
-    pub(super) fn new(buckets: u32) -> Self {
-        let scan = || Arc::new(Scan { buckets, state: Mutex::default() });
-        Self { plain: scan(), placed: scan() }
+    /// Makes the scans of a storage with so many buckets. Each keeps runs of up to `max_bytes`.
+    pub(super) fn new(buckets: u32, max_bytes: usize) -> Self {
+        Self([(); 4].map(|()| Arc::new(Scan { buckets, max_bytes, state: Mutex::default() })))
     }
 
-    /// Returns the scan of observers with this filter.
-    pub(super) fn of(&self, filter: &Filter) -> &Arc<Scan> {
-        if filter.has_placements() { &self.placed } else { &self.plain }
+    /// Returns the scan for runs of this kind.
+    pub(super) fn of(&self, kind: Kind) -> &Arc<Scan> {
+        &self.0[usize::from(kind.is_placed) + 2 * usize::from(kind.is_encoded)]
     }
 
     /// Returns how many runs snapshots have taken.
     pub(super) fn counts(&self) -> RunCounts {
-        let [plain, placed] = [&self.plain, &self.placed].map(|scan| scan.state.lock().counts);
-        RunCounts { read: plain.read + placed.read, shared: plain.shared + placed.shared }
+        let mut all = RunCounts::default();
+        for scan in &self.0 {
+            let RunCounts { read, shared } = scan.state.lock().counts;
+            all.read += read;
+            all.shared += shared;
+        }
+        all
     }
 }
 
@@ -219,7 +226,7 @@ impl Scan {
             return;
         }
         match run {
-            Some(run) if state.snapshots > 1 => state.keep(number, first, Arc::clone(run)),
+            Some(run) if state.snapshots > 1 => state.keep(number, first, Arc::clone(run), self.max_bytes),
             _ => state.remove(first),
         }
     }
@@ -243,13 +250,9 @@ impl State {
         }
     }
 
-    /// Returns any run that the observer can take. Starts in the middle between the oldest and the newest, so that the
-    /// next ones are there and stay for a while.
+    /// Returns the oldest run that the observer can take: it will not be kept for long.
     fn find_kept(&self, wanted: &Wanted, storage: &dyn SessionStorage) -> Option<Found> {
-        let (oldest, newest) = (self.kept.keys().next()?, self.kept.keys().next_back()?);
-        let middle = oldest + (newest - oldest) / 2;
-        let mut firsts = self.kept.range(middle..).chain(self.kept.range(..middle));
-        firsts.find_map(|(_, first)| self.find(*first, wanted, storage))
+        self.kept.values().find_map(|first| self.find(*first, wanted, storage))
     }
 
     /// Returns which of the wanted buckets to read: up to the next multiple of the group's size.
@@ -271,13 +274,13 @@ impl State {
         }
     }
 
-    fn keep(&mut self, number: u64, first: u32, run: Arc<Run>) {
+    fn keep(&mut self, number: u64, first: u32, run: Arc<Run>, max_bytes: usize) {
         self.bytes += run.bytes();
         self.kept.insert(number, first);
         if let Some(entry) = self.runs.get_mut(&first) {
             entry.state = EntryState::Kept(run);
         }
-        while self.bytes > KEPT_BYTES {
+        while self.bytes > max_bytes {
             let Some((_, oldest)) = self.kept.pop_first() else { break };
             self.remove(oldest);
         }
@@ -310,12 +313,13 @@ mod tests {
     };
 
     const BUCKETS: u32 = 64;
+    const MAX_BYTES: usize = 32 << 20;
 
     /// A run of one bucket, read at the position `at`, that takes about a megabyte.
     fn large(first: u32, at: u64) -> Run {
         let sessions = vec![SessionKey::new(0, 1); 1 << 16];
         let points = vec![LogPoint { position: Position(at), ..LogPoint::default() }];
-        Run::new(first, BucketRun { points, sessions, leases: Vec::new() }, &())
+        Run::plain(first, BucketRun { points, sessions, leases: Vec::new() })
     }
 
     fn place() -> Place {
@@ -339,14 +343,14 @@ mod tests {
     #[test]
     fn what_is_kept_for_others_is_bounded() {
         let storage = MemoryStorage::new(MemoryOptions::default().buckets(BUCKETS));
-        let scans = Scans::new(BUCKETS);
-        let scan = &scans.plain;
+        let scans = Scans::new(BUCKETS, MAX_BYTES);
+        let scan = &scans.0[0];
         let (first, second) = (scan.join(), scan.join());
         for bucket in 0..BUCKETS {
             begin(&first, bucket, 0, &storage);
-            assert!(scan.state.lock().bytes <= KEPT_BYTES);
+            assert!(scan.state.lock().bytes <= MAX_BYTES);
         }
-        assert!(scan.state.lock().bytes > KEPT_BYTES * 3 / 4);
+        assert!(scan.state.lock().bytes > MAX_BYTES * 3 / 4);
         begin(&second, 0, 0, &storage);
         assert!(matches!(find(&second, BUCKETS - 1, 0, &storage), Found::Run(_)), "the newest runs are kept");
         // Runs that are read again replace their predecessors.
@@ -355,7 +359,7 @@ mod tests {
             for nth in 0..BUCKETS {
                 begin(&third, (third.start + nth) % BUCKETS, round, &storage);
                 let state = scan.state.lock();
-                assert!(state.bytes <= KEPT_BYTES && state.runs.len() == state.kept.len(), "{}", state.bytes);
+                assert!(state.bytes <= MAX_BYTES && state.runs.len() == state.kept.len(), "{}", state.bytes);
             }
         }
         drop((first, second));
@@ -366,10 +370,10 @@ mod tests {
     #[test]
     fn a_single_snapshot_keeps_nothing() {
         let storage = MemoryStorage::new(MemoryOptions::default().buckets(BUCKETS));
-        let scans = Scans::new(BUCKETS);
-        let only = scans.plain.join();
+        let scans = Scans::new(BUCKETS, MAX_BYTES);
+        let only = scans.0[0].join();
         begin(&only, 0, 0, &storage);
-        let state = scans.plain.state.lock();
+        let state = scans.0[0].state.lock();
         assert_eq!((state.bytes, state.runs.len(), state.next), (0, 0, 1));
     }
 }

@@ -14,8 +14,8 @@ use super::{
     filter::Filter,
     log::{Chunk, EVENTS_A_CHUNK, Place},
     ranges::Ranges,
-    run::{Run, Sessions},
-    scan::{BUCKETS_A_RUN, Found, Joined, ToRead, Wanted},
+    run::Run,
+    scan::{BUCKETS_A_RUN, Found, Joined, Kind, ToRead, Wanted},
     source::Source,
 };
 use crate::{
@@ -82,6 +82,7 @@ pub(super) struct Snapshot {
     /// Where in the log the snapshot started. Buckets are read only from a registry whose log contains everything
     /// followed since.
     began: Place,
+    kind: Kind,
     /// The scan that this snapshot shares. `None` if the filter names ids.
     joined: Option<Arc<Joined>>,
     /// Where the storage's log ended after the snapshot had begun. The client knows of nothing later.
@@ -99,11 +100,11 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    pub(super) fn new(inner: Arc<Inner>, registry_id: RegistryId, began: Place, filter: &Filter) -> Self {
-        let joined = (!filter.is_by_id()).then(|| Arc::new(inner.scans.of(filter).join()));
+    pub(super) fn new(inner: Arc<Inner>, registry_id: RegistryId, began: Place, kind: Kind, filter: &Filter) -> Self {
+        let joined = (!filter.is_by_id()).then(|| Arc::new(inner.scans.of(kind).join()));
         let first = joined.as_ref().map_or(0, |joined| joined.start);
         let run = Arc::new(Run::empty(first));
-        Self { inner, registry_id, began, joined, answered: None, chosen: None, read: Ranges::default(), run, returned: 0, reading: None, held: 0 }
+        Self { inner, registry_id, began, kind, joined, answered: None, chosen: None, read: Ranges::default(), run, returned: 0, reading: None, held: 0 }
     }
 
     /// Returns how many sessions the observer holds, of those that pass the filter by id.
@@ -113,17 +114,14 @@ impl Snapshot {
 
     /// Returns whether the run has sessions that were not returned yet.
     pub(super) fn has_sessions(&self) -> bool {
-        self.returned < self.run.parts()
+        self.returned < self.run.parts.len()
     }
 
     /// Returns the next sessions of the run, if any are left.
     pub(super) fn take(&mut self) -> Option<Update> {
-        if !self.has_sessions() {
-            return None;
-        }
-        let part = Sessions::new(Arc::clone(&self.run), self.returned);
+        let part = self.run.parts.get(self.returned)?.clone();
         self.returned += 1;
-        self.held += part.sessions().len() as u64;
+        self.held += part.count() as u64;
         Some(Update::Snapshot(part))
     }
 
@@ -182,7 +180,7 @@ impl Snapshot {
                 Some(Read::Buckets(chosen)) => self.chosen = Some(chosen),
                 Some(Read::Own(mut read)) => {
                     choose_sessions(&mut read, filter);
-                    self.start_run(Arc::new(self.inner.feed.encode_run(self.run.buckets().end, read)));
+                    self.start_run(Arc::new(self.inner.feed.run(self.run.buckets().end, read, self.kind)));
                 }
                 Some(Read::Run(run)) => self.start_run(run),
                 None => {
@@ -205,8 +203,9 @@ impl Snapshot {
     }
 
     fn read(&self, filter: &Filter, at: &Points) -> Reading {
-        let (inner, began, with_leases) = (Arc::clone(&self.inner), self.began, filter.has_placements());
-        let source = Source { inner: Arc::clone(&inner), registry_id: self.registry_id, began, with_leases };
+        let Self { registry_id, began, kind, .. } = *self;
+        let inner = Arc::clone(&self.inner);
+        let source = Source { inner: Arc::clone(&inner), registry_id, began, kind };
         if !self.is_chosen(filter) {
             let leases = filter.lease_ids.iter().copied().collect();
             return Box::pin(async move { source.buckets_under(leases).await.map(Read::Buckets) });

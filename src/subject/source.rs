@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Inner, cursor::Points, log::Place, run::Run, scan::{MAX_SESSIONS, ToRead}, snapshot::SESSIONS_PER_READ, storage_stats::StorageOperation};
+use super::{Inner, cursor::Points, log::Place, run::Run, scan::{Kind, MAX_SESSIONS, ToRead}, snapshot::SESSIONS_PER_READ, storage_stats::StorageOperation};
 use crate::{
     session::LeaseId,
     storage::{BucketRun, LeaseBuckets, LogError, RegistryId},
@@ -14,19 +14,19 @@ pub(super) struct Source {
     pub(super) inner: Arc<Inner>,
     pub(super) registry_id: RegistryId,
     pub(super) began: Place,
-    pub(super) with_leases: bool,
+    pub(super) kind: Kind,
 }
 
 impl Source {
     /// Reads the first of `buckets`. Returns `None` if that fails.
     pub(super) async fn read(&self, buckets: Vec<u32>) -> Option<BucketRun> {
-        let Self { inner, registry_id, began, with_leases } = self;
+        let Self { inner, registry_id, began, kind } = self;
         let Some(known) = inner.feed.log.known(*began) else { return failed(&LogError::Restarted) };
-        let run = inner.storage.read_buckets(*registry_id, &known, &buckets, SESSIONS_PER_READ, *with_leases);
+        let run = inner.storage.read_buckets(*registry_id, &known, &buckets, SESSIONS_PER_READ, kind.is_placed);
         inner.storage_stats.measure(StorageOperation::ReadBuckets, run).await.map_or_else(|error| failed(&error), Some)
     }
 
-    /// Reads a run and encodes its sessions. Returns `None` if that fails.
+    /// Reads a run. Returns `None` if that fails.
     pub(super) async fn read_run(self, ToRead { buckets, is_group }: ToRead) -> Option<Run> {
         let mut all = BucketRun::default();
         loop {
@@ -40,7 +40,7 @@ impl Source {
                 all.leases.extend(read.leases);
             }
             if !is_group || all.points.len() >= buckets.len() || all.sessions.len() > MAX_SESSIONS {
-                return Some(self.inner.feed.encode_run(buckets.start, all));
+                return Some(self.inner.feed.run(buckets.start, all, self.kind));
             }
         }
     }
