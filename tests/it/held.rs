@@ -86,8 +86,7 @@ impl View {
                 self.is_synced = false;
             }
             Update::Snapshot(sessions) => {
-                let mut all = sessions.sessions().iter();
-                if let Some(held) = all.find(|session| self.sessions.insert(**session, None).is_some()) {
+                if let Some(held) = sessions.iter().find(|session| self.sessions.insert(**session, None).is_some()) {
                     return Err(format!("{held:?} is in the snapshot but was already held"));
                 }
             }

@@ -6,7 +6,6 @@ mod checker;
 mod concurrent;
 mod faulty;
 mod file;
-mod herd;
 mod history;
 mod live;
 mod message;
