@@ -74,7 +74,7 @@ impl Registry {
             partitions: url.partitions.unwrap_or(default_partitions),
         };
         let first = Partition::new(0, url, &servers);
-        super::probe::check_rights(&first, &scripts).await?;
+        super::probe::check_permissions(&first, &scripts).await?;
         let head = Head::open(&first, &scripts, &Head::new(wanted)).await?;
         let is_other = |asked: Option<u32>, found: u32| asked.is_some_and(|asked| asked != found);
         if is_other(url.buckets, head.layout.buckets) || is_other(url.partitions, head.layout.partitions) {
