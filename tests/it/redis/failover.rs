@@ -13,11 +13,7 @@ use sessiond::{
     storage::{SessionStorage, StorageError},
     subject::Start,
 };
-use tokio::{
-    sync::watch,
-    task::{JoinHandle, block_in_place},
-    time::sleep,
-};
+use tokio::{sync::watch, task::block_in_place, time::sleep};
 
 use super::replica::{Held, Replica, eventually, keys};
 
@@ -143,18 +139,6 @@ async fn write(storage: Arc<dyn SessionStorage>, ids: Range<i64>, stopped: watch
     written
 }
 
-/// Checks every update of an observer until told to stop.
-fn observe(mut held: Held, mut stopped: watch::Receiver<bool>) -> JoinHandle<Held> {
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                () = held.read() => {}
-                _ = stopped.wait_for(|stopped| *stopped) => return held,
-            }
-        }
-    })
-}
-
 /// Replicas of sessiond over servers that fail over, and an observer of each replica.
 pub(super) struct Fleet<S> {
     pub(super) servers: S,
@@ -179,7 +163,7 @@ impl<S: Servers> Fleet<S> {
     pub(super) async fn fail(&mut self, loss: Loss) -> Outcome {
         let first = self.rounds as i64 * WRITERS * IDS;
         let (stop, stopped) = watch::channel(false);
-        let observers: Vec<_> = self.observers.drain(..).map(|held| observe(held, stopped.clone())).collect();
+        let observers: Vec<_> = self.observers.drain(..).map(|held| held.read_until(stopped.clone())).collect();
         let writers: Vec<_> = (0..WRITERS)
             .map(|writer| {
                 let storage = Arc::clone(&self.replicas[writer as usize % self.replicas.len()].storage);
