@@ -16,6 +16,7 @@ mod full;
 mod full_bucket;
 mod gap;
 mod gate;
+mod handover;
 mod histories;
 mod late_calls;
 mod layouts;

@@ -88,7 +88,7 @@ pub(super) struct Outcome {
     last_errors: Vec<String>,
     acknowledged: usize,
     lost: usize,
-    resets: usize,
+    pub(super) resets: usize,
 }
 
 /// What a writer did.
