@@ -1,6 +1,8 @@
 //! Restarts three servers over one Redis one after another, under load.
 //!
-//! `SESSIOND_TEST_ROLLS` sets how often each is restarted: once by default.
+//! `SESSIOND_TEST_ROLLS` sets how often each is restarted: once by default. `SESSIOND_TEST_OTHER_BUILD` names the program
+//! of another build. The servers then begin with that, and each round of restarts changes to the other of both builds:
+//! the first upgrades, the second goes back.
 
 use std::{cell::Cell, time::Duration};
 
@@ -107,11 +109,23 @@ impl Observer {
     }
 }
 
+/// Starts a server of this build, or of the other one if there is one.
+async fn start(listen: &str, args: &[&str], is_other: bool) -> Program {
+    let other = std::env::var("SESSIOND_TEST_OTHER_BUILD").ok().filter(|_| is_other);
+    match other {
+        None => Program::start_on(listen, args).await,
+        Some(build) => {
+            let exec = format!("exec '{build}' \"$@\"");
+            Program::start_within(&["sh", "-c", &exec], &[&["--listen", listen], args].concat()).await
+        }
+    }
+}
+
 /// Restarts each server in turn, as an orchestrator does: the next one once the last is back. Returns the longest
 /// drain.
 async fn roll(programs: &mut [Program], rolls: u32, args: &[&str], progress: &Progress) -> Duration {
     let mut longest = Duration::ZERO;
-    for program in (0..rolls).flat_map(|_| 0..REPLICAS) {
+    for (roll, program) in (0..rolls).flat_map(|roll| (0..REPLICAS).map(move |program| (roll, program))) {
         let program = &mut programs[program];
         wait_for_more_calls(progress).await;
         let began = Instant::now();
@@ -121,7 +135,7 @@ async fn roll(programs: &mut [Program], rolls: u32, args: &[&str], progress: &Pr
         assert!(program.log().contains("drained"), "{}", program.log());
         // The server stays away as long as another node needs to start it.
         wait_for_more_calls(progress).await;
-        *program = Program::start_on(&program.addr.to_string(), args).await;
+        *program = start(&program.addr.to_string(), args, roll % 2 == 1).await;
     }
     wait_for_more_calls(progress).await;
     longest
@@ -148,7 +162,7 @@ async fn a_rolling_restart_under_load_fails_no_call_and_resets_no_observer() {
     let args = ["--workers", "1", "--storage", &storage];
     let mut programs = Vec::new();
     for _ in 0..REPLICAS {
-        programs.push(Program::start_on(&own_address(), &args).await);
+        programs.push(start(&own_address(), &args, true).await);
     }
     let clients: Vec<Client> =
         programs.iter().map(|program| Client::connect_lazy(&format!("http://{}", program.addr)).unwrap()).collect();
