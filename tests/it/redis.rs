@@ -1,5 +1,6 @@
 //! The Redis storage, tested on real Redis servers.
 
+mod balancer;
 mod clock;
 pub(crate) mod cluster;
 mod cluster_kills;
@@ -16,6 +17,7 @@ mod full;
 mod full_bucket;
 mod gap;
 mod gate;
+mod handover;
 mod histories;
 mod late_calls;
 mod layouts;
