@@ -194,7 +194,17 @@ mod tests {
         ] {
             assert!(ClientBuilder::new(good).is_ok(), "{good}");
         }
-        for bad in ["", "127.0.0.1:50051", "localhost", "https://", "redis://h:1", "http://", "http://host:1/path", "unix:", "unix://"] {
+        for bad in [
+            "",
+            "127.0.0.1:50051",
+            "localhost",
+            "https://",
+            "redis://h:1",
+            "http://",
+            "http://host:1/path",
+            "unix:",
+            "unix://",
+        ] {
             let error = ClientBuilder::new(bad).unwrap_err();
             assert!(error.to_string().contains(&format!("{bad:?}")), "{error}");
             assert!(!error.is_retryable());
