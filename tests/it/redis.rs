@@ -1,5 +1,6 @@
 //! The Redis storage, tested on real Redis servers.
 
+mod balancer;
 mod clock;
 pub(crate) mod cluster;
 mod cluster_kills;
