@@ -14,7 +14,7 @@ mod fleet;
 mod load;
 // The pause between reads of a log, as it is built.
 #[path = "../../src/storage/redis/pace.rs"]
-#[allow(dead_code)]
+#[expect(dead_code, reason = "the model needs only the length of the pause")]
 mod log_pace;
 mod model;
 mod observed;

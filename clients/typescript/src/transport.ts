@@ -154,6 +154,7 @@ export class Transport {
     this.client.close();
   }
 
+  /** Reads the flag again after an await. TypeScript takes the field for unchanged. */
   private closed(): boolean {
     return this.isClosed;
   }

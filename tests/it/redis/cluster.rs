@@ -1,17 +1,12 @@
 //! A Redis Cluster for one test.
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use redis::cmd;
 
-use super::server::{RedisServer, ServerKind};
+use super::server::{RedisServer, ServerKind, wait};
 
 const SLOTS: usize = 16_384;
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Short, so that a failover takes only a few seconds.
 pub(crate) const NODE_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -99,11 +94,7 @@ impl RedisCluster {
     }
 
     pub(crate) fn wait(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
-        while !is_so(self) {
-            assert!(Instant::now() < deadline, "timed out waiting for {what}");
-            thread::sleep(Duration::from_millis(20));
-        }
+        wait(what, || is_so(self));
     }
 
     /// Waits until all other nodes serve without the master with this number and id.

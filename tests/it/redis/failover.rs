@@ -15,7 +15,10 @@ use sessiond::{
 };
 use tokio::{sync::watch, task::block_in_place, time::sleep};
 
-use super::replica::{Held, Replica, eventually, keys};
+use super::{
+    replica::{Held, Replica, eventually, keys},
+    server::wait,
+};
 
 /// No call fails that begins later than this after Redis has failed over. For changes that wait for replicas of Redis, the
 /// time begins when as many follow the new master.
@@ -24,9 +27,6 @@ const RECOVERY: Duration = Duration::from_secs(2);
 /// How long the load runs before a failover, and after its end.
 const BEFORE: Duration = Duration::from_millis(500);
 const AFTER: Duration = Duration::from_millis(3500);
-
-/// Far longer than replicas of Redis take to follow a new master.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A writer destroys its sessions after this many younger ones were created.
 const YOUNGER: usize = 20;
@@ -169,8 +169,8 @@ impl<S: Servers> Fleet<S> {
         Self { servers, replicas, observers, rounds: 0 }
     }
 
-    /// Fails over under load, waits until all servers are back, and compares. Changes wait for `wait` replicas.
-    pub(super) async fn fail(&mut self, loss: Loss, wait: usize) -> Outcome {
+    /// Fails over under load, waits until all servers are back, and compares. Changes wait for `wait_replicas`.
+    pub(super) async fn fail(&mut self, loss: Loss, wait_replicas: usize) -> Outcome {
         let first = self.rounds as i64 * WRITERS * IDS;
         let (stop, stopped) = watch::channel(false);
         let observers: Vec<_> = self.observers.drain(..).map(|held| held.read_until(stopped.clone())).collect();
@@ -184,10 +184,7 @@ impl<S: Servers> Fleet<S> {
         sleep(BEFORE).await;
         let Switch { began, named } = self.servers.fail(loss, self.rounds).await;
         self.rounds += 1;
-        while block_in_place(|| self.servers.followers()) < wait {
-            assert!(named.elapsed() < PATIENCE, "timed out waiting for {wait} replicas of the new master");
-            sleep(Duration::from_millis(20)).await;
-        }
+        block_in_place(|| wait("replicas of the new master", || self.servers.followers() >= wait_replicas));
         let followed = Instant::now();
         sleep(AFTER).await;
         stop.send_replace(true);
@@ -214,13 +211,7 @@ impl<S: Servers> Fleet<S> {
             outcome.acknowledged += written.acknowledged;
             expected.extend(written.expected);
         }
-        let whole = Instant::now();
-        block_in_place(|| {
-            while !self.servers.is_whole() {
-                assert!(whole.elapsed() < PATIENCE, "timed out waiting for the replicas of Redis");
-                std::thread::sleep(Duration::from_millis(50));
-            }
-        });
+        block_in_place(|| wait("the replicas of Redis", || self.servers.is_whole()));
         let sessions: Vec<SessionKey> = expected.keys().copied().collect();
         let mut left = Vec::new();
         for some in sessions.chunks(10_000) {

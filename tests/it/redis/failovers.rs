@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::cmd;
+use redis::{RedisResult, cmd};
 use tokio::{task::block_in_place, time::timeout};
 
 use super::{
@@ -76,7 +76,10 @@ impl Servers for Watched {
             match timeout(GIVES_UP, self.switches.after(port)).await {
                 Ok(switch) => break switch,
                 // A Sentinel whose machine is busy may give up.
-                Err(_) => drop(self.group.sentinels[round % 3].ask::<()>(cmd("SENTINEL").arg("FAILOVER").arg(MASTER))),
+                Err(_) => {
+                    let sentinel = &self.group.sentinels[round % 3];
+                    let _: RedisResult<()> = sentinel.ask(cmd("SENTINEL").arg("FAILOVER").arg(MASTER));
+                }
             }
         };
         if let Some(name) = &self.name {

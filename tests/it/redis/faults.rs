@@ -322,8 +322,7 @@ async fn a_change_on_too_few_redis_replicas_is_reported_as_failed(kind: ServerKi
     let outcome = strict.create(&keys(0..1), None).await;
     assert!(matches!(outcome, Err(StorageError::Unavailable(_))), "{outcome:?}");
     assert_eq!(plain.has(&keys(0..1)).await.unwrap(), [true], "the change took effect, and a retry is safe");
-    let master = server.port.to_string();
-    let follower = kind.start(&["--replicaof", "127.0.0.1", &master, "--repl-diskless-sync-delay", "0"]);
+    let follower = kind.start_replica(&server, &[]);
     let created = eventually(|| async { strict.create(&keys(0..2), None).await.ok() }).await;
     assert!(!created[0]);
     let _: i64 = follower.ask(&cmd("DBSIZE")).unwrap();

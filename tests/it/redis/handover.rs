@@ -1,9 +1,6 @@
 //! An operator hands over from a master to its replica with FAILOVER, under load, also to upgrade Redis.
 
-use std::{
-    mem, thread,
-    time::{Duration, Instant},
-};
+use std::{mem, time::Instant};
 
 use redis::cmd;
 use tokio::task::block_in_place;
@@ -11,10 +8,8 @@ use tokio::task::block_in_place;
 use super::{
     failover::{Fleet, Loss, Servers, Switch},
     name::Name,
-    server::{RedisServer, ServerKind, is_installed, on_each_server},
+    server::{RedisServer, ServerKind, is_installed, on_each_server, wait},
 };
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A master behind a name, and its replica.
 struct Pair {
@@ -25,22 +20,12 @@ struct Pair {
 
 impl Pair {
     async fn start(from: ServerKind, to: ServerKind) -> Self {
-        let args = ["--repl-diskless-sync-delay", "0"];
-        let master = from.start(&args);
-        let port = master.port.to_string();
-        let replica = to.start(&[&["--replicaof", "127.0.0.1", &port], &args[..]].concat());
+        let master = from.start(&["--repl-diskless-sync-delay", "0"]);
+        let replica = to.start_replica(&master, &[]);
         let name = Name::of(&master).await;
         let pair = Self { master, replica, name };
         block_in_place(|| wait("the replica to follow", || pair.is_whole()));
         pair
-    }
-}
-
-fn wait(what: &str, is_so: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "timed out waiting for {what}");
-        thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -71,11 +56,11 @@ impl Servers for Pair {
 }
 
 async fn hand_over(from: ServerKind, to: ServerKind, times: usize) {
-    for wait in [0, 1] {
+    for wait_replicas in [0, 1] {
         let servers = Pair::start(from, to).await;
-        let mut fleet = Fleet::start(servers, &format!("buckets=1024&wait_replicas={wait}")).await;
+        let mut fleet = Fleet::start(servers, &format!("buckets=1024&wait_replicas={wait_replicas}")).await;
         for _ in 0..times {
-            let outcome = fleet.fail(Loss::Command, wait).await;
+            let outcome = fleet.fail(Loss::Command, wait_replicas).await;
             outcome.check();
             outcome.check_nothing_is_lost();
             assert_eq!(outcome.resets, 0, "{outcome:#?}");

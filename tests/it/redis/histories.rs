@@ -255,7 +255,7 @@ async fn a_failover_while_no_replica_runs_resets_the_cursors_of_lost_changes(kin
     let mut held = a.watch(Start::Snapshot).await;
     held.converges_to(&keys(0..50)).await;
     let kept = held.observer.cursor().unwrap();
-    let new = kind.start(&["--replicaof", "127.0.0.1", &old.port.to_string(), "--repl-diskless-sync-delay", "0"]);
+    let new = kind.start_replica(&old, &[]);
     eventually(|| async {
         let is_linked = new.info("replication", "master_link_status").as_deref() == Some("up");
         let has_all = old.info("replication", "master_repl_offset") == new.info("replication", "slave_repl_offset");

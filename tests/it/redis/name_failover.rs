@@ -29,8 +29,7 @@ struct Pair {
 impl Pair {
     fn start(kind: ServerKind) -> Self {
         let old = kind.start(&["--repl-diskless-sync-delay", "0"]);
-        let port = old.port.to_string();
-        let new = kind.start(&["--replicaof", "127.0.0.1", &port, "--repl-diskless-sync-delay", "0"]);
+        let new = kind.start_replica(&old, &[]);
         Self { old, new }
     }
 
@@ -57,19 +56,28 @@ impl Pair {
 }
 
 impl RedisServer {
-    /// Ends the connections whose client waits for log entries, or all others.
-    async fn disconnect(&self, that_wait: bool) {
-        let ended = || {
-            let clients: String = self.ask(cmd("CLIENT").arg("LIST").arg("TYPE").arg("normal")).unwrap();
-            let field = |client: &str, name: &str| {
-                client.split(' ').find_map(|field| field.strip_prefix(name)?.strip_prefix('=')).unwrap().to_owned()
-            };
-            let is_meant = |client: &&str| field(client, "flags").contains('b') == that_wait;
-            let is_own = |client: &&str| field(client, "cmd").starts_with("client");
-            let ids = clients.lines().filter(is_meant).filter(|client| !is_own(client)).map(|line| field(line, "id"));
-            ids.filter(|id| self.ask::<i64>(cmd("CLIENT").arg("KILL").arg("ID").arg(id)).unwrap() == 1).count()
+    /// Returns the ids of the connections whose client waits for log entries, or of all others.
+    fn clients(&self, that_wait: bool) -> Vec<String> {
+        let clients: String = self.ask(cmd("CLIENT").arg("LIST").arg("TYPE").arg("normal")).unwrap();
+        let field = |client: &str, name: &str| {
+            client.split(' ').find_map(|field| field.strip_prefix(name)?.strip_prefix('=')).unwrap().to_owned()
         };
-        eventually(|| async { (ended() > 0).then_some(()) }).await;
+        let is_meant = |client: &&str| field(client, "flags").contains('b') == that_wait;
+        let is_own = |client: &&str| field(client, "cmd").starts_with("client");
+        clients.lines().filter(is_meant).filter(|client| !is_own(client)).map(|line| field(line, "id")).collect()
+    }
+}
+
+impl Pair {
+    /// Ends the connections to the old master whose client waits for log entries, or all others. They may all have left
+    /// by themselves: sessiond looks twice a second for a new master.
+    async fn disconnect(&self, that_wait: bool) {
+        let end = |id: &String| self.old.ask::<i64>(cmd("CLIENT").arg("KILL").arg("ID").arg(id)).unwrap() == 1;
+        eventually(|| async {
+            let ended = self.old.clients(that_wait).iter().filter(|id| end(id)).count();
+            (ended > 0 || !self.new.clients(true).is_empty()).then_some(())
+        })
+        .await;
     }
 }
 
@@ -137,7 +145,7 @@ async fn a_replaced_master_answers_no_call(kind: ServerKind) {
     pair.promote();
     name.point_to(&pair.new);
     // Only the log reader has to reconnect.
-    pair.old.disconnect(true).await;
+    pair.disconnect(true).await;
     let b = Replica::start(&name.url(PARAMETERS)).await;
     b.storage.destroy(&keys(0..10), None).await.unwrap();
     create(&*b.storage, &keys(100..110)).await;
@@ -161,7 +169,7 @@ async fn the_log_reader_leaves_the_old_master(kind: ServerKind) {
     pair.catch_up().await;
     pair.promote();
     name.point_to(&pair.new);
-    pair.old.disconnect(false).await;
+    pair.disconnect(false).await;
     let began = Instant::now();
     create(&*a.storage, &keys(50..60)).await;
     held.converges_to(&keys(0..60)).await;

@@ -10,7 +10,7 @@ use std::{
 use redis::{Client, cmd};
 use tokio::sync::mpsc;
 
-use super::server::{RedisServer, ServerKind};
+use super::server::{RedisServer, ServerKind, wait};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -38,12 +38,11 @@ impl SentinelGroup {
 
     /// Starts another kind of servers, with extra arguments for each server and for each Sentinel.
     pub(crate) fn start_kind(kind: ServerKind, args: &[&str], sentinel_args: &[&str]) -> Self {
-        let args = [&["--repl-diskless-sync-delay", "0"], args].concat();
-        let mut servers = vec![kind.start(&args)];
-        let first = servers[0].port.to_string();
+        let mut servers = vec![kind.start(&[&["--repl-diskless-sync-delay", "0"], args].concat())];
         for _ in 1..SERVERS {
-            servers.push(kind.start(&[&["--replicaof", "127.0.0.1", &first], &args[..]].concat()));
+            servers.push(kind.start_replica(&servers[0], args));
         }
+        let first = servers[0].port;
         let down_after = DOWN_AFTER.as_millis();
         let configuration = format!(
             "sentinel monitor {MASTER} 127.0.0.1 {first} 2\n\
@@ -63,11 +62,7 @@ impl SentinelGroup {
     }
 
     pub(crate) fn wait(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
-        while !is_so(self) {
-            assert!(Instant::now() < deadline, "timed out waiting for {what}");
-            thread::sleep(Duration::from_millis(50));
-        }
+        wait(what, || is_so(self));
     }
 
     /// Whether all Sentinels agree on the master and know everyone, and all other servers follow the master.

@@ -15,6 +15,9 @@ use tempfile::TempDir;
 
 use crate::installed::is_missing;
 
+/// Far longer than anything takes in a group of servers. It only ends tests that hang.
+const HANGS: Duration = Duration::from_secs(60);
+
 /// How long the server may take to start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -69,6 +72,12 @@ impl ServerKind {
         RedisServer::start_kind(self, args)
     }
 
+    /// Starts a replica of `master`.
+    pub(crate) fn start_replica(self, master: &RedisServer, args: &[&str]) -> RedisServer {
+        let port = master.port.to_string();
+        self.start(&[&["--replicaof", "127.0.0.1", &port, "--repl-diskless-sync-delay", "0"], args].concat())
+    }
+
     /// Returns the arguments that allow the DEBUG command.
     pub(crate) fn with_debug(self) -> &'static [&'static str] {
         match self {
@@ -105,6 +114,15 @@ pub(crate) use on_each_server;
 /// Whether a redis-server is installed.
 pub(crate) fn is_installed() -> bool {
     ServerKind::Redis.is_installed()
+}
+
+/// Waits until something is so, and blocks the thread meanwhile.
+pub(crate) fn wait(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + HANGS;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "timed out waiting for {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// A running redis-server. Dropping it kills the server and deletes its folder.
