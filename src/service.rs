@@ -40,6 +40,7 @@ mod method;
 mod response;
 mod subscribe;
 mod trace;
+mod turn;
 
 use std::{sync::Arc, time::Duration};
 
@@ -68,6 +69,7 @@ use self::{
 pub(crate) use self::{
     call_stats::{Begun, CallStats, MethodStats, Shard},
     method::Method,
+    turn::take_turns,
 };
 pub use self::{
     dispatch::Service,

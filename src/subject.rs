@@ -50,7 +50,11 @@ mod log;
 mod observer;
 mod owners;
 mod parked;
+mod ranges;
+mod run;
+mod scan;
 mod snapshot;
+mod source;
 mod storage_stats;
 mod subscription;
 mod update;
@@ -71,7 +75,7 @@ use tokio::task::JoinSet;
 
 use self::{
     admission::Admission, beginning::Beginning, feed::Feed, kept::KeptLeases, log::Retention, owners::Owners,
-    storage_stats::StorageStats,
+    scan::Scans, storage_stats::StorageStats,
 };
 use crate::{
     session::{LeaseId, SessionKey},
@@ -83,11 +87,12 @@ use crate::{
 };
 
 pub use self::{
-    counts::{ChangeCounts, ResetCounts},
+    counts::{ChangeCounts, ResetCounts, RunCounts},
     cursor::{Cursor, ParseCursorError},
     filter::{ChangeFilter, Filter},
     log::EventEncoder,
     observer::Observer,
+    run::Sessions,
     storage_stats::{OperationStats, StorageOperation},
     subscription::{SessionObserver, Subscription},
     update::{Events, Update},
@@ -121,7 +126,8 @@ pub struct SubjectOptions {
     /// How many events are retained in memory, for observers that resume or fall behind. An observer that needs older
     /// ones is reset. The newest batch of events is retained even if it exceeds this. 1,048,576 by default.
     pub retain_events: usize,
-    /// How many bytes the retained events may take. 256 MiB by default.
+    /// How many bytes the retained events may take. 256 MiB by default. While several observers take a snapshot, up to a
+    /// quarter of this is kept of what they read, for each kind: with and without placements.
     pub retain_bytes: usize,
     /// How many observers may exist at the same time. 100,000 by default.
     pub max_observers: usize,
@@ -153,6 +159,10 @@ impl SubjectOptions {
         max_total_filter_ids: usize,
     );
 }
+
+/// The share of [`SubjectOptions::retain_bytes`] that the observers in a snapshot may keep for each other, for each kind
+/// of snapshot.
+const KEPT_SHARE: usize = 4;
 
 /// Where an observer starts, and which sessions and changes it receives.
 #[derive(Clone, Debug, Default)]
@@ -251,6 +261,8 @@ pub struct SubjectStats {
     pub retained_bytes: usize,
     /// How many times an observer was reset.
     pub resets: ResetCounts,
+    /// How many runs of buckets snapshots have taken.
+    pub snapshot_runs: RunCounts,
     /// Whether the storage's log can currently be read. While it cannot, observers receive no changes.
     pub is_following: bool,
 }
@@ -261,6 +273,7 @@ pub(crate) struct Inner {
     kept: KeptLeases,
     owners: Owners,
     feed: Feed,
+    scans: Scans,
     options: SubjectOptions,
     observers: AtomicUsize,
     filter_ids: AtomicUsize,
@@ -288,12 +301,14 @@ impl SessionSubject {
     ) -> Result<Self, StorageError> {
         let extent = storage.log().await?;
         let retention = Retention { events: options.retain_events, bytes: options.retain_bytes };
+        let scans = Scans::new(storage.layout().buckets, options.retain_bytes / KEPT_SHARE);
         let inner = Arc::new(Inner {
             storage,
             storage_stats: StorageStats::default(),
             kept: KeptLeases::default(),
             owners: Owners::default(),
             feed: Feed::new(retention, &extent, Box::new(encoder)),
+            scans,
             options,
             observers: AtomicUsize::new(0),
             filter_ids: AtomicUsize::new(0),
@@ -568,6 +583,7 @@ impl SessionSubject {
             retained_events: held.events,
             retained_bytes: held.bytes,
             resets: *self.inner.resets.lock(),
+            snapshot_runs: self.inner.scans.counts(),
             is_following: self.is_following(),
         }
     }

@@ -14,7 +14,7 @@ use http_body::Frame;
 use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{encode, response::trailers};
+use super::{encode, response::trailers, turn::Turn};
 use crate::{
     service::error::{self, ServiceError},
     subject::{Observer, Update},
@@ -47,6 +47,8 @@ pub(super) struct ObserverBody {
     /// Whether the body has noticed that this time has passed.
     is_old: bool,
     state: State,
+    /// The turn that the next message of a snapshot waits for.
+    turn: Turn,
 }
 
 /// A body in the extensions of a response, which must be cloneable.
@@ -69,7 +71,8 @@ enum EndReason {
 }
 
 impl ObserverBody {
-    pub(super) fn new(observer: Observer, heartbeat: Duration, resumes: bool) -> Self {
+    pub(super) fn new(mut observer: Observer, heartbeat: Duration, resumes: bool) -> Self {
+        observer.encode();
         let last_sent = Instant::now();
         let timer = Box::pin(sleep_until(last_sent + heartbeat));
         Self {
@@ -81,6 +84,7 @@ impl ObserverBody {
             retires: None,
             is_old: false,
             state: State::Streaming,
+            turn: Turn::default(),
         }
     }
 
@@ -111,6 +115,9 @@ impl ObserverBody {
 
     /// Returns the next message, if one is ready.
     fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Bytes> {
+        if !self.observer.is_synced() {
+            std::task::ready!(self.turn.poll(context));
+        }
         let Poll::Ready(Some(update)) = self.observer.poll_next_unpin(context) else { return Poll::Pending };
         match update {
             Update::Closed => self.state = State::Ending(EndReason::Draining),

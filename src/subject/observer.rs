@@ -18,6 +18,7 @@ use super::{
     index::{Mailbox, Taken},
     log::{Chunk, Next, Place, sum},
     parked::{CAUGHT_UP, Progress},
+    scan::Kind,
     snapshot::{Chosen, Snapshot},
 };
 use crate::storage::{self, Position, RegistryId};
@@ -46,6 +47,8 @@ pub struct Observer {
     resumed: Option<Points>,
     watch: Option<Watch>,
     phase: Phase,
+    /// Whether snapshots come as messages.
+    is_encoded: bool,
     _admission: Admission,
 }
 
@@ -93,9 +96,15 @@ impl Observer {
             resumed: None,
             watch: None,
             phase: Phase::Opening { opening, cursor, is_sent: false },
+            is_encoded: false,
             inner,
             _admission: admission,
         }
+    }
+
+    /// Lets snapshots come as the messages that the subject's encoder makes, and not as values.
+    pub(crate) fn encode(&mut self) {
+        self.is_encoded = true;
     }
 
     /// Returns the id of the observed registry. A reset may change it.
@@ -185,7 +194,7 @@ impl Observer {
                     return Poll::Ready(Some(Update::Reset(reason)));
                 }
                 Phase::Reading(snapshot) => {
-                    if let Some(part) = snapshot.take(&self.filter) {
+                    if let Some(part) = snapshot.take() {
                         return Poll::Ready(Some(part));
                     }
                     if snapshot.is_passed(&self.at) {
@@ -204,7 +213,7 @@ impl Observer {
                         if self.inner.feed.log.is_closed(self.waiter, context) {
                             return self.close();
                         }
-                        ready!(snapshot.poll_read(&self.filter, context));
+                        ready!(snapshot.poll_read(&self.filter, &self.at, context));
                         if snapshot.has_sessions() {
                             continue;
                         }
@@ -264,7 +273,9 @@ impl Observer {
         self.place = head.place;
         self.at = head.points;
         self.resumed = None;
-        self.phase = Phase::Reading(Box::new(Snapshot::new(Arc::clone(&self.inner), head.registry_id, head.place)));
+        let kind = Kind { is_placed: self.filter.has_placements(), is_encoded: self.is_encoded };
+        let snapshot = Snapshot::new(Arc::clone(&self.inner), head.registry_id, head.place, kind, &self.filter);
+        self.phase = Phase::Reading(Box::new(snapshot));
     }
 
     fn close(&mut self) -> Poll<Option<Update>> {

@@ -25,6 +25,7 @@ use crate::{
         ServerError,
         lifecycle::{self, Lifecycle},
     },
+    service::take_turns,
     subject::relay,
     vital::Vitals,
 };
@@ -123,6 +124,7 @@ impl Worker {
             () = lifecycle::reached(&mut stopped, Lifecycle::Stopped) => {}
             () = self.serve_all(&mut connections) => {}
             never = relay() => match never {},
+            never = take_turns() => match never {},
         }
         connections.shutdown().await;
     }

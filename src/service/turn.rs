@@ -1,0 +1,185 @@
+//! Lets the snapshots of a thread take turns, so that calls do not wait for hundreds of them.
+//!
+//! A runtime polls its tasks in the order in which they became ready. If hundreds of streams have the next message of a
+//! snapshot ready, then a call waits for all of them, and several times until it is answered. So only a few streams at
+//! a time may produce a message.
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    convert::Infallible,
+    future::poll_fn,
+    task::{Context, Poll, Waker},
+};
+
+/// How many messages the snapshots of a thread may produce while each of its other tasks runs once. A message takes
+/// about 50 us, most of it for writing it to the socket.
+const MESSAGES_A_ROUND: u64 = 4;
+
+thread_local! {
+    /// The turns of this thread, while [`take_turns`] runs on it.
+    static TURNS: RefCell<Option<Turns>> = const { RefCell::new(None) };
+}
+
+#[derive(Default)]
+struct Turns {
+    /// The streams that wait for their turn.
+    waiting: VecDeque<Waker>,
+    /// How many streams have asked for a turn so far, and how many of these may take it.
+    asked: u64,
+    granted: u64,
+    /// The task that grants turns, while it has nothing to do.
+    granter: Option<Waker>,
+}
+
+/// The turn that a stream waits for.
+#[derive(Default)]
+pub(super) struct Turn(Option<u64>);
+
+impl Turn {
+    /// Waits for the stream's turn. It is used up when this is ready. Always ready on threads that do not
+    /// [take turns](take_turns).
+    pub(super) fn poll(&mut self, context: &Context<'_>) -> Poll<()> {
+        TURNS.with_borrow_mut(|turns| {
+            let Some(turns) = turns else { return Poll::Ready(()) };
+            let number = *self.0.get_or_insert_with(|| turns.ask(context));
+            if number >= turns.granted {
+                return Poll::Pending;
+            }
+            self.0 = None;
+            Poll::Ready(())
+        })
+    }
+}
+
+impl Turns {
+    /// Returns the number of a new turn. If it is not granted yet, the stream is woken when it is.
+    fn ask(&mut self, context: &Context<'_>) -> u64 {
+        let number = self.asked;
+        self.asked += 1;
+        if number >= self.granted {
+            self.waiting.push_back(context.waker().clone());
+        }
+        if let Some(granter) = self.granter.take() {
+            granter.wake();
+        }
+        number
+    }
+
+    /// Grants the turns of the next round. Returns the streams to wake.
+    fn grant(&mut self, context: &Context<'_>) -> Vec<Waker> {
+        let is_idle = self.granted == self.asked + MESSAGES_A_ROUND;
+        if is_idle {
+            self.granter = Some(context.waker().clone());
+            return Vec::new();
+        }
+        // Come back once the other tasks have run.
+        context.waker().wake_by_ref();
+        if self.waiting.is_empty() {
+            self.granted = self.asked + MESSAGES_A_ROUND;
+            return Vec::new();
+        }
+        let count = self.waiting.len().min(MESSAGES_A_ROUND as usize);
+        self.granted += count as u64;
+        self.waiting.drain(..count).collect()
+    }
+}
+
+/// Lets the snapshots on this thread take turns while this future runs on it.
+///
+/// Never returns. Run it on a single-threaded runtime together with the streams. It may be dropped at any time.
+pub(crate) async fn take_turns() -> Infallible {
+    TURNS.set(Some(Turns::default()));
+    let _running = Running;
+    poll_fn(|context| {
+        let woken = TURNS.with_borrow_mut(|turns| turns.as_mut().map(|turns| turns.grant(context)).unwrap_or_default());
+        woken.into_iter().for_each(Waker::wake);
+        Poll::Pending
+    })
+    .await
+}
+
+/// Turns that are granted. Dropping it lets all streams go on.
+struct Running;
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let waiting = TURNS.take().map(|turns| turns.waiting).unwrap_or_default();
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, rc::Rc};
+
+    use tokio::task::{LocalSet, spawn_local, yield_now};
+
+    use super::*;
+
+    const STREAMS: usize = 100;
+    const MESSAGES: usize = 50;
+
+    /// Runs streams with many messages, and a task that runs in between. Returns the most messages that it had to wait
+    /// for at once.
+    async fn most_at_once(turns: bool) -> usize {
+        let local = LocalSet::new();
+        local
+            .run_until(async {
+                let turns = turns.then(|| spawn_local(take_turns()));
+                yield_now().await;
+                let sent = Rc::new(Cell::new(0));
+                for _ in 0..STREAMS {
+                    let sent = Rc::clone(&sent);
+                    spawn_local(async move {
+                        let mut turn = Turn::default();
+                        for _ in 0..MESSAGES {
+                            poll_fn(|context| turn.poll(context)).await;
+                            sent.set(sent.get() + 1);
+                            yield_now().await;
+                        }
+                    });
+                }
+                let (mut before, mut most) = (0, 0);
+                while sent.get() < STREAMS * MESSAGES {
+                    yield_now().await;
+                    most = most.max(sent.get() - before);
+                    before = sent.get();
+                }
+                turns.inspect(|turns| turns.abort());
+                most
+            })
+            .await
+    }
+
+    #[tokio::test]
+    async fn other_tasks_wait_for_few_messages() {
+        let (without, with) = (most_at_once(false).await, most_at_once(true).await);
+        assert!(without >= STREAMS, "{without} messages at once without turns");
+        // A round of the granter and one of the other task may fall together.
+        assert!(with <= 2 * MESSAGES_A_ROUND as usize, "{with} messages at once");
+    }
+
+    #[tokio::test]
+    async fn streams_go_on_when_turns_are_no_longer_granted() {
+        LocalSet::new()
+            .run_until(async {
+                let turns = spawn_local(take_turns());
+                yield_now().await;
+                let streams: Vec<_> = (0..STREAMS)
+                    .map(|_| {
+                        spawn_local(async {
+                            let mut turn = Turn::default();
+                            poll_fn(|context| turn.poll(context)).await;
+                        })
+                    })
+                    .collect();
+                yield_now().await;
+                turns.abort();
+                for stream in streams {
+                    tokio::time::timeout(std::time::Duration::from_secs(60), stream).await.unwrap().unwrap();
+                }
+            })
+            .await;
+    }
+}
