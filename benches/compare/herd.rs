@@ -80,7 +80,8 @@ async fn measure(report: &mut Report, binary: &Path) {
         let ids = n * BATCH..SESSIONS.min((n + 1) * BATCH);
         framed(&BatchCreateSessionsRequest { session_ids: ids.map(|id| id as i64 + 1).collect(), ..Default::default() })
     };
-    load(server.address, "/sessiond.v1.SessionService/BatchCreateSessions", SESSIONS.div_ceil(BATCH), (1, 1), body).await;
+    load(server.address, "/sessiond.v1.SessionService/BatchCreateSessions", SESSIONS.div_ceil(BATCH), (1, 1), body)
+        .await;
     for observers in HERDS {
         let snapshots = herd(report, &server, observers, "the snapshot", "").await;
         let ready = herd(report, &server, observers, "the same sessions as retained events", &start).await;

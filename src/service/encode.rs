@@ -119,8 +119,7 @@ fn encode_sessions(sessions: &[SessionKey], leases: &[Option<LeaseId>]) -> Bytes
     let placed = sessions.iter().zip(leases.iter().copied().chain(iter::repeat(None)));
     let messages = placed.map(|(session, lease)| convert::session(session, lease));
     let sessions_len: usize = messages.clone().map(|session| SESSION_HEAD + session_len(&session)).sum();
-    let mut bytes =
-        super::message::begin(key_len(SNAPSHOT) + encoded_len_varint(sessions_len as u64) + sessions_len);
+    let mut bytes = super::message::begin(key_len(SNAPSHOT) + encoded_len_varint(sessions_len as u64) + sessions_len);
     encode_key(SNAPSHOT, WireType::LengthDelimited, &mut bytes);
     encode_varint(sessions_len as u64, &mut bytes);
     for session in messages {
@@ -175,10 +174,7 @@ mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::{
-        session::DestroyReason,
-        storage::Position,
-    };
+    use crate::{session::DestroyReason, storage::Position};
 
     #[test]
     fn sessions_are_encoded_as_prost_encodes_them() {
@@ -186,7 +182,8 @@ mod tests {
         let sessions: Vec<_> = ids.iter().flat_map(|key| ids.map(|id| SessionKey::new(*key, id))).collect();
         let leases = [None, LeaseId::from_number(1), LeaseId::from_number(u64::MAX)];
         let leases: Vec<_> = leases.into_iter().cycle().take(sessions.len()).collect();
-        for (count, is_placed) in [0, 1, 2, sessions.len()].into_iter().flat_map(|count| [(count, false), (count, true)])
+        for (count, is_placed) in
+            [0, 1, 2, sessions.len()].into_iter().flat_map(|count| [(count, false), (count, true)])
         {
             let (sessions, leases) = (&sessions[..count], if is_placed { &leases[..count] } else { &[] });
             let lease = |n: usize| leases.get(n).copied().flatten();

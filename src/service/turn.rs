@@ -166,7 +166,7 @@ mod tests {
     #[tokio::test]
     async fn other_tasks_wait_for_few_messages() {
         let (without, with) = (most_at_once(false).await, most_at_once(true).await);
-        assert!(without >= STREAMS, "{without} messages at once without turns");
+        assert!(without > 6 * TURNS_A_ROUND as usize, "{without} messages at once without turns");
         // The last messages of one round's turns may come with the first of the next round.
         assert!(with <= 3 * TURNS_A_ROUND as usize, "{with} messages at once");
     }

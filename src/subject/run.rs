@@ -74,7 +74,10 @@ pub struct Sessions(Content);
 enum Content {
     Plain(Arc<(Vec<SessionKey>, Vec<Option<LeaseId>>)>),
     /// What the service sends. The values are dropped once they are encoded.
-    Encoded { message: Bytes, count: usize },
+    Encoded {
+        message: Bytes,
+        count: usize,
+    },
 }
 
 impl Sessions {

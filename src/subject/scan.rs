@@ -173,12 +173,7 @@ impl Joined {
     }
 
     /// Finds a run that the observer can take, or begins to read one with `read`.
-    pub(super) fn find<F>(
-        &self,
-        wanted: &Wanted,
-        storage: &dyn SessionStorage,
-        read: impl FnOnce(ToRead) -> F,
-    ) -> Found
+    pub(super) fn find<F>(&self, wanted: &Wanted, storage: &dyn SessionStorage, read: impl FnOnce(ToRead) -> F) -> Found
     where
         F: Future<Output = Option<Run>> + Send + 'static,
     {
@@ -327,16 +322,17 @@ mod tests {
         EventLog::new(Retention { events: 1, bytes: 1 }, &extent).head().place
     }
 
-    /// Looks for a run that was read at or after this position.
-    fn find(joined: &Joined, first: u32, at: u64, storage: &MemoryStorage) -> Found {
+    /// Looks for a run that was read at or after this position, for an observer that has read these buckets.
+    fn find(joined: &Joined, read: Range<u32>, at: u64, storage: &MemoryStorage) -> Found {
         let least = std::iter::once(LogPoint { position: Position(at), ..LogPoint::default() }).collect();
-        let wanted = Wanted { read: Ranges::default(), next: first, began: place(), least };
+        let mut wanted = Wanted { read: Ranges::default(), next: read.end, began: place(), least };
+        wanted.read.insert(read);
         joined.find(&wanted, storage, move |run| std::future::ready(Some(large(run.buckets.start, at))))
     }
 
     /// Reads a run at the position `at`.
-    fn begin(joined: &Joined, first: u32, at: u64, storage: &MemoryStorage) {
-        let Found::Begun(reading) = find(joined, first, at, storage) else { panic!("bucket {first} was read before") };
+    fn begin(joined: &Joined, read: Range<u32>, at: u64, storage: &MemoryStorage) {
+        let Found::Begun(reading) = find(joined, read.clone(), at, storage) else { panic!("{read:?} was not all") };
         assert!(reading.now_or_never().unwrap().is_some());
     }
 
@@ -347,17 +343,16 @@ mod tests {
         let scan = &scans.0[0];
         let (first, second) = (scan.join(), scan.join());
         for bucket in 0..BUCKETS {
-            begin(&first, bucket, 0, &storage);
+            begin(&first, 0..bucket, 0, &storage);
             assert!(scan.state.lock().bytes <= MAX_BYTES);
         }
         assert!(scan.state.lock().bytes > MAX_BYTES * 3 / 4);
-        begin(&second, 0, 0, &storage);
-        assert!(matches!(find(&second, BUCKETS - 1, 0, &storage), Found::Run(_)), "the newest runs are kept");
+        assert!(matches!(find(&second, 0..BUCKETS - 1, 0, &storage), Found::Run(_)), "the newest runs are kept");
         // Runs that are read again replace their predecessors.
         for round in 1..4 {
             let third = scan.join();
-            for nth in 0..BUCKETS {
-                begin(&third, (third.start + nth) % BUCKETS, round, &storage);
+            for bucket in 0..BUCKETS {
+                begin(&third, 0..bucket, round, &storage);
                 let state = scan.state.lock();
                 assert!(state.bytes <= MAX_BYTES && state.runs.len() == state.kept.len(), "{}", state.bytes);
             }
@@ -372,7 +367,7 @@ mod tests {
         let storage = MemoryStorage::new(MemoryOptions::default().buckets(BUCKETS));
         let scans = Scans::new(BUCKETS, MAX_BYTES);
         let only = scans.0[0].join();
-        begin(&only, 0, 0, &storage);
+        begin(&only, 0..0, 0, &storage);
         let state = scans.0[0].state.lock();
         assert_eq!((state.bytes, state.runs.len(), state.next), (0, 0, 1));
     }

@@ -104,7 +104,20 @@ impl Snapshot {
         let joined = (!filter.is_by_id()).then(|| Arc::new(inner.scans.of(kind).join()));
         let first = joined.as_ref().map_or(0, |joined| joined.start);
         let run = Arc::new(Run::empty(first));
-        Self { inner, registry_id, began, kind, joined, answered: None, chosen: None, read: Ranges::default(), run, returned: 0, reading: None, held: 0 }
+        Self {
+            inner,
+            registry_id,
+            began,
+            kind,
+            joined,
+            answered: None,
+            chosen: None,
+            read: Ranges::default(),
+            run,
+            returned: 0,
+            reading: None,
+            held: 0,
+        }
     }
 
     /// Returns how many sessions the observer holds, of those that pass the filter by id.

@@ -2,7 +2,15 @@
 
 use std::sync::Arc;
 
-use super::{Inner, cursor::Points, log::Place, run::Run, scan::{Kind, MAX_SESSIONS, ToRead}, snapshot::SESSIONS_PER_READ, storage_stats::StorageOperation};
+use super::{
+    Inner,
+    cursor::Points,
+    log::Place,
+    run::Run,
+    scan::{Kind, MAX_SESSIONS, ToRead},
+    snapshot::SESSIONS_PER_READ,
+    storage_stats::StorageOperation,
+};
 use crate::{
     session::LeaseId,
     storage::{BucketRun, LeaseBuckets, LogError, RegistryId},
@@ -62,7 +70,11 @@ impl Source {
         let Self { inner, registry_id, began, .. } = &self;
         let Some(known) = inner.feed.log.known(*began) else { return failed(&LogError::Restarted) };
         let buckets = inner.storage.buckets_under(*registry_id, &known, &leases);
-        inner.storage_stats.measure(StorageOperation::BucketsUnder, buckets).await.map_or_else(|error| failed(&error), Some)
+        inner
+            .storage_stats
+            .measure(StorageOperation::BucketsUnder, buckets)
+            .await
+            .map_or_else(|error| failed(&error), Some)
     }
 }
 

@@ -265,7 +265,8 @@ fn a_snapshot_contains_what_was_answered_before_it_began() {
         slow.poll();
         let mut first = join(&replica, &model).await;
         replica.storage.let_follow(false);
-        let count = |watcher: &Watcher| watcher.trace.messages.iter().map(|part| sessions_in(part).len()).sum::<usize>();
+        let count =
+            |watcher: &Watcher| watcher.trace.messages.iter().map(|part| sessions_in(part).len()).sum::<usize>();
         while count(&first) < all_sessions().len() {
             first.poll();
         }
