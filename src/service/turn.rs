@@ -182,7 +182,7 @@ mod tests {
     async fn other_tasks_wait_for_few_messages() {
         let (without, with) = (most_at_once(false).await, most_at_once(true).await);
         assert!(without >= STREAMS, "{without} messages at once without turns");
-        assert!(with <= 2 * TURNS_A_ROUND as usize, "{with} messages at once");
+        assert!(with <= 2 * MESSAGES_A_TURN * TURNS_A_ROUND as usize, "{with} messages at once");
     }
 
     #[tokio::test]
