@@ -51,6 +51,7 @@ mod observer;
 mod owners;
 mod parked;
 mod ranges;
+mod reading;
 mod run;
 mod scan;
 mod snapshot;

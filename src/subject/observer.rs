@@ -197,7 +197,8 @@ impl Observer {
                     if let Some(part) = snapshot.take() {
                         return Poll::Ready(Some(part));
                     }
-                    if snapshot.is_passed(&self.at) {
+                    // What others have read may be true at this place for long. The place must not be lost meanwhile.
+                    if snapshot.is_passed(&self.at) && !self.inner.feed.log.is_old(self.place) {
                         // Data read before the log was lost must not be mixed with data read after it.
                         if let Some(reason) = self.inner.feed.log.lost_since(self.place) {
                             self.reset(reason);

@@ -79,7 +79,7 @@ mod tests {
                 assert!((0..END).all(|bucket| ranges.contains(bucket) == held[bucket as usize]), "{ranges:?}");
                 assert_eq!(ranges.len(), held.iter().filter(|is_held| **is_held).count());
                 let edges = held.windows(2).filter(|pair| pair[0] != pair[1]).count();
-                assert_eq!(ranges.count(), (edges + usize::from(held[0]) + 1) / 2, "{ranges:?}");
+                assert_eq!(ranges.count(), (edges + usize::from(held[0])).div_ceil(2), "{ranges:?}");
             }
         }
     }

@@ -1,14 +1,20 @@
 //! Shares the reads of snapshots between the observers that take one at the same time.
 
-use std::{collections::BTreeMap, future::Future, num::NonZeroU32, ops::Range, sync::Arc};
-
-use futures_util::{
-    FutureExt as _,
-    future::{BoxFuture, Shared, WeakShared},
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    num::NonZeroU32,
+    ops::Range,
+    sync::{Arc, Weak},
 };
+
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
-use super::{counts::RunCounts, cursor::Points, log::Place, ranges::Ranges, run::Run, snapshot::SESSIONS_PER_READ};
+use super::{
+    counts::RunCounts, cursor::Points, log::Place, ranges::Ranges, reading::Reading, run::Run,
+    snapshot::SESSIONS_PER_READ,
+};
 use crate::storage::{LogPoint, SessionStorage};
 
 /// If what an observer has read consists of this many ranges, it reads the next buckets itself instead of leaving them
@@ -20,10 +26,6 @@ pub(super) const BUCKETS_A_RUN: u32 = 1024;
 
 /// A read ends once it has this many sessions, even if buckets of its group are left.
 pub(super) const MAX_SESSIONS: usize = 2 * SESSIONS_PER_READ;
-
-/// A read that any number of observers wait for. `None` if it fails. Whoever waits also drives it, so an observer that
-/// is not polled delays no other.
-pub(super) type Reading = Shared<BoxFuture<'static, Option<Arc<Run>>>>;
 
 /// The runs that the observers in a snapshot share.
 ///
@@ -69,7 +71,7 @@ struct Entry {
 
 enum EntryState {
     /// In progress, while any observer waits for it.
-    Reading(WeakShared<BoxFuture<'static, Option<Arc<Run>>>>),
+    Reading(Weak<Reading>),
     Kept(Arc<Run>),
 }
 
@@ -105,9 +107,9 @@ pub(super) struct ToRead {
 pub(super) enum Found {
     Run(Arc<Run>),
     /// Another observer has begun to read. The run may turn out not to be [usable](Wanted::can_use).
-    Reading(Reading),
-    /// This observer must read these buckets. Others wait for it.
-    Begun(Reading),
+    Reading(Arc<Reading>),
+    /// This observer begins the read, and must [drive](Reading::drive) it.
+    Begun(Arc<Reading>, BoxFuture<'static, ()>),
 }
 
 impl Wanted {
@@ -191,19 +193,17 @@ impl Joined {
         let number = state.reads;
         state.reads += 1;
         let scan = Arc::clone(&self.scan);
-        let reading = read(state.to_read(&buckets));
-        let reading = async move {
-            let run = reading.await.map(Arc::new);
-            scan.end(number, first, run.as_ref());
-            run
-        };
-        let reading = reading.boxed().shared();
+        let read = read(state.to_read(&buckets));
+        let (reading, ending) = Reading::new();
         state.remove(first);
-        if let Some(weak) = reading.downgrade() {
-            let entry = Entry { number, began: wanted.began, state: EntryState::Reading(weak) };
-            state.runs.insert(first, entry);
-        }
-        Found::Begun(reading)
+        let entry = EntryState::Reading(Arc::downgrade(&reading));
+        state.runs.insert(first, Entry { number, began: wanted.began, state: entry });
+        let read = async move {
+            let run = read.await.map(Arc::new);
+            scan.end(number, first, run.as_ref());
+            ending.set(run);
+        };
+        Found::Begun(reading, Box::pin(read))
     }
 }
 
@@ -297,6 +297,8 @@ impl Drop for Joined {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
     use crate::{
         session::SessionKey,
@@ -322,17 +324,20 @@ mod tests {
         EventLog::new(Retention { events: 1, bytes: 1 }, &extent).head().place
     }
 
-    /// Looks for a run that was read at or after this position.
-    fn find(joined: &Joined, first: u32, at: u64, storage: &MemoryStorage) -> Found {
+    /// Looks for a run that was read at or after this position, for an observer that has read these buckets.
+    fn find(joined: &Joined, read: Range<u32>, at: u64, storage: &MemoryStorage) -> Found {
         let least = std::iter::once(LogPoint { position: Position(at), ..LogPoint::default() }).collect();
-        let wanted = Wanted { read: Ranges::default(), next: first, began: place(), least };
+        let mut wanted = Wanted { read: Ranges::default(), next: read.end, began: place(), least };
+        wanted.read.insert(read);
         joined.find(&wanted, storage, move |run| std::future::ready(Some(large(run.buckets.start, at))))
     }
 
     /// Reads a run at the position `at`.
-    fn begin(joined: &Joined, first: u32, at: u64, storage: &MemoryStorage) {
-        let Found::Begun(reading) = find(joined, first, at, storage) else { panic!("bucket {first} was read before") };
-        assert!(reading.now_or_never().unwrap().is_some());
+    fn begin(joined: &Joined, read: Range<u32>, at: u64, storage: &MemoryStorage) {
+        let found = find(joined, read.clone(), at, storage);
+        let Found::Begun(reading, driver) = found else { panic!("{read:?} was not all") };
+        reading.drive(driver);
+        assert!(reading.outcome().now_or_never().unwrap().is_some());
     }
 
     #[test]
@@ -342,17 +347,16 @@ mod tests {
         let scan = &scans.0[0];
         let (first, second) = (scan.join(), scan.join());
         for bucket in 0..BUCKETS {
-            begin(&first, bucket, 0, &storage);
+            begin(&first, 0..bucket, 0, &storage);
             assert!(scan.state.lock().bytes <= MAX_BYTES);
         }
         assert!(scan.state.lock().bytes > MAX_BYTES * 3 / 4);
-        begin(&second, 0, 0, &storage);
-        assert!(matches!(find(&second, BUCKETS - 1, 0, &storage), Found::Run(_)), "the newest runs are kept");
+        assert!(matches!(find(&second, 0..BUCKETS - 1, 0, &storage), Found::Run(_)), "the newest runs are kept");
         // Runs that are read again replace their predecessors.
         for round in 1..4 {
             let third = scan.join();
-            for nth in 0..BUCKETS {
-                begin(&third, (third.start + nth) % BUCKETS, round, &storage);
+            for bucket in 0..BUCKETS {
+                begin(&third, 0..bucket, round, &storage);
                 let state = scan.state.lock();
                 assert!(state.bytes <= MAX_BYTES && state.runs.len() == state.kept.len(), "{}", state.bytes);
             }
@@ -367,7 +371,7 @@ mod tests {
         let storage = MemoryStorage::new(MemoryOptions::default().buckets(BUCKETS));
         let scans = Scans::new(BUCKETS, MAX_BYTES);
         let only = scans.0[0].join();
-        begin(&only, 0, 0, &storage);
+        begin(&only, 0..0, 0, &storage);
         let state = scans.0[0].state.lock();
         assert_eq!((state.bytes, state.runs.len(), state.next), (0, 0, 1));
     }

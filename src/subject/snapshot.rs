@@ -240,8 +240,11 @@ impl Snapshot {
             loop {
                 let read = |run: ToRead| source.clone().read_run(run);
                 let run = match joined.find(&wanted, &*inner.storage, read) {
-                    Found::Begun(reading) => return reading.await.map(Read::Run),
-                    Found::Reading(reading) => reading.await?,
+                    Found::Begun(reading, read) => {
+                        reading.drive(read);
+                        return reading.outcome().await.map(Read::Run);
+                    }
+                    Found::Reading(reading) => reading.outcome().await?,
                     Found::Run(run) => run,
                 };
                 if wanted.can_use(&run, &*inner.storage) {

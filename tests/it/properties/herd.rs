@@ -19,7 +19,7 @@ use super::{
     message::{Content, Message},
     model::Model,
     play,
-    races::watch,
+    races::{resets, watch},
     replica::Replica,
     watcher::Watcher,
     world::{World, run},
@@ -252,6 +252,37 @@ fn an_observer_takes_what_was_read_before_it_joined_unless_something_has_changed
         for watcher in full {
             judge(watcher, &model).await;
         }
+    });
+}
+
+/// The runs that others have read need no changes. The observer must follow the log all the same.
+#[test]
+fn an_observer_that_takes_what_others_have_read_does_not_fall_behind() {
+    run(true, async {
+        let shape = Shape { retain_events: 40, ..SHAPE };
+        let (replica, mut model) = replica(&shape).await;
+        let mut slow = join(&replica, &model).await;
+        slow.poll();
+        let mut first = join(&replica, &model).await;
+        first.drain().await;
+        let mut late = join(&replica, &model).await;
+        for n in 0.. {
+            if late.poll().is_none() || is_synced(&late) {
+                break;
+            }
+            // An eighth of what is retained.
+            let sessions: Vec<_> = (0..5).map(|id| SessionKey::new(100 + n, id)).collect();
+            replica.subject.create(&sessions, None).await.unwrap();
+            model.catch_up().await;
+            for _ in 0..4 {
+                tokio::task::yield_now().await;
+            }
+        }
+        judge(first, &model).await;
+        late.drain().await;
+        assert_eq!(resets(&late), []);
+        judge(late, &model).await;
+        drop(slow);
     });
 }
 
