@@ -106,7 +106,9 @@ async def test_a_lost_registry(server: Server, client: Client) -> None:
     await client.batch_create([KEY, SessionKey(0, 1)])
     async with await synced(client) as mirror:
         changes = mirror.changes()
-        far = Place((await client.create(SessionKey(0, 2), with_place=True)).place[0], 1 << 60)  # type: ignore[index]
+        place = place_of((await client.create(SessionKey(0, 2), with_place=True)).place)
+        await asyncio.wait_for(mirror.wait_until(place), 15)
+        far = Place(place.partition, 1 << 60)
         waiting = asyncio.create_task(mirror.wait_until(far))
         await server.kill()
         await until(lambda: mirror.staleness > 0)
