@@ -43,6 +43,8 @@ pub struct Observer {
     place: Place,
     /// The log points at `place`.
     at: Points,
+    /// Where the storage's log ended when the observer was asked for. The client may know of the changes up to there.
+    asked_at: Points,
     /// The points to resume after, until `place` has passed them. Changes up to them are skipped.
     resumed: Option<Points>,
     watch: Option<Watch>,
@@ -85,7 +87,7 @@ impl Observer {
             inner.feed.placed_observers.fetch_add(1, Ordering::Relaxed);
         }
         let (waiter, progress) = inner.feed.log.join();
-        let Beginning { registry_id, place, at, opening, cursor } = beginning;
+        let Beginning { registry_id, place, at, asked_at, opening, cursor } = beginning;
         Self {
             filter: Arc::new(filter),
             waiter,
@@ -93,6 +95,7 @@ impl Observer {
             registry_id,
             place,
             at,
+            asked_at,
             resumed: None,
             watch: None,
             phase: Phase::Opening { opening, cursor, is_sent: false },
@@ -197,8 +200,7 @@ impl Observer {
                     if let Some(part) = snapshot.take() {
                         return Poll::Ready(Some(part));
                     }
-                    // What others have read may be true at this place for long. The place must not be lost meanwhile.
-                    if snapshot.is_passed(&self.at) && !self.inner.feed.log.is_old(self.place) {
+                    if snapshot.is_passed(&self.at) {
                         // Data read before the log was lost must not be mixed with data read after it.
                         if let Some(reason) = self.inner.feed.log.lost_since(self.place) {
                             self.reset(reason);
@@ -214,7 +216,7 @@ impl Observer {
                         if self.inner.feed.log.is_closed(self.waiter, context) {
                             return self.close();
                         }
-                        ready!(snapshot.poll_read(&self.filter, &self.at, context));
+                        ready!(snapshot.poll_read(&self.filter, self.place, &self.at, context));
                         if snapshot.has_sessions() {
                             continue;
                         }
@@ -270,12 +272,14 @@ impl Observer {
 
     fn start_snapshot(&mut self) {
         let head = self.inner.feed.log.head();
+        let is_same_log = head.place.is_of_epoch(self.place);
+        let least = if is_same_log { later(&head.points, &self.asked_at) } else { head.points.clone() };
+        let kind = Kind { is_placed: self.filter.has_placements(), is_encoded: self.is_encoded };
+        let snapshot = Snapshot::new(Arc::clone(&self.inner), &head, least, kind, &self.filter);
         self.registry_id = head.registry_id;
         self.place = head.place;
         self.at = head.points;
         self.resumed = None;
-        let kind = Kind { is_placed: self.filter.has_placements(), is_encoded: self.is_encoded };
-        let snapshot = Snapshot::new(Arc::clone(&self.inner), head.registry_id, head.place, kind, &self.filter);
         self.phase = Phase::Reading(Box::new(snapshot));
     }
 

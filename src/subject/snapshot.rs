@@ -12,7 +12,7 @@ use super::{
     Inner, Update,
     cursor::{Points, later},
     filter::Filter,
-    log::{Chunk, EVENTS_A_CHUNK, Place},
+    log::{Chunk, EVENTS_A_CHUNK, Head, Place},
     ranges::Ranges,
     run::Run,
     scan::{BUCKETS_A_RUN, Found, Joined, Kind, ToRead, Wanted},
@@ -54,8 +54,6 @@ type Reading = BoxFuture<'static, Option<Read>>;
 
 /// The result of one read.
 enum Read {
-    /// Where the log ends.
-    End(Points),
     Buckets(LeaseBuckets),
     /// What was read for an observer that filters by id.
     Own(BucketRun),
@@ -85,8 +83,8 @@ pub(super) struct Snapshot {
     kind: Kind,
     /// The scan that this snapshot shares. `None` if the filter names ids.
     joined: Option<Arc<Joined>>,
-    /// Where the storage's log ended after the snapshot had begun. The client knows of nothing later.
-    answered: Option<Points>,
+    /// The points that every run must have reached: the observer's client may know of the changes up to there.
+    least: Points,
     /// The buckets to read. `None` for all.
     chosen: Option<LeaseBuckets>,
     /// The buckets of the runs that the observer has passed, as indexes into the buckets to read.
@@ -100,17 +98,18 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    pub(super) fn new(inner: Arc<Inner>, registry_id: RegistryId, began: Place, kind: Kind, filter: &Filter) -> Self {
+    /// Begins a snapshot at the end of the log. Every run must have reached the points `least`.
+    pub(super) fn new(inner: Arc<Inner>, head: &Head, least: Points, kind: Kind, filter: &Filter) -> Self {
         let joined = (!filter.is_by_id()).then(|| Arc::new(inner.scans.of(kind).join()));
         let first = joined.as_ref().map_or(0, |joined| joined.start);
         let run = Arc::new(Run::empty(first));
         Self {
             inner,
-            registry_id,
-            began,
+            registry_id: head.registry_id,
+            began: head.place,
             kind,
             joined,
-            answered: None,
+            least,
             chosen: None,
             read: Ranges::default(),
             run,
@@ -179,17 +178,20 @@ impl Snapshot {
         }
     }
 
-    /// Reads the next run for an observer at `at`. Retries while the storage cannot be read.
-    pub(super) fn poll_read(&mut self, filter: &Filter, at: &Points, context: &mut Context<'_>) -> Poll<()> {
+    /// Reads the next run for an observer at `place`, where the log has reached `at`. It must stay there until this is
+    /// ready. Retries while the storage cannot be read.
+    pub(super) fn poll_read(
+        &mut self,
+        filter: &Filter,
+        place: Place,
+        at: &Points,
+        context: &mut Context<'_>,
+    ) -> Poll<()> {
         loop {
-            let reading = self.reading.take().unwrap_or_else(|| self.read(filter, at));
+            let reading = self.reading.take().unwrap_or_else(|| self.read(filter, place, at));
             let read = ready!(self.reading.insert(reading).as_mut().poll(context));
             self.reading = None;
             match read {
-                Some(Read::End(end)) => {
-                    self.answered = Some(end);
-                    continue;
-                }
                 Some(Read::Buckets(chosen)) => self.chosen = Some(chosen),
                 Some(Read::Own(mut read)) => {
                     choose_sessions(&mut read, filter);
@@ -197,7 +199,7 @@ impl Snapshot {
                 }
                 Some(Read::Run(run)) => self.start_run(run),
                 None => {
-                    let again = self.read(filter, at);
+                    let again = self.read(filter, place, at);
                     self.reading = Some(Box::pin(async move {
                         tokio::time::sleep(RETRY).await;
                         again.await
@@ -215,7 +217,7 @@ impl Snapshot {
         self.returned = 0;
     }
 
-    fn read(&self, filter: &Filter, at: &Points) -> Reading {
+    fn read(&self, filter: &Filter, place: Place, at: &Points) -> Reading {
         let Self { registry_id, began, kind, .. } = *self;
         let inner = Arc::clone(&self.inner);
         let source = Source { inner: Arc::clone(&inner), registry_id, began, kind };
@@ -229,13 +231,15 @@ impl Snapshot {
             let buckets = (next..end).map(|nth| self.bucket(nth)).collect();
             return Box::pin(async move { source.read(buckets).await.map(Read::Own) });
         };
-        let Some(answered) = &self.answered else {
-            return Box::pin(async move { source.end().await.map(Read::End) });
-        };
         let joined = Arc::clone(joined);
         let mut read = self.read.clone();
         read.insert(self.run.buckets());
-        let wanted = Wanted { read, next, began, least: later(at, answered) };
+        let mut least = later(at, &self.least);
+        // The runs of others may be true at this place for long. Before the place is lost, a new run leads away from it.
+        if inner.feed.log.is_old(place) {
+            least = later(&least, &inner.feed.log.head().points);
+        }
+        let wanted = Wanted { read, next, began, least };
         Box::pin(async move {
             loop {
                 let read = |run: ToRead| source.clone().read_run(run);

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::{
     Inner,
-    cursor::Points,
     log::Place,
     run::Run,
     scan::{Kind, MAX_SESSIONS, ToRead},
@@ -50,18 +49,6 @@ impl Source {
             if !is_group || all.points.len() >= buckets.len() || all.sessions.len() > MAX_SESSIONS {
                 return Some(self.inner.feed.run(buckets.start, all, self.kind));
             }
-        }
-    }
-
-    /// Returns where the storage's log ends, or `None` if that fails.
-    pub(super) async fn end(self) -> Option<Points> {
-        let Inner { storage, storage_stats, .. } = &*self.inner;
-        match storage_stats.measure(StorageOperation::Log, storage.log()).await {
-            Ok(extent) if extent.registry_id == self.registry_id => {
-                Some(extent.partitions.iter().map(|held| held.end).collect())
-            }
-            Ok(_) => failed(&LogError::Restarted),
-            Err(error) => failed(&error.into()),
         }
     }
 

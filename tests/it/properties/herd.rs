@@ -12,14 +12,16 @@ use sessiond::{
     storage::{BucketRun, LogError, LogPoint, RegistryId, SessionStorage, memory::MemoryStorage},
     subject::{Filter, RunCounts, Start},
 };
+use tokio::{sync::watch, time::timeout};
 
 use super::{
     Fixture, Memory,
+    concurrent::DEADLINE,
     history::{From, Shape, Step, all_sessions, change, filter, shape},
     message::{Content, Message},
     model::Model,
     play,
-    races::{resets, watch},
+    races::{resets, watch as observe},
     replica::Replica,
     watcher::Watcher,
     world::{World, run},
@@ -156,13 +158,20 @@ async fn replica(shape: &Shape) -> (Replica, Model) {
 }
 
 async fn join(replica: &Replica, model: &Model) -> Watcher {
-    let mut watcher = watch(replica, model, Start::Snapshot, &Filter::default()).await;
+    let mut watcher = observe(replica, model, Start::Snapshot, &Filter::default()).await;
     assert_eq!(watcher.poll(), Some(Content::Subscribed));
     watcher
 }
 
 fn is_synced(watcher: &Watcher) -> bool {
     matches!(watcher.trace.messages.last().unwrap().content, Content::Synced(_))
+}
+
+/// Reads up to the end of the snapshot, however long its reads take.
+async fn read_until_synced(watcher: &mut Watcher) {
+    while !is_synced(watcher) {
+        timeout(DEADLINE, watcher.next()).await.unwrap();
+    }
 }
 
 /// Reads to the end, and judges everything received.
@@ -188,8 +197,7 @@ fn each_bucket_is_read_once_for_all_observers_that_wait_for_it() {
         }
         replica.storage.let_read(true);
         for watcher in &mut watchers {
-            watcher.drain().await;
-            assert!(is_synced(watcher));
+            read_until_synced(watcher).await;
         }
         let RunCounts { read, shared, .. } = replica.subject.stats().snapshot_runs;
         let (read, shared) = (read - before.read, shared - before.shared);
@@ -214,8 +222,7 @@ fn an_observer_that_stops_or_leaves_in_a_read_does_not_delay_the_others() {
             // The first observer has begun the read, and is not polled from now on.
             let first = (!leaves).then_some(first);
             replica.storage.let_read(true);
-            second.drain().await;
-            assert!(is_synced(&second));
+            read_until_synced(&mut second).await;
             judge(second, &model).await;
             if let Some(first) = first {
                 judge(first, &model).await;
@@ -250,6 +257,58 @@ fn an_observer_takes_what_was_read_before_it_joined_unless_something_has_changed
         }
         full.push(slow);
         for watcher in full {
+            judge(watcher, &model).await;
+        }
+    });
+}
+
+/// Reads at once, but answers only when the test allows it.
+#[derive(Debug)]
+struct LateAnswers(watch::Sender<bool>);
+
+#[async_trait]
+impl Twist for LateAnswers {
+    async fn read_buckets(
+        &self,
+        truth: &dyn SessionStorage,
+        registry_id: RegistryId,
+        known: &[LogPoint],
+        buckets: &[u32],
+        limit: usize,
+        with_leases: bool,
+    ) -> Result<BucketRun, LogError> {
+        let run = truth.read_buckets(registry_id, known, buckets, limit, with_leases).await;
+        self.0.subscribe().wait_for(|answers| *answers).await.unwrap();
+        run
+    }
+}
+
+/// An observer that followed the log during a read would skip changes that the read does not contain.
+#[test]
+fn an_observer_does_not_move_on_while_a_read_takes_long() {
+    run(true, async {
+        let ids = all_sessions().into_iter().map(|session| session.auth_key_id);
+        for filter in [Filter::default(), Filter::default().auth_key_ids(ids)] {
+            let shape = Shape { retain_events: 40, ..SHAPE };
+            let truth = Arc::new(MemoryStorage::new(shape.storage_options()));
+            let mut model = Model::new(truth.clone()).await;
+            let storage = Twisted::new(truth, LateAnswers(watch::Sender::new(true)));
+            let mut replica = Replica::start(storage.clone(), shape.subject_options(), true).await;
+            replica.subject.create(&all_sessions(), None).await.unwrap();
+            replica.settle(&mut model).await;
+            let mut watcher = observe(&replica, &model, Start::Snapshot, &filter).await;
+            assert_eq!(watcher.poll(), Some(Content::Subscribed));
+            storage.0.send_replace(false);
+            // More changes than a half of what is retained.
+            for session in all_sessions().iter().cycle().take(30) {
+                assert_eq!(watcher.poll(), None);
+                if replica.subject.destroy(&[*session], None).await.unwrap() == [false] {
+                    replica.subject.create(&[*session], None).await.unwrap();
+                }
+                replica.settle(&mut model).await;
+            }
+            storage.0.send_replace(true);
+            read_until_synced(&mut watcher).await;
             judge(watcher, &model).await;
         }
     });
