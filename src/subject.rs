@@ -41,6 +41,7 @@ mod admission;
 mod beginning;
 mod counts;
 mod cursor;
+mod error;
 mod feed;
 mod filter;
 mod follow;
@@ -48,6 +49,7 @@ mod index;
 mod kept;
 mod log;
 mod observer;
+mod options;
 mod owners;
 mod parked;
 mod ranges;
@@ -57,6 +59,7 @@ mod scan;
 mod snapshot;
 mod source;
 mod storage_stats;
+mod subject_stats;
 mod subscription;
 mod update;
 mod writability;
@@ -90,11 +93,14 @@ use crate::{
 pub use self::{
     counts::{ChangeCounts, ResetCounts, RunCounts},
     cursor::{Cursor, ParseCursorError},
+    error::ObserveError,
     filter::{ChangeFilter, Filter},
     log::EventEncoder,
     observer::Observer,
+    options::{ObserveOptions, Start, SubjectOptions},
     run::Sessions,
     storage_stats::{OperationStats, StorageOperation},
+    subject_stats::SubjectStats,
     subscription::{SessionObserver, Subscription},
     update::{Events, Update},
 };
@@ -120,153 +126,9 @@ pub struct SessionSubject {
     tasks: JoinSet<Infallible>,
 }
 
-/// The limits of a subject.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct SubjectOptions {
-    /// How many events are retained in memory, for observers that resume or fall behind. An observer that needs older
-    /// ones is reset. The newest batch of events is retained even if it exceeds this. 1,048,576 by default.
-    pub retain_events: usize,
-    /// How many bytes the retained events may take. 256 MiB by default. While several observers take a snapshot, up to a
-    /// quarter of this is kept of what they read, for each kind: with and without placements.
-    pub retain_bytes: usize,
-    /// How many observers may exist at the same time. 100,000 by default.
-    pub max_observers: usize,
-    /// How many ids the [`Filter`] of one observer may name. 4096 by default.
-    pub max_filter_ids: usize,
-    /// How many ids the filters of all observers may name in total. Each id takes about a hundred bytes. 16,777,216 by
-    /// default.
-    pub max_total_filter_ids: usize,
-}
-
-impl Default for SubjectOptions {
-    fn default() -> Self {
-        Self {
-            retain_events: 1 << 20,
-            retain_bytes: 256 << 20,
-            max_observers: 100_000,
-            max_filter_ids: 4096,
-            max_total_filter_ids: 1 << 24,
-        }
-    }
-}
-
-impl SubjectOptions {
-    setters!(const
-        retain_events: usize,
-        retain_bytes: usize,
-        max_observers: usize,
-        max_filter_ids: usize,
-        max_total_filter_ids: usize,
-    );
-}
-
 /// The share of [`SubjectOptions::retain_bytes`] that the observers in a snapshot may keep for each other, for each kind
 /// of snapshot.
 const KEPT_SHARE: usize = 4;
-
-/// Where an observer starts, and which sessions and changes it receives.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct ObserveOptions {
-    /// Where the observer starts.
-    pub start: Start,
-    /// Which sessions and changes it receives.
-    pub filter: Filter,
-}
-
-impl ObserveOptions {
-    /// Observes everything from `start` on.
-    #[must_use]
-    pub fn from_start(start: Start) -> Self {
-        Self { start, ..Self::default() }
-    }
-
-    /// Observes everything, starting with a snapshot of the existing sessions.
-    #[must_use]
-    pub fn snapshot() -> Self {
-        Self::from_start(Start::Snapshot)
-    }
-
-    /// Observes everything right after the update that carried `cursor`.
-    #[must_use]
-    pub fn after(cursor: Cursor) -> Self {
-        Self::from_start(Start::After(cursor))
-    }
-
-    setters!(plain filter: Filter);
-}
-
-/// Where an observer starts.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub enum Start {
-    /// At the first change after the call.
-    #[default]
-    Now,
-    /// With a snapshot of the existing sessions.
-    Snapshot,
-    /// Right after the update that carried this cursor.
-    After(Cursor),
-}
-
-/// Why an observer cannot start.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ObserveError {
-    /// The limit on observers is reached.
-    #[error("the limit of {limit} observers is reached")]
-    TooManyObservers {
-        /// The limit.
-        limit: usize,
-    },
-    /// The filter names too many ids.
-    #[error("the filter names more than {limit} ids")]
-    TooManyFilterIds {
-        /// The limit.
-        limit: usize,
-    },
-    /// The limit on the ids in the filters of all observers is reached.
-    #[error("the filters of all observers may name {limit} ids in total, and {count} more would exceed that")]
-    TooManyTotalFilterIds {
-        /// How many ids this filter names.
-        count: usize,
-        /// The limit.
-        limit: usize,
-    },
-    /// The subject was closed.
-    #[error("the registry is closing")]
-    Closed,
-    /// The storage failed.
-    #[error(transparent)]
-    Storage(#[from] StorageError),
-}
-
-/// The statistics of a subject, for metrics.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct SubjectStats {
-    /// The number of observers.
-    pub observers: usize,
-    /// The number of ids that their filters name.
-    pub filter_ids: usize,
-    /// The number of observers that have unread events.
-    pub observers_behind: usize,
-    /// How many events the slowest observer is behind.
-    pub max_lag_events: u64,
-    /// How many changes this process has seen.
-    pub changes: ChangeCounts,
-    /// The number of retained events.
-    pub retained_events: usize,
-    /// About how many bytes the retained events take.
-    pub retained_bytes: usize,
-    /// How many times an observer was reset.
-    pub resets: ResetCounts,
-    /// How many runs of buckets snapshots have taken.
-    pub snapshot_runs: RunCounts,
-    /// Whether the storage's log can currently be read. While it cannot, observers receive no changes.
-    pub is_following: bool,
-}
 
 pub(crate) struct Inner {
     storage: Arc<dyn SessionStorage>,

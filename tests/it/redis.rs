@@ -1,5 +1,6 @@
 //! The Redis storage, tested on real Redis servers.
 
+mod balancer;
 mod clock;
 pub(crate) mod cluster;
 mod cluster_kills;
@@ -16,6 +17,7 @@ mod full;
 mod full_bucket;
 mod gap;
 mod gate;
+mod handover;
 mod histories;
 mod late_calls;
 mod layouts;
@@ -27,10 +29,10 @@ mod lost_keys;
 mod name;
 mod name_failover;
 mod order;
+mod permissions;
 mod recreated;
 mod refusals;
 mod replica;
-mod rights;
 mod rolling;
 mod sentinel;
 pub(crate) mod sentinels;

@@ -1,5 +1,5 @@
 //! Probes Redis for what operators need to know: whether it accepts changes, whether it may evict keys, and whether the
-//! user has the necessary rights.
+//! user has the necessary permissions.
 
 use std::{error::Error, sync::Arc, time::Duration};
 
@@ -47,7 +47,7 @@ impl Findings {
         let mut looked: Option<Instant> = None;
         loop {
             let written = match try_write(&registry).await {
-                Ok(()) => try_rights(&registry).await,
+                Ok(()) => try_permissions(&registry).await,
                 refused => refused,
             };
             *self.writability.lock() = match written {
@@ -99,9 +99,9 @@ async fn try_write(registry: &Registry) -> Result<(), Fault> {
 }
 
 /// Checks that in every partition the user may still run all commands of the scripts.
-async fn try_rights(registry: &Registry) -> Result<(), Fault> {
+async fn try_permissions(registry: &Registry) -> Result<(), Fault> {
     let missing =
-        registry.each_partition(|partition| async move { missing_rights(&partition, &registry.scripts).await });
+        registry.each_partition(|partition| async move { missing_permissions(&partition, &registry.scripts).await });
     let mut missing = missing.await?.concat();
     missing.sort();
     missing.dedup();
@@ -113,9 +113,9 @@ async fn try_rights(registry: &Registry) -> Result<(), Fault> {
 }
 
 /// Returns the commands of scripts that the user may not run in a partition.
-async fn missing_rights(partition: &Partition, scripts: &Scripts) -> Result<Vec<String>, Fault> {
+async fn missing_permissions(partition: &Partition, scripts: &Scripts) -> Result<Vec<String>, Fault> {
     let key = partition.key("probe");
-    partition.run(ASK, |_| scripts.probe_rights.call(1).arg(&key)).await
+    partition.run(ASK, |_| scripts.probe_permissions.call(1).arg(&key)).await
 }
 
 /// Returns the eviction policy of the first server that may evict keys, or `noeviction` if there is no such server.
@@ -130,9 +130,9 @@ async fn policy(registry: &Registry) -> Result<String, Fault> {
 }
 
 /// Checks at startup that the user may run every command that sessiond uses.
-pub(super) async fn check_rights(partition: &Partition, scripts: &Scripts) -> Result<(), Fault> {
+pub(super) async fn check_permissions(partition: &Partition, scripts: &Scripts) -> Result<(), Fault> {
     let key = partition.key("probe");
-    let mut missing = match missing_rights(partition, scripts).await {
+    let mut missing = match missing_permissions(partition, scripts).await {
         Ok(missing) => missing,
         Err(Fault::Refused(WriteRefusal { cause: RefusalCause::NotPermitted, detail })) => {
             return Err(Fault::Setup(format!(
@@ -142,7 +142,7 @@ pub(super) async fn check_rights(partition: &Partition, scripts: &Scripts) -> Re
         Err(fault) => return Err(fault),
     };
     // Commands that are sent outside scripts. EVAL is among them: as long as Redis has all scripts cached, sessiond
-    // does not send it, so the missing right would go unnoticed.
+    // does not send it, so the missing permission would go unnoticed.
     let mut eval = redis::cmd("EVAL");
     let mut xread = redis::cmd("XREAD");
     let mut wait = redis::cmd("WAIT");

@@ -74,7 +74,7 @@ impl Registry {
             partitions: url.partitions.unwrap_or(default_partitions),
         };
         let first = Partition::new(0, url, &servers);
-        super::probe::check_rights(&first, &scripts).await?;
+        super::probe::check_permissions(&first, &scripts).await?;
         let head = Head::open(&first, &scripts, &Head::new(wanted)).await?;
         let is_other = |asked: Option<u32>, found: u32| asked.is_some_and(|asked| asked != found);
         if is_other(url.buckets, head.layout.buckets) || is_other(url.partitions, head.layout.partitions) {
@@ -261,13 +261,14 @@ impl Registry {
     /// `lost` is the field of that partition.
     pub(super) async fn abandon(&self, identity: &Identity, lost: &str) -> Result<(), Fault> {
         let new = RegistryId(random_u64()).to_string();
-        let moved = self.first().run::<u32>(DURABLE, |_| {
+        // Does not wait for Redis replicas, because reads and streams wait for this. If a failover loses the new id, the
+        // log is compared again.
+        let moved = self.first().run::<u32>(ASK, |_| {
             let call = self.call(&self.scripts.registry_move, self.first(), &[], 0);
             call.arg(&identity.birth).arg(identity.registry_id.to_string()).arg(&new).arg(lost)
         });
         match moved.await {
-            // If Redis loses the new id in a failover, its log is compared again.
-            Ok(_) | Err(Fault::Registry | Fault::Unreplicated { .. }) => Ok(()),
+            Ok(_) | Err(Fault::Registry) => Ok(()),
             Err(fault) => Err(fault),
         }
     }

@@ -107,5 +107,5 @@ scripts! {
     quota_lower = ["head", "begin_release", "quota_lower"];
     quota_return = ["head", "begin_release", "quota_return"];
     probe_write = ["head", "probe_write"];
-    probe_rights = ["probe_rights"];
+    probe_permissions = ["probe_permissions"];
 }

@@ -23,6 +23,12 @@ pub(crate) struct RedisCluster {
 
 pub(crate) const MASTERS: usize = 3;
 
+fn start_node(kind: ServerKind, node_timeout: Duration, args: &[&str]) -> RedisServer {
+    let node_timeout = node_timeout.as_millis().to_string();
+    let cluster = ["--cluster-enabled", "yes", "--cluster-node-timeout", &node_timeout];
+    kind.start(&[&cluster, ["--repl-diskless-sync-delay", "0"].as_slice(), args].concat())
+}
+
 impl RedisCluster {
     pub(crate) fn start(replicas_each: usize) -> Self {
         Self::start_kind(ServerKind::Redis, replicas_each, NODE_TIMEOUT, &[])
@@ -31,32 +37,47 @@ impl RedisCluster {
     /// Starts a cluster of another kind of server, with extra arguments for each node. A node that does not answer for
     /// `node_timeout` is replaced by its replica.
     pub(crate) fn start_kind(kind: ServerKind, replicas_each: usize, node_timeout: Duration, args: &[&str]) -> Self {
-        let node_timeout = node_timeout.as_millis().to_string();
-        let cluster = ["--cluster-enabled", "yes", "--cluster-node-timeout", &node_timeout];
-        let args = [&cluster, ["--repl-diskless-sync-delay", "0"].as_slice(), args].concat();
         let count = MASTERS * (1 + replicas_each);
-        let nodes: Vec<RedisServer> = (0..count).map(|_| kind.start(&args)).collect();
+        let nodes: Vec<RedisServer> = (0..count).map(|_| start_node(kind, node_timeout, args)).collect();
         let cluster = Self { nodes };
-        for (number, node) in cluster.nodes.iter().enumerate() {
-            let () = node.ask(cmd("CLUSTER").arg("SET-CONFIG-EPOCH").arg(number + 1)).unwrap();
-            let first = cluster.nodes[0].port;
-            let () = node.ask(cmd("CLUSTER").arg("MEET").arg("127.0.0.1").arg(first)).unwrap();
+        for number in 0..count {
+            cluster.meet(number);
             if number < MASTERS {
                 // Redis 6.2 does not have ADDSLOTSRANGE.
                 let slots: Vec<usize> = (number * SLOTS / MASTERS..(number + 1) * SLOTS / MASTERS).collect();
-                let () = node.ask(cmd("CLUSTER").arg("ADDSLOTS").arg(slots)).unwrap();
+                let () = cluster.nodes[number].ask(cmd("CLUSTER").arg("ADDSLOTS").arg(slots)).unwrap();
             }
         }
-        cluster.wait("every node to know the others", |cluster| {
-            let known = format!("cluster_known_nodes:{count}\r\n");
-            cluster.nodes.iter().all(|node| node.cluster_info().contains(&known))
-        });
+        cluster.wait("every node to know the others", Self::nodes_know_each_other);
         for (number, replica) in cluster.nodes.iter().enumerate().skip(MASTERS) {
             let master: String = cluster.nodes[number % MASTERS].ask(cmd("CLUSTER").arg("MYID")).unwrap();
             let () = replica.ask(cmd("CLUSTER").arg("REPLICATE").arg(master)).unwrap();
         }
         cluster.wait("the cluster to serve", Self::is_whole);
         cluster
+    }
+
+    /// Adds a master, which has no slots yet.
+    pub(crate) fn add_master(&mut self) {
+        // Otherwise it would become a replica when it loses its last slot.
+        let args = ["--cluster-allow-replica-migration", "no"];
+        self.nodes.push(start_node(ServerKind::Redis, NODE_TIMEOUT, &args));
+        self.meet(self.nodes.len() - 1);
+        let is_joined =
+            |cluster: &Self| cluster.nodes_know_each_other() && cluster.nodes.iter().all(RedisServer::serves);
+        self.wait("the new node to join", is_joined);
+    }
+
+    /// Introduces a new node to the first one.
+    fn meet(&self, number: usize) {
+        let node = &self.nodes[number];
+        let () = node.ask(cmd("CLUSTER").arg("SET-CONFIG-EPOCH").arg(number + 1)).unwrap();
+        let () = node.ask(cmd("CLUSTER").arg("MEET").arg("127.0.0.1").arg(self.nodes[0].port)).unwrap();
+    }
+
+    fn nodes_know_each_other(&self) -> bool {
+        let known = format!("cluster_known_nodes:{}\r\n", self.nodes.len());
+        self.nodes.iter().all(|node| node.cluster_info().contains(&known))
     }
 
     /// Whether every node says that the cluster serves, and every replica follows its master.

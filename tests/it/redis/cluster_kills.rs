@@ -14,7 +14,7 @@ use sessiond::{
 };
 use tokio::{
     sync::watch,
-    task::{JoinHandle, block_in_place},
+    task::block_in_place,
     time::{Instant, sleep, timeout_at},
 };
 
@@ -22,7 +22,7 @@ use super::{
     ROOMY,
     cluster::{MASTERS, NODE_TIMEOUT, RedisCluster},
     open,
-    replica::{Held, PATIENCE, Replica, existing_of, keys},
+    replica::{PATIENCE, Replica, existing_of, keys},
     server::{ServerKind, is_installed},
 };
 
@@ -61,18 +61,6 @@ async fn write(writer: usize, storage: Arc<dyn SessionStorage>, stopped: watch::
         }
         sleep(Duration::from_millis(1)).await;
     }
-}
-
-/// Checks every update of an observer until told to stop.
-fn observe(mut held: Held, mut stopped: watch::Receiver<bool>) -> JoinHandle<Held> {
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                () = held.read() => {}
-                _ = stopped.wait_for(|stopped| *stopped) => return held,
-            }
-        }
-    })
 }
 
 /// Makes every kind of call, and reaches every partition.
@@ -123,7 +111,7 @@ async fn every_replica_answers_soon_after_a_master_is_killed() {
     let (stop, stopped) = watch::channel(false);
     let mut observers = Vec::new();
     for replica in &replicas {
-        observers.push(observe(replica.watch(Start::Snapshot).await, stopped.clone()));
+        observers.push(replica.watch(Start::Snapshot).await.read_until(stopped.clone()));
     }
     let writers: Vec<_> = (0..WRITERS)
         .map(|writer| tokio::spawn(write(writer, Arc::clone(&replicas[writer % BUSY].storage), stopped.clone())))

@@ -17,8 +17,8 @@ use sessiond::storage::{
 use super::{
     cluster::RedisCluster,
     open,
+    permissions::smallest_user,
     refusals::Trouble,
-    rights::smallest_user,
     server::{RedisServer, ServerKind, is_installed},
 };
 

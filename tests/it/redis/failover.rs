@@ -13,20 +13,20 @@ use sessiond::{
     storage::{SessionStorage, StorageError},
     subject::Start,
 };
-use tokio::{
-    sync::watch,
-    task::{JoinHandle, block_in_place},
-    time::sleep,
-};
+use tokio::{sync::watch, task::block_in_place, time::sleep};
 
 use super::replica::{Held, Replica, eventually, keys};
 
-/// No call fails that begins later than this after Redis has failed over.
+/// No call fails that begins later than this after Redis has failed over. For changes that wait for replicas of Redis, the
+/// time begins when as many follow the new master.
 const RECOVERY: Duration = Duration::from_secs(2);
 
 /// How long the load runs before a failover, and after its end.
 const BEFORE: Duration = Duration::from_millis(500);
 const AFTER: Duration = Duration::from_millis(3500);
+
+/// Far longer than replicas of Redis take to follow a new master.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A writer destroys its sessions after this many younger ones were created.
 const YOUNGER: usize = 20;
@@ -67,6 +67,9 @@ pub(super) trait Servers {
     /// Makes a master lose its role. Returns when its successor has taken over.
     fn fail(&mut self, loss: Loss, round: usize) -> impl Future<Output = Switch>;
 
+    /// Returns how many replicas follow each master, or the one that has the fewest.
+    fn followers(&self) -> usize;
+
     /// Whether every master has two replicas again.
     fn is_whole(&self) -> bool;
 }
@@ -76,13 +79,16 @@ pub(super) trait Servers {
 pub(super) struct Outcome {
     /// How long Redis took.
     took: Duration,
-    /// How long after that a call began that failed.
+    /// How long after that as many replicas followed the new master as changes wait for.
+    followed_after: Duration,
+    /// How long after the failover a read began that failed.
     reads_failed_for: Duration,
+    /// How long after that number of replicas followed the new master a change began that failed.
     changes_failed_for: Duration,
     last_errors: Vec<String>,
     acknowledged: usize,
     lost: usize,
-    resets: usize,
+    pub(super) resets: usize,
 }
 
 /// What a writer did.
@@ -143,18 +149,6 @@ async fn write(storage: Arc<dyn SessionStorage>, ids: Range<i64>, stopped: watch
     written
 }
 
-/// Checks every update of an observer until told to stop.
-fn observe(mut held: Held, mut stopped: watch::Receiver<bool>) -> JoinHandle<Held> {
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                () = held.read() => {}
-                _ = stopped.wait_for(|stopped| *stopped) => return held,
-            }
-        }
-    })
-}
-
 /// Replicas of sessiond over servers that fail over, and an observer of each replica.
 pub(super) struct Fleet<S> {
     pub(super) servers: S,
@@ -175,11 +169,11 @@ impl<S: Servers> Fleet<S> {
         Self { servers, replicas, observers, rounds: 0 }
     }
 
-    /// Fails over under load, waits until all servers are back, and compares.
-    pub(super) async fn fail(&mut self, loss: Loss) -> Outcome {
+    /// Fails over under load, waits until all servers are back, and compares. Changes wait for `wait` replicas.
+    pub(super) async fn fail(&mut self, loss: Loss, wait: usize) -> Outcome {
         let first = self.rounds as i64 * WRITERS * IDS;
         let (stop, stopped) = watch::channel(false);
-        let observers: Vec<_> = self.observers.drain(..).map(|held| observe(held, stopped.clone())).collect();
+        let observers: Vec<_> = self.observers.drain(..).map(|held| held.read_until(stopped.clone())).collect();
         let writers: Vec<_> = (0..WRITERS)
             .map(|writer| {
                 let storage = Arc::clone(&self.replicas[writer as usize % self.replicas.len()].storage);
@@ -190,10 +184,16 @@ impl<S: Servers> Fleet<S> {
         sleep(BEFORE).await;
         let Switch { began, named } = self.servers.fail(loss, self.rounds).await;
         self.rounds += 1;
-        sleep(AFTER.saturating_sub(named.elapsed())).await;
+        while block_in_place(|| self.servers.followers()) < wait {
+            assert!(named.elapsed() < PATIENCE, "timed out waiting for {wait} replicas of the new master");
+            sleep(Duration::from_millis(20)).await;
+        }
+        let followed = Instant::now();
+        sleep(AFTER).await;
         stop.send_replace(true);
         let mut outcome = Outcome {
             took: named - began,
+            followed_after: followed - named,
             reads_failed_for: Duration::ZERO,
             changes_failed_for: Duration::ZERO,
             last_errors: Vec::new(),
@@ -201,14 +201,14 @@ impl<S: Servers> Fleet<S> {
             lost: 0,
             resets: 0,
         };
-        let since_named = |when: &Option<(Instant, String)>| {
-            when.as_ref().map_or(Duration::ZERO, |(when, _)| when.saturating_duration_since(named))
+        let since = |begin: Instant, when: &Option<(Instant, String)>| {
+            when.as_ref().map_or(Duration::ZERO, |(when, _)| when.saturating_duration_since(begin))
         };
         let mut expected = HashMap::new();
         for writer in writers {
             let written = writer.await.unwrap();
-            outcome.reads_failed_for = outcome.reads_failed_for.max(since_named(&written.last_failed_read));
-            outcome.changes_failed_for = outcome.changes_failed_for.max(since_named(&written.last_failed_change));
+            outcome.reads_failed_for = outcome.reads_failed_for.max(since(named, &written.last_failed_read));
+            outcome.changes_failed_for = outcome.changes_failed_for.max(since(followed, &written.last_failed_change));
             let failed = [written.last_failed_read, written.last_failed_change];
             outcome.last_errors.extend(failed.into_iter().flatten().map(|(_, error)| error));
             outcome.acknowledged += written.acknowledged;
@@ -217,7 +217,7 @@ impl<S: Servers> Fleet<S> {
         let whole = Instant::now();
         block_in_place(|| {
             while !self.servers.is_whole() {
-                assert!(whole.elapsed() < Duration::from_secs(120), "timed out waiting for the replicas of Redis");
+                assert!(whole.elapsed() < PATIENCE, "timed out waiting for the replicas of Redis");
                 std::thread::sleep(Duration::from_millis(50));
             }
         });
@@ -250,13 +250,9 @@ impl<S: Servers> Fleet<S> {
 }
 
 impl Outcome {
-    pub(super) fn check_reads(&self) {
+    pub(super) fn check(&self) {
         assert!(self.acknowledged > 0, "{self:#?}");
-        assert!(self.reads_failed_for <= RECOVERY, "{self:#?}");
-    }
-
-    pub(super) fn check_changes(&self) {
-        assert!(self.changes_failed_for <= RECOVERY, "{self:#?}");
+        assert!(self.reads_failed_for <= RECOVERY && self.changes_failed_for <= RECOVERY, "{self:#?}");
     }
 
     pub(super) fn check_nothing_is_lost(&self) {
@@ -265,18 +261,20 @@ impl Outcome {
 }
 
 /// Prints the figures of several failovers as a row of a table.
-pub(super) fn print(what: &str, loss: Loss, wait: u32, outcomes: &[Outcome]) {
+pub(super) fn print(what: &str, loss: Loss, wait: usize, outcomes: &[Outcome]) {
     let longest = |time: fn(&Outcome) -> Duration| outcomes.iter().map(time).max().unwrap_or_default();
     let sum = |count: fn(&Outcome) -> usize| outcomes.iter().map(count).sum::<usize>();
     #[allow(clippy::print_stderr)] // The figures that the test is run for.
     {
         eprintln!(
-            "{what}, {loss:?}, wait_replicas={wait}: {} failovers of {:?} to {:?}; after that, reads failed for at most {:?} \
-             and changes for {:?}; {} of {} acknowledged changes lost in {} failovers; {} resets",
+            "{what}, {loss:?}, wait_replicas={wait}: {} failovers of {:?} to {:?}; after that, reads failed for at most {:?}, \
+             {wait} replicas followed after at most {:?}, and from then on changes failed for at most {:?}; {} of {} acknowledged \
+             changes lost in {} failovers; {} resets",
             outcomes.len(),
             outcomes.iter().map(|outcome| outcome.took).min().unwrap_or_default(),
             longest(|outcome| outcome.took),
             longest(|outcome| outcome.reads_failed_for),
+            longest(|outcome| outcome.followed_after),
             longest(|outcome| outcome.changes_failed_for),
             sum(|outcome| outcome.lost),
             sum(|outcome| outcome.acknowledged),

@@ -81,6 +81,10 @@ impl Servers for Watched {
         Switch { began, named }
     }
 
+    fn followers(&self) -> usize {
+        self.group.servers[self.group.master()].followers()
+    }
+
     fn is_whole(&self) -> bool {
         self.group.is_whole()
     }
@@ -114,6 +118,12 @@ impl Servers for RedisCluster {
         Switch { began, named }
     }
 
+    fn followers(&self) -> usize {
+        let masters = self.masters();
+        let fewest = masters.iter().map(|master| self.nodes[*master].followers()).min().unwrap_or_default();
+        if masters.len() == MASTERS { fewest } else { 0 }
+    }
+
     fn is_whole(&self) -> bool {
         Self::is_whole(self)
     }
@@ -129,13 +139,10 @@ async fn fail_over<S: Servers>(what: &str, start: impl AsyncFn() -> S) {
         for loss in Loss::ALL {
             let mut outcomes = Vec::new();
             for _ in 0..rounds.max(1) {
-                let outcome = fleet.fail(loss).await;
-                outcome.check_reads();
-                // A change that waits for replicas fails until as many follow the new master.
-                match wait {
-                    0 => outcome.check_changes(),
-                    2 => outcome.check_nothing_is_lost(),
-                    _ => {}
+                let outcome = fleet.fail(loss, wait).await;
+                outcome.check();
+                if wait == 2 {
+                    outcome.check_nothing_is_lost();
                 }
                 outcomes.push(outcome);
             }

@@ -9,7 +9,7 @@ use sessiond::{
     storage::{LogError, LogPoint, Position},
     subject::Start,
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     ROOMY,
@@ -57,6 +57,7 @@ on_each_server! {
     [#[tokio::test]] a_failover_while_no_replica_runs_resets_the_cursors_of_lost_changes;
     [#[tokio::test]] a_loss_resets_streams_once_when_few_events_are_retained;
     [#[tokio::test]] a_handle_never_continues_from_a_place_in_a_lost_history;
+    [#[tokio::test]] a_lost_history_is_left_without_waiting_for_redis_replicas;
 }
 
 async fn loading_a_dump_twice_honours_no_cursor_of_lost_changes(kind: ServerKind) {
@@ -89,6 +90,21 @@ async fn loading_a_dump_twice_honours_no_cursor_of_lost_changes(kind: ServerKind
         a.storage.destroy(&[SessionKey::new(0, 999)], None).await.unwrap();
         held.converges_to(&dump_and(300..360)).await;
     }
+}
+
+/// Reads and streams go on at once, although Redis has lost its replicas too, for which a change would wait.
+async fn a_lost_history_is_left_without_waiting_for_redis_replicas(kind: ServerKind) {
+    const WAIT: Duration = Duration::from_secs(30);
+    let (mut server, a, url) = with_old_dump(kind).await;
+    let patient = Replica::start(&format!("{url}&wait_replicas=1&wait_timeout_ms={}", WAIT.as_millis())).await;
+    let mut held = patient.watch(Start::Snapshot).await;
+    held.converges_to(&keys(0..80)).await;
+    drop(a);
+    server.restart();
+    let began = Instant::now();
+    held.resets_once_to(&keys(0..50)).await;
+    assert_eq!(patient.storage.has(&keys(50..80)).await.unwrap(), [false; 30]);
+    assert!(began.elapsed() < WAIT, "{:?}", began.elapsed());
 }
 
 /// No replica that had read the lost changes is running.

@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     name::Name,
-    replica::{Replica, create, eventually, existing_of, keys},
+    replica::{Held, Replica, create, eventually, existing_of, keys},
     server::{RedisServer, ServerKind, on_each_server},
 };
 
@@ -73,6 +73,17 @@ impl RedisServer {
     }
 }
 
+/// Starts a pair behind a name, and a replica of sessiond with the sessions 0 to 49 and an observer that holds these.
+async fn start(kind: ServerKind) -> (Pair, Name, Replica, Held) {
+    let pair = Pair::start(kind);
+    let name = Name::of(&pair.old).await;
+    let replica = Replica::start(&name.url(PARAMETERS)).await;
+    create(&*replica.storage, &keys(0..50)).await;
+    let mut held = replica.watch(Start::Snapshot).await;
+    held.converges_to(&keys(0..50)).await;
+    (pair, name, replica, held)
+}
+
 on_each_server! {
     [#[tokio::test]] writes_continue_on_the_new_master;
     [#[tokio::test]] a_replaced_master_answers_no_call;
@@ -81,11 +92,7 @@ on_each_server! {
 }
 
 async fn writes_continue_on_the_new_master(kind: ServerKind) {
-    let pair = Pair::start(kind);
-    let name = Name::of(&pair.old).await;
-    let a = Replica::start(&name.url(PARAMETERS)).await;
-    let mut held = a.watch(Start::Snapshot).await;
-    create(&*a.storage, &keys(0..50)).await;
+    let (pair, name, a, mut held) = start(kind).await;
     let lease = a.storage.grant_lease(Duration::from_secs(600), "").await.unwrap();
     a.storage.create(&keys(50..60), Some(lease)).await.unwrap();
     held.converges_to(&keys(0..60)).await;
@@ -125,12 +132,7 @@ async fn writes_continue_on_the_new_master(kind: ServerKind) {
 /// The old master still serves the connections to it. But no call contradicts a change that was made on the new master
 /// and sent to an observer.
 async fn a_replaced_master_answers_no_call(kind: ServerKind) {
-    let pair = Pair::start(kind);
-    let name = Name::of(&pair.old).await;
-    let a = Replica::start(&name.url(PARAMETERS)).await;
-    create(&*a.storage, &keys(0..50)).await;
-    let mut held = a.watch(Start::Snapshot).await;
-    held.converges_to(&keys(0..50)).await;
+    let (pair, name, a, mut held) = start(kind).await;
     pair.catch_up().await;
     pair.promote();
     name.point_to(&pair.new);
@@ -155,12 +157,7 @@ async fn a_replaced_master_answers_no_call(kind: ServerKind) {
 
 /// The opposite case: calls go to the new master, but the log reader is still connected to the old one.
 async fn the_log_reader_leaves_the_old_master(kind: ServerKind) {
-    let pair = Pair::start(kind);
-    let name = Name::of(&pair.old).await;
-    let a = Replica::start(&name.url(PARAMETERS)).await;
-    create(&*a.storage, &keys(0..50)).await;
-    let mut held = a.watch(Start::Snapshot).await;
-    held.converges_to(&keys(0..50)).await;
+    let (pair, name, a, mut held) = start(kind).await;
     pair.catch_up().await;
     pair.promote();
     name.point_to(&pair.new);
@@ -176,12 +173,7 @@ async fn the_log_reader_leaves_the_old_master(kind: ServerKind) {
 }
 
 async fn a_network_that_drops_all_packets_to_the_old_master_blocks_no_call(kind: ServerKind) {
-    let pair = Pair::start(kind);
-    let name = Name::of(&pair.old).await;
-    let a = Replica::start(&name.url(PARAMETERS)).await;
-    create(&*a.storage, &keys(0..50)).await;
-    let mut held = a.watch(Start::Snapshot).await;
-    held.converges_to(&keys(0..50)).await;
+    let (pair, name, a, mut held) = start(kind).await;
     pair.catch_up().await;
     name.stall(&pair.old);
     pair.promote();

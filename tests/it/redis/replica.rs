@@ -13,7 +13,11 @@ use sessiond::{
     storage::{SessionStorage, StorageOptions},
     subject::{Cursor, ObserveOptions, Observer, ResetReason, SessionSubject, Start, SubjectOptions, Update},
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
 
 use super::{ROOMY, open};
 use crate::held::{self, View};
@@ -92,6 +96,18 @@ impl Held {
             Update::Closed => {}
             update => self.view.apply(&update).unwrap(),
         }
+    }
+
+    /// Checks every update in a task of its own, until told to stop.
+    pub(super) fn read_until(mut self, mut stopped: watch::Receiver<bool>) -> JoinHandle<Self> {
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = self.read() => {}
+                    _ = stopped.wait_for(|stopped| *stopped) => return self,
+                }
+            }
+        })
     }
 
     /// Reads until the observer holds exactly these sessions.

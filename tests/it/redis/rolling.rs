@@ -1,6 +1,8 @@
-//! Restarts three servers over one Redis one after another, under load.
+//! Restarts three servers over one Redis one after another, adds one and removes one, under load.
 //!
-//! `SESSIOND_TEST_ROLLS` sets how often each is restarted: once by default.
+//! `SESSIOND_TEST_ROLLS` sets how often each is restarted: once by default. `SESSIOND_TEST_OTHER_BUILD` names the program
+//! of another build. The servers then begin with that, and each round of restarts changes to the other of both builds:
+//! the first upgrades, the second goes back.
 
 use std::{cell::Cell, time::Duration};
 
@@ -14,7 +16,10 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::server::{RedisServer, is_installed};
+use super::{
+    balancer::Balancer,
+    server::{RedisServer, is_installed},
+};
 use crate::{
     fake::soon,
     program::{Program, own_address},
@@ -107,11 +112,23 @@ impl Observer {
     }
 }
 
+/// Starts a server of this build, or of the other one if there is one.
+async fn start(listen: &str, args: &[&str], is_other: bool) -> Program {
+    let other = std::env::var("SESSIOND_TEST_OTHER_BUILD").ok().filter(|_| is_other);
+    match other {
+        None => Program::start_on(listen, args).await,
+        Some(build) => {
+            let exec = format!("exec '{build}' \"$@\"");
+            Program::start_within(&["sh", "-c", &exec], &[&["--listen", listen], args].concat()).await
+        }
+    }
+}
+
 /// Restarts each server in turn, as an orchestrator does: the next one once the last is back. Returns the longest
 /// drain.
 async fn roll(programs: &mut [Program], rolls: u32, args: &[&str], progress: &Progress) -> Duration {
     let mut longest = Duration::ZERO;
-    for program in (0..rolls).flat_map(|_| 0..REPLICAS) {
+    for (roll, program) in (0..rolls).flat_map(|roll| (0..REPLICAS).map(move |program| (roll, program))) {
         let program = &mut programs[program];
         wait_for_more_calls(progress).await;
         let began = Instant::now();
@@ -121,7 +138,7 @@ async fn roll(programs: &mut [Program], rolls: u32, args: &[&str], progress: &Pr
         assert!(program.log().contains("drained"), "{}", program.log());
         // The server stays away as long as another node needs to start it.
         wait_for_more_calls(progress).await;
-        *program = Program::start_on(&program.addr.to_string(), args).await;
+        *program = start(&program.addr.to_string(), args, roll % 2 == 1).await;
     }
     wait_for_more_calls(progress).await;
     longest
@@ -148,7 +165,7 @@ async fn a_rolling_restart_under_load_fails_no_call_and_resets_no_observer() {
     let args = ["--workers", "1", "--storage", &storage];
     let mut programs = Vec::new();
     for _ in 0..REPLICAS {
-        programs.push(Program::start_on(&own_address(), &args).await);
+        programs.push(start(&own_address(), &args, true).await);
     }
     let clients: Vec<Client> =
         programs.iter().map(|program| Client::connect_lazy(&format!("http://{}", program.addr)).unwrap()).collect();
@@ -204,4 +221,62 @@ async fn a_rolling_restart_under_load_fails_no_call_and_resets_no_observer() {
         tally.failed_tries,
         observers.len(),
     );
+}
+
+/// Each has its own connection.
+const BALANCED_OBSERVERS: usize = 12;
+
+/// Servers behind a load balancer. Every client has a connection of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_added_replica_takes_its_share_and_a_removed_one_goes_unnoticed() {
+    if !is_installed() {
+        return;
+    }
+    let redis = RedisServer::start(&[]);
+    let storage = redis.url("buckets=64");
+    let args = ["--workers", "1", "--max-connection-age", "2s", "--storage", &storage];
+    let mut programs = vec![Program::start(&args).await, Program::start(&args).await];
+    let addrs = |programs: &[Program]| programs.iter().map(|program| program.addr).collect::<Vec<_>>();
+    let balancer = Balancer::start(addrs(&programs)).await;
+    let client = || Client::connect_lazy(&format!("http://{}", balancer.addr)).unwrap();
+    let mut observers = Vec::new();
+    for _ in 0..BALANCED_OBSERVERS {
+        observers.push(Observer::start(&[client()], 0, false).await);
+    }
+
+    let progress = Progress::default();
+    let load = async {
+        let writing = join_all((0..WRITERS).map(|writer| write(writer, Retrying::new(vec![client()], 0), &progress)));
+        let resizing = async {
+            wait_for_more_calls(&progress).await;
+            programs.push(Program::start(&args).await);
+            balancer.set(addrs(&programs));
+            let created = "grpc_server_started_total{grpc_type=\"unary\",\
+                grpc_service=\"sessiond.v1.SessionService\",grpc_method=\"CreateSession\"}";
+            soon(async {
+                let share = BALANCED_OBSERVERS as u64 / 4;
+                let added = &programs[2];
+                while added.metric("sessiond_observers").await < share || added.metric(created).await == 0 {
+                    sleep(Duration::from_millis(50)).await;
+                }
+            })
+            .await;
+            let mut removed = programs.remove(0);
+            balancer.set(addrs(&programs));
+            removed.signal("TERM").await;
+            assert_eq!(removed.exit_code().await, Some(0), "{}", removed.log());
+            wait_for_more_calls(&progress).await;
+            progress.is_over.set(true);
+        };
+        let (written, ()) = join!(writing, resizing);
+        client().create(MARKER).await.unwrap();
+        written
+    };
+    let observing = join_all(observers.iter_mut().map(Observer::observe));
+    let limit = Duration::from_secs(120);
+    let (written, _) =
+        timeout(limit, async { join!(load, observing) }).await.expect("every observer receives all events");
+    for (writer, (written, _)) in (0..).zip(written) {
+        observers.iter().for_each(|observer| observer.assert_exact(writer, &written));
+    }
 }

@@ -249,6 +249,12 @@ impl RedisServer {
         info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).map(str::to_owned)
     }
 
+    /// Returns how many replicas receive the changes of this master. 0 if it does not answer.
+    pub(crate) fn followers(&self) -> usize {
+        let replication: String = self.ask(redis::cmd("INFO").arg("replication")).unwrap_or_default();
+        replication.matches("state=online").count()
+    }
+
     /// Returns the URL of a registry in this server.
     pub(crate) fn url(&self, parameters: &str) -> String {
         format!("redis://127.0.0.1:{}/?{parameters}", self.port)

@@ -1,6 +1,6 @@
-//! Moves slots of a Redis Cluster from node to node while sessions change.
+//! Moves slots of a Redis Cluster from node to node, and to a new master, while sessions change.
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use futures_util::future::join_all;
 use redis::cmd;
@@ -65,7 +65,7 @@ impl RedisCluster {
             migrate.arg("127.0.0.1").arg(target.port).arg("").arg(0).arg(5000).arg("KEYS").arg(keys);
             let _: String = source.ask(&migrate).unwrap();
         }
-        for node in [to, from].into_iter().chain((0..MASTERS).filter(|node| ![to, from].contains(node))) {
+        for node in [to, from].into_iter().chain((0..self.nodes.len()).filter(|node| ![to, from].contains(node))) {
             let () = self.nodes[node].ask(set().arg("NODE").arg(id(to))).unwrap();
         }
         self.wait("the nodes to agree", Self::nodes_agree);
@@ -94,11 +94,11 @@ fn caller(addrs: &[SocketAddr], first: usize) -> Retrying {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn moving_slots_under_load_loses_nothing_and_resets_no_observer() {
+async fn moving_slots_to_a_new_master_under_load_loses_nothing_and_resets_no_observer() {
     if !is_installed() {
         return;
     }
-    let cluster = Arc::new(RedisCluster::start(0));
+    let mut cluster = RedisCluster::start(0);
     let storage = cluster.url("timeout_ms=1000&partitions=6&buckets=48");
     let args = ["--workers", "1", "--storage", &storage];
     let programs = [Program::start(&args).await, Program::start(&args).await];
@@ -114,14 +114,20 @@ async fn moving_slots_under_load_loses_nothing_and_resets_no_observer() {
     let until = Instant::now() + MOVING;
     let markers: Vec<SessionKey> = (0..MARKERS).map(|id| SessionKey::new(-1, id)).collect();
     let moving = spawn_blocking(move || {
-        let mut moved = 0;
+        let (mut moved, mut moved_to_new) = (0, 0);
         while Instant::now() < until {
             for (slot, node) in cluster.slots() {
-                cluster.move_slot(slot, node, (node + 1) % MASTERS);
+                let to = (node + 1) % cluster.nodes.len();
+                cluster.move_slot(slot, node, to);
                 moved += 1;
+                moved_to_new += usize::from(to == MASTERS);
+            }
+            // After the first round.
+            if cluster.nodes.len() == MASTERS {
+                cluster.add_master();
             }
         }
-        (moved, cluster)
+        (moved, moved_to_new, cluster)
     });
     let load = async {
         let writing = writers.iter_mut().enumerate();
@@ -136,12 +142,13 @@ async fn moving_slots_under_load_loses_nothing_and_resets_no_observer() {
     let observing = observers.iter_mut().zip(addrs.into_iter().cycle());
     let observing = join_all(observing.map(|(observer, addr)| observer.observe(addr, until, &markers)));
     let both = timeout(MOVING + PATIENCE, async { join!(load, observing) });
-    let ((tallies, (moved, _cluster)), _) = both.await.expect("every observer receives all events");
+    let ((tallies, (moved, moved_to_new, _cluster)), _) = both.await.expect("every observer receives all events");
 
     let mut changes: Changes = markers.iter().map(|marker| (*marker, 1)).collect();
     writers.iter().for_each(|writer| changes.extend(&writer.changes));
     gateways.iter().for_each(|gateway| changes.extend(&gateway.changes));
     observers.iter_mut().for_each(|observer| observer.is_exact(&changes));
     assert!(moved >= 12, "each partition moves at least twice: {moved}");
-    println!("{moved} slots moved; {tallies:?}");
+    assert!(moved_to_new > 0, "the new master gets slots");
+    println!("{moved} slots moved, {moved_to_new} of them to the new master; {tallies:?}");
 }
