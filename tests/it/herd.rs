@@ -1,12 +1,12 @@
 //! Many observers over real sockets that take a snapshot at the same time and share what is read.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use sessiond::{
     proto::{SubscribeRequest, subscribe_response::Body},
     session::SessionKey,
 };
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tonic::transport::Endpoint;
 
 use crate::{
@@ -18,9 +18,12 @@ use crate::{
     sessions::{batch_create, batch_destroy, create},
 };
 
-const SESSIONS: i64 = 60_000;
-const OBSERVERS: usize = 40;
-const STUCK: usize = 10;
+const SESSIONS: i64 = 40_000;
+const OBSERVERS: usize = 20;
+const STUCK: usize = 5;
+
+/// Far longer than the snapshots take. It only ends tests that hang.
+const DEADLINE: Duration = Duration::from_secs(180);
 
 /// The session that is created last.
 const LAST: i64 = -1;
@@ -96,13 +99,13 @@ async fn observers_that_share_a_snapshot_all_hold_what_the_registry_holds() {
         });
     }
     begin.send_replace(true);
-    soon(count.wait_for(|count| *count == OBSERVERS)).await.unwrap();
+    timeout(DEADLINE, count.wait_for(|count| *count == OBSERVERS)).await.unwrap().unwrap();
     drop(stop);
     let mut truth = soon(changes).await.unwrap();
     create(&writer, 0, LAST).await;
     truth.insert(LAST);
     let truth: BTreeSet<_> = truth.into_iter().map(|id| (0, id)).collect();
-    while let Some(held) = soon(observers.join_next()).await {
+    while let Some(held) = timeout(DEADLINE, observers.join_next()).await.unwrap() {
         assert!(keys(&held.unwrap()) == truth, "an observer holds other sessions than the registry");
     }
     let read = program.metric("sessiond_snapshot_runs_total{source=\"read\"}").await;
