@@ -115,7 +115,7 @@ impl ObserverBody {
 
     /// Returns the next message, if one is ready.
     fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Bytes> {
-        if !self.observer.is_synced() {
+        if self.observer.is_in_snapshot() {
             std::task::ready!(self.turn.poll(context));
         }
         let Poll::Ready(Some(update)) = self.observer.poll_next_unpin(context) else { return Poll::Pending };
