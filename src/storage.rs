@@ -237,6 +237,12 @@ pub trait SessionStorage: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// Returns how many replicas share the registry, as far as this one knows. A metric reports the answer. The default
+    /// is 1.
+    fn replicas(&self) -> u32 {
+        1
+    }
+
     /// Returns the name of an essential task or thread of the storage that has panicked, if there is one.
     ///
     /// The server then stops being ready, drains, and exits with an error. The default is `None`.

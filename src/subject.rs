@@ -426,6 +426,12 @@ impl SessionSubject {
         self.inner.storage.evicts_keys()
     }
 
+    /// Returns how many replicas share the registry; see [`SessionStorage::replicas`].
+    #[must_use]
+    pub fn replicas(&self) -> u32 {
+        self.inner.storage.replicas()
+    }
+
     /// Returns how long calls waited for the storage and how often it failed, by operation in the order of
     /// [`StorageOperation::ALL`].
     #[must_use]

@@ -12,6 +12,10 @@ mod cluster;
 mod fit;
 mod fleet;
 mod load;
+// The pause between reads of a log, as it is built.
+#[path = "../../src/storage/redis/pace.rs"]
+#[allow(dead_code)]
+mod log_pace;
 mod model;
 mod observed;
 #[path = "../compare/pace.rs"]

@@ -3,12 +3,10 @@
 use super::{
     fleet::{Sample, Shape},
     load::{Calls, Load},
+    log_pace::pause,
     model::{BUSY, Model, Planned, REDIS, REPLICA},
     process::server::Ran,
 };
-
-/// The pauses between reads of a log that larger fleets are computed with, in seconds.
-const PAUSES: [f64; 3] = [0.0, 0.005, 0.02];
 
 pub(crate) fn print(samples: &[Sample], memory: &[(Shape, u64, u64)], bytes: Option<Vec<(Load, f64, f64)>>) {
     idle(samples);
@@ -215,12 +213,12 @@ fn larger_fleets(model: &Model) {
     for replicas in [3, 10, 30, 100] {
         for masters in [3, 6] {
             for observers in [0, 1000] {
-                for pause in PAUSES {
+                for pause in [0.0, pause(replicas as u32).as_secs_f64()] {
                     let fleet = Planned { replicas, masters, partitions: 2 * masters, observers, pause };
                     let [cores, thread, master] = model.limits(&fleet);
                     let (follow, serve) = model.following(&fleet, cores.min(thread).min(master));
                     println!(
-                        "| {replicas} | {masters} | {observers} | {:.0} | {cores:.0} | {thread:.0} | {master:.0} | {:.0}% | {:.0}% |",
+                        "| {replicas} | {masters} | {observers} | {:.1} | {cores:.0} | {thread:.0} | {master:.0} | {:.0}% | {:.0}% |",
                         pause * 1e3,
                         follow * 100.0,
                         serve * 100.0

@@ -48,7 +48,7 @@ void Gateway::keep(std::stop_token stop) {
       changed_.wait_for(lock, stop, kTtl / 3, [this] { return is_lease_in_doubt_; });
       is_lease_in_doubt_ = false;
     }
-    while (!stop.stop_requested()) {
+    for (int failures = 0; !stop.stop_requested(); failures++) {
       auto status = keep_once();
       if (is_lease_gone(status)) {
         status = grant();
@@ -56,7 +56,7 @@ void Gateway::keep(std::stop_token stop) {
       if (status.ok()) {
         break;
       }
-      pause(stop, 1s);
+      pause(stop, status, failures);
     }
   }
 }

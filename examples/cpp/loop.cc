@@ -6,19 +6,23 @@ constexpr size_t kMaxBatch = 4096;
 constexpr std::chrono::seconds kFreshness = 1s;
 
 void Gateway::loop(std::stop_token stop) {
+  int failures = 0;
   while (true) {
     auto [sessions, lease] = take(stop);
     if (stop.stop_requested()) {
       return;
     }
-    if (auto status = round(sessions, lease); !status.ok()) {
+    const auto status = round(sessions, lease);
+    if (status.ok()) {
+      failures = 0;
+    } else {
       {
         std::lock_guard lock(mutex_);
         is_lease_in_doubt_ |= is_lease_gone(status);
         dirty_.insert(sessions.begin(), sessions.end());
         changed_.notify_all();
       }
-      pause(stop, 200ms);
+      pause(stop, status, failures++);
     }
   }
 }

@@ -1,7 +1,14 @@
 #include "registry.h"
 
+#include <google/protobuf/any.pb.h>
+#include <google/protobuf/duration.pb.h>
+#include <google/protobuf/empty.pb.h>
+
+#include <algorithm>
 #include <condition_variable>
 #include <mutex>
+#include <random>
+#include <vector>
 
 Registry::Registry(const std::string& address) {
   grpc::ChannelArguments arguments;
@@ -23,7 +30,7 @@ Registry::Registry(const std::string& address) {
 
 grpc::Status Registry::follow(std::stop_token stop, pb::SubscribeRequest request, const Handler& handle) {
   std::string cursor;
-  while (!stop.stop_requested()) {
+  for (int failures = 0; !stop.stop_requested(); failures++) {
     if (cursor.empty()) {
       request.set_snapshot(true);
     } else {
@@ -31,6 +38,9 @@ grpc::Status Registry::follow(std::stop_token stop, pb::SubscribeRequest request
     }
     auto status = read(stop, request, [&](const pb::SubscribeResponse& message) {
       cursor = message.cursor();
+      if (!message.has_subscribed()) {
+        failures = 0;
+      }
       handle(message);
     });
     switch (status.error_code()) {
@@ -40,7 +50,7 @@ grpc::Status Registry::follow(std::stop_token stop, pb::SubscribeRequest request
       case grpc::StatusCode::UNIMPLEMENTED:
         return status;
       default:
-        pause(stop, 1s);
+        pause(stop, status, failures);
     }
   }
   return grpc::Status::CANCELLED;
@@ -80,7 +90,47 @@ grpc::Status Registry::read(std::stop_token stop, const pb::SubscribeRequest& re
   return status;
 }
 
-void pause(const std::stop_token& stop, std::chrono::milliseconds wait) {
+namespace {
+
+// Returns the fields of a message that have this number and are messages themselves.
+std::vector<std::string> messages_in(const std::string& message, int number) {
+  google::protobuf::Empty parsed;
+  parsed.ParseFromString(message);
+  std::vector<std::string> found;
+  const auto& fields = parsed.GetReflection()->GetUnknownFields(parsed);
+  for (int i = 0; i < fields.field_count(); i++) {
+    const auto& field = fields.field(i);
+    if (field.number() == number && field.type() == google::protobuf::UnknownField::TYPE_LENGTH_DELIMITED) {
+      found.push_back(field.length_delimited());
+    }
+  }
+  return found;
+}
+
+// Returns how long the registry asks to wait. With the stubs of googleapis, which Debian does not have, this would be
+// a google.rpc.RetryInfo in a google.rpc.Status.
+std::chrono::milliseconds retry_after(const grpc::Status& status) {
+  for (const auto& detail : messages_in(status.error_details(), 3)) {
+    google::protobuf::Any any;
+    any.ParseFromString(detail);
+    if (any.type_url() != "type.googleapis.com/google.rpc.RetryInfo") {
+      continue;
+    }
+    for (const auto& delay : messages_in(any.value(), 1)) {
+      google::protobuf::Duration duration;
+      duration.ParseFromString(delay);
+      return std::chrono::seconds(duration.seconds()) + std::chrono::milliseconds(duration.nanos() / 1'000'000);
+    }
+  }
+  return 0ms;
+}
+
+}  // namespace
+
+void pause(const std::stop_token& stop, const grpc::Status& status, int failures) {
+  thread_local std::mt19937 random{std::random_device{}()};
+  std::uniform_int_distribution<int> delays(0, failures < 4 ? 100 << failures : 1000);
+  const auto wait = std::max(std::chrono::milliseconds(delays(random)), retry_after(status));
   std::mutex mutex;
   std::unique_lock lock(mutex);
   std::condition_variable_any().wait_for(lock, stop, wait, [] { return false; });

@@ -45,6 +45,8 @@ grpc::Status call(const std::unique_ptr<Stub>& stub,
   return ((*stub).*method)(&context, request, response);
 }
 
-void pause(const std::stop_token& stop, std::chrono::milliseconds wait);
+// Waits before a retry, after this many failures before it: as long as the registry asks, and at least a random time.
+// Clients that were cut off together do not come back together then.
+void pause(const std::stop_token& stop, const grpc::Status& status, int failures);
 
 bool is_lease_gone(const grpc::Status& status);

@@ -58,7 +58,7 @@ func (g *Gateway) keep(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		for ctx.Err() == nil {
+		for failures := 0; ctx.Err() == nil; failures++ {
 			err := g.keepOnce(ctx)
 			if isLeaseGone(err) {
 				err = g.grant(ctx)
@@ -66,7 +66,7 @@ func (g *Gateway) keep(ctx context.Context) {
 			if err == nil {
 				break
 			}
-			pause(ctx, time.Second)
+			pause(ctx, err, failures)
 		}
 	}
 }

@@ -14,6 +14,7 @@ const freshness = time.Second
 var errLeaseInDoubt = errors.New("the lease may be gone")
 
 func (g *Gateway) loop(ctx context.Context) {
+	failures := 0
 	for ctx.Err() == nil {
 		sessions, lease := g.take()
 		if len(sessions) == 0 {
@@ -23,14 +24,18 @@ func (g *Gateway) loop(ctx context.Context) {
 			}
 			continue
 		}
-		if err := g.round(ctx, sessions, lease); err != nil {
+		err := g.round(ctx, sessions, lease)
+		if err == nil {
+			failures = 0
+		} else {
 			if isLeaseGone(err) || err == errLeaseInDoubt {
 				wakeUp(g.doubt)
 			}
 			for _, session := range sessions {
 				g.touch(session)
 			}
-			pause(ctx, 200*time.Millisecond)
+			pause(ctx, err, failures)
+			failures++
 		}
 	}
 }

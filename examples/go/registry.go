@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"math/rand"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
@@ -45,20 +47,23 @@ func connect(address string) (Registry, error) {
 // with a snapshot if the break was within one. It returns an error only if a retry would fail again.
 func (r Registry) follow(ctx context.Context, request *pb.SubscribeRequest, handle func(*pb.SubscribeResponse)) error {
 	cursor := ""
-	for ctx.Err() == nil {
+	for failures := 0; ctx.Err() == nil; failures++ {
 		request.Start = &pb.SubscribeRequest_Snapshot{Snapshot: true}
 		if cursor != "" {
 			request.Start = &pb.SubscribeRequest_Cursor{Cursor: cursor}
 		}
 		err := r.read(ctx, request, func(message *pb.SubscribeResponse) {
 			cursor = message.Cursor
+			if message.GetSubscribed() == nil {
+				failures = 0
+			}
 			handle(message)
 		})
 		switch status.Code(err) {
 		case codes.InvalidArgument, codes.Unauthenticated, codes.PermissionDenied, codes.Unimplemented:
 			return err
 		}
-		pause(ctx, time.Second)
+		pause(ctx, err, failures)
 	}
 	return ctx.Err()
 }
@@ -84,7 +89,23 @@ func (r Registry) read(ctx context.Context, request *pb.SubscribeRequest, handle
 	return err
 }
 
-func pause(ctx context.Context, wait time.Duration) {
+// pause waits before a retry, after this many failures before it: as long as the registry asks, and at least a random
+// time. Clients that were cut off together do not come back together then.
+func pause(ctx context.Context, err error, failures int) {
+	longest := time.Second
+	if failures < 4 {
+		longest = 100 * time.Millisecond << failures
+	}
+	wait := time.Duration(rand.Int63n(int64(longest)))
+	for _, detail := range status.Convert(err).Details() {
+		if retry, ok := detail.(*errdetails.RetryInfo); ok {
+			delay := retry.RetryDelay
+			asked := time.Duration(delay.GetSeconds())*time.Second + time.Duration(delay.GetNanos())
+			if asked > wait {
+				wait = asked
+			}
+		}
+	}
 	select {
 	case <-time.After(wait):
 	case <-ctx.Done():

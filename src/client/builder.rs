@@ -19,10 +19,10 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Keeps every deadline well below the largest `Instant`.
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A connection that does not answer a ping for 10 s is dead. The pings also keep NATs and load balancers on the way
+/// A connection that does not answer a ping for 5 s is dead. The pings also keep NATs and load balancers on the way
 /// from dropping an idle connection.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Configures and builds a [`Client`]. Returned by [`Client::builder`].
 #[derive(Clone, Debug)]
@@ -46,7 +46,9 @@ impl ClientBuilder {
             None => {
                 let uri: Uri = addr.parse().map_err(|_| invalid())?;
                 // Without this check, a bad address would only show at the first call, as an unreachable server.
-                if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
+                let has_host = uri.host().is_some_and(|host| !host.is_empty());
+                let has_path = uri.path().len() > 1 || uri.query().is_some();
+                if !matches!(uri.scheme_str(), Some("http" | "https")) || !has_host || has_path {
                     return Err(invalid());
                 }
                 uri.scheme_str() == Some("https")
@@ -192,7 +194,17 @@ mod tests {
         ] {
             assert!(ClientBuilder::new(good).is_ok(), "{good}");
         }
-        for bad in ["", "127.0.0.1:50051", "localhost", "https://", "redis://h:1", "http://", "unix:", "unix://"] {
+        for bad in [
+            "",
+            "127.0.0.1:50051",
+            "localhost",
+            "https://",
+            "redis://h:1",
+            "http://",
+            "http://host:1/path",
+            "unix:",
+            "unix://",
+        ] {
             let error = ClientBuilder::new(bad).unwrap_err();
             assert!(error.to_string().contains(&format!("{bad:?}")), "{error}");
             assert!(!error.is_retryable());

@@ -68,8 +68,8 @@ pub enum ClientError {
         /// The lease that the session is under.
         lease: LeaseId,
     },
-    /// The registry was lost and replaced by a new one while a mirror waited for a place of the old one.
-    #[error("the registry was replaced by a new one, in which the place means nothing")]
+    /// The registry was replaced by a new one, or lost changes, while a mirror waited for a place.
+    #[error("the registry was replaced or lost changes, so that the place means nothing")]
     RegistryLost,
     /// The gateway was stopped.
     #[error("the gateway was stopped")]
@@ -84,25 +84,29 @@ impl From<Status> for ClientError {
 }
 
 impl ClientError {
+    /// Returns the gRPC code. Errors that the client found by itself have one too.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::InvalidAddress { .. } | Self::InvalidTls { .. } | Self::InvalidToken => Code::InvalidArgument,
+            Self::InvalidTokenFile { .. } => Code::InvalidArgument,
+            Self::Unreachable(status) | Self::Status(status) => status.code(),
+            Self::Timeout { .. } => Code::DeadlineExceeded,
+            Self::Silent { .. } | Self::StreamEnded => Code::Unavailable,
+            Self::Protocol(_) => Code::Unimplemented,
+            Self::SessionElsewhere { .. } | Self::RegistryLost | Self::GatewayStopped => Code::FailedPrecondition,
+        }
+    }
+
     /// Returns whether the same call may succeed if it is simply retried later.
     ///
     /// Wait at least [`retry_after`](Self::retry_after) between tries. The answer comes from the table of
-    /// [reasons](crate::reason::REASONS), or from the gRPC code if the error has no known reason.
+    /// [reasons](crate::reason::REASONS), or from the gRPC code if the table does not have the error's reason.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        match self {
-            Self::InvalidAddress { .. } | Self::InvalidTls { .. } | Self::InvalidToken | Self::Protocol(_) => false,
-            Self::InvalidTokenFile { .. }
-            | Self::SessionElsewhere { .. }
-            | Self::RegistryLost
-            | Self::GatewayStopped => false,
-            // One side uses TLS and the other does not. A retry does not change that.
-            Self::Unreachable(status) if status.code() == Code::PermissionDenied => false,
-            Self::Unreachable(_) | Self::Timeout { .. } | Self::Silent { .. } | Self::StreamEnded => true,
-            Self::Status(status) => match (self.known_reason(), status.code()) {
-                (Some(reason), _) => reason.row().retry != Retry::Never,
-                (None, code) => is_transient(code),
-            },
+        match self.known_reason() {
+            Some(reason) => reason.row().retry != Retry::Never,
+            None => is_transient(self.code()),
         }
     }
 
@@ -116,10 +120,10 @@ impl ClientError {
     /// Grant a new lease and create the sessions again under it.
     #[must_use]
     pub fn is_lease_gone(&self) -> bool {
-        match self.status().map(Status::code) {
+        match self.code() {
             // Only calls that name a lease return NOT_FOUND.
-            Some(Code::NotFound) => true,
-            Some(Code::FailedPrecondition) => {
+            Code::NotFound => true,
+            Code::FailedPrecondition => {
                 matches!(self.known_reason(), Some(ErrorReason::LeaseGone | ErrorReason::LeaseLingers))
             }
             _ => false,
@@ -132,11 +136,21 @@ impl ClientError {
         self.status()?.get_details_retry_info()?.retry_delay
     }
 
-    /// Returns the server's reason for the error (`google.rpc.ErrorInfo`) in UPPER_SNAKE, if it sent one.
+    /// Returns the reason of the error in UPPER_SNAKE, if it has one: the server's (`google.rpc.ErrorInfo`), or
+    /// `SESSION_ELSEWHERE`, `REGISTRY_LOST` or `GATEWAY_STOPPED`.
     ///
     /// Unlike the message, a reason does not change between versions.
     #[must_use]
     pub fn reason(&self) -> Option<String> {
+        let own = match self {
+            Self::SessionElsewhere { .. } => Some("SESSION_ELSEWHERE"),
+            Self::RegistryLost => Some("REGISTRY_LOST"),
+            Self::GatewayStopped => Some("GATEWAY_STOPPED"),
+            _ => None,
+        };
+        if let Some(own) = own {
+            return Some(own.to_owned());
+        }
         let info = self.status()?.get_details_error_info()?;
         (info.domain == ERROR_DOMAIN).then_some(info.reason)
     }
@@ -249,6 +263,27 @@ mod tests {
             let details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, HashMap::new());
             let error = ClientError::from(Status::with_error_details(Code::ResourceExhausted, "", details));
             assert_eq!(error.is_retryable(), is_retryable, "{reason}");
+        }
+    }
+
+    /// The clients of other languages have the same table in their tests.
+    #[test]
+    fn errors_of_the_client_have_a_code_and_perhaps_a_reason() {
+        let limit = Duration::from_secs(1);
+        let lease = LeaseId::from_number(7).unwrap();
+        for (error, code, reason, is_retryable) in [
+            (ClientError::InvalidToken, Code::InvalidArgument, None, false),
+            (ClientError::Timeout { after: limit }, Code::DeadlineExceeded, None, true),
+            (ClientError::Silent { limit }, Code::Unavailable, None, true),
+            (ClientError::StreamEnded, Code::Unavailable, None, true),
+            (ClientError::Protocol(""), Code::Unimplemented, None, false),
+            (ClientError::SessionElsewhere { lease }, Code::FailedPrecondition, Some("SESSION_ELSEWHERE"), false),
+            (ClientError::RegistryLost, Code::FailedPrecondition, Some("REGISTRY_LOST"), false),
+            (ClientError::GatewayStopped, Code::FailedPrecondition, Some("GATEWAY_STOPPED"), false),
+        ] {
+            assert_eq!((error.code(), error.reason().as_deref()), (code, reason), "{error:?}");
+            assert_eq!(error.is_retryable(), is_retryable, "{error:?}");
+            assert!(!error.is_lease_gone(), "{error:?}");
         }
     }
 

@@ -225,15 +225,12 @@ impl Mirror {
     /// # Errors
     ///
     /// Returns [`ClientError::Timeout`] if this takes longer than the client's timeout, and
-    /// [`ClientError::RegistryLost`] if the registry is replaced by a new one meanwhile, in which these places mean
-    /// nothing. Otherwise like [`synced`](Self::synced).
+    /// [`ClientError::RegistryLost`] if the registry is replaced by a new one or loses changes meanwhile, so that these
+    /// places mean nothing. Otherwise like [`synced`](Self::synced).
     pub async fn wait_until(&self, places: &[Place]) -> Result<(), ClientError> {
-        let mut registry_id = String::new();
+        let epoch = self.progress.borrow().epoch;
         let reached = self.until(|progress| {
-            if registry_id.is_empty() {
-                registry_id.clone_from(&progress.registry_id);
-            }
-            if registry_id != progress.registry_id {
+            if progress.epoch != epoch {
                 return Some(Err(ClientError::RegistryLost));
             }
             progress.has_reached(places).then_some(Ok(()))

@@ -323,10 +323,11 @@ impl Watch {
         self.owes_reset |= self.in_snapshot;
         self.in_snapshot = false;
         self.places.clear();
-        let retry_in = self.backoff.after_failure(error.retry_after());
+        let has_newer_token = self.has_newer_token(&error);
+        let retry_in = if has_newer_token { Duration::ZERO } else { self.backoff.after_failure(error.retry_after()) };
         self.state = State::Waiting;
         self.timer.as_mut().reset(Instant::now() + retry_in);
-        if error.is_retryable() || self.has_newer_token(&error) {
+        if error.is_retryable() || has_newer_token {
             Ok(WatchUpdate::Disconnected { error, retry_in })
         } else {
             Err(error)

@@ -28,6 +28,7 @@ mod lease;
 mod list;
 mod lookup;
 mod mend;
+mod pace;
 mod partition;
 mod probe;
 mod promised;
@@ -312,6 +313,11 @@ impl SessionStorage for RedisStorage {
 
     fn evicts_keys(&self) -> Option<bool> {
         self.findings.evicts_keys()
+    }
+
+    fn replicas(&self) -> u32 {
+        // Each partition has a count of its own.
+        self.registry.partitions().iter().map(|partition| partition.pace.replicas()).max().unwrap_or_default().max(1)
     }
 
     fn bucket_of(&self, session: &SessionKey) -> u32 {

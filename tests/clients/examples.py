@@ -15,9 +15,13 @@ import sys
 import tempfile
 import unittest
 
+import grpc
+import grpc.aio
 from back_end import BackEnd
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2, status_pb2
 from servers import Program, Registry
-from stubs import ROOT
+from stubs import ROOT, pb
 
 DEADLINE = 30  # seconds
 BINARY = None  # set by main
@@ -67,6 +71,15 @@ class Example(Program):
             missing.discard(line)
 
 
+def retry_info(seconds):
+    """Returns the trailers of an error that asks to wait for this long before a retry."""
+    status = status_pb2.Status(code=grpc.StatusCode.UNAVAILABLE.value[0], message="draining")
+    delay = duration_pb2.Duration()
+    delay.FromMilliseconds(round(seconds * 1000))
+    status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return (("grpc-status-details-bin", status.SerializeToString()),)
+
+
 class Device:
     """A client of the gateway."""
 
@@ -101,12 +114,14 @@ class Examples:
 
     async def asyncSetUp(self):
         self.examples = []
+        self.back_end = self.registry = None
 
     async def asyncTearDown(self):
         for example in self.examples:
             await example.kill()
-        await self.back_end.close()
-        await self.registry.close()
+        if self.registry:
+            await self.back_end.close()
+            await self.registry.close()
 
     async def serve(self, storage):
         self.registry = await Registry(BINARY, storage, ["--outage-grace", "1s"]).start()
@@ -196,6 +211,35 @@ class Examples:
         await self.held_by({8: other})
         self.assertEqual(await observer.line(), "moved 8")
         moved.close()
+
+    async def test_an_observer_waits_as_long_as_the_registry_asks(self):
+        asked, tries = 1.5, []
+
+        async def subscribe(request, context):
+            tries.append(asyncio.get_running_loop().time())
+            if len(tries) == 1:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "draining", retry_info(asked))
+            if len(tries) == 2:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "a proxy sends no details")
+            subscribed = pb.Subscribed(heartbeat=duration_pb2.Duration(seconds=15))
+            yield pb.SubscribeResponse(subscribed=subscribed, cursor="1")
+            yield pb.SubscribeResponse(synced=pb.Synced(), cursor="1")
+            await asyncio.sleep(DEADLINE)
+
+        server = grpc.aio.server()
+        method = grpc.unary_stream_rpc_method_handler(
+            subscribe, pb.SubscribeRequest.FromString, pb.SubscribeResponse.SerializeToString
+        )
+        handler = grpc.method_handlers_generic_handler("sessiond.v1.SessionService", {"Subscribe": method})
+        server.add_generic_rpc_handlers((handler,))
+        self.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        await server.start()
+        try:
+            observer = await self.example("observe")
+            await observer.until("synced 0")
+        finally:
+            await server.stop(None)
+        self.assertGreaterEqual(tries[1] - tries[0], asked)
 
     async def test_a_gateway_stops_while_the_registry_is_away(self):
         await self.serve("memory")

@@ -3,11 +3,10 @@
     python tests/clients/run.py SERVER [--client python|typescript|rust] [--storage memory|file|redis] [--seeds 1..20]
                                 [--seed N] [--history NAME] [--jobs N] [--short] [--in-turn] [-v]
 
-Without a client or a storage, all of them: the clients beside each other, the storages one after the other. Without
-seeds and histories: all scripted histories, the seeds in seeds/ and the seeds 1 to 20. With --short, each scripted
-history runs on one storage, on memory if it can. With --in-turn, each seed runs on one storage: the storages take turns.
-Needs grpcio and grpcio-tools, and redis-server for the storage redis. PROTOCOL.md describes how a client is driven. If
-a history fails, it is printed, and the exit code is 1.
+Without a client or a storage, all of them. Without seeds and histories: all scripted histories, the seeds in seeds/ and
+the seeds 1 to 20. With --short, each scripted history runs on one storage, on memory if it can. With --in-turn, each
+seed runs on one storage: the storages take turns. Needs grpcio and grpcio-tools, and redis-server for the storage redis.
+PROTOCOL.md describes how a client is driven. If a history fails, it is printed, and the exit code is 1.
 
 SESSIOND_AGENT_LOG=1 and SESSIOND_SERVER_LOG=1 add the logs of the agents and the servers.
 """
@@ -84,30 +83,24 @@ def histories(arguments, client, storage):
         yield f"seed {seed}", lambda seed=seed: random_histories.run(arguments.server, client, storage, seed)
 
 
-async def run_client(arguments, client):
-    """Returns how many histories passed, and how many failed."""
-    # A history mostly waits, so that several run at a time. The scripted ones measure, and run alone.
-    slots, passed, failed = asyncio.Semaphore(arguments.jobs), 0, 0
-    for storage in arguments.storage or STORAGES:
-        begun = time.monotonic()
-        jobs = []
-        for name, history in histories(arguments, client, storage):
-            one = run_one(arguments, client, storage, name, history, slots)
-            jobs.append(asyncio.ensure_future(one))
-            if not name.startswith("seed"):
-                await jobs[-1]
-        results = await asyncio.gather(*jobs)
-        passed += results.count(True)
-        failed += results.count(False)
-        print(f"---- {client} on {storage}: {len(results)} histories in {time.monotonic() - begun:.0f} s", flush=True)
-    return passed, failed
-
-
 async def main(arguments):
-    outcomes = await asyncio.gather(*(run_client(arguments, client) for client in arguments.client or CLIENTS))
-    passed, failed = map(sum, zip(*outcomes))
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed or not passed else 0
+    # A history mostly waits, so that several run at a time. The scripted ones measure, and run alone.
+    slots, failed, count = asyncio.Semaphore(arguments.jobs), 0, 0
+    for client in arguments.client or CLIENTS:
+        for storage in arguments.storage or STORAGES:
+            begun = time.monotonic()
+            jobs = []
+            for name, history in histories(arguments, client, storage):
+                one = run_one(arguments, client, storage, name, history, slots)
+                jobs.append(asyncio.ensure_future(one))
+                if not name.startswith("seed"):
+                    await jobs[-1]
+            results = await asyncio.gather(*jobs)
+            count += len(results)
+            failed += results.count(False)
+            print(f"---- {client} on {storage}: {len(results)} histories in {time.monotonic() - begun:.0f} s", flush=True)
+    print(f"{count - failed} passed, {failed} failed")
+    return 1 if failed or not count else 0
 
 
 if __name__ == "__main__":
@@ -118,7 +111,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=numbers)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--history", action="append", choices=sorted(scripted_histories.HISTORIES))
-    parser.add_argument("--jobs", type=int, default=4, help="how many random histories of a client run at a time (default: 4)")
+    parser.add_argument("--jobs", type=int, default=4, help="how many random histories run at a time (default: 4)")
     parser.add_argument("--short", action="store_true", help="run each scripted history on one storage")
     parser.add_argument("--in-turn", action="store_true", help="run each seed on one storage, in turn")
     parser.add_argument("-v", "--verbose", action="store_true", help="print the histories that pass, too")

@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use sessiond::proto::{LeaseStatus, ListLeasesRequest, RevokeLeaseRequest};
+use sessiond::{
+    client::{Client, LeaseQuery, MAX_BATCH},
+    proto::{LeaseStatus, ListLeasesRequest, RevokeLeaseRequest},
+    session::LeaseId,
+};
 
 use crate::{
     fake::{duration, soon},
@@ -64,4 +68,35 @@ async fn list_leases_reports_every_lease_and_filters_by_owner_and_id() {
     assert_eq!(named, [ids[1], ids[3]]);
     revoke(&leases, ids[0]).await.unwrap();
     assert_eq!(list(&leases, ListLeasesRequest::default()).await.0.len(), 4);
+}
+
+#[tokio::test]
+async fn the_client_lists_any_number_of_leases_in_order() {
+    let server = Running::start().await;
+    let client = Client::connect_lazy(&server.url()).unwrap();
+    let mut granted = Vec::new();
+    for _ in 0..5 {
+        granted.push(client.grant_lease(TTL, "gateway").await.unwrap().id);
+    }
+    granted.sort_unstable();
+    let below = 1..=MAX_BATCH as u64 - 2;
+    let above = u64::MAX - MAX_BATCH as u64..=u64::MAX;
+    let mut lease_ids: Vec<_> = above.chain(below).filter_map(LeaseId::from_number).collect();
+    lease_ids.extend(granted.iter().rev().chain(&granted));
+    let mut query = LeaseQuery { lease_ids, page_size: 2, ..LeaseQuery::default() };
+    let (mut listed, mut pages) = (Vec::new(), 0);
+    loop {
+        let page = soon(client.list_leases(query.clone())).await.unwrap();
+        listed.extend(page.leases.into_iter().map(|status| status.lease.id));
+        pages += 1;
+        if page.next.is_empty() {
+            break;
+        }
+        query.page_token = page.next;
+    }
+    assert_eq!(listed, granted);
+    assert!(pages >= 3, "{pages} pages for three parts");
+    query.page_token = "nonsense".to_owned();
+    let error = soon(client.list_leases(query)).await.unwrap_err();
+    assert_eq!(error.reason().as_deref(), Some("MALFORMED_PAGE_TOKEN"));
 }

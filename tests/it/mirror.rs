@@ -7,12 +7,12 @@ use std::{
 
 use sessiond::{
     client::{Client, ClientError, Mirror, MirrorChange, MirrorChanges, MirrorHolder, MirrorOptions, MirrorUpdate},
-    session::{AuthKeyId, LeaseId, SessionId, SessionKey},
+    session::{AuthKeyId, DestroyReason, LeaseId, SessionId, SessionKey},
 };
 use tokio::time::sleep;
 
 use crate::{
-    fake::{nowhere, soon},
+    fake::{Fake, duration, nowhere, soon},
     lease_guard::{Network, Registry},
 };
 
@@ -137,7 +137,7 @@ async fn follow(
             match changes.next().await.unwrap() {
                 MirrorUpdate::Changed(changes) => {
                     count += changes.len();
-                    for MirrorChange { session, exists, lease } in changes.iter().copied() {
+                    for MirrorChange { session, exists, lease, .. } in changes.iter().copied() {
                         if exists {
                             copy.insert(session, lease)
                         } else {
@@ -201,8 +201,7 @@ async fn a_mirror_that_is_cut_off_says_how_stale_it_is_and_resumes() {
     assert!(mirror.staleness() <= began.elapsed() + Duration::from_millis(500));
     assert!(mirror.is_empty());
     network.mend();
-    until("the mirror resumes", || mirror.len() == 10).await;
-    assert_eq!(mirror.staleness(), Duration::ZERO);
+    until("the mirror resumes", || mirror.len() == 10 && mirror.staleness() == Duration::ZERO).await;
     let mut copy = BTreeMap::new();
     assert_eq!(follow(&mut changes, &mut copy, &mirror).await, 10, "it resumed without a snapshot");
 }
@@ -223,7 +222,44 @@ async fn a_slow_reader_of_changes_gets_a_resync() {
     assert_eq!(soon(changes.next()).await, Some(MirrorUpdate::Resync));
     client.create(key(200)).await.unwrap();
     let MirrorUpdate::Changed(after) = soon(changes.next()).await.unwrap() else { panic!("only one change follows") };
-    assert_eq!(*after, [MirrorChange { session: key(200), exists: true, lease: None }]);
+    assert_eq!(*after, [MirrorChange { session: key(200), exists: true, lease: None, reason: None }]);
+}
+
+#[tokio::test]
+async fn a_mirror_asks_for_a_heartbeat_every_5_s() {
+    let mut fake = Fake::start().await;
+    let client = Client::connect_lazy(&fake.addr).unwrap();
+    let (default, other) = (Duration::from_secs(5), Duration::from_millis(300));
+    for (options, heartbeat) in
+        [(MirrorOptions::default(), default), (MirrorOptions::default().heartbeat(other), other)]
+    {
+        let mirror = client.mirror(options);
+        let stream = soon(fake.stream()).await;
+        assert_eq!(stream.request.heartbeat, Some(duration(heartbeat)));
+        drop(mirror);
+    }
+}
+
+#[tokio::test]
+async fn changes_say_why_a_session_was_destroyed() {
+    let registry = Registry::start().await;
+    let client = registry.client();
+    let lease = grant(&client, "a").await;
+    client.batch_create_under(&keys(0..3), lease).await.unwrap();
+    let mirror = synced(&client, MirrorOptions::default()).await;
+    let mut changes = mirror.changes();
+    client.destroy(key(0)).await.unwrap();
+    client.destroy_under(key(1), lease).await.unwrap();
+    client.revoke_lease(lease).await.unwrap();
+    let mut reasons = BTreeMap::new();
+    while reasons.len() < 3 {
+        let MirrorUpdate::Changed(changes) = soon(changes.next()).await.unwrap() else {
+            panic!("no change is left out")
+        };
+        reasons.extend(changes.iter().map(|change| (change.session, change.reason)));
+    }
+    let expected = [DestroyReason::Requested, DestroyReason::Released, DestroyReason::LeaseRevoked].map(Some);
+    assert_eq!(reasons.into_values().collect::<Vec<_>>(), expected);
 }
 
 #[tokio::test]

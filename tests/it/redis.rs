@@ -29,6 +29,7 @@ mod lost_keys;
 mod name;
 mod name_failover;
 mod order;
+mod pace;
 mod permissions;
 mod recreated;
 mod refusals;

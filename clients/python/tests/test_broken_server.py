@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from sessiond import Client, Disconnected, Heartbeat, SessiondError, Subscribed, WatchUpdate
+from sessiond import Client, Disconnected, Heartbeat, Place, SessiondError, Subscribed, WatchUpdate
 from sessiond._proto import session_service_pb2 as pb
 
 Context = grpc.aio.ServicerContext[pb.SubscribeRequest, pb.SubscribeResponse]
@@ -87,3 +87,52 @@ async def test_a_watch_raises_errors_that_stay(code: grpc.StatusCode) -> None:
         # The caller may go on all the same.
         assert isinstance(await asyncio.wait_for(anext(watch), 15), Subscribed)
         assert server.cursors == ["", "h1"]
+
+
+async def test_a_wait_fails_when_the_registry_is_rolled_back() -> None:
+    rolled_back = asyncio.Event()
+
+    class RolledBack(Broken):
+        async def _subscribe(
+            self, request: pb.SubscribeRequest, context: Context
+        ) -> AsyncIterator[pb.SubscribeResponse]:
+            yield pb.SubscribeResponse(subscribed=pb.Subscribed(registry_id="r"), cursor=request.cursor)
+            if not rolled_back.is_set():
+                yield pb.SubscribeResponse(synced=pb.Synced(places=[pb.Place(partition=0, position=7)]), cursor="c")
+                await rolled_back.wait()
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "broken")
+            yield pb.SubscribeResponse(reset=pb.Reset(reason=pb.RESET_REASON_STORAGE_RESTARTED))
+            yield pb.SubscribeResponse(synced=pb.Synced(places=[pb.Place(partition=0, position=3)]), cursor="d")
+            await asyncio.sleep(60)
+
+    async with RolledBack() as server, Client(server.address, timeout=2) as client, await client.mirror() as mirror:
+        await mirror.wait_until(Place(0, 7))
+        waiting = asyncio.create_task(mirror.wait_until(Place(0, 8)))
+        await asyncio.sleep(0)
+        rolled_back.set()
+        with pytest.raises(SessiondError) as caught:
+            await waiting
+        assert caught.value.reason == "REGISTRY_LOST"
+        # The same position may be another change now.
+        await mirror.wait_until(Place(0, 3))
+        with pytest.raises(SessiondError) as caught:
+            await mirror.wait_until(Place(0, 7))
+        assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_a_watch_refuses_an_event_of_an_unknown_type() -> None:
+    class Newer(Broken):
+        async def _subscribe(
+            self, request: pb.SubscribeRequest, context: Context
+        ) -> AsyncIterator[pb.SubscribeResponse]:
+            yield pb.SubscribeResponse(subscribed=pb.Subscribed(registry_id="r"), cursor="s")
+            event = pb.SessionEvent(session_id=1)
+            event.type = 9  # type: ignore[assignment]
+            yield pb.SubscribeResponse(events=pb.SessionEvents(events=[event]), cursor="e")
+            await asyncio.sleep(60)
+
+    async with Newer() as server, Client(server.address) as client, client.watch() as watch:
+        assert isinstance(await anext(watch), Subscribed)
+        with pytest.raises(SessiondError, match="unknown type") as caught:
+            await anext(watch)
+        assert caught.value.code is grpc.StatusCode.UNIMPLEMENTED and watch.cursor == "s"

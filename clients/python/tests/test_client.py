@@ -13,7 +13,18 @@ import grpc.aio
 import pytest
 import trustme
 
-from sessiond import Client, Disconnected, EventType, SessiondError, SessionKey, Subscribed, Watch, _channel
+from sessiond import (
+    Client,
+    Disconnected,
+    EventType,
+    SessiondError,
+    SessionElsewhere,
+    SessionKey,
+    Subscribed,
+    Watch,
+    _channel,
+    errors,
+)
 from sessiond._proto import error_reason_pb2
 from sessiond._proto import session_service_pb2 as pb
 from sessiond._reasons import IS_RETRYABLE
@@ -37,7 +48,7 @@ def test_every_reason_says_whether_to_retry() -> None:
 
 
 def test_wrong_addresses_are_refused() -> None:
-    for address in ("127.0.0.1:50051", "ftp://host", "http://", "http://host:1/path"):
+    for address in ("127.0.0.1:50051", "ftp://host", "http://", "http://host:1/path", "unix:", "unix://"):
         with pytest.raises(ValueError, match="is not a server address"):
             Client(address)
     with pytest.raises(ValueError, match="https"):
@@ -59,6 +70,28 @@ def test_a_malformed_token_is_refused() -> None:
         Client("http://host", token="token\n")
 
 
+def test_a_token_file_without_a_token_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot read the token"):
+        Client("http://host", token_file=tmp_path / "missing")
+    (tmp_path / "empty").write_text(" \n")
+    with pytest.raises(ValueError, match="sessiond token new"):
+        Client("http://host", token_file=tmp_path / "empty")
+
+
+def test_errors_of_the_client_have_a_code_and_perhaps_a_reason() -> None:
+    # The clients of other languages have the same table in their tests.
+    code = grpc.StatusCode
+    for error, expected, reason in (
+        (SessionElsewhere(7), code.FAILED_PRECONDITION, "SESSION_ELSEWHERE"),
+        (errors.registry_lost(), code.FAILED_PRECONDITION, "REGISTRY_LOST"),
+        (errors.gateway_stopped(), code.FAILED_PRECONDITION, "GATEWAY_STOPPED"),
+        (errors.closed_error("client"), code.CANCELLED, "CLOSED"),
+        (errors.protocol_error(""), code.UNIMPLEMENTED, None),
+    ):
+        assert (error.code, error.reason) == (expected, reason)
+        assert not error.is_retryable and not error.is_lease_gone
+
+
 async def test_single_calls(client: Client) -> None:
     session = SessionKey(7, -1)
     lease = (await client.grant_lease(30, "gw-1:8443")).lease_id
@@ -74,6 +107,10 @@ async def test_single_calls(client: Client) -> None:
     assert not stays and stays.held_by == (lease, "gw-1:8443")
     moved = await client.create(session, lease=other, only_from=lease)
     assert not moved and moved.held_by is None
+    taken = await client.take(session, lease, only_from=other)
+    assert not taken and taken.held_by is None
+    assert (await client.take(session, other)).held_by == (lease, "gw-1:8443")
+    assert not await client.take(session, other, only_from=lease)
     assert not await client.destroy(session, lease=lease)
     destroyed = await client.destroy(session, lease=other, with_place=True)
     assert destroyed and destroyed.place is not None
@@ -133,8 +170,24 @@ async def test_closing_the_client_fails_its_calls(client: Client, proxy: Proxy) 
     with pytest.raises(SessiondError) as caught:
         await call
     assert caught.value.code is grpc.StatusCode.CANCELLED
+    assert caught.value.reason == "CLOSED" and not caught.value.is_retryable
     with pytest.raises(asyncio.CancelledError):
         await cancelled
+
+
+async def test_a_closed_client_makes_no_calls(server: Server) -> None:
+    client = Client(server.address)
+    assert not await client.has(SessionKey(0, 1))
+    await client.close()
+    with pytest.raises(SessiondError) as caught:
+        await client.has(SessionKey(0, 1))
+    assert caught.value.code is grpc.StatusCode.CANCELLED
+    assert caught.value.reason == "CLOSED" and not caught.value.is_retryable
+
+
+async def test_other_services_can_be_called_over_the_channel(client: Client) -> None:
+    check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = client.channel.unary_unary("/grpc.health.v1.Health/Check")
+    assert await check(b"") == b"\x08\x01"  # SERVING
 
 
 async def test_errors_are_typed(client: Client) -> None:

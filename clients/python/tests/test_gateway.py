@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -127,6 +127,24 @@ async def test_a_kick_closes_the_connection(client: Client, gateways: Gateways) 
     assert await client.destroy(KEY)
     assert await reason_of(connection) == Destroyed(DestroyReason.REQUESTED)
     assert not await client.has(KEY)
+
+
+async def test_a_session_that_was_created_again_under_no_lease_was_destroyed(
+    client: Client, gateways: Gateways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = await gateways(client)
+    connection = await gateway.connect(KEY)
+    await stream_lives(client, gateway)
+    look_up = client.batch_lookup
+
+    async def look_up_late(sessions: Iterable[SessionKey]) -> list[int | None]:
+        await client.create(KEY)
+        return await look_up(sessions)
+
+    monkeypatch.setattr(client, "batch_lookup", look_up_late)
+    await client.destroy(KEY)
+    assert await reason_of(connection) == Destroyed(DestroyReason.REQUESTED)
+    assert await client.lookup(KEY) == (True, None)
 
 
 async def test_a_claim_takes_nothing_from_a_newer_holder(client: Client, gateways: Gateways) -> None:

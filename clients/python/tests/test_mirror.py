@@ -8,12 +8,12 @@ import grpc
 import pytest
 
 from sessiond import (
-    Change,
     Client,
     DestroyReason,
     EventType,
-    Holder,
     Mirror,
+    MirrorChange,
+    MirrorHolder,
     Place,
     Resync,
     SessiondError,
@@ -47,12 +47,12 @@ async def test_a_mirror_equals_the_registry(client: Client) -> None:
     async with await synced(client) as mirror:
         assert set(mirror) == set(keys) and len(mirror) == len(keys)
         assert mirror.staleness == 0
-        assert mirror.holder_of(keys[0]) == Holder(lease, "gw-1")
+        assert mirror.holder_of(keys[0]) == MirrorHolder(lease, "gw-1")
         other = (await client.grant_lease(30, "gw-2")).lease_id
         await mirror.wait_until(place_of((await client.create(KEY, lease=other, with_place=True)).place))
-        assert mirror.has(KEY) and KEY in mirror and mirror.holder_of(KEY) == Holder(other, "gw-2")
+        assert mirror.has(KEY) and KEY in mirror and mirror.holder_of(KEY) == MirrorHolder(other, "gw-2")
         await mirror.wait_until(place_of((await client.create(KEY, lease=lease, with_place=True)).place))
-        assert mirror.holder_of(KEY) == Holder(lease, "gw-1")
+        assert mirror.holder_of(KEY) == MirrorHolder(lease, "gw-1")
         await mirror.wait_until(place_of((await client.destroy(KEY, with_place=True)).place))
         assert not mirror.has(KEY) and mirror.holder_of(KEY) is None
         await mirror.wait_until((await client.batch_destroy(keys, with_place=True)).places)
@@ -60,6 +60,21 @@ async def test_a_mirror_equals_the_registry(client: Client) -> None:
         await client.create(KEY)
         await until(lambda: mirror.has(KEY))
         assert mirror.holder_of(KEY) is None
+
+
+async def test_a_mirror_asks_for_a_heartbeat_every_5_s(server: Server) -> None:
+    asked: list[float] = []
+
+    class Streams(grpc.aio.UnaryStreamClientInterceptor):
+        async def intercept_unary_stream(self, continuation, details, request):  # type: ignore[no-untyped-def]
+            asked.append(request.heartbeat.ToMilliseconds() / 1000)
+            return await continuation(details, request)
+
+    async with Client(server.address, interceptors=[Streams()]) as client:
+        for started in (client.mirror(), client.mirror(heartbeat=0.3)):
+            async with await started as mirror:
+                await asyncio.wait_for(mirror.synced(), 15)
+    assert asked == [5, 0.3]
 
 
 async def test_filters(client: Client) -> None:
@@ -90,16 +105,43 @@ async def test_changes_and_a_slow_reader(client: Client, monkeypatch: pytest.Mon
         changes = mirror.changes()
         await client.destroy(KEY)
         unspecified = DestroyReason.UNSPECIFIED
-        assert await anext(changes) == Change(EventType.DESTROYED, KEY, 0, 0, DestroyReason.REQUESTED)
+        assert await anext(changes) == MirrorChange(EventType.DESTROYED, KEY, 0, 0, DestroyReason.REQUESTED)
         keys = [SessionKey(0, number) for number in range(1000)]
         await mirror.wait_until((await client.batch_create(keys, with_place=True)).places)
         assert await anext(changes) == Resync()
         await client.create(KEY)
-        while (change := await asyncio.wait_for(anext(changes), 15)) != Change(
+        while (change := await asyncio.wait_for(anext(changes), 15)) != MirrorChange(
             EventType.CREATED, KEY, 0, 0, unspecified
         ):
-            assert isinstance(change, Change | Resync)
+            assert isinstance(change, MirrorChange | Resync)
         changes.close()
+
+
+async def test_changes_say_why_a_session_was_destroyed(client: Client) -> None:
+    lease = (await client.grant_lease(30, "gw-1")).lease_id
+    keys = [SessionKey(0, number) for number in range(3)]
+    await client.batch_create(keys, lease=lease)
+    async with await synced(client) as mirror:
+        changes = mirror.changes()
+        await client.destroy(keys[0])
+        await client.destroy(keys[1], lease=lease)
+        await client.revoke_lease(lease)
+        seen = [await asyncio.wait_for(anext(changes), 15) for _ in keys]
+    assert {change.session: change.reason for change in seen if isinstance(change, MirrorChange)} == dict(
+        zip(keys, (DestroyReason.REQUESTED, DestroyReason.RELEASED, DestroyReason.LEASE_REVOKED), strict=True)
+    )
+
+
+async def test_the_first_contents_are_changes(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    await client.create(KEY)
+    async with await client.mirror() as mirror:
+        changes = mirror.changes()
+        change = await asyncio.wait_for(anext(changes), 15)
+        assert isinstance(change, MirrorChange) and change[:2] == (EventType.CREATED, KEY)
+    monkeypatch.setattr(mirrors, "_MAX_CHANGES", 100)
+    await client.batch_create([SessionKey(0, number) for number in range(200)])
+    async with await client.mirror() as mirror:
+        assert await asyncio.wait_for(anext(mirror.changes()), 15) == Resync()
 
 
 async def test_a_lost_registry(server: Server, client: Client) -> None:
@@ -115,12 +157,14 @@ async def test_a_lost_registry(server: Server, client: Client) -> None:
         assert mirror.has(KEY) and len(mirror) == 3
         await server.start()
         await client.create(SessionKey(0, 3))
-        with pytest.raises(SessiondError, match="started over"):
+        with pytest.raises(SessiondError) as caught:
             await asyncio.wait_for(waiting, 15)
+        assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
+        assert caught.value.reason == "REGISTRY_LOST" and not caught.value.is_retryable
         await until(lambda: set(mirror) == {SessionKey(0, 3)})
         await until(lambda: mirror.staleness == 0)
         seen = [await asyncio.wait_for(anext(changes), 15) for _ in range(5)]
-        assert {change[:2] for change in seen if isinstance(change, Change)} == {
+        assert {change[:2] for change in seen if isinstance(change, MirrorChange)} == {
             (EventType.CREATED, SessionKey(0, 2)),
             (EventType.CREATED, SessionKey(0, 3)),
             *((EventType.DESTROYED, key) for key in (KEY, SessionKey(0, 1), SessionKey(0, 2))),
@@ -144,7 +188,7 @@ async def test_a_reset_tells_only_differences(started: Start) -> None:
             assert mirror.has(KEY)
             proxy.heal()
             seen = [await asyncio.wait_for(anext(changes), 15) for _ in range(2)]
-            assert {change[:2] for change in seen if isinstance(change, Change)} == {
+            assert {change[:2] for change in seen if isinstance(change, MirrorChange)} == {
                 (EventType.DESTROYED, KEY),
                 (EventType.CREATED, SessionKey(2, 2)),
             }
@@ -163,7 +207,7 @@ async def test_kill_and_restart_over_a_file(started: Start, tmp_path: Path) -> N
             await asyncio.wait_for(mirror.wait_until(place_of(place)), 15)
             assert set(mirror) == {KEY, SessionKey(0, 1)}
             change = await anext(changes)
-            assert isinstance(change, Change) and change.session == SessionKey(0, 1)
+            assert isinstance(change, MirrorChange) and change.session == SessionKey(0, 1)
 
 
 async def test_owners_are_found_later_and_forgotten(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,9 +216,9 @@ async def test_owners_are_found_later_and_forgotten(client: Client, monkeypatch:
     lease = (await client.grant_lease(30, "gw-1")).lease_id
     await client.create(KEY, lease=lease)
     async with await synced(client) as mirror:
-        assert mirror.holder_of(KEY) == Holder(lease, None)
+        assert mirror.holder_of(KEY) == MirrorHolder(lease, None)
         monkeypatch.setattr(mirrors, "_OWNER_TIMEOUT", 1.0)
-        await until(lambda: mirror.holder_of(KEY) == Holder(lease, "gw-1"))
+        await until(lambda: mirror.holder_of(KEY) == MirrorHolder(lease, "gw-1"))
         await client.destroy(KEY)
         await until(lambda: lease not in mirror._copy.leases)
 
@@ -195,8 +239,10 @@ async def test_a_closed_mirror_ends_what_waits(client: Client) -> None:
     waiting = asyncio.create_task(mirror.wait_until(Place(0, 1 << 60)))
     await asyncio.sleep(0)
     await mirror.close()
-    with pytest.raises(SessiondError, match="closed"):
+    with pytest.raises(SessiondError) as caught:
         await waiting
+    assert caught.value.code is grpc.StatusCode.CANCELLED
+    assert caught.value.reason == "CLOSED" and not caught.value.is_retryable
     assert [change async for change in changes] == []
 
 

@@ -12,7 +12,7 @@ export interface Address {
 export function parseAddress(address: string): Address {
   if (/^unix:(?!\/*$)./.test(address)) return { target: address, isTls: false };
   const url = URL.canParse(address) ? new URL(address) : undefined;
-  if (url === undefined || !["http:", "https:"].includes(url.protocol) || url.hostname === "") {
+  if (url === undefined || !["http:", "https:"].includes(url.protocol) || url.hostname === "" || hasPath(url)) {
     throw new SessiondError(
       Code.INVALID_ARGUMENT,
       `${JSON.stringify(address)} is not a server address: use http://HOST:PORT, https://HOST:PORT for TLS, or unix:PATH`,
@@ -20,4 +20,8 @@ export function parseAddress(address: string): Address {
   }
   const isTls = url.protocol === "https:";
   return { target: `dns:${url.hostname}:${url.port || (isTls ? "443" : "80")}`, isTls };
+}
+
+function hasPath({ pathname, search }: URL): boolean {
+  return pathname.length > 1 || search !== "";
 }

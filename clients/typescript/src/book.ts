@@ -1,5 +1,5 @@
 import { SessionElsewhereError, type SessiondError } from "./errors";
-import type { ClosedReason, Connection } from "./connection";
+import type { CloseReason, Connection } from "./connection";
 import type { SessionKey } from "./session";
 
 /**
@@ -28,7 +28,7 @@ export class Entry {
   /** The lease to take the session from (0n: none), once that is fixed. */
   claim: bigint | undefined;
   /** The stream said that the session has left, for this reason. The registry decides. */
-  hasLeft: ClosedReason | undefined;
+  hasLeft: CloseReason | undefined;
 
   constructor(readonly key: SessionKey) {}
 
@@ -66,7 +66,7 @@ export class Entry {
   }
 
   /** Closes the connections that were registered. */
-  leave(reason: ClosedReason): void {
+  leave(reason: CloseReason): void {
     this.hasLeft = undefined;
     this.registeredUnder = 0n;
     const left = this.seats.filter(({ state }) => state === "registered");

@@ -1,13 +1,22 @@
 import type { SessionKey } from "./session";
+import type { DestroyReason } from "./updates";
 
 /**
- * A change of a mirror. `resync`: more has changed than the reader could be told, or the first snapshot is complete. Read
- * the mirror itself.
+ * A change of a mirror.
+ *
+ * - `destroyed`: `leaseId` is the lease before. The `reason` is undefined if the session has left the leases of the mirror,
+ *   or was destroyed while the mirror could not follow the registry.
+ * - `resync`: the reader was too slow, and changes were left out. Read the mirror again.
  */
 export type MirrorChange =
   | { readonly type: "created"; readonly session: SessionKey; readonly leaseId: bigint }
   | { readonly type: "moved"; readonly session: SessionKey; readonly leaseId: bigint; readonly previousLeaseId: bigint }
-  | { readonly type: "destroyed"; readonly session: SessionKey; readonly leaseId: bigint }
+  | {
+      readonly type: "destroyed";
+      readonly session: SessionKey;
+      readonly leaseId: bigint;
+      readonly reason: DestroyReason | undefined;
+    }
   | { readonly type: "resync" };
 
 /** The most changes that wait for a reader. */

@@ -13,7 +13,7 @@ import { Mirror, type MirrorOptions } from "./mirror";
 import { lastPlaces, toPlaces, type Place } from "./place";
 import { idLists, leaseNumber, SessionKey, type SessionId } from "./session";
 import { fixedToken, tokenFile } from "./token";
-import { Transport, type Target } from "./transport";
+import { Transport, type GrpcChannel, type Target } from "./transport";
 import { Watch, type WatchOptions } from "./watch";
 import type { Lease as ProtoLease } from "./generated/sessiond/v1/session_service";
 
@@ -21,6 +21,7 @@ import type { Lease as ProtoLease } from "./generated/sessiond/v1/session_servic
 export const MAX_BATCH = 65_536;
 
 const DEFAULT_TIMEOUT_MS = 10_000;
+const DEFAULT_CONNECT_TIMEOUT_MS = 5000;
 const DEFAULT_TTL_MS = 30_000;
 
 /** How a {@link Client} connects. */
@@ -38,6 +39,11 @@ export interface ClientOptions {
   readonly tokenFile?: string;
   /** How long a call may take, including connecting and retries: 10 s by default. */
   readonly timeoutMs?: number;
+  /**
+   * How long connecting may take, including the TLS handshake: 5 s by default. It doubles with each failed attempt, up to
+   * a minute.
+   */
+  readonly connectTimeoutMs?: number;
   /** Where to log. By default, NODE_DEBUG=sessiond prints to stderr. */
   readonly logger?: Logger;
   /** Interceptors of grpc-js for all calls and streams. */
@@ -116,6 +122,7 @@ export class Client {
       token:
         options.tokenFile === undefined ? fixedToken(options.token) : tokenFile(options.tokenFile, this.logger),
       interceptors: options.interceptors ?? [],
+      connectTimeoutMs: options.connectTimeoutMs ?? DEFAULT_CONNECT_TIMEOUT_MS,
     };
     this.transport = Transport.forCalls(this.target);
   }
@@ -129,6 +136,14 @@ export class Client {
       withPlace: options.withPlace ?? false,
     });
     return { created: answer.created, heldBy: toHolder(answer.lease), place: toPlace(answer.place) };
+  }
+
+  /**
+   * Creates a session under `leaseId`, or moves it there if it is under `onlyFrom` (by default: under no lease).
+   * Otherwise it stays, and `heldBy` says where. A lease that has ended or lingers protects nothing.
+   */
+  async take(session: SessionId, leaseId: bigint, options: Omit<CreateOptions, "leaseId"> = {}): Promise<Created> {
+    return this.create(session, { onlyFrom: 0n, ...options, leaseId });
   }
 
   /** Returns whether a session exists. */
@@ -178,10 +193,7 @@ export class Client {
     };
   }
 
-  /**
-   * Creates many sessions under `leaseId`, and moves those there that are under `onlyFrom` (by default: under no
-   * lease). `leaseIds` has the lease that each session is under afterwards.
-   */
+  /** Does what {@link take} does for many sessions. `leaseIds` has the lease that each session is under afterwards. */
   async batchTake(
     sessions: readonly SessionId[],
     leaseId: bigint,
@@ -278,8 +290,11 @@ export class Client {
         const page = await this.call(methods.ListLeases, { pageSize, pageToken, owner, leaseIds });
         for (const { lease, ttl, expiresIn, sessionCount, lingers } of page.leases) {
           const holder = toHolder(lease);
-          if (holder === undefined) throw protocolError("a lease without an id");
-          yield { ...holder, ttlMs: toMs(ttl) ?? 0, expiresInMs: toMs(expiresIn) ?? 0, sessionCount, lingers };
+          const [ttlMs, expiresInMs] = [toMs(ttl), toMs(expiresIn)];
+          if (holder === undefined || ttlMs === undefined || expiresInMs === undefined) {
+            throw protocolError("a listed lease without an id or a duration");
+          }
+          yield { ...holder, ttlMs, expiresInMs, sessionCount, lingers };
         }
         pageToken = page.nextPageToken;
       } while (pageToken !== "");
@@ -318,7 +333,18 @@ export class Client {
     return new Mirror({ target, transport, timeoutMs, logger }, options);
   }
 
-  /** Closes the connections for calls. Close watches, mirrors, leases and gateways yourself. */
+  /**
+   * The connection of the calls, for other services of the same server such as `grpc.health.v1`. Calls that you make over
+   * it do not carry the client's token. Read this again after a failure: a connection that cannot be opened is replaced.
+   */
+  get channel(): GrpcChannel {
+    return this.transport.channel;
+  }
+
+  /**
+   * Closes the connections for calls. Those in flight and later ones fail with CANCELLED and `CLOSED`. End watches,
+   * mirrors, leases and gateways first.
+   */
   close(): void {
     this.transport.close();
   }

@@ -1,26 +1,27 @@
 import type { SessionKey } from "./session";
-import type { DestroyedBy } from "./updates";
+import type { DestroyReason } from "./updates";
 
 /**
  * Why a connection must be closed.
  *
- * - `moved`: its client has connected elsewhere. `leaseId` says where; 0n if the session is under no lease.
- * - `destroyed`: someone else has destroyed its session.
+ * - `moved`: its client has connected elsewhere, under `leaseId`.
+ * - `destroyed`: someone else has destroyed its session. The reason is undefined if that happened while the gateway could
+ *   not follow the registry.
  * - `stopped`: the gateway stops.
  * - `closed`: it was closed with {@link Connection.close} or its signal.
  */
-export type ClosedReason =
+export type CloseReason =
   | { readonly type: "moved"; readonly leaseId: bigint }
-  | { readonly type: "destroyed"; readonly reason: DestroyedBy }
+  | { readonly type: "destroyed"; readonly reason: DestroyReason | undefined }
   | { readonly type: "stopped" }
   | { readonly type: "closed" };
 
 /** A client's connection to a gateway, returned by {@link Gateway.connect}. Its session lives until it is closed. */
 export class Connection {
   /** Resolves when this connection has been or must be closed. Never rejects. */
-  readonly closed: Promise<ClosedReason>;
-  private resolveClosed!: (reason: ClosedReason) => void;
-  private reason: ClosedReason | undefined;
+  readonly closed: Promise<CloseReason>;
+  private resolveClosed!: (reason: CloseReason) => void;
+  private reason: CloseReason | undefined;
 
   /** @internal */
   constructor(
@@ -44,7 +45,7 @@ export class Connection {
   }
 
   /** Returns whether this ended the connection. @internal */
-  end(reason: ClosedReason): boolean {
+  end(reason: CloseReason): boolean {
     if (this.reason !== undefined) return false;
     this.reason = reason;
     this.resolveClosed(reason);

@@ -32,7 +32,10 @@ export class SessiondError extends Error {
   override readonly name: string = "SessiondError";
   /** The gRPC code. */
   readonly code: Code;
-  /** The server's reason in UPPER_SNAKE, such as LEASE_GONE. It does not change between versions, as messages may. */
+  /**
+   * The server's reason in UPPER_SNAKE, such as LEASE_GONE, or one of the client's: SESSION_ELSEWHERE, REGISTRY_LOST,
+   * GATEWAY_STOPPED or CLOSED. It does not change between versions, as messages may.
+   */
   readonly reason: string | undefined;
   /** How long the server asks to wait before a retry. */
   readonly retryAfterMs: number | undefined;
@@ -70,21 +73,32 @@ export class SessionElsewhereError extends SessiondError {
   readonly leaseId: bigint;
 
   constructor(leaseId: bigint) {
-    super(Code.FAILED_PRECONDITION, `the session is held by lease ${leaseId}: close the connection`, {
-      isRetryable: false,
+    super(Code.FAILED_PRECONDITION, `the session is held elsewhere, under lease ${leaseId}: close the connection`, {
+      reason: "SESSION_ELSEWHERE",
     });
     this.leaseId = leaseId;
   }
 }
 
-/** The server's answer does not follow the protocol. */
+/** The server's answer does not follow the protocol. It may be another program or a newer sessiond. */
 export function protocolError(message: string): SessiondError {
-  return new SessiondError(Code.INTERNAL, `unexpected answer from the server: ${message}`, { isRetryable: false });
+  return new SessiondError(Code.UNIMPLEMENTED, `unexpected answer from the server: ${message}`);
+}
+
+/** A gateway that was stopped is used. */
+export function gatewayStopped(): SessiondError {
+  return new SessiondError(Code.FAILED_PRECONDITION, "the gateway was stopped", { reason: "GATEWAY_STOPPED" });
+}
+
+/** The registry was replaced by a new one, or lost changes, while a mirror waited for a place. */
+export function registryLost(): SessiondError {
+  const message = "the registry was replaced or lost changes, so that the place means nothing";
+  return new SessiondError(Code.FAILED_PRECONDITION, message, { reason: "REGISTRY_LOST" });
 }
 
 /** Something that was closed is used. */
 export function closedError(what: string): SessiondError {
-  return new SessiondError(Code.CANCELLED, `the ${what} is closed`, { isRetryable: false });
+  return new SessiondError(Code.CANCELLED, `the ${what} is closed`, { reason: "CLOSED", isRetryable: false });
 }
 
 /** Returns any error of a call as a SessiondError. `isTokenOld` says whether the token that was sent has been replaced. */

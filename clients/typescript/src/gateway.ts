@@ -4,7 +4,7 @@ import { Backoff } from "./backoff";
 import { Book, type Seat, type Entry } from "./book";
 import type { Client } from "./client";
 import { Connection } from "./connection";
-import { closedError, SessiondError } from "./errors";
+import { closedError, gatewayStopped, SessiondError } from "./errors";
 import type { Lease } from "./lease";
 import { LeaseStream } from "./lease-stream";
 import type { Logger } from "./logger";
@@ -42,6 +42,8 @@ const ROUND = 4096;
 /** Heartbeats of the lease's stream per ttl. Three missed ones count as silence. */
 const HEARTBEATS_PER_TTL = 6;
 const SHORTEST_HEARTBEAT_MS = 500;
+/** The longest pause that the registry may ask for. */
+const LONGEST_RETRY_AFTER_MS = 10_000;
 
 /**
  * A gateway: it holds a session for each open connection, and keeps the registry in agreement with them.
@@ -96,11 +98,11 @@ export class Gateway {
   connect(session: SessionId, { signal }: ConnectOptions = {}): Promise<Connection> {
     return new Promise((resolve, reject) => {
       const key = SessionKey.of(session);
-      if (this.isStopped) throw closedError("gateway");
+      if (this.isStopped) throw gatewayStopped();
       signal?.throwIfAborted();
       const entry = this.book.open(key);
       const connection = new Connection(key, () => {
-        leave(new SessiondError(Code.CANCELLED, "the connection was closed", { isRetryable: false }));
+        leave(closedError("connection"));
       });
       const leave = (error: Error) => {
         this.leave(entry, seat);
@@ -164,7 +166,7 @@ export class Gateway {
     for (const { seats } of this.book) {
       for (const { connection, state, settle } of seats) {
         connection.end({ type: "stopped" });
-        if (state !== "registered") settle(closedError("gateway"));
+        if (state !== "registered") settle(gatewayStopped());
       }
     }
     await this.running;
@@ -191,7 +193,7 @@ export class Gateway {
       // Whatever else this turn of the event loop opens or closes goes into the same calls.
       await new Promise((resolve) => setImmediate(resolve));
       const error = await this.reconciler.round(this.book.takeDirty(ROUND));
-      if (error) await this.pause(this.backoff.afterFailure(error.retryAfterMs));
+      if (error) await this.pause(this.backoff.afterFailure(Math.min(error.retryAfterMs ?? 0, LONGEST_RETRY_AFTER_MS)));
       else this.backoff.reset();
     }
   }

@@ -1,5 +1,5 @@
 import { Entry, type Book } from "./book";
-import type { ClosedReason } from "./connection";
+import type { CloseReason } from "./connection";
 import { fromServiceError } from "./errors";
 import type { Logger } from "./logger";
 import { ResumingStream } from "./resuming-stream";
@@ -81,7 +81,8 @@ export class LeaseStream {
     this.snapshot?.delete(name);
     if (event.type === "destroyed") {
       const { reason } = event;
-      if (reason !== "released") this.hasLeft(event.session, { type: "destroyed", reason });
+      if (reason === "released") this.wasReleased(event.session);
+      else this.hasLeft(event.session, { type: "destroyed", reason });
     } else {
       this.hasLeft(event.session, { type: "moved", leaseId: event.leaseId });
     }
@@ -96,12 +97,23 @@ export class LeaseStream {
     this.book.markDirty(entry);
   }
 
-  private hasLeft(session: SessionKey, reason: ClosedReason): void {
+  /**
+   * Only this gateway releases its sessions. If the session has a connection, a delayed call has destroyed it: it is
+   * registered again.
+   */
+  private wasReleased(session: SessionKey): void {
+    const entry = this.book.get(session);
+    if (entry?.registeredUnder !== this.leaseId || !entry.isRegistered) return;
+    entry.claim ??= 0n;
+    this.book.markDirty(entry);
+  }
+
+  private hasLeft(session: SessionKey, reason: CloseReason): void {
     const entry = this.book.get(session);
     if (entry) this.suspectLoss(entry, reason);
   }
 
-  private suspectLoss(entry: Entry, reason: ClosedReason): void {
+  private suspectLoss(entry: Entry, reason: CloseReason): void {
     if (entry.registeredUnder !== this.leaseId || !entry.isRegistered) return;
     entry.hasLeft = reason;
     this.book.markDirty(entry);
@@ -114,7 +126,7 @@ export class LeaseStream {
     this.snapshot = undefined;
     for (const entry of this.book) {
       if (entry.registeredAt > this.begun || snapshot.has(entry.key.toString())) continue;
-      this.suspectLoss(entry, { type: "destroyed", reason: "requested" });
+      this.suspectLoss(entry, { type: "destroyed", reason: undefined });
     }
   }
 }

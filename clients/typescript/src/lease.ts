@@ -147,6 +147,7 @@ export class Lease {
    * their sessions disappear.
    */
   async revoke(lingerMs = 0): Promise<bigint> {
+    if (this.isRevoked) this.transport = Transport.dedicated(this.parts.target);
     this.isRevoked = true;
     this.waiter.wake();
     this.notify();

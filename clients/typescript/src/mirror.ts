@@ -1,7 +1,7 @@
 import { status as Code } from "@grpc/grpc-js";
 
 import { ChangeQueue, type MirrorChange } from "./changes";
-import { closedError, fromServiceError, protocolError, SessiondError } from "./errors";
+import { closedError, fromServiceError, protocolError, registryLost, SessiondError } from "./errors";
 import { SessionEventType } from "./generated/sessiond/v1/session_service";
 import type { Logger } from "./logger";
 import { Owners } from "./owners";
@@ -11,7 +11,7 @@ import { ResumingStream } from "./resuming-stream";
 import { SessionKey, type SessionId } from "./session";
 import type { PackedRecord, PackedRecords } from "./stream-message";
 import type { Target, Transport } from "./transport";
-import type { PackedUpdate } from "./updates";
+import { destroyReason, type DestroyReason, type PackedUpdate } from "./updates";
 import { streamFilters, type SessionFilters } from "./watch";
 
 /** What a mirror holds: everything, or the sessions that match every filter that is set. */
@@ -22,7 +22,7 @@ export interface MirrorOptions extends SessionFilters {
 }
 
 /** Where a session is. */
-export interface Holder {
+export interface MirrorHolder {
   readonly leaseId: bigint;
   /** By convention the address of the gateway. Undefined while it is unknown. */
   readonly owner: string | undefined;
@@ -41,11 +41,6 @@ const DEFAULT_HEARTBEAT_MS = 5000;
 /** How much later than a heartbeat's interval a message may arrive while the stream counts as live. */
 const HEARTBEAT_SLACK_MS = 1000;
 
-interface PlaceWaiter {
-  readonly places: readonly Place[];
-  readonly settle: (error?: SessiondError) => void;
-}
-
 /**
  * A local copy of the registry, or of the sessions that match its filters, that answers without the network.
  *
@@ -56,20 +51,27 @@ export class Mirror {
   private readonly stream: ResumingStream;
   private readonly owners: Owners;
   private readonly leaseFilter: ReadonlySet<bigint> | undefined;
-  private readonly waiters = new Set<PlaceWaiter>();
+  /** Each checks whether what it waits for has happened. */
+  private readonly waits = new Set<() => void>();
   private readonly queues = new Set<ChangeQueue>();
   private readonly reached = new Map<number, bigint>();
-  private readonly firstSync: Promise<void>;
-  private settleSync!: (error?: SessiondError) => void;
+  /** Grows when positions lose their meaning, because the registry was replaced or lost changes. */
+  private epoch = 0;
   private current: Placements;
   /** The snapshot that is being received. */
   private incoming: Placements | undefined;
   private registryId: string | undefined;
+  /** Whether the open stream comes from another registry than the stream before. */
+  private isOtherRegistry = false;
   private hasSynced = false;
   private isClosed = false;
-  private isConnected = false;
+  /** Whether the stream is open, and the contents follow it. */
+  private isLive = false;
+  /** Why the stream cannot be opened, if a retry does not help. */
+  private failure: SessiondError | undefined;
   private heartbeatMs = 0;
-  private lastMessage = -Infinity;
+  /** When the contents last equaled the registry, as far as the stream has shown. */
+  private exactAt = performance.now();
 
   /** @internal */
   constructor(
@@ -83,13 +85,6 @@ export class Mirror {
     this.leaseFilter = filters.leaseIds.length > 0 ? new Set(filters.leaseIds) : undefined;
     this.owners = new Owners(transport, logger);
     this.current = this.newPlacements();
-    this.firstSync = new Promise((resolve, reject) => {
-      this.settleSync = (error) => {
-        if (error) reject(error);
-        else resolve();
-      };
-    });
-    this.firstSync.catch(() => undefined);
     void this.run();
   }
 
@@ -109,7 +104,7 @@ export class Mirror {
   }
 
   /** Returns the gateway that holds a session. Undefined if there is no such session, or it is under no lease. */
-  holderOf({ authKeyId = 0n, sessionId }: SessionId): Holder | undefined {
+  holderOf({ authKeyId = 0n, sessionId }: SessionId): MirrorHolder | undefined {
     const leaseId = this.current.get(authKeyId, sessionId);
     return leaseId ? { leaseId, owner: this.owners.get(leaseId) } : undefined;
   }
@@ -128,54 +123,42 @@ export class Mirror {
   }
 
   /**
-   * Waits for the first snapshot. Fails if the mirror is closed, or with the first error that is not retryable, such as
-   * a missing permission. The mirror tries again even then.
+   * Waits for the first snapshot. Fails if the mirror is closed, or with an error that is not retryable, such as a missing
+   * permission. The mirror tries again even then.
    */
   synced(): Promise<void> {
-    return this.firstSync;
+    return this.until(() => this.hasSynced);
   }
 
   /**
    * Waits until the mirror has reached a place that a call returned with `withPlace`, and so reads one's own writes.
    *
-   * Fails with FAILED_PRECONDITION if the registry is replaced by another one meanwhile, and with DEADLINE_EXCEEDED
-   * after `timeoutMs`, by default the client's timeout.
+   * Fails with DEADLINE_EXCEEDED after `timeoutMs`, by default the client's timeout, and with the reason REGISTRY_LOST if
+   * the registry is replaced or loses changes meanwhile, so that the place means nothing. Otherwise like {@link synced}.
    */
   waitUntil(place: Place | readonly Place[], timeoutMs = this.parts.timeoutMs): Promise<void> {
     const places: readonly Place[] = "partition" in place ? [place] : place;
-    if (this.hasReached(places)) return Promise.resolve();
-    if (this.isClosed) return Promise.reject(closedError("mirror"));
-    return new Promise((resolve, reject) => {
-      const timer = setTimeout(() => {
-        waiter.settle(new SessiondError(Code.DEADLINE_EXCEEDED, "the mirror did not reach the place in time"));
-      }, timeoutMs);
-      const waiter: PlaceWaiter = {
-        places,
-        settle: (error) => {
-          clearTimeout(timer);
-          this.waiters.delete(waiter);
-          if (error) reject(error);
-          else resolve();
-        },
-      };
-      this.waiters.add(waiter);
-    });
+    const { epoch } = this;
+    const hasReached = () => {
+      if (this.epoch !== epoch) throw registryLost();
+      return this.hasReached(places);
+    };
+    return this.until(hasReached, timeoutMs);
   }
 
   /**
-   * How old the contents may be, in milliseconds: 0 while the stream is live, and otherwise the time since its last
-   * message. Infinity before the first snapshot.
+   * For how long the mirror may have missed changes, in milliseconds: 0 while its stream is open and not silent, and
+   * otherwise the time since the contents last followed it, or since the mirror was created.
    */
   get stalenessMs(): number {
-    if (!this.hasSynced) return Infinity;
-    const age = performance.now() - this.lastMessage;
-    const isLive = this.isConnected && this.incoming === undefined && age <= this.heartbeatMs + HEARTBEAT_SLACK_MS;
-    return isLive ? 0 : age;
+    const age = performance.now() - this.exactAt;
+    return this.isLive && age <= this.heartbeatMs + HEARTBEAT_SLACK_MS ? 0 : age;
   }
 
   /**
-   * Returns the changes from now on, after they were applied. At most 65,536 wait for the reader; one that is slower
-   * gets `resync` in their place. The first snapshot is a `resync` too; after a reset only differences are reported.
+   * Returns the changes from now on, after they were applied. When a new snapshot replaces the contents, the differences
+   * are reported as changes. The first snapshot is reported in the same way, as changes of an empty mirror. At most 65,536
+   * changes wait for the reader; one that is slower gets `resync` in their place.
    */
   changes(): AsyncIterableIterator<MirrorChange> {
     const queue = new ChangeQueue((closed) => this.queues.delete(closed));
@@ -188,12 +171,10 @@ export class Mirror {
   close(): void {
     if (this.isClosed) return;
     this.isClosed = true;
-    this.isConnected = false;
+    this.isLive = false;
     this.stream.close();
     this.owners.close();
-    const error = closedError("mirror");
-    this.settleSync(error);
-    for (const waiter of [...this.waiters]) waiter.settle(error);
+    this.notify();
     for (const queue of [...this.queues]) queue.close();
   }
 
@@ -206,14 +187,14 @@ export class Mirror {
       try {
         const update = await this.stream.next();
         if (update === undefined) return;
-        if (update.type !== "disconnected") this.lastMessage = performance.now();
         await this.apply(update);
       } catch (thrown) {
         const error = fromServiceError(thrown);
-        this.isConnected = false;
+        this.isLive = false;
+        this.failure = error;
         this.parts.logger.warn(`the stream of the mirror failed, retrying: error="${error.message}"`);
-        this.settleSync(error);
       }
+      this.notify();
     }
   }
 
@@ -225,6 +206,9 @@ export class Mirror {
         break;
       case "reset":
         this.incoming = this.newPlacements();
+        this.isLive = false;
+        // A registry that was rolled back may keep its id and use the same positions again.
+        if (!this.isOtherRegistry && ["cursor-foreign", "storage-restarted"].includes(update.reason)) this.losePlaces();
         break;
       case "snapshot": {
         const { incoming } = this;
@@ -234,34 +218,66 @@ export class Mirror {
       }
       case "synced":
         this.swap(update.sessionCount);
-        this.reach(update.places);
+        this.reach(update.places, true);
         break;
       case "events":
         this.applyEvents(update.events);
         await this.owners.lookUp();
-        if (this.incoming === undefined) this.reach(update.places);
+        // A stream that has resumed sends a heartbeat once it has caught up.
+        if (this.incoming === undefined) this.reach(update.places, this.isLive);
         break;
       case "heartbeat":
-        if (this.incoming === undefined) this.reach(update.places);
+        if (this.incoming === undefined) this.reach(update.places, true);
         break;
       case "disconnected":
-        this.isConnected = false;
+        this.isLive = false;
     }
   }
 
   private subscribed(registryId: string, heartbeatMs: number): void {
-    this.isConnected = true;
+    this.failure = undefined;
     this.heartbeatMs = heartbeatMs;
     if (this.registryId === undefined) this.incoming = this.newPlacements();
-    else if (this.registryId !== registryId) this.lostRegistry();
+    this.isOtherRegistry = this.registryId !== undefined && this.registryId !== registryId;
+    if (this.isOtherRegistry) this.losePlaces();
     this.registryId = registryId;
   }
 
-  private lostRegistry(): void {
+  private losePlaces(): void {
     this.reached.clear();
-    const message = "the registry was lost and replaced by another one";
-    const error = new SessiondError(Code.FAILED_PRECONDITION, message);
-    for (const waiter of [...this.waiters]) waiter.settle(error);
+    this.epoch++;
+  }
+
+  /** Waits until `isDone` returns true or throws. */
+  private until(isDone: () => boolean, timeoutMs?: number): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const check = () => {
+        try {
+          if (!isDone()) {
+            const error = this.isClosed ? closedError("mirror") : this.failure;
+            if (error === undefined) return;
+            throw error;
+          }
+          resolve();
+        } catch (error) {
+          reject(fromServiceError(error));
+        }
+        clearTimeout(timer);
+        this.waits.delete(check);
+      };
+      const expire = () => {
+        this.waits.delete(check);
+        reject(new SessiondError(Code.DEADLINE_EXCEEDED, "the mirror did not reach the place in time"));
+      };
+      const timer = timeoutMs === undefined ? undefined : setTimeout(expire, timeoutMs);
+      this.waits.add(check);
+      check();
+    });
+  }
+
+  /** Lets everyone who waits look again. */
+  private notify(): void {
+    for (const check of [...this.waits]) check();
   }
 
   private applyEvents(events: PackedRecords): void {
@@ -272,7 +288,9 @@ export class Mirror {
       const before = isReported ? target.getPacked(record) : undefined;
       if (this.isPresentAfter(record)) target.put(record);
       else target.remove(record);
-      if (isReported) this.report(record.session, before, target.getPacked(record));
+      if (!isReported) return;
+      const reason = record.type === SessionEventType.DESTROYED ? destroyReason(record.reason) : undefined;
+      this.report(record.session, before, target.getPacked(record), reason);
     });
   }
 
@@ -299,13 +317,8 @@ export class Mirror {
     this.current = fresh;
     this.incoming = undefined;
     for (const leaseId of old.leases.keys()) if (!fresh.leases.has(leaseId)) this.owners.forget(leaseId);
-    if (!this.hasSynced) {
-      this.hasSynced = true;
-      for (const queue of this.queues) queue.push({ type: "resync" });
-    } else if (this.queues.size > 0) {
-      this.reportDifferences(old, fresh);
-    }
-    this.settleSync();
+    this.hasSynced = true;
+    if (this.queues.size > 0) this.reportDifferences(old, fresh);
   }
 
   private reportDifferences(old: Placements, fresh: Placements): void {
@@ -317,19 +330,24 @@ export class Mirror {
     }
   }
 
-  private report(session: SessionKey, before: bigint | undefined, after: bigint | undefined): void {
+  private report(
+    session: SessionKey,
+    before: bigint | undefined,
+    after: bigint | undefined,
+    reason?: DestroyReason,
+  ): void {
     if (before === after) return;
-    const change = toChange(session, before, after);
+    const change = toChange(session, before, after, reason);
     if (change) for (const queue of this.queues) queue.push(change);
   }
 
-  private reach(places: readonly Place[]): void {
+  private reach(places: readonly Place[], isCurrent: boolean): void {
+    this.isLive = isCurrent;
+    if (isCurrent) this.exactAt = performance.now();
     for (const { partition, position } of places) {
       const reached = this.reached.get(partition);
       if (reached === undefined || reached < position) this.reached.set(partition, position);
     }
-    if (this.waiters.size === 0) return;
-    for (const waiter of [...this.waiters]) if (this.hasReached(waiter.places)) waiter.settle();
   }
 
   private hasReached(places: readonly Place[]): boolean {
@@ -352,9 +370,14 @@ export class Mirror {
   }
 }
 
-function toChange(session: SessionKey, before: bigint | undefined, after: bigint | undefined): MirrorChange | undefined {
+function toChange(
+  session: SessionKey,
+  before: bigint | undefined,
+  after: bigint | undefined,
+  reason: DestroyReason | undefined,
+): MirrorChange | undefined {
   if (after === undefined) {
-    return before === undefined ? undefined : { type: "destroyed", session, leaseId: before };
+    return before === undefined ? undefined : { type: "destroyed", session, leaseId: before, reason };
   }
   return before === undefined
     ? { type: "created", session, leaseId: after }

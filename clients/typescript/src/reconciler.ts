@@ -2,7 +2,7 @@ import { status as Code } from "@grpc/grpc-js";
 
 import type { Book, Entry, Seat } from "./book";
 import type { Client } from "./client";
-import type { ClosedReason } from "./connection";
+import type { CloseReason } from "./connection";
 import { fromServiceError, SessiondError } from "./errors";
 import type { Lease } from "./lease";
 import type { Logger } from "./logger";
@@ -36,7 +36,7 @@ export class Reconciler {
     if (entries.length === 0) return undefined;
     const asked = new Map(entries.map((entry) => [entry, new Set(entry.seats)]));
     try {
-      const { exists, leaseIds } = await this.client.batchLookup(entries.map(({ key }) => key));
+      const { leaseIds } = await this.client.batchLookup(entries.map(({ key }) => key));
       const isGone = entries.some((entry, i) => leaseIds[i] === 0n && isAtHome(entry, this.lease.id));
       if (isGone) await this.checkLease(lease);
       entries.forEach((entry, i) => {
@@ -44,7 +44,7 @@ export class Reconciler {
         // A connection that was opened after the call was sent needs a newer answer.
         const hasAsked = (seat: Seat) => asked.get(entry)?.has(seat) ?? false;
         if (holder === lease) this.register(entry, lease, hasAsked);
-        else located(entry, exists[i] ?? false, holder, this.lease.id, hasAsked);
+        else located(entry, holder, this.lease.id, hasAsked);
       });
       return undefined;
     } catch (thrown) {
@@ -161,7 +161,6 @@ export class Reconciler {
 /** The session is not under our lease. */
 function located(
   entry: Entry,
-  exists: boolean,
   holder: bigint,
   lease: bigint,
   hasAsked: (seat: Seat) => boolean,
@@ -171,7 +170,7 @@ function located(
   if (isRestoring && (holder === 0n || holder === entry.registeredUnder)) {
     entry.hasLeft = undefined;
   } else {
-    entry.leave(reasonToLeave(exists, holder, entry.hasLeft));
+    entry.leave(reasonToLeave(holder, entry.hasLeft));
   }
   entry.under = entry.under.filter((other) => other === holder || other === entry.registeredUnder);
   let newest = -Infinity;
@@ -188,9 +187,9 @@ function isAtHome(entry: Entry, lease: bigint): boolean {
   return entry.isRegistered && entry.registeredUnder === lease;
 }
 
-function reasonToLeave(exists: boolean, holder: bigint, hint: ClosedReason | undefined): ClosedReason {
-  if (exists) return { type: "moved", leaseId: holder };
-  return hint?.type === "destroyed" ? hint : { type: "destroyed", reason: "requested" };
+function reasonToLeave(holder: bigint, hint: CloseReason | undefined): CloseReason {
+  if (holder !== 0n) return { type: "moved", leaseId: holder };
+  return hint ?? { type: "destroyed", reason: undefined };
 }
 
 function groupBy(entries: readonly Entry[], leases: (entry: Entry) => readonly bigint[]): Map<bigint, Entry[]> {

@@ -8,10 +8,12 @@ import { Subscribe } from "./methods";
 import { toPlaces } from "./place";
 import type { StreamMessage } from "./stream-message";
 import { Transport, type SentStream, type Target } from "./transport";
-import { resetCause, type PackedUpdate } from "./updates";
+import { resetReason, type PackedUpdate } from "./updates";
 import { Waiter } from "./wait";
 
 const DEFAULT_HEARTBEAT_MS = 15_000;
+/** The longest heartbeat that the server grants. */
+const MAX_HEARTBEAT_MS = 60 * 60_000;
 /** How many heartbeats may be missed before a stream counts as dead. */
 const SILENT_HEARTBEATS = 3;
 /** How late any heartbeat may be, because a busy machine is not a dead one. */
@@ -120,7 +122,7 @@ export class ResumingStream {
   private advance(open: OpenStream, { body, cursor }: StreamMessage): PackedUpdate | undefined {
     if (body?.$case === "subscribed") {
       open.isSubscribed = true;
-      open.heartbeatMs = toMs(body.subscribed.heartbeat) ?? DEFAULT_HEARTBEAT_MS;
+      open.heartbeatMs = Math.min(toMs(body.subscribed.heartbeat) ?? DEFAULT_HEARTBEAT_MS, MAX_HEARTBEAT_MS);
       open.limitMs = Math.max(open.heartbeatMs * SILENT_HEARTBEATS, open.heartbeatMs + SILENCE_SLACK_MS);
     } else if (!open.isSubscribed) {
       throw protocolError("the stream did not start with `subscribed`");
@@ -221,7 +223,7 @@ function toUpdate(body: StreamMessage["body"], cursor: string, heartbeatMs: numb
     case "heartbeat":
       return { type: "heartbeat", places: toPlaces(body.heartbeat.places) };
     case "reset":
-      return { type: "reset", reason: resetCause(body.reset.reason) };
+      return { type: "reset", reason: resetReason(body.reset.reason) };
     case undefined:
       return undefined;
   }

@@ -27,7 +27,12 @@ export function tokenFile(path: string, logger: Logger): TokenSource {
     token = text;
     version = current;
   };
-  read();
+  try {
+    read();
+  } catch (error) {
+    if (error instanceof SessiondError) throw error;
+    throw new SessiondError(Code.INVALID_ARGUMENT, `cannot read the token in ${path}: ${String(error)}`);
+  }
   return () => {
     try {
       read();

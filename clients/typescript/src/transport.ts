@@ -4,11 +4,13 @@ import {
   Metadata,
   status as Code,
   type ChannelCredentials,
+  type ClientOptions as GrpcOptions,
   type ClientReadableStream,
+  type ClientUnaryCall,
   type Interceptor,
 } from "@grpc/grpc-js";
 
-import { fromServiceError, protocolError, SessiondError } from "./errors";
+import { closedError, fromServiceError, protocolError, SessiondError } from "./errors";
 import type { Method } from "./methods";
 import type { TokenSource } from "./token";
 
@@ -58,10 +60,13 @@ const OPTIONS = {
 };
 
 /**
- * How long an attempt to connect may take. grpc-js itself waits for as long as the kernel does, which may be forever. The
- * time doubles with each attempt, because a name server that is down delays them all.
+ * How long an attempt to connect may take at most. grpc-js itself waits for as long as the kernel does, which may be
+ * forever. The time doubles with each attempt, because a name server that is down delays them all.
  */
-const CONNECT_TIMEOUT_MS = { first: 5000, longest: 60_000 };
+const LONGEST_CONNECT_TIMEOUT_MS = 60_000;
+
+/** A channel of grpc-js. */
+export type GrpcChannel = NonNullable<GrpcOptions["channelOverride"]>;
 
 /** What is needed to connect. */
 export interface Target {
@@ -69,6 +74,8 @@ export interface Target {
   readonly credentials: ChannelCredentials;
   readonly token: TokenSource;
   readonly interceptors: readonly Interceptor[];
+  /** How long the first attempt to connect may take. */
+  readonly connectTimeoutMs: number;
 }
 
 /** A stream, and how to convert its errors. */
@@ -80,12 +87,15 @@ export interface SentStream<Response> {
 /** Connections to a server, opened on first use. */
 export class Transport {
   private client: GrpcClient;
-  private connectTimeoutMs = CONNECT_TIMEOUT_MS.first;
+  private connectTimeoutMs: number;
+  private readonly calls = new Set<ClientUnaryCall>();
+  private isClosed = false;
 
   private constructor(
     private readonly target: Target,
     private readonly config: object,
   ) {
+    this.connectTimeoutMs = target.connectTimeoutMs;
     this.client = this.open();
   }
 
@@ -99,6 +109,12 @@ export class Transport {
     return new Transport(target, ONE_CONNECTION);
   }
 
+  /** The connection. It is replaced if it cannot be opened in time. */
+  get channel(): GrpcChannel {
+    if (this.isClosed) throw closedError("client");
+    return this.client.getChannel();
+  }
+
   /**
    * Makes a call. It waits for a connection, and fails after `timeoutMs`. If its token is refused and has been replaced
    * meanwhile, it is made once more.
@@ -110,10 +126,12 @@ export class Transport {
   ): Promise<Response> {
     const deadline = Date.now() + timeoutMs;
     for (let isFirst = true; ; isFirst = false) {
+      if (this.isClosed) throw closedError("client");
       const { client } = this;
       try {
         return await this.callOnce(method, request, deadline);
       } catch (error) {
+        if (this.closed()) throw closedError("client");
         if (!(error instanceof SessiondError)) throw error;
         const wasReplaced = error.code === Code.UNAVAILABLE && this.client !== client;
         if (!wasReplaced && !(isFirst && error.hasNewToken)) throw error;
@@ -129,8 +147,15 @@ export class Transport {
     return { call, toError: this.errorsOf(token) };
   }
 
+  /** Closes the connection. Calls in flight fail. */
   close(): void {
+    this.isClosed = true;
+    for (const call of this.calls) call.cancel();
     this.client.close();
+  }
+
+  private closed(): boolean {
+    return this.isClosed;
   }
 
   private open(): GrpcClient {
@@ -148,14 +173,15 @@ export class Transport {
     const channel = client.getChannel();
     const state = channel.getConnectivityState(false);
     if (state === connectivityState.SHUTDOWN) return;
-    if (state === connectivityState.READY) this.connectTimeoutMs = CONNECT_TIMEOUT_MS.first;
+    if (state === connectivityState.READY) this.connectTimeoutMs = this.target.connectTimeoutMs;
     const deadline = state === connectivityState.CONNECTING ? Date.now() + this.connectTimeoutMs : Infinity;
     channel.watchConnectivityState(state, deadline, (hangs) => {
       if (!hangs) {
         this.guard(client);
         return;
       }
-      this.connectTimeoutMs = Math.min(this.connectTimeoutMs * 2, CONNECT_TIMEOUT_MS.longest);
+      const longest = Math.max(LONGEST_CONNECT_TIMEOUT_MS, this.target.connectTimeoutMs);
+      this.connectTimeoutMs = Math.min(this.connectTimeoutMs * 2, longest);
       this.client = this.open();
       client.close();
     });
@@ -171,11 +197,14 @@ export class Transport {
     return new Promise((resolve, reject) => {
       const metadata = metadataOf(token, true);
       try {
-        this.client.makeUnaryRequest(path, serialize, deserialize, request, metadata, { deadline }, (error, answer) => {
+        const options = { deadline };
+        const call = this.client.makeUnaryRequest(path, serialize, deserialize, request, metadata, options, (error, answer) => {
+          this.calls.delete(call);
           if (error) reject(toError(error));
           else if (answer === undefined) reject(protocolError("no answer"));
           else resolve(answer);
         });
+        this.calls.add(call);
       } catch (error) {
         reject(toError(error));
       }

@@ -1,15 +1,19 @@
 import type { SessiondError } from "./errors";
-import { DestroyReason, ResetReason, SessionEventType } from "./generated/sessiond/v1/session_service";
+import {
+  DestroyReason as ProtoDestroyReason,
+  ResetReason as ProtoResetReason,
+  SessionEventType,
+} from "./generated/sessiond/v1/session_service";
 import { protocolError } from "./errors";
 import type { Place } from "./place";
 import type { SessionKey } from "./session";
 import type { PackedRecord, PackedRecords } from "./stream-message";
 
 /** Why a session was destroyed. `released`: by its own gateway. */
-export type DestroyedBy = "requested" | "lease-expired" | "lease-revoked" | "released";
+export type DestroyReason = "requested" | "lease-expired" | "lease-revoked" | "released";
 
 /** Why a stream lost its place. `snapshot-interrupted`: the connection broke within a snapshot. */
-export type ResetCause =
+export type ResetReason =
   | "cursor-expired"
   | "cursor-foreign"
   | "lagged"
@@ -32,7 +36,7 @@ export type SessionEvent =
       readonly session: SessionKey;
       /** The lease that it was under. */
       readonly leaseId: bigint;
-      readonly reason: DestroyedBy;
+      readonly reason: DestroyReason;
     }
   | {
       readonly type: "moved";
@@ -57,7 +61,7 @@ export type PlainUpdate =
   /** Nothing else was sent for one heartbeat interval. */
   | { readonly type: "heartbeat"; readonly places: readonly Place[] }
   /** The watch has lost its place. Discard everything; a snapshot follows, up to `synced`. */
-  | { readonly type: "reset"; readonly reason: ResetCause }
+  | { readonly type: "reset"; readonly reason: ResetReason }
   /** The connection is lost. The watch resumes where it stopped. */
   | { readonly type: "disconnected"; readonly error: SessiondError; readonly retryInMs: number };
 
@@ -104,7 +108,7 @@ export function toEvent(record: PackedRecord): SessionEvent {
     case SessionEventType.CREATED:
       return { type: "created", session, leaseId };
     case SessionEventType.DESTROYED:
-      return { type: "destroyed", session, leaseId, reason: destroyedBy(record.reason) };
+      return { type: "destroyed", session, leaseId, reason: destroyReason(record.reason) };
     case SessionEventType.MOVED:
       return { type: "moved", session, leaseId, previousLeaseId: record.previousLeaseId };
     default:
@@ -114,13 +118,13 @@ export function toEvent(record: PackedRecord): SessionEvent {
 }
 
 /** A reason from a newer server counts as a request: what matters is that the session is gone. */
-export function destroyedBy(reason: DestroyReason): DestroyedBy {
+export function destroyReason(reason: ProtoDestroyReason): DestroyReason {
   switch (reason) {
-    case DestroyReason.LEASE_EXPIRED:
+    case ProtoDestroyReason.LEASE_EXPIRED:
       return "lease-expired";
-    case DestroyReason.LEASE_REVOKED:
+    case ProtoDestroyReason.LEASE_REVOKED:
       return "lease-revoked";
-    case DestroyReason.RELEASED:
+    case ProtoDestroyReason.RELEASED:
       return "released";
     default:
       return "requested";
@@ -128,15 +132,15 @@ export function destroyedBy(reason: DestroyReason): DestroyedBy {
 }
 
 /** Returns why the stream was reset. */
-export function resetCause(reason: ResetReason): ResetCause {
+export function resetReason(reason: ProtoResetReason): ResetReason {
   switch (reason) {
-    case ResetReason.CURSOR_EXPIRED:
+    case ProtoResetReason.CURSOR_EXPIRED:
       return "cursor-expired";
-    case ResetReason.CURSOR_FOREIGN:
+    case ProtoResetReason.CURSOR_FOREIGN:
       return "cursor-foreign";
-    case ResetReason.LAGGED:
+    case ProtoResetReason.LAGGED:
       return "lagged";
-    case ResetReason.STORAGE_RESTARTED:
+    case ProtoResetReason.STORAGE_RESTARTED:
       return "storage-restarted";
     default:
       return "unknown";

@@ -5,6 +5,7 @@ import { SessiondError } from "./errors";
 import { SessionEventType } from "./generated/sessiond/v1/session_service";
 import { ResumingStream, type StreamFilters } from "./resuming-stream";
 import { filterIds, leaseNumber } from "./session";
+import type { Place } from "./place";
 import type { Target } from "./transport";
 import { unpack, type WatchUpdate } from "./updates";
 
@@ -65,6 +66,7 @@ export function streamFilters(options: WatchOptions): StreamFilters {
 export class Watch implements AsyncIterableIterator<WatchUpdate> {
   private readonly stream: ResumingStream;
   private last: Promise<unknown> = Promise.resolve();
+  private lastPlaces: readonly Place[] = [];
 
   /** @internal */
   constructor(target: Target, timeoutMs: number, options: WatchOptions) {
@@ -87,6 +89,11 @@ export class Watch implements AsyncIterableIterator<WatchUpdate> {
    */
   get cursor(): string | undefined {
     return this.stream.cursor;
+  }
+
+  /** The places in the change log that came with the last update, if the watch has placements. */
+  get places(): readonly Place[] {
+    return this.lastPlaces;
   }
 
   /** Waits for the next update. */
@@ -117,6 +124,7 @@ export class Watch implements AsyncIterableIterator<WatchUpdate> {
 
   private async step(): Promise<IteratorResult<WatchUpdate, undefined>> {
     const update = await this.stream.next();
+    this.lastPlaces = update !== undefined && "places" in update ? update.places : [];
     return update === undefined ? { done: true, value: undefined } : { done: false, value: unpack(update) };
   }
 }

@@ -159,7 +159,10 @@ for (const replacement of ["new", "wrong", undefined]) {
 test("a missing or malformed token is refused at once", (t) => {
   const folder = temporaryFolder(t);
   const address = "http://127.0.0.1:1";
-  assert.throws(() => new Client(address, { tokenFile: join(folder, "missing") }), /ENOENT/);
+  assert.throws(() => new Client(address, { tokenFile: join(folder, "missing") }), {
+    code: status.INVALID_ARGUMENT,
+    message: /cannot read the token in .*ENOENT/,
+  });
   assert.throws(() => new Client(address, { token: "two words" }), { code: status.INVALID_ARGUMENT });
   assert.throws(() => new Client(address, { token: "a", tokenFile: "b" }), { code: status.INVALID_ARGUMENT });
 });

@@ -3,13 +3,14 @@ import { once } from "node:events";
 import { connect, createServer, type AddressInfo, type Socket } from "node:net";
 import { test } from "node:test";
 
-import { status } from "@grpc/grpc-js";
+import { Client as GrpcClient, credentials, status } from "@grpc/grpc-js";
 
 import { Client, SessiondError } from "../src";
 import { parseAddress } from "../src/address";
 import { cleanUp } from "./cleanup";
 import { collect } from "./collect";
 import { within } from "./eventually";
+import { Proxy } from "./proxy";
 import { Server } from "./server";
 
 const session = { sessionId: 42n };
@@ -29,6 +30,11 @@ test("sessions are created, found, moved and destroyed", async (t) => {
   const moved = await client.create(session, { leaseId: other.leaseId, onlyFrom: leaseId, withPlace: true });
   assert.equal(moved.heldBy, undefined);
   assert.ok(moved.place && moved.place.position > 0n);
+
+  const taken = await client.take(session, leaseId, { onlyFrom: other.leaseId });
+  assert.deepEqual(taken, { created: false, heldBy: undefined, place: undefined });
+  assert.deepEqual((await client.take(session, other.leaseId)).heldBy, { leaseId, owner: "gw-1" });
+  await client.take(session, other.leaseId, { onlyFrom: leaseId });
 
   assert.equal((await client.destroy(session, { leaseId })).destroyed, false);
   assert.equal((await client.destroy(session, { leaseId: other.leaseId })).destroyed, true);
@@ -100,6 +106,46 @@ test("a call waits for a server that is starting, and gives up after the timeout
   assert.equal(await answer, false);
 });
 
+test("a closed client makes no calls, and those in flight fail", async (t) => {
+  const server = await Server.start(t);
+  const proxy = await Proxy.start(t, server.port);
+  const client = new Client(proxy.address);
+  await client.has(session);
+  proxy.stall();
+  const closed = { code: status.CANCELLED, reason: "CLOSED", isRetryable: false };
+  const inFlight = assert.rejects(client.has(session), closed);
+  await new Promise((resolve) => setTimeout(resolve, 100));
+  client.close();
+  await within(inFlight, "the call in flight fails");
+  await assert.rejects(client.has(session), closed);
+  assert.throws(() => client.channel, closed);
+});
+
+test("a call that waits for a connection fails when the client is closed", async (t) => {
+  const server = await Server.start(t);
+  await server.kill();
+  const client = new Client(server.address);
+  const waiting = assert.rejects(client.has(session), { code: status.CANCELLED, reason: "CLOSED" });
+  await new Promise((resolve) => setTimeout(resolve, 100));
+  client.close();
+  await within(waiting, "the call that waits fails");
+});
+
+test("other services can be called over the channel", async (t) => {
+  const server = await Server.start(t);
+  using client = new Client(server.address);
+  const options = { channelOverride: client.channel };
+  const health = new GrpcClient("the channel has the address", credentials.createInsecure(), options);
+  const answer = await new Promise<Buffer | undefined>((resolve, reject) => {
+    const same = (bytes: Buffer) => bytes;
+    health.makeUnaryRequest("/grpc.health.v1.Health/Check", same, same, Buffer.alloc(0), (error, answer) => {
+      if (error) reject(error);
+      else resolve(answer);
+    });
+  });
+  assert.deepEqual(answer, Buffer.from([8, 1])); // SERVING
+});
+
 test("an attempt to connect that hangs is given up", async (t) => {
   const server = await Server.start(t);
   const sockets: Socket[] = [];
@@ -117,7 +163,10 @@ test("an attempt to connect that hangs is given up", async (t) => {
     proxy.close();
     for (const socket of sockets) socket.destroy();
   });
-  using client = new Client(`http://127.0.0.1:${(proxy.address() as AddressInfo).port}`, { timeoutMs: 60_000 });
+  using client = new Client(`http://127.0.0.1:${(proxy.address() as AddressInfo).port}`, {
+    timeoutMs: 60_000,
+    connectTimeoutMs: 500,
+  });
   const calls = Array.from({ length: 3 }, () => client.has(session));
   assert.deepEqual(await within(Promise.all(calls), "the calls are answered", 60_000), [false, false, false]);
 });
@@ -127,7 +176,7 @@ test("addresses are checked", () => {
   assert.deepEqual(parseAddress("http://[::1]:50051"), { target: "dns:[::1]:50051", isTls: false });
   assert.deepEqual(parseAddress("https://sessiond.example"), { target: "dns:sessiond.example:443", isTls: true });
   assert.deepEqual(parseAddress("unix:/run/sessiond"), { target: "unix:/run/sessiond", isTls: false });
-  for (const bad of ["", "127.0.0.1:50051", "localhost", "https://", "redis://h:1", "unix:", "unix://"]) {
+  for (const bad of ["", "127.0.0.1:50051", "localhost", "https://", "http://host:1/path", "redis://h:1", "unix:", "unix://"]) {
     assert.throws(() => new Client(bad), { code: status.INVALID_ARGUMENT }, bad);
   }
 });

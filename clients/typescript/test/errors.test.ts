@@ -5,8 +5,8 @@ import { test } from "node:test";
 
 import { Metadata, status } from "@grpc/grpc-js";
 
-import { SessiondError } from "../src";
-import { fromServiceError } from "../src/errors";
+import { SessiondError, SessionElsewhereError } from "../src";
+import { closedError, fromServiceError, gatewayStopped, protocolError, registryLost } from "../src/errors";
 import { ErrorInfo, RetryInfo, Status } from "../src/generated/google/rpc/details";
 import { REASONS } from "../src/generated/reasons";
 import { ErrorReason } from "../src/generated/sessiond/v1/error_reason";
@@ -64,4 +64,20 @@ test("a gone lease is told from other failed preconditions", () => {
   assert.equal(serviceError(status.UNAVAILABLE, "LEASE_GONE").isLeaseGone, false);
   // A proxy may strip the details.
   assert.equal(new SessiondError(status.NOT_FOUND, "").isLeaseGone, true);
+});
+
+// The clients of other languages have the same table in their tests.
+test("errors of the client have a code and perhaps a reason", () => {
+  const table: [SessiondError, status, string | undefined][] = [
+    [new SessionElsewhereError(7n), status.FAILED_PRECONDITION, "SESSION_ELSEWHERE"],
+    [registryLost(), status.FAILED_PRECONDITION, "REGISTRY_LOST"],
+    [gatewayStopped(), status.FAILED_PRECONDITION, "GATEWAY_STOPPED"],
+    [closedError("client"), status.CANCELLED, "CLOSED"],
+    [protocolError(""), status.UNIMPLEMENTED, undefined],
+  ];
+  for (const [error, code, reason] of table) {
+    assert.deepEqual([error.code, error.reason], [code, reason], error.message);
+    assert.equal(error.isRetryable, false, error.message);
+    assert.equal(error.isLeaseGone, false, error.message);
+  }
 });

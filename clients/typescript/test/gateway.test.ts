@@ -89,6 +89,35 @@ test("a session that someone else destroys closes its connection", async (t) => 
   assert.equal(await holder(client), "gw-1");
 });
 
+test("a session that was created again under no lease was destroyed", async (t) => {
+  const { server, client } = await start(t);
+  const gateway = await startGateway(t, server.address, "gw-1");
+  const connection = await gateway.connect(session);
+  // The gateway's stream is open once it has ended a session without a connection.
+  await client.create({ sessionId: 1n }, { leaseId: gateway.leaseId });
+  await eventually("the other session is destroyed", async () => !(await client.has({ sessionId: 1n })));
+  const { client: own } = gateway["parts"];
+  const lookUp = own.batchLookup.bind(own);
+  own.batchLookup = async (sessions) => {
+    await client.create(session);
+    return lookUp(sessions);
+  };
+  await client.destroy(session);
+  assert.deepEqual(await closedSoon(connection), { type: "destroyed", reason: "requested" });
+  assert.deepEqual(await client.lookup(session), { exists: true, lease: undefined });
+});
+
+test("a destroy that is delayed past the next connect is undone", async (t) => {
+  const { server, client } = await start(t);
+  const gateway = await startGateway(t, server.address, "gw-1");
+  const connection = await gateway.connect(session);
+  await client.create({ sessionId: 1n }, { leaseId: gateway.leaseId });
+  await eventually("the other session is destroyed", async () => !(await client.has({ sessionId: 1n })));
+  assert.equal((await client.destroy(session, { leaseId: gateway.leaseId })).destroyed, true);
+  await eventually("the session is registered again", async () => (await holder(client)) === "gw-1");
+  assert.equal(connection.isOpen, true);
+});
+
 test("a client that moved away and came back gets its old connection closed", async (t) => {
   const { server } = await start(t);
   const proxy = await Proxy.start(t, server.port);
@@ -116,7 +145,7 @@ test("an orderly stop lingers and tells every connection", async (t) => {
   assert.deepEqual(await connection.closed, { type: "stopped" });
   connection.close();
   assert.equal(await client.has(session), true);
-  await assert.rejects(gateway.connect(session));
+  await assert.rejects(gateway.connect(session), { code: status.FAILED_PRECONDITION, reason: "GATEWAY_STOPPED" });
   await next.connect(session);
   assert.equal(await holder(client), "gw-2");
   for await (const { lingers } of client.listLeases({ leaseIds: [lease] })) assert.equal(lingers, true);

@@ -42,6 +42,7 @@ test("a lease outlives its ttl, and a revoke ends it", async (t) => {
   assert.equal(lease.isHeld, true);
   assert.equal((await listed(client, lease))?.owner, "gw-1");
   assert.equal(await lease.revoke(), 1n);
+  await assert.rejects(lease.revoke(), { code: status.NOT_FOUND, isLeaseGone: true });
   assert.equal(await listed(client, lease), undefined);
   const events = lease.events();
   assert.equal((await events.next()).done, true);

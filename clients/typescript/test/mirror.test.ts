@@ -1,10 +1,18 @@
 import assert from "node:assert/strict";
 import { test, type TestContext } from "node:test";
 
-import { InterceptingCall, status } from "@grpc/grpc-js";
+import {
+  InterceptingCall,
+  Server as GrpcServer,
+  ServerCredentials,
+  status,
+  type handleServerStreamingCall,
+} from "@grpc/grpc-js";
 
 import { Client, type Mirror, type MirrorChange, type MirrorOptions } from "../src";
 import { cleanUp } from "./cleanup";
+import { toMs } from "../src/duration";
+import { ResetReason, SubscribeRequest, SubscribeResponse } from "../src/generated/sessiond/v1/session_service";
 import { eventually, within } from "./eventually";
 import { Proxy } from "./proxy";
 import { Server, temporaryFolder } from "./server";
@@ -25,6 +33,41 @@ async function start(t: TestContext, args?: readonly string[]) {
     return mirror;
   };
   return { server, client, startMirror };
+}
+
+/** Starts a server whose streams the test writes, and a mirror of it. */
+async function startFake(t: TestContext, subscribe: handleServerStreamingCall<SubscribeRequest, SubscribeResponse>) {
+  const server = new GrpcServer();
+  server.register(
+    "/sessiond.v1.SessionService/Subscribe",
+    subscribe,
+    (message: SubscribeResponse) => Buffer.from(SubscribeResponse.encode(message).finish()),
+    (bytes) => SubscribeRequest.decode(bytes),
+    "serverStream",
+  );
+  const port = await new Promise<number>((resolve, reject) => {
+    server.bindAsync("127.0.0.1:0", ServerCredentials.createInsecure(), (error, bound) => {
+      if (error) reject(error);
+      else resolve(bound);
+    });
+  });
+  const client = new Client(`http://127.0.0.1:${port}`, { timeoutMs: 5000 });
+  const mirror = client.mirror();
+  cleanUp(t, () => {
+    mirror.close();
+    client.close();
+    server.forceShutdown();
+  });
+  return mirror;
+}
+
+function subscribed(cursor: string): SubscribeResponse {
+  return { body: { $case: "subscribed", subscribed: { registryId: "r", heartbeat: undefined, places: [] } }, cursor };
+}
+
+function syncedAt(position: bigint, cursor: string): SubscribeResponse {
+  const places = [{ partition: 0, position }];
+  return { body: { $case: "synced", synced: { sessionCount: 0n, places } }, cursor };
 }
 
 function many(count: number, from = 0) {
@@ -64,7 +107,7 @@ test("a mirror holds what the registry holds, and where", async (t) => {
   await client.batchCreate(many(1000), { leaseId: leases[0]?.leaseId ?? 0n });
   await client.create({ sessionId: 0n });
   const mirror = startMirror();
-  assert.equal(mirror.stalenessMs, Infinity);
+  assert.ok(mirror.stalenessMs < 60_000);
   assert.equal(mirror.isSynced, false);
   await mirror.synced();
   assert.equal(mirror.isSynced, true);
@@ -77,6 +120,56 @@ test("a mirror holds what the registry holds, and where", async (t) => {
   assert.equal(mirror.holderOf(many(1)[0] ?? session)?.owner, "gw-1");
   assert.equal(mirror.holderOf(many(1, 999)[0] ?? session)?.owner, "gw-0");
   await assertExact(client, mirror);
+});
+
+test("a mirror asks for a heartbeat every 5 s", async (t) => {
+  const { server, startMirror } = await start(t);
+  const asked: (number | undefined)[] = [];
+  const record = (message: unknown) => asked.push(toMs((message as SubscribeRequest).heartbeat));
+  const client = new Client(server.address, {
+    interceptors: [
+      (options, nextCall) =>
+        new InterceptingCall(nextCall(options), {
+          sendMessage(message, next) {
+            record(message);
+            next(message);
+          },
+        }),
+    ],
+  });
+  cleanUp(t, () => {
+    client.close();
+  });
+  await startMirror({}, client).synced();
+  await startMirror({ heartbeatMs: 300 }, client).synced();
+  assert.deepEqual(asked, [5000, 300]);
+});
+
+test("changes say why a session was destroyed", async (t) => {
+  const { client, startMirror } = await start(t);
+  const { leaseId } = await client.grantLease(60_000);
+  const sessions = many(3);
+  await client.batchCreate(sessions, { leaseId });
+  const mirror = startMirror();
+  await mirror.synced();
+  const changes = mirror.changes();
+  await client.destroy(sessions[0] ?? session);
+  await client.destroy(sessions[1] ?? session, { leaseId });
+  await client.revokeLease(leaseId);
+  const reasons = new Map<bigint, string | undefined>();
+  while (reasons.size < 3) {
+    const change = (await within(changes.next(), "a change")).value as MirrorChange;
+    assert.ok(change.type === "destroyed", change.type);
+    reasons.set(change.session.sessionId, change.reason);
+  }
+  assert.deepEqual(reasons, new Map([[0n, "requested"], [1n, "released"], [2n, "lease-revoked"]]));
+});
+
+test("the first contents are changes of an empty mirror", async (t) => {
+  const { client, startMirror } = await start(t);
+  await client.create(session);
+  const first = (await startMirror().changes().next()).value as MirrorChange;
+  assert.ok(first.type === "created" && first.session.equals(session));
 });
 
 test("a mirror of a lease holds its sessions only", async (t) => {
@@ -128,7 +221,7 @@ test("a lost registry fails waits, and the old contents stay until the new ones 
   await mirror.synced();
   const changes = mirror.changes();
   const waiting = mirror.waitUntil({ partition: 0, position: 2n ** 60n });
-  const failed = assert.rejects(waiting, { code: status.FAILED_PRECONDITION });
+  const failed = assert.rejects(waiting, { code: status.FAILED_PRECONDITION, reason: "REGISTRY_LOST", isRetryable: false });
   await server.kill();
   assert.equal(mirror.size, 100);
   await server.restart();
@@ -145,12 +238,52 @@ test("a lost registry fails waits, and the old contents stay until the new ones 
   }
 });
 
+test("a wait fails when the registry is rolled back", async (t) => {
+  let rollBack: (() => void) | undefined;
+  const mirror = await startFake(t, (stream) => {
+    stream.write(subscribed(rollBack === undefined ? "" : "c"));
+    if (rollBack === undefined) {
+      stream.write(syncedAt(7n, "c"));
+      rollBack = () => {
+        stream.emit("error", { code: status.UNAVAILABLE, details: "broken" });
+      };
+    } else {
+      stream.write({ body: { $case: "reset", reset: { reason: ResetReason.STORAGE_RESTARTED } }, cursor: "" });
+      stream.write(syncedAt(3n, "d"));
+    }
+  });
+  await mirror.waitUntil({ partition: 0, position: 7n });
+  const waiting = mirror.waitUntil({ partition: 0, position: 8n });
+  rollBack?.();
+  await assert.rejects(waiting, { reason: "REGISTRY_LOST" });
+  // The same position may be another change now.
+  await mirror.waitUntil({ partition: 0, position: 3n });
+  await assert.rejects(mirror.waitUntil({ partition: 0, position: 7n }, 100), { code: status.DEADLINE_EXCEEDED });
+});
+
+test("a mirror whose stream is refused fails every wait, and follows once it is allowed", async (t) => {
+  let isAllowed = false;
+  const mirror = await startFake(t, (stream) => {
+    if (isAllowed) {
+      stream.write(subscribed(""));
+      stream.write(syncedAt(1n, "c"));
+    } else {
+      stream.emit("error", { code: status.PERMISSION_DENIED, details: "refused" });
+    }
+  });
+  await assert.rejects(mirror.synced(), { code: status.PERMISSION_DENIED });
+  await assert.rejects(mirror.waitUntil({ partition: 0, position: 1n }), { code: status.PERMISSION_DENIED });
+  isAllowed = true;
+  await eventually("the mirror is synced", () => mirror.isSynced);
+  await mirror.synced();
+  await mirror.waitUntil({ partition: 0, position: 1n });
+});
+
 test("a reader of changes that is too slow is told to read the mirror", async (t) => {
   const { client, startMirror } = await start(t);
   const mirror = startMirror();
   const changes = mirror.changes();
   await mirror.synced();
-  assert.deepEqual((await changes.next()).value, { type: "resync" });
   await client.create(session);
   assert.equal(((await changes.next()).value as MirrorChange).type, "created");
   await client.batchCreate(many(65_536));
@@ -172,7 +305,7 @@ test("a wait for a place that never comes ends, and so does every wait when the 
   await assert.rejects(mirror.waitUntil(never, 100), { code: status.DEADLINE_EXCEEDED });
   const waiting = mirror.waitUntil(never);
   mirror.close();
-  await assert.rejects(waiting, { code: status.CANCELLED });
+  await assert.rejects(waiting, { code: status.CANCELLED, reason: "CLOSED", isRetryable: false });
   const closed = startMirror();
   closed.close();
   await assert.rejects(closed.synced(), { code: status.CANCELLED });

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::broadcast;
 
-use crate::session::{LeaseId, SessionKey};
+use crate::session::{DestroyReason, LeaseId, SessionKey};
 
 /// The most batches that wait for a slow reader, and the most changes in one.
 const BATCHES: usize = 64;
@@ -29,6 +29,8 @@ pub struct MirrorChange {
     pub exists: bool,
     /// The lease that the session is under after the change, if any.
     pub lease: Option<LeaseId>,
+    /// Why the session was destroyed. `None` if it was not, or while the mirror could not follow the registry.
+    pub reason: Option<DestroyReason>,
 }
 
 /// The changes of a mirror. Returned by [`Mirror::changes`](super::Mirror::changes).

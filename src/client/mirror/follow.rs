@@ -107,6 +107,8 @@ impl Follower {
     }
 
     async fn apply(&mut self, update: Result<WatchUpdate, ClientError>, places: Vec<Place>) {
+        // A stream that has resumed sends a heartbeat once it has caught up.
+        let is_current = !matches!(update, Ok(WatchUpdate::Events(_)));
         match update {
             Ok(WatchUpdate::Subscribed { registry_id, heartbeat, .. }) => {
                 self.progress.send_modify(|progress| progress.subscribed(registry_id, heartbeat));
@@ -130,10 +132,10 @@ impl Follower {
                 self.progress.send_modify(|progress| progress.has_synced = true);
             }
             Ok(WatchUpdate::Heartbeat) => {}
-            Ok(WatchUpdate::Reset(_)) => {
+            Ok(WatchUpdate::Reset(reason)) => {
                 self.abandon();
                 self.next = Some(self.shared.contents.empty());
-                self.progress.send_modify(|progress| progress.is_live = false);
+                self.progress.send_modify(|progress| progress.reset(reason));
                 return;
             }
             Ok(WatchUpdate::Disconnected { .. }) => {
@@ -150,7 +152,7 @@ impl Follower {
             }
         }
         if self.next.is_none() {
-            self.progress.send_modify(|progress| progress.reached(&places));
+            self.progress.send_modify(|progress| progress.reached(&places, is_current));
         }
     }
 
@@ -193,7 +195,11 @@ impl Follower {
             self.slots.leave(before);
         }
         if self.next.is_none() {
-            self.changes.add(MirrorChange { session, exists, lease: event.lease.filter(|_| exists) });
+            let reason = match event.change {
+                SessionChange::Destroyed(reason) => Some(reason),
+                _ => None,
+            };
+            self.changes.add(MirrorChange { session, exists, lease: event.lease.filter(|_| exists), reason });
         }
     }
 
@@ -219,7 +225,7 @@ impl Follower {
             let mut differences = Vec::new();
             let mut difference = |session: SessionKey, exists, slot| {
                 let lease = self.shared.holders.lease(slot).filter(|_| exists);
-                differences.push(MirrorChange { session, exists, lease });
+                differences.push(MirrorChange { session, exists, lease, reason: None });
             };
             old.for_each(nth, |session, _| {
                 if !self.shared.contents.contains(&session) {

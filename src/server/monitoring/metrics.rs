@@ -148,6 +148,7 @@ async fn register(registry: &mut Registry, subject: &SessionSubject) {
         "1 if the store may evict sessions when its memory is full, else 0",
         gauge(u8::from(subject.evicts_keys() == Some(true))),
     );
+    registry.register("replicas", "Replicas that share the registry", gauge(subject.replicas()));
     let resets = Family::<[(&str, &str); 1], Counter>::default();
     for (reason, count) in [
         (ResetReason::CursorExpired, stats.resets.cursor_expired),

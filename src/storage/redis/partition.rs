@@ -15,6 +15,7 @@ use super::{
     channel::{Channel, Link, Newest},
     clock::Clock,
     fault::Fault,
+    pace::Pace,
     retry::retry,
     script::Call,
     servers::{Servers, missing},
@@ -32,6 +33,7 @@ pub(super) struct Partition {
     asking: Channel,
     pub(super) newest: Newest,
     pub(super) clock: Clock,
+    pub(super) pace: Pace,
     /// The highest position that this process has read, or that an answer named as the end of the log. A server whose
     /// log ends before this position is not the right one.
     read_up_to: AtomicU64,
@@ -67,6 +69,7 @@ impl Partition {
             asking: channel(),
             newest: Newest::default(),
             clock: Clock::default(),
+            pace: Pace::default(),
             read_up_to: AtomicU64::new(0),
             timeout: url.timeout,
             wait: url.wait,

@@ -1,5 +1,5 @@
 //! Probes Redis for what operators need to know: whether it accepts changes, whether it may evict keys, and whether the
-//! user has the necessary permissions.
+//! user has the necessary permissions. Each probe also counts the replicas of sessiond.
 
 use std::{error::Error, sync::Arc, time::Duration};
 
@@ -12,10 +12,16 @@ use super::{
     registry::Registry,
     script::Scripts,
 };
-use crate::storage::{RefusalCause, Writability, WriteRefusal};
+use crate::{
+    random::random_u64,
+    storage::{RefusalCause, Writability, WriteRefusal},
+};
 
 /// The interval between attempts to write.
 const WRITE_INTERVAL: Duration = Duration::from_secs(3);
+
+/// How long a replica counts after its last probe. A probe may take some seconds if Redis is slow.
+const COUNTS_FOR: Duration = Duration::from_secs(10);
 
 /// The interval between reads of Redis' settings.
 const SETTINGS_INTERVAL: Duration = Duration::from_secs(5);
@@ -44,9 +50,10 @@ impl Findings {
 
     /// Probes Redis until the future is dropped.
     pub(super) async fn run(self: Arc<Self>, registry: Arc<Registry>) {
+        let replica = format!("{:016x}", random_u64());
         let mut looked: Option<Instant> = None;
         loop {
-            let written = match try_write(&registry).await {
+            let written = match try_write(&registry, &replica).await {
                 Ok(()) => try_permissions(&registry).await,
                 refused => refused,
             };
@@ -85,13 +92,20 @@ impl Findings {
     }
 }
 
-/// Makes a write in every partition, which Redis refuses whenever it refuses growth.
-async fn try_write(registry: &Registry) -> Result<(), Fault> {
+/// Makes a write in every partition, which Redis refuses whenever it refuses growth. Also tells each partition that this
+/// replica is there, and how many there are.
+async fn try_write(registry: &Registry, replica: &str) -> Result<(), Fault> {
     let written = registry.with_identity(|identity| async move {
         let birth = &identity.birth;
         let written = registry.each_partition(|partition| async move {
-            let call = |_| registry.call(&registry.scripts.probe_write, &partition, &[], 0).arg(birth);
-            partition.run::<u64>(ASK, call).await
+            let replicas = partition.run::<Option<u32>>(ASK, |_| {
+                let call = registry.call(&registry.scripts.probe_write, &partition, &["replicas"], 0);
+                call.arg(birth).arg(replica).arg(COUNTS_FOR.as_millis() as u64)
+            });
+            if let Some(replicas) = replicas.await? {
+                partition.pace.note_replicas(replicas);
+            }
+            Ok(())
         });
         written.await
     });

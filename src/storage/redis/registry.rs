@@ -345,7 +345,7 @@ async fn wipe(partition: &Partition, scripts: &Scripts, buckets: std::ops::Range
     let closed: Vec<Vec<u8>> = partition.ask(redis::cmd("HKEYS").arg(partition.key("closed"))).await?;
     let mut keys: Vec<String> = attached.iter().chain(&closed).map(|lease| partition.lease_key(lease)).collect();
     keys.extend(buckets.map(|bucket| partition.bucket_key(bucket)));
-    let names = ["log", "attached", "closed", "slots", "held"];
+    let names = ["log", "attached", "closed", "slots", "held", "replicas"];
     let names = names.into_iter().chain(["leases", "deadlines", "ended", "claims", "ids", "quotas"]);
     keys.extend(names.map(|name| partition.key(name)));
     for keys in keys.chunks(KEYS_A_STEP) {

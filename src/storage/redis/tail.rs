@@ -5,7 +5,7 @@ use std::{collections::VecDeque, convert::Infallible, ops::Range, sync::Arc, tim
 use redis::Value;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{
@@ -345,6 +345,7 @@ impl Tail {
         let log = partition.key("log");
         let mut identities = registry.identities();
         let mut is_new = true;
+        let mut next_read = Instant::now();
         // Whether Redis returned an entry that does not follow the one read last.
         let mut has_gap = false;
         loop {
@@ -384,16 +385,28 @@ impl Tail {
                 let mut read = redis::cmd("XREAD");
                 read.arg("COUNT").arg(ENTRIES_A_READ).arg("BLOCK").arg(QUIET.as_millis() as u64);
                 read.arg("STREAMS").arg(&log).arg(format!("{}-{}", end.position.0, u64::MAX));
-                let answer = tokio::select! {
-                    answer = timeout(QUIET + partition.timeout(), link.send(&read)) => {
-                        answer.map_err(|_| Fault::too_late())?.map_err(Fault::from)?
+                let reading = async {
+                    // Even a timer that is due takes about a millisecond, so a small fleet does without.
+                    if next_read > Instant::now() {
+                        sleep_until(next_read).await;
                     }
+                    let began = Instant::now();
+                    let answer = timeout(QUIET + partition.timeout(), link.send(&read)).await;
+                    Ok::<_, Fault>((began, answer.map_err(|_| Fault::too_late())??))
+                };
+                let (began, answer) = tokio::select! {
+                    read = reading => read?,
                     _ = identities.changed() => return Err(Fault::Registry),
                     // The host name resolves to another server now.
                     () = partition.newest.is_no_longer(&link.server) => return Err(Fault::Registry),
                 };
                 self.note_answer();
-                has_gap = !self.append(registry, partition, &identity, answer).await?;
+                let entries = entries_in(answer)?;
+                // The pause counts from when the read began, so it ends before the first change after a quiet time.
+                // There is none if Redis probably has more entries already, because the tail must keep up.
+                let is_full = entries.len() == ENTRIES_A_READ;
+                next_read = if is_full { began } else { began + partition.pace.pause() };
+                has_gap = !self.append(registry, partition, &identity, entries).await?;
                 if has_gap {
                     break;
                 }
@@ -485,7 +498,8 @@ impl Tail {
         read.arg("COUNT").arg(ENTRIES_A_READ).arg("STREAMS").arg(log);
         read.arg(format!("{}-{}", end.position.0, u64::MAX));
         let answer = timeout(partition.timeout(), link.send(&read)).await.map_err(|_| Fault::too_late())??;
-        Ok(answer == Value::Nil || !self.append(registry, partition, identity, answer).await?)
+        let entries = entries_in(answer)?;
+        Ok(entries.is_empty() || !self.append(registry, partition, identity, entries).await?)
     }
 
     /// Appends the entries that were read. Returns whether they continue the tail without a gap.
@@ -494,17 +508,8 @@ impl Tail {
         registry: &Registry,
         partition: &Partition,
         identity: &Identity,
-        answer: Value,
+        entries: Vec<Value>,
     ) -> Result<bool, Fault> {
-        let entries = match answer {
-            Value::Nil => return Ok(true),
-            Value::Array(mut streams) => match streams.pop() {
-                Some(Value::Array(mut stream)) => stream.pop(),
-                _ => None,
-            },
-            _ => None,
-        };
-        let Some(Value::Array(entries)) = entries else { return Err(Fault::malformed("XREAD returned no stream")) };
         let mut end = self.state.borrow().end();
         let (mut events, mut ends) = (Vec::new(), Vec::new());
         let mut is_next = true;
@@ -534,6 +539,21 @@ impl Tail {
             partition.note_read_up_to(end.position.0);
         }
         Ok(is_next)
+    }
+}
+
+/// Returns the entries in an answer to XREAD of one stream.
+fn entries_in(answer: Value) -> Result<Vec<Value>, Fault> {
+    let last = |value| match value {
+        Value::Array(mut parts) => parts.pop(),
+        _ => None,
+    };
+    match answer {
+        Value::Nil => Ok(Vec::new()),
+        answer => match last(answer).and_then(last) {
+            Some(Value::Array(entries)) => Ok(entries),
+            _ => Err(Fault::malformed("XREAD returned no stream")),
+        },
     }
 }
 

@@ -234,7 +234,7 @@ class Gateway:
 
     async def connect(self, name, session):
         if self.stopped:
-            raise Failed("STOPPED")
+            raise Failed("GATEWAY_STOPPED")
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         self.opening[name] = session, future, loop.time()

@@ -67,15 +67,12 @@ def failure(error):
             return {"reason": error.reason, "message": str(error)}
         if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return {"reason": "TIMEOUT", "message": str(error)}
-        if error.code is grpc.StatusCode.FAILED_PRECONDITION:
-            return {"reason": "STOPPED", "message": str(error)}
     return {"reason": "OTHER", "message": f"{type(error).__name__}: {error}"}
 
 
 class Agent:
     def __init__(self):
         self.client = self.gateway = self.mirror = None
-        self.linger = None
         self.opening, self.open, self.tasks = {}, {}, set()
         self.flows = {"watch": asyncio.Event(), "changes": asyncio.Event()}
         for flow in self.flows.values():
@@ -98,8 +95,7 @@ class Agent:
         self.client = sessiond.Client(addr, token_file=token_file, **seconds(timeout_ms, timeout=10.0))
 
     async def do_gateway(self, owner, ttl_ms=None, linger_ms=None):
-        self.linger = seconds(linger_ms, linger=30.0)
-        self.gateway = await self.client.gateway(owner, **seconds(ttl_ms, ttl=30.0))
+        self.gateway = await self.client.gateway(owner, **seconds(ttl_ms, ttl=30.0), **seconds(linger_ms, linger=30.0))
 
     async def do_connect(self, connection, session):
         await self.connect(connection, SessionKey(*map(int, session)))
@@ -147,7 +143,7 @@ class Agent:
             self.close(str(id_))
 
     async def do_stop(self):
-        await self.gateway.stop(**self.linger)
+        await self.gateway.stop()
 
     async def do_mirror(self, changes=False, **fields):
         self.mirror = await self.client.mirror(**ids(fields))

@@ -409,7 +409,6 @@ fn error_fields(error: &ClientError) -> Value {
             "SESSION_ELSEWHERE".into()
         }
         ClientError::Timeout { .. } => "TIMEOUT".into(),
-        ClientError::GatewayStopped => "STOPPED".into(),
         _ => error.reason().unwrap_or_else(|| "OTHER".to_owned()).into(),
     };
     fields

@@ -157,10 +157,9 @@ const commands = {
     const sessions =
       mirror &&
       [...mirror].map(({ session, leaseId }) => [...pair(session), String(leaseId), mirror.holderOf(session)?.owner ?? null]);
-    const staleness = mirror && (Number.isFinite(mirror.stalenessMs) ? Math.ceil(mirror.stalenessMs) : null);
     return {
       gateway: gateway ? { lease: String(gateway.leaseId), connections } : null,
-      mirror: mirror ? { sessions, synced: staleness !== null, staleness_ms: staleness } : null,
+      mirror: mirror ? { sessions, synced: mirror.isSynced, staleness_ms: Math.ceil(mirror.stalenessMs) } : null,
     };
   },
 };
@@ -173,8 +172,6 @@ function failure(error) {
   }
   if (error?.reason) return { reason: error.reason, message };
   if (error?.code === 4) return { reason: "TIMEOUT", message };
-  // The package says "the gateway is closed" with CANCELLED.
-  if (error?.code === 1) return { reason: "STOPPED", message };
   return { reason: "OTHER", message: error?.stack ?? message };
 }
 

@@ -30,6 +30,9 @@ async fn an_observer_of_a_killed_server_resumes_exactly_on_another() {
     for _ in 0..3 {
         programs.push(Program::start(&["--storage", &url]).await);
     }
+    for program in &programs {
+        program.metric_comes_to("sessiond_replicas", 3).await;
+    }
     let mut clients: Vec<Client> = programs.iter().map(client).collect();
     let mut watch = clients[0].watch(WatchOptions::snapshot());
     while !matches!(soon(watch.next()).await.unwrap(), WatchUpdate::Synced { .. }) {}

@@ -1,6 +1,7 @@
 """Client of sessiond, the session registry of a fleet of gateways."""
 
 from .client import (
+    MAX_BATCH,
     BatchCreateResult,
     BatchDestroyResult,
     Client,
@@ -9,12 +10,12 @@ from .client import (
     LeaseGrant,
     LeaseHolder,
     LeaseStatus,
-    Lookup,
+    Located,
 )
 from .errors import SessiondError, SessionElsewhere
 from .gateway import Closed, CloseReason, Connection, Destroyed, Gateway, Moved, Stopped
 from .lease import Lease, LeaseEvent, Lost, Recovered, Regranted
-from .mirror import Change, Changes, Holder, Mirror, Resync
+from .mirror import Mirror, MirrorChange, MirrorChanges, MirrorHolder, Resync
 from .session import DestroyReason, EventType, Place, SessionKey
 from .watch import (
     Disconnected,
@@ -32,10 +33,9 @@ from .watch import (
 )
 
 __all__ = [
+    "MAX_BATCH",
     "BatchCreateResult",
     "BatchDestroyResult",
-    "Change",
-    "Changes",
     "Client",
     "CloseReason",
     "Closed",
@@ -49,15 +49,17 @@ __all__ = [
     "Events",
     "Gateway",
     "Heartbeat",
-    "Holder",
     "Lease",
     "LeaseEvent",
     "LeaseGrant",
     "LeaseHolder",
     "LeaseStatus",
-    "Lookup",
+    "Located",
     "Lost",
     "Mirror",
+    "MirrorChange",
+    "MirrorChanges",
+    "MirrorHolder",
     "Moved",
     "Place",
     "Recovered",

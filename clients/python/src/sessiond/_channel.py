@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from .errors import SessiondError, from_rpc_error
+from .errors import SessiondError, closed_error, from_rpc_error
 
 Response = TypeVar("Response", bound=Message)
 
@@ -27,8 +27,6 @@ _SERVICES = ("sessiond.v1.SessionService", "sessiond.v1.LeaseService")
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # How long an attempt to connect may take.
-    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5000),
     # Without this, the C core keeps a dead connection for a minute, whatever the timeout of the keepalive.
@@ -65,25 +63,27 @@ class TokenFile:
         self._path = Path(path)
         self._stamp: tuple[int, int, int] | None = None
         self._token = ""
+        try:
+            self._read()
+        except OSError as error:
+            raise ValueError(f"cannot read the token in {self._path}: {error}") from error
 
     def token(self) -> str:
         """Returns the token that the file contains now."""
         try:
-            status = self._path.stat()
-            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-            if stamp != self._stamp:
-                token = self._path.read_text().strip()
-                _check_token(token)
-                self._token, self._stamp = token, stamp
+            self._read()
         except (OSError, ValueError) as error:
             # A program that replaces the file may empty or remove it for a moment.
-            if not self._token:
-                raise SessiondError(
-                    grpc.StatusCode.UNAUTHENTICATED,
-                    f"cannot read the token from {self._path}: {error}",
-                ) from error
             _logger.warning("cannot read the token from %s, using the last one: %s", self._path, error)
         return self._token
+
+    def _read(self) -> None:
+        status = self._path.stat()
+        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+        if stamp != self._stamp:
+            token = self._path.read_text().strip()
+            _check_token(token)
+            self._token, self._stamp = token, stamp
 
 
 def _check_token(token: str) -> None:
@@ -102,6 +102,7 @@ class Target:
     token_file: TokenFile | None = field(default=None, repr=False)
     interceptors: tuple[grpc.aio.ClientInterceptor, ...] = ()
     timeout: float = 10.0
+    connect_timeout: float = 5.0
 
     def __post_init__(self) -> None:
         name, is_tls = self._name()
@@ -119,7 +120,9 @@ class Target:
         """
         name, is_tls = self._name()
         config = _RETRIES if retries else {"loadBalancingConfig": _BALANCE}
-        options = [*_OPTIONS, ("grpc.service_config", json.dumps(config))]
+        # gRPC's name for how long an attempt to connect may take.
+        connect_timeout = ("grpc.min_reconnect_backoff_ms", round(self.connect_timeout * 1000))
+        options = [*_OPTIONS, connect_timeout, ("grpc.service_config", json.dumps(config))]
         interceptors = list(self.interceptors)
         if not is_tls:
             return grpc.aio.insecure_channel(name, options=options, interceptors=interceptors)
@@ -139,7 +142,7 @@ class Target:
 
     def _name(self) -> tuple[str, bool]:
         """Returns gRPC's name for the address, and whether it uses TLS."""
-        if self.address.startswith("unix:"):
+        if re.match("unix:(?!/*$).", self.address):
             return self.address, False
         url = urlsplit(self.address)
         if url.scheme in ("http", "https") and url.hostname and not url.path.strip("/") and not url.query:
@@ -188,9 +191,9 @@ async def call(
             if _is_cancelled():
                 raise
             # gRPC cancels the calls of a channel that is closed.
-            raise SessiondError(grpc.StatusCode.CANCELLED, "the client was closed during the call") from None
-        except grpc.aio.UsageError as error:
-            raise SessiondError(grpc.StatusCode.CANCELLED, f"the client is closed: {error}") from None
+            raise closed_error("client") from None
+        except grpc.aio.UsageError:
+            raise closed_error("client") from None
 
 
 def _is_cancelled() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence, Sized
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from ._channel import Target, TokenFile, call
 from ._proto import lease_service_pb2 as leases
 from ._proto import session_service_pb2 as pb
+from .errors import closed_error, protocol_error
 from .session import EventType, Place, SessionKey
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class LeaseHolder(NamedTuple):
     owner: str
 
 
-class Lookup(NamedTuple):
+class Located(NamedTuple):
     """Whether a session exists, and the lease that it is under."""
 
     exists: bool
@@ -118,7 +119,8 @@ class Client:
         token: a token, as `sessiond token new` printed it.
         token_file: a file with the token. It is read again when it changes. A call or a watch whose token was replaced
             meanwhile is retried with the new one.
-        timeout: how many seconds a call may take, retries included.
+        timeout: how many seconds a call may take, including connecting and retries.
+        connect_timeout: how many seconds connecting may take, including the TLS handshake.
         interceptors: interceptors for each connection, as for `grpc.aio.insecure_channel`.
     """
 
@@ -131,6 +133,7 @@ class Client:
         token: str | None = None,
         token_file: str | os.PathLike[str] | None = None,
         timeout: float = 10.0,
+        connect_timeout: float = 5.0,
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
     ) -> None:
         self._target = Target(
@@ -141,15 +144,17 @@ class Client:
             token_file=None if token_file is None else TokenFile(token_file),
             interceptors=tuple(interceptors),
             timeout=timeout,
+            connect_timeout=connect_timeout,
         )
         self._channel: grpc.aio.Channel | None = None
+        self._is_closed = False
 
     async def close(self) -> None:
-        """Closes the connection of the calls. Those in flight fail with CANCELLED.
+        """Closes the connection of the calls. Those in flight and later ones fail with CANCELLED and `CLOSED`.
 
-        Watches, leases, gateways and mirrors have connections of their own: end them first. A call after this opens a
-        new connection.
+        End watches, leases, gateways and mirrors first.
         """
+        self._is_closed = True
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()
@@ -162,10 +167,20 @@ class Client:
     ) -> None:
         await self.close()
 
-    async def _call(self, method: str, request: Message, response: type[_Response]) -> _Response:
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """The connection of the calls, for other services of the same server such as `grpc.health.v1`.
+
+        Calls that you make over it do not carry the client's token.
+        """
+        if self._is_closed:
+            raise closed_error("client")
         if self._channel is None:
             self._channel = self._target.connect(retries=True)
-        return await call(self._target, self._channel, method, request, response)
+        return self._channel
+
+    async def _call(self, method: str, request: Message, response: type[_Response]) -> _Response:
+        return await call(self._target, self.channel, method, request, response)
 
     async def create(
         self, session: SessionKey, *, lease: int = 0, only_from: int | None = None, with_place: bool = False
@@ -189,16 +204,25 @@ class Client:
             _place(answer.place) if answer.HasField("place") else None,
         )
 
+    async def take(
+        self, session: SessionKey, lease: int, *, only_from: int = 0, with_place: bool = False
+    ) -> CreateResult:
+        """Creates a session under `lease`, or moves it there if it is under `only_from` (0: under no lease).
+
+        Otherwise it stays, and `held_by` says where. A lease that has ended or lingers protects nothing.
+        """
+        return await self.create(session, lease=lease, only_from=only_from, with_place=with_place)
+
     async def has(self, session: SessionKey) -> bool:
         """Returns whether a session exists."""
         request = pb.HasSessionRequest(session_id=session.session_id, auth_key_id=session.auth_key_id)
         return (await self._call("SessionService/HasSession", request, pb.HasSessionResponse)).exists
 
-    async def lookup(self, session: SessionKey) -> Lookup:
+    async def lookup(self, session: SessionKey) -> Located:
         """Returns whether a session exists, and the lease that it is under."""
         request = pb.LookupSessionRequest(session_id=session.session_id, auth_key_id=session.auth_key_id)
         answer = await self._call("SessionService/LookupSession", request, pb.LookupSessionResponse)
-        return Lookup(answer.exists, _holder(answer.lease) if answer.HasField("lease") else None)
+        return Located(answer.exists, _holder(answer.lease) if answer.HasField("lease") else None)
 
     async def destroy(self, session: SessionKey, *, lease: int = 0, with_place: bool = False) -> DestroyResult:
         """Destroys a session. With `lease`, only if it is under that lease."""
@@ -228,6 +252,7 @@ class Client:
                 with_place=with_place,
             )
             answer = await self._call("SessionService/BatchCreateSessions", request, pb.BatchCreateSessionsResponse)
+            _check_answers(session_ids, answer.created, *(() if only_from is None else (answer.lease_ids,)))
             result.created.extend(answer.created)
             result.lease_ids.extend(answer.lease_ids)
             places.update((place.partition, place.position) for place in answer.places)
@@ -237,7 +262,7 @@ class Client:
     async def batch_take(
         self, sessions: Iterable[SessionKey], lease: int, *, only_from: int = 0, with_place: bool = False
     ) -> BatchCreateResult:
-        """Creates sessions under `lease`, and moves those that are under `only_from` (0: under no lease) to it.
+        """Is `take` for any number of sessions.
 
         `lease_ids` of the answer are the leases that the sessions are under afterwards. A gateway that has lost its
         lease registers its sessions again with this and `only_from=0`, which takes nothing from a live lease.
@@ -250,6 +275,7 @@ class Client:
         for session_ids, auth_key_ids in _split(sessions):
             request = pb.BatchHasSessionsRequest(session_ids=session_ids, auth_key_ids=auth_key_ids)
             answer = await self._call("SessionService/BatchHasSessions", request, pb.BatchHasSessionsResponse)
+            _check_answers(session_ids, answer.exists)
             exists.extend(answer.exists)
         return exists
 
@@ -262,6 +288,7 @@ class Client:
         for session_ids, auth_key_ids in _split(sessions):
             request = pb.BatchLookupSessionsRequest(session_ids=session_ids, auth_key_ids=auth_key_ids)
             answer = await self._call("SessionService/BatchLookupSessions", request, pb.BatchLookupSessionsResponse)
+            _check_answers(session_ids, answer.exists, answer.lease_ids)
             pairs = zip(answer.exists, answer.lease_ids, strict=True)
             found.extend(lease_id if exists else None for exists, lease_id in pairs)
         return found
@@ -277,15 +304,18 @@ class Client:
                 session_ids=session_ids, auth_key_ids=auth_key_ids, lease_id=lease, with_place=with_place
             )
             answer = await self._call("SessionService/BatchDestroySessions", request, pb.BatchDestroySessionsResponse)
+            _check_answers(session_ids, answer.destroyed)
             result.destroyed.extend(answer.destroyed)
             places.update((place.partition, place.position) for place in answer.places)
         result.places.extend(Place(*place) for place in places.items())
         return result
 
-    async def grant_lease(self, ttl: float, owner: str) -> LeaseGrant:
+    async def grant_lease(self, ttl: float, owner: str = "") -> LeaseGrant:
         """Grants a lease of `ttl` seconds that nothing keeps alive. `lease` keeps one alive in the background."""
         request = leases.GrantLeaseRequest(ttl=duration(ttl), owner=owner)
         answer = await self._call("LeaseService/GrantLease", request, leases.GrantLeaseResponse)
+        if not answer.lease_id or not answer.HasField("ttl"):
+            raise protocol_error("a lease without an id or a ttl")
         return LeaseGrant(answer.lease_id, seconds(answer.ttl))
 
     async def keep_lease_alive(self, lease: int) -> float:
@@ -353,22 +383,23 @@ class Client:
         request = subscribe_request(session_ids, auth_key_ids, lease_ids, types, placements, heartbeat)
         return Watch(self._target, request, snapshot=snapshot, after=after)
 
-    async def lease(self, owner: str, *, ttl: float = 30.0) -> Lease:
-        """Grants a lease, and keeps it alive in the background until `Lease.revoke` is called."""
+    async def lease(self, ttl: float, owner: str = "") -> Lease:
+        """Grants a lease of `ttl` seconds, and keeps it alive in the background until `Lease.revoke` is called."""
         from .lease import Lease
 
         return await Lease.granted(self, owner, ttl)
 
-    async def gateway(self, owner: str, *, ttl: float = 30.0) -> Gateway:
+    async def gateway(self, owner: str, *, ttl: float = 30.0, linger: float = 30.0) -> Gateway:
         """Returns a gateway that registers its connections under a lease of its own.
 
         Args:
             owner: by convention the address at which the gateway can be reached; at most 128 bytes.
             ttl: how many seconds the sessions outlive a gateway that crashed: 1 to 86,400.
+            linger: how many seconds the sessions stay after a stop, so that their clients can move: 0 to 3600.
         """
         from .gateway import Gateway
 
-        return await Gateway.started(self, owner, ttl)
+        return await Gateway.started(self, owner, ttl, linger)
 
     async def mirror(
         self,
@@ -376,11 +407,12 @@ class Client:
         session_ids: Iterable[int] = (),
         auth_key_ids: Iterable[int] = (),
         lease_ids: Iterable[int] = (),
-        heartbeat: float = 1.0,
+        heartbeat: float = 5.0,
     ) -> Mirror:
         """Returns a local copy of the registry, or of the sessions that match every filter.
 
-        It fills in the background: `Mirror.synced` waits until it is complete.
+        It fills in the background: `Mirror.synced` waits until it is complete. It reconnects after three missed
+        heartbeats, and `Mirror.wait_until` may wait for one: 0.1 to 3600 seconds.
         """
         from .mirror import Mirror
 
@@ -413,6 +445,11 @@ def _holder(lease: pb.Lease) -> LeaseHolder:
 
 def _place(place: pb.Place) -> Place:
     return Place(place.partition, place.position)
+
+
+def _check_answers(asked: Sized, *answers: Sized) -> None:
+    if any(len(answer) != len(asked) for answer in answers):
+        raise protocol_error("a batch response does not have one value for each session")
 
 
 def _split(sessions: Iterable[SessionKey]) -> Iterable[tuple[list[int], list[int]]]:

@@ -8,6 +8,7 @@ from google.rpc import error_details_pb2, status_pb2
 from ._reasons import IS_RETRYABLE
 
 _DOMAIN = "sessiond"
+_CLOSED = "CLOSED"
 # The codes whose calls may succeed if they are retried, if the error has no known reason.
 _TRANSIENT = frozenset(
     {
@@ -29,7 +30,8 @@ class SessiondError(Exception):
     Attributes:
         code: the gRPC code. Errors that the client found by itself have one, too.
         message: what is wrong and what to do.
-        reason: the server's reason in UPPER_SNAKE, for example `LEASE_GONE`; None if the server sent none. Unlike the
+        reason: the server's reason in UPPER_SNAKE, for example `LEASE_GONE`, or one of the client's:
+            `SESSION_ELSEWHERE`, `REGISTRY_LOST`, `GATEWAY_STOPPED` or `CLOSED`. None if the error has none. Unlike the
             message, a reason does not change between versions.
         retry_after: how many seconds the server asks to wait before a retry; None if it does not.
         has_new_token: whether the token that was refused has been replaced in the `token_file` since: retry at once.
@@ -57,7 +59,7 @@ class SessiondError(Exception):
             return True
         if self.reason in IS_RETRYABLE:
             return IS_RETRYABLE[self.reason]
-        return self.code in _TRANSIENT
+        return self.code in _TRANSIENT and self.reason != _CLOSED
 
     @property
     def is_lease_gone(self) -> bool:
@@ -80,14 +82,32 @@ class SessionElsewhere(SessiondError):  # noqa: N818
 
     def __init__(self, lease_id: int) -> None:
         super().__init__(
-            grpc.StatusCode.ABORTED, f"the session is under lease {lease_id} of another gateway: close the connection"
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"the session is held elsewhere, under lease {lease_id}: close the connection",
+            reason="SESSION_ELSEWHERE",
         )
         self.lease_id = lease_id
 
-    @property
-    def is_retryable(self) -> bool:
-        """Always False: the client is elsewhere."""
-        return False
+
+def closed_error(what: str) -> SessiondError:
+    """Something that was closed is used."""
+    return SessiondError(grpc.StatusCode.CANCELLED, f"the {what} is closed", reason=_CLOSED)
+
+
+def gateway_stopped() -> SessiondError:
+    """A gateway that was stopped is used."""
+    return SessiondError(grpc.StatusCode.FAILED_PRECONDITION, "the gateway was stopped", reason="GATEWAY_STOPPED")
+
+
+def registry_lost() -> SessiondError:
+    """The registry was replaced by a new one, or lost changes, while a mirror waited for a place."""
+    message = "the registry was replaced or lost changes, so that the place means nothing"
+    return SessiondError(grpc.StatusCode.FAILED_PRECONDITION, message, reason="REGISTRY_LOST")
+
+
+def protocol_error(message: str) -> SessiondError:
+    """The server's answer does not follow the protocol. It may be another program or a newer sessiond."""
+    return SessiondError(grpc.StatusCode.UNIMPLEMENTED, f"unexpected answer from the server: {message}")
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> SessiondError:

@@ -16,7 +16,7 @@ import grpc
 
 from ._backoff import Backoff
 from ._proto import session_service_pb2 as pb
-from .errors import SessiondError, SessionElsewhere
+from .errors import SessiondError, SessionElsewhere, gateway_stopped
 from .lease import Lease, Regranted
 from .session import DestroyReason, SessionKey, key_of
 from .watch import Events, Reset, Snapshot, Subscribed, Synced
@@ -30,20 +30,25 @@ _ROUND = 4096
 # A lookup that was answered later than this after the client connected says nothing about where the client came from.
 _FRESH = 1.0
 _HEARTBEAT = 5.0
+# The longest pause that the registry may ask for.
+_LONGEST_RETRY_AFTER = 10.0
 
 _logger = logging.getLogger("sessiond")
 
 
 @dataclass(frozen=True)
 class Moved:
-    """The session is under another lease (0: under none). The client has connected elsewhere."""
+    """The session is under another lease. The client has connected elsewhere."""
 
     lease_id: int
 
 
 @dataclass(frozen=True)
 class Destroyed:
-    """Someone has destroyed the session."""
+    """Someone has destroyed the session.
+
+    The reason is `UNSPECIFIED` if that happened while the gateway could not follow the registry.
+    """
 
     reason: DestroyReason
 
@@ -153,9 +158,10 @@ class Gateway:
     time, and many sessions share a call.
     """
 
-    def __init__(self, client: Client, lease: Lease) -> None:
+    def __init__(self, client: Client, lease: Lease, linger: float) -> None:
         self._client = client
         self._lease = lease
+        self._linger = linger
         self._lease_id = lease.id
         self._book: dict[SessionKey, _Entry] = {}
         self._dirty: dict[SessionKey, None] = {}
@@ -170,9 +176,9 @@ class Gateway:
         self._reconciler = asyncio.create_task(self._reconcile(), name="sessiond gateway")
 
     @classmethod
-    async def started(cls, client: Client, owner: str, ttl: float) -> Gateway:
+    async def started(cls, client: Client, owner: str, ttl: float, linger: float) -> Gateway:
         """Grants the lease and starts the gateway."""
-        return cls(client, await Lease.granted(client, owner, ttl))
+        return cls(client, await Lease.granted(client, owner, ttl), linger)
 
     @property
     def lease_id(self) -> int:
@@ -197,7 +203,7 @@ class Gateway:
         then.
         """
         if self._is_stopping:
-            raise SessiondError(grpc.StatusCode.FAILED_PRECONDITION, "the gateway has stopped")
+            raise gateway_stopped()
         link = _Link(session, asyncio.get_running_loop())
         self._entry(session).links.append(link)
         self._mark(session)
@@ -216,13 +222,15 @@ class Gateway:
             raise link.error
         return Connection(self, link)
 
-    async def stop(self, *, linger: float = 30.0) -> None:
+    async def stop(self, *, linger: float | None = None) -> None:
         """Stops the gateway, and lets its clients move.
 
-        Every connection is told to close (`Stopped`). The sessions stay for `linger` seconds, so that the clients can
-        connect to other gateways without anybody seeing their sessions disappear. Those that remain then end.
+        Every connection is told to close (`Stopped`). The sessions stay for `linger` seconds (by default those that
+        the gateway was created with), so that the clients can connect to other gateways without anybody seeing their
+        sessions disappear. Those that remain then end.
         """
         if self._stopped is None:
+            linger = self._linger if linger is None else linger
             self._stopped = asyncio.create_task(self._stop(linger), name="sessiond gateway stop")
         await asyncio.shield(self._stopped)
 
@@ -244,7 +252,7 @@ class Gateway:
             if entry.links:
                 # The sessions of these connections move, or end with the lease.
                 del self._book[session]
-                error = SessiondError(grpc.StatusCode.FAILED_PRECONDITION, "the gateway has stopped")
+                error = gateway_stopped()
                 for link in entry.links:
                     self._finish(link, Stopped(), error)
         self._wake.set()
@@ -315,7 +323,8 @@ class Gateway:
                 self._dirty.update(dict.fromkeys(batch))
                 if error.is_lease_gone:
                     self._lease.check()
-                delay = backoff.after_failure(error.retry_after)
+                asked = None if error.retry_after is None else min(error.retry_after, _LONGEST_RETRY_AFTER)
+                delay = backoff.after_failure(asked)
                 _logger.info("gateway cannot register %d sessions, retrying in %.2f s: %s", len(batch), delay, error)
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), delay)
@@ -413,7 +422,7 @@ class Gateway:
             if not opening or not holder or holder in entry.maybe:
                 return
             reason = Moved(holder)
-        elif holder is not None:
+        elif holder:
             reason = Moved(holder)
         elif hint == Destroyed(DestroyReason.RELEASED):
             # A destroy of this gateway was delayed until after the client had come back: register the session again.

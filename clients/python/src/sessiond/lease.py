@@ -8,6 +8,7 @@ import logging
 import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
 import grpc
@@ -151,6 +152,15 @@ class Lease:
             await asyncio.wait({self._task})
         await self._channel.close()
         return await self._client.revoke_lease(self._id, linger=linger)
+
+    async def __aenter__(self) -> Lease:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._is_revoked:
+            await self.revoke()
 
     async def _keep(self) -> None:
         wait = self._interval()

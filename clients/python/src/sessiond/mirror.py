@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +14,7 @@ import grpc
 
 from ._proto import session_service_pb2 as pb
 from ._signal import Signal
-from .errors import SessiondError
+from .errors import SessiondError, closed_error, registry_lost
 from .session import DestroyReason, EventType, Place, SessionKey, key_of
 from .watch import Disconnected, Events, Heartbeat, Reset, ResetReason, Snapshot, Subscribed, Synced, Watch
 
@@ -34,7 +35,7 @@ _MAX_CHANGES = 65_536
 _logger = logging.getLogger("sessiond")
 
 
-class Holder(NamedTuple):
+class MirrorHolder(NamedTuple):
     """The lease that a session is under, and its owner: the gateway that holds the session.
 
     `owner` is None if it could not be looked up yet.
@@ -44,7 +45,7 @@ class Holder(NamedTuple):
     owner: str | None
 
 
-class Change(NamedTuple):
+class MirrorChange(NamedTuple):
     """A change that a mirror has applied.
 
     `lease_id` is the lease after the change or, if the session was destroyed, before it; 0 for none. `reason` is
@@ -69,7 +70,7 @@ class _Lease:
 
     def __init__(self, lease_id: int, owner: str | None) -> None:
         self.id = lease_id
-        self.holder = Holder(lease_id, owner) if lease_id else None
+        self.holder = MirrorHolder(lease_id, owner) if lease_id else None
         self.sessions = 0
 
 
@@ -86,18 +87,18 @@ class _Copy:
         self.leases: dict[int, _Lease] = {0: _Lease(0, None)}
 
 
-class Changes:
+class MirrorChanges:
     """An async iterator of the changes that a mirror applies, returned by `Mirror.changes`."""
 
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
-        self._pending: deque[Change] = deque()
+        self._pending: deque[MirrorChange] = deque()
         self._is_lagging = False
 
-    def __aiter__(self) -> Changes:
+    def __aiter__(self) -> MirrorChanges:
         return self
 
-    async def __anext__(self) -> Change | Resync:
+    async def __anext__(self) -> MirrorChange | Resync:
         """Waits for the next change. The iteration ends with the mirror."""
         while True:
             if self._is_lagging:
@@ -113,7 +114,7 @@ class Changes:
         """Stops the mirror from storing changes for this iterator."""
         self._mirror._readers.discard(self)
 
-    def _push(self, changes: list[Change]) -> None:
+    def _push(self, changes: list[MirrorChange]) -> None:
         if len(self._pending) + len(changes) > _MAX_CHANGES:
             self._pending.clear()
             self._is_lagging = True
@@ -140,6 +141,8 @@ class Mirror:
         self._registry_id: str | None = None
         # Grows when positions of the log lose their meaning.
         self._epoch = 0
+        # Whether the open stream comes from another registry than the stream before.
+        self._is_other_registry = False
         self._is_synced = False
         self._is_live = False
         self._is_closed = False
@@ -147,7 +150,7 @@ class Mirror:
         self._heartbeat = 0.0
         self._last_message = asyncio.get_running_loop().time()
         self._changed = Signal()
-        self._readers: set[Changes] = set()
+        self._readers: set[MirrorChanges] = set()
         self._task = asyncio.create_task(self._follow(), name="sessiond mirror")
         self._owner_task: asyncio.Task[None] | None = None
 
@@ -157,7 +160,7 @@ class Mirror:
         auth_key_id, session_id = session[0], session[1]
         return ((auth_key_id << 64) + session_id if auth_key_id else session_id) in self._sessions
 
-    def holder_of(self, session: SessionKey) -> Holder | None:
+    def holder_of(self, session: SessionKey) -> MirrorHolder | None:
         """Returns the lease and the owner that hold the session. None if there is no session or it has no lease."""
         lease = self._sessions.get(_pack(*session))
         return None if lease is None else lease.holder
@@ -202,8 +205,9 @@ class Mirror:
     async def wait_until(self, places: Place | Iterable[Place]) -> None:
         """Waits until the mirror has applied the change at this place, or at all these places.
 
-        Calls with `with_place` return the place of their change. Raises `SessiondError` if this takes longer than the
-        client's timeout, or if the registry loses its history meanwhile, so that the place has no meaning any more.
+        Calls with `with_place` return the place of their change. Raises `SessiondError` with DEADLINE_EXCEEDED if this
+        takes longer than the client's timeout, and with the reason `REGISTRY_LOST` if the registry is replaced or loses
+        changes meanwhile, so that the place means nothing.
         """
         wanted = [places] if isinstance(places, Place) else list(places)
         timeout = self._client._target.timeout
@@ -219,16 +223,16 @@ class Mirror:
             self._check()
             await self._changed.wait()
             if self._epoch != epoch:
-                raise SessiondError(
-                    grpc.StatusCode.ABORTED, "the registry has started over: read the mirror instead of waiting"
-                )
+                raise registry_lost()
 
-    def changes(self) -> Changes:
-        """Returns an iterator of the changes that the mirror applies from now on, without its first contents.
+    def changes(self) -> MirrorChanges:
+        """Returns an iterator of the changes that the mirror applies from now on.
 
-        A reset reports only the differences. At most 65,536 changes wait for the reader; a slower one gets `Resync`.
+        When a new snapshot replaces the contents, the differences are reported as changes. The first snapshot is
+        reported in the same way, as changes of an empty mirror. At most 65,536 changes wait for the reader; a slower
+        one gets `Resync`.
         """
-        changes = Changes(self)
+        changes = MirrorChanges(self)
         self._readers.add(changes)
         return changes
 
@@ -253,7 +257,7 @@ class Mirror:
 
     def _check(self) -> None:
         if self._is_closed:
-            raise SessiondError(grpc.StatusCode.CANCELLED, "the mirror is closed")
+            raise closed_error("mirror")
         if self._error is not None:
             raise self._error
 
@@ -285,21 +289,28 @@ class Mirror:
                 self._note_places()
             case Reset():
                 self._next, self._is_live = _Copy(), False
-                self._places = {}
-                if update.reason in (ResetReason.CURSOR_FOREIGN, ResetReason.STORAGE_RESTARTED):
-                    self._epoch += 1
+                # A registry that was rolled back may keep its id and use the same positions again.
+                is_lost = update.reason in (ResetReason.CURSOR_FOREIGN, ResetReason.STORAGE_RESTARTED)
+                if is_lost and not self._is_other_registry:
+                    self._lose_places()
             case Subscribed():
                 self._error = None
                 self._heartbeat = update.heartbeat
-                if self._registry_id not in (None, update.registry_id):
-                    self._epoch += 1
+                self._is_other_registry = self._registry_id not in (None, update.registry_id)
+                if self._is_other_registry:
+                    self._lose_places()
                 self._registry_id = update.registry_id
                 return
             case Disconnected():
                 self._is_live = False
                 return
-        if self._next is None:
+        # A stream that has resumed sends a heartbeat once it has caught up.
+        if self._is_live:
             self._last_message = now
+
+    def _lose_places(self) -> None:
+        self._places = {}
+        self._epoch += 1
 
     def _note_places(self) -> None:
         if self._next is None:
@@ -337,7 +348,7 @@ class Mirror:
         if len(leases) > _MAX_EMPTY:
             self._drop_empty()
 
-    def _change(self, event: pb.SessionEvent) -> Change:
+    def _change(self, event: pb.SessionEvent) -> MirrorChange:
         kind, reason = EventType(event.type), DestroyReason(event.reason)
         lease_id, previous = event.lease_id, event.previous_lease_id
         if kind is EventType.MOVED and self._lease_ids:
@@ -346,7 +357,7 @@ class Mirror:
                 kind = EventType.CREATED
             elif lease_id not in self._lease_ids:
                 kind, lease_id, previous = EventType.DESTROYED, previous, 0
-        return Change(kind, key_of(event.auth_key_id, event.session_id), lease_id, previous, reason)
+        return MirrorChange(kind, key_of(event.auth_key_id, event.session_id), lease_id, previous, reason)
 
     def _replace(self) -> None:
         """Puts the complete new contents in place of the old ones."""
@@ -354,11 +365,12 @@ class Mirror:
             return
         old, self._copy, self._next = self._copy, self._next, None
         self._sessions = self._copy.sessions
-        if self._is_synced and self._readers:
-            self._tell(list(_differences(old, self._copy)))
+        if self._readers:
+            # One more than can wait for a reader tells it to read the mirror.
+            self._tell(list(islice(_differences(old, self._copy), _MAX_CHANGES + 1)))
         self._is_synced = self._is_live = True
 
-    def _tell(self, changes: list[Change]) -> None:
+    def _tell(self, changes: list[MirrorChange]) -> None:
         for reader in self._readers:
             reader._push(changes)
 
@@ -410,7 +422,7 @@ class Mirror:
             for lease_id, owner in (await self._owners(unknown)).items():
                 for copy in copies:
                     if lease := copy.leases.get(lease_id):
-                        lease.holder = Holder(lease_id, owner)
+                        lease.holder = MirrorHolder(lease_id, owner)
 
     def _drop_empty(self) -> None:
         leases = self._copy.leases
@@ -418,17 +430,17 @@ class Mirror:
             del leases[lease_id]
 
 
-def _differences(old: _Copy, new: _Copy) -> Iterator[Change]:
+def _differences(old: _Copy, new: _Copy) -> Iterator[MirrorChange]:
     unspecified = DestroyReason.UNSPECIFIED
     for key, lease in old.sessions.items():
         if key not in new.sessions:
-            yield Change(EventType.DESTROYED, _unpack(key), lease.id, 0, unspecified)
+            yield MirrorChange(EventType.DESTROYED, _unpack(key), lease.id, 0, unspecified)
     for key, lease in new.sessions.items():
         before = old.sessions.get(key)
         if before is None:
-            yield Change(EventType.CREATED, _unpack(key), lease.id, 0, unspecified)
+            yield MirrorChange(EventType.CREATED, _unpack(key), lease.id, 0, unspecified)
         elif before.id != lease.id:
-            yield Change(EventType.MOVED, _unpack(key), lease.id, before.id, unspecified)
+            yield MirrorChange(EventType.MOVED, _unpack(key), lease.id, before.id, unspecified)
 
 
 def _pack(auth_key_id: int, session_id: int) -> int:

@@ -54,8 +54,9 @@ class DestroyReason(enum.IntEnum):
     """Why a session was destroyed."""
 
     UNSPECIFIED = 0
+    """It was not destroyed, or while the client could not follow the registry."""
     REQUESTED = 1
-    """A call destroyed it."""
+    """A call destroyed it. Reasons that only a newer server knows count as this one."""
     LEASE_EXPIRED = 2
     """Its lease was not kept alive."""
     LEASE_REVOKED = 3
@@ -65,7 +66,7 @@ class DestroyReason(enum.IntEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> DestroyReason:
-        return cls.UNSPECIFIED
+        return cls.REQUESTED
 
 
 class Place(NamedTuple):

@@ -17,7 +17,7 @@ from ._backoff import Backoff
 from ._channel import Target, metadata
 from ._proto import session_service_pb2 as pb
 from .client import duration, seconds
-from .errors import SessiondError
+from .errors import SessiondError, protocol_error
 from .session import DestroyReason, EventType, Place, SessionKey, key_of
 
 _DEFAULT_HEARTBEAT = 15.0
@@ -35,7 +35,8 @@ _logger = logging.getLogger("sessiond")
 class ResetReason(enum.IntEnum):
     """Why a watch lost its place."""
 
-    UNSPECIFIED = 0
+    UNKNOWN = 0
+    """A reason that only a newer server knows."""
     CURSOR_EXPIRED = 1
     """The cursor is older than the retained changes."""
     CURSOR_FOREIGN = 2
@@ -49,7 +50,7 @@ class ResetReason(enum.IntEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> ResetReason:
-        return cls.UNSPECIFIED
+        return cls.UNKNOWN
 
 
 class SnapshotSession(NamedTuple):
@@ -131,9 +132,9 @@ class Events:
             yield new(
                 SessionEvent,
                 (
-                    types.get(event.type, event.type),
+                    types[event.type],
                     new(SessionKey, (event.auth_key_id, event.session_id)),
-                    reasons.get(event.reason, DestroyReason.UNSPECIFIED),
+                    reasons.get(event.reason, DestroyReason.REQUESTED),
                     event.lease_id,
                     event.previous_lease_id,
                 ),
@@ -243,10 +244,12 @@ class _Stream:
 
     def _silent(self) -> SessiondError:
         if self.subscribed:
+            code = grpc.StatusCode.UNAVAILABLE
             message = f"the stream received nothing for {self.limit:.1f} s, not even a heartbeat"
         else:
+            code = grpc.StatusCode.DEADLINE_EXCEEDED
             message = f"the server did not answer within {self.limit:.1f} s"
-        return SessiondError(grpc.StatusCode.DEADLINE_EXCEEDED, message)
+        return SessiondError(code, message)
 
     async def close(self) -> None:
         if self._reading is not None:
@@ -371,10 +374,13 @@ class Watch:
         """Advances to the place after the message. Returns None for a kind that only newer servers know."""
         body = message.WhichOneof("body")
         if not stream.subscribed and body != "subscribed":
-            raise SessiondError(grpc.StatusCode.UNIMPLEMENTED, "the stream did not start with `subscribed`")
+            raise protocol_error("the stream did not start with `subscribed`")
         update: WatchUpdate | None = None
         places: Iterable[Any] = ()
         if body == "events":
+            if not {event.type for event in message.events.events} <= _EVENT_TYPES.keys():
+                # Skipping the event could leave the observer with a session that does not exist.
+                raise protocol_error("an event of an unknown type")
             update = Events(message.events)
             places = (message.events.place,) if message.events.HasField("place") else ()
         elif body == "heartbeat":

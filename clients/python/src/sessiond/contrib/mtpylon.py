@@ -27,7 +27,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc
 from aiohttp import web
 from mtpylon.constants import AUTH_KEY_MANAGER_RESOURCE_NAME, SESSION_SUBJECT_RESOURCE_NAME
 from mtpylon.crypto import AuthKey
@@ -39,13 +38,15 @@ from mtpylon.sessions.session_subject_protocol import SessionSubjectProtocol
 from mtpylon.types import long
 
 from ..client import Client
-from ..errors import SessiondError
+from ..errors import SessiondError, closed_error
 from ..gateway import Closed, Connection, Gateway
-from ..mirror import Change, Changes, Mirror, Resync
+from ..mirror import Mirror, MirrorChange, Resync
 from ..session import EventType, SessionKey
 
 _logger = logging.getLogger("sessiond")
 _MASK = (1 << 64) - 1
+# How long to wait before asking again whether the fleet can be observed.
+_RETRY = 1.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class SessiondStorage(SessionStorageProtocol):
     async def gateway(self) -> Gateway:
         """Returns the gateway, and starts it if this is the first call."""
         if self._gateway is None or (self._gateway.done() and self._gateway.exception() is not None):
-            self._gateway = asyncio.create_task(self.client.gateway(self._owner, ttl=self._ttl))
+            self._gateway = asyncio.create_task(self.client.gateway(self._owner, ttl=self._ttl, linger=self._linger))
         return await asyncio.shield(self._gateway)
 
     async def create_session(self, auth_key: AuthKey, session_id: long) -> None:
@@ -121,7 +122,7 @@ class SessiondStorage(SessionStorageProtocol):
         socket, session = _socket.get() or self._unknown, SessionKey(auth_key.id, session_id)
         if not socket.is_open:
             # A late message must not take the session back from where the client is now.
-            raise SessiondError(grpc.StatusCode.ABORTED, f"the connection of {session} is being closed")
+            raise closed_error(f"connection of {session}")
         task = socket.connections.get(session)
         if task is None:
             task = socket.connections[session] = asyncio.create_task(self._connect(socket, session))
@@ -150,7 +151,7 @@ class SessiondStorage(SessionStorageProtocol):
         """Stops the gateway and closes the client."""
         try:
             if self._gateway is not None:
-                await (await self._gateway).stop(linger=self._linger)
+                await (await self._gateway).stop()
         except SessiondError as error:
             _logger.warning("could not stop the gateway, so its lease will expire after its ttl: %s", error)
         await self.client.close()
@@ -229,6 +230,7 @@ class SessiondSubject(SessionSubjectProtocol):
         self._find_auth_key = find_auth_key
         self._mirror: Mirror | None = None
         self._task: asyncio.Task[None] | None = None
+        self._is_started = False
 
     def subscribe(self, observer: SessionObserverProtocol) -> None:
         """Adds an observer."""
@@ -252,8 +254,9 @@ class SessiondSubject(SessionSubjectProtocol):
 
     async def start(self) -> None:
         """Starts to observe the fleet. Returns at once if the registry is away; the observers then hear later."""
+        self._is_started = True
         self._mirror = await self.session_storage.client.mirror()
-        self._task = asyncio.create_task(self._notify_all(self._mirror.changes()), name="sessiond mtpylon subject")
+        self._task = asyncio.create_task(self._notify_all(self._mirror), name="sessiond mtpylon subject")
 
     async def synced(self) -> None:
         """Waits until every change from now on will be reported."""
@@ -262,19 +265,29 @@ class SessiondSubject(SessionSubjectProtocol):
 
     async def stop(self) -> None:
         """Stops observing."""
+        self._is_started = False
         if self._mirror is not None:
             await self._mirror.close()
         if self._task is not None:
             await self._task
 
-    async def _notify_all(self, changes: Changes) -> None:
-        async for change in changes:
+    async def _notify_all(self, mirror: Mirror) -> None:
+        # The first contents of the mirror are not changes of the fleet.
+        while not mirror.is_synced:
+            try:
+                await mirror.synced()
+            except SessiondError as error:
+                if not self._is_started:
+                    return
+                _logger.error("cannot observe the fleet, retrying: %s", error)
+                await asyncio.sleep(_RETRY)
+        async for change in mirror.changes():
             if isinstance(change, Resync):
                 _logger.error("the observers are too slow: some sessions were not reported to them")
             elif change.type is not EventType.MOVED:
                 await self._notify(change)
 
-    async def _notify(self, change: Change) -> None:
+    async def _notify(self, change: MirrorChange) -> None:
         event = SessionEvent(
             type="created" if change.type is EventType.CREATED else "destroyed",
             session_id=long(change.session.session_id),
