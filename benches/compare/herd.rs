@@ -1,23 +1,29 @@
 //! A herd: many observers that take a snapshot at the same time, as after a restart.
 //!
 //! To compare builds: `cargo bench --bench compare -- herd-cost BINARY…`.
+//!
+//! The observers and the callers stand for other machines. So the observers only use time that nobody else wants, and a
+//! caller that has received its answer runs at once, which needs root. Otherwise a caller waits for the server and the
+//! observers to leave it a processor, and that is most of what it measures.
 
 use std::{
-    env,
+    env, io,
     net::SocketAddr,
     path::Path,
     process::Stdio,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     time::{Duration, Instant},
 };
 
 use sessiond::proto::{
     BatchCreateSessionsRequest, HasSessionRequest, SubscribeRequest, SubscribeResponse, subscribe_request::Start,
 };
-use tokio::{process::Command, runtime, task::JoinSet, time::sleep};
+use tokio::{
+    process::Command,
+    runtime,
+    sync::watch,
+    task::{JoinSet, spawn_blocking},
+    time::sleep,
+};
 
 use super::{
     observer::{PATH, Stream, from_now, from_snapshot},
@@ -35,6 +41,10 @@ const HERDS: [usize; 3] = [1, 50, 500];
 /// How many connections ask for HasSession meanwhile, and how long each pauses between calls.
 const CALLERS: usize = 8;
 const PAUSE: Duration = Duration::from_millis(2);
+
+/// The priorities of the other processes.
+const IDLE: &[&str] = &["chrt", "--idle", "0"];
+const AT_ONCE: &[&str] = &["chrt", "--rr", "1"];
 
 /// The bytes of a session in a snapshot, and of an event that reports its creation.
 const SESSION_BYTES: f64 = 11.0;
@@ -94,9 +104,9 @@ async fn measure(report: &mut Report, binary: &Path) {
     }
     report.note(
         "The retained events were encoded when they were published, so this is what sending takes. An event has 13 \
-         bytes and a session 11, and the last row takes that into account. The observers run in a process with the \
-         lowest priority (nice 19) on the same cores. They read and discard. HasSession is called on 8 connections, \
-         every 2 ms on each.",
+         bytes and a session 11, and the last row takes that into account. The observers read and discard, on the \
+         same cores but only in idle time (SCHED_IDLE). HasSession is called on 8 connections, every 2 ms on each, by \
+         a process with real-time priority if root runs this.",
     );
 }
 
@@ -104,15 +114,16 @@ async fn measure(report: &mut Report, binary: &Path) {
 async fn herd(report: &mut Report, server: &Server, observers: usize, what: &str, cursor: &str) -> Duration {
     // Until then the server returns memory of the last herd.
     sleep(Duration::from_secs(2)).await;
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut callers = JoinSet::new();
-    for _ in 0..CALLERS {
-        callers.spawn(call(server.address, Arc::clone(&stop)));
-    }
+    let mut callers = program(at_once().await, "herd-calls", &[&server.address.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let (cpu, user, memory, started) = (server.cpu(), server.user_cpu(), server.resident(), Instant::now());
-    let mut command = Command::new("nice");
-    command.args(["-n", "19"]).arg(env::current_exe().unwrap()).args(["herd-of", &server.address.to_string()]);
-    let mut herd = command.args([&observers.to_string(), cursor]).stdin(Stdio::null()).spawn().unwrap();
+    let mut herd = program(IDLE, "herd-of", &[&server.address.to_string(), &observers.to_string(), cursor])
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
     let mut most = memory;
     let status = loop {
         tokio::select! {
@@ -122,27 +133,59 @@ async fn herd(report: &mut Report, server: &Server, observers: usize, what: &str
     };
     assert!(status.success());
     let (taken, user, wall) = (server.cpu() - cpu, server.user_cpu() - user, started.elapsed());
-    stop.store(true, Ordering::Relaxed);
-    let times = percentiles(callers.join_all().await.concat());
+    drop(callers.stdin.take());
+    let times = String::from_utf8(callers.wait_with_output().await.unwrap().stdout).unwrap();
+    let (p50, p99) = times.trim().split_once(' ').unwrap();
     report.row(&[
         observers.to_string(),
         what.to_owned(),
         format!("{:.2}", taken.as_secs_f64()),
         format!("{:.2}", user.as_secs_f64()),
         format!("{:.1}", wall.as_secs_f64()),
-        format!("{:.2}", times(50) / 1e3),
-        format!("{:.2}", times(99) / 1e3),
+        p50.to_owned(),
+        p99.to_owned(),
         format!("{:.0}", (most - memory) as f64 / 1e6),
     ]);
     taken
 }
 
-/// Calls HasSession until it shall stop. Returns how long each call took.
-async fn call(address: SocketAddr, stop: Arc<AtomicBool>) -> Vec<Duration> {
+/// Runs what follows with this program in another priority.
+fn program(priority: &[&str], mode: &str, args: &[&str]) -> Command {
+    let mut command = Command::new("env");
+    command.args(priority).arg(env::current_exe().unwrap()).arg(mode).args(args);
+    command
+}
+
+/// Returns the priority of a process that runs as soon as it is ready, if this user may have it.
+async fn at_once() -> &'static [&'static str] {
+    let may = Command::new("env").args(AT_ONCE).arg("true").stderr(Stdio::null()).status().await;
+    if may.is_ok_and(|status| status.success()) { AT_ONCE } else { &[] }
+}
+
+/// Calls HasSession until stdin ends, and prints the median and the 99th percentile in milliseconds. This is a process
+/// of its own.
+pub(crate) fn calls(address: &str) {
+    let address = address.parse().unwrap();
+    let times = runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+        let (running, stopped) = watch::channel(());
+        let mut callers = JoinSet::new();
+        for _ in 0..CALLERS {
+            callers.spawn(call(address, stopped.clone()));
+        }
+        spawn_blocking(|| io::copy(&mut io::stdin(), &mut io::sink())).await.unwrap().unwrap();
+        drop(running);
+        callers.join_all().await.concat()
+    });
+    let times = percentiles(times);
+    println!("{:.2} {:.2}", times(50) / 1e3, times(99) / 1e3);
+}
+
+/// Calls HasSession until it is stopped. Returns how long each call took.
+async fn call(address: SocketAddr, stopped: watch::Receiver<()>) -> Vec<Duration> {
     let mut wire = Wire::connect(address, "/sessiond.v1.SessionService/HasSession").await;
     let request = framed(&HasSessionRequest { session_id: Some(1), auth_key_id: 0 });
     let mut times = Vec::new();
-    while !stop.load(Ordering::Relaxed) {
+    while stopped.has_changed().is_ok() {
         let began = Instant::now();
         wire.answer(&request).await;
         times.push(began.elapsed());

@@ -51,6 +51,11 @@ fn main() {
     {
         return herd::read(address, observers, cursor);
     }
+    if let [mode, address] = &args[..]
+        && mode == "herd-calls"
+    {
+        return herd::calls(address);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     if let [mode, binaries @ ..] = &args[..]
         && mode == "redis-cost"
