@@ -40,7 +40,6 @@ mod method;
 mod response;
 mod subscribe;
 mod trace;
-mod turn;
 
 use std::{sync::Arc, time::Duration};
 
@@ -69,7 +68,6 @@ use self::{
 pub(crate) use self::{
     call_stats::{Begun, CallStats, MethodStats, Shard},
     method::Method,
-    turn::take_turns,
 };
 pub use self::{
     dispatch::Service,

@@ -14,7 +14,7 @@ use http_body::Frame;
 use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{encode, response::trailers, turn::Turn};
+use super::{encode, response::trailers};
 use crate::{
     service::error::{self, ServiceError},
     subject::{Observer, Update},
@@ -47,8 +47,6 @@ pub(super) struct ObserverBody {
     /// Whether the body has noticed that this time has passed.
     is_old: bool,
     state: State,
-    /// The turn that the next message of a snapshot waits for.
-    turn: Turn,
 }
 
 /// A body in the extensions of a response, which must be cloneable.
@@ -84,7 +82,6 @@ impl ObserverBody {
             retires: None,
             is_old: false,
             state: State::Streaming,
-            turn: Turn::default(),
         }
     }
 
@@ -115,9 +112,6 @@ impl ObserverBody {
 
     /// Returns the next message, if one is ready.
     fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Bytes> {
-        if self.observer.is_in_snapshot() {
-            std::task::ready!(self.turn.poll(context));
-        }
         let Poll::Ready(Some(update)) = self.observer.poll_next_unpin(context) else { return Poll::Pending };
         match update {
             Update::Closed => self.state = State::Ending(EndReason::Draining),

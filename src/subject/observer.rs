@@ -169,11 +169,6 @@ impl Observer {
         matches!(self.phase, Phase::Following)
     }
 
-    /// Returns whether the observer is in a snapshot.
-    pub(crate) fn is_in_snapshot(&self) -> bool {
-        matches!(self.phase, Phase::Reading(_))
-    }
-
     /// Waits for the next update. Returns `None` after [`Update::Closed`].
     ///
     /// # Cancel safety

@@ -19,13 +19,15 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::connection::{Connection, Connections};
+use super::{
+    connection::{Connection, Connections},
+    turn::take_turns,
+};
 use crate::{
     server::{
         ServerError,
         lifecycle::{self, Lifecycle},
     },
-    service::take_turns,
     subject::relay,
     vital::Vitals,
 };

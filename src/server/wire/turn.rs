@@ -1,8 +1,8 @@
-//! Lets the snapshots of a thread take turns, so that calls do not wait for hundreds of them.
+//! Lets the connections of a thread take turns at large writes, so that calls do not wait for hundreds of them.
 //!
-//! A runtime polls its tasks in the order in which they became ready. If hundreds of streams have the next message of a
-//! snapshot ready, then a call waits for all of them, and several times until it is answered. So only a few streams at
-//! a time may produce a message.
+//! A runtime polls its tasks in the order in which they became ready. If hundreds of connections can write the next part
+//! of a snapshot, then a call waits for all of them, and several times until it is answered. So only a few at a time may
+//! write much.
 
 use std::{
     cell::RefCell,
@@ -14,12 +14,8 @@ use std::{
 
 use tokio::task::yield_now;
 
-/// How many streams have a turn while each of the thread's other tasks runs once. A turn takes less than 100 us, most of
-/// it for writing to the socket.
-const TURNS_A_ROUND: u64 = 8;
-
-/// How many messages a stream may produce in one turn. Two leave in one write, which costs little more than one.
-const MESSAGES_A_TURN: usize = 2;
+/// How many connections have a turn while each of the thread's other tasks runs once. A turn takes less than 100 us.
+const TURNS_A_ROUND: u64 = 4;
 
 thread_local! {
     /// The turns of this thread, while [`take_turns`] runs on it.
@@ -28,50 +24,57 @@ thread_local! {
 
 #[derive(Default)]
 struct Turns {
-    /// The streams that wait for their turn.
+    /// The connections that wait for their turn, in the order of its number.
     waiting: VecDeque<Waker>,
-    /// How many streams have asked for a turn so far, and how many of these may take it.
+    /// How many turns were asked for so far, and how many of these may be taken.
     asked: u64,
     granted: u64,
     /// The task that grants turns, while it has nothing to do.
     granter: Option<Waker>,
 }
 
-/// The turn of a stream.
+/// The turn of a connection.
 #[derive(Default)]
 pub(super) struct Turn {
-    /// The number of the turn that the stream waits for.
+    /// The number of the turn that the connection waits for.
     number: Option<u64>,
-    /// How many messages it may still produce in its last turn.
-    left: usize,
+    is_taken: bool,
 }
 
 impl Turn {
-    /// Waits until the stream may produce a message. Always ready on threads that do not [take turns](take_turns).
+    /// Waits for the turn, unless it is taken already. Always ready on threads that do not [take turns](take_turns).
     pub(super) fn poll(&mut self, context: &Context<'_>) -> Poll<()> {
-        if self.left > 0 {
-            self.left -= 1;
+        if self.is_taken {
             return Poll::Ready(());
         }
         let is_granted = with_turns(|turns| {
-            let number = *self.number.get_or_insert_with(|| turns.ask(context));
-            number < turns.granted
+            let number = *self.number.get_or_insert_with(|| turns.ask());
+            turns.is_granted(number, context)
         });
         if is_granted == Some(false) {
             return Poll::Pending;
         }
-        *self = Self { number: None, left: MESSAGES_A_TURN - 1 };
+        *self = Self { number: None, is_taken: true };
         Poll::Ready(())
+    }
+
+    pub(super) fn is_taken(&self) -> bool {
+        self.is_taken
+    }
+
+    /// Ends the turn. The connection waits for another before it goes on.
+    pub(super) fn end(&mut self) {
+        self.is_taken = false;
     }
 }
 
 impl Turns {
-    /// Returns the number of a new turn. If it is not granted yet, the stream is woken when it is.
-    fn ask(&mut self, context: &Context<'_>) -> u64 {
+    /// Returns the number of a new turn.
+    fn ask(&mut self) -> u64 {
         let number = self.asked;
         self.asked += 1;
         if number >= self.granted {
-            self.waiting.push_back(context.waker().clone());
+            self.waiting.push_back(Waker::noop().clone());
         }
         if let Some(granter) = self.granter.take() {
             granter.wake();
@@ -79,7 +82,16 @@ impl Turns {
         number
     }
 
-    /// Grants the turns of the next round. Returns the streams to wake.
+    /// Returns whether this turn may be taken. If not, the task is woken when it may.
+    fn is_granted(&mut self, number: u64, context: &Context<'_>) -> bool {
+        let Some(place) = number.checked_sub(self.granted) else { return true };
+        if let Some(waker) = self.waiting.get_mut(place as usize) {
+            waker.clone_from(context.waker());
+        }
+        false
+    }
+
+    /// Grants the turns of the next round. Returns the tasks to wake.
     fn grant(&mut self) -> Vec<Waker> {
         if self.waiting.is_empty() {
             self.granted = self.asked + TURNS_A_ROUND;
@@ -98,9 +110,9 @@ impl Turns {
     }
 }
 
-/// Lets the snapshots on this thread take turns while this future runs on it.
+/// Lets the connections on this thread take turns while this future runs on it.
 ///
-/// Never returns. Run it on a single-threaded runtime together with the streams. It may be dropped at any time.
+/// Never returns. Run it on a single-threaded runtime together with the connections. It may be dropped at any time.
 pub(crate) async fn take_turns() -> Infallible {
     TURNS.set(Some(Turns::default()));
     let _running = Running;
@@ -121,7 +133,7 @@ fn with_turns<R>(call: impl FnOnce(&mut Turns) -> R) -> Option<R> {
     TURNS.with_borrow_mut(|turns| turns.as_mut().map(call))
 }
 
-/// Turns that are granted. Dropping it lets all streams go on.
+/// Turns that are granted. Dropping it lets all connections go on.
 struct Running;
 
 impl Drop for Running {
@@ -139,10 +151,10 @@ mod tests {
 
     use super::*;
 
-    const STREAMS: usize = 100;
-    const MESSAGES: usize = 50;
+    const CONNECTIONS: usize = 100;
+    const WRITES: usize = 50;
 
-    /// Runs streams with many messages, and a task that runs in between. Returns the most messages that it had to wait
+    /// Runs connections with many writes, and a task that runs in between. Returns the most writes that it had to wait
     /// for at once.
     async fn most_at_once(turns: bool) -> usize {
         let local = LocalSet::new();
@@ -150,24 +162,25 @@ mod tests {
             .run_until(async {
                 let turns = turns.then(|| spawn_local(take_turns()));
                 yield_now().await;
-                let sent = Rc::new(Cell::new(0));
-                for _ in 0..STREAMS {
-                    let sent = Rc::clone(&sent);
+                let written = Rc::new(Cell::new(0));
+                for _ in 0..CONNECTIONS {
+                    let written = Rc::clone(&written);
                     spawn_local(async move {
                         let mut turn = Turn::default();
-                        for _ in 0..MESSAGES {
+                        for _ in 0..WRITES {
                             poll_fn(|context| turn.poll(context)).await;
-                            sent.set(sent.get() + 1);
+                            turn.end();
+                            written.set(written.get() + 1);
                             yield_now().await;
                         }
                     });
                 }
                 let call = spawn_local(async move {
                     let (mut before, mut most) = (0, 0);
-                    while sent.get() < STREAMS * MESSAGES {
+                    while written.get() < CONNECTIONS * WRITES {
                         yield_now().await;
-                        most = most.max(sent.get() - before);
-                        before = sent.get();
+                        most = most.max(written.get() - before);
+                        before = written.get();
                     }
                     most
                 });
@@ -179,19 +192,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn other_tasks_wait_for_few_messages() {
+    async fn other_tasks_wait_for_few_writes() {
         let (without, with) = (most_at_once(false).await, most_at_once(true).await);
-        assert!(without >= STREAMS, "{without} messages at once without turns");
-        assert!(with <= 2 * MESSAGES_A_TURN * TURNS_A_ROUND as usize, "{with} messages at once");
+        assert!(without >= CONNECTIONS, "{without} writes at once without turns");
+        assert!(with <= 2 * TURNS_A_ROUND as usize, "{with} writes at once");
     }
 
     #[tokio::test]
-    async fn streams_go_on_when_turns_are_no_longer_granted() {
+    async fn connections_go_on_when_turns_are_no_longer_granted() {
         LocalSet::new()
             .run_until(async {
                 let turns = spawn_local(take_turns());
                 yield_now().await;
-                let streams: Vec<_> = (0..STREAMS)
+                let connections: Vec<_> = (0..CONNECTIONS)
                     .map(|_| {
                         spawn_local(async {
                             let mut turn = Turn::default();
@@ -201,8 +214,8 @@ mod tests {
                     .collect();
                 yield_now().await;
                 turns.abort();
-                for stream in streams {
-                    tokio::time::timeout(std::time::Duration::from_secs(60), stream).await.unwrap().unwrap();
+                for connection in connections {
+                    tokio::time::timeout(std::time::Duration::from_secs(60), connection).await.unwrap().unwrap();
                 }
             })
             .await;
