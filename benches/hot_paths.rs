@@ -122,7 +122,7 @@ fn snapshot(criterion: &mut Criterion) {
                 let mut count = 0;
                 loop {
                     match observer.next().await {
-                        Some(Update::Snapshot(sessions)) => count += sessions.len(),
+                        Some(Update::Snapshot(sessions)) => count += sessions.sessions().len(),
                         Some(Update::Synced { .. }) => break,
                         _ => {}
                     }

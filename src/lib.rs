@@ -104,7 +104,7 @@
 //! impl SessionObserver for Mirror {
 //!     async fn update(&mut self, update: Update, _cursor: Option<Cursor>) {
 //!         match update {
-//!             Update::Snapshot(sessions) => self.0.extend(sessions),
+//!             Update::Snapshot(sessions) => self.0.extend(sessions.sessions()),
 //!             Update::Events(events) => {
 //!                 for event in events.events() {
 //!                     match event.change {

@@ -52,7 +52,12 @@ mod observer;
 mod options;
 mod owners;
 mod parked;
+mod ranges;
+mod reading;
+mod run;
+mod scan;
 mod snapshot;
+mod source;
 mod storage_stats;
 mod subject_stats;
 mod subscription;
@@ -74,7 +79,7 @@ use tokio::task::JoinSet;
 
 use self::{
     admission::Admission, beginning::Beginning, feed::Feed, kept::KeptLeases, log::Retention, owners::Owners,
-    storage_stats::StorageStats,
+    scan::Scans, storage_stats::StorageStats,
 };
 use crate::{
     session::{LeaseId, SessionKey},
@@ -86,13 +91,14 @@ use crate::{
 };
 
 pub use self::{
-    counts::{ChangeCounts, ResetCounts},
+    counts::{ChangeCounts, ResetCounts, RunCounts},
     cursor::{Cursor, ParseCursorError},
     error::ObserveError,
     filter::{ChangeFilter, Filter},
     log::EventEncoder,
     observer::Observer,
     options::{ObserveOptions, Start, SubjectOptions},
+    run::Sessions,
     storage_stats::{OperationStats, StorageOperation},
     subject_stats::SubjectStats,
     subscription::{SessionObserver, Subscription},
@@ -120,12 +126,17 @@ pub struct SessionSubject {
     tasks: JoinSet<Infallible>,
 }
 
+/// The share of [`SubjectOptions::retain_bytes`] that the observers in a snapshot may keep for each other, for each kind
+/// of snapshot.
+const KEPT_SHARE: usize = 4;
+
 pub(crate) struct Inner {
     storage: Arc<dyn SessionStorage>,
     storage_stats: StorageStats,
     kept: KeptLeases,
     owners: Owners,
     feed: Feed,
+    scans: Scans,
     options: SubjectOptions,
     observers: AtomicUsize,
     filter_ids: AtomicUsize,
@@ -153,12 +164,14 @@ impl SessionSubject {
     ) -> Result<Self, StorageError> {
         let extent = storage.log().await?;
         let retention = Retention { events: options.retain_events, bytes: options.retain_bytes };
+        let scans = Scans::new(storage.layout().buckets, options.retain_bytes / KEPT_SHARE);
         let inner = Arc::new(Inner {
             storage,
             storage_stats: StorageStats::default(),
             kept: KeptLeases::default(),
             owners: Owners::default(),
             feed: Feed::new(retention, &extent, Box::new(encoder)),
+            scans,
             options,
             observers: AtomicUsize::new(0),
             filter_ids: AtomicUsize::new(0),
@@ -439,6 +452,7 @@ impl SessionSubject {
             retained_events: held.events,
             retained_bytes: held.bytes,
             resets: *self.inner.resets.lock(),
+            snapshot_runs: self.inner.scans.counts(),
             is_following: self.is_following(),
         }
     }

@@ -14,6 +14,7 @@ mod fanout;
 mod filters;
 mod floor;
 mod generated;
+mod herd;
 mod idle;
 mod latency;
 mod observer;
@@ -45,11 +46,26 @@ fn main() {
     {
         return peers::serve(peer, port.parse().unwrap());
     }
+    if let [mode, address, observers, cursor] = &args[..]
+        && mode == "herd-of"
+    {
+        return herd::read(address, observers, cursor);
+    }
+    if let [mode, address] = &args[..]
+        && mode == "herd-calls"
+    {
+        return herd::calls(address);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     if let [mode, binaries @ ..] = &args[..]
         && mode == "redis-cost"
     {
         return runtime.block_on(cost::run(binaries));
+    }
+    if let [mode, binaries @ ..] = &args[..]
+        && mode == "herd-cost"
+    {
+        return runtime.block_on(herd::compare(binaries));
     }
     let report = runtime.block_on(run(&args));
     if args.is_empty() {
@@ -83,6 +99,9 @@ async fn run(parts: &[String]) -> Report {
     }
     if wants("snapshot") {
         snapshot::run(&mut report).await;
+    }
+    if wants("herd") {
+        herd::run(&mut report).await;
     }
     if wants("idle") {
         idle::run(&mut report).await;

@@ -7,7 +7,7 @@ use sessiond::proto::{SubscribeRequest, SubscribeResponse, subscribe_request::St
 
 use super::wire::{Frame, PREFIX, Wire, framed};
 
-const PATH: &str = "/sessiond.v1.SessionService/Subscribe";
+pub(crate) const PATH: &str = "/sessiond.v1.SessionService/Subscribe";
 
 /// The response messages of a streaming call, on its own connection.
 pub(crate) struct Stream {

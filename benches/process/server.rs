@@ -39,6 +39,11 @@ impl Server {
         cpu(format!("/proc/{}/stat", self.child.id()), 2)
     }
 
+    /// Returns the same without the system's part.
+    pub(crate) fn user_cpu(&self) -> Duration {
+        cpu(format!("/proc/{}/stat", self.child.id()), 1)
+    }
+
     /// Returns how long and how often the running threads of the process have run.
     pub(crate) fn ran(&self) -> Ran {
         let threads = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();

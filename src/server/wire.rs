@@ -7,6 +7,7 @@ mod coalesce;
 mod connection;
 mod handshake;
 mod socket;
+mod turn;
 mod worker;
 
 use std::time::Duration;

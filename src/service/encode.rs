@@ -1,6 +1,6 @@
 //! Encodes updates as the length-prefixed messages of a gRPC stream.
 
-use std::time::Duration;
+use std::{iter, time::Duration};
 
 use bytes::{BufMut, Bytes};
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len, message, string};
@@ -9,7 +9,7 @@ use super::convert;
 use crate::{
     duration,
     proto::{self, subscribe_response::Body},
-    session::{LeaseId, SessionChange, SessionEvent},
+    session::{LeaseId, SessionChange, SessionEvent, SessionKey},
     storage::Place,
     subject::{Cursor, EventEncoder, Update},
 };
@@ -26,6 +26,10 @@ impl EventEncoder for WireEncoder {
 
     fn encode_placed(&self, events: &[SessionEvent], cursor: &Cursor, last: Place) -> Bytes {
         encode_events(events, Some(cursor), Some(last))
+    }
+
+    fn encode_sessions(&self, sessions: &[SessionKey], leases: &[Option<LeaseId>]) -> Bytes {
+        encode_sessions(sessions, leases)
     }
 }
 
@@ -47,14 +51,7 @@ pub(super) fn update(
             let heartbeat = Some(duration::to_proto(heartbeat));
             Body::Subscribed(proto::Subscribed { registry_id: registry_id.to_string(), heartbeat, places })
         }
-        Update::Snapshot(sessions) => {
-            let session = |session| convert::session(session, None);
-            Body::Snapshot(proto::Snapshot { sessions: sessions.iter().map(session).collect() })
-        }
-        Update::Placements(sessions) => {
-            let session = |(session, lease): &(_, _)| convert::session(session, *lease);
-            Body::Snapshot(proto::Snapshot { sessions: sessions.iter().map(session).collect() })
-        }
+        Update::Snapshot(sessions) => return sessions.message(),
         Update::Synced { session_count } => Body::Synced(proto::Synced { session_count: *session_count, places }),
         Update::Reset(reason) => Body::Reset(proto::Reset { reason: convert::reset_reason(*reason).into() }),
         // The last message of a stream, before its status.
@@ -115,8 +112,41 @@ fn encode_events(events: &[SessionEvent], cursor: Option<&Cursor>, last: Option<
     bytes.freeze()
 }
 
+/// Encodes a `SubscribeResponse` with these sessions, without a cursor: a stream cannot resume within a snapshot.
+///
+/// The bytes are those that prost would write. `leases` is empty for streams without placements.
+fn encode_sessions(sessions: &[SessionKey], leases: &[Option<LeaseId>]) -> Bytes {
+    let placed = sessions.iter().zip(leases.iter().copied().chain(iter::repeat(None)));
+    let messages = placed.map(|(session, lease)| convert::session(session, lease));
+    let sessions_len: usize = messages.clone().map(|session| SESSION_HEAD + session_len(&session)).sum();
+    let mut bytes = super::message::begin(key_len(SNAPSHOT) + encoded_len_varint(sessions_len as u64) + sessions_len);
+    encode_key(SNAPSHOT, WireType::LengthDelimited, &mut bytes);
+    encode_varint(sessions_len as u64, &mut bytes);
+    for session in messages {
+        bytes.put_slice(&[0x0a, session_len(&session) as u8]);
+        let proto::Session { session_id, auth_key_id, lease_id } = session;
+        for (key, id) in [(0x09, session_id as u64), (0x11, auth_key_id as u64), (0x19, lease_id)] {
+            if id != 0 {
+                bytes.put_u8(key);
+                bytes.put_u64_le(id);
+            }
+        }
+    }
+    bytes.freeze()
+}
+
+/// The size of a session's key and length. One byte suffices for the length: no session has more than 27 bytes.
+const SESSION_HEAD: usize = 2;
+
+fn session_len(session: &proto::Session) -> usize {
+    let proto::Session { session_id, auth_key_id, lease_id } = *session;
+    let id_len = |id: u64| if id == 0 { 0 } else { 9 };
+    id_len(session_id as u64) + id_len(auth_key_id as u64) + id_len(lease_id)
+}
+
 /// The field numbers of `SubscribeResponse` and `SessionEvents`.
 const EVENTS: u32 = 1;
+const SNAPSHOT: u32 = 4;
 const CURSOR: u32 = 2;
 const PLACE: u32 = 2;
 
@@ -144,10 +174,25 @@ mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::{
-        session::{DestroyReason, SessionKey},
-        storage::Position,
-    };
+    use crate::{session::DestroyReason, storage::Position};
+
+    #[test]
+    fn sessions_are_encoded_as_prost_encodes_them() {
+        let ids = [0, 1, -1, i64::MIN, i64::MAX];
+        let sessions: Vec<_> = ids.iter().flat_map(|key| ids.map(|id| SessionKey::new(*key, id))).collect();
+        let leases = [None, LeaseId::from_number(1), LeaseId::from_number(u64::MAX)];
+        let leases: Vec<_> = leases.into_iter().cycle().take(sessions.len()).collect();
+        for (count, is_placed) in
+            [0, 1, 2, sessions.len()].into_iter().flat_map(|count| [(count, false), (count, true)])
+        {
+            let (sessions, leases) = (&sessions[..count], if is_placed { &leases[..count] } else { &[] });
+            let lease = |n: usize| leases.get(n).copied().flatten();
+            let all = sessions.iter().enumerate().map(|(n, session)| convert::session(session, lease(n))).collect();
+            let body = Some(Body::Snapshot(proto::Snapshot { sessions: all }));
+            let plain = proto::SubscribeResponse { body, cursor: String::new() };
+            assert_eq!(encode_sessions(sessions, leases), super::super::message::encode(&plain));
+        }
+    }
 
     #[test]
     fn events_are_encoded_as_prost_encodes_them() {

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http_body::Frame;
 use parking_lot::Mutex;
@@ -69,7 +69,8 @@ enum EndReason {
 }
 
 impl ObserverBody {
-    pub(super) fn new(observer: Observer, heartbeat: Duration, resumes: bool) -> Self {
+    pub(super) fn new(mut observer: Observer, heartbeat: Duration, resumes: bool) -> Self {
+        observer.encode();
         let last_sent = Instant::now();
         let timer = Box::pin(sleep_until(last_sent + heartbeat));
         Self {
@@ -133,19 +134,23 @@ impl ObserverBody {
 
     /// Returns one large message, or as many of the ready small ones as fill a frame.
     fn poll_messages(&mut self, context: &mut Context<'_>) -> Poll<Bytes> {
-        let Poll::Ready(first) = self.poll_message(context) else { return Poll::Pending };
-        let mut together = BytesMut::new();
-        let mut last = first;
-        while last.len() < MIN_UNCOPIED && together.len() < MAX_COPIED && self.state == State::Streaming {
+        let first = std::task::ready!(self.poll_message(context));
+        let (mut last, mut total) = (first.len(), first.len());
+        let mut others = Vec::new();
+        while last < MIN_UNCOPIED && total < MAX_COPIED && self.state == State::Streaming {
             let Poll::Ready(next) = self.poll_message(context) else { break };
-            together.extend_from_slice(&last);
-            last = next;
+            last = next.len();
+            total += last;
+            others.push(next);
         }
-        if together.is_empty() {
-            return Poll::Ready(last);
+        if others.is_empty() {
+            return Poll::Ready(first);
         }
-        together.extend_from_slice(&last);
-        Poll::Ready(together.freeze())
+        // Exactly as large as needed: a stuck stream holds on to it.
+        let mut together = Vec::with_capacity(total);
+        together.extend_from_slice(&first);
+        others.iter().for_each(|next| together.extend_from_slice(next));
+        Poll::Ready(together.into())
     }
 
     fn poll_heartbeat(&mut self, context: &mut Context<'_>) -> Poll<Bytes> {

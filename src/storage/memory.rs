@@ -586,6 +586,9 @@ impl SessionStorage for MemoryStorage {
         let mut run = BucketRun { points: Vec::new(), sessions: Vec::new(), leases: Vec::new() };
         for &index in buckets.iter().take(BUCKETS_A_READ) {
             let bucket = self.buckets[index as usize].lock();
+            if run.sessions.is_empty() {
+                run.sessions.reserve(limit.min(bucket.len() * buckets.len()) + bucket.len());
+            }
             bucket.sessions().for_each(|sessions| run.sessions.extend_from_slice(sessions));
             if with_leases {
                 run.leases.extend(bucket.leased().map(|(_, slot)| self.leases.id(slot)));

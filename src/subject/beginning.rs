@@ -16,6 +16,8 @@ pub(super) struct Beginning {
     /// Its place in the event log, and the log points there.
     pub(super) place: Place,
     pub(super) at: Points,
+    /// Where the storage's log ended when the observer was asked for.
+    pub(super) asked_at: Points,
     pub(super) opening: Opening,
     /// The cursor of its first message.
     pub(super) cursor: Cursor,
@@ -41,34 +43,37 @@ impl Beginning {
                 // The storage's answers may be about the log that was lost. Do not apply them to the new one.
                 continue;
             }
+            let is_same = newest.registry_id == head.registry_id;
+            let ends = newest.partitions.iter().map(|held| held.end).collect();
+            // More changes may have been published since the storage answered.
+            let asked_at = if is_same { later(&ends, &head.points) } else { head.points.clone() };
             let snapshot = Cursor { registry_id: head.registry_id, place: CursorPlace::SnapshotStart };
             return Ok(match start {
-                Start::Now if newest.registry_id == head.registry_id => {
-                    // More changes may have been published since the storage answered. The observer will not receive
-                    // those, so its cursor must not point before them.
-                    let ends: Points = newest.partitions.iter().map(|held| held.end).collect();
-                    let points = later(&ends, &head.points);
-                    let cursor = Cursor::after(head.registry_id, &points);
-                    Self::at_head(head, Opening::Follow(points), cursor)
+                Start::Now if is_same => {
+                    // The observer receives nothing that was published before, so its cursor must not point there.
+                    let cursor = Cursor::after(head.registry_id, &asked_at);
+                    Self::at_head(head, asked_at.clone(), Opening::Follow(asked_at), cursor)
                 }
                 // The storage has restarted, and the follower has not noticed yet.
-                Start::Now => Self::at_head(head, Opening::Reset(ResetReason::StorageRestarted), snapshot),
-                Start::Snapshot => Self::at_head(head, Opening::Snapshot, snapshot),
-                Start::After(cursor) if *cursor == snapshot => Self::at_head(head, Opening::Snapshot, snapshot),
+                Start::Now => Self::at_head(head, asked_at, Opening::Reset(ResetReason::StorageRestarted), snapshot),
+                Start::Snapshot => Self::at_head(head, asked_at, Opening::Snapshot, snapshot),
+                Start::After(cursor) if *cursor == snapshot => {
+                    Self::at_head(head, asked_at, Opening::Snapshot, snapshot)
+                }
                 Start::After(cursor) => match log.find(cursor, &marks, &newest, asked.place) {
                     Found::Place(place, at, points) => {
                         let opening = Opening::Follow(points);
-                        Self { registry_id: cursor.registry_id, place, at, opening, cursor: cursor.clone() }
+                        Self { registry_id: cursor.registry_id, place, at, asked_at, opening, cursor: cursor.clone() }
                     }
-                    Found::Lost(reason) => Self::at_head(head, Opening::Reset(reason), cursor.clone()),
+                    Found::Lost(reason) => Self::at_head(head, asked_at, Opening::Reset(reason), cursor.clone()),
                     Found::AskAgain => continue,
                 },
             });
         }
     }
 
-    fn at_head(head: Head, opening: Opening, cursor: Cursor) -> Self {
-        Self { registry_id: head.registry_id, place: head.place, at: head.points, opening, cursor }
+    fn at_head(head: Head, asked_at: Points, opening: Opening, cursor: Cursor) -> Self {
+        Self { registry_id: head.registry_id, place: head.place, at: head.points, asked_at, opening, cursor }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Counts of the changes that a subject has published and of the observers that it has reset.
+//! Counts of the changes that a subject has published, of the observers that it has reset, and of the runs of buckets
+//! that it has read for snapshots.
 
 use crate::{
     reset::ResetReason,
@@ -71,4 +72,15 @@ impl ResetCounts {
             ResetReason::SnapshotInterrupted | ResetReason::Unknown => {}
         }
     }
+}
+
+/// How many runs of buckets the snapshots of a subject have taken since it started. Snapshots with a filter by id are not
+/// counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RunCounts {
+    /// Runs that were read from the storage.
+    pub read: u64,
+    /// Runs that another observer had read at the same time.
+    pub shared: u64,
 }

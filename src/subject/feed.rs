@@ -15,11 +15,13 @@ use super::{
     filter::Filter,
     index::{FilterIndex, Mailbox, WatchedId},
     log::{self, Chunk, EventEncoder, EventLog, Retention},
+    run::Run,
+    scan::Kind,
 };
 use crate::{
     relay::wake_all,
     session::{SessionChange, SessionEvent},
-    storage::{Changes, LogExtent, LogPoint, Place, Position, RegistryId},
+    storage::{BucketRun, Changes, LogExtent, LogPoint, Place, Position, RegistryId},
 };
 
 /// How many ids of a filter are added or removed while the index is locked once.
@@ -54,6 +56,11 @@ impl Feed {
     /// Returns the number of published changes.
     pub(super) fn changes(&self) -> ChangeCounts {
         *self.changes.lock()
+    }
+
+    /// Makes a run of what was read, for observers of this kind.
+    pub(super) fn run(&self, first: u32, read: BucketRun, kind: Kind) -> Run {
+        if kind.is_encoded { Run::encoded(first, read, &*self.encoder) } else { Run::plain(first, read) }
     }
 
     /// Publishes the changes that follow `after` in `partition`, as one chunk. Returns the point at the last change.

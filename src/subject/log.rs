@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     relay::Waiter,
-    session::SessionEvent,
+    session::{LeaseId, SessionEvent, SessionKey},
     storage::{self, LogExtent, LogPoint, Mark, Position, RegistryId},
 };
 
@@ -66,16 +66,21 @@ impl Chunk {
     }
 }
 
-/// Encodes events as a message, once for all observers that receive the same events.
+/// Encodes events and sessions as messages, once for all observers that receive the same.
 ///
-/// [`Events::wire`](super::Events::wire) returns the message. Observers that read
-/// [`Events::events`](super::Events::events) need no message: pass `()` as the encoder.
+/// [`Events::wire`](super::Events::wire) returns the message of events. Observers that read
+/// [`Events::events`](super::Events::events) and [`Sessions::sessions`](super::Sessions::sessions) need no messages: pass
+/// `()` as the encoder.
 pub trait EventEncoder: Send + Sync + 'static {
     /// Encodes `events` for observers without placements. `cursor` is an observer's cursor after them.
     fn encode(&self, events: &[SessionEvent], cursor: &Cursor) -> Bytes;
 
     /// Encodes `events` for observers with placements. `last` is the place of the last event.
     fn encode_placed(&self, events: &[SessionEvent], cursor: &Cursor, last: storage::Place) -> Bytes;
+
+    /// Encodes a part of a snapshot. `leases` has the lease of each session, and is empty for observers without
+    /// placements.
+    fn encode_sessions(&self, sessions: &[SessionKey], leases: &[Option<LeaseId>]) -> Bytes;
 }
 
 /// Encodes nothing, for subjects whose observers read events and not messages.
@@ -85,6 +90,10 @@ impl EventEncoder for () {
     }
 
     fn encode_placed(&self, _: &[SessionEvent], _: &Cursor, _: storage::Place) -> Bytes {
+        Bytes::new()
+    }
+
+    fn encode_sessions(&self, _: &[SessionKey], _: &[Option<LeaseId>]) -> Bytes {
         Bytes::new()
     }
 }
@@ -277,6 +286,14 @@ impl EventLog {
     pub(super) fn known(&self, place: Place) -> Option<Points> {
         let state = self.state.lock();
         (place.epoch == state.epoch).then(|| state.end.clone())
+    }
+
+    /// Returns whether an observer at `place` is in the older half of what this log may retain, and so must read on soon.
+    pub(super) fn is_old(&self, place: Place) -> bool {
+        let state = self.state.lock();
+        let is_in_older_half = place.chunk.saturating_sub(state.first) < state.chunks.len() as u64 / 2;
+        let Retention { events, bytes } = self.retention;
+        is_in_older_half && (state.events > events / 2 || state.bytes > bytes / 2)
     }
 
     /// Returns what follows `place`. At the end of the log, `waiter` is woken by the next publication.

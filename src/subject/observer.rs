@@ -18,6 +18,7 @@ use super::{
     index::{Mailbox, Taken},
     log::{Chunk, Next, Place, sum},
     parked::{CAUGHT_UP, Progress},
+    scan::Kind,
     snapshot::{Chosen, Snapshot},
 };
 use crate::storage::{self, Position, RegistryId};
@@ -42,10 +43,14 @@ pub struct Observer {
     place: Place,
     /// The log points at `place`.
     at: Points,
+    /// Where the storage's log ended when the observer was asked for. The client may know of the changes up to there.
+    asked_at: Points,
     /// The points to resume after, until `place` has passed them. Changes up to them are skipped.
     resumed: Option<Points>,
     watch: Option<Watch>,
     phase: Phase,
+    /// Whether snapshots come as messages.
+    is_encoded: bool,
     _admission: Admission,
 }
 
@@ -82,7 +87,7 @@ impl Observer {
             inner.feed.placed_observers.fetch_add(1, Ordering::Relaxed);
         }
         let (waiter, progress) = inner.feed.log.join();
-        let Beginning { registry_id, place, at, opening, cursor } = beginning;
+        let Beginning { registry_id, place, at, asked_at, opening, cursor } = beginning;
         Self {
             filter: Arc::new(filter),
             waiter,
@@ -90,12 +95,19 @@ impl Observer {
             registry_id,
             place,
             at,
+            asked_at,
             resumed: None,
             watch: None,
             phase: Phase::Opening { opening, cursor, is_sent: false },
+            is_encoded: false,
             inner,
             _admission: admission,
         }
+    }
+
+    /// Lets snapshots come as the messages that the subject's encoder makes, and not as values.
+    pub(crate) fn encode(&mut self) {
+        self.is_encoded = true;
     }
 
     /// Returns the id of the observed registry. A reset may change it.
@@ -185,7 +197,7 @@ impl Observer {
                     return Poll::Ready(Some(Update::Reset(reason)));
                 }
                 Phase::Reading(snapshot) => {
-                    if let Some(part) = snapshot.take(&self.filter) {
+                    if let Some(part) = snapshot.take() {
                         return Poll::Ready(Some(part));
                     }
                     if snapshot.is_passed(&self.at) {
@@ -204,7 +216,7 @@ impl Observer {
                         if self.inner.feed.log.is_closed(self.waiter, context) {
                             return self.close();
                         }
-                        ready!(snapshot.poll_read(&self.filter, context));
+                        ready!(snapshot.poll_read(&self.filter, self.place, &self.at, context));
                         if snapshot.has_sessions() {
                             continue;
                         }
@@ -260,11 +272,15 @@ impl Observer {
 
     fn start_snapshot(&mut self) {
         let head = self.inner.feed.log.head();
+        let is_same_log = head.place.is_of_epoch(self.place);
+        let least = if is_same_log { later(&head.points, &self.asked_at) } else { head.points.clone() };
+        let kind = Kind { is_placed: self.filter.has_placements(), is_encoded: self.is_encoded };
+        let snapshot = Snapshot::new(Arc::clone(&self.inner), &head, least, kind, &self.filter);
         self.registry_id = head.registry_id;
         self.place = head.place;
         self.at = head.points;
         self.resumed = None;
-        self.phase = Phase::Reading(Box::new(Snapshot::new(Arc::clone(&self.inner), head.registry_id, head.place)));
+        self.phase = Phase::Reading(Box::new(snapshot));
     }
 
     fn close(&mut self) -> Poll<Option<Update>> {

@@ -9,7 +9,8 @@ pub struct SubjectOptions {
     /// How many events are retained in memory, for observers that resume or fall behind. An observer that needs older
     /// ones is reset. The newest batch of events is retained even if it exceeds this. 1,048,576 by default.
     pub retain_events: usize,
-    /// How many bytes the retained events may take. 256 MiB by default.
+    /// How many bytes the retained events may take. 256 MiB by default. While several observers take a snapshot, up to a
+    /// quarter of this is kept of what they read, for each kind: with and without placements.
     pub retain_bytes: usize,
     /// How many observers may exist at the same time. 100,000 by default.
     pub max_observers: usize,

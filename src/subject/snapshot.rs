@@ -1,28 +1,31 @@
 //! Snapshots: an observer's progress through one, and which changes it must skip so that the snapshot is exact.
 
 use std::{
-    future::Future,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
+
 use super::{
     Inner, Update,
-    cursor::Points,
+    cursor::{Points, later},
     filter::Filter,
-    log::{Chunk, EVENTS_A_CHUNK, Place},
-    storage_stats::StorageOperation,
+    log::{Chunk, EVENTS_A_CHUNK, Head, Place},
+    ranges::Ranges,
+    run::Run,
+    scan::{BUCKETS_A_RUN, Found, Joined, Kind, ToRead, Wanted},
+    source::Source,
 };
 use crate::{
-    session::{LeaseId, SessionChange, SessionEvent, SessionKey},
-    storage::{BucketRun, LeaseBuckets, LogError, LogPoint, RegistryId},
+    session::{SessionChange, SessionEvent},
+    storage::{BucketRun, LeaseBuckets, LogPoint, RegistryId},
 };
 
-/// How many sessions one read returns at most, plus one bucket. A stuck observer holds on to no more than this during a
-/// snapshot.
-const SESSIONS_PER_READ: usize = EVENTS_A_CHUNK;
+/// How many sessions one read returns at most, plus one bucket. A stuck observer holds on to no more than twice as many
+/// during a snapshot.
+pub(super) const SESSIONS_PER_READ: usize = EVENTS_A_CHUNK;
 
 /// How long to wait before a failed read is retried.
 const RETRY: Duration = Duration::from_millis(500);
@@ -47,16 +50,15 @@ fn choose_sessions(run: &mut BucketRun, filter: &Filter) {
     }
 }
 
-type Reading = Pin<Box<dyn Future<Output = Result<Read, LogError>> + Send>>;
+type Reading = BoxFuture<'static, Option<Read>>;
 
 /// The result of one read.
 enum Read {
     Buckets(LeaseBuckets),
-    Run(BucketRun),
+    /// What was read for an observer that filters by id.
+    Own(BucketRun),
+    Run(Arc<Run>),
 }
-
-/// The maximum number of buckets named in one read.
-const BUCKETS_PER_READ: usize = 1024;
 
 /// A snapshot in progress.
 ///
@@ -68,6 +70,8 @@ const BUCKETS_PER_READ: usize = 1024;
 /// - bucket of this run: received if the change is after the position at which the bucket was read;
 /// - bucket of a later run: skipped, because the bucket will be read after the change.
 ///
+/// Observers without a filter by id share the runs that are read while they are in a snapshot: see [`Scan`].
+///
 /// An observer that filters by lease first asks which buckets have sessions under these leases, at a position of its
 /// own. All other buckets count as read at that position, because they held nothing that passes the filter.
 pub(super) struct Snapshot {
@@ -76,24 +80,43 @@ pub(super) struct Snapshot {
     /// Where in the log the snapshot started. Buckets are read only from a registry whose log contains everything
     /// followed since.
     began: Place,
+    kind: Kind,
+    /// The scan that this snapshot shares. `None` if the filter names ids.
+    joined: Option<Arc<Joined>>,
+    /// The points that every run must have reached: the observer's client may know of the changes up to there.
+    least: Points,
     /// The buckets to read. `None` for all.
     chosen: Option<LeaseBuckets>,
-    /// Where the current run starts: an index into the buckets to read. The observer has passed all earlier buckets.
-    first: usize,
-    /// The point at which each bucket of the run was read.
-    points: Vec<LogPoint>,
-    /// Sessions that were read and not returned yet.
-    sessions: Vec<SessionKey>,
-    /// The lease of each of these sessions, for an observer with placements.
-    leases: Vec<Option<LeaseId>>,
+    /// The buckets of the runs that the observer has passed, as indexes into the buckets to read.
+    read: Ranges,
+    /// The current run.
+    run: Arc<Run>,
+    /// How many parts of the run were returned.
+    returned: usize,
     reading: Option<Reading>,
     held: u64,
 }
 
 impl Snapshot {
-    pub(super) fn new(inner: Arc<Inner>, registry_id: RegistryId, began: Place) -> Self {
-        let (points, sessions, leases) = (Vec::new(), Vec::new(), Vec::new());
-        Self { inner, registry_id, began, chosen: None, first: 0, points, sessions, leases, reading: None, held: 0 }
+    /// Begins a snapshot at the end of the log. Every run must have reached the points `least`.
+    pub(super) fn new(inner: Arc<Inner>, head: &Head, least: Points, kind: Kind, filter: &Filter) -> Self {
+        let joined = (!filter.is_by_id()).then(|| Arc::new(inner.scans.of(kind).join()));
+        let first = joined.as_ref().map_or(0, |joined| joined.start);
+        let run = Arc::new(Run::empty(first));
+        Self {
+            inner,
+            registry_id: head.registry_id,
+            began: head.place,
+            kind,
+            joined,
+            least,
+            chosen: None,
+            read: Ranges::default(),
+            run,
+            returned: 0,
+            reading: None,
+            held: 0,
+        }
     }
 
     /// Returns how many sessions the observer holds, of those that pass the filter by id.
@@ -103,22 +126,15 @@ impl Snapshot {
 
     /// Returns whether the run has sessions that were not returned yet.
     pub(super) fn has_sessions(&self) -> bool {
-        !self.sessions.is_empty()
+        self.returned < self.run.parts.len()
     }
 
     /// Returns the next sessions of the run, if any are left.
-    pub(super) fn take(&mut self, filter: &Filter) -> Option<Update> {
-        let rest = self.sessions.len().saturating_sub(EVENTS_A_CHUNK);
-        let part = self.sessions.split_off(rest);
-        if part.is_empty() {
-            return None;
-        }
-        self.held += part.len() as u64;
-        Some(if filter.has_placements() {
-            Update::Placements(part.into_iter().zip(self.leases.split_off(rest)).collect())
-        } else {
-            Update::Snapshot(part)
-        })
+    pub(super) fn take(&mut self) -> Option<Update> {
+        let part = self.run.parts.get(self.returned)?.clone();
+        self.returned += 1;
+        self.held += part.count() as u64;
+        Some(Update::Snapshot(part))
     }
 
     /// Returns whether an observer at `at` has passed the positions of the run, and those at which its buckets were
@@ -127,7 +143,7 @@ impl Snapshot {
         let chosen_at = self.chosen.iter().flat_map(|chosen| &chosen.points);
         let has_passed = |(at, chosen): (&LogPoint, &LogPoint)| at.position >= chosen.position;
         at.iter().zip(chosen_at).all(has_passed)
-            && (self.first..).zip(&self.points).all(|(nth, point)| {
+            && self.run.buckets().zip(&self.run.points).all(|(nth, point)| {
                 let partition = self.inner.storage.partition_of(self.bucket(nth));
                 at[partition as usize].position >= point.position
             })
@@ -135,7 +151,7 @@ impl Snapshot {
 
     /// Returns whether this run is the last.
     pub(super) fn is_last(&self, filter: &Filter) -> bool {
-        self.is_chosen(filter) && self.first + self.points.len() >= self.bucket_count()
+        self.is_chosen(filter) && self.read.len() + self.run.points.len() >= self.bucket_count() as usize
     }
 
     /// Returns whether the buckets to read are known.
@@ -144,75 +160,102 @@ impl Snapshot {
     }
 
     /// Returns the number of buckets to read.
-    fn bucket_count(&self) -> usize {
-        let all = self.inner.storage.layout().buckets as usize;
-        self.chosen.as_ref().map_or(all, |chosen| chosen.buckets.len())
+    fn bucket_count(&self) -> u32 {
+        let all = self.inner.storage.layout().buckets;
+        self.chosen.as_ref().map_or(all, |chosen| chosen.buckets.len() as u32)
     }
 
     /// Returns the nth bucket to read.
-    fn bucket(&self, nth: usize) -> u32 {
-        self.chosen.as_ref().map_or(nth as u32, |chosen| chosen.buckets[nth])
+    fn bucket(&self, nth: u32) -> u32 {
+        self.chosen.as_ref().map_or(nth, |chosen| chosen.buckets[nth as usize])
     }
 
     /// Returns the index of a bucket among the buckets to read.
-    fn nth_of(&self, bucket: u32) -> Option<usize> {
+    fn nth_of(&self, bucket: u32) -> Option<u32> {
         match &self.chosen {
-            Some(chosen) => chosen.buckets.binary_search(&bucket).ok(),
-            None => Some(bucket as usize),
+            Some(chosen) => chosen.buckets.binary_search(&bucket).ok().map(|nth| nth as u32),
+            None => Some(bucket),
         }
     }
 
-    /// Reads the next run. Retries while the storage cannot be read.
-    pub(super) fn poll_read(&mut self, filter: &Filter, context: &mut Context<'_>) -> Poll<()> {
+    /// Reads the next run for an observer at `place`, where the log has reached `at`. It must stay there until this is
+    /// ready. Retries while the storage cannot be read.
+    pub(super) fn poll_read(
+        &mut self,
+        filter: &Filter,
+        place: Place,
+        at: &Points,
+        context: &mut Context<'_>,
+    ) -> Poll<()> {
         loop {
-            let reading = self.reading.take().unwrap_or_else(|| self.read(filter, Duration::ZERO));
-            match ready!(self.reading.insert(reading).as_mut().poll(context)) {
-                Ok(Read::Buckets(chosen)) => {
-                    self.reading = None;
-                    self.chosen = Some(chosen);
-                    return Poll::Ready(());
+            let reading = self.reading.take().unwrap_or_else(|| self.read(filter, place, at));
+            let read = ready!(self.reading.insert(reading).as_mut().poll(context));
+            self.reading = None;
+            match read {
+                Some(Read::Buckets(chosen)) => self.chosen = Some(chosen),
+                Some(Read::Own(mut read)) => {
+                    choose_sessions(&mut read, filter);
+                    self.start_run(Arc::new(self.inner.feed.run(self.run.buckets().end, read, self.kind)));
                 }
-                Ok(Read::Run(mut run)) => {
-                    if filter.is_by_id() {
-                        choose_sessions(&mut run, filter);
-                    }
-                    self.reading = None;
-                    self.first += self.points.len();
-                    self.points = run.points;
-                    self.sessions = run.sessions;
-                    self.leases = run.leases;
-                    return Poll::Ready(());
-                }
-                // After `Restarted` the follower will also find that the log was lost, and end this snapshot. Until
-                // then nothing is read.
-                Err(error) => {
-                    let error: &dyn std::error::Error = &error;
-                    tracing::debug!(error, "reading a snapshot from the storage failed; retrying");
-                    self.reading = Some(self.read(filter, RETRY));
+                Some(Read::Run(run)) => self.start_run(run),
+                None => {
+                    let again = self.read(filter, place, at);
+                    self.reading = Some(Box::pin(async move {
+                        tokio::time::sleep(RETRY).await;
+                        again.await
+                    }));
+                    continue;
                 }
             }
+            return Poll::Ready(());
         }
     }
 
-    fn read(&self, filter: &Filter, pause: Duration) -> Reading {
-        let with_leases = filter.has_placements();
-        let leases: Vec<_> =
-            if self.is_chosen(filter) { Vec::new() } else { filter.lease_ids.iter().copied().collect() };
-        let next = self.first + self.points.len();
-        let end = self.bucket_count().min(next + BUCKETS_PER_READ);
-        let buckets: Vec<_> = (next..end).map(|nth| self.bucket(nth)).collect();
-        let (inner, registry_id, began) = (Arc::clone(&self.inner), self.registry_id, self.began);
+    fn start_run(&mut self, run: Arc<Run>) {
+        self.read.insert(self.run.buckets());
+        self.run = run;
+        self.returned = 0;
+    }
+
+    fn read(&self, filter: &Filter, place: Place, at: &Points) -> Reading {
+        let Self { registry_id, began, kind, .. } = *self;
+        let inner = Arc::clone(&self.inner);
+        let source = Source { inner: Arc::clone(&inner), registry_id, began, kind };
+        if !self.is_chosen(filter) {
+            let leases = filter.lease_ids.iter().copied().collect();
+            return Box::pin(async move { source.buckets_under(leases).await.map(Read::Buckets) });
+        }
+        let next = self.run.buckets().end;
+        let Some(joined) = &self.joined else {
+            let end = self.bucket_count().min(next + BUCKETS_A_RUN);
+            let buckets = (next..end).map(|nth| self.bucket(nth)).collect();
+            return Box::pin(async move { source.read(buckets).await.map(Read::Own) });
+        };
+        let joined = Arc::clone(joined);
+        let mut read = self.read.clone();
+        read.insert(self.run.buckets());
+        let mut least = later(at, &self.least);
+        // The runs of others may be true at this place for long. Before the place is lost, a new run leads away from it.
+        if inner.feed.log.is_old(place) {
+            least = later(&least, &inner.feed.log.head().points);
+        }
+        let wanted = Wanted { read, next, began, least };
         Box::pin(async move {
-            if !pause.is_zero() {
-                tokio::time::sleep(pause).await;
+            loop {
+                let read = |run: ToRead| source.clone().read_run(run);
+                let run = match joined.find(&wanted, &*inner.storage, read) {
+                    Found::Begun(reading, read) => {
+                        reading.drive(read);
+                        return reading.outcome().await.map(Read::Run);
+                    }
+                    Found::Reading(reading) => reading.outcome().await?,
+                    Found::Run(run) => run,
+                };
+                if wanted.can_use(&run, &*inner.storage) {
+                    joined.count_shared();
+                    return Some(Read::Run(run));
+                }
             }
-            let known = inner.feed.log.known(began).ok_or(LogError::Restarted)?;
-            if !leases.is_empty() {
-                let buckets = inner.storage.buckets_under(registry_id, &known, &leases);
-                return inner.storage_stats.measure(StorageOperation::BucketsUnder, buckets).await.map(Read::Buckets);
-            }
-            let run = inner.storage.read_buckets(registry_id, &known, &buckets, SESSIONS_PER_READ, with_leases);
-            inner.storage_stats.measure(StorageOperation::ReadBuckets, run).await.map(Read::Run)
         })
     }
 
@@ -224,9 +267,11 @@ impl Snapshot {
                 continue;
             }
             let bucket = self.inner.storage.bucket_of(&event.session);
+            let buckets = self.run.buckets();
             let read_at = match (self.nth_of(bucket), &self.chosen) {
-                (Some(nth), _) if nth < self.first => None,
-                (Some(nth), _) => Some(self.points.get(nth - self.first)),
+                (Some(nth), _) if self.read.contains(nth) => None,
+                (Some(nth), _) if buckets.contains(&nth) => Some(self.run.points.get((nth - buckets.start) as usize)),
+                (Some(_), _) => Some(None),
                 (None, Some(chosen)) => Some(chosen.points.get(chunk.partition as usize)),
                 (None, None) => Some(None),
             };

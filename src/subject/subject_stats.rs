@@ -1,6 +1,6 @@
 //! The statistics of a subject.
 
-use super::{ChangeCounts, ResetCounts};
+use super::{ChangeCounts, ResetCounts, RunCounts};
 
 /// The statistics of a subject, for metrics.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +22,8 @@ pub struct SubjectStats {
     pub retained_bytes: usize,
     /// How many times an observer was reset.
     pub resets: ResetCounts,
+    /// How many runs of buckets snapshots have taken.
+    pub snapshot_runs: RunCounts,
     /// Whether the storage's log can currently be read. While it cannot, observers receive no changes.
     pub is_following: bool,
 }

@@ -4,12 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::log::Chunk;
-use crate::{
-    reset::ResetReason,
-    session::{LeaseId, SessionEvent, SessionKey},
-    storage::Place,
-};
+use super::{log::Chunk, run::Sessions};
+use crate::{reset::ResetReason, session::SessionEvent, storage::Place};
 
 /// What an observer receives.
 ///
@@ -23,16 +19,14 @@ use crate::{
 /// From `Synced` on, the mirror equals the registry. You may ignore the other updates.
 ///
 /// With [placements](super::Filter::placements), also store the lease of each session. It comes with the session in
-/// `Placements`, and changes when the session moves.
+/// `Snapshot`, and changes when the session moves.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Update {
     /// The observer has started. Always the first update.
     Subscribed,
-    /// Some of the existing sessions that pass the filter. Never empty.
-    Snapshot(Vec<SessionKey>),
-    /// Replaces [`Update::Snapshot`] for an observer with placements: each session with its lease.
-    Placements(Vec<(SessionKey, Option<LeaseId>)>),
+    /// Some of the existing sessions that pass the filter.
+    Snapshot(Sessions),
     /// The snapshot is complete, and live events follow.
     Synced {
         /// The number of existing sessions that match the ids in the filter.

@@ -86,7 +86,8 @@ impl View {
                 self.is_synced = false;
             }
             Update::Snapshot(sessions) => {
-                if let Some(held) = sessions.iter().find(|session| self.sessions.insert(**session, None).is_some()) {
+                let mut all = sessions.sessions().iter();
+                if let Some(held) = all.find(|session| self.sessions.insert(**session, None).is_some()) {
                     return Err(format!("{held:?} is in the snapshot but was already held"));
                 }
             }

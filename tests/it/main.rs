@@ -29,6 +29,7 @@ mod file;
 mod frames;
 mod gateway;
 mod held;
+mod herd;
 mod hostile;
 mod installed;
 mod lease_guard;

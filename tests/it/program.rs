@@ -1,8 +1,10 @@
 //! Runs the program as a separate process, on free ports.
 
 use std::{
+    fmt::Debug,
     net::{Ipv4Addr, SocketAddr},
     process::{Output, Stdio},
+    str::FromStr,
     sync::{Arc, Mutex},
 };
 
@@ -164,6 +166,15 @@ impl Program {
     }
 
     pub(crate) async fn metric(&self, name: &str) -> u64 {
+        self.number(name).await
+    }
+
+    /// Returns how much processor time the process has taken, in seconds.
+    pub(crate) async fn cpu(&self) -> f64 {
+        self.number("process_cpu_seconds_total").await
+    }
+
+    async fn number<N: FromStr<Err: Debug>>(&self, name: &str) -> N {
         let page = get(self.admin, "/metrics").await.body;
         let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.unwrap_or_else(|| panic!("no {name}:\n{page}")).parse().unwrap()

@@ -6,6 +6,7 @@ mod checker;
 mod concurrent;
 mod faulty;
 mod file;
+mod herd;
 mod history;
 mod live;
 mod message;

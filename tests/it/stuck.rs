@@ -1,13 +1,14 @@
-//! Ten thousand observers that never read.
+//! Observers that never read: ten thousand, and a few with much to read.
 
 use std::time::{Duration, Instant};
 
 use h2::client::Builder;
 use sessiond::proto::{CreateSessionRequest, SubscribeRequest};
+use tokio::time::sleep;
 
 use crate::{
     fake::soon,
-    observed::{Observed, created_ids},
+    observed::{Observed, created_ids, from_snapshot},
     program::Program,
     raw::{Raw, SERVICE, framed, grpc},
     server::Sessions,
@@ -113,4 +114,32 @@ async fn observers_that_never_read_take_bounded_memory_and_do_not_slow_down_writ
     drop((stuck, healthy));
     program.metric_comes_to("sessiond_observers", 0).await;
     program.metric_comes_to("process_open_fds", fds_before).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_stops_reading_takes_no_processor_time() {
+    let program = Program::start(&["--workers", "2"]).await;
+    for part in 0..8 {
+        let first = part * 50_000;
+        batch_create(&program.sessions(), &(first..first + 50_000).collect::<Vec<_>>()).await;
+    }
+    // Far more than the sockets buffer.
+    let mut windows = Builder::new();
+    windows.initial_window_size(1 << 30).initial_connection_window_size(1 << 30);
+    let mut peer = Raw::with(program.addr, &windows).await;
+    for _ in 0..8 {
+        peer.hold(grpc(&format!("{SERVICE}/Subscribe")), framed(&from_snapshot())).await;
+    }
+    peer.hang();
+    // Until the sockets are full, the server writes to them.
+    soon(async {
+        loop {
+            let before = program.cpu().await;
+            sleep(Duration::from_secs(1)).await;
+            if program.cpu().await - before < 0.2 {
+                break;
+            }
+        }
+    })
+    .await;
 }

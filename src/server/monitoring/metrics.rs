@@ -159,6 +159,15 @@ async fn register(registry: &mut Registry, subject: &SessionSubject) {
         resets.get_or_create(&[("reason", reason.name())]).inc_by(count);
     }
     registry.register("observer_resets", "Observers that had to start again with a snapshot, by reason", resets);
+    let runs = Family::<[(&str, &str); 1], Counter>::default();
+    for (source, count) in [("read", stats.snapshot_runs.read), ("shared", stats.snapshot_runs.shared)] {
+        runs.get_or_create(&[("source", source)]).inc_by(count);
+    }
+    registry.register(
+        "snapshot_runs",
+        "Runs of buckets that snapshots read from the storage, or shared with another observer",
+        runs,
+    );
 }
 
 fn gauge(value: impl TryInto<i64>) -> ConstGauge<i64> {

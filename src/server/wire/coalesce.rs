@@ -14,10 +14,17 @@ use std::{
 
 use bytes::Bytes;
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{socket::Socket, turn::Turn};
 
 /// The capacity of the buffer, in bytes.
 const LIMIT: usize = 64 << 10;
+
+/// So many bytes wait for the connection's turn before they are buffered or written. Answers to single calls are smaller.
+const LARGE: usize = 8 << 10;
 
 /// How many bytes to copy at once. glibc copies more than 2112 bytes with `rep movsb`. On AMD's Zen 3 and 4 that is
 /// much slower if the destination is unaligned, as it is after a frame header:
@@ -38,7 +45,7 @@ pub(super) struct Coalesced<S>(Arc<Mutex<Inner<S>>>);
 pub(super) struct Flusher<S>(Arc<Mutex<Inner<S>>>);
 
 struct Inner<S> {
-    stream: S,
+    stream: TokioIo<S>,
     /// Bytes that were already read from the stream, and are returned first.
     already_read: Bytes,
     held: Vec<u8>,
@@ -46,23 +53,26 @@ struct Inner<S> {
     written: usize,
     /// Whether bytes were written since the last flush. TLS also buffers, when the socket accepts no more.
     is_unflushed: bool,
+    turn: Turn,
 }
 
 /// Splits a stream into both halves. `already_read` has the bytes that were read from it before.
 pub(super) fn coalesced<S>(stream: S, already_read: Bytes) -> (Coalesced<S>, Flusher<S>) {
-    let inner = Inner { stream, already_read, held: Vec::new(), written: 0, is_unflushed: false };
+    let stream = TokioIo::new(stream);
+    let inner =
+        Inner { stream, already_read, held: Vec::new(), written: 0, is_unflushed: false, turn: Turn::default() };
     let inner = Arc::new(Mutex::new(inner));
     (Coalesced(Arc::clone(&inner)), Flusher(inner))
 }
 
-impl<S: Write + Unpin> Flusher<S> {
+impl<S: Socket + AsyncWrite + Unpin> Flusher<S> {
     /// Writes the buffered bytes and flushes the stream.
     pub(super) fn poll_flush(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.lock().poll_drain(context)
     }
 }
 
-impl<S: Read + Unpin> Flusher<S> {
+impl<S: AsyncRead + Unpin> Flusher<S> {
     /// Reads and discards what the peer still sends, until it closes its side.
     ///
     /// If more data arrives after a socket is closed, the connection is reset, and the peer loses what it has not read
@@ -82,7 +92,7 @@ impl<S: Read + Unpin> Flusher<S> {
     }
 }
 
-impl<S: Write + Unpin> Inner<S> {
+impl<S: Socket + AsyncWrite + Unpin> Inner<S> {
     fn poll_drain(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write_held(context))?;
         if self.is_unflushed {
@@ -98,23 +108,41 @@ impl<S: Write + Unpin> Inner<S> {
         }
         self.is_unflushed = true;
         while self.written < self.held.len() {
-            let len = ready!(Pin::new(&mut self.stream).poll_write(context, &self.held[self.written..]))?;
+            ready!(self.poll_turn(self.held.len() - self.written, context))?;
+            let written = Pin::new(&mut self.stream).poll_write(context, &self.held[self.written..]);
+            if written.is_pending() {
+                self.turn.end();
+            }
+            let len = ready!(written)?;
             if len == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.written += len;
         }
+        self.turn.end();
         self.written = 0;
         self.held.clear();
         ROOM.set(mem::take(&mut self.held));
         Poll::Ready(Ok(()))
     }
 
-    /// Returns the free space in the buffer. Writes a full buffer first, and is pending while the peer accepts no data.
-    fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    /// Waits for the connection's turn to buffer or write so many bytes. It lasts until the buffer is written.
+    fn poll_turn(&mut self, len: usize, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if len >= LARGE && !self.turn.is_taken() {
+            // A full socket must not ask for a turn: it would get one after the other for nothing.
+            ready!(self.stream.inner().poll_writable(context))?;
+            ready!(self.turn.poll(context));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Returns the free space in the buffer for so many bytes. Writes a full buffer first, and is pending while the peer
+    /// accepts no data.
+    fn poll_room(&mut self, len: usize, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.held.len() >= LIMIT {
             ready!(self.poll_write_held(context))?;
         }
+        ready!(self.poll_turn(len, context))?;
         if self.held.is_empty() {
             self.held = ROOM.take();
         }
@@ -126,10 +154,10 @@ impl<S: Write + Unpin> Inner<S> {
     }
 }
 
-impl<S: Write + Unpin> Write for Coalesced<S> {
+impl<S: Socket + AsyncWrite + Unpin> Write for Coalesced<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut inner = self.0.lock();
-        let len = ready!(inner.poll_room(context))?.min(bytes.len());
+        let len = ready!(inner.poll_room(bytes.len(), context))?.min(bytes.len());
         inner.hold(&bytes[..len]);
         Poll::Ready(Ok(len))
     }
@@ -140,7 +168,8 @@ impl<S: Write + Unpin> Write for Coalesced<S> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut inner = self.0.lock();
-        let room = ready!(inner.poll_room(context))?;
+        let len = slices.iter().map(|slice| slice.len()).sum();
+        let room = ready!(inner.poll_room(len, context))?;
         let mut left = room;
         for slice in slices {
             let len = left.min(slice.len());
@@ -165,7 +194,7 @@ impl<S: Write + Unpin> Write for Coalesced<S> {
     }
 }
 
-impl<S: Read + Unpin> Read for Coalesced<S> {
+impl<S: AsyncRead + Unpin> Read for Coalesced<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt as _, future::Either};
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{OwnedSemaphorePermit, watch},
@@ -29,7 +29,7 @@ use super::{
     activity::Activity,
     coalesce::coalesced,
     handshake::{self, Opened},
-    socket::Detached,
+    socket::{Detached, Socket},
 };
 use crate::{
     server::{
@@ -289,9 +289,9 @@ impl Connections {
         mut lifecycle: watch::Receiver<Lifecycle>,
     ) -> Result<(), BoxError>
     where
-        S: AsyncRead + AsyncWrite + Unpin,
+        S: Socket + AsyncRead + AsyncWrite + Unpin,
     {
-        let (stream, flusher) = coalesced(TokioIo::new(stream), already_read);
+        let (stream, flusher) = coalesced(stream, already_read);
         let activity = Arc::new(Activity::new(&self.options, &self.stats));
         let handler = Arc::new(Handler {
             service: self.service.for_connection(),

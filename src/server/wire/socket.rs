@@ -19,6 +19,7 @@ use tokio::{
     net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream},
     time::timeout,
 };
+use tokio_rustls::server::TlsStream;
 
 use super::address::ListenAddress;
 
@@ -217,6 +218,27 @@ impl Stream {
             Self::Tcp(stream) => stream.peek(bytes).await,
             Self::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
         }
+    }
+}
+
+/// A connection that can tell whether its socket accepts data.
+pub(super) trait Socket {
+    /// Waits until the socket accepts data, as far as is known: it may have become full again.
+    fn poll_writable(&self, context: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+impl Socket for Stream {
+    fn poll_writable(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_write_ready(context),
+            Self::Unix(stream) => stream.poll_write_ready(context),
+        }
+    }
+}
+
+impl Socket for Box<TlsStream<Stream>> {
+    fn poll_writable(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_ref().0.poll_writable(context)
     }
 }
 

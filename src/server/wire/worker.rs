@@ -19,7 +19,10 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::connection::{Connection, Connections};
+use super::{
+    connection::{Connection, Connections},
+    turn::take_turns,
+};
 use crate::{
     server::{
         ServerError,
@@ -123,6 +126,7 @@ impl Worker {
             () = lifecycle::reached(&mut stopped, Lifecycle::Stopped) => {}
             () = self.serve_all(&mut connections) => {}
             never = relay() => match never {},
+            never = take_turns() => match never {},
         }
         connections.shutdown().await;
     }

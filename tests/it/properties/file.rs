@@ -8,6 +8,7 @@ use sessiond::storage::{SessionStorage, StorageOptions, file::FileStorage};
 use super::{
     Fixture,
     concurrent::{plan, run_plan},
+    herd::herd,
     history::{Shape, shape, steps},
     play,
 };
@@ -38,6 +39,12 @@ proptest! {
 
     #[test]
     fn every_stream_of_a_history_keeps_its_promises(shape in shape(), steps in steps(1..60)) {
+        let (broken, _) = play(&File::new(), &Shape { partitions: 1, ..shape }, &steps);
+        prop_assert!(broken.is_empty(), "{:#?}", broken);
+    }
+
+    #[test]
+    fn observers_that_share_a_snapshot_keep_their_promises((shape, steps) in herd()) {
         let (broken, _) = play(&File::new(), &Shape { partitions: 1, ..shape }, &steps);
         prop_assert!(broken.is_empty(), "{:#?}", broken);
     }

@@ -43,8 +43,10 @@ impl Content {
     pub(crate) fn of(update: &Update, filter: &Filter) -> Self {
         match update {
             Update::Subscribed => Self::Subscribed,
-            Update::Snapshot(sessions) => Self::Snapshot(sessions.iter().map(|session| (*session, None)).collect()),
-            Update::Placements(sessions) => Self::Snapshot(sessions.clone()),
+            Update::Snapshot(part) => {
+                let leases = part.leases().iter().copied().chain(std::iter::repeat(None));
+                Self::Snapshot(part.sessions().iter().copied().zip(leases).collect())
+            }
             Update::Synced { session_count } => Self::Synced(*session_count),
             Update::Events(events) => {
                 // An event that it should not see is recorded unchanged.

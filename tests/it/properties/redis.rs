@@ -14,6 +14,7 @@ use sessiond::storage::{SessionStorage, StorageOptions};
 use super::{
     Fixture,
     concurrent::{plan, run_plan},
+    herd::herd,
     history::{Shape, shape, steps},
     play,
 };
@@ -78,6 +79,15 @@ fn check_histories(redis: &Redis, cases: u32) {
     outcome.unwrap_or_else(|error| panic!("{error}"));
 }
 
+fn check_herds(redis: &Redis, cases: u32) {
+    let outcome = runner(cases).run(&herd(), |(shape, steps)| {
+        let (broken, _) = play(redis, &shape, &steps);
+        prop_assert!(broken.is_empty(), "{:#?}", broken);
+        Ok(())
+    });
+    outcome.unwrap_or_else(|error| panic!("{error}"));
+}
+
 fn check_plans(redis: &Redis, cases: u32) {
     let outcome = runner(cases).run(&(plan(), 1..=2usize), |(plan, more)| {
         let plan = plan.with_replicas(1 + more);
@@ -94,6 +104,14 @@ fn streams_over_several_replicas_keep_their_promises() {
     if is_installed() {
         let server = RedisServer::start(&[]);
         check_histories(&Redis::on(move |parameters| server.url(parameters)), 15);
+    }
+}
+
+#[test]
+fn observers_that_share_a_snapshot_keep_their_promises() {
+    if is_installed() {
+        let server = RedisServer::start(&[]);
+        check_herds(&Redis::on(move |parameters| server.url(parameters)), 15);
     }
 }
 
