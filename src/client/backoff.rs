@@ -5,9 +5,8 @@ use std::time::Duration;
 use crate::backoff;
 
 const BASE: Duration = Duration::from_millis(100);
-const CAP: Duration = Duration::from_secs(10);
-/// The longest random delay before a watch reconnects: README.md asks every client to retry within this time.
-const WATCH_CAP: Duration = Duration::from_secs(1);
+/// The longest random delay: README.md asks every client to retry within this time.
+const CAP: Duration = Duration::from_secs(1);
 /// The shortest delay, whatever the random number or the server says. Many observers must not hammer a server in
 /// trouble.
 const FLOOR: Duration = Duration::from_millis(10);
@@ -33,7 +32,7 @@ impl Backoff {
     /// Returns the delay after another failure: a random one of up to a second, or the server's `retry_after` if that is
     /// longer.
     pub(super) fn after_failure(&mut self, retry_after: Option<Duration>) -> Duration {
-        let delay = self.random_delay(WATCH_CAP);
+        let delay = self.random_delay(CAP);
         retry_after.map_or(delay, |retry_after| retry_after.min(MAX_RETRY_AFTER).max(delay))
     }
 

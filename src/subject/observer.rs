@@ -106,6 +106,7 @@ impl Observer {
     }
 
     /// Lets snapshots come as the messages that the subject's encoder makes, and not as values.
+    #[cfg(feature = "server")]
     pub(crate) fn encode(&mut self) {
         self.is_encoded = true;
     }

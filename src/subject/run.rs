@@ -101,6 +101,7 @@ impl Sessions {
     }
 
     /// Returns the message, for an observer that takes messages.
+    #[cfg(feature = "server")]
     pub(crate) fn message(&self) -> Bytes {
         match &self.0 {
             Content::Plain(_) => Bytes::new(),

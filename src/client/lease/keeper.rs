@@ -166,7 +166,7 @@ impl<R: Registry> Keeper<R> {
         if matches!(error, ClientError::Timeout { .. }) {
             self.registry.reconnect();
         }
-        // Once the lease is lost there is no hurry: call an unreachable registry no more often than a healthy one.
+        // Once the lease is lost, there is time to wait as long as the server asks.
         let tries_per_ttl = if self.state.borrow().is_held { RETRIES_PER_TTL } else { KEEP_ALIVES_PER_TTL };
         self.backoff.after_failure_within(self.ttl / tries_per_ttl, error.retry_after())
     }

@@ -173,7 +173,7 @@ async fn outage_shorter_than_the_ttl_has_no_effect() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn retries_are_frequent_until_the_lease_is_lost() {
+async fn retries_are_frequent_before_and_after_the_lease_is_lost() {
     let (model, mut guard) = start().await;
     model.set(Mode::Unreachable);
     assert_eq!(guard.event(TTL * 2).await, Some(LeaseEvent::Lost));
@@ -184,8 +184,8 @@ async fn retries_are_frequent_until_the_lease_is_lost() {
     model.pauses();
     sleep(TTL * 100).await;
     let pauses = model.pauses();
-    assert!(pauses.len() < 1000, "{}", pauses.len());
-    assert!(pauses.iter().all(|pause| *pause <= TTL / 3 + Duration::from_millis(2)), "{pauses:?}");
+    assert!(pauses.iter().all(|pause| *pause <= Duration::from_millis(1002)), "{pauses:?}");
+    assert!(pauses.len() < 300 * TTL.as_secs() as usize, "{} tries", pauses.len());
 }
 
 #[tokio::test(start_paused = true)]
