@@ -288,12 +288,13 @@ impl EventLog {
         (place.epoch == state.epoch).then(|| state.end.clone())
     }
 
-    /// Returns whether an observer at `place` is in the older half of what this log may retain, and so must read on soon.
-    pub(super) fn is_old(&self, place: Place) -> bool {
+    /// Returns whether an observer at these points is in the older half of what this log may retain, and so must read on
+    /// soon.
+    pub(super) fn is_old(&self, at: &Points) -> bool {
         let state = self.state.lock();
-        let is_in_older_half = place.chunk.saturating_sub(state.first) < state.chunks.len() as u64 / 2;
+        let behind = sum(&state.end).saturating_sub(sum(at));
         let Retention { events, bytes } = self.retention;
-        is_in_older_half && (state.events > events / 2 || state.bytes > bytes / 2)
+        behind > state.events as u64 / 2 && (state.events > events / 2 || state.bytes > bytes / 2)
     }
 
     /// Returns what follows `place`. At the end of the log, `waiter` is woken by the next publication.

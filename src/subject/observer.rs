@@ -217,7 +217,7 @@ impl Observer {
                         if self.inner.feed.log.is_closed(self.waiter, context) {
                             return self.close();
                         }
-                        ready!(snapshot.poll_read(&self.filter, self.place, &self.at, context));
+                        ready!(snapshot.poll_read(&self.filter, &self.at, context));
                         if snapshot.has_sessions() {
                             continue;
                         }

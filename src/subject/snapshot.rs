@@ -180,15 +180,9 @@ impl Snapshot {
 
     /// Reads the next run for an observer at `place`, where the log has reached `at`. It must stay there until this is
     /// ready. Retries while the storage cannot be read.
-    pub(super) fn poll_read(
-        &mut self,
-        filter: &Filter,
-        place: Place,
-        at: &Points,
-        context: &mut Context<'_>,
-    ) -> Poll<()> {
+    pub(super) fn poll_read(&mut self, filter: &Filter, at: &Points, context: &mut Context<'_>) -> Poll<()> {
         loop {
-            let reading = self.reading.take().unwrap_or_else(|| self.read(filter, place, at));
+            let reading = self.reading.take().unwrap_or_else(|| self.read(filter, at));
             let read = ready!(self.reading.insert(reading).as_mut().poll(context));
             self.reading = None;
             match read {
@@ -199,7 +193,7 @@ impl Snapshot {
                 }
                 Some(Read::Run(run)) => self.start_run(run),
                 None => {
-                    let again = self.read(filter, place, at);
+                    let again = self.read(filter, at);
                     self.reading = Some(Box::pin(async move {
                         tokio::time::sleep(RETRY).await;
                         again.await
@@ -217,7 +211,7 @@ impl Snapshot {
         self.returned = 0;
     }
 
-    fn read(&self, filter: &Filter, place: Place, at: &Points) -> Reading {
+    fn read(&self, filter: &Filter, at: &Points) -> Reading {
         let Self { registry_id, began, kind, .. } = *self;
         let inner = Arc::clone(&self.inner);
         let source = Source { inner: Arc::clone(&inner), registry_id, began, kind };
@@ -236,7 +230,7 @@ impl Snapshot {
         read.insert(self.run.buckets());
         let mut least = later(at, &self.least);
         // The runs of others may be true at this place for long. Before the place is lost, a new run leads away from it.
-        if inner.feed.log.is_old(place) {
+        if inner.feed.log.is_old(at) {
             least = later(&least, &inner.feed.log.head().points);
         }
         let wanted = Wanted { read, next, began, least };

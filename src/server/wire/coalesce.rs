@@ -33,7 +33,8 @@ const COPIED_AT_ONCE: usize = 2 << 10;
 
 thread_local! {
     /// The buffer that the connections of this thread share. It stays in the processor's caches, and idle connections,
-    /// which are most of them, hold no buffer. A connection keeps the buffer only while its peer accepts no more data.
+    /// which are most of them, hold no buffer. A connection keeps the buffer only while its peer accepts no more data, or it waits for
+    /// its turn.
     static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 

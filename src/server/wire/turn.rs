@@ -8,22 +8,28 @@ use std::{
     cell::RefCell,
     collections::VecDeque,
     convert::Infallible,
-    future::poll_fn,
+    future::{pending, poll_fn},
+    mem,
     task::{Context, Poll, Waker},
 };
 
-use tokio::task::yield_now;
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    task::yield_now,
+};
 
-/// How many connections have a turn while each of the thread's other tasks runs once. A turn takes less than 100 us.
+/// How many connections have a turn before the thread's other tasks run. A turn takes less than 100 us.
 const TURNS_A_ROUND: u64 = 4;
 
 thread_local! {
-    /// The turns of this thread, while [`take_turns`] runs on it.
-    static TURNS: RefCell<Option<Turns>> = const { RefCell::new(None) };
+    static TURNS: RefCell<Turns> = RefCell::default();
 }
 
+/// The turns of a thread. Their numbers count on for as long as the thread lives, because connections hold some.
 #[derive(Default)]
 struct Turns {
+    /// Whether [`take_turns`] grants turns on this thread.
+    is_running: bool,
     /// The connections that wait for their turn, in the order of its number.
     waiting: VecDeque<Waker>,
     /// How many turns were asked for so far, and how many of these may be taken.
@@ -47,11 +53,13 @@ impl Turn {
         if self.is_taken {
             return Poll::Ready(());
         }
-        let is_granted = with_turns(|turns| {
-            let number = *self.number.get_or_insert_with(|| turns.ask());
-            turns.is_granted(number, context)
+        let may_write = TURNS.with_borrow_mut(|turns| {
+            !turns.is_running || {
+                let number = *self.number.get_or_insert_with(|| turns.ask());
+                turns.is_granted(number, context)
+            }
         });
-        if is_granted == Some(false) {
+        if !may_write {
             return Poll::Pending;
         }
         *self = Self { number: None, is_taken: true };
@@ -102,7 +110,7 @@ impl Turns {
         self.waiting.drain(..count).collect()
     }
 
-    /// Returns whether no turn was taken since the last round. If so, the next one that is asked for wakes the task.
+    /// Returns whether no turn was asked for since the last round. If so, the next one that is asked for wakes the task.
     fn is_idle(&mut self, context: &Context<'_>) -> bool {
         let is_idle = self.granted == self.asked + TURNS_A_ROUND;
         self.granter = is_idle.then(|| context.waker().clone());
@@ -112,25 +120,26 @@ impl Turns {
 
 /// Lets the connections on this thread take turns while this future runs on it.
 ///
-/// Never returns. Run it on a single-threaded runtime together with the connections. It may be dropped at any time.
+/// Never returns. Run it on a single-threaded runtime together with the connections. It may be dropped at any time. On
+/// a multi-threaded runtime, whose tasks change their thread, it does nothing. If several run on one thread, one of them
+/// grants the turns, and there are none once it is dropped.
 pub(crate) async fn take_turns() -> Infallible {
-    TURNS.set(Some(Turns::default()));
+    let keeps_thread = Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread;
+    if !keeps_thread || TURNS.with_borrow_mut(|turns| mem::replace(&mut turns.is_running, true)) {
+        return pending().await;
+    }
     let _running = Running;
     loop {
-        let woken = with_turns(Turns::grant).unwrap_or_default();
+        let woken = TURNS.with_borrow_mut(Turns::grant);
         woken.into_iter().for_each(Waker::wake);
-        // Until all ready tasks have run and the runtime has looked for new input.
+        // Until the ready tasks have run, or many of them, and the runtime has looked for new input.
         yield_now().await;
-        poll_fn(|context| match with_turns(|turns| turns.is_idle(context)) {
-            Some(true) => Poll::Pending,
-            _ => Poll::Ready(()),
+        poll_fn(|context| match TURNS.with_borrow_mut(|turns| turns.is_idle(context)) {
+            true => Poll::Pending,
+            false => Poll::Ready(()),
         })
         .await;
     }
-}
-
-fn with_turns<R>(call: impl FnOnce(&mut Turns) -> R) -> Option<R> {
-    TURNS.with_borrow_mut(|turns| turns.as_mut().map(call))
 }
 
 /// Turns that are granted. Dropping it lets all connections go on.
@@ -138,21 +147,32 @@ struct Running;
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let waiting = TURNS.take().map(|turns| turns.waiting).unwrap_or_default();
+        let waiting = TURNS.with_borrow_mut(|turns| {
+            turns.is_running = false;
+            turns.granter = None;
+            turns.granted = turns.granted.max(turns.asked);
+            mem::take(&mut turns.waiting)
+        });
         waiting.into_iter().for_each(Waker::wake);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::Cell, rc::Rc};
+    use std::{cell::Cell, pin::pin, rc::Rc, time::Duration};
 
-    use tokio::task::{LocalSet, spawn_local};
+    use futures_util::future::select;
+    use tokio::{
+        sync::Notify,
+        task::{LocalSet, spawn_local},
+        time::timeout,
+    };
 
     use super::*;
 
     const CONNECTIONS: usize = 100;
     const WRITES: usize = 50;
+    const HANGS: Duration = Duration::from_secs(60);
 
     /// Runs connections with many writes, and a task that runs in between. Returns the most writes that it had to wait
     /// for at once.
@@ -215,9 +235,71 @@ mod tests {
                 yield_now().await;
                 turns.abort();
                 for connection in connections {
-                    tokio::time::timeout(std::time::Duration::from_secs(60), connection).await.unwrap().unwrap();
+                    timeout(HANGS, connection).await.unwrap().unwrap();
                 }
             })
             .await;
+    }
+
+    /// A connection that writes so often.
+    async fn write(writes: usize) {
+        let mut turn = Turn::default();
+        for _ in 0..writes {
+            poll_fn(|context| turn.poll(context)).await;
+            turn.end();
+            yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn servers_on_one_thread_do_not_disturb_each_other() {
+        LocalSet::new()
+            .run_until(async {
+                let first = spawn_local(take_turns());
+                yield_now().await;
+                // The task of a server's worker is also polled for other reasons.
+                let (polls, poke) = (Rc::new(Cell::new(0)), Rc::new(Notify::new()));
+                let second = spawn_local({
+                    let (polls, poke) = (Rc::clone(&polls), Rc::clone(&poke));
+                    let mut worker = Box::pin(async move {
+                        let other = async {
+                            loop {
+                                poke.notified().await;
+                            }
+                        };
+                        select(pin!(take_turns()), pin!(other)).await;
+                    });
+                    poll_fn(move |context| {
+                        polls.set(polls.get() + 1);
+                        worker.as_mut().poll(context)
+                    })
+                });
+                let connections: Vec<_> = (0..CONNECTIONS).map(|_| spawn_local(write(WRITES))).collect();
+                for _ in 0..WRITES {
+                    yield_now().await;
+                }
+                first.abort();
+                for connection in connections {
+                    timeout(HANGS, connection).await.unwrap().unwrap();
+                }
+                let before = polls.get();
+                poke.notify_one();
+                for _ in 0..WRITES {
+                    yield_now().await;
+                }
+                assert!(polls.get() <= before + 2, "{} polls: it wakes itself", polls.get() - before);
+                second.abort();
+            })
+            .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn tasks_that_change_their_thread_take_no_turns() {
+        let server = tokio::spawn(take_turns());
+        let connections: Vec<_> = (0..CONNECTIONS).map(|_| tokio::spawn(write(WRITES))).collect();
+        for connection in connections {
+            timeout(HANGS, connection).await.unwrap().unwrap();
+        }
+        server.abort();
     }
 }
