@@ -10,7 +10,8 @@ use crate::{
     storage::{BucketRun, LogPoint},
 };
 
-/// The maximum number of sessions in a message. The message takes up to 32 KB, or 58 KB with auth keys.
+/// The maximum number of sessions in a message. The message takes up to 32 KB, 58 KB with auth keys, or
+/// 84 KB with auth keys and leases.
 const SESSIONS_A_MESSAGE: usize = 2900;
 
 /// The sessions of consecutive buckets.

@@ -24,7 +24,7 @@ const MAX_RANGES: usize = 64;
 /// The maximum number of buckets in a run.
 pub(super) const BUCKETS_A_RUN: u32 = 1024;
 
-/// A read ends once it has this many sessions, even if buckets of its group are left.
+/// A read ends once it has more than this many sessions, even if buckets of its group are left.
 pub(super) const MAX_SESSIONS: usize = 2 * SESSIONS_PER_READ;
 
 /// The runs that the observers in a snapshot share.

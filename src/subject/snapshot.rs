@@ -23,8 +23,8 @@ use crate::{
     storage::{BucketRun, LeaseBuckets, LogPoint, RegistryId},
 };
 
-/// How many sessions one read returns at most, plus one bucket. A stuck observer holds on to no more than twice as many
-/// during a snapshot.
+/// How many sessions one read returns at most, plus one bucket. A stuck observer holds on to no more than three times as
+/// many, plus one bucket, during a snapshot.
 pub(super) const SESSIONS_PER_READ: usize = EVENTS_A_CHUNK;
 
 /// How long to wait before a failed read is retried.
@@ -50,7 +50,7 @@ fn choose_sessions(run: &mut BucketRun, filter: &Filter) {
     }
 }
 
-type Reading = BoxFuture<'static, Option<Read>>;
+type PendingRead = BoxFuture<'static, Option<Read>>;
 
 /// The result of one read.
 enum Read {
@@ -93,7 +93,7 @@ pub(super) struct Snapshot {
     run: Arc<Run>,
     /// How many parts of the run were returned.
     returned: usize,
-    reading: Option<Reading>,
+    reading: Option<PendingRead>,
     held: u64,
 }
 
@@ -211,7 +211,7 @@ impl Snapshot {
         self.returned = 0;
     }
 
-    fn read(&self, filter: &Filter, at: &Points) -> Reading {
+    fn read(&self, filter: &Filter, at: &Points) -> PendingRead {
         let Self { registry_id, began, kind, .. } = *self;
         let inner = Arc::clone(&self.inner);
         let source = Source { inner: Arc::clone(&inner), registry_id, began, kind };
