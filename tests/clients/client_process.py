@@ -21,6 +21,15 @@ COMMANDS = {
 }
 
 
+def check_build(client):
+    """Ends the program if an agent would run an old build of its package."""
+    if client == "typescript":
+        package = ROOT / "clients/typescript"
+        built, changed = package / "dist/index.mjs", max(path.stat().st_mtime for path in (package / "src").rglob("*.ts"))
+        if not built.exists() or built.stat().st_mtime < changed:
+            sys.exit(f"{built} is missing or older than its source: run `npm run build` in {package}")
+
+
 class Refused(Exception):
     """An agent answered a command with an error."""
 

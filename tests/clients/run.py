@@ -20,7 +20,7 @@ import traceback
 
 import random_histories
 import scripted_histories
-from client_process import COMMANDS
+from client_process import COMMANDS, check_build
 
 HERE = pathlib.Path(__file__).resolve().parent
 CLIENTS, STORAGES = ("python", "typescript", "rust"), ("memory", "file", "redis")
@@ -98,6 +98,8 @@ async def run_client(arguments, client, slots):
 
 
 async def main(arguments):
+    for client in arguments.client or CLIENTS:
+        check_build(client)
     # A history mostly waits, so several run at a time: of each client one scripted history, because these measure, or
     # any number of random ones.
     slots = asyncio.Semaphore(arguments.jobs)
