@@ -120,7 +120,10 @@ impl Sessions {
 
     fn bytes(&self) -> usize {
         match &self.0 {
-            Content::Plain(all) => size_of_val(&*all.0) + size_of_val(&*all.1),
+            Content::Plain(all) => {
+                let (sessions, leases) = &**all;
+                sessions.capacity() * size_of::<SessionKey>() + leases.capacity() * size_of::<Option<LeaseId>>()
+            }
             Content::Encoded { message, .. } => message.len(),
         }
     }

@@ -178,8 +178,8 @@ impl Snapshot {
         }
     }
 
-    /// Reads the next run for an observer at `place`, where the log has reached `at`. It must stay there until this is
-    /// ready. Retries while the storage cannot be read.
+    /// Reads the next run for an observer at these points of the log. It must stay there until this is ready. Retries
+    /// while the storage cannot be read.
     pub(super) fn poll_read(&mut self, filter: &Filter, at: &Points, context: &mut Context<'_>) -> Poll<()> {
         loop {
             let reading = self.reading.take().unwrap_or_else(|| self.read(filter, at));
@@ -242,13 +242,17 @@ impl Snapshot {
                         reading.drive(read);
                         return reading.outcome().await.map(Read::Run);
                     }
-                    Found::Reading(reading) => reading.outcome().await?,
+                    Found::Reading(reading) => {
+                        let run = reading.outcome().await?;
+                        if !wanted.can_use(&run, &*inner.storage) {
+                            continue;
+                        }
+                        run
+                    }
                     Found::Run(run) => run,
                 };
-                if wanted.can_use(&run, &*inner.storage) {
-                    joined.count_shared();
-                    return Some(Read::Run(run));
-                }
+                joined.count_shared();
+                return Some(Read::Run(run));
             }
         })
     }

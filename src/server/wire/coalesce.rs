@@ -23,7 +23,8 @@ use super::{socket::Socket, turn::Turn};
 /// The capacity of the buffer, in bytes.
 const LIMIT: usize = 64 << 10;
 
-/// So many bytes wait for the connection's turn before they are buffered or written. Answers to single calls are smaller.
+/// So many bytes wait for the connection's turn before they are buffered or written. The answer to a single call is
+/// smaller.
 const LARGE: usize = 8 << 10;
 
 /// How many bytes to copy at once. glibc copies more than 2112 bytes with `rep movsb`. On AMD's Zen 3 and 4 that is
@@ -33,8 +34,8 @@ const COPIED_AT_ONCE: usize = 2 << 10;
 
 thread_local! {
     /// The buffer that the connections of this thread share. It stays in the processor's caches, and idle connections,
-    /// which are most of them, hold no buffer. A connection keeps the buffer only while its peer accepts no more data, or it waits for
-    /// its turn.
+    /// which are most of them, hold no buffer. A connection keeps the buffer only while its peer accepts no more data,
+    /// or while it waits for its turn.
     static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 

@@ -21,21 +21,12 @@ use super::{
     message::{Content, Message},
     model::Model,
     play,
-    races::{resets, watch as observe},
+    races::{self, SHAPE, judge, resets, watch as observe},
     replica::Replica,
     watcher::Watcher,
     world::{World, run},
 };
 use crate::twisted::{Twist, Twisted};
-
-const SHAPE: Shape = Shape {
-    buckets: 16,
-    partitions: 1,
-    storage_events: 1 << 16,
-    retain_events: 1 << 16,
-    retain_bytes: 1 << 30,
-    replicas: 1,
-};
 
 /// Lets other tasks run before and after each read, so that observers find it in progress and receive it late.
 #[derive(Debug, Default)]
@@ -149,9 +140,7 @@ fn random_herds_share_what_is_read() {
 
 /// A replica over a memory storage with some sessions, which it has followed.
 async fn replica(shape: &Shape) -> (Replica, Model) {
-    let storage: Arc<dyn SessionStorage> = Arc::new(MemoryStorage::new(shape.storage_options()));
-    let mut model = Model::new(Arc::clone(&storage)).await;
-    let mut replica = Replica::start(storage, shape.subject_options(), true).await;
+    let (mut replica, mut model) = races::replica(shape).await;
     replica.subject.create(&all_sessions(), None).await.unwrap();
     replica.settle(&mut model).await;
     (replica, model)
@@ -172,15 +161,6 @@ async fn read_until_synced(watcher: &mut Watcher) {
     while !is_synced(watcher) {
         timeout(DEADLINE, watcher.next()).await.unwrap();
     }
-}
-
-/// Reads to the end, and judges everything received.
-async fn judge(mut watcher: Watcher, model: &Model) {
-    watcher.drain().await;
-    watcher.trace.drained = true;
-    let (trace, broken) = watcher.leave();
-    assert_eq!(broken, []);
-    assert_eq!(trace.judge(model), [], "{trace:?}");
 }
 
 #[test]
@@ -314,38 +294,45 @@ fn an_observer_does_not_move_on_while_a_read_takes_long() {
     });
 }
 
-/// The runs that others have read need no changes. The observer must follow the log all the same.
+/// The runs that others have read need no changes. The observer must follow the log all the same, also if the log has
+/// many small chunks from a quiet time and then few large ones.
 #[test]
 fn an_observer_that_takes_what_others_have_read_does_not_fall_behind() {
-    run(true, async {
-        let shape = Shape { retain_events: 40, ..SHAPE };
-        let (replica, mut model) = replica(&shape).await;
-        let mut slow = join(&replica, &model).await;
-        slow.poll();
-        let mut first = join(&replica, &model).await;
-        first.drain().await;
-        let mut late = join(&replica, &model).await;
-        for n in 0.. {
-            match late.poll() {
-                Some(Content::Synced(_)) => break,
-                None if late.is_idle() => break,
-                Some(Content::Snapshot(_)) => {}
-                _ => continue,
+    // The snapshot takes longer than any change is retained.
+    for (quiet, storm) in [(0, 5), (30, 9)] {
+        run(true, async {
+            let shape = Shape { retain_events: 40, ..SHAPE };
+            let (mut replica, mut model) = replica(&shape).await;
+            for id in 0..quiet {
+                replica.subject.create(&[SessionKey::new(99, id)], None).await.unwrap();
+                replica.settle(&mut model).await;
             }
-            // An eighth of what is retained, so the snapshot takes longer than any change is retained.
-            let sessions: Vec<_> = (0..5).map(|id| SessionKey::new(100 + n, id)).collect();
-            replica.subject.create(&sessions, None).await.unwrap();
-            model.catch_up().await;
-            for _ in 0..4 {
-                tokio::task::yield_now().await;
+            let mut slow = join(&replica, &model).await;
+            slow.poll();
+            let mut first = join(&replica, &model).await;
+            first.drain().await;
+            let mut late = join(&replica, &model).await;
+            for n in 0.. {
+                match late.poll() {
+                    Some(Content::Synced(_)) => break,
+                    None if late.is_idle() => break,
+                    Some(Content::Snapshot(_)) => {}
+                    _ => continue,
+                }
+                let sessions: Vec<_> = (0..storm).map(|id| SessionKey::new(100 + n, id)).collect();
+                replica.subject.create(&sessions, None).await.unwrap();
+                model.catch_up().await;
+                for _ in 0..4 {
+                    tokio::task::yield_now().await;
+                }
             }
-        }
-        judge(first, &model).await;
-        late.drain().await;
-        assert_eq!(resets(&late), []);
-        judge(late, &model).await;
-        drop(slow);
-    });
+            judge(first, &model).await;
+            late.drain().await;
+            assert_eq!(resets(&late), [], "after {quiet} changes one by one");
+            judge(late, &model).await;
+            drop(slow);
+        });
+    }
 }
 
 /// A client that subscribes after its change was answered expects it in the snapshot, even if the replica has not

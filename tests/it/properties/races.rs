@@ -29,7 +29,7 @@ use super::{
 };
 use crate::twisted::{Twist, Twisted};
 
-const SHAPE: Shape = Shape {
+pub(super) const SHAPE: Shape = Shape {
     buckets: 16,
     partitions: 1,
     storage_events: 1 << 16,
@@ -51,7 +51,7 @@ fn only(n: usize) -> Filter {
 }
 
 /// Starts a replica over a memory storage, and the model of that storage.
-async fn replica(shape: &Shape) -> (Replica, Model) {
+pub(super) async fn replica(shape: &Shape) -> (Replica, Model) {
     let storage: Arc<dyn SessionStorage> = Arc::new(MemoryStorage::new(shape.storage_options()));
     let model = Model::new(Arc::clone(&storage)).await;
     (Replica::start(storage, shape.subject_options(), true).await, model)
@@ -78,7 +78,7 @@ pub(super) fn resets(watcher: &Watcher) -> Vec<ResetReason> {
 }
 
 /// Reads a watcher up to the last change, and judges everything it received.
-async fn judge(mut watcher: Watcher, model: &Model) {
+pub(super) async fn judge(mut watcher: Watcher, model: &Model) {
     watcher.drain().await;
     watcher.trace.drained = true;
     let (trace, broken) = watcher.leave();

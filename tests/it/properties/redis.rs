@@ -15,7 +15,7 @@ use super::{
     Fixture,
     concurrent::{plan, run_plan},
     herd::herd,
-    history::{Shape, shape, steps},
+    history::{Shape, Step, shape, steps},
     play,
 };
 use crate::redis::{
@@ -65,22 +65,13 @@ fn runner(cases: u32) -> TestRunner {
     TestRunner::new(Config { cases, max_shrink_iters: 30, failure_persistence: None, ..Config::default() })
 }
 
-/// Returns the shape with two or three replicas.
-fn shared(shape: Shape) -> Shape {
-    Shape { replicas: shape.replicas + 1, ..shape }
+/// Histories with two or three replicas.
+fn histories() -> impl Strategy<Value = (Shape, Vec<Step>)> {
+    (shape(), steps(20..80)).prop_map(|(shape, steps)| (Shape { replicas: shape.replicas + 1, ..shape }, steps))
 }
 
-fn check_histories(redis: &Redis, cases: u32) {
-    let outcome = runner(cases).run(&(shape(), steps(20..80)), |(shape, steps)| {
-        let (broken, _) = play(redis, &shared(shape), &steps);
-        prop_assert!(broken.is_empty(), "{:#?}", broken);
-        Ok(())
-    });
-    outcome.unwrap_or_else(|error| panic!("{error}"));
-}
-
-fn check_herds(redis: &Redis, cases: u32) {
-    let outcome = runner(cases).run(&herd(), |(shape, steps)| {
+fn check_histories(redis: &Redis, cases: u32, histories: impl Strategy<Value = (Shape, Vec<Step>)>) {
+    let outcome = runner(cases).run(&histories, |(shape, steps)| {
         let (broken, _) = play(redis, &shape, &steps);
         prop_assert!(broken.is_empty(), "{:#?}", broken);
         Ok(())
@@ -103,7 +94,7 @@ fn check_plans(redis: &Redis, cases: u32) {
 fn streams_over_several_replicas_keep_their_promises() {
     if is_installed() {
         let server = RedisServer::start(&[]);
-        check_histories(&Redis::on(move |parameters| server.url(parameters)), 15);
+        check_histories(&Redis::on(move |parameters| server.url(parameters)), 15, histories());
     }
 }
 
@@ -111,7 +102,7 @@ fn streams_over_several_replicas_keep_their_promises() {
 fn observers_that_share_a_snapshot_keep_their_promises() {
     if is_installed() {
         let server = RedisServer::start(&[]);
-        check_herds(&Redis::on(move |parameters| server.url(parameters)), 15);
+        check_histories(&Redis::on(move |parameters| server.url(parameters)), 15, herd());
     }
 }
 
@@ -128,7 +119,7 @@ fn streams_over_replicas_of_a_cluster_keep_their_promises() {
     if is_installed() {
         let cluster = RedisCluster::start(0);
         let redis = Redis::on(move |parameters| cluster.url(parameters));
-        check_histories(&redis, 6);
+        check_histories(&redis, 6, histories());
         check_plans(&redis, 12);
     }
 }
@@ -138,7 +129,7 @@ fn streams_over_replicas_of_a_master_behind_sentinel_keep_their_promises() {
     if is_installed() {
         let group = SentinelGroup::start();
         let redis = Redis::on(move |parameters| group.url(parameters));
-        check_histories(&redis, 6);
+        check_histories(&redis, 6, histories());
         check_plans(&redis, 12);
     }
 }
